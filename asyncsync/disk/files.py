@@ -1,0 +1,99 @@
+"""The only door to the local disk.
+
+Disk work never runs on the event loop. One call in a worker thread opens, reads or writes, and closes, so a
+cancelled task can never leave a thread that writes to a descriptor which somebody else owns by now.
+
+Threads come from one executor a process, bounded by ``THREADS``: ``loop.run_in_executor`` costs 90 us a hop
+where ``anyio.to_thread`` costs 120-190 us (CPython 3.11, 2 cores), and a virtual-time loop can count it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PIECE = 1 << 20
+"""Bytes read, hashed or written in one go: large enough that a thread hop (0.1 ms) is small beside it."""
+THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """``size`` bytes of a file from ``offset``: a body that is never in memory as a whole."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""
+        want = min(length, self.size - start)
+        with open(self.path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), want, self.offset + start)
+        return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
+        with open(self.path, "rb", buffering=0) as file:
+            done = 0
+            while done < self.size:
+                data = os.pread(file.fileno(), min(PIECE, self.size - done), self.offset + done)
+                if not data:
+                    return
+                done += len(data)
+                yield data
+
+
+class _Threads:
+    """The executor, made on first use and ended by ``shutdown`` (the test kit ends it after every test)."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+
+    def get(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="asyncsync-disk")
+        return self._executor
+
+    def shutdown(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+
+_threads = _Threads()
+
+
+async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``func`` in a worker thread. If the caller is cancelled, ``func`` runs to its end unobserved."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_threads.get(), partial(func, *args, **kwargs))
+
+
+def stop_threads() -> None:
+    """End the idle worker threads; the next call makes new ones."""
+    _threads.shutdown()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file in one step: temporary file beside it, fsync, rename. Blocking."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.asyncsync-tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

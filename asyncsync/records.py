@@ -1,0 +1,101 @@
+"""Records: what is known of a trial, or of an experiment. One writer each, replaced by conditional writes.
+
+Plain data and its JSON form; who reads and writes them is :mod:`asyncsync.engine` and :mod:`asyncsync.experiment`.
+Times are Unix seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+EXPERIMENT_RECORD = ".asyncsync/experiment.json"
+TRIAL_RECORD = ".asyncsync/trial.json"
+
+
+@dataclass(slots=True)
+class CheckpointRecord:
+    """One committed checkpoint, as its trial's record names it."""
+
+    name: str
+    number: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    files: int = 0
+    bytes: int = 0
+    time: float = 0.0
+    """When it became durable."""
+
+
+@dataclass(slots=True)
+class TrialRecord:
+    """What is known of a trial. ``status``: running, finished, failed, or what ``Trial.finish`` was given."""
+
+    name: str
+    experiment: str = ""
+    status: str = "running"
+    error: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Of the last report."""
+    reports: int = 0
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    next_checkpoint: int = 0
+    epoch: int = 1
+    """Raised by every process that takes the trial over."""
+    started: float = 0.0
+    updated: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON."""
+        return _encode("trial", asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TrialRecord:
+        """Parse; ValueError if it is no trial record."""
+        raw = _decode("trial", data)
+        raw["checkpoints"] = [CheckpointRecord(**item) for item in raw.get("checkpoints", [])]
+        return cls(**raw)
+
+
+@dataclass(slots=True)
+class ExperimentRecord:
+    """The driver's record: configuration, the trials that it started and their status."""
+
+    name: str
+    trials: dict[str, str] = field(default_factory=dict)
+    """Trial name -> status."""
+    config: dict[str, Any] = field(default_factory=dict)
+    status: str = "running"
+    epoch: int = 1
+    started: float = 0.0
+    updated: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON."""
+        return _encode("experiment", asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ExperimentRecord:
+        """Parse; ValueError if it is no experiment record."""
+        return cls(**_decode("experiment", data))
+
+
+def _encode(kind: str, content: Mapping[str, Any]) -> bytes:
+    return json.dumps({"format": FORMAT, "kind": kind, **content}, separators=(",", ":"), default=str).encode() + b"\n"
+
+
+def _decode(kind: str, data: bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"not a {kind} record: {error}") from error
+    if not isinstance(raw, dict) or raw.pop("kind", None) != kind:
+        raise ValueError(f"not a {kind} record")
+    version = raw.pop("format", None)
+    if version != FORMAT:
+        raise ValueError(f"{kind} record of format {version} is not known to this version (knows {FORMAT})")
+    return raw

@@ -1,0 +1,190 @@
+"""The storage interface: what every store offers, in words that all of them keep.
+
+A store is one bucket and prefix, or one directory. Keys are relative to it, use ``/``, and are plain text.
+
+Promises that every store keeps, checked by one conformance suite:
+
+- A write is atomic or nothing: a reader sees the old object or the whole new one, also after a cancel.
+- A cancelled or failed call has stopped when it raises; nothing writes behind the caller's back.
+- Errors are :class:`asyncsync.errors.StoreError`, mapped once, here at the edge; ``retryable`` says the rest.
+- A store makes one attempt. Retries, limits and time-outs are :mod:`asyncsync.stores.guarded`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from asyncsync.disk.files import FileRange
+
+Body = bytes | FileRange
+"""What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
+A FileRange can be read any number of times, so a request can be repeated."""
+
+Sink = Callable[[bytes], Awaitable[None]]
+"""Takes the pieces of a download, in order."""
+
+MISSING = ""
+"""As ``if_version``: the object must not exist yet (create only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a store can do, as data. Sizes in bytes."""
+
+    scheme: str
+    conditional_writes: bool = True
+    multipart: bool = True
+    range_copy: bool = True
+    """``copy_part`` exists."""
+    crc32c: bool = True
+    """The store checks a CRC32C sent with a body, and gives it back for the whole object."""
+    min_part_size: int = 5 << 20
+    max_part_size: int = 5 << 30
+    max_parts: int = 10_000
+    max_single_put: int = 5 << 30
+    max_key_bytes: int = 1024
+    local: bool = False
+    """Objects are files on this machine; requests cost no round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What is known of one object. ``version`` is the ETag or generation, as the store spells it."""
+
+    key: str
+    size: int
+    version: str
+    crc32c: int | None = None
+    modified: float | None = None
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer to a listing. ``prefixes`` are the common prefixes (ending in ``/``) when a delimiter was given."""
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...] = ()
+    token: str | None = None
+    """Pass it to the next call; None: this was the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An open multipart upload."""
+
+    key: str
+    upload_id: str
+    started: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A finished part; ``number`` counts from 1, ``offset`` is where it lies in the object (-1: not known)."""
+
+    number: int
+    offset: int
+    size: int
+    etag: str
+    crc32c: int | None = None
+
+
+class Store(ABC):
+    """One bucket and prefix, or one directory. Use as ``async with``; :meth:`open_store` makes one."""
+
+    uri: str
+    traits: Traits
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free connections and threads. Safe to call twice."""
+
+    @abstractmethod
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        """Write one whole object.
+
+        ``crc32c`` of the body goes with it and is checked by the store where ``traits.crc32c``: a mismatch raises
+        IntegrityError. ``if_version``: None writes in any case, ``MISSING`` only creates, another value only
+        replaces exactly that version; otherwise PreconditionError, and nothing is changed.
+        """
+
+    @abstractmethod
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        """Feed the bytes ``start .. start+length`` to ``sink`` in pieces of at most about 1 MiB; return what the
+        store says of the object. NotFoundError if there is none; PreconditionError if ``if_version`` differs;
+        UnavailableError if the body was cut. A length past the end gives what there is; length 0 gives nothing."""
+
+    @abstractmethod
+    async def head(self, key: str) -> ObjectInfo:
+        """What is known of one object; NotFoundError."""
+
+    @abstractmethod
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        """One page (at most 1,000) of what lies below ``prefix``. Order is the store's own. A missing prefix is
+        an empty page. With ``delimiter="/"`` deeper keys are folded into ``prefixes``."""
+
+    @abstractmethod
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, at most 1,000; those already gone are no error."""
+
+    @abstractmethod
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        """Copy one object inside the store without moving its bytes through us."""
+
+    @abstractmethod
+    async def create_multipart(self, key: str) -> Upload:
+        """Open a multipart upload. Whoever opens it owes a complete or an abort."""
+
+    @abstractmethod
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        """Send one part; the same number again replaces it."""
+
+    @abstractmethod
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        """Fill one part with a range of another object, inside the store. NotFoundError, PreconditionError."""
+
+    @abstractmethod
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        """Publish the object made of ``parts`` (in order). ``crc32c`` is that of the whole object; a store with
+        ``traits.crc32c`` refuses a wrong one with IntegrityError. ``if_version`` as for put."""
+
+    @abstractmethod
+    async def abort_multipart(self, upload: Upload) -> None:
+        """Throw an upload and its parts away; one that is already gone is no error."""
+
+    @abstractmethod
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        """All finished parts, by number; NotFoundError if the upload is gone."""
+
+    @abstractmethod
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        """All open uploads below ``prefix``."""
+
+    async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
+        """A whole small object in memory, with what is known of it."""
+        pieces: list[bytes] = []
+
+        async def keep(piece: bytes) -> None:
+            pieces.append(piece)
+
+        info = await self.read(key, keep)
+        return b"".join(pieces), info
