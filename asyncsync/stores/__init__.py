@@ -1,0 +1,98 @@
+"""Where objects live. :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from asyncsync.config import TransferConfig
+from asyncsync.errors import ConfigError
+from asyncsync.stores.base import Store
+
+StoreFactory = Callable[[str, Mapping[str, Any], TransferConfig], Store]
+"""Takes the whole URI, the storage options and the transfer settings; plain call, no I/O."""
+
+
+def open_store(
+    uri: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None, transfer: TransferConfig | None = None
+) -> Store:
+    """The store behind ``uri``. Opens no file and no connection: that is the ``async with`` of the store.
+
+    Known are an absolute path or ``file:///path``, ``s3://bucket/prefix``, and schemes added by
+    :func:`register_scheme`. ``options`` go to stores that know any (S3: endpoint, region, ...); a directory has
+    none and ignores them, so that one configuration serves both. Raises ConfigError for anything else.
+    """
+    text = os.fspath(uri)
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"storage path {uri!r} is empty or not text; {_known()}")
+    scheme, mark, _ = text.partition("://")
+    if not mark:
+        return _open_local(text, text)
+    factory = _factories.get(scheme.lower())
+    if factory is None:
+        raise ConfigError(f"storage path {text!r} has the unknown scheme {scheme!r}; {_known()}")
+    return factory(text, dict(options or {}), transfer or TransferConfig())
+
+
+def register_scheme(scheme: str, factory: StoreFactory) -> None:
+    """Make ``open_store`` hand URIs of ``scheme://`` to ``factory``; a scheme that is known already is replaced."""
+    if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
+        raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")
+    _factories[scheme.lower()] = factory
+
+
+def _known() -> str:
+    schemes = ", ".join(f"{name}://" for name in sorted(_factories) if name != "gs")
+    return f"known are an absolute path and {schemes}"
+
+
+def _open_local(text: str, path: str) -> Store:
+    from asyncsync.stores.local import LocalStore
+
+    if "\0" in path:
+        raise ConfigError(f"storage path {text!r} contains a NUL character")
+    full = Path(path).expanduser() if path.startswith("~") else Path(path)
+    if not full.is_absolute():
+        raise ConfigError(f"storage path {text!r} is relative; {_known()}")
+    return LocalStore(full)
+
+
+def _open_file(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    del options, transfer
+    host, slash, path = uri.partition("://")[2].partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise ConfigError(f"storage path {uri!r} must be file:///absolute/path; {_known()}")
+    return _open_local(uri, "/" + unquote(path))
+
+
+def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    bucket, _, prefix = uri.partition("://")[2].partition("/")
+    if not bucket:
+        raise ConfigError(f"storage path {uri!r} has no bucket; it must be s3://bucket/prefix")
+    try:
+        from asyncsync.stores.s3 import S3Store
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("aiobotocore", "botocore", "aiohttp"):
+            raise
+        raise ConfigError(f"{uri!r} needs {error.name}: pip install 'asyncsync[s3]'") from error
+    return S3Store(
+        bucket,
+        prefix.strip("/"),
+        options=options,
+        stall_timeout=transfer.stall_timeout,
+        connect_timeout=transfer.connect_timeout,
+        max_connections=transfer.max_concurrency,
+    )
+
+
+def _refuse_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    del options, transfer
+    raise ConfigError(f"storage path {uri!r}: Google Cloud Storage is not supported in this version; {_known()}")
+
+
+_factories: dict[str, StoreFactory] = {"file": _open_file, "s3": _open_s3, "gs": _refuse_gcs}
+
+__all__ = ["StoreFactory", "open_store", "register_scheme"]

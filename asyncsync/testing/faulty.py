@@ -1,0 +1,249 @@
+"""A store that fails, hangs or is cancelled at the n-th call: for tests that try every place where things can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from asyncsync.config import TransferConfig
+from asyncsync.errors import UnavailableError
+from asyncsync.stores import register_scheme
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.testing.memory import MemoryStore, Request, forget_buckets, split_uri
+
+T = TypeVar("T")
+
+
+class Hang:
+    """A call that stands still. ``reached`` is set when it got there; set ``release`` to let it go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.release = asyncio.Event()
+
+
+@dataclass(slots=True)
+class Fault:
+    """One thing that goes wrong: made by the methods of :class:`Faults`."""
+
+    at: int
+    action: Callable[[], Awaitable[None]]
+    after: bool = False
+    operation: str | None = None
+    key: str | None = None
+    times: int | None = 1
+    seen: int = 0
+
+    def strikes(self, request: Request) -> bool:
+        """Count the call if it is one that this fault looks at, and say whether it is struck."""
+        if self.operation not in (None, request.operation) or (self.key is not None and self.key not in request.key):
+            return False
+        self.seen += 1
+        return self.seen >= self.at and (self.times is None or self.seen < self.at + self.times)
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong, and a log of what was asked; shared by all stores that are given the same one.
+
+    Every method takes ``at``, counted from 1 over the calls that match ``operation`` (the name of a
+    :class:`~asyncsync.stores.base.Store` method) and ``key`` (part of the key), from the moment it is called.
+    ``times`` is how many such calls in a row are struck, None for all from then on. ``after=True`` strikes when the
+    call has taken effect and only its answer is lost.
+    """
+
+    requests: list[Request] = field(default_factory=list)
+    active: int = 0
+    """Calls that have begun and not ended."""
+    planned: list[Fault] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        """How many calls were made so far, struck ones included."""
+        return len(self.requests)
+
+    def count(self, operation: str) -> int:
+        """How many calls of one operation were made so far."""
+        return sum(request.operation == operation for request in self.requests)
+
+    def fail(
+        self, at: int = 1, error: BaseException | None = None, *, after: bool = False, operation: str | None = None,
+        key: str | None = None, times: int | None = 1,
+    ) -> Fault:  # fmt: skip
+        """Raise ``error`` (default: UnavailableError) at the call."""
+
+        async def act() -> None:
+            raise error if error is not None else UnavailableError(f"injected at call {at}")
+
+        return self._plan(Fault(at, act, after, operation, key, times))
+
+    def hook(
+        self, at: int, func: Callable[[], object], *, after: bool = False, operation: str | None = None,
+        key: str | None = None, times: int | None = 1,
+    ) -> Fault:  # fmt: skip
+        """Call ``func``, a plain function, at the call: ``task.cancel`` for one. A cancel takes effect there."""
+
+        async def act() -> None:
+            func()
+            await asyncio.sleep(0)
+
+        return self._plan(Fault(at, act, after, operation, key, times))
+
+    def hang(
+        self, at: int = 1, *, after: bool = False, operation: str | None = None, key: str | None = None,
+        times: int | None = 1,
+    ) -> Hang:  # fmt: skip
+        """Stand still at the call until it is released or cancelled."""
+        hang = Hang()
+
+        async def act() -> None:
+            hang.reached.set()
+            await hang.release.wait()
+
+        self._plan(Fault(at, act, after, operation, key, times))
+        return hang
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more; the log stays."""
+        self.planned.clear()
+
+    def _plan(self, fault: Fault) -> Fault:
+        if fault.at < 1:
+            raise ValueError(f"calls are counted from 1, not {fault.at}")
+        self.planned.append(fault)
+        return fault
+
+    async def run(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one call, with whatever is planned for it."""
+        self.requests.append(request)
+        struck = [fault for fault in self.planned if fault.strikes(request)]
+        self.active += 1
+        try:
+            for fault in struck:
+                if not fault.after:
+                    await fault.action()
+            result = await call()
+            for fault in struck:
+                if fault.after:
+                    await fault.action()
+        finally:
+            self.active -= 1
+        return result
+
+
+class FaultyStore(Store):
+    """Any store, with :class:`Faults` between it and the caller::
+
+    store = FaultyStore(MemoryStore())
+    store.faults.fail(3)                                     # the third call, before it took effect
+    store.faults.fail(1, after=True, operation="put")        # the first put works, its answer is lost
+    store.faults.hook(5, task.cancel)
+    """
+
+    def __init__(self, inner: Store, faults: Faults | None = None) -> None:
+        self.inner = inner
+        self.faults = faults if faults is not None else Faults()
+        self.uri = inner.uri
+
+    @property
+    def traits(self) -> Traits:  # type: ignore[override]  # follows the inner store, whose traits a probe may lower
+        return self.inner.traits
+
+    async def close(self) -> None:
+        """Closes the inner store; not counted as a call."""
+        await self.inner.close()
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        return await self._run("put", key, lambda: self.inner.put(key, body, crc32c=crc32c, if_version=if_version))
+
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        return await self._run(
+            "read", key, lambda: self.inner.read(key, sink, start=start, length=length, if_version=if_version)
+        )
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._run("head", key, lambda: self.inner.head(key))
+
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        return await self._run("list", prefix, lambda: self.inner.list(prefix, delimiter=delimiter, token=token))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._run("delete", "\n".join(keys), lambda: self.inner.delete(keys))
+
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        return await self._run("copy", key, lambda: self.inner.copy(source, key, if_source_version=if_source_version))
+
+    async def create_multipart(self, key: str) -> Upload:
+        return await self._run("create_multipart", key, lambda: self.inner.create_multipart(key))
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        return await self._run(
+            "put_part", upload.key, lambda: self.inner.put_part(upload, number, offset, body, crc32c=crc32c)
+        )
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        return await self._run(
+            "copy_part",
+            upload.key,
+            lambda: self.inner.copy_part(
+                upload, number, offset, source, start, length, if_source_version=if_source_version
+            ),
+        )
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        return await self._run(
+            "complete_multipart",
+            upload.key,
+            lambda: self.inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=if_version),
+        )
+
+    async def abort_multipart(self, upload: Upload) -> None:
+        await self._run("abort_multipart", upload.key, lambda: self.inner.abort_multipart(upload))
+
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        return await self._run("list_parts", upload.key, lambda: self.inner.list_parts(upload))
+
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        return await self._run("list_multiparts", prefix, lambda: self.inner.list_multiparts(prefix))
+
+    async def _run(self, operation: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
+        return await self.faults.run(Request(operation, key), call)
+
+
+_injected: dict[str, Faults] = {}
+
+
+def inject_faults(name: str) -> Faults:
+    """The faults of a named bucket: every store opened as ``memory://name/...`` from now on goes through them."""
+    return _injected.setdefault(name, Faults())
+
+
+def reset_memory() -> None:
+    """Forget every named bucket and its faults; stores that are open keep theirs."""
+    forget_buckets()
+    _injected.clear()
+
+
+def _open(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> MemoryStore | FaultyStore:
+    """The factory behind ``memory://``; ``options`` are MemoryStore's keyword arguments."""
+    del transfer
+    name, prefix = split_uri(uri)
+    store = MemoryStore(name, prefix, **options)
+    faults = _injected.get(name)
+    return store if faults is None else FaultyStore(store, faults)
+
+
+register_scheme("memory", _open)
