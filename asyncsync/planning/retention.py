@@ -1,0 +1,60 @@
+"""Which checkpoints are kept. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Scored(Protocol):
+    """What retention needs to know of a checkpoint."""
+
+    name: str
+    number: int
+    metrics: dict[str, Any]
+
+
+def lookup(metrics: Mapping[str, Any], attribute: str) -> object:
+    """A metric by its flat name, or nested as ``a/b``; None if there is none."""
+    if attribute in metrics:
+        return metrics[attribute]
+    value: object = metrics
+    for step in attribute.split("/"):
+        if not isinstance(value, Mapping) or step not in value:
+            return None
+        value = value[step]
+    return value
+
+
+def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | None:
+    """The score, larger is better whatever the order; None for missing, NaN and what is no number: ranks worst."""
+    value = lookup(metrics, attribute)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if math.isnan(number):
+        return None
+    return number if order == "max" else -number
+
+
+def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> list[Scored]:
+    """Best first. Without an attribute the newest is best; among equals too."""
+
+    def key(item: Scored) -> tuple[bool, float, int]:
+        value = None if attribute is None else score(item.metrics, attribute, order)
+        return (value is not None, value if value is not None else 0.0, item.number)
+
+    return sorted(checkpoints, key=key, reverse=True)
+
+
+def to_retire(
+    checkpoints: Sequence[Scored], num_to_keep: int | None, attribute: str | None = None, order: str = "max"
+) -> list[str]:
+    """Names of the checkpoints to drop: all but the best ``num_to_keep`` and the latest."""
+    if num_to_keep is None or len(checkpoints) <= num_to_keep:
+        return []
+    keep = {item.name for item in ranked(checkpoints, attribute, order)[:num_to_keep]}
+    keep.add(max(checkpoints, key=lambda item: item.number).name)
+    return [item.name for item in checkpoints if item.name not in keep]

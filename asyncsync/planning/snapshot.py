@@ -1,0 +1,37 @@
+"""What a tree holds at one moment, as data. Pure."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class FileStat(NamedTuple):
+    """One file of a snapshot. ``path`` is relative to the tree, with ``/``; size in bytes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    mode: int
+    """Permission bits."""
+
+    @classmethod
+    def of(cls, path: str, info: os.stat_result) -> FileStat:
+        """From what ``os.stat`` gave."""
+        return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, stat.S_IMODE(info.st_mode))
+
+    def same_content_as(self, other: FileStat) -> bool:
+        """Whether size, mtime and inode are equal: the file was not touched in between."""
+        return self[:4] == other[:4]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The files of a tree and what was left out. ``refused`` are names that no store could hold."""
+
+    files: list[FileStat] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)

@@ -1,0 +1,167 @@
+"""Sending one file that is too large to read whole: one streamed request, or a multipart upload with resume."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from asyncsync.config import TransferConfig
+from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.hashing import crc32c_combine
+from asyncsync.disk.reading import TRIES, Digest, digest_range, stat_file
+from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError
+from asyncsync.planning.changes import cut, part_size_for
+from asyncsync.planning.manifest import FileEntry
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.transfer.uploads import OpenUploads
+
+Account = Callable[[int, int], None]
+PARTS_AT_ONCE = 16
+"""Requests per file; other files and trees use the rest of the slots."""
+
+
+class LargeFile:
+    """Sends one file; sends it again if it changes meanwhile."""
+
+    def __init__(
+        self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account
+    ) -> None:
+        self._store, self._prefix, self._root, self._config = store, prefix, root, config
+        self._uploads, self._account = uploads, account
+
+    async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
+        """The entry for the manifest and whether anything was sent.
+
+        SourceChangedError if the file changed each time it was read; FileNotFoundError if it is gone; StoreError.
+        """
+        last: Exception | None = None
+        for _ in range(TRIES):
+            try:
+                entry, sent = await self._send_once(file, known)
+            except (SourceChangedError, IntegrityError) as error:
+                last = error  # a checksum that does not fit is a change, unless the file stayed the same: see below
+            now = await in_thread(stat_file, self._root, file.path)
+            if now.same_content_as(file):
+                if last is not None:
+                    raise last
+                return entry, sent
+            file, last = now, None
+        raise SourceChangedError(f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?")
+
+    async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
+        if file.size <= min(self._config.multipart_threshold, self._store.traits.max_single_put):
+            return await self._put(file, known)
+        return await self._multipart(file), True
+
+    def _range(self, file: FileStat, offset: int, size: int) -> FileRange:
+        return FileRange(f"{self._root}/{file.path}", offset, size)
+
+    async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
+        body = self._range(file, 0, file.size)
+        digest = await in_thread(digest_range, body)
+        if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
+            return known, False
+        info = await self._store.put(self._prefix + file.path, body, crc32c=digest.crc32c)
+        self._account(file.size, 0)
+        return self._entry(file, digest.crc32c, 0, [digest], info.version), True
+
+    async def _multipart(self, file: FileStat) -> FileEntry:
+        traits = self._store.traits
+        size = part_size_for(
+            file.size, self._config.part_size, least=traits.min_part_size, most=traits.max_part_size,
+            max_parts=traits.max_parts,
+        )  # fmt: skip
+        upload, done = await self._open(file, size)
+        sender = _Parts(self, file, upload, done, size)
+        try:
+            await sender.run()
+            crc = combined([(digest.crc32c, length) for digest, (_, length) in zip(sender.digests, sender.cuts, strict=True)])
+            info = await self._store.complete_multipart(upload, sender.parts, crc32c=crc)
+        except Exception as error:
+            if not getattr(error, "retryable", False):
+                self._uploads.abandon(upload)
+            raise
+        self._uploads.closed(upload)
+        if info.crc32c is not None and info.crc32c != crc:
+            raise IntegrityError(f"{self._store.uri}: {upload.key} has checksum {info.crc32c:08x}, sent was {crc:08x}")
+        return self._entry(file, crc, size, sender.digests, info.version)
+
+    async def _open(self, file: FileStat, part_size: int) -> tuple[Upload, dict[int, Part]]:
+        key = self._prefix + file.path
+        path = f"{self._root}/{file.path}"
+        upload = self._uploads.find(key, path, file, part_size)
+        if upload is not None:
+            try:
+                return upload, self._uploads.parts(upload, await self._store.list_parts(upload))
+            except NotFoundError:
+                self._uploads.closed(upload)
+        upload = await self._store.create_multipart(key)
+        self._uploads.opened(upload, path, file, part_size)
+        return upload, {}
+
+    @staticmethod
+    def _entry(file: FileStat, crc: int, part_size: int, digests: list[Digest], version: str) -> FileEntry:
+        return FileEntry(
+            file.path, file.size, file.mtime_ns, file.mode, crc, part_size,
+            tuple(digest.xxh3 for digest in digests), tuple(digest.crc32c for digest in digests), version,
+        )  # fmt: skip
+
+
+class _Parts:
+    """The parts of one upload, a few at a time; those that are there already are only hashed."""
+
+    def __init__(
+        self, owner: LargeFile, file: FileStat, upload: Upload, done: dict[int, Part], part_size: int
+    ) -> None:
+        self.cuts = cut(file.size, part_size)
+        self._digests: dict[int, Digest] = {}
+        self._parts: dict[int, Part] = {}
+        self._owner, self._file, self._upload, self._done = owner, file, upload, done
+        self._left = deque(range(1, len(self.cuts) + 1))
+
+    @property
+    def digests(self) -> list[Digest]:
+        return [self._digests[number] for number in sorted(self._digests)]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [self._parts[number] for number in sorted(self._parts)]
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(min(len(self.cuts), PARTS_AT_ONCE)):
+                    group.create_task(self._worker(), name=f"parts {self._upload.key}#{index}")
+        except ExceptionGroup as group_error:
+            raise group_error.exceptions[0] from group_error
+
+    async def _worker(self) -> None:
+        while self._left:
+            await self._send(self._left.popleft())
+
+    async def _send(self, number: int) -> None:
+        owner = self._owner
+        offset, size = self.cuts[number - 1]
+        body = owner._range(self._file, offset, size)  # noqa: SLF001 (one room)
+        digest = await in_thread(digest_range, body)
+        self._digests[number] = digest
+        there = self._done.get(number)
+        if there is not None and (there.crc32c, there.size) == (digest.crc32c, size):
+            self._parts[number] = there
+            owner._account(0, size)  # noqa: SLF001
+            return
+        part = await owner._store.put_part(self._upload, number, offset, body, crc32c=digest.crc32c)  # noqa: SLF001
+        part = Part(number, offset, size, part.etag, digest.crc32c)
+        self._parts[number] = part
+        owner._uploads.part_done(self._upload, part)  # noqa: SLF001
+        owner._account(size, 0)  # noqa: SLF001
+
+
+def combined(crcs: list[tuple[int, int]]) -> int:
+    """CRC32C of a whole from (crc, size) of its parts."""
+    total = 0
+    for crc, size in crcs:
+        total = crc32c_combine(total, crc, size)
+    return total

@@ -1,0 +1,123 @@
+"""What the trees of one engine share: the store behind its guard, the budget, the journal, the open uploads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncsync.config import TransferConfig
+from asyncsync.disk.journal import Journal, state_dir
+from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
+from asyncsync.planning.manifest import MANIFEST, META_DIR
+from asyncsync.stores import open_store
+from asyncsync.stores.base import Store, Upload
+from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.transfer.uploads import ABORT, OpenUploads
+
+log = logging.getLogger("asyncsync")
+DELETE = "delete"
+PROBE = f"{META_DIR}/probe"
+
+
+@dataclass(slots=True)
+class Session:
+    """Open with :meth:`open`, free with :meth:`close`."""
+
+    uri: str
+    transfer: TransferConfig
+    store: GuardedStore
+    budget: Budget
+    journal: Journal
+    uploads: OpenUploads
+
+    @classmethod
+    async def open(
+        cls,
+        uri: str,
+        transfer: TransferConfig,
+        storage_options: Mapping[str, object] | None = None,
+        *,
+        journal_path: Path | None = None,
+    ) -> Session:
+        """Connects nothing yet; ConfigError for a URI or option that is not known."""
+        inner = open_store(uri, options=dict(storage_options or {}), transfer=transfer)
+        budget = Budget(
+            max_concurrency=transfer.max_concurrency,
+            bandwidth_limit=transfer.bandwidth_limit,
+            memory_limit=transfer.memory_limit,
+        )
+        store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
+        journal = Journal.open(journal_path or state_dir() / "journal.sqlite3")
+        await journal.__aenter__()
+        uploads = OpenUploads(uri, journal)
+        session = cls(uri, transfer, store, budget, journal, uploads)
+        try:
+            await uploads.load()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def close(self) -> None:
+        """Free connections, and the journal's thread after what it holds is on disk."""
+        try:
+            await self.store.close()
+        finally:
+            await self.journal.__aexit__(None, None, None)
+
+    def view(self, lane: Lane, owner: str) -> Store:
+        """The store for one tree: its requests are counted and take their turn by ``lane`` and ``owner``."""
+        return self.store.view(lane, owner)
+
+    async def probe(self) -> None:
+        """Write and read a marker, so that a wrong bucket or a missing permission shows at start."""
+        store = self.view(Lane.RECORD, "")
+        marker = b"asyncsync was here to see whether it may write and read\n"
+        await self._may("write", store.put(PROBE, marker))
+        await self._may("read", store.get(PROBE))
+
+    async def _may(self, verb: str, request: Awaitable[object]) -> None:
+        try:
+            await request
+        except (AccessDeniedError, NotFoundError) as error:
+            error.add_note(f"asyncsync must be able to {verb} below {self.uri}: check the address and the permissions")
+            raise
+
+    def owe_delete(self, prefix: str) -> None:
+        """The data below ``prefix`` is to go, as soon as the janitor comes to it."""
+        self.journal.owe(self.uri, DELETE, json.dumps({"prefix": prefix}))
+
+    async def clean_up(self) -> int:
+        """Pay what is owed to the store: aborts and deletions. What fails stays owed. Returns how many were paid."""
+        store = self.view(Lane.ARTIFACT, "janitor")
+        paid = 0
+        for owed in await self.journal.owed(self.uri):
+            payload = json.loads(owed.payload)
+            try:
+                if owed.kind == ABORT:
+                    await store.abort_multipart(Upload(payload["key"], payload["upload_id"]))
+                elif owed.kind == DELETE:
+                    await delete_prefix(store, payload["prefix"])
+            except StoreError as error:
+                log.warning("cleaning up %s (%s) failed, it stays owed: %s", self.uri, owed.kind, error)
+                continue
+            self.journal.paid(owed.id)
+            paid += 1
+        return paid
+
+
+async def delete_prefix(store: Store, prefix: str) -> int:
+    """Delete the manifest below ``prefix`` first, so that no reader trusts the rest, then everything else."""
+    await store.delete([prefix + MANIFEST])
+    deleted = 0
+    while True:
+        page = await store.list(prefix)
+        keys = [item.key for item in page.objects]
+        if not keys:
+            return deleted
+        await store.delete(keys)
+        deleted += len(keys)

@@ -1,0 +1,283 @@
+"""A tree: a local directory that is kept in step with one prefix of a store. One pass at a time; the owner sees to that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncsync.disk.files import in_thread
+from asyncsync.disk.scan import Rules, scan
+from asyncsync.errors import (
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    NotFoundError,
+    PreconditionError,
+    SyncFailedError,
+)
+from asyncsync.planning.changes import SCANNED, Changes, compare
+from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.planning.snapshot import FileStat, Snapshot
+from asyncsync.report import SyncReport
+from asyncsync.stores.base import MISSING, Store
+from asyncsync.stores.budget import Lane
+from asyncsync.transfer.session import Session, delete_prefix
+from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
+
+SHOWN = 5
+"""How many paths an error message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeOptions:
+    """How a tree is read and written. ``delete``: remove from the store what vanished locally."""
+
+    rules: Callable[[], Rules] = Rules
+    lane: Lane = Lane.ARTIFACT
+    delete: bool = False
+    checksum: bool = False
+    whole: bool = False
+    """All or nothing: no manifest unless every file is in the store."""
+    fresh: bool = False
+    """The prefix is new and written once: nothing is fetched before, nothing kept in the journal after."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What else goes into the manifest."""
+
+
+class Tree:
+    """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
+
+    __slots__ = (
+        "_files", "_from_journal", "_manifest", "_options", "_session", "_uncommitted", "_upload", "_version", "prefix",
+        "root",
+    )  # fmt: skip
+
+    def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
+        self.root, self.prefix = root, prefix
+        self._session, self._options = session, options
+        self._manifest: Manifest | None = None
+        self._version: str | None = MISSING if options.fresh else None
+        self._from_journal = False
+        self._uncommitted: Manifest | None = None
+        """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
+        self._upload: TreeUpload | None = None
+        self._files: list[FileStat] = []
+
+    @property
+    def identity(self) -> str:
+        """Names this pair of directory and prefix in the journal."""
+        return f"{self.root} -> {self._session.uri.rstrip('/')}/{self.prefix}"
+
+    @property
+    def uri(self) -> str:
+        """Where the tree is stored."""
+        return f"{self._session.uri.rstrip('/')}/{self.prefix}".rstrip("/")
+
+    def progress(self) -> str:
+        """How much of the running or last pass is done and what is missing, for people."""
+        if self._upload is None:
+            return f"{self.root} -> {self.uri}: nothing was sent yet"
+        tally = self._upload.tally
+        missing = tally.missing(self._files)
+        names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
+        return (
+            f"{self.root} -> {self.uri}: {tally.files_done} of {tally.files_total} files and {tally.bytes_sent} of "
+            f"{tally.bytes_total} bytes were sent; missing: {names or 'only the manifest'}"
+        )
+
+    async def plan(self) -> tuple[Snapshot, Changes]:
+        """What a sync would send now: reads the directory and, at most, one manifest."""
+        await self._load(self._store())
+        snapshot = await in_thread(scan, self.root, self._options.rules())
+        return snapshot, await self._compare(snapshot)
+
+    async def sync_once(self, on_progress: OnProgress | None = None) -> SyncReport:
+        """Bring the prefix in step with the directory, one attempt.
+
+        SyncFailedError names every file that is not durable (the others are); ConcurrentWriterError if somebody else
+        wrote the prefix's manifest. A tree without changes costs a scan and no request.
+        """
+        started = time.monotonic()
+        store = self._store()
+        await self._load(store)
+        scanned = time.time_ns()
+        snapshot = await in_thread(scan, self.root, self._options.rules())
+        self._refuse_names(snapshot, store)
+        changes = await self._compare(snapshot)
+        gone = changes.gone if self._options.delete else []
+        if (changes.send or gone) and self._from_journal:
+            changes = await self._confirm(store, snapshot, changes)
+            gone = changes.gone if self._options.delete else []
+        tally = await self._send(store, changes.send, scanned, on_progress)
+        if tally.failures and self._options.whole:
+            raise self.failed(tally)
+        if tally.entries or gone or self._manifest is None or self._uncommitted is not None:
+            await self._commit(store, gone, scanned)
+        if gone:
+            await self._delete(store, gone)
+        if tally.failures:
+            raise self.failed(tally)
+        return self._report(snapshot, changes, tally, store, started, len(gone))
+
+    async def delete_remote(self) -> int:
+        """Delete the prefix: manifest first, then its data."""
+        count = await delete_prefix(self._store(), self.prefix)
+        self._forget()
+        self._session.journal.forget_tree(self.identity)
+        return count
+
+    async def manifest(self) -> Manifest | None:
+        """The prefix's manifest as the store has it now."""
+        self._forget()
+        self._from_journal = False
+        await self._fetch(self._store())
+        return self._manifest
+
+    def adopt(self, manifest: Manifest, version: str) -> None:
+        """Take over a manifest that was just read from the store."""
+        self._manifest, self._version, self._from_journal = manifest, version, False
+
+    def failed(self, tally: Tally) -> SyncFailedError:
+        """The error that names what is not durable."""
+        lines = [f"{path}: {error}" for path, error in list(tally.failures.items())[:SHOWN]]
+        more = len(tally.failures) - len(lines)
+        text = "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+        count = len(tally.failures)
+        return SyncFailedError(f"{count} file(s) of {self.root} are not in {self.uri}: {text}", tally.failures)
+
+    def _store(self) -> Store:
+        return self._session.view(self._options.lane, self.prefix)
+
+    def _forget(self) -> None:
+        self._manifest = self._version = None
+
+    async def _load(self, store: Store) -> None:
+        """Know the last manifest: from memory, else the journal, else the store."""
+        if self._version is not None:
+            return
+        if self._options.fresh:
+            await self._fetch(store)
+            return
+        state = await self._session.journal.load_tree(self.identity)
+        if state.manifest is not None and state.version is not None:
+            try:
+                self._manifest = await in_thread(Manifest.from_bytes, state.manifest)
+            except ValueError:
+                self._session.journal.forget_tree(self.identity)
+            else:
+                self._version, self._from_journal = state.version, True
+                return
+        await self._fetch(store)
+
+    async def _fetch(self, store: Store) -> None:
+        try:
+            data, info = await store.get(self.prefix + MANIFEST)
+        except NotFoundError:
+            self._manifest, self._version = None, MISSING
+            return
+        try:
+            self._manifest = await in_thread(Manifest.from_bytes, data)
+        except ValueError as error:
+            raise CheckpointIncompleteError(f"{store.uri}/{self.prefix}{MANIFEST}: {error}") from error
+        self._version = info.version
+
+    async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> Changes:
+        """The journal may be out of date: before something is sent, ask once whether its manifest still stands."""
+        self._from_journal = False
+        try:
+            stands = (await store.head(self.prefix + MANIFEST)).version == self._version
+        except NotFoundError:
+            stands = False
+        if stands:
+            return changes
+        self._forget()
+        await self._fetch(store)
+        return await self._compare(snapshot)
+
+    def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
+        most = store.traits.max_key_bytes - len(self.prefix.encode())
+        bad = {path: ValueError("the name is not UTF-8") for path in snapshot.refused}
+        for file in snapshot.files:
+            if len(file.path) * 4 > most and len(file.path.encode()) > most:
+                bad[file.path] = ValueError(f"the name is longer than the store allows ({most} bytes here)")
+        if bad:
+            names = ", ".join(repr(path) for path in list(bad)[:SHOWN])
+            raise SyncFailedError(f"{self.root}: nothing was sent, the store could not hold these names: {names}", bad)
+
+    async def _compare(self, snapshot: Snapshot) -> Changes:
+        known = self._manifest
+        if self._uncommitted is not None:
+            known = Manifest({**(known.files if known else {}), **self._uncommitted.files}, self._uncommitted.info)
+        return await in_thread(compare, snapshot.files, known, checksum=self._options.checksum)
+
+    async def _send(
+        self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None
+    ) -> Tally:
+        session = self._session
+        upload = self._upload = TreeUpload(
+            store, self.prefix, self.root, session.transfer, session.uploads, known=self._manifest, on_progress=on_progress
+        )
+        self._files = files
+        try:
+            if files:
+                await upload.run(files)
+        finally:
+            if upload.tally.entries:
+                earlier = self._uncommitted.files if self._uncommitted is not None else {}
+                self._uncommitted = Manifest({**earlier, **upload.tally.entries}, {SCANNED: scanned})
+        return upload.tally
+
+    async def _commit(self, store: Store, gone: list[str], scanned: int) -> None:
+        """Replace the manifest, after everything that it names. Nothing is written if only times have changed."""
+        old = self._manifest.files if self._manifest is not None else {}
+        fresh = self._uncommitted.files if self._uncommitted is not None else {}
+        files = {**old, **fresh}
+        for path in gone:
+            files.pop(path, None)
+        info = self._manifest.info if self._manifest is not None else self._options.info
+        new = Manifest(files, {**info, SCANNED: scanned})
+        data = await in_thread(new.to_bytes)
+        version = self._version
+        if gone or self._manifest is None or any(_differs(old.get(path), entry) for path, entry in fresh.items()):
+            version = await self._write(store, data)
+        self._manifest, self._version, self._uncommitted = new, version, None
+        if not self._options.fresh:
+            self._session.journal.save_tree(self.identity, data, version or MISSING)
+
+    async def _write(self, store: Store, data: bytes) -> str:
+        version, self._version = self._version, None  # not known while it is written: a broken off put may have landed
+        try:
+            return (await store.put(self.prefix + MANIFEST, data, if_version=version)).version
+        except PreconditionError as error:
+            self._session.journal.forget_tree(self.identity)
+            where = f"{store.uri}/{self.prefix}"
+            raise ConcurrentWriterError(
+                f"{where}: somebody else has written its manifest since we read it; only one process may sync a prefix"
+            ) from error
+
+    async def _delete(self, store: Store, paths: list[str]) -> None:
+        keys = [self.prefix + path for path in paths]
+        for start in range(0, len(keys), 1000):
+            await store.delete(keys[start : start + 1000])
+
+    def _report(
+        self, snapshot: Snapshot, changes: Changes, tally: Tally, store: Store, started: float, deleted: int
+    ) -> SyncReport:
+        warnings = [*snapshot.warnings, *(f"{path}: vanished before it was read" for path in tally.vanished)]
+        return SyncReport(
+            files_sent=tally.files_sent,
+            files_skipped=changes.skip + tally.files_unchanged,
+            bytes_total=sum(file.size for file in snapshot.files),
+            bytes_sent=tally.bytes_sent,
+            bytes_copied=0,
+            requests=getattr(store, "requests", 0),
+            seconds=time.monotonic() - started,
+            warnings=tuple(warnings),
+            files_vanished=len(tally.vanished),
+            files_deleted=deleted,
+        )
+
+
+def _differs(old: FileEntry | None, new: FileEntry) -> bool:
+    return old is None or (old.size, old.crc32c, old.parts, old.version) != (new.size, new.crc32c, new.parts, new.version)

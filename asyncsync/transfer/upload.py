@@ -1,0 +1,188 @@
+"""Sending the files of one tree: small ones read in batches, large ones in parts, all through one budget.
+
+Peak memory: one piece (1 MiB) per request under way, plus one batch of small files (2 MiB) that is ready to go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from asyncsync.config import TransferConfig
+from asyncsync.disk.files import in_thread
+from asyncsync.disk.reading import Loaded, load
+from asyncsync.errors import StoreError, SyncError
+from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Store
+from asyncsync.transfer.large import LargeFile
+from asyncsync.transfer.uploads import OpenUploads
+
+SMALL = 1 << 20
+"""Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
+BATCH_FILES, BATCH_BYTES = 128, 2 << 20
+
+OnProgress = Callable[["Tally"], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the files so far. ``entries`` are durable; ``failures`` are not, with the cause by path."""
+
+    files_total: int = 0
+    bytes_total: int = 0
+    files_sent: int = 0
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    """Bytes of parts that an earlier, broken off upload had sent already."""
+    files_unchanged: int = 0
+    """Read again, found to have the same content: not sent."""
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    vanished: list[str] = field(default_factory=list)
+
+    @property
+    def files_done(self) -> int:
+        """Files that need nothing more."""
+        return len(self.entries) + len(self.vanished)
+
+    def missing(self, files: Sequence[FileStat]) -> list[str]:
+        """Paths that are not durable yet."""
+        return [file.path for file in files if file.path not in self.entries]
+
+
+class TreeUpload:
+    """One pass over the files that have to be sent. ``run`` fills ``tally``, also when it is cancelled half way."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        root: str,
+        config: TransferConfig,
+        uploads: OpenUploads,
+        *,
+        known: Manifest | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._store, self._prefix, self._root, self._config = store, prefix, root, config
+        self._uploads = uploads
+        self._known = known.files if known is not None else {}
+        self._on_progress = on_progress
+        self._progress_at = 0.0
+        self._small: deque[FileStat] = deque()
+        self._large: deque[FileStat] = deque()
+        self._ready: deque[Loaded] = deque()
+        self._loading = asyncio.Lock()
+
+    async def run(self, files: Sequence[FileStat]) -> Tally:
+        """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
+        self.tally.files_total = len(files)
+        self.tally.bytes_total = sum(file.size for file in files)
+        for file in files:
+            (self._small if file.size <= SMALL else self._large).append(file)
+        count = min(len(files), self._config.max_concurrency)
+        if count == 1:
+            await self._worker()
+            return self.tally
+        async with asyncio.TaskGroup() as group:
+            for index in range(count):
+                group.create_task(self._worker(), name=f"upload {self._prefix}#{index}")
+        return self.tally
+
+    async def _worker(self) -> None:
+        """Small files first: they free the most names for the least bytes."""
+        while True:
+            loaded = await self._next_small()
+            if loaded is not None:
+                await self._send_small(loaded)
+            elif self._large:
+                await self._send_large(self._large.popleft())
+            else:
+                return
+
+    async def _next_small(self) -> Loaded | None:
+        while not self._ready and self._small:
+            async with self._loading:
+                if not self._ready and self._small:
+                    await self._load_batch()
+        return self._ready.popleft() if self._ready else None
+
+    async def _load_batch(self) -> None:
+        batch: list[FileStat] = []
+        size = 0
+        while self._small and len(batch) < BATCH_FILES and (not batch or size + self._small[0].size <= BATCH_BYTES):
+            file = self._small.popleft()
+            batch.append(file)
+            size += file.size
+        for file, result in zip(batch, await in_thread(load, self._root, batch), strict=True):
+            if isinstance(result, Loaded):
+                self._ready.append(result)
+            else:
+                self._failed(file.path, result)
+
+    def _failed(self, path: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, StoreError):
+            self.tally.vanished.append(path)
+        else:
+            self.tally.failures[path] = error
+
+    async def _send_small(self, loaded: Loaded) -> None:
+        stat, digest = loaded.stat, loaded.digest
+        old = self._known.get(stat.path)
+        if old is not None and old.size == stat.size and (old.crc32c, old.parts) == (digest.crc32c, (digest.xxh3,)):
+            self._unchanged(stat, old)
+            return
+        try:
+            info = await self._store.put(self._prefix + stat.path, loaded.data, crc32c=digest.crc32c)
+        except (StoreError, SyncError) as error:
+            self._failed(stat.path, error)
+            return
+        entry = FileEntry(
+            stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
+            info.version,
+        )  # fmt: skip
+        self.tally.bytes_sent += stat.size
+        self._sent(entry)
+
+    async def _send_large(self, file: FileStat) -> None:
+        large = LargeFile(self._store, self._prefix, self._root, self._config, self._uploads, self._account)
+        try:
+            entry, changed = await large.send(file, self._known.get(file.path))
+        except (StoreError, SyncError, OSError) as error:
+            self._failed(file.path, error)
+            return
+        if changed:
+            self._sent(entry)
+        else:
+            self._unchanged(file, entry)
+
+    def _account(self, sent: int, reused: int) -> None:
+        self.tally.bytes_sent += sent
+        self.tally.bytes_reused += reused
+        self._tell()
+
+    def _sent(self, entry: FileEntry) -> None:
+        self.tally.entries[entry.path] = entry
+        self.tally.files_sent += 1
+        self._tell()
+
+    def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
+        self.tally.files_unchanged += 1
+        self.tally.entries[stat.path] = FileEntry(
+            stat.path, stat.size, stat.mtime_ns, stat.mode, old.crc32c, old.part_size, old.parts, old.part_crcs,
+            old.version,
+        )  # fmt: skip
+
+    def _tell(self) -> None:
+        """Progress, at most five times a second: a listener must not cost more than the transfer."""
+        if self._on_progress is None:
+            return
+        now = time.monotonic()
+        if now - self._progress_at >= 0.2:
+            self._progress_at = now
+            self._on_progress(self.tally)
