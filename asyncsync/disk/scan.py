@@ -6,6 +6,7 @@ One ``os.scandir`` pass, one ``stat`` a file, no ``Path`` objects: 300,000 files
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 TEMPORARY = ".asyncsync-tmp"
 """Ending of the temporary files that asyncsync writes; never synced."""
 
+_NUMBERED = re.compile(r"checkpoint_\d{6,}")
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -30,6 +33,10 @@ class Rules:
     skip: frozenset[str] = frozenset()
     only: tuple[str, ...] | None = None
     """Just these files, by relative path: the rest is not even looked at."""
+    always: tuple[str, ...] = ()
+    """Files that count whatever the patterns say."""
+    skip_numbered: bool = False
+    """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
 
 
 def scan(root: str, rules: Rules = Rules()) -> Snapshot:  # noqa: B008 (frozen)
@@ -95,6 +102,8 @@ class _Walk:
             self.found.files.append(FileStat.of(path, info))
 
     def _subdirectory(self, entry: os.DirEntry[str], path: str, above: set[tuple[int, int]]) -> None:
+        if self._rules.skip_numbered and _NUMBERED.fullmatch(path):
+            return
         if path in self._rules.skip or (self._exclude is not None and self._exclude.match_file(path + "/")):
             return
         info = entry.stat()
@@ -105,6 +114,8 @@ class _Walk:
         self.directory(entry.path, path + "/", above | {here})
 
     def _counts(self, path: str) -> bool:
+        if path in self._rules.always:
+            return True
         if self._exclude is not None and self._exclude.match_file(path):
             return False
         return self._include is None or self._include.match_file(path)

@@ -1,0 +1,224 @@
+"""The life of a checkpoint: accepted, uploaded, committed, registered, and retired one day."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncsync.config import SyncConfig
+from asyncsync.disk.files import in_thread
+from asyncsync.disk.scan import TEMPORARY, Rules
+from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
+from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
+from asyncsync.records import CheckpointRecord
+from asyncsync.report import SyncReport
+from asyncsync.stores.budget import Lane
+from asyncsync.transfer.session import Session
+from asyncsync.transfer.tree import Tree, TreeOptions
+
+FICLONE = 0x40049409
+"""ioctl of Linux: share the blocks of another file (``man 2 ioctl_ficlone``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory that holds a checkpoint, and whose it is."""
+
+    path: Path
+    owned: bool = False
+    """Whether asyncsync may delete it once it is durable."""
+
+    @classmethod
+    def take(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+        """asyncsync owns the directory from now on; ASYNC deletes it once it is durable."""
+        return cls(Path(directory), owned=True)
+
+    @classmethod
+    def lend(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+        """The directory stays the caller's and is never deleted; the same as a plain path."""
+        return cls(Path(directory))
+
+    @classmethod
+    def snapshot(cls, directory: str | os.PathLike[str], *, link: bool = False) -> Checkpoint:
+        """A copy beside ``directory`` that asyncsync owns, so that training may go on overwriting. Blocking.
+
+        Blocks are shared where the file system can (reflink: XFS, Btrfs); else the bytes are copied. ``link=True``
+        makes hard links instead: only right if your files are replaced (written anew and renamed), never rewritten.
+        """
+        source = Path(os.path.abspath(directory))
+        target = source.with_name(f".{source.name}.{os.urandom(4).hex()}{TEMPORARY}")
+        copy = os.link if link else _clone
+        try:
+            shutil.copytree(source, target, copy_function=copy)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        return cls(target, owned=True)
+
+
+def _clone(source: str, target: str) -> None:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+                raise
+            shutil.copyfileobj(reader, writer, 1 << 20)
+    shutil.copystat(source, target)
+
+
+class CheckpointHandle:
+    """A reported checkpoint: wait for it with ``await handle.durable()``."""
+
+    __slots__ = ("_done", "_waiting", "name", "told", "uri")
+
+    def __init__(self, name: str, uri: str) -> None:
+        self.name, self.uri = name, uri
+        self.told = False
+        """Whether somebody has been given its failure."""
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting = 0
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether every byte and the manifest are in the store and the trial's record names it."""
+        return self._done.done() and self._done.exception() is None
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it did not become durable."""
+        return self._done.exception() if self._done.done() else None
+
+    async def durable(self) -> None:
+        """Wait until it is durable; raises why it is not."""
+        self._waiting += 1
+        try:
+            if not self._done.done():
+                await asyncio.wait([self._done])
+        finally:
+            self._waiting -= 1
+        if self._done.exception() is not None:
+            self.told = True
+        self._done.result()
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """The engine's verdict. Whoever waits is told; the rest is told at the next report or at exit."""
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self.told = self._waiting > 0
+            self._done.set_exception(error)
+            self._done.exception()  # seen: what nobody waits for is told elsewhere
+
+    def __repr__(self) -> str:
+        state = "durable" if self.is_durable else "failed" if self.error else "pending"
+        return f"<checkpoint {self.uri} {state}>"
+
+
+@dataclass(slots=True)
+class CheckpointJob:
+    """One accepted checkpoint on its way."""
+
+    trial: str
+    directory: str
+    number: int
+    handle: CheckpointHandle
+    metrics: dict[str, Any]
+    metadata: dict[str, Any]
+    delete_local: bool
+    size: int
+    """Bytes at risk until it is durable."""
+    accepted: float
+    """On the event loop's clock."""
+    tree: Tree | None = field(default=None)
+
+    @property
+    def name(self) -> str:
+        """Such as ``checkpoint_000003``."""
+        return self.handle.name
+
+
+def checkpoint_name(number: int) -> str:
+    """``checkpoint_000000`` and up."""
+    return f"checkpoint_{number:06d}"
+
+
+async def upload(session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, uploaded: Callable[[str], None]) -> SyncReport:
+    """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
+
+    The caller bounds it in time. Raises what cannot pass.
+    """
+    info = {
+        "checkpoint": job.name,
+        "number": job.number,
+        "metrics": job.metrics,
+        "metadata": job.metadata,
+        "time": time.time(),
+    }
+    rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
+    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info)
+    tree = job.tree = Tree(session, job.directory, f"{prefix}{job.name}/", options)
+    return await persist(tree.sync_once, uploaded)
+
+
+async def persist(attempt: Callable[[], Any], failed: Callable[[str], None]) -> Any:  # noqa: ANN401 (what attempt gives)
+    """Call ``attempt`` until it works or fails for good; full jitter between tries. ``failed`` hears of each failure."""
+    tries = 0
+    while True:
+        try:
+            return await attempt()
+        except AsyncsyncError as error:
+            if not may_pass(error):
+                raise
+            failed(str(error))
+        tries += 1
+        await asyncio.sleep(random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)))  # noqa: S311
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again later makes sense."""
+    if isinstance(error, SyncFailedError):
+        return bool(error.failures) and all(may_pass(cause) for cause in error.failures.values())
+    return bool(getattr(error, "retryable", False))
+
+
+def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
+    """What the trial's record says of a committed checkpoint."""
+    return CheckpointRecord(
+        name=job.name,
+        number=job.number,
+        metrics=job.metrics,
+        metadata=job.metadata,
+        files=report.files_sent + report.files_skipped,
+        bytes=report.bytes_total,
+        time=time.time(),
+    )
+
+
+async def size_of(directory: str) -> int:
+    """Bytes below a directory; CheckpointIncompleteError if it is none."""
+
+    def add_up() -> int:
+        total = 0
+        for root, _, names in os.walk(directory):
+            for name in names:
+                try:
+                    total += os.lstat(f"{root}/{name}").st_size
+                except FileNotFoundError:
+                    continue
+        return total
+
+    if not await in_thread(os.path.isdir, directory):
+        raise CheckpointIncompleteError(f"the checkpoint {directory!r} is not a directory on this machine")
+    return await in_thread(add_up)

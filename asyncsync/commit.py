@@ -1,0 +1,122 @@
+"""Checkpoints on their way: one runner a trial while it has any, so that they take effect in the order of reports."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from asyncsync.checkpoints import CheckpointJob, persist, record_of, upload
+from asyncsync.disk.files import in_thread
+from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
+from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
+from asyncsync.planning.retention import to_retire
+from asyncsync.report import SyncReport
+from asyncsync.scheduler import within
+from asyncsync.stores.budget import Lane
+
+if TYPE_CHECKING:
+    from asyncsync.engine import SyncEngine
+    from asyncsync.trial import Trial
+
+
+class CheckpointRunner:
+    """Takes jobs from the engine's inbox. Files first, then the manifest, then the record, then retirement."""
+
+    def __init__(self, engine: SyncEngine, group: asyncio.TaskGroup, owed: Callable[[], None]) -> None:
+        self._engine, self._group, self._owed = engine, group, owed
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    def accept(self, job: CheckpointJob) -> None:
+        """A job has come out of the inbox."""
+        self._engine.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
+        if job.trial not in self._running:
+            trial = self._engine.trials[job.trial]
+            self._running[job.trial] = self._group.create_task(self._run(trial), name=f"checkpoints {job.trial}")
+
+    def cancel(self) -> None:
+        """End what is running; the engine is stopping."""
+        for task in self._running.values():
+            task.cancel()
+
+    async def _run(self, trial: Trial) -> None:
+        try:
+            while trial.jobs:
+                await self._one(trial, trial.jobs[0])
+        finally:
+            self._running.pop(trial.key, None)
+
+    async def _one(self, trial: Trial, job: CheckpointJob) -> None:
+        timeout = self._engine.run.sync_config.timeout
+        started = asyncio.get_running_loop().time()
+        try:
+            report = await within(timeout, self._make_durable(trial, job), lambda: self._progress(job))
+        except asyncio.CancelledError:
+            trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
+            raise
+        except (AsyncsyncError, OSError) as error:
+            self._failed(trial, job, error)
+            return
+        seconds = asyncio.get_running_loop().time() - started
+        self._engine.emit(
+            CheckpointDurable(
+                tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total, seconds=seconds
+            )
+        )
+        if job.delete_local:
+            await in_thread(shutil.rmtree, job.directory, ignore_errors=True)
+        trial.job_ended(job)
+        config = self._engine.run.sync_config
+        if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
+            await self._engine.scheduler.ask(trial.key, force=True)
+
+    @staticmethod
+    def _progress(job: CheckpointJob) -> str:
+        return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
+
+    async def _make_durable(self, trial: Trial, job: CheckpointJob) -> SyncReport:
+        session = self._engine.session
+
+        def hiccup(error: str) -> None:
+            self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
+
+        config = self._engine.run.sync_config
+        report = await upload(session, f"{trial.key}/", job, config, hiccup)
+        await self._register(trial, job, report, hiccup)
+        return report
+
+    async def _register(
+        self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], None]
+    ) -> None:
+        """Name it in the record, in the same write without those that it retires; only then their data goes."""
+        record, keep = trial.record, self._engine.run.checkpoint_config
+        if job.name not in {item.name for item in record.checkpoints}:
+            record.checkpoints.append(record_of(job, report))
+        retired = set(
+            to_retire(
+                record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
+            )
+        )
+        record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
+        store = self._engine.session.view(Lane.RECORD, trial.key)
+        await persist(lambda: trial.record_file.save(store), hiccup)
+        for name in sorted(retired):
+            self._engine.session.owe_delete(f"{trial.key}/{name}/")
+            self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
+        if retired:
+            self._owed()
+
+    def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
+        """It will never be durable: nothing of it is to stay in the store."""
+        registered = job.name in {item.name for item in trial.record.checkpoints}
+        if registered:
+            trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
+        self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
+        self._owed()
+        self._engine.emit(
+            CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error))
+        )
+        if isinstance(error, SyncTimeoutError):
+            error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
+        trial.job_ended(job, error)

@@ -1,0 +1,82 @@
+"""The files that ``report`` writes in a trial's directory: result.json, progress.csv, params.json. Blocking."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asyncsync.disk.files import write_atomic
+
+RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
+OWN_FILES = (RESULTS, PROGRESS, PARAMS)
+"""Always synced, whatever ``sync_artifacts`` says."""
+
+
+def plain(value: object) -> object:
+    """JSON for what is not JSON: numbers of array libraries by ``.item()``, anything else as text."""
+    item = getattr(value, "item", None)
+    if callable(item):
+        try:
+            return item()
+        except (TypeError, ValueError):
+            return str(value)
+    return str(value)
+
+
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``value`` that holds JSON types only."""
+    copy: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+    return copy
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined with ``/``."""
+    flat: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_params(directory: Path, params: Mapping[str, Any]) -> None:
+    """params.json, once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / PARAMS, json.dumps(params, indent=2, default=plain).encode() + b"\n")
+
+
+def append_result(directory: Path, row: Mapping[str, Any]) -> None:
+    """One line in result.json, flushed, and one row in progress.csv. The columns of the CSV are those of its first
+    row; further ones are only in result.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _end_torn_line(directory / RESULTS)
+    with open(directory / RESULTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+    _append_csv(directory / PROGRESS, flatten(row))
+
+
+def _end_torn_line(path: Path) -> None:
+    """A crash may have left half a line: the next one must not be glued to it."""
+    try:
+        with open(path, "rb+") as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")
+    except FileNotFoundError:
+        return
+
+
+def _append_csv(path: Path, row: Mapping[str, Any]) -> None:
+    with open(path, "a+", encoding="utf-8", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        file.seek(0, os.SEEK_END)
+        writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore", lineterminator="\n")
+        if columns is None:
+            writer.writeheader()
+        writer.writerow(row)

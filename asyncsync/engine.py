@@ -1,0 +1,419 @@
+"""SyncEngine: keeps an experiment's trials in the store while they run. It owns every task."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from asyncsync.checkpoints import CheckpointJob, may_pass
+from asyncsync.commit import CheckpointRunner
+from asyncsync.config import RunConfig, check_name
+from asyncsync.disk.journal import state_dir
+from asyncsync.disk.results import as_json
+from asyncsync.disk.scan import Rules
+from asyncsync.errors import (
+    AsyncsyncError,
+    ConfigError,
+    EngineClosedError,
+    ExperimentExistsError,
+    NotFoundError,
+    SyncError,
+    SyncFailedError,
+)
+from asyncsync.events import Event, Progress
+from asyncsync.janitor import Janitor
+from asyncsync.recordfile import RecordFile
+from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.report import SyncReport
+from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
+from asyncsync.scheduler import Scheduler
+from asyncsync.status import EngineStatus, FlushReport, engine_status
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.budget import Lane
+from asyncsync.stream import Emitter, EventStream
+from asyncsync.transfer.session import Session
+from asyncsync.transfer.tree import Tree, TreeOptions
+from asyncsync.transfer.upload import Tally
+from asyncsync.trial import Trial
+
+if TYPE_CHECKING:
+    from asyncsync.blocking import BlockingEngine
+
+EXPERIMENT = ""
+"""Key of the experiment's own tree."""
+LAST_TRIES = 3
+"""How often the last sync of a tree is tried at exit."""
+
+
+class SyncEngine:
+    """Syncs one experiment; use it as ``async with SyncEngine(run) as engine``.
+
+    Leaving the block normally syncs everything once more and raises if anything is not durable. Leaving it by an
+    exception tries the same for ``exit_grace`` seconds and notes on that exception what is not durable.
+
+    Args:
+        run: name, place and settings of the experiment.
+        local_dir: where trial directories are made: ``{local_dir}/{run.name}/{trial}``; default: below asyncsync's
+            state directory.
+        resume: continue the experiment if it exists. False: ExperimentExistsError if it exists.
+        role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
+        rank, world_size: reserved for trials that several processes train; only 0 and 1 in this version.
+        exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
+        handle_signals: on SIGTERM, cancel the task that runs the block, so that it is left in ``exit_grace``.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        local_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        role: str = "driver",
+        rank: int = 0,
+        world_size: int = 1,
+        exit_grace: float = 30.0,
+        handle_signals: bool = False,
+    ) -> None:
+        if role not in ("driver", "worker"):
+            raise ConfigError(f'SyncEngine(role={role!r}) is not usable: it must be "driver" or "worker"')
+        if (rank, world_size) != (0, 1):
+            raise ConfigError(
+                f"SyncEngine(rank={rank}, world_size={world_size}) is not usable: this version runs trials of one process"
+            )
+        self.run = run
+        self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
+        self.uri = run.uri
+        self.resume, self.role, self.exit_grace = resume, role, float(exit_grace)
+        self._handle_signals = handle_signals
+        self.trials: dict[str, Trial] = {}
+        """The trials that this engine runs, by name."""
+        self._emitter = Emitter()
+        self._known: dict[str, tuple[TrialRecord, str]] = {}
+        self._running = False
+        self._session: Session | None = None
+
+    key = EXPERIMENT
+
+    @staticmethod
+    def blocking(run: RunConfig, **options: Any) -> BlockingEngine:
+        """The same engine for training loops that are not async: ``with SyncEngine.blocking(run) as engine:``."""
+        from asyncsync.blocking import BlockingEngine  # noqa: PLC0415 (it imports us)
+
+        return BlockingEngine(run, **options)
+
+    # entering
+
+    async def __aenter__(self) -> SyncEngine:
+        self._refuse_same_place()
+        self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
+        try:
+            await self._start(self._session)
+        except BaseException:
+            await self._session.close()
+            raise
+        return self
+
+    async def _start(self, session: Session) -> None:
+        await session.probe()
+        await self._open_record(session)
+        if self.resume:
+            self._known = await read_trials(session.view(Lane.RECORD, EXPERIMENT))
+        if self.role == "driver":
+            await self.record_file.save(session.view(Lane.RECORD, EXPERIMENT))
+            if self.resume:
+                await restore_files(session.view(Lane.RECORD, EXPERIMENT), "", self.local_dir)
+        self.local_dir.mkdir(parents=True, exist_ok=True)
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._janitor = Janitor(session)
+        self._runner = CheckpointRunner(self, self._group, self._janitor.kick)
+        self.scheduler = Scheduler(
+            self.run.sync_config, self._group, self.emit, on_item=self._on_item, on_failure=self._on_failure
+        )
+        self._tasks = [
+            self._group.create_task(self.scheduler.run(), name="asyncsync scheduler"),
+            self._group.create_task(self._janitor.run(), name="asyncsync janitor"),
+        ]
+        self._running = True
+        if self.role == "driver":
+            self._tree = Tree(session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT))
+            self.scheduler.add(self)
+        self._janitor.kick()
+
+    async def _open_record(self, session: Session) -> None:
+        """Take the experiment's record over, or start a new one."""
+        record = ExperimentRecord(str(self.run.name), config=self._config(), started=time.time(), updated=time.time())
+        version = MISSING
+        if self.role == "driver":
+            try:
+                data, info = await session.view(Lane.RECORD, EXPERIMENT).get(EXPERIMENT_RECORD)
+            except NotFoundError:
+                pass
+            else:
+                if not self.resume:
+                    raise ExperimentExistsError(
+                        f"{self.uri} holds an experiment already: pass resume=True to continue it, or another name"
+                    )
+                record, version = ExperimentRecord.from_bytes(data), info.version
+                record.epoch += 1
+                record.status, record.updated = "running", time.time()
+        self.record = record
+        self.record_file = RecordFile(EXPERIMENT_RECORD, lambda: self.record.to_bytes(), version)
+
+    def _config(self) -> dict[str, Any]:
+        return as_json({"sync": asdict(self.run.sync_config), "checkpoint": asdict(self.run.checkpoint_config)})
+
+    def _refuse_same_place(self) -> None:
+        if "://" in self.uri and not self.uri.startswith("file://"):
+            return
+        stored = Path(self.uri.removeprefix("file://")).resolve()
+        local = self.local_dir.resolve()
+        if stored == local or stored in local.parents or local in stored.parents:
+            raise ConfigError(
+                f"local_dir and storage_path are the same place or lie in each other: {local} and {stored}; give "
+                "SyncEngine another local_dir"
+            )
+
+    # what users call
+
+    @property
+    def session(self) -> Session:
+        """Shared by the engine's trees; EngineClosedError if the engine is not running."""
+        if self._session is None:
+            raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
+        return self._session
+
+    def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> Trial:
+        """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json."""
+        self.check_open()
+        found = self.trials.get(name)
+        if found is not None:
+            return found
+        check_name("the trial name", name)
+        trial = self._new_trial(name, params)
+        self.trials[name] = trial
+        self.trial_changed(trial)
+        self.scheduler.add(trial)
+        return trial
+
+    def events(self) -> EventStream:
+        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does."""
+        return self._emitter.listen()
+
+    def status(self) -> EngineStatus:
+        """How things stand: per trial the durability lag and what is at risk, and the queues."""
+        return engine_status(self)
+
+    async def sync(self) -> None:
+        """Sync the experiment and every trial now, and wait for it. SyncFailedError names the trees that failed."""
+        self.check_open()
+        _raise(await self._sync_all())
+
+    async def flush(self, deadline: float | None = None) -> FlushReport:
+        """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not."""
+        self.check_open()
+        work = asyncio.wait_for(self._drain(), deadline)
+        try:
+            failures = await work
+        except TimeoutError:
+            failures = {}
+        missing = self.not_durable() | failures.keys()
+        durable = [f"{trial.key}/{item.name}" for trial in self.trials.values() for item in trial.record.checkpoints]
+        durable += [key for key in self._member_keys() if key not in missing]
+        return FlushReport(tuple(sorted(durable)), tuple(sorted(missing)))
+
+    # leaving
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failures: dict[str, BaseException] = {}
+        try:
+            if self._alive():
+                failures = await self._leave(error)
+        finally:
+            await self._stop(error)
+        if error is None:
+            _raise(failures)
+        elif failures:
+            error.add_note("asyncsync: not durable: " + "; ".join(f"{key}: {why}" for key, why in failures.items()))
+
+    def _alive(self) -> bool:
+        return not any(task.done() for task in self._tasks)
+
+    async def _leave(self, error: BaseException | None) -> dict[str, BaseException]:
+        self._running = False
+        self.record.status = "finished" if error is None else "interrupted"
+        self.record.updated = time.time()
+        if error is None:
+            return await self._drain()
+        try:
+            return await asyncio.wait_for(self._drain(), self.exit_grace)
+        except TimeoutError:
+            left = f"not done within exit_grace={self.exit_grace:g} s"
+            return {key or "the experiment's own files": SyncError(left) for key in sorted(self.not_durable())}
+
+    async def _drain(self) -> dict[str, BaseException]:
+        """Everything that is waiting, then one last sync of every tree; what failed, by name."""
+        for trial in self.trials.values():
+            await trial.settled()
+        failures: dict[str, BaseException] = await self._sync_all(tries=LAST_TRIES)
+        await self._janitor.clean_up()
+        for trial in self.trials.values():
+            failures.update(trial.untold())
+        return failures
+
+    async def _sync_all(self, tries: int = 1) -> dict[str, BaseException]:
+        keys = self._member_keys()
+        failures: dict[str, BaseException] = {}
+        for attempt in range(tries):
+            if attempt:
+                await asyncio.sleep(2.0**attempt)
+            failures = await self._sync_these(keys)
+            keys = [key for key, error in failures.items() if may_pass(error)]
+            if not keys:
+                break
+        return {key or "the experiment's own files": error for key, error in failures.items()}
+
+    async def _sync_these(self, keys: list[str]) -> dict[str, BaseException]:
+        failures: dict[str, BaseException] = {}
+        left = list(reversed(keys))
+
+        async def one_after_the_other() -> None:
+            while left:
+                key = left.pop()
+                try:
+                    await self.scheduler.sync(key)
+                except (AsyncsyncError, OSError) as error:
+                    failures[key] = error
+
+        async with asyncio.TaskGroup() as group:
+            for index in range(min(len(keys), 64)):
+                group.create_task(one_after_the_other(), name=f"sync all #{index}")
+        return failures
+
+    async def _stop(self, error: BaseException | None) -> None:
+        self._running = False
+        session, self._session = self._session, None
+        try:
+            self.scheduler.close()
+            self.scheduler.cancel_running()
+            self._runner.cancel()
+            for task in self._tasks:
+                task.cancel()
+            cancelled = error if isinstance(error, asyncio.CancelledError) else None
+            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+        finally:
+            self._emitter.close()
+            if session is not None:
+                await session.close()
+
+    # what trials and the scheduler call
+
+    async def sync_once(self) -> SyncReport:
+        """One attempt at the experiment's own files and record; the scheduler's business."""
+        report = await self._tree.sync_once(self.progress_of(EXPERIMENT))
+        await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
+        return report
+
+    def progress(self) -> str:
+        """How far the running or last sync of the experiment's own files is."""
+        return self._tree.progress()
+
+    def check_open(self) -> None:
+        """EngineClosedError unless the engine is running."""
+        if not self._running:
+            raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
+
+    def emit(self, event: Event) -> None:
+        """Tell the listeners."""
+        self._emitter.emit(event)
+
+    def trial_changed(self, trial: Trial) -> None:
+        """A trial is new or has another status: the driver's record says so at its next sync."""
+        if self.record.trials.get(trial.name) != trial.record.status:
+            self.record.trials[trial.name] = trial.record.status
+            self.record.updated = time.time()
+
+    async def restore_trial(self, trial: Trial) -> None:
+        """What a resumed trial needs before its first report."""
+        store = self.session.view(Lane.RECORD, trial.key)
+        await adopt_checkpoints(store, trial.record)
+        await restore_files(store, f"{trial.key}/", trial.dir)
+
+    def progress_of(self, key: str) -> Callable[[Tally], None]:
+        """A function that tells the listeners how far a tree is."""
+
+        def tell(tally: Tally) -> None:
+            self.emit(
+                Progress(
+                    tree=key,
+                    files_done=tally.files_done,
+                    files_total=tally.files_total,
+                    bytes_done=tally.bytes_sent + tally.bytes_reused,
+                    bytes_total=tally.bytes_total,
+                )
+            )
+
+        return tell
+
+    def not_durable(self) -> set[str]:
+        """Names of the trees and checkpoints that have something which is not in the store."""
+        missing = {f"{trial.key}/{job.name}" for trial in self.trials.values() for job in trial.jobs}
+        missing |= {trial.key for trial in self.trials.values() if trial.dirty_since is not None}
+        if self.role == "driver" and not self.record_file.is_current():
+            missing.add(EXPERIMENT)
+        return missing
+
+    # inside
+
+    def _member_keys(self) -> list[str]:
+        """Trees in the schedule, the experiment last: its record tells what became of the trials."""
+        keys = [key for key in self.trials if self.scheduler.has(key)]
+        return [*keys, EXPERIMENT] if self.role == "driver" else keys
+
+    def _new_trial(self, name: str, params: Mapping[str, Any] | None) -> Trial:
+        known = self._known.pop(name, None)
+        if known is None:
+            now = time.time()
+            record = TrialRecord(
+                name, str(self.run.name), params=as_json(params or {}), started=now, updated=now
+            )
+            return Trial(self, record)
+        record, version = known
+        record.epoch += 1
+        record.status, record.error, record.updated = "running", None, time.time()
+        if params is not None:
+            record.params = as_json(params)
+        return Trial(self, record, version, resumed=True)
+
+    def _rules(self) -> Rules:
+        config = self.run.sync_config
+        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials)
+        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip)
+
+    def _on_item(self, item: object) -> None:
+        if isinstance(item, CheckpointJob):
+            self._runner.accept(item)
+
+    def _on_failure(self, key: str, error: BaseException) -> None:
+        """A background sync failed; it is tried again, but its trial is told at the next report."""
+        trial = self.trials.get(key)
+        if trial is not None:
+            trial.failures = [item for item in trial.failures if item[0] != key]
+            trial.failures.append((key, error, None))
+
+
+def _raise(failures: Mapping[str, BaseException]) -> None:
+    if not failures:
+        return
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    text = "; ".join(f"{key}: {error}" for key, error in failures.items())
+    raise SyncFailedError(f"{len(failures)} things are not durable: {text}", failures)

@@ -1,0 +1,80 @@
+"""One record in the store, with one writer: replaced by conditional writes, never by two processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
+from asyncsync.stores.base import MISSING, Store
+
+
+class RecordFile:
+    """Writes what ``encode`` gives, when it differs from what was written last.
+
+    ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
+    """
+
+    __slots__ = ("_attempt", "_encode", "_lock", "_lost", "_written", "key", "version")
+
+    def __init__(self, key: str, encode: Callable[[], bytes], version: str = MISSING) -> None:
+        self.key, self.version = key, version
+        self._encode = encode
+        self._lock: asyncio.Lock | None = None
+        self._written: bytes | None = None
+        self._attempt: bytes | None = None
+        """What we tried to write without hearing the end of it."""
+        self._lost = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether the store has it."""
+        return self.version != MISSING
+
+    def is_current(self) -> bool:
+        """Whether the store has what ``encode`` gives now."""
+        return self._written is not None and self._written == self._encode()
+
+    async def save(self, store: Store) -> bool:
+        """Write if anything changed; whether it was written. ConcurrentWriterError if somebody else did: from then on
+        nothing more is written."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            data = self._encode()
+            if data == self._written:
+                return False
+            if self._lost:
+                raise self._conflict(store)
+            if self._attempt is not None:
+                await self._settle(store)
+            await self._put(store, data)
+            return True
+
+    async def _put(self, store: Store, data: bytes) -> None:
+        self._attempt = data
+        try:
+            self.version = (await store.put(self.key, data, if_version=self.version)).version
+        except PreconditionError as error:
+            self._lost = True
+            raise self._conflict(store) from error
+        self._written, self._attempt = data, None
+
+    async def _settle(self, store: Store) -> None:
+        """An earlier write was cut off: find out whether it has landed."""
+        try:
+            data, info = await store.get(self.key)
+        except NotFoundError:
+            data, info = b"", None
+        if info is not None and data == self._attempt:
+            self.version, self._written = info.version, data
+        elif (info.version if info is not None else MISSING) != self.version:
+            self._lost = True
+            raise self._conflict(store)
+        self._attempt = None
+
+    def _conflict(self, store: Store) -> ConcurrentWriterError:
+        return ConcurrentWriterError(
+            f"{store.uri.rstrip('/')}/{self.key} is written by another process; nothing of it was overwritten. Resume with "
+            "resume=True only after the other one has ended"
+        )

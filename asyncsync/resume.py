@@ -1,0 +1,117 @@
+"""Taking an experiment up again: its records, the files that reports append to, its next checkpoint numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from asyncsync.disk.files import in_thread
+from asyncsync.errors import CheckpointIncompleteError, ConcurrentWriterError, NotFoundError
+from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
+from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.stores.base import Store
+from asyncsync.transfer.download import download_tree
+
+READERS = 64
+
+
+async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
+    """Names of the directories right below a prefix."""
+    names: list[str] = []
+    token: str | None = None
+    while True:
+        page = await store.list(prefix, delimiter="/", token=token)
+        names += [item[len(prefix) :].rstrip("/") for item in page.prefixes]
+        token = page.token
+        if token is None:
+            return [name for name in names if name and name != META_DIR]
+
+
+async def read_trials(store: Store) -> dict[str, tuple[TrialRecord, str]]:
+    """Every trial's record and its version, read in parallel."""
+    names = deque(await sub_prefixes(store))
+    found: dict[str, tuple[TrialRecord, str]] = {}
+
+    async def reader() -> None:
+        while names:
+            name = names.popleft()
+            try:
+                data, info = await store.get(f"{name}/{TRIAL_RECORD}")
+            except NotFoundError:
+                continue
+            found[name] = (TrialRecord.from_bytes(data), info.version)
+
+    async with asyncio.TaskGroup() as group:
+        for index in range(min(READERS, len(names))):
+            group.create_task(reader(), name=f"read records #{index}")
+    return found
+
+
+async def restore_files(store: Store, prefix: str, root: Path, *, only_missing: bool = True) -> None:
+    """Bring back what this machine lacks of a tree: appending to a file that is not here would overwrite the stored
+    one with its tail. What is here is newer and stays."""
+    try:
+        data, _ = await store.get(prefix + MANIFEST)
+    except NotFoundError:
+        return
+    manifest = Manifest.from_bytes(data)
+    if only_missing:
+        here = await in_thread(_here, str(root), list(manifest.files))
+        manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
+    if manifest.files:
+        await download_tree(store, prefix, manifest, root, concurrency=8)
+
+
+def _here(root: str, paths: list[str]) -> set[str]:
+    return {path for path in paths if os.path.lexists(f"{root}/{path}")}
+
+
+async def adopt_checkpoints(store: Store, record: TrialRecord) -> None:
+    """Number on above whatever is there, and take in what was committed but not registered when the writer died.
+
+    A directory without a manifest keeps its number for ever, so two checkpoints never mix.
+    """
+    known = {item.name for item in record.checkpoints}
+    for name in await sub_prefixes(store, f"{record.name}/"):
+        number = name.removeprefix("checkpoint_")
+        if name == number or not number.isdigit():
+            continue
+        record.next_checkpoint = max(record.next_checkpoint, int(number) + 1)
+        if name not in known:
+            found = await _committed(store, f"{record.name}/{name}/")
+            if found is not None:
+                record.checkpoints.append(_record(name, int(number), found))
+    record.checkpoints.sort(key=lambda item: item.number)
+
+
+async def _committed(store: Store, prefix: str) -> Manifest | None:
+    try:
+        data, _ = await store.get(prefix + MANIFEST)
+    except NotFoundError:
+        return None
+    try:
+        return Manifest.from_bytes(data)
+    except ValueError as error:
+        raise CheckpointIncompleteError(f"{store.uri}/{prefix}{MANIFEST}: {error}") from error
+
+
+def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
+    info: dict[str, Any] = manifest.info
+    return CheckpointRecord(
+        name=name,
+        number=number,
+        metrics=dict(info.get("metrics", {})),
+        metadata=dict(info.get("metadata", {})),
+        files=len(manifest.files),
+        bytes=manifest.bytes_total,
+        time=float(info.get("time", time.time())),
+    )
+
+
+def refuse_taken(uri: str, name: str) -> ConcurrentWriterError:
+    """The error for a trial that somebody else has."""
+    return ConcurrentWriterError(f"trial {name!r} is already in {uri}: pass resume=True to take it over")

@@ -1,0 +1,295 @@
+"""Trial: one training run; what ``await trial.report(...)`` does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name, size_of
+from asyncsync.config import UploadMode
+from asyncsync.disk.files import in_thread
+from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
+from asyncsync.disk.scan import Rules
+from asyncsync.errors import ConfigError, SyncError, SyncFailedError
+from asyncsync.recordfile import RecordFile
+from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.report import SyncReport
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.budget import Lane
+from asyncsync.transfer.tree import Tree, TreeOptions
+
+if TYPE_CHECKING:
+    from asyncsync.engine import SyncEngine
+
+CheckpointSource = str | os.PathLike[str] | Checkpoint
+NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one ``report`` did. ``checkpoint`` is None if none was given."""
+
+    metrics: dict[str, Any]
+    checkpoint: CheckpointHandle | None = None
+
+
+class Trial:
+    """One training run of an experiment; ``engine.trial(name)`` makes it."""
+
+    __slots__ = (
+        "_changed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since",
+        "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
+    )  # fmt: skip
+
+    def __init__(self, engine: SyncEngine, record: TrialRecord, version: str = MISSING, *, resumed: bool = False) -> None:
+        self._engine = engine
+        self.record = record
+        self.key = record.name
+        self.resumed = resumed
+        self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", lambda: self.record.to_bytes(), version)
+        self.tree = Tree(
+            engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
+            TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete),
+        )  # fmt: skip
+        self.jobs: deque[CheckpointJob] = deque()
+        self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
+        self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
+        self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
+        self.dirty_since: float | None = None
+        self._changed: asyncio.Event | None = None
+        self._lock = asyncio.Lock()
+        self._prepared = False
+        self._reported_dirs: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The trial's name, unique in its experiment."""
+        return self.record.name
+
+    @property
+    def dir(self) -> Path:
+        """The trial's directory on this machine; write artifacts here."""
+        return Path(self.tree.root)
+
+    @property
+    def uri(self) -> str:
+        """Where the trial is stored."""
+        return self.tree.uri
+
+    async def report(
+        self,
+        metrics: Mapping[str, Any],
+        checkpoint: CheckpointSource | None = None,
+        *,
+        upload: UploadMode = UploadMode.SYNC,
+        delete_local: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Record metrics, and make a checkpoint durable.
+
+        Reports of a trial take effect in order, whatever their modes. A failure of an earlier ASYNC checkpoint or
+        background sync that nobody waited for is raised here, before anything of this report is recorded.
+
+        Args:
+            metrics: JSON values; nested mappings are fine. One line in ``result.json``, one row in ``progress.csv``.
+            checkpoint: a directory, or ``Checkpoint.take/lend/snapshot``.
+            upload: SYNC returns when it is durable, ASYNC when it is accepted (it waits while
+                ``max_pending_checkpoints`` of this trial are not durable yet), NO_UPLOAD sends nothing.
+            delete_local: delete the directory once durable; default: only for ASYNC and a directory that asyncsync
+                owns (``Checkpoint.take``). Refused for a directory that was only lent.
+            metadata: JSON values kept with the checkpoint.
+        """
+        source = _as_checkpoint(checkpoint)
+        _check_mode(upload, source, delete_local)
+        self._engine.check_open()
+        self.raise_failures()
+        async with self._lock:
+            await self._prepare()
+            handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}))
+        if handle is not None and upload is UploadMode.SYNC:
+            await handle.durable()
+            config = self._engine.run.sync_config
+            if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
+                await self.sync()
+        return Report(dict(metrics), handle)
+
+    async def sync(self) -> SyncReport:
+        """Sync the trial's files and record now, and wait for it. Raises why it failed."""
+        self._engine.check_open()
+        return await self._engine.scheduler.sync(self.key)
+
+    async def finish(self, status: str = "finished", error: object = None) -> None:
+        """The trial is over: wait for its checkpoints, sync it once more, leave the schedule.
+
+        ``error`` (a text or an exception) is kept in the record. Raises what is not durable.
+        """
+        self._engine.check_open()
+        await self.prepare()
+        self.record.status = status
+        self.record.error = None if error is None else str(error) or type(error).__name__
+        self._touch()
+        await self.settled()
+        self._engine.trial_changed(self)
+        await self.sync()
+        self._engine.scheduler.remove(self.key)
+        self.raise_failures()
+
+    # what the engine calls
+
+    async def sync_once(self) -> SyncReport:
+        """One attempt at files and record."""
+        await self.prepare()
+        before = self.dirty_since, self.record.updated
+        self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
+        report = await self.tree.sync_once(self._engine.progress_of(self.key))
+        saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
+        if (self.dirty_since, self.record.updated) == before and not self.jobs:
+            self.dirty_since = None
+        return replace(report, requests=report.requests + 1) if saved else report
+
+    def progress(self) -> str:
+        """How far the running or last sync is, for people."""
+        return self.tree.progress()
+
+    async def settled(self, most: int = 0) -> None:
+        """Wait until at most ``most`` checkpoints are not durable."""
+        while len(self.jobs) > most:
+            if self._changed is None:
+                self._changed = asyncio.Event()
+            self._changed.clear()
+            await self._changed.wait()
+
+    def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
+        """A checkpoint is durable, or will never be."""
+        self.jobs.remove(job)
+        if self._changed is not None:
+            self._changed.set()
+        job.handle.settle(error)
+        if error is not None and not job.handle.told:
+            self.failures.append((f"{self.key}/{job.name}", error, job.handle))
+        if error is None:
+            self.last_durable, self.last_durable_time = job.number, time.time()
+            self._touch()
+
+    def untold(self) -> dict[str, BaseException]:
+        """Failures that nobody has been given yet; they count as told now."""
+        found = {name: error for name, error, handle in self.failures if handle is None or not handle.told}
+        self.failures.clear()
+        return found
+
+    def raise_failures(self) -> None:
+        """Tell what went wrong since the last report."""
+        found = self.untold()
+        if not found:
+            return
+        if len(found) == 1:
+            error = next(iter(found.values()))
+            if isinstance(error, SyncError):
+                raise error
+        text = "; ".join(f"{name}: {error}" for name, error in found.items())
+        raise SyncFailedError(f"since the last report of trial {self.key} this failed: {text}", found)
+
+    async def prepare(self) -> None:
+        """On first use: the directory and params.json, and what a resumed trial had."""
+        if not self._prepared:
+            async with self._lock:
+                await self._prepare()
+
+    # inside
+
+    async def _prepare(self) -> None:
+        if self._prepared:
+            return
+        if self.resumed:
+            await self._engine.restore_trial(self)
+        await in_thread(os.makedirs, self.tree.root, exist_ok=True)
+        if self.record.params:
+            await in_thread(write_params, self.dir, self.record.params)
+        self._prepared = True
+
+    def _touch(self) -> None:
+        self.record.updated = time.time()
+        if self.dirty_since is None:
+            self.dirty_since = asyncio.get_running_loop().time()
+
+    def _rules(self) -> Rules:
+        config = self._engine.run.sync_config
+        if not config.sync_artifacts:
+            return Rules(only=OWN_FILES)
+        return Rules(
+            tuple(config.include), tuple(config.exclude), config.symlinks, self._reported_dirs, always=OWN_FILES,
+            skip_numbered=True,
+        )  # fmt: skip
+
+    async def _accept(
+        self, metrics: dict[str, Any], source: Checkpoint | None, mode: UploadMode, delete_local: bool | None,
+        metadata: dict[str, Any],
+    ) -> CheckpointHandle | None:  # fmt: skip
+        metrics, metadata = as_json(metrics), as_json(metadata)
+        size = await size_of(str(source.path)) if source is not None else 0
+        if source is not None and mode is UploadMode.ASYNC:
+            await self.settled(self._engine.run.checkpoint_config.max_pending_checkpoints - 1)
+            self._engine.check_open()
+        job = self._job(source, mode, delete_local, metrics, metadata, size)
+        row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(time.time())}
+        if job is not None:
+            row["checkpoint_dir_name"] = job.name
+        await in_thread(append_result, self.dir, {**row, **metrics})
+        self.record.reports += 1
+        self.record.metrics = metrics
+        self._touch()
+        if job is not None:
+            self.record.next_checkpoint = job.number + 1
+            self.jobs.append(job)
+            await self._engine.scheduler.inbox.put(job)
+            return job.handle
+        return self._not_uploaded(source) if source is not None else None
+
+    def _job(
+        self, source: Checkpoint | None, mode: UploadMode, delete_local: bool | None, metrics: dict[str, Any],
+        metadata: dict[str, Any], size: int,
+    ) -> CheckpointJob | None:  # fmt: skip
+        if source is None or mode is UploadMode.NO_UPLOAD:
+            return None
+        directory = os.path.abspath(source.path)
+        inside = os.path.relpath(directory, self.tree.root)
+        if not inside.startswith(".."):
+            self._reported_dirs |= {inside}
+        number = self.record.next_checkpoint
+        name = checkpoint_name(number)
+        delete = delete_local if delete_local is not None else (mode is UploadMode.ASYNC and source.owned)
+        return CheckpointJob(
+            self.key, directory, number, CheckpointHandle(name, f"{self.uri}/{name}"), metrics, metadata, delete, size,
+            asyncio.get_running_loop().time(),
+        )  # fmt: skip
+
+    def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
+        handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
+        handle.told = True
+        handle.settle(SyncError(f"the checkpoint {source.path} is not durable: {NO_UPLOAD_NOTE}"))
+        return handle
+
+
+def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
+    return source if source is None or isinstance(source, Checkpoint) else Checkpoint.lend(source)
+
+
+def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
+    if not isinstance(mode, UploadMode):
+        raise ConfigError(f"report(upload={mode!r}) is not usable: it must be an UploadMode")
+    if delete_local and source is not None and not source.owned:
+        raise ConfigError(
+            "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
+            "Checkpoint.take(directory)"
+        )
+
+
+def _existing(root: str, names: frozenset[str]) -> frozenset[str]:
+    """Those that still are there: so the set cannot grow for ever."""
+    return frozenset(name for name in names if os.path.isdir(f"{root}/{name}"))

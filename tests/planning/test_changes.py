@@ -1,0 +1,73 @@
+"""What has to be sent."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncsync.planning.changes import RACY_NS, SCANNED, compare, cut, part_size_for
+from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.snapshot import FileStat
+
+NOW = 10**18
+
+
+def stat(path: str, size: int = 3, mtime: int = 5) -> FileStat:
+    return FileStat(path, size, mtime, 1, 0o644)
+
+
+def entry(path: str, size: int = 3, mtime: int = 5) -> FileEntry:
+    return FileEntry(path, size, mtime, 0o644, 7, 0, ("x",), (7,), "v")
+
+
+def manifest(*entries: FileEntry) -> Manifest:
+    return Manifest({item.path: item for item in entries}, {SCANNED: NOW})
+
+
+def test_everything_is_new_without_a_manifest() -> None:
+    assert [file.path for file in compare([stat("a"), stat("b")], None).send] == ["a", "b"]
+
+
+def test_a_file_of_equal_size_and_mtime_is_skipped() -> None:
+    changes = compare([stat("a")], manifest(entry("a")))
+    assert (changes.send, changes.skip) == ([], 1)
+
+
+@pytest.mark.parametrize("now", [stat("a", size=4), stat("a", mtime=6), stat("a", mtime=4)])
+def test_any_difference_sends_it_on_to_hashing(now: FileStat) -> None:
+    assert compare([now], manifest(entry("a"))).send == [now]
+
+
+def test_a_file_written_within_the_clocks_tick_of_the_scan_is_doubted() -> None:
+    racy = NOW - RACY_NS + 1
+    assert compare([stat("a", mtime=racy)], manifest(entry("a", mtime=racy))).send
+
+
+def test_checksum_doubts_everything() -> None:
+    assert compare([stat("a")], manifest(entry("a")), checksum=True).send
+
+
+def test_what_vanished_is_gone() -> None:
+    assert compare([stat("a")], manifest(entry("a"), entry("b"))).gone == ["b"]
+
+
+@given(st.integers(1, 48 * 2**40), st.one_of(st.none(), st.integers(5 << 20, 1 << 30)))
+def test_parts_are_few_and_small_enough(size: int, wanted: int | None) -> None:
+    part = part_size_for(size, wanted, least=5 << 20, most=5 << 30, max_parts=10_000)
+    assert 5 << 20 <= part <= 5 << 30
+    assert -(-size // part) <= 10_000
+
+
+def test_a_file_that_no_parts_can_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        part_size_for(10**15, None, least=1, most=2, max_parts=2)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5))
+def test_parts_cover_the_file_without_gap(size: int, part: int) -> None:
+    if size // part > 10_000:
+        return
+    end = 0
+    for offset, length in cut(size, part):
+        assert offset == end
+        end += length
+    assert end == size
