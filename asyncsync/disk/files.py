@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,6 +78,27 @@ async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     """Run ``func`` in a worker thread. If the caller is cancelled, ``func`` runs to its end unobserved."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_threads.get(), partial(func, *args, **kwargs))
+
+
+async def in_thread_stoppable(func: Callable[[threading.Event], T]) -> T:
+    """Run ``func`` in a worker thread and never leave it behind: for work that changes something.
+
+    If the caller is cancelled the event is set, ``func`` looks at it between pieces and cleans up, and only when it
+    has returned does the cancel go on; what ``func`` returns or raises is dropped then.
+    """
+    stop = threading.Event()
+    future = asyncio.get_running_loop().run_in_executor(_threads.get(), func, stop)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            stop.set()
+            cancelled = error
+    if cancelled is not None:
+        future.exception()  # seen, so that the loop does not report it as lost
+        raise cancelled
+    return future.result()
 
 
 def stop_threads() -> None:
