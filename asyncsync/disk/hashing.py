@@ -54,7 +54,7 @@ def file_crc32c(path: str | os.PathLike[str]) -> int:
     crc = 0
     buffer = bytearray(PIECE)
     view = memoryview(buffer)
-    with open(Path(path), "rb", buffering=0) as file:
+    with Path(path).open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             crc = google_crc32c.extend(crc, bytes(view[:count]))
     return int(crc)

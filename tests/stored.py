@@ -1,0 +1,51 @@
+"""Puts trees, trials and experiments into a store as a finished sync leaves them."""
+
+import google_crc32c
+import xxhash
+
+from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
+
+MTIME = 1_700_000_000_123_456_789
+
+
+def entry_of(path, data, *, part_size=0, version="", mode=0o640):
+    step = part_size or max(1, len(data))
+    parts = [data[start : start + step] for start in range(0, len(data), step)] or [b""]
+    return FileEntry(
+        path, len(data), MTIME, mode, google_crc32c.value(data), part_size,
+        tuple(xxhash.xxh3_128_hexdigest(part) for part in parts),
+        tuple(google_crc32c.value(part) for part in parts), version,
+    )  # fmt: skip
+
+
+async def put_tree(store, prefix, files, *, part_size=0, manifest=True):
+    """Objects below ``prefix`` (ends in ``/`` or empty) and their manifest."""
+    entries = {}
+    for path, data in files.items():
+        info = await store.put(prefix + path, data)
+        cut = part_size if len(data) > part_size else 0
+        entries[path] = entry_of(path, data, part_size=cut, version=info.version)
+    result = Manifest(entries)
+    if manifest:
+        await store.put(prefix + MANIFEST, result.to_bytes())
+    return result
+
+
+async def put_trial(store, name, checkpoints, *, status="finished", prefix="", started=0.0, **more):
+    """A trial with its tree, its record and its checkpoints: name -> (files, metrics)."""
+    records = []
+    for number, (checkpoint, (files, metrics)) in enumerate(checkpoints.items()):
+        await put_tree(store, f"{prefix}{name}/{checkpoint}/", files)
+        size = sum(map(len, files.values()))
+        records.append(
+            CheckpointRecord(checkpoint, number, metrics, {"epoch": number}, len(files), size, started + number)
+        )
+    await put_tree(store, f"{prefix}{name}/", {"result.json": b'{"loss": 1}\n'})
+    record = TrialRecord(name, "exp", status, checkpoints=records, started=started, **more)
+    await store.put(f"{prefix}{name}/{TRIAL_RECORD}", record.to_bytes())
+
+
+async def put_experiment(store, name="exp", prefix="", **trials):
+    await store.put(f"{prefix}{EXPERIMENT_RECORD}", ExperimentRecord(name, trials).to_bytes())
+    await put_tree(store, prefix, {"searcher.pkl": b"state"})
