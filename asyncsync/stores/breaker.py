@@ -1,0 +1,118 @@
+"""A circuit breaker: when a store is gone, one request at a time asks whether it is back; the others wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from asyncsync.errors import UnavailableError
+
+log = logging.getLogger("asyncsync")
+
+THRESHOLD = 8
+"""Failures in a row, of any requests, after which the store counts as gone."""
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 15.0
+"""Seconds between two probes: doubled from the first to the longest."""
+
+
+class GoneError(UnavailableError):
+    """The store did not come back in time; there is no point in trying again at once."""
+
+
+class Breaker:
+    """Closed while the store answers. Open: ``enter`` waits until the store is back or it is the caller's turn to
+    probe. Every ``enter`` is followed by exactly one of ``answered``, ``failed`` and ``abandoned``."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.open = False
+        self.last_error: UnavailableError | None = None
+        """The last failure to reach the store; kept after it is back."""
+        self._failures = 0
+        self._pause = FIRST_PAUSE
+        self._probe_at = 0.0
+        self._probing = False
+        self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def enter(self, patience: float) -> bool:
+        """Wait until a request may go; True: it is the probe. GoneError after ``patience`` seconds."""
+        if not self.open:
+            return False
+        try:
+            async with asyncio.timeout(patience):
+                while self.open and not self._may_probe():
+                    await self._wait()
+        except TimeoutError:
+            text = f"{self.uri} has been unavailable for {patience:.0f} s; last error: {self.last_error}"
+            raise GoneError(text) from self.last_error
+        if self.open:
+            self._probing = True
+        return self.open
+
+    def answered(self) -> None:
+        """The store gave an answer, of whatever kind."""
+        self._failures = 0
+        if self.open:
+            log.warning("%s is back", self.uri)
+            self.open, self._probing, self._pause = False, False, FIRST_PAUSE
+            self._cancel_timer()
+            while self._waiters:
+                self._wake()
+
+    def failed(self, error: UnavailableError, *, probe: bool) -> None:
+        """The store could not be reached."""
+        self.last_error = error
+        self._failures += 1
+        if self.open and probe:
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._schedule()
+        elif not self.open and self._failures >= THRESHOLD:
+            log.warning("%s does not answer, requests wait until it is back: %s", self.uri, error)
+            self.open = True
+            self._schedule()
+
+    def abandoned(self, *, probe: bool) -> None:
+        """The request was cancelled, or did not get as far as the store."""
+        if probe and self.open:
+            self._probing = False
+            self._wake()
+
+    def close(self) -> None:
+        """Drop the timer."""
+        self._cancel_timer()
+
+    def _may_probe(self) -> bool:
+        return not self._probing and asyncio.get_running_loop().time() >= self._probe_at
+
+    async def _wait(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiters[future] = None
+        try:
+            await future
+        except BaseException:
+            self._waiters.pop(future, None)
+            if not future.cancelled() and self.open:
+                self._wake()  # we were to probe: somebody else must
+            raise
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._probing = False
+        self._probe_at = loop.time() + self._pause
+        self._cancel_timer()
+        self._timer = loop.call_at(self._probe_at, self._wake)
+
+    def _wake(self) -> None:
+        while self._waiters:
+            future, _ = self._waiters.popitem(last=False)
+            if not future.done():
+                future.set_result(None)
+                return
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,350 @@
+"""Retries, limits and time-outs around any store: the one place that has them.
+
+A :class:`GuardedStore` shares one budget and one circuit breaker; a :class:`GuardedView` of it is bound to a lane
+and an owner and counts what it did. A request holds a slot for one attempt at a time, never while it waits to try
+again. A sink of :meth:`GuardedView.read` runs while the slot is held: it must not make requests of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import TypeVar
+
+from asyncsync.errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    ThrottledError,
+    UnavailableError,
+)
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Upload
+from asyncsync.stores.breaker import Breaker, GoneError
+from asyncsync.stores.budget import Budget, Lane, Outcome
+from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
+
+T = TypeVar("T")
+
+HOLD = 1 << 20
+"""Reads of up to this many bytes are held back until they are whole; longer ones are pinned to a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a request is tried again. Full jitter: the pause is random between 0 and the bound, so that many clients
+    that failed together do not come back together (Brooker, "Exponential Backoff And Jitter", AWS, 2015)."""
+
+    attempts: int = 6
+    """Attempts in all."""
+    base: float = 0.2
+    """Bound of the first pause, seconds; doubled each time."""
+    cap: float = 20.0
+    """Largest bound, seconds. A longer Retry-After of the store is still kept."""
+    patience: float = 120.0
+    """Most seconds that a request waits for a store that is gone, beside its own attempts."""
+
+    def pause(self, attempt: int, error: StoreError, rng: Random) -> float:
+        """Seconds to wait after the ``attempt``-th attempt (from 1) failed with ``error``."""
+        jitter = rng.uniform(0, min(self.cap, self.base * 2.0 ** (attempt - 1)))
+        asked = error.retry_after if isinstance(error, ThrottledError) else None
+        return jitter if asked is None else max(asked, 0.0) + min(jitter, self.base)
+
+
+class _Core:
+    """What all views of one store share."""
+
+    __slots__ = ("breaker", "budget", "inner", "retry", "rng", "timeout")
+
+    def __init__(self, inner: Store, budget: Budget, retry: RetryPolicy, timeout: float | None, rng: Random) -> None:
+        self.inner = inner
+        self.budget = budget
+        self.breaker = Breaker(inner.uri)
+        self.retry = retry
+        self.timeout = timeout
+        self.rng = rng
+
+
+class _Resume:
+    """A sink that knows how far a read has come, so that it can go on from there."""
+
+    __slots__ = ("_sink", "_view", "delivered")
+
+    def __init__(self, sink: Sink, view: GuardedView) -> None:
+        self._sink = sink
+        self._view = view
+        self.delivered = 0
+
+    async def __call__(self, piece: bytes) -> None:
+        await self._view.pay(len(piece))
+        await self._sink(piece)
+        self.delivered += len(piece)
+
+
+class GuardedView(Store):
+    """The store as one tree uses it. Cheap; closing it does nothing. Raises what the store raises, after all
+    attempts, with a note of how many there were."""
+
+    def __init__(self, core: _Core, lane: Lane, owner: str) -> None:
+        self.uri = core.inner.uri
+        self.traits = core.inner.traits
+        self.lane = lane
+        self.owner = owner
+        self.requests = 0
+        """Attempts made, the repeated ones too."""
+        self.retries = 0
+        """Attempts beyond the first of their request."""
+        self.bytes_sent = 0
+        """Bytes of bodies that the store acknowledged."""
+        self._core = core
+        self._inner = core.inner
+
+    async def close(self) -> None:
+        """Nothing to free: the store belongs to the :class:`GuardedStore`."""
+
+    async def pay(self, nbytes: int) -> None:
+        """Wait until the bandwidth limit allows ``nbytes`` more."""
+        if self._core.budget.paced:
+            await self._core.budget.pay(nbytes, self.lane)
+
+    # -- bodies
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        size = body_size(body)
+        once = partial(self._inner.put, key, body, crc32c=crc32c, if_version=if_version)
+        if if_version is None:
+            info = await self._run("put", key, once, size)
+        else:
+            info = await self._run("put", key, once, size, landed=partial(written_is_ours, self, key, body, crc32c))
+        self.bytes_sent += size
+        return info
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        size = body_size(body)
+        once = partial(self._inner.put_part, upload, number, offset, body, crc32c=crc32c)
+        part = await self._run("put part of", upload.key, once, size)
+        self.bytes_sent += size
+        return part
+
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        if if_version is None and length is not None and length <= HOLD:
+            data, info = await self._read_whole(key, start, length)
+            if data:
+                await sink(data)
+            return info
+        if if_version is None:
+            # A read that goes on after a cut must go on in the same object.
+            if_version = (await self.head(key)).version
+        resume = _Resume(sink, self)
+
+        def once() -> Awaitable[ObjectInfo]:
+            at = resume.delivered
+            rest = None if length is None else length - at
+            return self._inner.read(key, resume, start=start + at, length=rest, if_version=if_version)
+
+        return await self._run("read", key, once, moved=resume)
+
+    async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
+        data, info = await self._run("get", key, partial(self._inner.get, key))
+        await self.pay(len(data))
+        return data, info
+
+    async def _read_whole(self, key: str, start: int, length: int) -> tuple[bytes, ObjectInfo]:
+        """A short range: all of it from one answer, or the next attempt begins anew."""
+
+        async def once() -> tuple[bytes, ObjectInfo]:
+            pieces: list[bytes] = []
+
+            async def keep(piece: bytes) -> None:
+                pieces.append(piece)
+
+            info = await self._inner.read(key, keep, start=start, length=length)
+            return b"".join(pieces), info
+
+        data, info = await self._run("read", key, once)
+        await self.pay(len(data))
+        return data, info
+
+    # -- control
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._control("head", key, partial(self._inner.head, key))
+
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        once = partial(self._inner.list, prefix, delimiter=delimiter, token=token)
+        return await self._control("list", prefix, once)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            await self._control("delete", keys[0], partial(self._inner.delete, keys))
+
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        once = partial(self._inner.copy, source, key, if_source_version=if_source_version)
+        return await self._control("copy", source, once)
+
+    async def create_multipart(self, key: str) -> Upload:
+        return await self._control("create upload of", key, partial(self._inner.create_multipart, key))
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        once = partial(
+            self._inner.copy_part, upload, number, offset, source, start, length, if_source_version=if_source_version
+        )
+        return await self._control("copy part of", source, once)
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        once = partial(self._inner.complete_multipart, upload, parts, crc32c=crc32c, if_version=if_version)
+        landed = partial(completed_is_ours, self, upload.key, parts, crc32c)
+        return await self._run("complete upload of", upload.key, self._timed(once), landed=landed)
+
+    async def abort_multipart(self, upload: Upload) -> None:
+        await self._control("abort upload of", upload.key, partial(self._inner.abort_multipart, upload))
+
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        return await self._control("list parts of", upload.key, partial(self._inner.list_parts, upload))
+
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        return await self._control("list uploads of", prefix, partial(self._inner.list_multiparts, prefix))
+
+    # -- the guard
+
+    async def _control(self, verb: str, key: str, once: Callable[[], Awaitable[T]]) -> T:
+        return await self._run(verb, key, self._timed(once))
+
+    def _timed(self, once: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """A request without a body shows no progress that a store could watch: it gets a time limit."""
+        limit = self._core.timeout
+        if limit is None:
+            return once
+
+        async def timed() -> T:
+            try:
+                async with asyncio.timeout(limit) as scope:
+                    return await once()
+            except TimeoutError as error:
+                if not scope.expired() or isinstance(error, StoreError):
+                    raise
+                raise UnavailableError(f"{self.uri}: no answer within {limit:.0f} s") from error
+
+        return timed
+
+    async def _run(
+        self, verb: str, key: str, once: Callable[[], Awaitable[T]], size: int = 0, *,
+        moved: _Resume | None = None, landed: Callable[[], Awaitable[T | None]] | None = None,
+    ) -> T:  # fmt: skip
+        """Attempts until one succeeds. ``landed`` looks whether a write whose answer was lost is in the store."""
+        policy = self._core.retry
+        attempt = 1
+        while True:
+            try:
+                return await self._attempt(once, size, moved)
+            except StoreError as error:
+                if attempt > 1 and landed is not None and isinstance(error, PreconditionError | NotFoundError):
+                    ours = await landed()
+                    if ours is not None:
+                        return ours
+                if attempt >= policy.attempts or _is_final(error, moved):
+                    error.add_note(f"{self.uri}: {verb} {key!r}, attempt {attempt} of {policy.attempts}")
+                    raise
+                pause = policy.pause(attempt, error, self._core.rng)
+            await asyncio.sleep(pause)
+            attempt += 1
+            self.retries += 1
+
+    async def _attempt(self, once: Callable[[], Awaitable[T]], size: int, moved: _Resume | None) -> T:
+        """One attempt, with a slot."""
+        core = self._core
+        if size and core.budget.paced:
+            await core.budget.pay(size, self.lane)
+        started, probe = await self._enter(size)
+        before = 0 if moved is None else moved.delivered
+        outcome = Outcome.FAILED
+        answered = False
+        self.requests += 1
+        try:
+            result = await once()
+            outcome, answered = Outcome.DONE, True
+        except UnavailableError as error:
+            core.breaker.failed(error, probe=probe)
+            probe = False
+            raise
+        except StoreError as error:
+            outcome = Outcome.THROTTLED if isinstance(error, ThrottledError) else Outcome.DONE
+            answered = True
+            raise
+        finally:
+            if answered:
+                core.breaker.answered()
+            elif probe:
+                core.breaker.abandoned(probe=True)
+            core.budget.release(started, size if moved is None else moved.delivered - before, outcome)
+        return result
+
+    async def _enter(self, size: int) -> tuple[float, bool]:
+        """Wait for the store to be there, and for a slot. Returns when the attempt began, and whether it is a probe."""
+        breaker, budget = self._core.breaker, self._core.budget
+        while True:
+            probe = await breaker.enter(self._core.retry.patience) if breaker.open else False
+            try:
+                started = await budget.acquire(self.lane, self.owner, size)
+            except BaseException:
+                breaker.abandoned(probe=probe)
+                raise
+            if probe or not breaker.open:
+                return started, probe
+            budget.release(started, 0, Outcome.FAILED)  # it went away while we waited for the slot
+
+
+def _is_final(error: StoreError, moved: _Resume | None) -> bool:
+    """Whether no further attempt can help."""
+    if isinstance(error, IntegrityError) and moved is not None and moved.delivered:
+        return True  # the sink has damaged bytes, and nobody knows which
+    return not error.retryable or isinstance(error, GoneError)
+
+
+class GuardedStore(GuardedView):
+    """A store with retries, limits and a circuit breaker; see :meth:`view`. Used directly it has the lowest lane.
+
+    ``request_timeout`` (seconds) ends an attempt of a request without body, such as head or complete; None: no
+    limit. Bodies have the store's own watch on progress.
+    """
+
+    def __init__(
+        self, inner: Store, budget: Budget, *, retry: RetryPolicy | None = None,
+        request_timeout: float | None = 120.0, random: Random | None = None,
+    ) -> None:  # fmt: skip
+        rng = random or Random()  # noqa: S311  spreads retries, guards nothing
+        core = _Core(inner, budget, retry or RetryPolicy(), request_timeout, rng)
+        super().__init__(core, Lane.ARTIFACT, "")
+
+    @property
+    def healthy(self) -> bool:
+        """False while the store counts as gone and requests wait for it."""
+        return not self._core.breaker.open
+
+    @property
+    def last_error(self) -> UnavailableError | None:
+        """The last failure to reach the store."""
+        return self._core.breaker.last_error
+
+    def view(self, lane: Lane, owner: str) -> GuardedView:
+        """The store for the requests of one tree, counted for itself."""
+        return GuardedView(self._core, lane, owner)
+
+    async def close(self) -> None:
+        """Close the store inside."""
+        self._core.breaker.close()
+        await self._inner.close()
