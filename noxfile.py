@@ -1,0 +1,88 @@
+"""What developers and CI run: `python3 run.py nox` for the quick checks, `python3 run.py nox -s NAME` for one.
+
+The sessions use the environment that run.py made, so that nothing is installed twice; only `build` makes its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "layers", "tests", "docs", "build"]
+
+HERE = Path(__file__).parent.resolve()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and likely mistakes; `-- --fix` mends what can be mended."""
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *(() if "--fix" in session.posargs else ("--check",)), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The package under mypy's strict rules."""
+    session.run("mypy")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Imports point down only."""
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite; arguments go to pytest."""
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
+    session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks against other tools, in benchmarks/."""
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel as a user gets it: built, looked into, installed alone in a fresh environment, and its demo run
+    outside of the checkout."""
+    room = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "build", "--outdir", str(room / "dist"), str(HERE), silent=True)
+    wheel = max((room / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    if "asyncsync/py.typed" not in inside or any(name.startswith(("tests/", "docs/")) for name in inside):
+        session.error(f"{wheel.name} does not hold what it should: {sorted(inside)}")
+    venv.create(room / "fresh", clear=True, with_pip=True)
+    programs = room / "fresh" / "bin"
+    session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    _demo(session, programs, room)
+
+
+def _demo(session: nox.Session, programs: Path, room: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    environment |= {"HOME": str(room), "ASYNCSYNC_STATE_DIR": str(room / "state")}
+    where = subprocess.run(
+        [programs / "python", "-c", "import asyncsync; print(asyncsync.__file__)"],
+        cwd=room, env=environment, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    if str(room) not in where:
+        session.error(f"the demo would not run from the wheel but from {where}")
+    demo = subprocess.run([programs / "asyncsync", "demo"], cwd=room, env=environment, stdin=subprocess.DEVNULL,
+                          stdout=sys.stdout, check=False)  # fmt: skip
+    if demo.returncode:
+        session.error(f"the demo from the wheel ended with exit code {demo.returncode}")
