@@ -86,7 +86,7 @@ class BlockingTrial:
 class BlockingEngine:
     """See :class:`asyncsync.SyncEngine`; made by ``SyncEngine.blocking(run)``, used with a plain ``with``."""
 
-    def __init__(self, run: RunConfig, **options: Any) -> None:
+    def __init__(self, run: RunConfig, **options: Any) -> None:  # noqa: ANN401 (those of SyncEngine)
         self._engine = SyncEngine(run, **options)
         self._open: ExitStack | None = None
         self._portal: BlockingPortal | None = None

@@ -9,10 +9,10 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asyncsync.config import SyncConfig
 from asyncsync.disk.files import in_thread
@@ -24,6 +24,8 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.budget import Lane
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions
+
+T = TypeVar("T")
 
 FICLONE = 0x40049409
 """ioctl of Linux: share the blocks of another file (``man 2 ioctl_ficlone``)."""
@@ -154,7 +156,9 @@ def checkpoint_name(number: int) -> str:
     return f"checkpoint_{number:06d}"
 
 
-async def upload(session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, uploaded: Callable[[str], None]) -> SyncReport:
+async def upload(
+    session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, failed: Callable[[str], None]
+) -> SyncReport:
     """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
 
     The caller bounds it in time. Raises what cannot pass.
@@ -169,10 +173,10 @@ async def upload(session: Session, prefix: str, job: CheckpointJob, config: Sync
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
     options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info)
     tree = job.tree = Tree(session, job.directory, f"{prefix}{job.name}/", options)
-    return await persist(tree.sync_once, uploaded)
+    return await persist(tree.sync_once, failed)
 
 
-async def persist(attempt: Callable[[], Any], failed: Callable[[str], None]) -> Any:  # noqa: ANN401 (what attempt gives)
+async def persist(attempt: Callable[[], Awaitable[T]], failed: Callable[[str], None]) -> T:
     """Call ``attempt`` until it works or fails for good; full jitter between tries. ``failed`` hears of each failure."""
     tries = 0
     while True:

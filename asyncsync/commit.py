@@ -114,9 +114,7 @@ class CheckpointRunner:
             trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
         self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
         self._owed()
-        self._engine.emit(
-            CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error))
-        )
+        self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         trial.job_ended(job, error)

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.checkpoints import CheckpointJob, may_pass
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_name
+from asyncsync.closing import LAST_TRIES, raise_failures, sync_all
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.results import as_json
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import (
-    AsyncsyncError,
     ConfigError,
     EngineClosedError,
     ExperimentExistsError,
     NotFoundError,
     SyncError,
-    SyncFailedError,
 )
 from asyncsync.events import Event, Progress
 from asyncsync.janitor import Janitor
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = ""
 """Key of the experiment's own tree."""
-LAST_TRIES = 3
-"""How often the last sync of a tree is tried at exit."""
+TOLERATED = 300.0
+"""Seconds for which background syncs may fail for reasons that pass before the trial's next report raises."""
 
 
 class SyncEngine:
@@ -101,7 +100,7 @@ class SyncEngine:
     key = EXPERIMENT
 
     @staticmethod
-    def blocking(run: RunConfig, **options: Any) -> BlockingEngine:
+    def blocking(run: RunConfig, **options: Any) -> BlockingEngine:  # noqa: ANN401 (those of SyncEngine)
         """The same engine for training loops that are not async: ``with SyncEngine.blocking(run) as engine:``."""
         from asyncsync.blocking import BlockingEngine  # noqa: PLC0415 (it imports us)
 
@@ -164,7 +163,7 @@ class SyncEngine:
                 record.epoch += 1
                 record.status, record.updated = "running", time.time()
         self.record = record
-        self.record_file = RecordFile(EXPERIMENT_RECORD, lambda: self.record.to_bytes(), version)
+        self.record_file = RecordFile(EXPERIMENT_RECORD, record.to_bytes, version)
 
     def _config(self) -> dict[str, Any]:
         return as_json({"sync": asdict(self.run.sync_config), "checkpoint": asdict(self.run.checkpoint_config)})
@@ -213,7 +212,7 @@ class SyncEngine:
     async def sync(self) -> None:
         """Sync the experiment and every trial now, and wait for it. SyncFailedError names the trees that failed."""
         self.check_open()
-        _raise(await self._sync_all())
+        raise_failures(await sync_all(self.scheduler, self._member_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
         """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not."""
@@ -240,7 +239,7 @@ class SyncEngine:
         finally:
             await self._stop(error)
         if error is None:
-            _raise(failures)
+            raise_failures(failures)
         elif failures:
             error.add_note("asyncsync: not durable: " + "; ".join(f"{key}: {why}" for key, why in failures.items()))
 
@@ -263,39 +262,10 @@ class SyncEngine:
         """Everything that is waiting, then one last sync of every tree; what failed, by name."""
         for trial in self.trials.values():
             await trial.settled()
-        failures: dict[str, BaseException] = await self._sync_all(tries=LAST_TRIES)
+        failures: dict[str, BaseException] = await sync_all(self.scheduler, self._member_keys(), tries=LAST_TRIES)
         await self._janitor.clean_up()
         for trial in self.trials.values():
             failures.update(trial.untold())
-        return failures
-
-    async def _sync_all(self, tries: int = 1) -> dict[str, BaseException]:
-        keys = self._member_keys()
-        failures: dict[str, BaseException] = {}
-        for attempt in range(tries):
-            if attempt:
-                await asyncio.sleep(2.0**attempt)
-            failures = await self._sync_these(keys)
-            keys = [key for key, error in failures.items() if may_pass(error)]
-            if not keys:
-                break
-        return {key or "the experiment's own files": error for key, error in failures.items()}
-
-    async def _sync_these(self, keys: list[str]) -> dict[str, BaseException]:
-        failures: dict[str, BaseException] = {}
-        left = list(reversed(keys))
-
-        async def one_after_the_other() -> None:
-            while left:
-                key = left.pop()
-                try:
-                    await self.scheduler.sync(key)
-                except (AsyncsyncError, OSError) as error:
-                    failures[key] = error
-
-        async with asyncio.TaskGroup() as group:
-            for index in range(min(len(keys), 64)):
-                group.create_task(one_after_the_other(), name=f"sync all #{index}")
         return failures
 
     async def _stop(self, error: BaseException | None) -> None:
@@ -382,9 +352,7 @@ class SyncEngine:
         known = self._known.pop(name, None)
         if known is None:
             now = time.time()
-            record = TrialRecord(
-                name, str(self.run.name), params=as_json(params or {}), started=now, updated=now
-            )
+            record = TrialRecord(name, str(self.run.name), params=as_json(params or {}), started=now, updated=now)
             return Trial(self, record)
         record, version = known
         record.epoch += 1
@@ -403,17 +371,13 @@ class SyncEngine:
             self._runner.accept(item)
 
     def _on_failure(self, key: str, error: BaseException) -> None:
-        """A background sync failed; it is tried again, but its trial is told at the next report."""
+        """A background sync failed; it is tried again. The trial is told at its next report, but of what may pass only
+        once it has lasted: a store that is away for a minute must not end a training loop."""
         trial = self.trials.get(key)
-        if trial is not None:
+        if trial is None:
+            return
+        now = asyncio.get_running_loop().time()
+        trial.failing_since = now if trial.failing_since is None else trial.failing_since
+        if not may_pass(error) or now - trial.failing_since >= TOLERATED:
             trial.failures = [item for item in trial.failures if item[0] != key]
             trial.failures.append((key, error, None))
-
-
-def _raise(failures: Mapping[str, BaseException]) -> None:
-    if not failures:
-        return
-    if len(failures) == 1:
-        raise next(iter(failures.values()))
-    text = "; ".join(f"{key}: {error}" for key, error in failures.items())
-    raise SyncFailedError(f"{len(failures)} things are not durable: {text}", failures)

@@ -75,6 +75,6 @@ class RecordFile:
 
     def _conflict(self, store: Store) -> ConcurrentWriterError:
         return ConcurrentWriterError(
-            f"{store.uri.rstrip('/')}/{self.key} is written by another process; nothing of it was overwritten. Resume with "
-            "resume=True only after the other one has ended"
+            f"{store.uri.rstrip('/')}/{self.key} is written by another process; nothing of it was overwritten. Resume "
+            "with resume=True only after the other one has ended"
         )

@@ -44,15 +44,17 @@ class Trial:
 
     __slots__ = (
         "_changed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since",
-        "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
+        "failing_since", "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
     )  # fmt: skip
 
-    def __init__(self, engine: SyncEngine, record: TrialRecord, version: str = MISSING, *, resumed: bool = False) -> None:
+    def __init__(
+        self, engine: SyncEngine, record: TrialRecord, version: str = MISSING, *, resumed: bool = False
+    ) -> None:
         self._engine = engine
         self.record = record
         self.key = record.name
         self.resumed = resumed
-        self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", lambda: self.record.to_bytes(), version)
+        self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
         self.tree = Tree(
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
             TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete),
@@ -62,6 +64,8 @@ class Trial:
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
+        self.failing_since: float | None = None
+        """Since when background syncs fail, on the event loop's clock."""
         self._changed: asyncio.Event | None = None
         self._lock = asyncio.Lock()
         self._prepared = False
@@ -151,6 +155,8 @@ class Trial:
         saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
         if (self.dirty_since, self.record.updated) == before and not self.jobs:
             self.dirty_since = None
+        self.failing_since = None
+        self.failures = [item for item in self.failures if item[0] != self.key]
         return replace(report, requests=report.requests + 1) if saved else report
 
     def progress(self) -> str:

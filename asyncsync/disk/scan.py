@@ -39,7 +39,7 @@ class Rules:
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
 
 
-def scan(root: str, rules: Rules = Rules()) -> Snapshot:  # noqa: B008 (frozen)
+def scan(root: str, rules: Rules = Rules()) -> Snapshot:
     """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``."""
     if rules.only is not None:
         return _scan_only(root, rules.only)

@@ -40,6 +40,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jobs = 0
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         super().__init__(_JumpingSelector(self))
+        # asyncio runs a timer when it is less than this away. Its own nanosecond is lost in the rounding of a float
+        # after half a year, and the loop would turn for ever before a timer that is due.
+        self._clock_resolution = 2.0**-20
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -59,7 +62,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # type: ignore[override]  # the stubs say Future, as here; only the generics differ
         self, executor: concurrent.futures.Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        return super().run_in_executor(_Counting(executor or self._default_pool(), self._count), func, *args)
+        job = (executor or self._default_pool()).submit(func, *args)
+        self._jobs += 1
+        result = asyncio.wrap_future(job, loop=self)
+        job.add_done_callback(self._ended)  # after wrap_future's own: callbacks run in the order they were added
+        return result
 
     def _default_pool(self) -> concurrent.futures.ThreadPoolExecutor:
         if self._pool is None:
@@ -67,13 +74,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self.set_default_executor(self._pool)
         return self._pool
 
-    def _count(self, job: concurrent.futures.Future[Any]) -> None:
-        self._jobs += 1
-        job.add_done_callback(self._ended)
-
     def _ended(self, _: concurrent.futures.Future[Any]) -> None:
-        # Runs in the worker thread, or in the loop's for a job cancelled before it began. The result itself is
-        # passed on by a callback added after this one; the second hop below lets it go first.
+        # Runs in the worker thread, or in the loop's for a job cancelled before it began. The result was handed to
+        # the loop before this; the second hop below lets whoever waits for it go first.
         try:
             self.call_soon_threadsafe(self.call_soon, self._uncount)
         except RuntimeError:
@@ -82,21 +85,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _uncount(self) -> None:
         self._jobs -= 1
-
-
-class _Counting(concurrent.futures.Executor):
-    """Passes jobs on, and every one of them to ``count``."""
-
-    def __init__(
-        self, executor: concurrent.futures.Executor, count: Callable[[concurrent.futures.Future[Any]], None]
-    ) -> None:
-        self._executor = executor
-        self._count = count
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
-        future = self._executor.submit(fn, *args, **kwargs)
-        self._count(future)
-        return future
 
 
 class _JumpingSelector(selectors.DefaultSelector):

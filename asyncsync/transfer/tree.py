@@ -1,4 +1,7 @@
-"""A tree: a local directory that is kept in step with one prefix of a store. One pass at a time; the owner sees to that."""
+"""A tree: a local directory that is kept in step with one prefix of a store.
+
+One pass at a time; the owner sees to that.
+"""
 
 from __future__ import annotations
 
@@ -211,12 +214,16 @@ class Tree:
             known = Manifest({**(known.files if known else {}), **self._uncommitted.files}, self._uncommitted.info)
         return await in_thread(compare, snapshot.files, known, checksum=self._options.checksum)
 
-    async def _send(
-        self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None
-    ) -> Tally:
+    async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
         session = self._session
         upload = self._upload = TreeUpload(
-            store, self.prefix, self.root, session.transfer, session.uploads, known=self._manifest, on_progress=on_progress
+            store,
+            self.prefix,
+            self.root,
+            session.transfer,
+            session.uploads,
+            known=self._manifest,
+            on_progress=on_progress,
         )
         self._files = files
         try:
@@ -280,4 +287,9 @@ class Tree:
 
 
 def _differs(old: FileEntry | None, new: FileEntry) -> bool:
-    return old is None or (old.size, old.crc32c, old.parts, old.version) != (new.size, new.crc32c, new.parts, new.version)
+    return old is None or (old.size, old.crc32c, old.parts, old.version) != (
+        new.size,
+        new.crc32c,
+        new.parts,
+        new.version,
+    )
