@@ -174,7 +174,7 @@ class LocalStore(Store):
 
     async def create_multipart(self, key: str) -> Upload:
         self._path(key)
-        return await self._upload_call(key, lambda stop: self._uploads.create(key))
+        return await self._upload_call(key, lambda _: self._uploads.create(key))
 
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
@@ -219,14 +219,14 @@ class LocalStore(Store):
         return await self._upload_call(upload.key, work)
 
     async def abort_multipart(self, upload: Upload) -> None:
-        await self._upload_call(upload.key, lambda stop: self._uploads.abort(upload))
+        await self._upload_call(upload.key, lambda _: self._uploads.abort(upload))
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        return await self._upload_call(upload.key, lambda stop: self._uploads.parts(upload))
+        return await self._upload_call(upload.key, lambda _: self._uploads.parts(upload))
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         self._check_prefix(prefix)
-        return await self._upload_call(prefix, lambda stop: self._uploads.all(prefix))
+        return await self._upload_call(prefix, lambda _: self._uploads.all(prefix))
 
     async def _upload_call(self, key: str, func: Callable[[threading.Event], T]) -> T:
         def work(stop: threading.Event) -> T:

@@ -1,4 +1,4 @@
-"""A store that fails, hangs or is cancelled at the n-th call: for tests that try every place where things can go wrong."""
+"""A store that fails, hangs or is cancelled at the n-th call, to try every place where things can go wrong."""
 
 from __future__ import annotations
 

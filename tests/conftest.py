@@ -1,0 +1,144 @@
+"""What every test gets: its own state directory, virtual time when it asks for it, and a check that it leaves nothing.
+
+``@pytest.mark.virtual_time`` runs an async test on a :class:`asyncsync.testing.VirtualTimeLoop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import servers
+
+from asyncsync.disk.files import stop_threads
+from asyncsync.testing import VirtualTimeLoop, reset_memory
+
+LEAK_SECONDS = 2.0
+"""Real seconds for a server's own threads and sockets to notice that their client is gone."""
+
+_loops: list[asyncio.AbstractEventLoop] = []
+_shared: set[str] = set()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "virtual_time: the event loop's clock jumps instead of waiting")
+
+
+def pytest_asyncio_loop_factories(config, item):
+    if item.get_closest_marker("virtual_time"):
+        return {"virtual": _remembered(VirtualTimeLoop)}
+    return {"real": _remembered(asyncio.new_event_loop)}
+
+
+def _remembered(factory):
+    def make():
+        loop = factory()
+        _loops[:] = [known for known in _loops if not known.is_closed()] + [loop]
+        return loop
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "state"))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    yield
+    reset_memory()
+
+
+# Leaks: tasks are looked for when the test function has ended, everything else when its fixtures are gone too.
+
+
+def _open_tasks() -> set[asyncio.Task]:
+    return {task for loop in _loops if not loop.is_closed() for task in asyncio.all_tasks(loop) if not task.done()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    before = _open_tasks()
+    result = yield
+    if left := _open_tasks() - before:
+        pytest.fail(f"the test leaves tasks behind: {sorted(map(repr, left))}", pytrace=False)
+    return result
+
+
+def held() -> set[str]:
+    """Threads and descriptors of this process, as text."""
+    found = {f"thread {thread.name} {thread.ident}" for thread in threading.enumerate()}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the one that listed them
+        found.add(f"descriptor {fd} {target}")
+    return found
+
+
+_before = pytest.StashKey[set[str]]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[_before] = held()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    result = yield
+    stop_threads()
+    before = item.stash[_before]
+    deadline = time.monotonic() + LEAK_SECONDS
+    while left := held() - before - _shared:
+        if time.monotonic() > deadline:
+            pytest.fail(f"the test leaves behind: {sorted(left)}", pytrace=False)
+        gc.collect()  # transports that wait for the collector are a leak of the next loop, not of this check
+        time.sleep(0.01)
+    return result
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """What is opened in here belongs to the session, not to the test that happened to ask first."""
+    before = held()
+    yield
+    _shared.update(held() - before)
+
+
+def _server(name: str) -> Iterator[servers.S3Server]:
+    if not servers.available(name):
+        pytest.skip(f"{name} is not installed")
+    with shared():
+        context = servers.running(name)
+        server = context.__enter__()
+    try:
+        yield server
+    finally:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[servers.S3Server]:
+    yield from _server("seaweedfs")
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[servers.S3Server]:
+    yield from _server("ministack")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[servers.S3Server]:
+    yield from _server("moto")
