@@ -1,0 +1,246 @@
+"""``demo``: a sweep from start to end, and the check that what came out of it is right.
+
+Read it as an example: :func:`train` is a training loop that reports to asyncsync, :func:`sweep` runs twenty of them at
+once in one engine, and :func:`demo_read`, in a second process that shares nothing with the first but the store, gets
+the best checkpoint back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from array import array
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asyncsync.checkpoints import Checkpoint
+from asyncsync.cli.app import DONE, FAILED, command
+from asyncsync.cli.demo_board import Board
+from asyncsync.cli.options import Settings, resolve_url
+from asyncsync.cli.output import Output, count, human_bytes, human_seconds
+from asyncsync.config import DEFAULT_STORAGE_PATH, CheckpointConfig, RunConfig, SyncConfig, UploadMode
+from asyncsync.engine import SyncEngine
+from asyncsync.experiment import Experiment
+from asyncsync.reading import verify
+from asyncsync.trial import Trial
+
+WEIGHTS = 32 * 1024
+"""Numbers in the model: 256 KiB a checkpoint."""
+EPOCHS = 10
+EVERY = 2
+"""Epochs between checkpoints."""
+KEEP = 2
+FAILS = 7
+"""The trial that fails on purpose, and at which epoch."""
+FAILS_AT = 5
+
+DEMO = """Run a sweep of 20 trials with checkpoints and artifacts, watch it live, and check the result.
+
+Why: it shows in ten seconds what asyncsync does. Twenty async training loops report to one engine; every checkpoint
+goes to the store while training goes on; one trial fails on purpose; retention keeps the best two of each. Then a second
+process, which knows the URL and nothing else, opens the experiment, downloads the best checkpoint and compares it with
+the SHA-256 that the training noted, and reads every byte of the experiment against its manifests.
+
+\b
+Examples:
+  asyncsync demo
+  asyncsync demo --dir /tmp/results
+  asyncsync demo s3://bucket/experiments --endpoint-url http://127.0.0.1:8333
+
+Exit codes: 0 every check held, 1 one did not or something failed, 2 usage, 130 interrupted.
+"""
+
+
+class Model:
+    """A toy: weights that descend towards a target with noisy gradients."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self._random = random.Random(seed)  # noqa: S311 (no secret)
+        self._rate = rate
+        self._target = array("d", (self._random.gauss(0, 1) for _ in range(WEIGHTS)))
+        self.weights = array("d", bytes(8 * WEIGHTS))
+
+    def epoch(self) -> float:
+        """One step; the loss after it. Blocking."""
+        rate, noise = self._rate, self._random.gauss(0, 0.05)
+        self.weights = array("d", (w - rate * (w - t + noise) for w, t in zip(self.weights, self._target, strict=True)))
+        return sum((w - t) ** 2 for w, t in zip(self.weights, self._target, strict=True)) / WEIGHTS
+
+    def save(self, directory: Path) -> str:
+        """Write a checkpoint; the SHA-256 of the weights. Blocking."""
+        directory.mkdir(parents=True)
+        data = self.weights.tobytes()
+        (directory / "weights.bin").write_bytes(data)
+        (directory / "model.json").write_text(json.dumps({"weights": WEIGHTS, "type": "float64"}))
+        return hashlib.sha256(data).hexdigest()
+
+
+def append(path: Path, line: str) -> None:
+    """An artifact: a log that grows. Blocking."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+async def train(trial: Trial, number: int, scratch: Path, pace: float) -> None:
+    """One training run. All that asyncsync asks for is ``await trial.report(...)``."""
+    model = await asyncio.to_thread(Model, number, float(trial.record.params["rate"]))
+    for epoch in range(1, EPOCHS + 1):
+        loss = await asyncio.to_thread(model.epoch)
+        if number == FAILS and epoch == FAILS_AT:
+            raise ValueError(f"out of luck at epoch {epoch} (on purpose)")
+        await asyncio.to_thread(append, trial.dir / "train.log", f"epoch {epoch} loss {loss:.6f}")
+        checkpoint, metadata = None, None
+        if epoch % EVERY == 0:
+            directory = scratch / trial.name / str(epoch)
+            metadata = {"sha256": await asyncio.to_thread(model.save, directory), "epoch": epoch}
+            checkpoint = Checkpoint.take(directory)  # asyncsync owns it now, and deletes it once it is durable
+        await trial.report({"loss": loss, "epoch": epoch}, checkpoint, upload=UploadMode.ASYNC, metadata=metadata)
+        await asyncio.sleep(pace * random.uniform(0.5, 1.5))  # noqa: S311 (a pause)
+
+
+async def run_trial(trial: Trial, number: int, scratch: Path, pace: float) -> None:
+    """A trial that fails is marked as failed; the others go on."""
+    try:
+        await train(trial, number, scratch, pace)
+    except ValueError as error:
+        await trial.finish("failed", error=error)
+    else:
+        await trial.finish()
+
+
+async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Board) -> None:
+    """Twenty trials at once in one engine. Leaving ``async with`` means that everything is durable."""
+    async with asyncio.TaskGroup() as listeners, SyncEngine(run, local_dir=work / "runs") as engine:
+        listeners.create_task(board.follow(engine.events()), name="demo events")
+        async with asyncio.TaskGroup() as group:
+            for number in range(trials):
+                trial = engine.trial(f"trial_{number:05d}", params={"rate": 0.05 * (1 + number % 10)})
+                group.create_task(run_trial(trial, number, work / "scratch", pace), name=trial.name)
+            group.create_task(board.refresh(engine), name="demo table")
+
+
+@command(help=DEMO)
+@click.argument("url", required=False)
+@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Store in this directory.")
+@click.option("--trials", type=click.IntRange(FAILS + 1, 1000), default=20, show_default=True, help="How many trials.")
+@click.option("--pace", type=click.FloatRange(0, 10), default=0.25, hidden=True, help="Seconds an epoch.")
+async def demo(
+    output: Output, settings: Settings, *, url: str | None, directory: str | None, trials: int, pace: float
+) -> int:
+    """See DEMO."""
+    if url is not None and directory is not None:
+        raise click.UsageError("give a URL or --dir, not both")
+    storage = resolve_url(url) if url is not None else os.path.abspath(directory) if directory is not None else None
+    run = RunConfig(
+        name=time.strftime(f"demo_%Y-%m-%d_%H-%M-%S_{os.getpid()}"),
+        storage_path=storage or DEFAULT_STORAGE_PATH,
+        sync_config=SyncConfig(sync_period=1.0, sync_artifacts=True),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=KEEP, checkpoint_score_attribute="loss", checkpoint_score_order="min"
+        ),
+        transfer=settings.transfer,
+        storage_options=settings.storage_options,
+    )
+    output.line(f"{trials} trials of {EPOCHS} epochs at once, a checkpoint every {EVERY}, to\n  {run.uri}")
+    output.at_interrupt = lambda: f"the demo was left; what is durable is in {run.uri}"
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="asyncsync-demo-") as work, Board(output, trials) as board:
+        await sweep(run, Path(work), trials, pace, board)
+    seconds = time.monotonic() - started
+    _tell_sweep(output, board, seconds)
+    found = await _second_process(run.uri, settings)
+    checks = _checks(board, found, trials)
+    _tell_checks(output, run.uri, found, checks)
+    held = all(checks.values())
+    output.document(
+        {"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks}
+    )
+    return DONE if held else FAILED
+
+
+async def _second_process(uri: str, settings: Settings) -> dict[str, Any]:
+    """Another interpreter, given the URL and the store's options, reads the experiment."""
+    options = [part for key, value in settings.storage_options.items() for part in ("-o", f"{key}={value}")]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "asyncsync", "demo-read", uri, "--json", *options, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        answer, _ = await process.communicate()
+    except BaseException:
+        process.kill()
+        raise
+    found: dict[str, Any] = json.loads(answer or b"{}")
+    return found
+
+
+@command(help="The demo's second process: get the best checkpoint back and check it.", hidden=True)
+@click.argument("uri")
+async def demo_read(output: Output, settings: Settings, *, uri: str) -> int:
+    """Knows the URL and nothing else."""
+    options = settings.storage_options
+    experiment = await Experiment.open(uri, storage_options=options)
+    best = experiment.best_checkpoint("loss", order="min")
+    with tempfile.TemporaryDirectory(prefix="asyncsync-demo-") as target:
+        await best.download(target)
+        data = await asyncio.to_thread((Path(target) / "weights.bin").read_bytes)
+    report = await verify(uri, deep=True, storage_options=options)
+    found = {
+        "trial": best.trial, "checkpoint": best.name, "loss": best.metrics["loss"], "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(), "noted_sha256": best.metadata["sha256"],
+        "verified": report.ok, "verified_files": report.files, "verified_bytes": report.bytes,
+        "statuses": {trial.name: trial.status for trial in experiment.trials},
+        "kept": {trial.name: len(trial.checkpoints) for trial in experiment.trials},
+    }  # fmt: skip
+    output.document(found)
+    output.line(f"{best.trial} {best.name}: loss {found['loss']:.6f}, SHA-256 {found['sha256']}")
+    return DONE
+
+
+def _checks(board: Board, found: dict[str, Any], trials: int) -> dict[str, bool]:
+    statuses = list(found.get("statuses", {}).values())
+    kept = list(found.get("kept", {}).values())
+    return {
+        f"{trials - 1} trials finished and 1 failed, as meant": statuses.count("finished") == trials - 1
+        and statuses.count("failed") == 1,
+        "no checkpoint and no sync failed": not board.failures,
+        f"retention kept the best {KEEP} of each trial, and its latest": bool(kept)
+        and all(1 <= number <= KEEP + 1 for number in kept),
+        "the best checkpoint came back bit for bit": "sha256" in found and found["sha256"] == found["noted_sha256"],
+        "every byte of the experiment matches its manifests": bool(found.get("verified")),
+    }
+
+
+def _tell_sweep(output: Output, board: Board, seconds: float) -> None:
+    totals = board.totals()
+    output.line(
+        f"\nall durable after {human_seconds(seconds)}: {totals['checkpoints_durable']} checkpoints "
+        f"({human_bytes(totals['checkpoint_bytes'])}) and {count(totals['syncs'], 'sync')} of artifacts and records; "
+        f"{totals['checkpoints_retired']} retired"
+    )
+    for failure in board.failures:
+        output.note(f"failed: {failure}")
+
+
+def _tell_checks(output: Output, uri: str, found: dict[str, Any], checks: dict[str, bool]) -> None:
+    if "sha256" in found:
+        output.line(
+            f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4f}, "
+            f"SHA-256 {found['sha256'][:16]}...; {count(found['verified_files'], 'file')} "
+            f"({human_bytes(found['verified_bytes'])}) verified"
+        )
+    for text, held in checks.items():
+        output.line(f"  {'ok    ' if held else 'FAILED'} {text}")
+    output.line("\nwhere to look:")
+    output.line(f"  asyncsync ls {uri}")
+    if "trial" in found:
+        output.line(f"  asyncsync pull {uri}/{found['trial']}/{found['checkpoint']} best")
+    output.line("  the code: asyncsync/cli/demo.py")

@@ -1,0 +1,242 @@
+"""``ls``: what a URL holds, whether that is experiments, an experiment, a trial or a synced directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from asyncsync.cli.app import DONE, command
+from asyncsync.cli.options import Settings, resolve_url
+from asyncsync.cli.output import Output, age, count, human_bytes
+from asyncsync.errors import NotFoundError
+from asyncsync.experiment import Experiment
+from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.stores import open_store
+from asyncsync.stores.base import Store
+from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+
+AT_ONCE = 64
+"""Records read at once."""
+METRICS = 4
+"""Metrics shown in a row."""
+
+LS = """Show what a URL holds, as a table.
+
+\b
+A storage path   its experiments
+An experiment    its trials: status, last metrics, checkpoints
+A trial          its checkpoints
+Anything else    the files of its manifest
+
+Why: it reads records and manifests only, so what it shows is what is durable. Where stdout is not a terminal the
+columns are parted by tabs.
+
+\b
+Examples:
+  asyncsync ls s3://bucket/experiments
+  asyncsync ls s3://bucket/experiments/sweep --checkpoints
+  asyncsync ls s3://bucket/experiments/sweep/trial_00003
+  asyncsync ls s3://bucket/results --json
+
+Exit codes: 0 done, 1 nothing of asyncsync is there or it cannot be read, 2 usage.
+"""
+
+
+@command(help=LS)
+@click.argument("url")
+@click.option("--checkpoints", is_flag=True, help="Of an experiment: a row for each checkpoint of each trial.")
+@click.option("--files", is_flag=True, help="The files of the URL's manifest, whatever else is there.")
+async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
+    """See LS."""
+    uri = resolve_url(url)
+    store = _guarded(uri, settings)
+    async with store:
+        view = store.view(Lane.RECORD, "ls")
+        found = None if files else await _record(view)
+        if found is None:
+            await _files_or_experiments(output, view, uri, files=files)
+            return DONE
+    if isinstance(found, TrialRecord):
+        _show_trial(output, uri, found)
+    else:
+        await _show_experiment(output, settings, uri, checkpoints=checkpoints)
+    return DONE
+
+
+def _guarded(uri: str, settings: Settings) -> GuardedStore:
+    transfer = settings.transfer
+    inner = open_store(uri, options=settings.storage_options, transfer=transfer)
+    budget = Budget(max_concurrency=transfer.max_concurrency, bandwidth_limit=transfer.bandwidth_limit)
+    return GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
+
+
+async def _get(store: Store, key: str) -> bytes | None:
+    try:
+        data, _ = await store.get(key)
+    except NotFoundError:
+        return None
+    return data
+
+
+async def _record(store: Store) -> ExperimentRecord | TrialRecord | None:
+    data = await _get(store, EXPERIMENT_RECORD)
+    if data is not None:
+        return ExperimentRecord.from_bytes(data)
+    data = await _get(store, TRIAL_RECORD)
+    return None if data is None else TrialRecord.from_bytes(data)
+
+
+async def _files_or_experiments(output: Output, store: Store, uri: str, *, files: bool) -> None:
+    data = await _get(store, MANIFEST)
+    if data is not None:
+        _show_files(output, uri, Manifest.from_bytes(data))
+        return
+    found = [] if files else await _experiments(store)
+    if not found:
+        raise NotFoundError(f"{uri} holds no experiment, no trial and no manifest: nothing was synced there completely")
+    _show_experiments(output, uri, found)
+
+
+async def _experiments(store: Store) -> list[tuple[str, ExperimentRecord]]:
+    """Prefix and record of each experiment one level down."""
+    prefixes: list[str] = []
+    token: str | None = None
+    while True:
+        page = await store.list("", delimiter="/", token=token)
+        prefixes += page.prefixes
+        token = page.token
+        if token is None:
+            break
+    found: list[tuple[str, ExperimentRecord]] = []
+    queue = iter(sorted(prefixes))
+
+    async def read() -> None:
+        for prefix in queue:
+            data = await _get(store, prefix + EXPERIMENT_RECORD)
+            if data is not None:
+                found.append((prefix.rstrip("/"), ExperimentRecord.from_bytes(data)))
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(min(AT_ONCE, len(prefixes))):
+            group.create_task(read(), name=f"asyncsync ls {number}")
+    return sorted(found, key=lambda item: item[0])
+
+
+def _show_experiments(output: Output, uri: str, found: Sequence[tuple[str, ExperimentRecord]]) -> None:
+    rows, documents = [], []
+    for name, record in found:
+        states = list(record.trials.values())
+        counts = {status: states.count(status) for status in sorted(set(states))}
+        shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "none"
+        rows.append((name, record.status, shown, age(record.started), age(record.updated)))
+        documents.append(
+            {
+                "name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": record.status, "trials": counts,
+                "started": record.started, "updated": record.updated,
+            }
+        )  # fmt: skip
+    output.table(("experiment", "status", "trials", "started", "updated"), rows)
+    output.document({"ok": True, "kind": "experiments", "uri": uri, "experiments": documents})
+
+
+async def _show_experiment(output: Output, settings: Settings, uri: str, *, checkpoints: bool) -> None:
+    experiment = await Experiment.open(uri, storage_options=settings.storage_options)
+    trials = list(_trials(experiment))
+    if checkpoints:
+        rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
+        output.table(("trial", *_CHECKPOINT_COLUMNS), rows)
+    else:
+        output.table(("trial", "status", "reports", "last metrics", "kept", "latest checkpoint", "age"), [
+            (trial.name, trial.status, _reports(trial), short_metrics(trial.metrics), str(len(trial.checkpoints)),
+             *_latest(trial)) for trial in trials
+        ])  # fmt: skip
+        for trial in trials:
+            if getattr(trial, "error", None):
+                output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
+    documents = [_trial_json(trial, f"{uri.rstrip('/')}/{trial.name}") for trial in trials]
+    output.document(
+        {"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents}
+    )
+
+
+def _trials(experiment: Any) -> Sequence[Any]:
+    trials = experiment.trials
+    return list(trials.values()) if isinstance(trials, Mapping) else list(trials)
+
+
+_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
+
+
+def _checkpoint_row(item: Any) -> tuple[str, ...]:
+    return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
+
+
+def _reports(trial: Any) -> str:
+    return str(getattr(trial, "reports", "-"))
+
+
+def _latest(trial: Any) -> tuple[str, str]:
+    if not trial.checkpoints:
+        return "-", "-"
+    latest = trial.checkpoints[-1]
+    return latest.name, age(latest.time)
+
+
+def _checkpoint_json(item: Any, uri: str) -> dict[str, Any]:
+    return {
+        "name": item.name, "uri": f"{uri.rstrip('/')}/{item.name}", "metrics": item.metrics, "metadata": item.metadata,
+        "files": item.files, "bytes": item.bytes, "time": item.time,
+    }  # fmt: skip
+
+
+def _trial_json(trial: Any, uri: str) -> dict[str, Any]:
+    return {
+        "name": trial.name, "uri": uri, "status": trial.status, "error": trial.error, "params": trial.params,
+        "metrics": trial.metrics, "reports": trial.reports, "started": trial.started, "updated": trial.updated,
+        "checkpoints": [_checkpoint_json(item, uri) for item in trial.checkpoints],
+    }  # fmt: skip
+
+
+def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
+    output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
+    if trial.error:
+        output.line(f"error: {' '.join(trial.error.split())}")
+    output.table(_CHECKPOINT_COLUMNS, [_checkpoint_row(item) for item in trial.checkpoints])
+    output.document({"ok": True, "kind": "trial", **_trial_json(trial, uri.rstrip("/"))})
+
+
+def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
+    entries = [manifest.files[path] for path in sorted(manifest.files)]
+    rows = [(human_bytes(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
+    output.table(("size", "age", "path"), rows)
+    output.line(f"{count(len(entries), 'file')}, {human_bytes(manifest.bytes_total)}")
+    files = [
+        {"path": item.path, "size": item.size, "mtime": item.mtime_ns / 1e9, "crc32c": f"{item.crc32c:08x}"}
+        for item in entries
+    ]
+    output.document({"ok": True, "kind": "files", "uri": uri, "bytes": manifest.bytes_total, "files": files})
+
+
+def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS) -> str:
+    """``loss=0.0312 acc=0.97``: the first numbers among the metrics, nested ones as ``eval/loss``."""
+    flat = [f"{name}={_short(value)}" for name, value in _flatten(metrics) if isinstance(value, int | float | str)]
+    return " ".join(flat[:limit]) + (" ..." if len(flat) > limit else "") if flat else "-"
+
+
+def _flatten(metrics: Mapping[str, Any], before: str = "") -> Sequence[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in metrics.items():
+        found += _flatten(value, f"{before}{name}/") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
+    return found
+
+
+def _short(value: float | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."

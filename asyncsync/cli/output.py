@@ -1,0 +1,239 @@
+"""What a person or a machine reads: lines, tables, a progress bar, or one JSON document.
+
+Results go to stdout; progress, warnings and errors to stderr. With ``--json`` stdout holds the document alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from asyncsync.events import Progress
+from asyncsync.report import SyncReport
+
+LINE_PERIOD = 10.0
+"""Seconds between progress lines where there is no terminal."""
+SHOWN = 20
+"""Lines of a list that are shown before "and N more"."""
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` as ``1.5 KiB``."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    power = 0
+    while count >= 1024 and power < 4:
+        count, power = count / 1024, power + 1
+    return f"{count:.1f} {'KMGT'[power - 1]}iB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Short: ``0.8 s``, ``42 s``, ``3 m``, ``5 h``, ``2 d``."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def age(moment: float | None) -> str:
+    """How long ago a Unix time was."""
+    return f"{human_seconds(time.time() - moment)} ago" if moment else "-"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``1,024 files``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, tuples and paths as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: jsonable(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # NaN is no JSON
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+class Output:
+    """Where one command writes."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        self.as_json, self.quiet, self._debug = as_json, quiet, debug
+        self.terminal = sys.stdout.isatty() and not (as_json or quiet)
+        self.at_interrupt: Callable[[], str] = lambda: "nothing was changed"
+        """What to say when Ctrl-C ends the command: what is not durable."""
+
+    def line(self, text: str) -> None:
+        """A line for people."""
+        if not (self.as_json or self.quiet):
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """A line on stderr: a warning, or how far things are."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def error(self, error: BaseException, code: int, *, prefix: str = "error") -> None:
+        """One clear line on stderr, for machines a document too, and with ``--debug`` a traceback."""
+        if self._debug:
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(f"{prefix}: {describe(error)}", err=True)
+        if self.as_json:
+            told = {"type": type(error).__name__, "message": str(error), "exit_code": code}
+            self.document({"ok": False, "error": told})
+
+    def failure(self, error: BaseException, text: str) -> None:
+        """A failure that the command survives."""
+        if self._debug:
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(f"{text}: {describe(error)}", err=True)
+        self.document({"ok": False, "error": {"type": type(error).__name__, "message": str(error)}})
+
+    def document(self, content: Any) -> None:
+        """The JSON document; nothing without ``--json``."""
+        if self.as_json:
+            click.echo(json.dumps(jsonable(content), allow_nan=False))
+
+    def lines(self, items: Sequence[str], before: str = "  ") -> None:
+        """A list for people, cut where it gets long."""
+        for item in items[:SHOWN]:
+            self.line(f"{before}{item}")
+        if len(items) > SHOWN:
+            self.line(f"{before}and {len(items) - SHOWN:,} more (--json lists all)")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table: drawn on a terminal, else columns parted by tabs, for ``cut`` and ``awk``."""
+        if self.as_json or self.quiet:
+            return
+        if not self.terminal:
+            for row in (columns, *rows):
+                click.echo("\t".join(" ".join(cell.split()) for cell in row))
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+
+    def warnings(self, report: SyncReport) -> None:
+        """What was left out of a sync."""
+        for text in report.warnings[:SHOWN]:
+            self.note(f"warning: {text}")
+        if len(report.warnings) > SHOWN:
+            self.note(f"warning: and {len(report.warnings) - SHOWN:,} more")
+
+    @contextmanager
+    def meter(self, verb: str) -> Iterator[Meter]:
+        """Shows how far a transfer is, while the block runs."""
+        if self.quiet or self.as_json:
+            yield Meter()
+        elif sys.stderr.isatty():
+            with Bars(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True),
+                TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            ) as bars:  # fmt: skip
+                yield BarMeter(bars, verb)
+        else:
+            yield LineMeter(self, verb)
+
+
+class Meter:
+    """Remembers how far a transfer is, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.last: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        """Called with each Progress event."""
+        self.last = progress
+        self.show(progress)
+
+    def show(self, progress: Progress) -> None:
+        """What a subclass does with it."""
+
+    def text(self) -> str:
+        """How far it came."""
+        if self.last is None:
+            return "nothing was transferred yet"
+        done = self.last
+        return (
+            f"{done.files_done:,} of {count(done.files_total, 'file')}, "
+            f"{human_bytes(done.bytes_done)} of {human_bytes(done.bytes_total)}"
+        )
+
+
+class BarMeter(Meter):
+    """A bar on a terminal."""
+
+    def __init__(self, bars: Bars, verb: str) -> None:
+        super().__init__()
+        self._bars, self._verb = bars, verb
+        self._task: TaskID = bars.add_task(verb, total=None)
+
+    def show(self, progress: Progress) -> None:
+        """Move the bar."""
+        text = f"{self._verb} {progress.files_done:,}/{progress.files_total:,} files"
+        self._bars.update(self._task, description=text, completed=progress.bytes_done, total=progress.bytes_total)
+
+
+class LineMeter(Meter):
+    """A line now and then."""
+
+    def __init__(self, output: Output, verb: str) -> None:
+        super().__init__()
+        self._output, self._verb = output, verb
+        self._next = time.monotonic() + LINE_PERIOD
+
+    def show(self, progress: Progress) -> None:
+        """A line, at most one each LINE_PERIOD."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_PERIOD
+            self._output.note(f"{self._verb}: {self.text()}")
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, its notes included."""
+    text = str(error) or type(error).__name__
+    parts = [text, *getattr(error, "__notes__", ())]
+    return "; ".join(" ".join(part.split()) for part in parts)
+
+
+def summary(report: SyncReport, *, verb: str, where: str) -> str:
+    """What a push or pull did, in one line."""
+    text = (
+        f"{verb} {count(report.files_sent, 'file')} ({human_bytes(report.bytes_sent)}) {where} in "
+        f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}"
+    )
+    if report.bytes_copied:
+        text += f"; {human_bytes(report.bytes_copied)} copied inside the store"
+    if report.files_deleted:
+        text += f"; {report.files_deleted:,} deleted"
+    return text
