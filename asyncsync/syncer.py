@@ -161,9 +161,7 @@ class Syncer:
         if manifest is None:
             raise CheckpointIncompleteError(f"{self.uri} has no manifest: nothing was ever synced there completely")
         store = session.view(Lane.CHECKPOINT, "download")
-        report = await download_tree(
-            store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency
-        )
+        report = await download_tree(store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency)
         return SyncReport(
             files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
             bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),

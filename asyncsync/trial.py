@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +58,7 @@ class Trial:
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
             TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete),
         )  # fmt: skip
-        self.jobs: deque[CheckpointJob] = deque()
+        self.jobs: list[CheckpointJob] = []
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
@@ -150,7 +149,8 @@ class Trial:
         """One attempt at files and record."""
         await self.prepare()
         before = self.dirty_since, self.record.updated
-        self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
+        if self._reported_dirs:
+            self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
         report = await self.tree.sync_once(self._engine.progress_of(self.key))
         saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
         if (self.dirty_since, self.record.updated) == before and not self.jobs:

@@ -48,7 +48,9 @@ class LargeFile:
                     raise last
                 return entry, sent
             file, last = now, None
-        raise SourceChangedError(f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?")
+        raise SourceChangedError(
+            f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?"
+        )
 
     async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
         if file.size <= min(self._config.multipart_threshold, self._store.traits.max_single_put):
@@ -77,7 +79,9 @@ class LargeFile:
         sender = _Parts(self, file, upload, done, size)
         try:
             await sender.run()
-            crc = combined([(digest.crc32c, length) for digest, (_, length) in zip(sender.digests, sender.cuts, strict=True)])
+            crc = combined(
+                [(digest.crc32c, length) for digest, (_, length) in zip(sender.digests, sender.cuts, strict=True)]
+            )
             info = await self._store.complete_multipart(upload, sender.parts, crc32c=crc)
         except Exception as error:
             if not getattr(error, "retryable", False):
@@ -112,9 +116,7 @@ class LargeFile:
 class _Parts:
     """The parts of one upload, a few at a time; those that are there already are only hashed."""
 
-    def __init__(
-        self, owner: LargeFile, file: FileStat, upload: Upload, done: dict[int, Part], part_size: int
-    ) -> None:
+    def __init__(self, owner: LargeFile, file: FileStat, upload: Upload, done: dict[int, Part], part_size: int) -> None:
         self.cuts = cut(file.size, part_size)
         self._digests: dict[int, Digest] = {}
         self._parts: dict[int, Part] = {}

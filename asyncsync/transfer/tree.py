@@ -92,8 +92,7 @@ class Tree:
     async def plan(self) -> tuple[Snapshot, Changes]:
         """What a sync would send now: reads the directory and, at most, one manifest."""
         await self._load(self._store())
-        snapshot = await in_thread(scan, self.root, self._options.rules())
-        return snapshot, await self._compare(snapshot)
+        return await in_thread(self._look, self._options.rules(), self._known())
 
     async def sync_once(self, on_progress: OnProgress | None = None) -> SyncReport:
         """Bring the prefix in step with the directory, one attempt.
@@ -105,9 +104,8 @@ class Tree:
         store = self._store()
         await self._load(store)
         scanned = time.time_ns()
-        snapshot = await in_thread(scan, self.root, self._options.rules())
+        snapshot, changes = await in_thread(self._look, self._options.rules(), self._known())
         self._refuse_names(snapshot, store)
-        changes = await self._compare(snapshot)
         gone = changes.gone if self._options.delete else []
         if (changes.send or gone) and self._from_journal:
             changes = await self._confirm(store, snapshot, changes)
@@ -121,6 +119,7 @@ class Tree:
             await self._delete(store, gone)
         if tally.failures:
             raise self.failed(tally)
+        self._upload, self._files = None, []  # an idle tree holds no more than its manifest
         return self._report(snapshot, changes, tally, store, started, len(gone))
 
     async def delete_remote(self) -> int:
@@ -196,7 +195,7 @@ class Tree:
             return changes
         self._forget()
         await self._fetch(store)
-        return await self._compare(snapshot)
+        return await in_thread(compare, snapshot.files, self._known(), checksum=self._options.checksum)
 
     def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
         most = store.traits.max_key_bytes - len(self.prefix.encode())
@@ -208,11 +207,17 @@ class Tree:
             names = ", ".join(repr(path) for path in list(bad)[:SHOWN])
             raise SyncFailedError(f"{self.root}: nothing was sent, the store could not hold these names: {names}", bad)
 
-    async def _compare(self, snapshot: Snapshot) -> Changes:
-        known = self._manifest
-        if self._uncommitted is not None:
-            known = Manifest({**(known.files if known else {}), **self._uncommitted.files}, self._uncommitted.info)
-        return await in_thread(compare, snapshot.files, known, checksum=self._options.checksum)
+    def _known(self) -> Manifest | None:
+        """The last manifest, and what has been sent since."""
+        if self._uncommitted is None:
+            return self._manifest
+        files = self._manifest.files if self._manifest is not None else {}
+        return Manifest({**files, **self._uncommitted.files}, self._uncommitted.info)
+
+    def _look(self, rules: Rules, known: Manifest | None) -> tuple[Snapshot, Changes]:
+        """In a worker thread: what is there, and what of it is new."""
+        snapshot = scan(self.root, rules)
+        return snapshot, compare(snapshot.files, known, checksum=self._options.checksum)
 
     async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
         session = self._session
