@@ -8,6 +8,7 @@ from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
 from asyncsync.errors import ConfigError
+from asyncsync.verifying import verify as check
 
 VERIFY = """Check that the store holds what the manifests below a URL name.
 
@@ -41,8 +42,6 @@ Exit codes: 0 done, 1 something failed, 2 usage, 130 interrupted.
 @click.option("--deep", is_flag=True, help="Read every byte.")
 async def verify(output: Output, settings: Settings, *, url: str, deep: bool) -> int:
     """See VERIFY."""
-    from asyncsync.reading import verify as check
-
     uri = resolve_url(url)
     output.at_interrupt = lambda: f"{uri} was not checked to the end; nothing was changed"
     report = await check(uri, deep=deep, transfer=settings.transfer, storage_options=settings.storage_options)

@@ -28,9 +28,10 @@ from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds
 from asyncsync.config import DEFAULT_STORAGE_PATH, CheckpointConfig, RunConfig, SyncConfig, UploadMode
 from asyncsync.engine import SyncEngine
+from asyncsync.errors import CheckpointIncompleteError
 from asyncsync.experiment import Experiment
-from asyncsync.reading import verify
 from asyncsync.trial import Trial
+from asyncsync.verifying import verify
 
 WEIGHTS = 32 * 1024
 """Numbers in the model: 256 KiB a checkpoint."""
@@ -45,9 +46,9 @@ FAILS_AT = 5
 DEMO = """Run a sweep of 20 trials with checkpoints and artifacts, watch it live, and check the result.
 
 Why: it shows in ten seconds what asyncsync does. Twenty async training loops report to one engine; every checkpoint
-goes to the store while training goes on; one trial fails on purpose; retention keeps the best two of each. Then a second
-process, which knows the URL and nothing else, opens the experiment, downloads the best checkpoint and compares it with
-the SHA-256 that the training noted, and reads every byte of the experiment against its manifests.
+goes to the store while training goes on; one trial fails on purpose; retention keeps the best two of each. Then a
+second process, which knows the URL and nothing else, opens the experiment, downloads the best checkpoint, compares it
+with the SHA-256 that the training noted, and reads every byte of the experiment against its manifests.
 
 \b
 Examples:
@@ -161,9 +162,7 @@ async def demo(
     checks = _checks(board, found, trials)
     _tell_checks(output, run.uri, found, checks)
     held = all(checks.values())
-    output.document(
-        {"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks}
-    )
+    output.document({"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks})
     return DONE if held else FAILED
 
 
@@ -189,6 +188,8 @@ async def demo_read(output: Output, settings: Settings, *, uri: str) -> int:
     options = settings.storage_options
     experiment = await Experiment.open(uri, storage_options=options)
     best = experiment.best_checkpoint("loss", order="min")
+    if best is None:
+        raise CheckpointIncompleteError(f"{uri} has no checkpoint")
     with tempfile.TemporaryDirectory(prefix="asyncsync-demo-") as target:
         await best.download(target)
         data = await asyncio.to_thread((Path(target) / "weights.bin").read_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, count, human_bytes
 from asyncsync.errors import NotFoundError
-from asyncsync.experiment import Experiment
-from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
-from asyncsync.stores import open_store
+from asyncsync.experiment import CheckpointView, Experiment, TrialView
+from asyncsync.planning.manifest import Manifest
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
-from asyncsync.stores.budget import Budget, Lane
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.transfer.listing import for_each, list_directories
+from asyncsync.transfer.reader import find, find_manifest, reading
 
 AT_ONCE = 64
 """Records read at once."""
@@ -54,82 +52,42 @@ Exit codes: 0 done, 1 nothing of asyncsync is there or it cannot be read, 2 usag
 async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
     """See LS."""
     uri = resolve_url(url)
-    store = _guarded(uri, settings)
-    async with store:
-        view = store.view(Lane.RECORD, "ls")
-        found = None if files else await _record(view)
-        if found is None:
-            await _files_or_experiments(output, view, uri, files=files)
+    async with reading(uri, settings.transfer, settings.storage_options) as store:
+        if not files:
+            if await find(store, EXPERIMENT_RECORD) is not None:
+                await _show_experiment(output, settings, uri, checkpoints=checkpoints)
+                return DONE
+            data = await find(store, TRIAL_RECORD)
+            if data is not None:
+                _show_trial(output, uri, TrialRecord.from_bytes(data))
+                return DONE
+        manifest = await find_manifest(store, "")
+        if manifest is not None:
+            _show_files(output, uri, manifest)
             return DONE
-    if isinstance(found, TrialRecord):
-        _show_trial(output, uri, found)
-    else:
-        await _show_experiment(output, settings, uri, checkpoints=checkpoints)
-    return DONE
-
-
-def _guarded(uri: str, settings: Settings) -> GuardedStore:
-    transfer = settings.transfer
-    inner = open_store(uri, options=settings.storage_options, transfer=transfer)
-    budget = Budget(max_concurrency=transfer.max_concurrency, bandwidth_limit=transfer.bandwidth_limit)
-    return GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
-
-
-async def _get(store: Store, key: str) -> bytes | None:
-    try:
-        data, _ = await store.get(key)
-    except NotFoundError:
-        return None
-    return data
-
-
-async def _record(store: Store) -> ExperimentRecord | TrialRecord | None:
-    data = await _get(store, EXPERIMENT_RECORD)
-    if data is not None:
-        return ExperimentRecord.from_bytes(data)
-    data = await _get(store, TRIAL_RECORD)
-    return None if data is None else TrialRecord.from_bytes(data)
-
-
-async def _files_or_experiments(output: Output, store: Store, uri: str, *, files: bool) -> None:
-    data = await _get(store, MANIFEST)
-    if data is not None:
-        _show_files(output, uri, Manifest.from_bytes(data))
-        return
-    found = [] if files else await _experiments(store)
+        found = {} if files else await _experiments(store)
     if not found:
         raise NotFoundError(f"{uri} holds no experiment, no trial and no manifest: nothing was synced there completely")
     _show_experiments(output, uri, found)
+    return DONE
 
 
-async def _experiments(store: Store) -> list[tuple[str, ExperimentRecord]]:
-    """Prefix and record of each experiment one level down."""
-    prefixes: list[str] = []
-    token: str | None = None
-    while True:
-        page = await store.list("", delimiter="/", token=token)
-        prefixes += page.prefixes
-        token = page.token
-        if token is None:
-            break
-    found: list[tuple[str, ExperimentRecord]] = []
-    queue = iter(sorted(prefixes))
+async def _experiments(store: Store) -> dict[str, ExperimentRecord]:
+    """The experiments one level down, by name of their directory."""
+    found: dict[str, ExperimentRecord] = {}
 
-    async def read() -> None:
-        for prefix in queue:
-            data = await _get(store, prefix + EXPERIMENT_RECORD)
-            if data is not None:
-                found.append((prefix.rstrip("/"), ExperimentRecord.from_bytes(data)))
+    async def read(name: str) -> None:
+        data = await find(store, f"{name}/{EXPERIMENT_RECORD}")
+        if data is not None:
+            found[name] = ExperimentRecord.from_bytes(data)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(min(AT_ONCE, len(prefixes))):
-            group.create_task(read(), name=f"asyncsync ls {number}")
-    return sorted(found, key=lambda item: item[0])
+    await for_each(await list_directories(store, ""), read, AT_ONCE)
+    return dict(sorted(found.items()))
 
 
-def _show_experiments(output: Output, uri: str, found: Sequence[tuple[str, ExperimentRecord]]) -> None:
+def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRecord]) -> None:
     rows, documents = [], []
-    for name, record in found:
+    for name, record in found.items():
         states = list(record.trials.values())
         counts = {status: states.count(status) for status in sorted(set(states))}
         shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "none"
@@ -145,56 +103,45 @@ def _show_experiments(output: Output, uri: str, found: Sequence[tuple[str, Exper
 
 
 async def _show_experiment(output: Output, settings: Settings, uri: str, *, checkpoints: bool) -> None:
-    experiment = await Experiment.open(uri, storage_options=settings.storage_options)
-    trials = list(_trials(experiment))
+    experiment = await Experiment.open(uri, storage_options=settings.storage_options, transfer=settings.transfer)
+    trials = experiment.trials
     if checkpoints:
         rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
         output.table(("trial", *_CHECKPOINT_COLUMNS), rows)
     else:
         output.table(("trial", "status", "reports", "last metrics", "kept", "latest checkpoint", "age"), [
-            (trial.name, trial.status, _reports(trial), short_metrics(trial.metrics), str(len(trial.checkpoints)),
+            (trial.name, trial.status, str(trial.reports), short_metrics(trial.metrics), str(len(trial.checkpoints)),
              *_latest(trial)) for trial in trials
         ])  # fmt: skip
         for trial in trials:
-            if getattr(trial, "error", None):
+            if trial.error:
                 output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
     documents = [_trial_json(trial, f"{uri.rstrip('/')}/{trial.name}") for trial in trials]
-    output.document(
-        {"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents}
-    )
-
-
-def _trials(experiment: Any) -> Sequence[Any]:
-    trials = experiment.trials
-    return list(trials.values()) if isinstance(trials, Mapping) else list(trials)
+    output.document({"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents})
 
 
 _CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
 
 
-def _checkpoint_row(item: Any) -> tuple[str, ...]:
+def _checkpoint_row(item: CheckpointView | CheckpointRecord) -> tuple[str, ...]:
     return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
 
 
-def _reports(trial: Any) -> str:
-    return str(getattr(trial, "reports", "-"))
-
-
-def _latest(trial: Any) -> tuple[str, str]:
+def _latest(trial: TrialView) -> tuple[str, str]:
     if not trial.checkpoints:
         return "-", "-"
     latest = trial.checkpoints[-1]
     return latest.name, age(latest.time)
 
 
-def _checkpoint_json(item: Any, uri: str) -> dict[str, Any]:
+def _checkpoint_json(item: CheckpointView | CheckpointRecord, uri: str) -> dict[str, Any]:
     return {
         "name": item.name, "uri": f"{uri.rstrip('/')}/{item.name}", "metrics": item.metrics, "metadata": item.metadata,
         "files": item.files, "bytes": item.bytes, "time": item.time,
     }  # fmt: skip
 
 
-def _trial_json(trial: Any, uri: str) -> dict[str, Any]:
+def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
     return {
         "name": trial.name, "uri": uri, "status": trial.status, "error": trial.error, "params": trial.params,
         "metrics": trial.metrics, "reports": trial.reports, "started": trial.started, "updated": trial.updated,

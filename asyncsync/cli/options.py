@@ -78,11 +78,11 @@ _COMMON = [
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files."),
     click.option("--sse", metavar="KIND", help="Server-side encryption: AES256 or aws:kms."),
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
-    click.option(
-        "-o", "extra", multiple=True, metavar="KEY=VALUE", help="Any other option of the store. Repeatable."
-    ),
+    click.option("-o", "extra", multiple=True, metavar="KEY=VALUE", help="Any other option of the store. Repeatable."),
     click.option("--max-concurrency", type=int, metavar="N", help="Most requests at once.  [default: 256]"),
-    click.option("--part-size", type=byte_size, metavar="SIZE", help="Bytes per part of a large file.  [default: 16MiB]"),
+    click.option(
+        "--part-size", type=byte_size, metavar="SIZE", help="Bytes per part of a large file.  [default: 16MiB]"
+    ),
     click.option("--bandwidth-limit", type=byte_size, metavar="SIZE", help="Most bytes per second, such as 50MiB."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),

@@ -120,9 +120,7 @@ async def _plan(output: Output, syncer: Syncer) -> int:
 @click.argument("url")
 @click.argument("local", type=click.Path(path_type=Path))
 @timeout_option(None)
-async def pull(
-    output: Output, settings: Settings, *, url: str, local: Path, timeout: float | None
-) -> int:
+async def pull(output: Output, settings: Settings, *, url: str, local: Path, timeout: float | None) -> int:
     """See PULL."""
     from asyncsync.reading import pull as fetch
 

@@ -1,0 +1,85 @@
+"""What people and machines read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asyncsync.cli.listing import short_metrics
+from asyncsync.cli.output import Meter, Output, count, describe, human_bytes, human_seconds, summary
+from asyncsync.events import Progress
+from asyncsync.report import SyncReport
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 52, "4096.0 TiB")]
+)
+def test_bytes_for_people(size: int, text: str) -> None:
+    assert human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0.0 s"), (0.84, "0.8 s"), (42, "42 s"), (180, "3 m"), (18_000, "5 h"), (200_000, "2 d")]
+)
+def test_seconds_for_people(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+def test_one_file_is_not_one_files() -> None:
+    assert (count(1, "file"), count(1024, "file")) == ("1 file", "1,024 files")
+
+
+def test_an_error_is_one_line_with_its_notes() -> None:
+    error = ValueError("first\n  line")
+    error.add_note("and a note")
+    assert describe(error) == "first line; and a note"
+    assert describe(KeyError()) == "KeyError"
+
+
+def test_a_document_is_json_even_where_metrics_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).document({"loss": float("nan"), "report": SyncReport(warnings=("a",)), 1: {2}})
+    document = json.loads(capsys.readouterr().out)
+    assert document["loss"] is None
+    assert document["report"]["warnings"] == ["a"]
+    assert document["1"] == [2]
+
+
+def test_with_json_nothing_but_the_document_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=True)
+    output.line("for people")
+    output.table(("a",), [("b",)])
+    output.document({"ok": True})
+    assert capsys.readouterr().out == '{"ok": true}\n'
+
+
+def test_without_a_terminal_a_table_is_parted_by_tabs(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("name", "error"), [("a", "two\nlines\there")])
+    assert capsys.readouterr().out == "name\terror\na\ttwo lines here\n"
+
+
+def test_long_lists_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().lines([str(number) for number in range(25)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "  and 5 more (--json lists all)"
+
+
+def test_a_meter_knows_how_far_a_transfer_came() -> None:
+    meter = Meter()
+    assert meter.text() == "nothing was transferred yet"
+    meter.update(Progress(tree="", files_done=1, files_total=3, bytes_done=1024, bytes_total=4096))
+    assert meter.text() == "1 of 3 files, 1.0 KiB of 4.0 KiB"
+
+
+def test_a_summary_tells_what_travelled() -> None:
+    report = SyncReport(files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1)
+    assert summary(report, verb="sent", where="to x") == (
+        "sent 2 files (2.0 KiB) to x in 0.5 s; 1 unchanged; 4 requests; 1 deleted"
+    )
+
+
+def test_metrics_are_shortened_and_nested_ones_named() -> None:
+    metrics = {"loss": 0.123456, "eval": {"acc": 1}, "list": [1], "a": "x" * 30, "b": 1, "c": 2}
+    assert short_metrics(metrics) == f"loss=0.1235 eval/acc=1 a={'x' * 21}... b=1 ..."
+    assert short_metrics({}) == "-"
