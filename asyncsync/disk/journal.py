@@ -1,0 +1,304 @@
+"""The journal: what must survive a crash so that work goes on where it broke off. Losing it loses time, never data.
+
+It holds the last manifest of each tree, open multipart uploads with their finished parts, accepted checkpoints that
+are not durable yet, and cleanup that is owed to a store. It lives in the user's state directory, never in a tree.
+
+Calls that record something are plain: they queue a row, and a thread writes the queue in batches behind them. A row
+is safe from ``kill -9`` once it is written, some milliseconds later; ``await flush()`` waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asyncsync.disk.database import Database, Row
+from asyncsync.disk.state import state_dir, tree_lock
+from asyncsync.errors import EngineClosedError
+
+__all__ = [
+    "Journal", "OpenPart", "OpenUpload", "Owed", "PendingCheckpoint", "TreeState", "journal_path", "state_dir",
+    "tree_lock",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+def journal_path() -> Path:
+    """Where the journal is unless told otherwise: ``state_dir()/journal.sqlite3``."""
+    return state_dir() / "journal.sqlite3"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeState:
+    """The last manifest of a tree, and the version that the store gave it; both None if nothing is known."""
+
+    manifest: bytes | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPart:
+    """A finished part of an open upload; the fields are those of :class:`asyncsync.stores.base.Part`."""
+
+    number: int
+    offset: int
+    size: int
+    etag: str
+    crc32c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload that nobody has completed or aborted, and the state of the file that it was opened for."""
+
+    uri: str
+    key: str
+    upload_id: str
+    local_path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    part_size: int
+    parts: tuple[OpenPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Cleanup that a store is still owed: ``kind`` is ``"abort"`` or ``"delete"``, ``since`` is in Unix seconds."""
+
+    id: int
+    kind: str
+    payload: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCheckpoint:
+    """A checkpoint that was accepted and is not durable yet; ``accepted`` is in Unix seconds."""
+
+    trial: str
+    name: str
+    payload: str
+    accepted: float
+
+
+class Journal:
+    """Use as ``async with Journal.open(path)``. ``path`` None: in memory, without a thread.
+
+    Memory: the rows that the thread has not written yet. If the disk refuses, it goes on in memory and warns once.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._database: Database | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._queue: deque[Row] = deque()
+        self._writing = False
+        self._crash: BaseException | None = None
+
+    @classmethod
+    def open(cls, path: Path | None) -> Journal:
+        """Does nothing yet: entering opens the file."""
+        return cls(path)
+
+    async def __aenter__(self) -> Journal:
+        if self._path is None:
+            self._database = Database(None)
+            return self
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncsync-journal")
+        try:
+            self._database = await self._in_thread(lambda: Database(self._path))
+        except BaseException:
+            self._executor.shutdown(wait=False)
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        database = self._database
+        if database is None:
+            return
+        self._database = None
+
+        def finish() -> None:
+            try:
+                self._drain(database)
+            finally:
+                database.close()
+
+        try:
+            await self._in_thread(finish)
+        finally:
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)  # a cancel leaves the thread to finish by itself
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)  # idle by now: joining it takes microseconds
+        self._raise_crash()
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is recorded survives this process: False in memory, and after the disk refused."""
+        return self._opened().durable
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is written."""
+        database = self._opened()
+        await self._in_thread(lambda: self._drain(database))
+        self._raise_crash()
+
+    # -- trees
+
+    def save_tree(self, tree: str, manifest: bytes, version: str) -> None:
+        """The last manifest of ``tree``, and the version that the store gave it."""
+        self._record("INSERT OR REPLACE INTO trees VALUES (?, ?, ?, ?)", _blob(tree), manifest, version, time.time())
+
+    def forget_tree(self, tree: str) -> None:
+        """Nothing is known of ``tree`` any more."""
+        self._record("DELETE FROM trees WHERE tree = ?", _blob(tree))
+
+    async def load_tree(self, tree: str) -> TreeState:
+        """What was saved last."""
+        rows = await self._query("SELECT manifest, version FROM trees WHERE tree = ?", _blob(tree))
+        return TreeState(*rows[0]) if rows else TreeState()
+
+    # -- uploads
+
+    def upload_opened(
+        self, uri: str, key: str, upload_id: str, local_path: str, size: int, mtime_ns: int, inode: int, part_size: int
+    ) -> None:
+        """A multipart upload exists, for this state of a local file."""
+        # An inode may be larger than SQLite's signed integers, so it is kept as text.
+        file = (_blob(local_path), size, mtime_ns, str(inode), part_size)
+        self._record(
+            "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?,?,?)", uri, key, upload_id, *file, time.time()
+        )
+
+    def part_done(
+        self, uri: str, key: str, upload_id: str, number: int, offset: int, size: int, etag: str, crc32c: int | None
+    ) -> None:
+        """The store has acknowledged a part."""
+        row = (uri, key, upload_id, number, offset, size, etag, crc32c)
+        self._record("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    def upload_closed(self, uri: str, key: str, upload_id: str) -> None:
+        """Completed or aborted."""
+        for table in ("parts", "uploads"):
+            self._record(f"DELETE FROM {table} WHERE (uri, key, upload_id) = (?, ?, ?)", uri, key, upload_id)  # noqa: S608
+
+    async def open_uploads(self, uri: str) -> list[OpenUpload]:
+        """All open uploads of a store, oldest first, with their finished parts by number."""
+        parts: dict[tuple[str, str], list[OpenPart]] = {}
+        statement = "SELECT key, upload_id, number, offset, size, etag, crc32c FROM parts WHERE uri = ? ORDER BY number"
+        for key, upload_id, *part in await self._query(statement, uri):
+            parts.setdefault((key, upload_id), []).append(OpenPart(*part))
+        statement = (
+            "SELECT key, upload_id, local_path, size, mtime_ns, inode, part_size FROM uploads WHERE uri = ?"
+            " ORDER BY opened"
+        )
+        return [
+            OpenUpload(uri, key, upload_id, _text(path), size, mtime_ns, int(inode), part_size,
+                       tuple(parts.get((key, upload_id), ())))
+            for key, upload_id, path, size, mtime_ns, inode, part_size in await self._query(statement, uri)
+        ]  # fmt: skip
+
+    # -- cleanup
+
+    def owe(self, uri: str, kind: str, payload: str) -> int:
+        """Record cleanup before anything else is awaited; the result is for :meth:`paid`."""
+        # Several processes share the file, so ids are random rather than counted.
+        number = int.from_bytes(os.urandom(7), "big")
+        self._record("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", number, uri, kind, payload, time.time())
+        return number
+
+    def paid(self, number: int) -> None:
+        """This cleanup is done."""
+        self._record("DELETE FROM owed WHERE id = ?", number)
+
+    async def owed(self, uri: str) -> list[Owed]:
+        """All cleanup owed to a store, oldest first."""
+        rows = await self._query("SELECT id, kind, payload, since FROM owed WHERE uri = ? ORDER BY since", uri)
+        return [Owed(*row) for row in rows]
+
+    # -- checkpoints
+
+    def checkpoint_accepted(self, uri: str, trial: str, name: str, payload_json: str) -> None:
+        """A checkpoint was taken over and must become durable, if need be after a restart."""
+        row = (uri, trial, name, payload_json, time.time())
+        self._record("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)", *row)
+
+    def checkpoint_closed(self, uri: str, trial: str, name: str) -> None:
+        """Durable, or given up."""
+        self._record("DELETE FROM checkpoints WHERE (uri, trial, name) = (?, ?, ?)", uri, trial, name)
+
+    async def pending_checkpoints(self, uri: str) -> list[PendingCheckpoint]:
+        """Accepted and not closed, oldest first."""
+        statement = "SELECT trial, name, payload, accepted FROM checkpoints WHERE uri = ? ORDER BY accepted"
+        return [PendingCheckpoint(*row) for row in await self._query(statement, uri)]
+
+    # -- the thread
+
+    def _opened(self) -> Database:
+        if self._database is None:
+            raise EngineClosedError("the journal is not open")
+        return self._database
+
+    def _record(self, statement: str, *parameters: Any) -> None:
+        database = self._opened()
+        self._queue.append((statement, parameters))
+        if self._executor is None:
+            self._drain(database)
+        elif not self._writing:
+            self._write_behind(database)
+
+    def _write_behind(self, database: Database) -> None:
+        self._writing = True
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._executor, self._drain, database).add_done_callback(self._written)
+
+    def _written(self, job: asyncio.Future[None]) -> None:
+        self._writing = False
+        error = None if job.cancelled() else job.exception()
+        if error is not None:
+            self._crash = self._crash or error
+        if self._queue and self._database is not None:
+            self._write_behind(self._database)
+
+    def _drain(self, database: Database) -> None:
+        """Write what is queued; more may come meanwhile, which goes into the next batch."""
+        while self._queue:
+            database.write([self._queue.popleft() for _ in range(len(self._queue))])
+
+    async def _query(self, statement: str, *parameters: Any) -> Sequence[Any]:
+        database = self._opened()
+
+        def ask() -> list[Any]:
+            self._drain(database)
+            return database.read(statement, parameters)
+
+        return await self._in_thread(ask)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._executor is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _raise_crash(self) -> None:
+        if self._crash is not None:
+            crash, self._crash = self._crash, None
+            raise crash
+
+
+def _blob(text: str) -> bytes:
+    """Paths need not be UTF-8, which SQLite's text must be."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogateescape")
