@@ -1,1 +1,67 @@
-"""asyncsync."""
+"""asyncsync keeps the files of machine-learning experiments safe while training runs."""
+
+from asyncsync.checkpoints import Checkpoint
+from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
+from asyncsync.engine import SyncEngine
+from asyncsync.errors import (
+    AccessDeniedError,
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    ConfigError,
+    EngineClosedError,
+    ExperimentExistsError,
+    IntegrityError,
+    NotFoundError,
+    SourceChangedError,
+    StoreError,
+    SyncError,
+    SyncFailedError,
+    SyncTimeoutError,
+    ThrottledError,
+    UnavailableError,
+)
+from asyncsync.experiment import Experiment
+from asyncsync.report import SyncReport, VerifyReport
+from asyncsync.status import EngineStatus, FlushReport, TrialStatus
+from asyncsync.syncer import Syncer, push
+from asyncsync.trial import Report, Trial
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDeniedError",
+    "AsyncsyncError",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointIncompleteError",
+    "ConcurrentWriterError",
+    "ConfigError",
+    "EngineClosedError",
+    "EngineStatus",
+    "Experiment",
+    "ExperimentExistsError",
+    "FlushReport",
+    "IntegrityError",
+    "NotFoundError",
+    "Report",
+    "RunConfig",
+    "SourceChangedError",
+    "StoreError",
+    "SyncConfig",
+    "SyncEngine",
+    "SyncError",
+    "SyncFailedError",
+    "SyncReport",
+    "SyncTimeoutError",
+    "Syncer",
+    "ThrottledError",
+    "TransferConfig",
+    "Trial",
+    "TrialStatus",
+    "UnavailableError",
+    "UploadMode",
+    "VerifyReport",
+    "__version__",
+    "push",
+]

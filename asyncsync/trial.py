@@ -56,7 +56,7 @@ class Trial:
         self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
         self.tree = Tree(
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
-            TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete),
+            TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []

@@ -44,6 +44,8 @@ class TreeOptions:
     """All or nothing: no manifest unless every file is in the store."""
     fresh: bool = False
     """The prefix is new and written once: nothing is fetched before, nothing kept in the journal after."""
+    disown: bool = False
+    """Delete from the store what was sent before its directory came under ``Rules.skip``: it is kept elsewhere now."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else goes into the manifest."""
 
@@ -104,12 +106,12 @@ class Tree:
         store = self._store()
         await self._load(store)
         scanned = time.time_ns()
-        snapshot, changes = await in_thread(self._look, self._options.rules(), self._known())
+        rules = self._options.rules()
+        snapshot, changes = await in_thread(self._look, rules, self._known())
         self._refuse_names(snapshot, store)
-        gone = changes.gone if self._options.delete else []
-        if (changes.send or gone) and self._from_journal:
+        if (changes.send or changes.gone) and self._from_journal:
             changes = await self._confirm(store, snapshot, changes)
-            gone = changes.gone if self._options.delete else []
+        gone = self._to_delete(changes, rules)
         tally = await self._send(store, changes.send, scanned, on_progress)
         if tally.failures and self._options.whole:
             raise self.failed(tally)
@@ -196,6 +198,11 @@ class Tree:
         self._forget()
         await self._fetch(store)
         return await in_thread(compare, snapshot.files, self._known(), checksum=self._options.checksum)
+
+    def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
+        if self._options.delete or not self._options.disown:
+            return changes.gone if self._options.delete else []
+        return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
 
     def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
         most = store.traits.max_key_bytes - len(self.prefix.encode())

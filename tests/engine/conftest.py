@@ -1,46 +1,12 @@
-"""A run on a store in memory, in virtual time."""
+"""A run on a store in memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from onebench import Bench
 
-from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine
-from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory
-
-
-class Bench:
-    """One experiment ``exp`` in bucket ``b``, its faults, and what the bucket holds."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        self.faults: Faults = inject_faults("b")
-        self.store = MemoryStore("b", "exp")
-
-    def engine(
-        self, sync: SyncConfig | None = None, keep: CheckpointConfig | None = None, **options: Any
-    ) -> SyncEngine:
-        run = RunConfig(
-            name="exp",
-            storage_path="memory://b",
-            sync_config=sync or SyncConfig(),
-            checkpoint_config=keep or CheckpointConfig(),
-        )
-        return SyncEngine(run, **{"local_dir": self.tmp_path / "local", **options})
-
-    def checkpoint(self, name: str = "ckpt", **files: bytes) -> Path:
-        directory = self.tmp_path / name
-        directory.mkdir(exist_ok=True)
-        for file, data in (files or {"weights": b"w" * 1000}).items():
-            (directory / file).write_bytes(data)
-        return directory
-
-    def keys(self, ending: str = "") -> list[str]:
-        return sorted(key for key in self.store.contents if key.endswith(ending))
-
-    def puts(self, key: str) -> int:
-        return sum(request.operation == "put" and key in request.key for request in self.faults.requests)
+from asyncsync.testing import reset_memory
 
 
 @pytest.fixture
@@ -48,6 +14,3 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     reset_memory()
     yield Bench(tmp_path)
     reset_memory()
-
-
-MakeBench = Callable[[], Bench]

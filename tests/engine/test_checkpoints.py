@@ -5,13 +5,13 @@ import json
 import math
 
 import pytest
+from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, ConfigError, SyncConfig, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, SyncError, SyncFailedError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.records import TrialRecord
 from asyncsync.testing import run_virtual
-from tests.engine.conftest import Bench
 
 MANIFEST = ".asyncsync/manifest.json"
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from onebench import Bench
 
 from asyncsync import (
     CheckpointConfig,
@@ -18,7 +19,6 @@ from asyncsync import (
 from asyncsync.errors import AccessDeniedError, UnavailableError
 from asyncsync.events import SyncStarted, SyncTimedOut
 from asyncsync.testing import run_virtual
-from tests.engine.conftest import Bench
 
 
 def test_every_tree_is_synced_each_period_start_to_start(bench: Bench) -> None:
