@@ -22,6 +22,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.experiment import Experiment
+from asyncsync.reading import pull, verify
 from asyncsync.report import SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
@@ -63,5 +64,7 @@ __all__ = [
     "UploadMode",
     "VerifyReport",
     "__version__",
+    "pull",
     "push",
+    "verify",
 ]
