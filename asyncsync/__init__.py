@@ -22,11 +22,12 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.experiment import Experiment
-from asyncsync.reading import pull, verify
+from asyncsync.reading import pull
 from asyncsync.report import SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
+from asyncsync.verifying import verify
 
 __version__ = "0.1.0"
 
