@@ -8,13 +8,17 @@ from collections.abc import Awaitable, Callable
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.landing import Landing
-from asyncsync.errors import IntegrityError
+from asyncsync.errors import IntegrityError, PreconditionError
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.stores.base import ObjectInfo, Store
 
 
 class WrongSizeError(Exception):
     """More bytes came than were asked for; never leaves this package."""
+
+
+class ReplacedError(IntegrityError):
+    """The object is another one than the manifest means: a sync may be running."""
 
 
 class Intake:
@@ -33,9 +37,9 @@ class Intake:
 
 def damaged(store: Store, key: str, entry: FileEntry, offset: int, info: ObjectInfo | None) -> IntegrityError:
     """The error that names the path, the store and the place."""
-    replaced = info is not None and entry.version and info.version != entry.version
+    replaced = info is not None and bool(entry.version) and info.version != entry.version
     why = "it was replaced since its manifest was written, or is damaged" if replaced else "it is damaged"
-    return IntegrityError(
+    return (ReplacedError if replaced else IntegrityError)(
         f"{entry.path}: the bytes from offset {offset} of {store.uri.rstrip('/')}/{key} are not what the manifest "
         f"says (read twice): {why}"
     )
@@ -61,6 +65,7 @@ class RangedFile:
         self._opening = asyncio.Lock()
         self._is_open = False
         self._info: ObjectInfo | None = None
+        self._version = landing.entry.version
 
     async def fetch(self, part: int, offset: int, size: int) -> bool:
         """Fetch one segment; True if that was the last one and the file is in place. IntegrityError, StoreError."""
@@ -91,10 +96,24 @@ class RangedFile:
 
         intake = Intake(size, take)
         try:
-            self._info = await self._store.read(self._key, intake, start=offset, length=size)
-        except WrongSizeError:
+            await self._read_pinned(intake, offset, size)
+        except (WrongSizeError, IntegrityError):
             return -1
         return crc if intake.done == size else -1
+
+    async def _read_pinned(self, intake: Intake, offset: int, size: int) -> None:
+        """All ranges come from one version of the object: the manifest's, or that of a copy."""
+        pinned = self._version
+        if pinned:
+            try:
+                self._info = await self._store.read(self._key, intake, start=offset, length=size, if_version=pinned)
+                return
+            except PreconditionError:
+                if intake.done or pinned != self.entry.version:
+                    raise
+        if self._version == pinned:
+            self._version = (await self._store.head(self._key)).version
+        self._info = await self._store.read(self._key, intake, start=offset, length=size, if_version=self._version)
 
     async def _check_part(self, part: int) -> None:
         offset, size, expected = self._parts[part]

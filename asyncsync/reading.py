@@ -1,0 +1,235 @@
+"""``pull``: a tree, a trial or a whole experiment into a local directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asyncsync.config import TransferConfig, check_name
+from asyncsync.disk.files import in_thread
+from asyncsync.disk.landing import check_parents
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    NotFoundError,
+    PreconditionError,
+    SyncFailedError,
+)
+from asyncsync.events import Progress
+from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
+from asyncsync.report import SyncReport
+from asyncsync.stores.base import Store
+from asyncsync.transfer.catalog import parse_trial, read_catalog
+from asyncsync.transfer.download import DownloadReport, download_tree
+from asyncsync.transfer.listing import for_each, list_directories
+from asyncsync.transfer.ranged import ReplacedError
+from asyncsync.transfer.reader import exists, find, find_manifest, reading
+
+TREES_AT_ONCE = 16
+TRIES = 4
+"""How often a tree is read anew that a running sync is changing."""
+PAUSE = 0.5
+"""Seconds before the first of them; doubled each time."""
+DEFAULT = TransferConfig()
+
+
+async def pull(
+    uri: str | os.PathLike[str],
+    local: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, object] | None = None,
+    transfer: TransferConfig = DEFAULT,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SyncReport:
+    """Fetch what ``uri`` holds into the directory ``local``: a pushed tree, a checkpoint, a trial with its checkpoints,
+    or an experiment with all of that.
+
+    Every byte is checked against the manifests; files that are there and right stay; nothing is deleted. In the report
+    "sent" is what was fetched.
+
+    Raises:
+        CheckpointIncompleteError: there is no manifest and no record at ``uri``, or objects are missing.
+        IntegrityError: bytes are not what the manifest says.
+        SyncFailedError: anything else, or several trees failed: ``failures`` names them; the others are complete.
+        SyncError: a path would leave ``local``; nothing of that tree was written.
+    """
+    started = time.monotonic()
+    async with reading(uri, transfer, storage_options) as store:
+        job = _Pull(store, Path(os.path.abspath(local)), transfer.max_concurrency, on_progress)
+        await job.run()
+        return job.report(store.requests, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A tree to fetch; ``trial`` is set for a checkpoint that this trial's record names."""
+
+    prefix: str
+    trial: str | None = None
+    optional: bool = False
+    """It may have no manifest: a trial that has only checkpoints, an experiment without files of its own."""
+
+
+@dataclass(slots=True)
+class _Pull:
+    store: Store
+    target: Path
+    concurrency: int
+    on_progress: Callable[[Progress], None] | None
+    done: list[DownloadReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    seen: dict[str, Progress] = field(default_factory=dict)
+    sums: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+
+    async def run(self) -> None:
+        trees = await self._trees()
+        await in_thread(check_parents, str(self.target), [tree.prefix.rstrip("/") for tree in trees if tree.prefix])
+        workers = min(TREES_AT_ONCE, len(trees))
+        each = max(4, self.concurrency // workers)
+
+        async def fetch(tree: _Wanted) -> None:
+            try:
+                await self._tree(tree, each)
+            except (AsyncsyncError, OSError) as error:
+                self.failures[tree.prefix.rstrip("/")] = error
+
+        await for_each(trees, fetch, workers)
+        if len(self.failures) == 1:
+            raise next(iter(self.failures.values()))
+        if self.failures:
+            text = "; ".join(f"{tree}: {error}" for tree, error in list(self.failures.items())[:5])
+            count = len(self.failures)
+            raise SyncFailedError(f"{count} of {len(trees)} trees of {self.store.uri} failed: {text}", self.failures)
+
+    async def _trees(self) -> list[_Wanted]:
+        if await find(self.store, EXPERIMENT_RECORD) is not None:
+            return await self._experiment()
+        data = await find(self.store, TRIAL_RECORD)
+        if data is not None:
+            return await self._trial("", self._parse("", data))
+        if await exists(self.store, MANIFEST):
+            return [_Wanted("")]
+        try:
+            return await self._experiment()  # written by workers only
+        except NotFoundError:
+            raise CheckpointIncompleteError(
+                f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Look at the "
+                "address; a push that was interrupted has to be run again"
+            ) from None
+
+    def _parse(self, prefix: str, data: bytes) -> TrialRecord:
+        try:
+            return parse_trial(self.store, prefix, data)
+        except ValueError as error:
+            raise CheckpointIncompleteError(str(error)) from error
+
+    async def _experiment(self) -> list[_Wanted]:
+        catalog = await read_catalog(self.store)
+        trees = [_Wanted("", optional=True)]
+        found: dict[str, list[_Wanted]] = {}
+
+        async def look(name: str) -> None:
+            found[name] = await self._trial(f"{check_name('trial', name)}/", catalog.trials[name])
+
+        await for_each(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
+        for name in sorted(found):
+            trees.extend(found[name])
+        self.failures.update(
+            (name, CheckpointIncompleteError(f"{self.store.uri}/{name}: its record cannot be read: {why}"))
+            for name, why in catalog.unreadable.items()
+        )
+        return trees
+
+    async def _trial(self, prefix: str, record: TrialRecord) -> list[_Wanted]:
+        """The trial's own tree, those of its other ranks, and its checkpoints."""
+        names = await list_directories(self.store, prefix)
+        ranks = [name for name in names if name.startswith("rank_") and name.removeprefix("rank_").isdigit()]
+        checkpoints = [check_name("checkpoint", item.name) for item in record.checkpoints]
+        return [
+            _Wanted(prefix, optional=True),
+            *(_Wanted(f"{prefix}{name}/", optional=True) for name in ranks),
+            *(_Wanted(f"{prefix}{name}/", trial=prefix) for name in checkpoints),
+        ]
+
+    async def _tree(self, tree: _Wanted, concurrency: int) -> None:
+        for attempt in range(TRIES):
+            manifest = await find_manifest(self.store, tree.prefix)
+            if manifest is None:
+                await self._no_manifest(tree)
+                return
+            try:
+                report = await self._download(tree.prefix, manifest, concurrency)
+            except (AsyncsyncError, OSError) as error:
+                if await self._was_retired(tree):
+                    return
+                if tree.trial is not None or attempt == TRIES - 1 or not _is_moving(error):
+                    raise
+                await asyncio.sleep(PAUSE * 2**attempt)
+            else:
+                self.done.append(report)
+                return
+
+    async def _download(self, prefix: str, manifest: Manifest, concurrency: int) -> DownloadReport:
+        def tell(progress: Progress) -> None:
+            self._tell(prefix, progress)
+
+        return await download_tree(
+            self.store, prefix, manifest, self.target / prefix, concurrency=concurrency,
+            on_progress=tell if self.on_progress is not None else None,
+        )  # fmt: skip
+
+    async def _no_manifest(self, tree: _Wanted) -> None:
+        if tree.optional or await self._was_retired(tree):
+            return
+        raise CheckpointIncompleteError(
+            f"{self.store.uri}/{tree.prefix.rstrip('/')} has no manifest, though its trial's record names it"
+        )
+
+    async def _was_retired(self, tree: _Wanted) -> bool:
+        """A running experiment may have retired the checkpoint since we read the record."""
+        if tree.trial is None:
+            return False
+        data = await find(self.store, tree.trial + TRIAL_RECORD)
+        name = tree.prefix[len(tree.trial) :].rstrip("/")
+        if data is None or name in {item.name for item in self._parse(tree.trial, data).checkpoints}:
+            return False
+        self.warnings.append(f"{tree.prefix.rstrip('/')}: retired while the experiment was read")
+        return True
+
+    def _tell(self, prefix: str, progress: Progress) -> None:
+        """One line for all trees; totals grow as manifests are read."""
+        old = self.seen.get(prefix)
+        self.seen[prefix] = progress
+        for index, name in enumerate(("files_done", "files_total", "bytes_done", "bytes_total")):
+            self.sums[index] += getattr(progress, name) - (getattr(old, name) if old is not None else 0)
+        if self.on_progress is not None:
+            files_done, files_total, bytes_done, bytes_total = self.sums
+            self.on_progress(
+                Progress(
+                    tree="", files_done=files_done, files_total=files_total, bytes_done=bytes_done,
+                    bytes_total=bytes_total,
+                )
+            )  # fmt: skip
+
+    def report(self, requests: int, seconds: float) -> SyncReport:
+        """All trees together."""
+        return SyncReport(
+            files_sent=sum(item.files_fetched for item in self.done),
+            files_skipped=sum(item.files_skipped for item in self.done),
+            bytes_total=sum(item.bytes_total for item in self.done),
+            bytes_sent=sum(item.bytes_fetched for item in self.done),
+            requests=requests, seconds=seconds, warnings=tuple(self.warnings),
+        )  # fmt: skip
+
+
+def _is_moving(error: Exception) -> bool:
+    """Objects are newer than their manifest: a sync is between its files and its manifest."""
+    if isinstance(error, SyncFailedError):
+        return any(isinstance(cause, PreconditionError | ReplacedError) for cause in error.failures.values())
+    return isinstance(error, ReplacedError)

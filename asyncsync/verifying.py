@@ -1,0 +1,193 @@
+"""Does the store hold what the manifests say? One listing, then the manifests, then as many bytes as wanted."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import google_crc32c
+
+from asyncsync.config import TransferConfig
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError
+from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.report import VerifyReport
+from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.transfer.reader import exists, find, find_manifest, reading
+
+CHECKPOINT_DIR = re.compile(r"(?:.*/)?checkpoint_\d{6,}/")
+"""The innermost checkpoint directory that a key lies in."""
+DEFAULT = TransferConfig()
+
+
+async def verify(
+    uri: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    storage_options: Mapping[str, object] | None = None,
+    transfer: TransferConfig = DEFAULT,
+) -> VerifyReport:
+    """Compare every manifest and record below ``uri`` with the objects that are there.
+
+    ``deep=False`` looks at existence and sizes, from one listing, and asks for the checksum of objects that have been
+    replaced or copied since. ``deep=True`` reads every byte and computes its CRC32C; what does not match is read twice.
+    A prefix without a manifest is missing one. NotFoundError if there is nothing at ``uri`` at all.
+    """
+    started = time.monotonic()
+    async with reading(uri, transfer, storage_options) as store:
+        objects = await list_all(store, "")
+        if not objects:
+            raise NotFoundError(f"there is nothing at {os.fspath(uri)}")
+        check = _Verification(store, objects, transfer.max_concurrency)
+        await check.trees()
+        await check.records()
+        if deep:
+            await check.contents()
+        check.look_for_strays()
+        return VerifyReport(
+            trees=len(check.manifests), files=len(check.entries),
+            bytes=sum(entry.size for entry in check.entries.values()), damaged=dict(sorted(check.damaged.items())),
+            missing=sorted(check.missing), stray=sorted(check.stray), deep=deep, requests=store.requests,
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Verification:
+    """One run. Keys are relative to the URI that was asked for."""
+
+    store: Store
+    objects: dict[str, ObjectInfo]
+    workers: int
+    manifests: list[str] = field(default_factory=list)
+    """Prefixes that have one."""
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    stray: set[str] = field(default_factory=set)
+
+    async def trees(self) -> None:
+        """Read every manifest and hold it against the listing."""
+        self.manifests = [
+            key[: -len(MANIFEST)] for key in self.objects if key == MANIFEST or key.endswith("/" + MANIFEST)
+        ]
+        names = {EXPERIMENT_RECORD, TRIAL_RECORD}
+        if not self.manifests and not any(key in names or key.endswith(f"/{TRIAL_RECORD}") for key in self.objects):
+            self.missing.add(MANIFEST)
+        await for_each(self.manifests, self._tree, min(64, self.workers))
+        doubtful = [key for key, entry in self.entries.items() if not self._is_listed_right(key, entry)]
+        await for_each(doubtful, self._look_again, self.workers)
+
+    async def _tree(self, prefix: str) -> None:
+        try:
+            manifest = await find_manifest(self.store, prefix)
+        except IntegrityError as error:
+            self.damaged[prefix + MANIFEST] = str(error)
+            return
+        if manifest is not None:  # else it was retired since it was listed
+            self.entries.update((prefix + path, entry) for path, entry in manifest.files.items())
+
+    def _is_listed_right(self, key: str, entry: FileEntry) -> bool:
+        info = self.objects.get(key)
+        if info is None or info.size != entry.size:
+            return False
+        if info.crc32c is not None:
+            return info.crc32c == entry.crc32c
+        return info.version == entry.version or not self.store.traits.crc32c
+
+    async def _look_again(self, key: str) -> None:
+        """The listing may be older than the manifest, and does not always tell checksums."""
+        entry = self.entries[key]
+        try:
+            info = self.objects[key] = await self.store.head(key)
+        except NotFoundError:
+            self.missing.add(key)
+            return
+        if info.size != entry.size:
+            self.damaged[key] = f"{info.size} bytes, the manifest says {entry.size}"
+        elif info.crc32c is not None and info.crc32c != entry.crc32c:
+            self.damaged[key] = f"CRC32C {info.crc32c:08x}, the manifest says {entry.crc32c:08x}"
+
+    async def records(self) -> None:
+        """What records say must be there too."""
+        names = [key for key in self.objects if key == TRIAL_RECORD or key.endswith("/" + TRIAL_RECORD)]
+        await for_each(names, self._trial, min(64, self.workers))
+        data = await find(self.store, EXPERIMENT_RECORD) if EXPERIMENT_RECORD in self.objects else None
+        if data is not None:
+            try:
+                ExperimentRecord.from_bytes(data)
+            except (ValueError, TypeError) as error:
+                self.damaged[EXPERIMENT_RECORD] = str(error)
+
+    async def _trial(self, key: str) -> None:
+        data = await find(self.store, key)
+        if data is None:
+            return
+        try:
+            record = TrialRecord.from_bytes(data)
+        except (ValueError, TypeError, KeyError) as error:
+            self.damaged[key] = str(error)
+            return
+        trial = key[: -len(TRIAL_RECORD)]
+        for checkpoint in record.checkpoints:
+            manifest = f"{trial}{checkpoint.name}/{MANIFEST}"
+            if manifest not in self.objects and not await exists(self.store, manifest):
+                self.missing.add(manifest)
+
+    async def contents(self) -> None:
+        """Read what looked right so far."""
+        parts = (
+            (key, offset, size, crc)
+            for key, entry in self.entries.items()
+            if key not in self.missing
+            for offset, size, crc in entry.ranges()
+        )
+        await for_each(parts, self._part, self.workers)
+
+    async def _part(self, part: tuple[str, int, int, int]) -> None:
+        key, offset, size, crc = part
+        if key in self.damaged:
+            return
+        for _ in range(2):
+            try:
+                done, found = await self._read(key, offset, size)
+            except NotFoundError:
+                self.missing.add(key)
+                return
+            except (IntegrityError, PreconditionError):
+                continue
+            if (done, found) == (size, crc):
+                return
+        self.damaged[key] = f"bytes {offset} to {offset + size} do not have the checksum that the manifest says"
+
+    async def _read(self, key: str, offset: int, size: int) -> tuple[int, int]:
+        done = crc = 0
+        if not size:
+            return (await self.store.head(key)).size, 0
+
+        async def take(piece: bytes) -> None:
+            nonlocal done, crc
+            done += len(piece)
+            crc = google_crc32c.extend(crc, piece)
+
+        version = self.objects[key].version if key in self.objects else None
+        await self.store.read(key, take, start=offset, length=size, if_version=version)
+        return done, int(crc)
+
+    def look_for_strays(self) -> None:
+        """Objects that nobody names; those of a checkpoint without manifest as one directory."""
+        trees = set(self.manifests)
+        for key in self.objects.keys() - self.entries.keys():
+            match = CHECKPOINT_DIR.match(key)
+            if match is not None and match[0] not in trees and not self._is_named(match[0]):
+                self.stray.add(match[0])
+            elif f"/{META_DIR}/" not in f"/{key}":
+                self.stray.add(key)
+
+    def _is_named(self, directory: str) -> bool:
+        """Its record names it: it is missing its manifest, and reported so."""
+        return directory + MANIFEST in self.missing
