@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import click
 
+from asyncsync import __version__
 from asyncsync.cli.options import Settings, common_options, take_settings
 from asyncsync.cli.output import Output
 from asyncsync.errors import ConfigError, SyncTimeoutError
@@ -77,7 +78,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(cls=_Lazy, context_settings=_CONTEXT, help=HELP)
-@click.version_option(package_name="asyncsync", message="asyncsync %(version)s")
+@click.version_option(__version__, message="asyncsync %(version)s")
 def cli() -> None:
     """The command."""
 
@@ -100,7 +101,7 @@ def run(function: Command, values: dict[str, Any]) -> int:
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
     try:
         settings = take_settings(values)
-        with _terminate_as_interrupt():
+        with _interruptible():
             return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
         told = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)
@@ -138,13 +139,18 @@ def _single(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: clean up, say what is not durable, exit."""
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C works, also where a shell started us in the background and so had SIGINT ignored; SIGTERM does the same:
+    clean up, say what is not durable, exit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminate = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGINT, interrupt)

@@ -8,6 +8,7 @@ from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
 from asyncsync.errors import ConfigError
+from asyncsync.pruning import prune as remove
 from asyncsync.verifying import verify as check
 
 VERIFY = """Check that the store holds what the manifests below a URL name.
@@ -45,7 +46,7 @@ async def verify(output: Output, settings: Settings, *, url: str, deep: bool) ->
     uri = resolve_url(url)
     output.at_interrupt = lambda: f"{uri} was not checked to the end; nothing was changed"
     report = await check(uri, deep=deep, transfer=settings.transfer, storage_options=settings.storage_options)
-    how = "every byte read" if deep else "sizes and the store's checksums"
+    how = "every byte read" if deep else "sizes, and checksums where the store tells them"
     output.line(
         f"checked {count(report.files, 'file')} ({human_bytes(report.bytes)}) of {count(report.trees, 'manifest')} "
         f"in {human_seconds(report.seconds)}: {how}"
@@ -68,8 +69,6 @@ async def verify(output: Output, settings: Settings, *, url: str, deep: bool) ->
 )  # fmt: skip
 async def prune(output: Output, settings: Settings, *, url: str, yes: bool, dry_run: bool, older_than: float) -> int:
     """See PRUNE."""
-    from asyncsync.reading import prune as remove
-
     if older_than < 0:
         raise ConfigError(f"--older-than {older_than:g} is not usable: it must be at least 0 seconds")
     uri, yes = resolve_url(url), yes and not dry_run

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from array import array
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,19 @@ def append(path: Path, line: str) -> None:
         file.write(f"{line}\n")
 
 
-async def train(trial: Trial, number: int, scratch: Path, pace: float) -> None:
+@dataclass(frozen=True)
+class Noted:
+    """What the training knows of a checkpoint, to compare with what comes back."""
+
+    loss: float
+    sha256: str
+
+
+Notes = dict[str, dict[str, Noted]]
+"""By trial and checkpoint."""
+
+
+async def train(trial: Trial, number: int, scratch: Path, pace: float, notes: Notes) -> None:
     """One training run. All that asyncsync asks for is ``await trial.report(...)``."""
     model = await asyncio.to_thread(Model, number, float(trial.record.params["rate"]))
     for epoch in range(1, EPOCHS + 1):
@@ -99,34 +112,40 @@ async def train(trial: Trial, number: int, scratch: Path, pace: float) -> None:
         if number == FAILS and epoch == FAILS_AT:
             raise ValueError(f"out of luck at epoch {epoch} (on purpose)")
         await asyncio.to_thread(append, trial.dir / "train.log", f"epoch {epoch} loss {loss:.6f}")
-        checkpoint, metadata = None, None
-        if epoch % EVERY == 0:
+        metrics = {"loss": loss, "epoch": epoch}
+        if epoch % EVERY:
+            await trial.report(metrics)
+        else:
             directory = scratch / trial.name / str(epoch)
-            metadata = {"sha256": await asyncio.to_thread(model.save, directory), "epoch": epoch}
+            sha256 = await asyncio.to_thread(model.save, directory)
             checkpoint = Checkpoint.take(directory)  # asyncsync owns it now, and deletes it once it is durable
-        await trial.report({"loss": loss, "epoch": epoch}, checkpoint, upload=UploadMode.ASYNC, metadata=metadata)
+            report = await trial.report(metrics, checkpoint, upload=UploadMode.ASYNC, metadata={"sha256": sha256})
+            assert report.checkpoint is not None
+            notes.setdefault(trial.name, {})[report.checkpoint.name] = Noted(loss, sha256)
         await asyncio.sleep(pace * random.uniform(0.5, 1.5))  # noqa: S311 (a pause)
 
 
-async def run_trial(trial: Trial, number: int, scratch: Path, pace: float) -> None:
+async def run_trial(trial: Trial, number: int, scratch: Path, pace: float, notes: Notes) -> None:
     """A trial that fails is marked as failed; the others go on."""
     try:
-        await train(trial, number, scratch, pace)
+        await train(trial, number, scratch, pace, notes)
     except ValueError as error:
         await trial.finish("failed", error=error)
     else:
         await trial.finish()
 
 
-async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Board) -> None:
+async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Board) -> Notes:
     """Twenty trials at once in one engine. Leaving ``async with`` means that everything is durable."""
+    notes: Notes = {}
     async with asyncio.TaskGroup() as listeners, SyncEngine(run, local_dir=work / "runs") as engine:
         listeners.create_task(board.follow(engine.events()), name="demo events")
         async with asyncio.TaskGroup() as group:
             for number in range(trials):
                 trial = engine.trial(f"trial_{number:05d}", params={"rate": 0.05 * (1 + number % 10)})
-                group.create_task(run_trial(trial, number, work / "scratch", pace), name=trial.name)
+                group.create_task(run_trial(trial, number, work / "scratch", pace, notes), name=trial.name)
             group.create_task(board.refresh(engine), name="demo table")
+    return notes
 
 
 @command(help=DEMO)
@@ -155,11 +174,11 @@ async def demo(
     output.at_interrupt = lambda: f"the demo was left; what is durable is in {run.uri}"
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="asyncsync-demo-") as work, Board(output, trials) as board:
-        await sweep(run, Path(work), trials, pace, board)
+        notes = await sweep(run, Path(work), trials, pace, board)
     seconds = time.monotonic() - started
     _tell_sweep(output, board, seconds)
     found = await _second_process(run.uri, settings)
-    checks = _checks(board, found, trials)
+    checks = _checks(board, notes, found, trials)
     _tell_checks(output, run.uri, found, checks)
     held = all(checks.values())
     output.document({"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks})
@@ -196,26 +215,37 @@ async def demo_read(output: Output, settings: Settings, *, uri: str) -> int:
     report = await verify(uri, deep=True, storage_options=options)
     found = {
         "trial": best.trial, "checkpoint": best.name, "loss": best.metrics["loss"], "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(), "noted_sha256": best.metadata["sha256"],
+        "sha256": hashlib.sha256(data).hexdigest(), "metadata": best.metadata,
         "verified": report.ok, "verified_files": report.files, "verified_bytes": report.bytes,
         "statuses": {trial.name: trial.status for trial in experiment.trials},
-        "kept": {trial.name: len(trial.checkpoints) for trial in experiment.trials},
+        "kept": {trial.name: [item.name for item in trial.checkpoints] for trial in experiment.trials},
     }  # fmt: skip
     output.document(found)
-    output.line(f"{best.trial} {best.name}: loss {found['loss']:.6f}, SHA-256 {found['sha256']}")
+    output.line(f"{best.trial} {best.name}: loss {found['loss']:.4g}, SHA-256 {found['sha256']}")
     return DONE
 
 
-def _checks(board: Board, found: dict[str, Any], trials: int) -> dict[str, bool]:
-    statuses = list(found.get("statuses", {}).values())
-    kept = list(found.get("kept", {}).values())
+def _to_keep(checkpoints: dict[str, Noted]) -> set[str]:
+    """The best by loss, and the latest."""
+    best = sorted(checkpoints, key=lambda name: checkpoints[name].loss)[:KEEP]
+    return {*best, max(checkpoints)}
+
+
+def _checks(board: Board, notes: Notes, found: dict[str, Any], trials: int) -> dict[str, bool]:
+    """What must hold, and whether it does."""
+    states = list(found.get("statuses", {}).values())
+    kept = {name: set(names) for name, names in found.get("kept", {}).items()}
+    noted = notes.get(found.get("trial", ""), {}).get(found.get("checkpoint", ""))
+    least = min(item.loss for checkpoints in notes.values() for item in checkpoints.values())
     return {
-        f"{trials - 1} trials finished and 1 failed, as meant": statuses.count("finished") == trials - 1
-        and statuses.count("failed") == 1,
+        f"{trials - 1} trials finished and 1 failed, as meant": (states.count("finished"), states.count("failed"))
+        == (trials - 1, 1),
         "no checkpoint and no sync failed": not board.failures,
-        f"retention kept the best {KEEP} of each trial, and its latest": bool(kept)
-        and all(1 <= number <= KEEP + 1 for number in kept),
-        "the best checkpoint came back bit for bit": "sha256" in found and found["sha256"] == found["noted_sha256"],
+        f"retention kept the best {KEEP} of each trial, and its latest": kept
+        == {name: _to_keep(checkpoints) for name, checkpoints in notes.items()},
+        "the best checkpoint came back bit for bit": noted is not None
+        and noted.loss == least
+        and found["sha256"] == noted.sha256 == found["metadata"]["sha256"],
         "every byte of the experiment matches its manifests": bool(found.get("verified")),
     }
 
@@ -234,7 +264,7 @@ def _tell_sweep(output: Output, board: Board, seconds: float) -> None:
 def _tell_checks(output: Output, uri: str, found: dict[str, Any], checks: dict[str, bool]) -> None:
     if "sha256" in found:
         output.line(
-            f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4f}, "
+            f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4g}, "
             f"SHA-256 {found['sha256'][:16]}...; {count(found['verified_files'], 'file')} "
             f"({human_bytes(found['verified_bytes'])}) verified"
         )

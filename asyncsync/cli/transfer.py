@@ -21,6 +21,7 @@ from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
+from asyncsync.reading import pull as fetch
 from asyncsync.syncer import Syncer
 
 PUSH = """Send a directory, or one file, to the store: what is new or changed, and nothing else.
@@ -122,8 +123,6 @@ async def _plan(output: Output, syncer: Syncer) -> int:
 @timeout_option(None)
 async def pull(output: Output, settings: Settings, *, url: str, local: Path, timeout: float | None) -> int:
     """See PULL."""
-    from asyncsync.reading import pull as fetch
-
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"--timeout {timeout:g} is not usable: it must be more than 0 seconds")
     uri = resolve_url(url)
