@@ -208,7 +208,8 @@ class _Download:
             if saved:
                 self._done(entry.path, entry.size)
                 return
-        raise damaged(self._store, self._prefix + entry.path, entry, 0, info)
+        key = self._prefix + entry.path
+        raise damaged(self._store, key, entry, 0, info or await self._store.head(key))
 
     async def _whole(self, entry: FileEntry) -> tuple[bytes, ObjectInfo | None]:
         pieces: list[bytes] = []
