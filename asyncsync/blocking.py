@@ -21,6 +21,7 @@ from asyncsync.errors import EngineClosedError
 from asyncsync.events import Event
 from asyncsync.report import SyncReport
 from asyncsync.status import EngineStatus, FlushReport
+from asyncsync.stream import EventStream
 from asyncsync.trial import Report, Trial
 
 
@@ -86,7 +87,7 @@ class BlockingTrial:
 class BlockingEngine:
     """See :class:`asyncsync.SyncEngine`; made by ``SyncEngine.blocking(run)``, used with a plain ``with``."""
 
-    def __init__(self, run: RunConfig, **options: Any) -> None:  # noqa: ANN401 (those of SyncEngine)
+    def __init__(self, run: RunConfig, **options: Any) -> None:
         self._engine = SyncEngine(run, **options)
         self._open: ExitStack | None = None
         self._portal: BlockingPortal | None = None
@@ -123,15 +124,10 @@ class BlockingEngine:
         """What happens from now on; ends when the engine does. For a thread of your own."""
         portal = self._running()
 
-        async def listen() -> Any:  # noqa: ANN401 (a stream)
+        async def listen() -> EventStream:
             return self._engine.events()
 
-        stream = portal.call(listen)
-        while True:
-            try:
-                yield portal.call(stream.__anext__)
-            except StopAsyncIteration:
-                return
+        return _iterate(portal, portal.call(listen))
 
     def status(self) -> EngineStatus:
         """See :meth:`asyncsync.SyncEngine.status`."""
@@ -153,3 +149,11 @@ class BlockingEngine:
         if self._portal is None:
             raise EngineClosedError("the engine is not running: use it inside its 'with' block")
         return self._portal
+
+
+def _iterate(portal: BlockingPortal, stream: EventStream) -> Iterator[Event]:
+    while True:
+        try:
+            yield portal.call(stream.__anext__)
+        except (StopAsyncIteration, RuntimeError):  # the end, or the portal's end
+            return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -140,10 +141,18 @@ class SyncEngine:
             self._group.create_task(self._janitor.run(), name="asyncsync janitor"),
         ]
         self._running = True
+        if self._handle_signals:
+            self._watch_signal()
         if self.role == "driver":
             self._tree = Tree(session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT))
             self.scheduler.add(self)
         self._janitor.kick()
+
+    def _watch_signal(self) -> None:
+        """SIGTERM is the notice of a preemption: leave the block now, and sync within the grace."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")
 
     async def _open_record(self, session: Session) -> None:
         """Take the experiment's record over, or start a new one."""
@@ -237,6 +246,8 @@ class SyncEngine:
             if self._alive():
                 failures = await self._leave(error)
         finally:
+            if self._handle_signals:
+                asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
             await self._stop(error)
         if error is None:
             raise_failures(failures)

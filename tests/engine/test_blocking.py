@@ -1,0 +1,70 @@
+"""The engine for loops that are not async."""
+
+from pathlib import Path
+
+import pytest
+
+from asyncsync import Checkpoint, EngineClosedError, RunConfig, SyncConfig, SyncEngine, UploadMode
+from asyncsync.errors import ExperimentExistsError
+
+
+def run(tmp_path: Path) -> RunConfig:
+    return RunConfig(name="exp", storage_path=tmp_path / "store", sync_config=SyncConfig(sync_artifacts=True))
+
+
+def checkpoint(tmp_path: Path, name: str) -> Path:
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "weights").write_bytes(name.encode())
+    return directory
+
+
+def test_the_same_methods_without_await(tmp_path: Path) -> None:
+    with SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local") as engine:
+        trial = engine.trial("t", params={"lr": 0.1})
+        report = trial.report({"loss": 1.0}, checkpoint(tmp_path, "a"))
+        assert report.checkpoint is not None
+        assert report.checkpoint.is_durable
+        later = trial.report({"loss": 0.5}, Checkpoint.take(checkpoint(tmp_path, "b")), upload=UploadMode.ASYNC)
+        assert later.checkpoint is not None
+        later.checkpoint.durable()
+        (trial.dir / "plot").write_text("x")
+        trial.sync()
+        assert (tmp_path / "store/exp/t/plot").read_text() == "x"
+        assert engine.status().trials["t"].last_durable == 1
+        assert engine.flush(deadline=10).not_durable == ()
+        trial.finish()
+    assert (tmp_path / "store/exp/t/checkpoint_000001/weights").read_bytes() == b"b"
+    assert (tmp_path / "store/exp/t/plot").read_text() == "x"
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_exception_of_the_body_comes_out(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local") as engine:
+        engine.trial("t").report({"loss": 1.0})
+        raise ZeroDivisionError
+    assert (tmp_path / "store/exp/t/result.json").exists()
+
+
+def test_what_entering_raises_comes_out(tmp_path: Path) -> None:
+    with SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local"):
+        pass
+    with pytest.raises(ExperimentExistsError), SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local"):
+        pass
+
+
+def test_outside_its_block_it_refuses(tmp_path: Path) -> None:
+    engine = SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local")
+    with pytest.raises(EngineClosedError):
+        engine.trial("t")
+    with engine:
+        pass
+    with pytest.raises(EngineClosedError):
+        engine.status()
+
+
+def test_events_end_with_the_engine(tmp_path: Path) -> None:
+    with SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local") as engine:
+        events = engine.events()
+        engine.trial("t").sync()
+        assert next(events).kind.startswith("Sync")
