@@ -105,6 +105,8 @@ def run(function: Command, values: dict[str, Any]) -> int:
             return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
         told = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)
+        for note in getattr(error.__context__, "__notes__", ()):  # the cancel's: the engine says what is not durable
+            told.add_note(note)
         output.error(told, INTERRUPTED, prefix="interrupted")
         return INTERRUPTED
     except BrokenPipeError:

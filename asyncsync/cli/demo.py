@@ -29,7 +29,7 @@ from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds
 from asyncsync.config import DEFAULT_STORAGE_PATH, CheckpointConfig, RunConfig, SyncConfig, UploadMode
 from asyncsync.engine import SyncEngine
-from asyncsync.errors import CheckpointIncompleteError
+from asyncsync.errors import CheckpointIncompleteError, ConfigError
 from asyncsync.experiment import Experiment
 from asyncsync.trial import Trial
 from asyncsync.verifying import verify
@@ -158,7 +158,7 @@ async def demo(
 ) -> int:
     """See DEMO."""
     if url is not None and directory is not None:
-        raise click.UsageError("give a URL or --dir, not both")
+        raise ConfigError("give a URL or --dir, not both")
     storage = resolve_url(url) if url is not None else os.path.abspath(directory) if directory is not None else None
     run = RunConfig(
         name=time.strftime(f"demo_%Y-%m-%d_%H-%M-%S_{os.getpid()}"),
