@@ -154,7 +154,7 @@ def test_a_pull_ends_in_time_too(answer: Answer, tree: Path, tmp_path: Path) -> 
 
 
 def test_store_failures_name_the_files(answer: Answer, tree: Path) -> None:
-    inject_faults("bucket").fail(error=AccessDeniedError("not allowed"), key="a/sub/b.bin", times=None)
+    inject_faults("bucket").fail(error=AccessDeniedError("not allowed"), key="sub/b.bin", times=None)
     document = answer("push", tree, "memory://bucket/a", code=1)
     assert "sub/b.bin" in document["error"]["message"]
 
