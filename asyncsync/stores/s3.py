@@ -1,0 +1,374 @@
+"""Objects in an S3 bucket: AWS, or any server that speaks its protocol.
+
+Bulk travels by :mod:`asyncsync.stores.s3_wire`; everything else by aiobotocore (:mod:`asyncsync.stores.s3_client`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import google_crc32c
+
+from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.s3_client import S3Client
+from asyncsync.stores.s3_errors import Failure
+from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_sdk import SdkPlane, wire_serves
+from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
+from asyncsync.stores.s3_wire import Wire, content_bytes
+
+_UNSATISFIABLE = "InvalidRange"
+
+
+class S3Store(Store):
+    """One bucket and prefix.
+
+    ``options`` are those of :class:`asyncsync.stores.s3_options.S3Options`: endpoint_url, region, profile,
+    access_key, secret_key, session_token, anonymous, addressing_style, verify, sse, sse_kms_key_id, storage_class,
+    acl, request_payer, checksum; any other raises ConfigError. ``stall_timeout`` and ``connect_timeout`` in seconds:
+    a request that moves no byte for so long, or finds no connection, raises UnavailableError. At most
+    ``max_connections`` sockets for bulk and as many for the rest. Nothing is opened before the first use. The
+    ``version`` of an object is its ETag without quotes.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str, *, options: Mapping[str, object], stall_timeout: float = 30.0,
+        connect_timeout: float = 10.0, max_connections: int = 256,
+    ) -> None:  # fmt: skip
+        self._options = S3Options.parse(options)
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
+        self.traits = Traits("s3", crc32c=self._options.checksum != "none")
+        self._limits: dict[str, Any] = {
+            "stall_timeout": stall_timeout,
+            "connect_timeout": connect_timeout,
+            "max_connections": max_connections,
+        }
+        self._plane: Wire | SdkPlane | None = None
+        self._client: S3Client | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+        self._object_headers = self._options.object_headers()
+        self._common = self._options.request_params()
+        self._whole_checksum = True
+        """Whether the store takes the CRC32C of a whole multipart object; what it says on creating one decides."""
+
+    async def __aenter__(self) -> S3Store:
+        await self._open()
+        return self
+
+    async def _open(self) -> tuple[S3Client, Wire | SdkPlane]:
+        async with self._opening:
+            if self._closed:
+                raise StoreError(f"{self.uri} is closed")
+            if self._client is not None and self._plane is not None:
+                return self._client, self._plane
+            client = S3Client(self._bucket, self._options, **self._limits)
+            try:
+                await client.open()
+                plane = await self._new_plane(client)
+            except BaseException:
+                await client.close()
+                raise
+            self._client, self._plane = client, plane
+            return client, plane
+
+    async def _new_plane(self, client: S3Client) -> Wire | SdkPlane:
+        if not wire_serves(self._bucket):
+            return SdkPlane(client, self._bucket, self._options)
+        context = await client.ssl_context()
+        return Wire(
+            self._bucket, await client.locate(), client, ssl_context=context,
+            headers=self._options.request_headers(), **self._limits,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Free all connections. Safe to call twice; the store cannot be used again."""
+        self._closed = True
+        plane, client, self._plane, self._client = self._plane, self._client, None, None
+        if plane is not None:
+            await plane.close()
+        if client is not None:
+            await client.close()
+
+    async def _call(self, operation: str, key: str, **params: Any) -> dict[str, Any]:
+        client = self._client or (await self._open())[0]
+        return await client.call(operation, f"s3://{self._bucket}/{key}", **params, **self._common)
+
+    def _full(self, key: str) -> str:
+        return self._prefix + key
+
+    def _checks(self) -> bool:
+        return self._options.checksum != "none"
+
+    # Bulk
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        headers = {**self._object_headers, **_condition(if_version)}
+        answer, crc32c = await self._send("PutObject", self._full(key), "", headers, body, crc32c)
+        return ObjectInfo(key, _size(body), _version(answer.get("etag")), crc32c)
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        query = f"partNumber={number}&uploadId={quote(upload.upload_id, safe='')}"
+        answer, crc32c = await self._send("UploadPart", self._full(upload.key), query, {}, body, crc32c)
+        return Part(number, offset, _size(body), _version(answer.get("etag")), crc32c)
+
+    async def _send(
+        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
+    ) -> tuple[Mapping[str, str], int | None]:
+        plane = self._plane or (await self._open())[1]
+        if not self._checks():
+            return await plane.put(operation, key, query, headers, body), None
+        if crc32c is None:
+            crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
+        sent = headers["x-amz-checksum-crc32c"] = crc_to_text(crc32c)
+        answer = await plane.put(operation, key, query, headers, body)
+        stored = answer.get("x-amz-checksum-crc32c", sent)
+        if stored != sent:
+            raise IntegrityError(
+                f"{operation} s3://{self._bucket}/{key}: sent CRC32C {sent}, the store has {stored}", retryable=True
+            )
+        return answer, crc32c
+
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        if length == 0:
+            return await self._head(key, if_version)
+        plane = self._plane or (await self._open())[1]
+        headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
+        headers |= _condition(if_version)
+        ranged = start > 0 or length is not None
+        if ranged:
+            headers["range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
+        where, total = plane.where(self._full(key)), 0
+
+        def expect(status: int, answer: Mapping[str, str]) -> int:
+            nonlocal total
+            come, total = content_bytes("GetObject", where, status, answer, ranged)
+            return come
+
+        try:
+            answer = await plane.get(self._full(key), headers, sink, expect)
+        except StoreError as error:
+            if ranged and _UNSATISFIABLE in str(error):
+                return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
+            raise
+        return _info_from_headers(key, total, answer)
+
+    # Single objects
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._head(key, None)
+
+    async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
+        params: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self._checks() else {}
+        if if_version is not None:
+            params["IfMatch"] = f'"{if_version}"'
+        answer = await self._call("head_object", self._full(key), Key=self._full(key), **params)
+        return _info(key, answer)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if len(keys) == 1:
+            try:
+                await self._call("delete_object", self._full(keys[0]), Key=self._full(keys[0]))
+            except NotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+            return
+        if not keys:
+            return
+        wanted = {"Objects": [{"Key": self._full(key)} for key in keys], "Quiet": True}
+        answer = await self._call("delete_objects", self._prefix, Delete=wanted)
+        for failed in answer.get("Errors", ()):
+            if failed.get("Code") not in ("NoSuchKey", "NotFound"):
+                raise self._failed_delete(failed)
+
+    def _failed_delete(self, failed: Mapping[str, Any]) -> StoreError:
+        code = str(failed.get("Code", ""))
+        where = f"s3://{self._bucket}/{failed.get('Key', '')}"
+        status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
+        return Failure("DeleteObjects", where, status, code, str(failed.get("Message", "")), {}).error()
+
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        params: dict[str, Any] = dict(self._options.object_params())
+        if if_source_version is not None:
+            params["CopySourceIfMatch"] = f'"{if_source_version}"'
+        if self._checks():
+            params["ChecksumAlgorithm"] = "CRC32C"
+        await self._call(
+            "copy_object", self._full(key), Key=self._full(key), CopySource=self._source(source), **params
+        )
+        return await self.head(key)
+
+    def _source(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._full(key)}
+
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        params: dict[str, Any] = {"Prefix": self._prefix + prefix}
+        if delimiter:
+            params["Delimiter"] = delimiter
+        if token is not None:
+            params["ContinuationToken"] = token
+        answer = await self._call("list_objects_v2", params["Prefix"], **params)
+        skip = len(self._prefix)
+        objects = tuple(
+            ObjectInfo(
+                item["Key"][skip:], int(item["Size"]), _version(item.get("ETag")), None, _unix(item.get("LastModified"))
+            )
+            for item in answer.get("Contents", ())
+            if len(item["Key"]) > skip
+        )
+        prefixes = tuple(item["Prefix"][skip:] for item in answer.get("CommonPrefixes", ()))
+        return Page(objects, prefixes, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None)
+
+    # Multipart
+
+    async def create_multipart(self, key: str) -> Upload:
+        params: dict[str, Any] = dict(self._options.object_params())
+        if self._checks():
+            params |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
+        answer = await self._call("create_multipart_upload", self._full(key), Key=self._full(key), **params)
+        self._learn(answer)
+        return Upload(key, answer["UploadId"])
+
+    def _learn(self, answer: Mapping[str, Any]) -> None:
+        """Some servers know checksums of parts only, and would call the right one of the whole wrong."""
+        if self._options.checksum == "auto" and (kind := answer.get("ChecksumType")):
+            self._whole_checksum = kind == "FULL_OBJECT"
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        params: dict[str, Any] = {} if if_source_version is None else {"CopySourceIfMatch": f'"{if_source_version}"'}
+        answer = await self._call(
+            "upload_part_copy", self._full(upload.key), Key=self._full(upload.key), UploadId=upload.upload_id,
+            PartNumber=number, CopySource=self._source(source), CopySourceRange=f"bytes={start}-{start + length - 1}",
+            **params,
+        )  # fmt: skip
+        result = answer["CopyPartResult"]
+        crc = crc_from_text(result.get("ChecksumCRC32C"), None, "")
+        return Part(number, offset, length, _version(result.get("ETag")), crc)
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        key, size = self._full(upload.key), sum(part.size for part in parts)
+        params: dict[str, Any] = {"MpuObjectSize": size} | _condition_params(if_version)
+        whole = crc32c if self._checks() and self._whole_checksum else None
+        if whole is not None:
+            params |= {"ChecksumType": "FULL_OBJECT", "ChecksumCRC32C": crc_to_text(whole)}
+        listed = {"Parts": [self._part(part) for part in parts]}
+        answer = await self._call(
+            "complete_multipart_upload", key, Key=key, UploadId=upload.upload_id, MultipartUpload=listed, **params
+        )
+        version = _version(answer.get("ETag"))
+        stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
+        if whole is not None and stored is not None and stored != whole:
+            raise IntegrityError(
+                f"CompleteMultipartUpload s3://{self._bucket}/{key}: the parts' CRC32C is {whole:08x}, the store has "
+                f"{stored:08x}"
+            )
+        return ObjectInfo(upload.key, size, version, whole if stored is None else stored)
+
+    def _part(self, part: Part) -> dict[str, Any]:
+        listed: dict[str, Any] = {"PartNumber": part.number, "ETag": f'"{part.etag}"'}
+        if self._checks() and part.crc32c is not None:
+            listed["ChecksumCRC32C"] = crc_to_text(part.crc32c)
+        return listed
+
+    async def abort_multipart(self, upload: Upload) -> None:
+        try:
+            await self._call(
+                "abort_multipart_upload", self._full(upload.key), Key=self._full(upload.key), UploadId=upload.upload_id
+            )
+        except NotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        found: list[Part] = []
+        params: dict[str, Any] = {"Key": self._full(upload.key), "UploadId": upload.upload_id}
+        while True:
+            answer = await self._call("list_parts", self._full(upload.key), **params)
+            self._learn(answer)
+            for item in answer.get("Parts", ()):
+                crc = crc_from_text(item.get("ChecksumCRC32C"), None, "")
+                found.append(Part(item["PartNumber"], -1, item["Size"], _version(item["ETag"]), crc))
+            if not answer.get("IsTruncated"):
+                return sorted(found, key=lambda part: part.number)
+            params["PartNumberMarker"] = answer["NextPartNumberMarker"]
+
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        found: list[Upload] = []
+        params: dict[str, Any] = {"Prefix": self._prefix + prefix}
+        while True:
+            answer = await self._call("list_multipart_uploads", params["Prefix"], **params)
+            found.extend(
+                Upload(item["Key"][len(self._prefix) :], item["UploadId"], _unix(item.get("Initiated")))
+                for item in answer.get("Uploads", ())
+            )
+            if not answer.get("IsTruncated"):
+                return found
+            params["KeyMarker"] = answer["NextKeyMarker"]
+            params["UploadIdMarker"] = answer["NextUploadIdMarker"]
+
+
+def _condition(if_version: str | None) -> dict[str, str]:
+    if if_version is None:
+        return {}
+    return {"if-none-match": "*"} if if_version == MISSING else {"if-match": f'"{if_version}"'}
+
+
+def _condition_params(if_version: str | None) -> dict[str, str]:
+    if if_version is None:
+        return {}
+    return {"IfNoneMatch": "*"} if if_version == MISSING else {"IfMatch": f'"{if_version}"'}
+
+
+def _version(etag: str | None) -> str:
+    return (etag or "").removeprefix("W/").strip('"')
+
+
+def _size(body: Body) -> int:
+    return len(body) if isinstance(body, bytes) else body.size
+
+
+def _unix(when: datetime | None) -> float | None:
+    return None if when is None else when.timestamp()
+
+
+def _crc_of(body: FileRange) -> int:
+    crc = 0
+    for piece in body.pieces():
+        crc = google_crc32c.extend(crc, piece)
+    return crc
+
+
+def _info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+    version = _version(answer.get("ETag"))
+    crc = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
+    return ObjectInfo(key, int(answer["ContentLength"]), version, crc, _unix(answer.get("LastModified")))
+
+
+def _info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
+    version = _version(headers.get("etag"))
+    crc = crc_from_text(headers.get("x-amz-checksum-crc32c"), headers.get("x-amz-checksum-type"), version)
+    try:
+        modified: float | None = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
+    except (TypeError, ValueError):
+        modified = None
+    return ObjectInfo(key, size, version, crc, modified)

@@ -1,0 +1,141 @@
+"""What S3 and the network say, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from xml.sax.saxutils import unescape
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from asyncsync.errors import (
+    AccessDeniedError,
+    AsyncsyncError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    ThrottledError,
+    UnavailableError,
+)
+
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
+SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"})
+_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound"})
+_CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
+_DENIED = frozenset(
+    {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AllAccessDisabled"} | EXPIRED
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One answer that is not a success. ``where`` is ``s3://bucket/key``."""
+
+    operation: str
+    where: str
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str]
+    region: str = ""
+    """Where the bucket is, if the answer says so."""
+
+    @property
+    def bucket(self) -> str:
+        return self.where.removeprefix("s3://").partition("/")[0]
+
+    def error(self) -> StoreError:
+        said = f"{self.code}: {self.message}" if self.message else self.code
+        text = f"{self.operation} {self.where}: {said or 'no reason given'} (HTTP {self.status})"
+        code, status = self.code, self.status
+        if code == "NoSuchBucket":
+            return NotFoundError(f"{text}: there is no bucket {self.bucket!r}")
+        if code in _MISSING or status == 404:
+            return NotFoundError(text)
+        if status == 412 or code in _CONFLICT:
+            return PreconditionError(text)
+        if code in _DAMAGED or (status == 400 and "checksum" in said.lower()):
+            return IntegrityError(text, retryable=True)
+        if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
+            return ThrottledError(text, retry_after(self.headers))
+        if status in (401, 403) or code in _DENIED:
+            return AccessDeniedError(text)
+        if status >= 500 or code in ("RequestTimeout", "OperationAborted", "InternalError"):
+            return UnavailableError(text)
+        return StoreError(text)
+
+
+def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+    """Read an error document; answers without one (HEAD, proxies) leave code and message empty."""
+    text = body.decode("utf-8", "replace")
+    region = headers.get("x-amz-bucket-region") or _element(text, "Region")
+    return Failure(operation, where, status, _element(text, "Code"), _element(text, "Message"), headers, region)
+
+
+def from_client_error(operation: str, where: str, error: ClientError) -> Failure:
+    said = error.response.get("Error", {})
+    meta = error.response.get("ResponseMetadata", {})
+    code = str(said.get("Code", ""))
+    status = int(meta.get("HTTPStatusCode", 0))
+    headers = {str(name).lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
+    region = headers.get("x-amz-bucket-region") or str(said.get("Region", ""))
+    return Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
+
+
+def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
+    """Any failure of a request that is not an answer of the store: the network, the SDK, the credentials."""
+    text = f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, AsyncsyncError):
+        return error
+    if isinstance(error, ClientError):
+        return from_client_error(operation, where, error).error()
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return AccessDeniedError(
+            f"{operation} {where}: no usable credentials; set access_key and secret_key, profile, anonymous=True, or "
+            f"the usual environment variables ({error})"
+        )
+    if isinstance(error, FlexibleChecksumError):
+        return IntegrityError(text, retryable=True)
+    if isinstance(error, HTTPClientError | aiohttp.ClientError | OSError | TimeoutError | ssl.SSLError):
+        return UnavailableError(text)
+    if isinstance(error, BotoCoreError):
+        return StoreError(text)
+    raise error
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the answer asks us to wait: a number, or a date."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    date = server_time({"date": value})
+    return None if date is None else max(0.0, date - time.time())
+
+
+def server_time(headers: Mapping[str, str]) -> float | None:
+    """The ``Date`` of an answer in unix seconds."""
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def _element(text: str, name: str) -> str:
+    found = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
+    return unescape(found.group(1)).strip() if found else ""

@@ -1,0 +1,102 @@
+"""The data plane through aiobotocore, for buckets that our own wire does not serve: access points and other ARNs,
+and S3 Express directory buckets, which sign with a session of their own.
+
+Slower, and a part is in memory as a whole: ``slots x part size``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import aiohttp
+from botocore.exceptions import BotoCoreError
+from multidict import CIMultiDict
+
+from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.errors import UnavailableError
+from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.s3_client import S3Client
+from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_stream import too_short
+
+_READ = 1 << 20
+_PARAMS = {
+    "if-match": "IfMatch",
+    "if-none-match": "IfNoneMatch",
+    "range": "Range",
+    "x-amz-checksum-crc32c": "ChecksumCRC32C",
+    "x-amz-checksum-mode": "ChecksumMode",
+    "x-amz-acl": "ACL",
+    "x-amz-storage-class": "StorageClass",
+    "x-amz-server-side-encryption": "ServerSideEncryption",
+    "x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
+}
+_OPERATIONS = {"PutObject": "put_object", "UploadPart": "upload_part"}
+
+
+def wire_serves(bucket: str) -> bool:
+    """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
+    return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))
+
+
+class SdkPlane:
+    """The same calls as :class:`asyncsync.stores.s3_wire.Wire`."""
+
+    def __init__(self, client: S3Client, bucket: str, options: S3Options) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._common = options.request_params()
+
+    async def close(self) -> None:
+        """The client belongs to the store."""
+
+    def where(self, key: str) -> str:
+        return f"s3://{self._bucket}/{key}"
+
+    async def put(
+        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body
+    ) -> Mapping[str, str]:
+        """Send one body; the headers of the answer."""
+        data = body if isinstance(body, bytes) else await in_thread(_read, body)
+        params: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}
+        for name, value in parse_qsl(query):
+            params["UploadId" if name == "uploadId" else "PartNumber"] = int(value) if name == "partNumber" else value
+        answer = await self._client.call(
+            _OPERATIONS[operation], self.where(key), Key=key, Body=data, **params, **self._common
+        )
+        return _headers(answer)
+
+    async def get(
+        self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
+    ) -> Mapping[str, str]:
+        """GetObject into ``sink``."""
+        params = {_PARAMS[name]: value for name, value in headers.items()}
+        answer = await self._client.call("get_object", self.where(key), Key=key, **params, **self._common)
+        found = _headers(answer)
+        expected, got = expect(int(answer["ResponseMetadata"]["HTTPStatusCode"]), found), 0
+        async with answer["Body"] as body:
+            while True:
+                try:
+                    piece = await body.read(_READ)
+                except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+                    raise UnavailableError(f"GetObject {self.where(key)}: the body broke off: {error!r}") from error
+                if not piece:
+                    break
+                got += len(piece)
+                await sink(piece)
+        if got != expected:
+            raise UnavailableError(f"GetObject {self.where(key)}: {got} bytes came instead of {expected}")
+        return found
+
+
+def _headers(answer: Mapping[str, Any]) -> Mapping[str, str]:
+    return CIMultiDict(answer["ResponseMetadata"]["HTTPHeaders"])
+
+
+def _read(body: FileRange) -> bytes:
+    data = b"".join(body.pieces())
+    if len(data) < body.size:
+        raise too_short(body, len(data))
+    return data

@@ -1,0 +1,133 @@
+"""Bodies of requests, sent in pieces and watched.
+
+aiohttp starts its read time-out only when a body is written, so a server that stops reading in mid-body would hang
+an upload for ever. One timer for all requests of a store looks at what each body has moved; a request costs no task
+and no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import payload
+from aiohttp.abc import AbstractStreamWriter
+
+from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.errors import SourceChangedError
+
+SMALL = 1 << 16
+"""Bytes that go out in one write without waiting for the peer; nothing to watch there."""
+
+
+class StreamedBody(payload.Payload):
+    """Sends bytes or a range of a file in pieces of at most 1 MiB; memory: one piece, plus what the socket holds.
+
+    ``error`` keeps a failure of the source: aiohttp would only tell of a broken connection.
+    """
+
+    _autoclose = True
+
+    def __init__(self, source: bytes | FileRange, watchdog: Watchdog) -> None:
+        super().__init__(source, content_type="application/octet-stream")
+        self._source = source
+        self._size = len(source) if isinstance(source, bytes) else source.size
+        self._watchdog = watchdog
+        self._writer: AbstractStreamWriter | None = None
+        self.error: Exception | None = None
+        self.stalled = False
+        self.seen = -1
+        self.since = 0.0
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError("a streamed body is not text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, self._size)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._writer = writer
+        self._consumed = True
+        self._watchdog.add(self)
+        try:
+            sent = 0
+            while sent < (self._size or 0):
+                piece = await self._piece(sent)
+                sent += len(piece)
+                await writer.write(piece)
+        finally:
+            self._watchdog.discard(self)
+
+    async def _piece(self, start: int) -> bytes | memoryview:
+        if isinstance(self._source, bytes):
+            return memoryview(self._source)[start : start + PIECE]
+        try:
+            piece = await in_thread(self._source.read, start, PIECE)
+            if not piece:
+                raise too_short(self._source, start)
+        except Exception as error:
+            self.error = error
+            raise
+        return piece
+
+    def moved(self) -> int:
+        """Bytes that have left for the kernel."""
+        writer = self._writer
+        transport = writer.transport if writer is not None else None
+        if writer is None or transport is None:
+            return -1
+        return writer.output_size - transport.get_write_buffer_size()
+
+    def stall(self) -> None:
+        """End the request: its connection is cut, so nothing more of it is sent."""
+        self.stalled = True
+        if self._writer is not None and self._writer.transport is not None:
+            self._writer.transport.abort()
+
+
+def too_short(source: FileRange, got: int) -> SourceChangedError:
+    return SourceChangedError(
+        f"{source.path}: {source.size} bytes from {source.offset} were promised, the file ends after {got}"
+    )
+
+
+class Watchdog:
+    """Cuts bodies that move no byte for ``stall_timeout`` seconds. Plain code; its timer runs only while needed."""
+
+    def __init__(self, stall_timeout: float, now: Callable[[], float] | None = None) -> None:
+        self.stall_timeout = stall_timeout
+        self._loop = asyncio.get_running_loop()
+        self._now = now or self._loop.time
+        self._bodies: set[StreamedBody] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, body: StreamedBody) -> None:
+        body.since = self._now()
+        self._bodies.add(body)
+        if self._timer is None:
+            self._arm()
+
+    def discard(self, body: StreamedBody) -> None:
+        self._bodies.discard(body)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(min(1.0, self.stall_timeout / 4), self.look)
+
+    def look(self) -> None:
+        """Compare what each body has moved with the last look."""
+        now = self._now()
+        for body in tuple(self._bodies):
+            moved = body.moved()
+            if moved != body.seen:
+                body.seen, body.since = moved, now
+            elif now - body.since >= self.stall_timeout:
+                body.stall()
+                self._bodies.discard(body)
+        self._timer = None
+        if self._bodies:
+            self._arm()
