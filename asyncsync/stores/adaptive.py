@@ -10,7 +10,7 @@ START = 64
 FLOOR = 8
 """Slots below which only the store's own throttling goes."""
 MIN_WINDOW = 0.05
-"""Seconds; a window is one round trip, but never less than this."""
+"""Least seconds of a window. It ends when MIN_SAMPLES requests that were sent in it are answered."""
 MIN_SAMPLES = 8
 REQUEST_COST = 64 << 10
 """Bytes that a request is worth beside its body, so that small and large ones add up to one throughput."""
@@ -19,6 +19,8 @@ RISEN = 2.0
 """Delay beyond this multiple of the baseline counts as clearly rising."""
 DRIFT = 1.002
 """Growth of the baseline per window, so that one lucky window does not rule for ever."""
+MISSED = 0.95
+"""Throughput below this multiple after taking an eighth of the slots away says that they were useful."""
 GROWN = 1.1
 """Throughput that grew by less than this factor after doubling ends the doubling."""
 
@@ -26,33 +28,34 @@ GROWN = 1.1
 class _Delay:
     """Delay of one class of requests: this window's mean and the least mean seen."""
 
-    __slots__ = ("base", "count", "fell_from", "total")
+    __slots__ = ("base", "count", "total")
 
     def __init__(self) -> None:
         self.base = 0.0
         self.count = 0
         self.total = 0.0
-        self.fell_from = 0.0
 
-    def risen(self) -> bool:
-        """Close the window; whether its delay lies clearly above the baseline."""
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+
+    def clear(self) -> None:
+        self.count, self.total = 0, 0.0
+
+    def risen(self, *, new_normal: bool) -> bool:
+        """At the end of a window: whether its delay lies clearly above the baseline. ``new_normal``: it is one."""
         if self.count < MIN_SAMPLES:
             return False
         mean = self.total / self.count
-        self.count, self.total = 0, 0.0
-        if self.fell_from and mean >= 0.97 * self.fell_from:
-            # Fewer requests at once did not help: it is the store, not our queue. This is the new normal.
-            self.base = mean
-        self.base = min(self.base * DRIFT, mean) if self.base else mean
-        self.fell_from = mean if mean > RISEN * self.base else 0.0
-        return self.fell_from > 0
+        self.base = min(self.base * DRIFT, mean) if self.base and not new_normal else mean
+        return mean > RISEN * self.base
 
 
 class Adaptive:
     """The number of slots. ``limit`` is what holds now, between 1 and ``ceiling``."""
 
     __slots__ = (
-        "_cut", "_delays", "_doubling", "_rate", "_round_trip", "_samples", "_window", "_work", "ceiling", "limit",
+        "_cut", "_delays", "_doubling", "_fell", "_rate", "_samples", "_window", "_work", "ceiling", "limit",
         "saturated",
     )  # fmt: skip
 
@@ -63,8 +66,8 @@ class Adaptive:
         """Whether somebody had to wait in this window: only then does it say anything about the limit."""
         self._delays = (_Delay(), _Delay())
         self._doubling = True
+        self._fell = False
         self._rate = 0.0
-        self._round_trip = 0.0
         self._window: float | None = None
         self._work = 0
         self._samples = 0
@@ -83,19 +86,20 @@ class Adaptive:
         """A request took ``now - started`` seconds and moved ``size`` bytes."""
         if self._window is None:
             self._window = started
-        took = now - started
-        self._round_trip += (took - self._round_trip) / 8 if self._round_trip else took
         self._work += size + REQUEST_COST
+        if started < self._window:
+            return  # sent under another limit: its delay would be blamed on this one
         self._samples += 1
-        delay = self._delays[size > LARGE]
-        delay.count += 1
-        delay.total += took
+        self._delays[size > LARGE].add(now - started)
         elapsed = now - self._window
-        if self._samples >= MIN_SAMPLES and elapsed >= MIN_WINDOW and elapsed >= self._round_trip:
+        if self._samples >= MIN_SAMPLES and elapsed >= MIN_WINDOW:
             self._close(now, self._work / elapsed)
 
     def _close(self, now: float, rate: float) -> None:
-        risen = [delay.risen() for delay in self._delays]
+        # Fewer slots cost throughput, so they were useful: the store itself has become slower.
+        missed = self._fell and self.saturated and rate < MISSED * self._rate
+        risen = [delay.risen(new_normal=missed) for delay in self._delays]
+        self._fell = False
         if self.saturated:
             self._adapt(rate, risen=any(risen))
             self._rate = rate
@@ -104,7 +108,7 @@ class Adaptive:
     def _adapt(self, rate: float, *, risen: bool) -> None:
         grown = rate >= GROWN * self._rate
         if risen and not grown:
-            self._doubling = False
+            self._doubling, self._fell = False, True
             self.limit = min(self.limit, max(FLOOR, self.limit * 7 // 8))
         elif self._doubling and grown:
             self.limit = min(self.ceiling, self.limit * 2)
@@ -115,3 +119,5 @@ class Adaptive:
     def _open(self, now: float) -> None:
         self._window, self._work, self._samples = now, 0, 0
         self.saturated = False
+        for delay in self._delays:
+            delay.clear()

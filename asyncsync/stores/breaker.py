@@ -46,7 +46,7 @@ class Breaker:
                 while self.open and not self._may_probe():
                     await self._wait()
         except TimeoutError:
-            text = f"{self.uri} has been unavailable for {patience:.0f} s; last error: {self.last_error}"
+            text = f"{self.uri} has been unavailable for too long; last error: {self.last_error}"
             raise GoneError(text) from self.last_error
         if self.open:
             self._probing = True

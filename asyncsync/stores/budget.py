@@ -28,6 +28,9 @@ SLOT_MEMORY = 2 << 20
 BURST = 0.125
 """Seconds of bandwidth that may be saved up; 1.25 % over 10 s."""
 
+TICK = 0.002
+"""Least seconds between two looks at the bandwidth: one timer for many small bodies."""
+
 
 class Lane(IntEnum):
     """What a request is for; the lower value goes first."""
@@ -183,7 +186,7 @@ class _Bandwidth:
                 self._tokens -= used
                 payment.need -= used
                 if payment.need > 1e-6:
-                    self._timer = loop.call_later(payment.need / self._rate, self._serve, loop)
+                    self._timer = loop.call_later(max(payment.need / self._rate, TICK), self._serve, loop)
                     return
                 payment.need = 0.0
                 payment.future.set_result(None)

@@ -22,7 +22,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Upload
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
 from asyncsync.stores.budget import Budget, Lane, Outcome
 from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
@@ -90,7 +90,6 @@ class GuardedView(Store):
 
     def __init__(self, core: _Core, lane: Lane, owner: str) -> None:
         self.uri = core.inner.uri
-        self.traits = core.inner.traits
         self.lane = lane
         self.owner = owner
         self.requests = 0
@@ -101,6 +100,10 @@ class GuardedView(Store):
         """Bytes of bodies that the store acknowledged."""
         self._core = core
         self._inner = core.inner
+
+    @property
+    def traits(self) -> Traits:  # type: ignore[override]  # those of the store inside, which may find out more later
+        return self._inner.traits
 
     async def close(self) -> None:
         """Nothing to free: the store belongs to the :class:`GuardedStore`."""
@@ -246,11 +249,13 @@ class GuardedView(Store):
         moved: _Resume | None = None, landed: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T:  # fmt: skip
         """Attempts until one succeeds. ``landed`` looks whether a write whose answer was lost is in the store."""
-        policy = self._core.retry
-        attempt = 1
+        policy, breaker = self._core.retry, self._core.breaker
+        attempt, give_up = 1, None
         while True:
+            if breaker.open and give_up is None:
+                give_up = asyncio.get_running_loop().time() + policy.patience
             try:
-                return await self._attempt(once, size, moved)
+                return await self._attempt(once, size, moved, give_up)
             except StoreError as error:
                 if attempt > 1 and landed is not None and isinstance(error, PreconditionError | NotFoundError):
                     ours = await landed()
@@ -264,12 +269,14 @@ class GuardedView(Store):
             attempt += 1
             self.retries += 1
 
-    async def _attempt(self, once: Callable[[], Awaitable[T]], size: int, moved: _Resume | None) -> T:
-        """One attempt, with a slot."""
+    async def _attempt(
+        self, once: Callable[[], Awaitable[T]], size: int, moved: _Resume | None, give_up: float | None
+    ) -> T:
+        """One attempt, with a slot. ``give_up``: when it no longer waits for a store that is gone."""
         core = self._core
         if size and core.budget.paced:
             await core.budget.pay(size, self.lane)
-        started, probe = await self._enter(size)
+        started, probe = await self._enter(size, give_up)
         before = 0 if moved is None else moved.delivered
         outcome = Outcome.FAILED
         answered = False
@@ -293,11 +300,14 @@ class GuardedView(Store):
             core.budget.release(started, size if moved is None else moved.delivered - before, outcome)
         return result
 
-    async def _enter(self, size: int) -> tuple[float, bool]:
+    async def _enter(self, size: int, give_up: float | None) -> tuple[float, bool]:
         """Wait for the store to be there, and for a slot. Returns when the attempt began, and whether it is a probe."""
         breaker, budget = self._core.breaker, self._core.budget
         while True:
-            probe = await breaker.enter(self._core.retry.patience) if breaker.open else False
+            probe = False
+            if breaker.open:
+                now = asyncio.get_running_loop().time()
+                probe = await breaker.enter(self._core.retry.patience if give_up is None else give_up - now)
             try:
                 started = await budget.acquire(self.lane, self.owner, size)
             except BaseException:
