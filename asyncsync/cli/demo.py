@@ -22,17 +22,23 @@ from typing import Any
 
 import click
 
-from asyncsync.checkpoints import Checkpoint
+from asyncsync import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointIncompleteError,
+    ConfigError,
+    Experiment,
+    RunConfig,
+    SyncConfig,
+    SyncEngine,
+    Trial,
+    UploadMode,
+    verify,
+)
 from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds
-from asyncsync.config import DEFAULT_STORAGE_PATH, CheckpointConfig, RunConfig, SyncConfig, UploadMode
-from asyncsync.engine import SyncEngine
-from asyncsync.errors import CheckpointIncompleteError, ConfigError
-from asyncsync.experiment import Experiment
-from asyncsync.trial import Trial
-from asyncsync.verifying import verify
 
 WEIGHTS = 32 * 1024
 """Numbers in the model: 256 KiB a checkpoint."""
@@ -41,8 +47,11 @@ EVERY = 2
 """Epochs between checkpoints."""
 KEEP = 2
 FAILS = 7
-"""The trial that fails on purpose, and at which epoch."""
+"""The trial that fails on purpose."""
 FAILS_AT = 5
+"""The epoch at which it does."""
+REACH = ("endpoint_url", "region", "profile")
+"""Options that are needed again to look at the result."""
 
 DEMO = """Run a sweep of 20 trials with checkpoints and artifacts, watch it live, and check the result.
 
@@ -162,7 +171,7 @@ async def demo(
     storage = resolve_url(url) if url is not None else os.path.abspath(directory) if directory is not None else None
     run = RunConfig(
         name=time.strftime(f"demo_%Y-%m-%d_%H-%M-%S_{os.getpid()}"),
-        storage_path=storage or DEFAULT_STORAGE_PATH,
+        storage_path=storage,
         sync_config=SyncConfig(sync_period=1.0, sync_artifacts=True),
         checkpoint_config=CheckpointConfig(
             num_to_keep=KEEP, checkpoint_score_attribute="loss", checkpoint_score_order="min"
@@ -179,7 +188,8 @@ async def demo(
     _tell_sweep(output, board, seconds)
     found = await _second_process(run.uri, settings)
     checks = _checks(board, notes, found, trials)
-    _tell_checks(output, run.uri, found, checks)
+    _tell_checks(output, found, checks)
+    _tell_where(output, run.uri, found, settings)
     held = all(checks.values())
     output.document({"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks})
     return DONE if held else FAILED
@@ -261,7 +271,7 @@ def _tell_sweep(output: Output, board: Board, seconds: float) -> None:
         output.note(f"failed: {failure}")
 
 
-def _tell_checks(output: Output, uri: str, found: dict[str, Any], checks: dict[str, bool]) -> None:
+def _tell_checks(output: Output, found: dict[str, Any], checks: dict[str, bool]) -> None:
     if "sha256" in found:
         output.line(
             f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4g}, "
@@ -270,8 +280,12 @@ def _tell_checks(output: Output, uri: str, found: dict[str, Any], checks: dict[s
         )
     for text, held in checks.items():
         output.line(f"  {'ok    ' if held else 'FAILED'} {text}")
-    output.line("\nwhere to look:")
-    output.line(f"  asyncsync ls {uri}")
+
+
+def _tell_where(output: Output, uri: str, found: dict[str, Any], settings: Settings) -> None:
+    store = settings.storage_options
+    options = "".join(f" --{name.replace('_', '-')} {store[name]}" for name in REACH if name in store)
+    output.line(f"\nwhere to look:\n  asyncsync ls {uri}{options}")
     if "trial" in found:
-        output.line(f"  asyncsync pull {uri}/{found['trial']}/{found['checkpoint']} best")
+        output.line(f"  asyncsync pull {uri}/{found['trial']}/{found['checkpoint']} best{options}")
     output.line("  the code: asyncsync/cli/demo.py")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import S3Server
 
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine
 from asyncsync.errors import AccessDeniedError
@@ -157,6 +158,20 @@ def test_store_failures_name_the_files(answer: Answer, tree: Path) -> None:
     inject_faults("bucket").fail(error=AccessDeniedError("not allowed"), key="sub/b.bin", times=None)
     document = answer("push", tree, "memory://bucket/a", code=1)
     assert "sub/b.bin" in document["error"]["message"]
+
+
+@pytest.mark.server
+def test_on_s3_credentials_come_from_the_environment(
+    answer: Answer, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seaweedfs: S3Server
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    url = f"s3://{seaweedfs.create_bucket('command')}/a"
+    endpoint = ("--endpoint-url", seaweedfs.endpoint, "--region", "us-east-1")
+    assert answer("push", tree, url, *endpoint)["files_sent"] == 3
+    assert answer("verify", url, "--deep", *endpoint)["files"] == 3
+    answer("pull", url, tmp_path / "copy", *endpoint)
+    assert contents(tmp_path / "copy") == contents(tree)
 
 
 # verify and prune
