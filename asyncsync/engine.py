@@ -63,7 +63,8 @@ class SyncEngine:
             state directory.
         resume: continue the experiment if it exists. False: ExperimentExistsError if it exists.
         role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
-        rank, world_size: reserved for trials that several processes train; only 0 and 1 in this version.
+        rank: reserved for trials that several processes train; only 0 in this version.
+        world_size: as rank; only 1 in this version.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
         handle_signals: on SIGTERM, cancel the task that runs the block, so that it is left in ``exit_grace``.
     """

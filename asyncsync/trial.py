@@ -58,6 +58,7 @@ class Trial:
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
             TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True),
         )  # fmt: skip
+        os.makedirs(self.tree.root, exist_ok=True)  # users write artifacts before the first report
         self.jobs: list[CheckpointJob] = []
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None

@@ -205,7 +205,7 @@ def test_a_reported_directory_in_the_trial_is_no_artifact_too(bench: Bench) -> N
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
             trial = engine.trial("t")
-            trial.dir.mkdir(parents=True)
+            trial.dir.mkdir(parents=True, exist_ok=True)
             inside = trial.dir / "out"
             inside.mkdir()
             (inside / "weights").write_bytes(b"w")

@@ -41,7 +41,7 @@ def test_an_unchanged_tree_costs_no_request(bench: Bench) -> None:
     async def main() -> tuple[int, int]:
         async with bench.engine(SyncConfig(sync_period=100, sync_artifacts=True)) as engine:
             trial = engine.trial("t")
-            (engine.local_dir / "t").mkdir(parents=True)
+            (engine.local_dir / "t").mkdir(parents=True, exist_ok=True)
             (trial.dir / "log").write_text("x")
             await trial.report({"loss": 1.0})
             await asyncio.sleep(150)

@@ -1,0 +1,141 @@
+"""What the documentation says is so: its programs run, its commands parse, its tables agree with the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asyncsync import SyncConfig
+from asyncsync.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self):
+        return f"{self.page.stem}-{self.line}"
+
+
+def blocks(language: str) -> list[Block]:
+    return [
+        Block(page, text.count("\n", 0, match.start()) + 2, language, match[2])
+        for page in PAGES
+        for text in [page.read_text(encoding="utf-8")]
+        for match in FENCE.finditer(text)
+        if match[1] == language
+    ]
+
+
+PROGRAMS = blocks("python")
+
+
+@pytest.fixture(scope="session")
+def bucket(seaweedfs):
+    seaweedfs.create_bucket("my-bucket")
+    return {
+        "AWS_ENDPOINT_URL": seaweedfs.endpoint,
+        "AWS_ACCESS_KEY_ID": seaweedfs.access_key,
+        "AWS_SECRET_ACCESS_KEY": seaweedfs.secret_key,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+def test_every_python_block_is_a_program_that_works(block, tmp_path, request):
+    environment = dict(os.environ)
+    if "s3://my-bucket" in block.text and ("await " in block.text or "SyncEngine.blocking(" in block.text):
+        environment |= request.getfixturevalue("bucket")
+    room = tmp_path / "room"
+    room.mkdir()
+    program = "\n" * (block.line - 1) + block.text  # so that a traceback gives the page's own lines
+    path = tmp_path / f"{block.page.stem}.py"
+    path.write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path)], cwd=room, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{block.page.name} line {block.line}:\n{done.stdout}{done.stderr}"
+
+
+def test_the_pages_have_programs():
+    assert len(PROGRAMS) >= 15
+
+
+COMMANDS = [
+    (block, line[2:])
+    for block in blocks("console")
+    for line in block.text.splitlines()
+    if line.startswith("$ asyncsync ") and "--help" not in line
+]
+
+
+@pytest.mark.parametrize(("block", "line"), COMMANDS, ids=[line for _, line in COMMANDS])
+def test_every_command_that_is_shown_can_be_typed(block, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    _, name, *arguments = shlex.split(line)
+    with app.cli.make_context("asyncsync", [name, *arguments]) as context:
+        command = app.cli.get_command(context, name)
+        with command.make_context(name, arguments, parent=context) as parsed:
+            assert parsed.params  # unknown options, missing arguments and wrong values have raised by now
+
+
+def test_the_command_page_has_every_subcommand():
+    text = (ROOT / "docs/command.md").read_text()
+    context = app.cli.make_context("asyncsync", ["demo"])
+    names = [name for name in app.cli.list_commands(context) if not app.cli.get_command(context, name).hidden]
+    assert set(names) == set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+
+
+def test_the_command_page_has_every_exit_code():
+    text = (ROOT / "docs/command.md").read_text()
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert shown == {app.DONE, app.FAILED, app.USAGE, app.DAMAGED, app.TIMEOUT, app.INTERRUPTED}
+
+
+def test_the_stores_page_has_every_s3_option():
+    options = pytest.importorskip("asyncsync.stores.s3_options")
+    text = (ROOT / "docs/stores.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
+    assert shown
+    assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
+
+
+def test_the_ray_page_has_every_field_of_syncconfig():
+    text = (ROOT / "docs/from-ray.md").read_text()
+    missing = [item.name for item in dataclasses.fields(SyncConfig) if f"`{item.name}`" not in text and item.init]
+    assert missing == []
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    shown = [line for block in blocks("sh") if block.page.name == "README.md" for line in block.text.splitlines()]
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    assert [line for line in shown if line.startswith("python3")] == ["python3 run.py demo", "python3 run.py test"]
+    assert [line for line in ci if line.startswith("python3")][-2:] == ["python3 run.py demo", "python3 run.py test"]
+
+
+def test_every_link_between_pages_leads_somewhere():
+    broken = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []

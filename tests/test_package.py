@@ -1,0 +1,86 @@
+"""The package as a whole: what it exports, what it needs, that it is typed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asyncsync
+
+WITHOUT_EXTRAS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("aiobotocore", "botocore", "aiohttp", "gcloud"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def run(code: str, room: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_EXTRAS + code], cwd=room, env=dict(os.environ),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_every_public_name_is_there():
+    assert [name for name in asyncsync.__all__ if not hasattr(asyncsync, name)] == []
+    assert list(asyncsync.__all__) == sorted(asyncsync.__all__)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SyncConfig", "RunConfig", "CheckpointConfig", "TransferConfig", "UploadMode", "SyncEngine", "Trial", "Syncer",
+     "Checkpoint", "Experiment", "push", "pull", "verify"],
+)  # fmt: skip
+def test_the_documented_names_are_public(name):
+    assert name in asyncsync.__all__
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert asyncsync.__version__ == importlib.metadata.version("asyncsync")
+
+
+def test_it_is_typed():
+    assert Path(asyncsync.__file__).with_name("py.typed").exists()
+
+
+def test_the_core_works_without_any_extra(tmp_path):
+    code = """
+import asyncio, pathlib
+import asyncsync, asyncsync.cli, asyncsync.testing
+pathlib.Path("data").mkdir()
+pathlib.Path("data/a.txt").write_text("a")
+assert asyncio.run(asyncsync.push("data", pathlib.Path("store").resolve())).files_sent == 1
+"""
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_s3_without_its_extra_says_what_to_install(tmp_path):
+    code = """
+from asyncsync import ConfigError
+from asyncsync.stores import open_store
+try:
+    open_store("s3://bucket/prefix")
+except ConfigError as error:
+    assert "pip install 'asyncsync[s3]'" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_it_does_not_import_a_store_client(tmp_path):
+    code = "import sys, asyncsync\nassert not {'aiobotocore', 'aiohttp', 'rich'} & set(sys.modules)"
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
