@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -82,10 +83,14 @@ def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> 
         bucket,
         prefix.strip("/"),
         options=options,
-        stall_timeout=transfer.stall_timeout,
-        connect_timeout=transfer.connect_timeout,
+        stall_timeout=_seconds(transfer.stall_timeout),
+        connect_timeout=_seconds(transfer.connect_timeout),
         max_connections=transfer.max_concurrency,
     )
+
+
+def _seconds(duration: float | timedelta) -> float:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
 def _refuse_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:

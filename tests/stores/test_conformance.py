@@ -21,23 +21,20 @@ STORES = ("memory", "local", *(pytest.param(name, marks=pytest.mark.server) for 
 
 DIFFERENCES = {
     ("moto", "refuses a wrong checksum"): "moto accepts any checksum and echoes it",
-    ("moto", "completes on a condition"): "moto ignores conditions on Complete in part",
     ("moto", "copies on a condition"): "moto does not enforce CopySourceIfMatch",
-    ("moto", "forgets an aborted upload"): "moto answers 500 to a part of an aborted upload",
+    ("moto", "forgets an aborted upload"): "moto answers 500 to whatever comes after an abort",
     ("ministack", "refuses a wrong checksum of the whole"): "ministack takes the checksum of the whole for a composite",
     ("moto", "refuses a wrong checksum of the whole"): "moto accepts any checksum",
     ("local", "refuses a wrong checksum of a file"): "the kernel copies the bytes unseen",
     ("moto", "refuses a wrong checksum of a file"): "moto accepts any checksum",
     ("seaweedfs", "lists in byte order"): "SeaweedFS lists per directory: a/b before a-b",
     ("local", "an object and a directory of one name"): "a file cannot be a directory",
-    ("seaweedfs", "an object and a directory of one name"): "SeaweedFS keeps objects in directories",
-    ("seaweedfs", "one of many racers replaces"): "SeaweedFS may let several conditional replaces through at once",
     ("moto", "one of many racers replaces"): "moto checks and writes in two steps",
     ("moto", "one of many racers creates"): "moto checks and writes in two steps",
-    ("ministack", "one of many racers replaces"): "ministack checks and writes in two steps",
-    ("ministack", "one of many racers creates"): "ministack checks and writes in two steps",
+    ("moto", "serves thousands of requests"): "moto closes every connection: they take half a minute",
 }
 _numbers = itertools.count()
+_buckets: dict[str, str] = {}
 
 
 @pytest.fixture(params=STORES)
@@ -63,10 +60,11 @@ async def store(kind, request, tmp_path):
     elif kind == "local":
         made = open_store(tmp_path / "objects")
     else:
-        pytest.importorskip("asyncsync.stores.s3")
+        pytest.importorskip("aiobotocore")
         server = request.getfixturevalue(kind)
-        bucket = server.create_bucket("conformance")
-        made = open_store(f"s3://{bucket}/run-{next(_numbers)}", options=server.storage_options)
+        if server.endpoint not in _buckets:
+            _buckets[server.endpoint] = server.create_bucket("conformance")
+        made = open_store(f"s3://conformance/run-{next(_numbers)}", options=server.storage_options)
     async with made:
         yield made
 
@@ -333,7 +331,8 @@ async def fill(store, keys):
             group.create_task(worker())
 
 
-async def test_more_than_a_page_is_listed_in_pages(store):
+async def test_more_than_a_page_is_listed_in_pages(store, rule):
+    rule("serves thousands of requests")
     keys = [f"many/{number:04}" for number in range(1005)]
     await fill(store, keys)
     objects, _, pages = await everything(store, "many/")
@@ -343,7 +342,8 @@ async def test_more_than_a_page_is_listed_in_pages(store):
     assert [info.key for info in (await everything(store))[0]] == keys[1000:]
 
 
-async def test_more_than_a_page_of_prefixes_is_listed_in_pages(store):
+async def test_more_than_a_page_of_prefixes_is_listed_in_pages(store, rule):
+    rule("serves thousands of requests")
     keys = [f"trials/{number:04}/.asyncsync/trial.json" for number in range(1003)]
     await fill(store, keys)
     objects, prefixes, _ = await everything(store, "trials/", "/")
@@ -516,10 +516,10 @@ async def test_an_aborted_upload_is_gone(store, rule):
     await store.abort_multipart(upload)
     with pytest.raises(NotFoundError):
         await store.list_parts(upload)
-    with pytest.raises(NotFoundError):
-        await store.complete_multipart(upload, [part])
     assert (await everything(store))[0] == []
     rule("forgets an aborted upload")
+    with pytest.raises(NotFoundError):
+        await store.complete_multipart(upload, [part])
     with pytest.raises(NotFoundError):
         await store.put_part(upload, 2, 4, b"more")
 
@@ -559,8 +559,7 @@ async def test_a_wrong_checksum_of_the_whole_is_refused(store, rule):
     await store.abort_multipart(upload)
 
 
-async def test_complete_can_create_only(store, rule):
-    rule("completes on a condition")
+async def test_complete_can_create_only(store):
     await store.put("x", b"first")
     upload = await store.create_multipart("x")
     part = await store.put_part(upload, 1, 0, b"data")
