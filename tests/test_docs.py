@@ -139,3 +139,10 @@ def test_every_link_between_pages_leads_somewhere():
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_design_page_has_every_room_of_the_house():
+    text = (ROOT / "docs/design.md").read_text()
+    rooms = {path.stem for path in (ROOT / "asyncsync").iterdir() if path.is_dir() or path.suffix == ".py"}
+    missing = [room for room in sorted(rooms) if not room.startswith("__") and f"`{room}`" not in text]
+    assert missing == []
