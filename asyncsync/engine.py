@@ -199,13 +199,17 @@ class SyncEngine:
         return self._session
 
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> Trial:
-        """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json."""
+        """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json.
+
+        Its directory is there when this returns: one ``mkdir``, the only disk work on the event loop.
+        """
         self.check_open()
         found = self.trials.get(name)
         if found is not None:
             return found
         check_name("the trial name", name)
         trial = self._new_trial(name, params)
+        os.makedirs(trial.tree.root, exist_ok=True)
         self.trials[name] = trial
         self.trial_changed(trial)
         self.scheduler.add(trial)

@@ -215,7 +215,6 @@ class Trial:
             return
         if self.resumed:
             await self._engine.restore_trial(self)
-        await in_thread(os.makedirs, self.tree.root, exist_ok=True)
         if self.record.params:
             await in_thread(write_params, self.dir, self.record.params)
         self._prepared = True

@@ -101,7 +101,11 @@ class LargeFile:
                 return upload, self._uploads.parts(upload, await self._store.list_parts(upload))
             except NotFoundError:
                 self._uploads.closed(upload)
-        upload = await self._store.create_multipart(key)
+        try:
+            upload = await self._store.create_multipart(key)
+        except BaseException:  # a cancel too: plain bookkeeping, then on its way
+            self._uploads.unsure(key)
+            raise
         self._uploads.opened(upload, path, file, part_size)
         return upload, {}
 

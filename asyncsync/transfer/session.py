@@ -99,7 +99,7 @@ class Session:
             payload = json.loads(owed.payload)
             try:
                 if owed.kind == ABORT:
-                    await store.abort_multipart(Upload(payload["key"], payload["upload_id"]))
+                    await self._abort(store, payload["key"], payload["upload_id"])
                 elif owed.kind == DELETE:
                     await delete_prefix(store, payload["prefix"])
             except StoreError as error:
@@ -108,6 +108,15 @@ class Session:
             self.journal.paid(owed.id)
             paid += 1
         return paid
+
+    async def _abort(self, store: Store, key: str, upload_id: str) -> None:
+        """Abort one upload; without an id, all of that key that nobody is going to complete."""
+        if upload_id:
+            await store.abort_multipart(Upload(key, upload_id))
+            return
+        for upload in await store.list_multiparts(key):
+            if upload.key == key and not self.uploads.is_open(key, upload.upload_id):
+                await store.abort_multipart(upload)
 
 
 async def delete_prefix(store: Store, prefix: str) -> int:

@@ -71,6 +71,14 @@ class OpenUploads:
         self._forget(upload)
         self._journal.upload_closed(self._uri, upload.key, upload.upload_id)
 
+    def unsure(self, key: str) -> None:
+        """The answer to the request for an upload was lost: there may be one that nobody knows by its id."""
+        self._journal.owe(self._uri, ABORT, json.dumps({"key": key, "upload_id": ""}))
+
+    def is_open(self, key: str, upload_id: str) -> bool:
+        """Whether somebody is still going to complete it."""
+        return key in self._open and self._open[key].upload_id == upload_id
+
     def abandon(self, upload: Upload) -> None:
         """Nobody will complete it: the janitor owes the store an abort."""
         self._journal.owe(self._uri, ABORT, json.dumps({"key": upload.key, "upload_id": upload.upload_id}))
