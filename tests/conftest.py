@@ -147,4 +147,3 @@ def ministack() -> Iterator[servers.S3Server]:
 def moto() -> Iterator[servers.S3Server]:
     _in_process.add("moto")
     yield from _server("moto")
-    _in_process.clear()
