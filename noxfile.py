@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
@@ -62,13 +63,17 @@ def bench(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """The wheel as a user gets it: built, looked into, installed alone in a fresh environment, and its demo run
     outside of the checkout."""
-    room = Path(session.create_tmp()).resolve()
+    with tempfile.TemporaryDirectory(prefix="asyncsync-build-") as room:
+        _build(session, Path(room).resolve())
+
+
+def _build(session: nox.Session, room: Path) -> None:
     session.run("python", "-m", "build", "--outdir", str(room / "dist"), str(HERE), silent=True)
-    wheel = max((room / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    (wheel,) = (room / "dist").glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     if "asyncsync/py.typed" not in inside or any(name.startswith(("tests/", "docs/")) for name in inside):
         session.error(f"{wheel.name} does not hold what it should: {sorted(inside)}")
-    venv.create(room / "fresh", clear=True, with_pip=True)
+    venv.create(room / "fresh", with_pip=True)
     programs = room / "fresh" / "bin"
     session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
     _demo(session, programs, room)
