@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import CheckpointJob, may_pass
+from asyncsync.closing import LAST_TRIES, raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_name
-from asyncsync.closing import LAST_TRIES, raise_failures, sync_all
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.results import as_json
 from asyncsync.disk.scan import Rules
@@ -85,7 +85,8 @@ class SyncEngine:
             raise ConfigError(f'SyncEngine(role={role!r}) is not usable: it must be "driver" or "worker"')
         if (rank, world_size) != (0, 1):
             raise ConfigError(
-                f"SyncEngine(rank={rank}, world_size={world_size}) is not usable: this version runs trials of one process"
+                f"SyncEngine(rank={rank}, world_size={world_size}) is not usable: this version runs trials of one "
+                "process"
             )
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
@@ -102,9 +103,9 @@ class SyncEngine:
     key = EXPERIMENT
 
     @staticmethod
-    def blocking(run: RunConfig, **options: Any) -> BlockingEngine:  # noqa: ANN401 (those of SyncEngine)
+    def blocking(run: RunConfig, **options: Any) -> BlockingEngine:
         """The same engine for training loops that are not async: ``with SyncEngine.blocking(run) as engine:``."""
-        from asyncsync.blocking import BlockingEngine  # noqa: PLC0415 (it imports us)
+        from asyncsync.blocking import BlockingEngine
 
         return BlockingEngine(run, **options)
 
@@ -161,7 +162,9 @@ class SyncEngine:
         version = MISSING
         if self.role == "driver":
             try:
-                data, info = await session.view(Lane.RECORD, EXPERIMENT).get(EXPERIMENT_RECORD)
+                store = session.view(Lane.RECORD, EXPERIMENT)
+                await store.head(EXPERIMENT_RECORD)
+                data, info = await store.get(EXPERIMENT_RECORD)
             except NotFoundError:
                 pass
             else:

@@ -176,6 +176,7 @@ class Tree:
 
     async def _fetch(self, store: Store) -> None:
         try:
+            await store.head(self.prefix + MANIFEST)  # most often there is none, and a HEAD says so for less
             data, info = await store.get(self.prefix + MANIFEST)
         except NotFoundError:
             self._manifest, self._version = None, MISSING
