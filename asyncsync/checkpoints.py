@@ -177,7 +177,7 @@ async def upload(
 
 
 async def persist(attempt: Callable[[], Awaitable[T]], failed: Callable[[str], None]) -> T:
-    """Call ``attempt`` until it works or fails for good; full jitter between tries. ``failed`` hears of each failure."""
+    """Call ``attempt`` until it works or fails for good; full jitter between tries. ``failed`` hears of each."""
     tries = 0
     while True:
         try:

@@ -84,10 +84,7 @@ class SyncEngine:
         if role not in ("driver", "worker"):
             raise ConfigError(f'SyncEngine(role={role!r}) is not usable: it must be "driver" or "worker"')
         if (rank, world_size) != (0, 1):
-            raise ConfigError(
-                f"SyncEngine(rank={rank}, world_size={world_size}) is not usable: this version runs trials of one "
-                "process"
-            )
+            raise ConfigError(f"SyncEngine(rank={rank}, world_size={world_size}): only (0, 1) works in this version")
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
         self.uri = run.uri

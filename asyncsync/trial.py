@@ -42,8 +42,8 @@ class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
     __slots__ = (
-        "_changed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since",
-        "failing_since", "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
+        "_changed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since", "failing_since", "failures",
+        "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
     )  # fmt: skip
 
     def __init__(

@@ -148,7 +148,11 @@ def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(fa
     with pytest.raises(SyncFailedError, match="big") as caught:
         run_virtual(push(tree, "memory://b/p", transfer=LARGE))
     assert isinstance(caught.value.failures["big"], SourceChangedError)
-    assert set(Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files) == {"a", "sub/empty", "sub/deep/ü b"}
+    assert set(Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files) == {
+        "a",
+        "sub/empty",
+        "sub/deep/ü b",
+    }
 
 
 def test_a_file_that_vanishes_is_left_out_and_counted(faults: Faults, tree: Path) -> None:
@@ -252,7 +256,7 @@ def test_delete_empties_the_prefix_manifest_first(faults: Faults, tree: Path) ->
             await syncer.sync_up()
             faults.requests.clear()
             await syncer.delete()
-            assert [request.key for request in faults.requests if request.operation == "delete"][0] == MANIFEST
+            assert next(request.key for request in faults.requests if request.operation == "delete") == MANIFEST
 
     run_virtual(main())
     assert MemoryStore("b", "p").contents == {}
@@ -294,4 +298,3 @@ def test_progress_is_told(faults: Faults, tree: Path) -> None:
 def test_what_is_not_there_cannot_be_pushed(faults: Faults, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing at"):
         run_virtual(push(tmp_path / "nowhere", "memory://b/p"))
-

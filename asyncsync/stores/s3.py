@@ -208,9 +208,7 @@ class S3Store(Store):
             params["CopySourceIfMatch"] = f'"{if_source_version}"'
         if self._checks():
             params["ChecksumAlgorithm"] = "CRC32C"
-        await self._call(
-            "copy_object", self._full(key), Key=self._full(key), CopySource=self._source(source), **params
-        )
+        await self._call("copy_object", self._full(key), Key=self._full(key), CopySource=self._source(source), **params)
         return await self.head(key)
 
     def _source(self, key: str) -> dict[str, str]:

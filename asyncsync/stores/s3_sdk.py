@@ -55,9 +55,7 @@ class SdkPlane:
     def where(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
-    async def put(
-        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body
-    ) -> Mapping[str, str]:
+    async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body; the headers of the answer."""
         data = body if isinstance(body, bytes) else await in_thread(_read, body)
         params: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}

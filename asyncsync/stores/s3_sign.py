@@ -21,9 +21,7 @@ class Signer:
 
     __slots__ = ("_day", "_key", "_scope", "_secret_key", "access_key", "region", "service", "token")
 
-    def __init__(
-        self, access_key: str, secret_key: str, token: str | None, region: str, service: str = "s3"
-    ) -> None:
+    def __init__(self, access_key: str, secret_key: str, token: str | None, region: str, service: str = "s3") -> None:
         self.access_key = access_key
         self._secret_key = secret_key
         self.token = token

@@ -126,9 +126,7 @@ class Wire:
         self._watchdog.close()
         await self._session.close()
 
-    async def put(
-        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body
-    ) -> Mapping[str, str]:
+    async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
@@ -318,5 +316,3 @@ def content_bytes(operation: str, where: str, status: int, headers: Mapping[str,
     if ranged:
         raise StoreError(f"{operation} {where}: the store ignored the requested range")
     return size, size
-
-

@@ -28,7 +28,7 @@ def test_every_tree_is_synced_each_period_start_to_start(bench: Bench) -> None:
             stream = engine.events()
             engine.trial("t")
             await asyncio.sleep(450)
-            while not stream._queue.empty():  # noqa: SLF001
+            while not stream._queue.empty():
                 event = await anext(stream)
                 if isinstance(event, SyncStarted) and event.tree == "t":
                     starts.append(event.time)
@@ -68,7 +68,7 @@ def test_a_hundred_forced_syncs_during_one_give_one_more(bench: Bench) -> None:
             hang.release.set()
             await asyncio.gather(first, *rest)
             started = 0
-            while not stream._queue.empty():  # noqa: SLF001
+            while not stream._queue.empty():
                 started += isinstance(await anext(stream), SyncStarted)
             return started
 
@@ -107,7 +107,7 @@ def test_a_timeout_is_an_event_at_once(bench: Bench) -> None:
                 await trial.sync()
             bench.faults.clear()
             kinds = []
-            while not stream._queue.empty():  # noqa: SLF001
+            while not stream._queue.empty():
                 kinds.append((await anext(stream)).kind)
             return kinds
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync import AsyncsyncError, CheckpointConfig, RunConfig, SyncConfig, SyncEngine, TransferConfig, UploadMode, push
+from asyncsync import (
+    AsyncsyncError,
+    CheckpointConfig,
+    RunConfig,
+    SyncConfig,
+    SyncEngine,
+    TransferConfig,
+    UploadMode,
+    push,
+)
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
