@@ -157,7 +157,7 @@ def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(fa
 
 def test_a_file_that_vanishes_is_left_out_and_counted(faults: Faults, tree: Path) -> None:
     (tree / "gone").write_bytes(b"x" * (2 * MIB))
-    faults.hook(1, lambda: (tree / "gone").unlink(missing_ok=True), operation="read")
+    faults.hook(1, lambda: (tree / "gone").unlink(missing_ok=True), operation="head")
 
     async def main() -> None:
         async with Syncer(tree, "memory://b/p") as syncer:
