@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
 from botocore.handlers import add_expect_header
 from botocore.httpsession import get_cert_path
+from botocore.loaders import create_loader
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import ConfigError, UnavailableError
@@ -83,6 +85,7 @@ class S3Client:
         """A session and its credentials (None: there are none, or none are wanted)."""
         options = self._options
         session = AioSession(profile=options.profile)
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
         if options.anonymous:
             return session, None
         if options.access_key is not None:
@@ -239,6 +242,12 @@ class S3Client:
         if verify is False:
             return False
         return await in_thread(ssl.create_default_context, cafile=get_cert_path(verify))
+
+
+@cache
+def _loader(data_path: str | None) -> Any:
+    """Service models are read once a process, not once a store (0.1 s)."""
+    return create_loader(data_path)
 
 
 class _Configured:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import (
     AccessDeniedError,
@@ -105,14 +106,14 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
         return error
     if isinstance(error, ClientError):
         return from_client_error(operation, where, error).error()
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
         return AccessDeniedError(
             f"{operation} {where}: no usable credentials; set access_key and secret_key, profile, anonymous=True, or "
             f"the usual environment variables ({error})"
         )
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
-    if isinstance(error, HTTPClientError | aiohttp.ClientError | OSError | TimeoutError | ssl.SSLError):
+    if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
         return UnavailableError(text)
     if isinstance(error, BotoCoreError):
         return StoreError(text)

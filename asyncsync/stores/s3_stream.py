@@ -19,6 +19,9 @@ from asyncsync.errors import SourceChangedError
 SMALL = 1 << 16
 """Bytes that go out in one write without waiting for the peer; nothing to watch there."""
 
+STEP = 1 << 18
+"""Bytes given to the socket at once: what it does not take is copied, and waits in memory."""
+
 
 class StreamedBody(payload.Payload):
     """Sends bytes or a range of a file in pieces of at most 1 MiB; memory: one piece, plus what the socket holds.
@@ -54,21 +57,24 @@ class StreamedBody(payload.Payload):
             while sent < (self._size or 0):
                 piece = await self._piece(sent)
                 sent += len(piece)
-                await writer.write(piece)
+                for start in range(0, len(piece), STEP):
+                    await writer.write(piece[start : start + STEP])
         finally:
             self._watchdog.discard(self)
 
-    async def _piece(self, start: int) -> bytes | memoryview:
+    async def _piece(self, start: int) -> memoryview:
+        """What comes next. Each piece has its own memory: the transport may still hold the one before."""
         if isinstance(self._source, bytes):
-            return memoryview(self._source)[start : start + PIECE]
+            return memoryview(self._source)  # all of it at once: it is in memory anyway
         try:
-            piece = await in_thread(self._source.read, start, PIECE)
-            if not piece:
+            buffer = bytearray(min(PIECE, self._source.size - start))
+            got = await in_thread(self._source.read_into, start, buffer)
+            if not got:
                 raise too_short(self._source, start)
         except Exception as error:
             self.error = error
             raise
-        return piece
+        return memoryview(buffer)[:got]
 
     def moved(self) -> int:
         """Bytes that have left for the kernel."""
