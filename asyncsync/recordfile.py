@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from xxhash import xxh3_128_digest
+
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING, Store
 
@@ -22,6 +24,7 @@ class RecordFile:
         self._encode = encode
         self._lock: asyncio.Lock | None = None
         self._written: bytes | None = None
+        """Digest of what the store has: the record itself would double the memory of an idle trial."""
         self._attempt: bytes | None = None
         """What we tried to write without hearing the end of it."""
         self._lost = False
@@ -33,16 +36,15 @@ class RecordFile:
 
     def is_current(self) -> bool:
         """Whether the store has what ``encode`` gives now."""
-        return self._written is not None and self._written == self._encode()
+        return self._written == xxh3_128_digest(self._encode())
 
     async def save(self, store: Store) -> bool:
         """Write if anything changed; whether it was written. ConcurrentWriterError if somebody else did: from then on
         nothing more is written."""
-        if self._lock is None:
-            self._lock = asyncio.Lock()
-        async with self._lock:
+        self._lock = lock = self._lock or asyncio.Lock()
+        async with lock:
             data = self._encode()
-            if data == self._written:
+            if xxh3_128_digest(data) == self._written:
                 return False
             if self._lost:
                 raise self._conflict(store)
@@ -58,7 +60,7 @@ class RecordFile:
         except PreconditionError as error:
             self._lost = True
             raise self._conflict(store) from error
-        self._written, self._attempt = data, None
+        self._written, self._attempt = xxh3_128_digest(data), None
 
     async def _settle(self, store: Store) -> None:
         """An earlier write was cut off: find out whether it has landed."""
@@ -67,7 +69,7 @@ class RecordFile:
         except NotFoundError:
             data, info = b"", None
         if info is not None and data == self._attempt:
-            self.version, self._written = info.version, data
+            self.version, self._written = info.version, xxh3_128_digest(data)
         elif (info.version if info is not None else MISSING) != self.version:
             self._lost = True
             raise self._conflict(store)

@@ -58,7 +58,6 @@ class Trial:
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
             TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True),
         )  # fmt: skip
-        os.makedirs(self.tree.root, exist_ok=True)  # users write artifacts before the first report
         self.jobs: list[CheckpointJob] = []
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
@@ -67,7 +66,7 @@ class Trial:
         self.failing_since: float | None = None
         """Since when background syncs fail, on the event loop's clock."""
         self._changed: asyncio.Event | None = None
-        self._lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self._prepared = False
         self._reported_dirs: frozenset[str] = frozenset()
 
@@ -113,7 +112,7 @@ class Trial:
         _check_mode(upload, source, delete_local)
         self._engine.check_open()
         self.raise_failures()
-        async with self._lock:
+        async with self._locked():
             await self._prepare()
             handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}))
         if handle is not None and upload is UploadMode.SYNC:
@@ -157,7 +156,8 @@ class Trial:
         if (self.dirty_since, self.record.updated) == before and not self.jobs:
             self.dirty_since = None
         self.failing_since = None
-        self.failures = [item for item in self.failures if item[0] != self.key]
+        if self.failures:
+            self.failures = [item for item in self.failures if item[0] != self.key]
         return replace(report, requests=report.requests + 1) if saved else report
 
     def progress(self) -> str:
@@ -205,10 +205,15 @@ class Trial:
     async def prepare(self) -> None:
         """On first use: the directory and params.json, and what a resumed trial had."""
         if not self._prepared:
-            async with self._lock:
+            async with self._locked():
                 await self._prepare()
 
     # inside
+
+    def _locked(self) -> asyncio.Lock:
+        """One report at a time; made on first use, an idle trial has none."""
+        self._lock = lock = self._lock or asyncio.Lock()
+        return lock
 
     async def _prepare(self) -> None:
         if self._prepared:

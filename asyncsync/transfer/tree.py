@@ -6,8 +6,9 @@ One pass at a time; the owner sees to that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from asyncsync.disk.files import in_thread
@@ -46,7 +47,7 @@ class TreeOptions:
     """The prefix is new and written once: nothing is fetched before, nothing kept in the journal after."""
     disown: bool = False
     """Delete from the store what was sent before its directory came under ``Rules.skip``: it is kept elsewhere now."""
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = MappingProxyType({})
     """What else goes into the manifest."""
 
 
@@ -67,7 +68,7 @@ class Tree:
         self._uncommitted: Manifest | None = None
         """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
         self._upload: TreeUpload | None = None
-        self._files: list[FileStat] = []
+        self._files: Sequence[FileStat] = ()
 
     @property
     def identity(self) -> str:
@@ -121,7 +122,7 @@ class Tree:
             await self._delete(store, gone)
         if tally.failures:
             raise self.failed(tally)
-        self._upload, self._files = None, []  # an idle tree holds no more than its manifest
+        self._upload, self._files = None, ()  # an idle tree holds no more than its manifest
         return self._report(snapshot, changes, tally, store, started, len(gone))
 
     async def delete_remote(self) -> int:
