@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from asyncsync.disk.files import in_thread
@@ -47,7 +46,7 @@ class TreeOptions:
     """The prefix is new and written once: nothing is fetched before, nothing kept in the journal after."""
     disown: bool = False
     """Delete from the store what was sent before its directory came under ``Rules.skip``: it is kept elsewhere now."""
-    info: Mapping[str, Any] = MappingProxyType({})
+    info: Mapping[str, Any] | None = None
     """What else goes into the manifest."""
 
 
@@ -256,7 +255,7 @@ class Tree:
         files = {**old, **fresh}
         for path in gone:
             files.pop(path, None)
-        info = self._manifest.info if self._manifest is not None else self._options.info
+        info = self._manifest.info if self._manifest is not None else self._options.info or {}
         new = Manifest(files, {**info, SCANNED: scanned})
         data = await in_thread(new.to_bytes)
         version = self._version
