@@ -27,6 +27,9 @@ from asyncsync.transfer.tree import Tree, TreeOptions
 
 T = TypeVar("T")
 
+LAST_TRIES = 2
+"""How often something is tried at the end of a run, each time with all attempts of its requests."""
+
 FICLONE = 0x40049409
 """ioctl of Linux: share the blocks of another file (``man 2 ioctl_ficlone``)."""
 
@@ -157,7 +160,7 @@ def checkpoint_name(number: int) -> str:
 
 
 async def upload(
-    session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, failed: Callable[[str], None]
+    session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, failed: Callable[[str], bool]
 ) -> SyncReport:
     """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
 
@@ -176,16 +179,18 @@ async def upload(
     return await persist(tree.sync_once, failed)
 
 
-async def persist(attempt: Callable[[], Awaitable[T]], failed: Callable[[str], None]) -> T:
-    """Call ``attempt`` until it works or fails for good; full jitter between tries. ``failed`` hears of each."""
+async def persist(attempt: Callable[[], Awaitable[T]], failed: Callable[[str], bool]) -> T:
+    """Call ``attempt`` until it works or fails for good; full jitter between tries.
+
+    ``failed`` hears of each failure that may pass, and says whether to try again.
+    """
     tries = 0
     while True:
         try:
             return await attempt()
         except AsyncsyncError as error:
-            if not may_pass(error):
+            if not may_pass(error) or not failed(str(error)):
                 raise
-            failed(str(error))
         tries += 1
         await asyncio.sleep(random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)))  # noqa: S311
 

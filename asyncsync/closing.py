@@ -9,8 +9,6 @@ from asyncsync.checkpoints import may_pass
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.scheduler import Scheduler
 
-LAST_TRIES = 3
-"""How often the last sync of a tree is tried at exit."""
 AT_ONCE = 64
 """Trees that are waited for at once."""
 OWN = "the experiment's own files"

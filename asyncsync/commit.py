@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import CheckpointJob, persist, record_of, upload
+from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, persist, record_of, upload
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
@@ -78,8 +78,13 @@ class CheckpointRunner:
     async def _make_durable(self, trial: Trial, job: CheckpointJob) -> SyncReport:
         session = self._engine.session
 
-        def hiccup(error: str) -> None:
+        last_tries = LAST_TRIES
+
+        def hiccup(error: str) -> bool:
+            nonlocal last_tries
             self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
+            last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
+            return last_tries > 0
 
         config = self._engine.run.sync_config
         report = await upload(session, f"{trial.key}/", job, config, hiccup)
@@ -87,7 +92,7 @@ class CheckpointRunner:
         return report
 
     async def _register(
-        self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], None]
+        self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], bool]
     ) -> None:
         """Name it in the record, in the same write without those that it retires; only then their data goes."""
         record, keep = trial.record, self._engine.run.checkpoint_config

@@ -219,6 +219,18 @@ def check_name(owner: str, name: object) -> str:
     return str(name)
 
 
+def check_apart(local_dir: Path, uri: str) -> None:
+    """Refuse a local directory that is the store's own, or lies in it or around it."""
+    if "://" in uri and not uri.startswith("file://"):
+        return
+    stored, local = Path(uri.removeprefix("file://")).resolve(), local_dir.resolve()
+    if stored == local or stored in local.parents or local in stored.parents:
+        raise ConfigError(
+            f"local_dir and storage_path are the same place or lie in each other: {local} and {stored}; give another "
+            "local_dir"
+        )
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """An experiment: its name, where it is stored, and how."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.checkpoints import CheckpointJob, may_pass
-from asyncsync.closing import LAST_TRIES, raise_failures, sync_all
+from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass
+from asyncsync.closing import raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
-from asyncsync.config import RunConfig, check_name
+from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.results import as_json
 from asyncsync.disk.scan import Rules
@@ -109,7 +109,7 @@ class SyncEngine:
     # entering
 
     async def __aenter__(self) -> SyncEngine:
-        self._refuse_same_place()
+        check_apart(self.local_dir, self.uri)
         self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
         try:
             await self._start(self._session)
@@ -177,17 +177,6 @@ class SyncEngine:
 
     def _config(self) -> dict[str, Any]:
         return as_json({"sync": asdict(self.run.sync_config), "checkpoint": asdict(self.run.checkpoint_config)})
-
-    def _refuse_same_place(self) -> None:
-        if "://" in self.uri and not self.uri.startswith("file://"):
-            return
-        stored = Path(self.uri.removeprefix("file://")).resolve()
-        local = self.local_dir.resolve()
-        if stored == local or stored in local.parents or local in stored.parents:
-            raise ConfigError(
-                f"local_dir and storage_path are the same place or lie in each other: {local} and {stored}; give "
-                "SyncEngine another local_dir"
-            )
 
     # what users call
 
@@ -316,6 +305,11 @@ class SyncEngine:
         """EngineClosedError unless the engine is running."""
         if not self._running:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the block has been left."""
+        return not self._running
 
     def emit(self, event: Event) -> None:
         """Tell the listeners."""

@@ -15,7 +15,7 @@ from asyncsync.config import UploadMode
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
-from asyncsync.errors import ConfigError, SyncError, SyncFailedError
+from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
@@ -111,6 +111,8 @@ class Trial:
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
         self._engine.check_open()
+        if not self._engine.scheduler.has(self.key):
+            raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
         self.raise_failures()
         async with self._locked():
             await self._prepare()

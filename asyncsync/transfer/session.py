@@ -20,6 +20,8 @@ from asyncsync.transfer.uploads import ABORT, OpenUploads
 
 log = logging.getLogger("asyncsync")
 DELETE = "delete"
+PATIENCE = 30.0
+"""Seconds that a request waits for a store that is gone; whole syncs are tried again after that by the engine."""
 PROBE = f"{META_DIR}/probe"
 
 
@@ -50,7 +52,7 @@ class Session:
             bandwidth_limit=transfer.bandwidth_limit,
             memory_limit=transfer.memory_limit,
         )
-        store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
+        store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts, patience=PATIENCE))
         journal = Journal.open(journal_path or state_dir() / "journal.sqlite3")
         await journal.__aenter__()
         uploads = OpenUploads(uri, journal)

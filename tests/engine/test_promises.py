@@ -291,3 +291,37 @@ def test_max_pending_checkpoints_is_the_back_pressure(bench: Bench) -> None:
 
     assert run_virtual(main())
     assert len(bench.keys("manifest.json")) >= 3
+
+
+def test_leaving_while_the_store_is_gone_ends_and_says_what_is_not_durable(bench: Bench) -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        with pytest.raises(SyncFailedError, match="checkpoint_000000"):
+            async with bench.engine() as engine:
+                trial = engine.trial("t")
+                await trial.sync()
+                bench.faults.fail(error=UnavailableError("gone"), times=None)
+                await trial.report({"loss": 1.0}, bench.checkpoint(), upload=UploadMode.ASYNC)
+        return loop.time() - started
+
+    assert run_virtual(main()) < 300
+
+
+def test_a_finished_trial_leaves_the_schedule_and_takes_no_more_reports(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.engine(SyncConfig(sync_period=10)) as engine:
+            trial = engine.trial("t")
+            await trial.report({"loss": 1.0})
+            await trial.finish("failed", error=ValueError("diverged"))
+            before = bench.faults.calls
+            (trial.dir / "result.json").write_text("{}")
+            await asyncio.sleep(100)
+            assert bench.puts("t/result.json") == 1
+            with pytest.raises(EngineClosedError, match="finished"):
+                await trial.report({"loss": 2.0})
+            assert bench.faults.calls >= before
+
+    run_virtual(main())
+    stored = json.loads(bench.store.contents["t/.asyncsync/trial.json"])
+    assert (stored["status"], stored["error"]) == ("failed", "diverged")
