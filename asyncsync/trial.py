@@ -223,7 +223,7 @@ class Trial:
         if self.resumed:
             await self._engine.restore_trial(self)
         if self.record.params:
-            await in_thread(write_params, self.dir, self.record.params)
+            await write_params(self.dir, self.record.params)
         self._prepared = True
 
     def _touch(self) -> None:

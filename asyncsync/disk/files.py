@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -113,18 +112,3 @@ async def in_thread_stoppable(func: Callable[[threading.Event], T]) -> T:
 def stop_threads() -> None:
     """End the idle worker threads; the next call makes new ones."""
     _threads.shutdown()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step: temporary file beside it, fsync, rename. Blocking."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.asyncsync-tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

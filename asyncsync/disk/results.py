@@ -1,4 +1,4 @@
-"""The files that ``report`` writes in a trial's directory: result.json, progress.csv, params.json. Blocking."""
+"""The files that ``report`` writes in a trial's directory: result.json, progress.csv, params.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asyncsync.disk.files import write_atomic
+import aiofiles
+import aiofiles.os
+
+from asyncsync.disk.scan import TEMPORARY
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
@@ -44,15 +47,23 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_params(directory: Path, params: Mapping[str, Any]) -> None:
-    """params.json, once."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(directory / PARAMS, json.dumps(params, indent=2, default=plain).encode() + b"\n")
+async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
+    """params.json, once a trial: here a thread hop per call does not matter. Readers see the old file or the new."""
+    temporary = directory / f".{PARAMS}.{os.urandom(4).hex()}{TEMPORARY}"
+    try:
+        async with aiofiles.open(temporary, "w", encoding="utf-8") as file:
+            await file.write(json.dumps(params, indent=2, default=plain) + "\n")
+        await aiofiles.os.replace(temporary, directory / PARAMS)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
-    """One line in result.json, flushed, and one row in progress.csv. The columns of the CSV are those of its first
-    row; further ones are only in result.json."""
+    """Blocking: one line in result.json, flushed, and one row in progress.csv.
+
+    The columns of the CSV are those of its first row; further ones are only in result.json.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     _end_torn_line(directory / RESULTS)
     with open(directory / RESULTS, "a", encoding="utf-8") as file:
