@@ -200,10 +200,10 @@ async def push(
         if on_progress is not None and isinstance(event, Progress):
             on_progress(event)
 
-    if not await in_thread(os.path.exists, local):
-        raise ConfigError(f"there is nothing at {os.fspath(local)!r} to push")
     syncer = Syncer(
         local, uri, sync_config, transfer=transfer, storage_options=storage_options, checksum=checksum, on_event=tell
     )
     async with syncer:
+        if not await in_thread(os.path.exists, local):
+            raise ConfigError(f"there is nothing at {os.fspath(local)!r} to push")
         return await syncer.sync_up()

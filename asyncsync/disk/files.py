@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -63,23 +64,50 @@ class FileRange:
 
 
 class _Threads:
-    """The executor, made on first use and ended by ``shutdown`` (the test kit ends it after every test)."""
+    """One executor a process, made on first use; it ends with the last of those who hold it."""
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
+        self._holders = 0
+        self._lock = threading.Lock()  # engines may run on several loops, each in a thread of its own
 
     def get(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="asyncsync-disk")
-        return self._executor
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="asyncsync-disk")
+            return self._executor
+
+    def hold(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._end(wait=False)  # idle threads end at once; one that a file system holds must not hold us
 
     def shutdown(self) -> None:
+        with self._lock:
+            self._end(wait=True)
+
+    def _end(self, *, wait: bool) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=wait)
             self._executor = None
 
 
 _threads = _Threads()
+
+
+@contextmanager
+def worker_threads() -> Iterator[None]:
+    """Whoever does disk work holds the threads meanwhile; when nobody does, they end."""
+    _threads.hold()
+    try:
+        yield
+    finally:
+        _threads.release()
 
 
 async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

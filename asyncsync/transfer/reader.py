@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from asyncsync.config import TransferConfig
-from asyncsync.disk.files import in_thread
+from asyncsync.disk.files import in_thread, worker_threads
 from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFoundError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.stores import open_store
@@ -27,12 +27,13 @@ async def reading(
         bandwidth_limit=transfer.bandwidth_limit,
         memory_limit=transfer.memory_limit,
     )
-    async with inner:
-        store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
-        try:
-            yield store.view(Lane.CHECKPOINT, "read")
-        finally:
-            await store.close()
+    with worker_threads():
+        async with inner:
+            store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
+            try:
+                yield store.view(Lane.CHECKPOINT, "read")
+            finally:
+                await store.close()
 
 
 async def find(store: Store, key: str) -> bytes | None:

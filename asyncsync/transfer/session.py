@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsync.config import TransferConfig
+from asyncsync.disk.files import worker_threads
 from asyncsync.disk.journal import Journal, state_dir
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
@@ -35,6 +37,7 @@ class Session:
     budget: Budget
     journal: Journal
     uploads: OpenUploads
+    resources: ExitStack
 
     @classmethod
     async def open(
@@ -54,9 +57,11 @@ class Session:
         )
         store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts, patience=PATIENCE))
         journal = Journal.open(journal_path or state_dir() / "journal.sqlite3")
-        await journal.__aenter__()
         uploads = OpenUploads(uri, journal)
-        session = cls(uri, transfer, store, budget, journal, uploads)
+        with ExitStack() as resources:
+            resources.enter_context(worker_threads())
+            await journal.__aenter__()
+            session = cls(uri, transfer, store, budget, journal, uploads, resources.pop_all())
         try:
             await uploads.load()
         except BaseException:
@@ -66,10 +71,11 @@ class Session:
 
     async def close(self) -> None:
         """Free connections, and the journal's thread after what it holds is on disk."""
-        try:
-            await self.store.close()
-        finally:
-            await self.journal.__aexit__(None, None, None)
+        with self.resources:
+            try:
+                await self.store.close()
+            finally:
+                await self.journal.__aexit__(None, None, None)
 
     def view(self, lane: Lane, owner: str) -> Store:
         """The store for one tree: its requests are counted and take their turn by ``lane`` and ``owner``."""

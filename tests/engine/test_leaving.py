@@ -1,12 +1,16 @@
 """Leaving by a signal: a real process, a real store in a directory."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
+
+from asyncsync import RunConfig, SyncEngine
 
 PROGRAM = """
 import asyncio, sys
@@ -39,3 +43,17 @@ def test_a_signal_syncs_once_more_and_ends_the_process(tmp_path: Path, number: s
     assert process.returncode != 0
     assert (tmp_path / "store/exp/t/last.log").read_text() == "words"
     assert '"step": 1' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_no_thread_outlives_the_engine(tmp_path: Path) -> None:
+    async def main() -> set[str]:
+        run = RunConfig(name="exp", storage_path=tmp_path / "store")
+        async with SyncEngine(run, local_dir=tmp_path / "local") as engine:
+            await engine.trial("t").report({"loss": 1.0})
+            return {thread.name.partition("_")[0] for thread in threading.enumerate()}
+
+    assert {"asyncsync-disk", "asyncsync-journal"} <= asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith("asyncsync"):
+            thread.join(5)  # told to end already: this only waits for its last instruction
+            assert not thread.is_alive()
