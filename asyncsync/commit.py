@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from asyncsync.stores.budget import Lane
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
     from asyncsync.trial import Trial
+
+log = logging.getLogger("asyncsync")
 
 
 class CheckpointRunner:
@@ -56,7 +59,7 @@ class CheckpointRunner:
             trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
             raise
         except (AsyncsyncError, OSError) as error:
-            self._failed(trial, job, error)
+            await self._failed(trial, job, error)
             return
         seconds = asyncio.get_running_loop().time() - started
         self._engine.emit(
@@ -86,6 +89,7 @@ class CheckpointRunner:
             last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
             return last_tries > 0
 
+        await persist(trial.claim, hiccup)
         config = self._engine.run.sync_config
         report = await upload(session, f"{trial.key}/", job, config, hiccup)
         await self._register(trial, job, report, hiccup)
@@ -112,14 +116,29 @@ class CheckpointRunner:
         if retired:
             self._owed()
 
-    def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
+    async def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
         """It will never be durable: nothing of it is to stay in the store."""
-        registered = job.name in {item.name for item in trial.record.checkpoints}
-        if registered:
-            trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
-        self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
-        self._owed()
-        self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
+        trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
-        trial.job_ended(job, error)
+        try:
+            if job.tree is not None and await self._is_ours(trial):
+                self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
+                self._owed()
+        finally:  # whoever waits is told, also when the engine stops just now
+            self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
+            trial.job_ended(job, error)
+
+    async def _is_ours(self, trial: Trial) -> bool:
+        """Whether we still are the trial's one writer, and its record says that this checkpoint's number is used up.
+
+        Only then may its directory be deleted: a successor may have given the same name to another checkpoint. If the
+        store does not say, what was sent stays for ``prune``.
+        """
+        store = self._engine.session.view(Lane.RECORD, trial.key)
+        try:
+            await trial.record_file.save(store)
+            return (await store.head(trial.record_file.key)).version == trial.record_file.version
+        except AsyncsyncError as error:
+            log.warning("what was sent of a failed checkpoint of %s stays in the store: %s", trial.uri, error)
+            return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import CheckpointIncompleteError, ConcurrentWriterError, NotFoundError
+from asyncsync.errors import CheckpointIncompleteError, NotFoundError
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Store
@@ -110,8 +110,3 @@ def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
         bytes=manifest.bytes_total,
         time=float(info.get("time", time.time())),
     )
-
-
-def refuse_taken(uri: str, name: str) -> ConcurrentWriterError:
-    """The error for a trial that somebody else has."""
-    return ConcurrentWriterError(f"trial {name!r} is already in {uri}: pass resume=True to take it over")

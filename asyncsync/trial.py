@@ -42,8 +42,8 @@ class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
     __slots__ = (
-        "_changed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since", "failing_since", "failures",
-        "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
+        "_changed", "_claimed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since", "failing_since",
+        "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,7 @@ class Trial:
         """Since when background syncs fail, on the event loop's clock."""
         self._changed: asyncio.Event | None = None
         self._lock: asyncio.Lock | None = None
-        self._prepared = False
+        self._prepared = self._claimed = False
         self._reported_dirs: frozenset[str] = frozenset()
 
     @property
@@ -150,6 +150,7 @@ class Trial:
     async def sync_once(self) -> SyncReport:
         """One attempt at files and record."""
         await self.prepare()
+        await self.claim()
         before = self.dirty_since, self.record.updated
         if self._reported_dirs:
             self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
@@ -161,6 +162,12 @@ class Trial:
         if self.failures:
             self.failures = [item for item in self.failures if item[0] != self.key]
         return replace(report, requests=report.requests + 1) if saved else report
+
+    async def claim(self) -> None:
+        """Write the record before anything else of the trial: who is not its one writer learns it here."""
+        if not self._claimed:
+            await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
+            self._claimed = True
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""

@@ -8,7 +8,13 @@ import pytest
 from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, ConfigError, SyncConfig, UploadMode
-from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, SyncError, SyncFailedError
+from asyncsync.errors import (
+    AccessDeniedError,
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    SyncError,
+    SyncFailedError,
+)
 from asyncsync.planning.manifest import Manifest
 from asyncsync.records import TrialRecord
 from asyncsync.testing import run_virtual
@@ -276,3 +282,35 @@ def test_a_report_of_one_trial_rewrites_that_trials_record_only(bench: Bench) ->
             ]
 
     run_virtual(main())
+
+
+def test_a_second_runner_of_a_trial_overwrites_nothing(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            await engine.trial("t").report({"who": "first"}, bench.checkpoint())
+            await engine.trial("t").sync()
+            with pytest.raises(ConcurrentWriterError):
+                async with bench.engine(role="worker", local_dir=bench.tmp_path / "other") as second:
+                    await second.trial("t").report({"who": "second"}, bench.checkpoint())
+
+    run_virtual(main())
+    assert b"second" not in b"".join(bench.store.contents.values())
+    assert names(bench) == ["checkpoint_000000"]
+
+
+def test_a_zombie_loses_at_its_next_write(bench: Bench) -> None:
+    async def main() -> None:
+        with pytest.raises(SyncFailedError) as caught:
+            async with bench.engine() as zombie:
+                trial = zombie.trial("t")
+                await trial.sync()
+                async with bench.engine(resume=True, local_dir=bench.tmp_path / "other") as heir:
+                    await heir.trial("t").report({"who": "heir"}, bench.checkpoint())
+                with pytest.raises(ConcurrentWriterError):
+                    await trial.report({"who": "zombie"}, bench.checkpoint())
+        assert all(isinstance(error, ConcurrentWriterError) for error in caught.value.failures.values())
+
+    run_virtual(main())
+    assert names(bench) == ["checkpoint_000000"]
+    assert record(bench).metrics == {"who": "heir"}
+    assert bench.store.contents["t/checkpoint_000000/weights"]
