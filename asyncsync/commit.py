@@ -135,6 +135,8 @@ class CheckpointRunner:
         Only then may its directory be deleted: a successor may have given the same name to another checkpoint. If the
         store does not say, what was sent stays for ``prune``.
         """
+        if not self._engine.session.store.healthy:
+            return False
         store = self._engine.session.view(Lane.RECORD, trial.key)
         try:
             await trial.record_file.save(store)

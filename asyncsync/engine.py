@@ -268,7 +268,8 @@ class SyncEngine:
         for trial in self.trials.values():
             await trial.settled()
         failures: dict[str, BaseException] = await sync_all(self.scheduler, self._member_keys(), tries=LAST_TRIES)
-        await self._janitor.clean_up()
+        if self.session.store.healthy:
+            await self._janitor.clean_up()
         for trial in self.trials.values():
             failures.update(trial.untold())
         return failures

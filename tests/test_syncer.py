@@ -60,14 +60,29 @@ def test_push_brings_every_file_and_a_manifest(faults: Faults, tree: Path) -> No
     assert set(manifest.files) == set(local(tree))
 
 
-def test_pushing_again_sends_nothing_and_asks_nothing(faults: Faults, tree: Path) -> None:
+def test_syncing_again_sends_nothing_and_asks_nothing(faults: Faults, tree: Path) -> None:
+    async def main() -> None:
+        async with Syncer(tree, "memory://b/p") as syncer:
+            await syncer.sync_up()
+            before = faults.calls
+            report = await syncer.sync_up()
+            assert (report.files_sent, report.requests, faults.calls) == (0, 0, before)
+
+    run_virtual(main())
+
+
+def test_another_process_asks_once_whether_its_journal_is_right(faults: Faults, tree: Path) -> None:
     run_virtual(push(tree, "memory://b/p"))
-    for path in tree.rglob("*"):
-        os.utime(path, (1, 1))
-    run_virtual(push(tree, "memory://b/p"))
-    before = faults.calls
+    faults.requests.clear()
     report = run_virtual(push(tree, "memory://b/p"))
-    assert (report.files_sent, report.requests, faults.calls) == (0, 0, before)
+    assert (report.files_sent, faults.requests) == (0, [("head", MANIFEST)])
+
+
+def test_a_store_that_was_emptied_is_filled_again(faults: Faults, tree: Path) -> None:
+    run_virtual(push(tree, "memory://b/p"))
+    MemoryStore("b").bucket.objects.clear()
+    run_virtual(push(tree, "memory://b/p"))
+    assert stored() == local(tree)
 
 
 def test_only_what_changed_is_sent(faults: Faults, tree: Path) -> None:
@@ -156,15 +171,20 @@ def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(fa
 
 
 def test_a_file_that_vanishes_is_left_out_and_counted(faults: Faults, tree: Path) -> None:
-    (tree / "gone").write_bytes(b"x" * (2 * MIB))
-    faults.hook(1, lambda: (tree / "gone").unlink(missing_ok=True), operation="head")
+    for index in range(400):  # more than is read ahead
+        (tree / f"more{index:03d}").write_bytes(bytes(20_000))
+    seen: list[str] = []
 
-    async def main() -> None:
-        async with Syncer(tree, "memory://b/p") as syncer:
-            snapshot, _ = await syncer.plan()
-            assert len(snapshot.files) == 3
+    def remove() -> None:
+        for path in sorted(tree.glob("more*"))[-1:]:
+            seen.append(path.name)
+            path.unlink()
 
-    run_virtual(main())
+    faults.hook(1, remove, operation="put")
+    report = run_virtual(push(tree, "memory://b/p"))
+    assert report.files_vanished + report.files_sent == 403
+    assert seen
+    assert set(Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files) == set(stored())
 
 
 def test_sockets_and_pipes_are_left_out_with_a_warning(faults: Faults, tree: Path) -> None:

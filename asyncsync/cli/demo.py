@@ -197,9 +197,10 @@ async def demo(
 
 async def _second_process(uri: str, settings: Settings) -> dict[str, Any]:
     """Another interpreter, given the URL and the store's options, reads the experiment."""
-    options = [part for key, value in settings.storage_options.items() for part in ("-o", f"{key}={value}")]
+    options = " ".join(f"{key}={value}" for key, value in settings.storage_options.items())
+    environment = {**os.environ, "ASYNCSYNC_OPTIONS": options}  # not as arguments: every user of the machine sees those
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "asyncsync", "demo-read", uri, "--json", *options, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "asyncsync", "demo-read", uri, "--json", env=environment, stdout=asyncio.subprocess.PIPE
     )
     try:
         answer, _ = await process.communicate()

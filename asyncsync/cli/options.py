@@ -78,7 +78,15 @@ _COMMON = [
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files."),
     click.option("--sse", metavar="KIND", help="Server-side encryption: AES256 or aws:kms."),
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
-    click.option("-o", "extra", multiple=True, metavar="KEY=VALUE", help="Any other option of the store. Repeatable."),
+    click.option(
+        "-o",
+        "extra",
+        multiple=True,
+        metavar="KEY=VALUE",
+        envvar="ASYNCSYNC_OPTIONS",
+        help="Any other option of the store. Repeatable. $ASYNCSYNC_OPTIONS takes them too, separated by spaces: "
+        "what is secret does not belong on a command line.",
+    ),
     click.option("--max-concurrency", type=int, metavar="N", help="Most requests at once.  [default: 256]"),
     click.option(
         "--part-size", type=byte_size, metavar="SIZE", help="Bytes per part of a large file.  [default: 16MiB]"

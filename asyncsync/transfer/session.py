@@ -22,7 +22,7 @@ from asyncsync.transfer.uploads import ABORT, OpenUploads
 
 log = logging.getLogger("asyncsync")
 DELETE = "delete"
-PATIENCE = 30.0
+PATIENCE = 20.0
 """Seconds that a request waits for a store that is gone; whole syncs are tried again after that by the engine."""
 PROBE = f"{META_DIR}/probe"
 

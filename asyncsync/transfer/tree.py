@@ -109,7 +109,7 @@ class Tree:
         rules = self._options.rules()
         snapshot, changes = await in_thread(self._look, rules, self._known())
         self._refuse_names(snapshot, store)
-        if (changes.send or changes.gone) and self._from_journal:
+        if self._from_journal:
             changes = await self._confirm(store, snapshot, changes)
         gone = self._to_delete(changes, rules)
         tally = await self._send(store, changes.send, scanned, on_progress)
@@ -188,7 +188,10 @@ class Tree:
         self._version = info.version
 
     async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> Changes:
-        """The journal may be out of date: before something is sent, ask once whether its manifest still stands."""
+        """Ask once a process whether the manifest in the journal still stands.
+
+        It may be out of date, or of another server under the same name; who trusts it calls an emptied store in step.
+        """
         self._from_journal = False
         try:
             stands = (await store.head(self.prefix + MANIFEST)).version == self._version
