@@ -13,7 +13,7 @@ import pytest
 from asyncsync import RunConfig, SyncEngine
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 from asyncsync import RunConfig, SyncConfig, SyncEngine
 
 async def main():
@@ -26,6 +26,7 @@ async def main():
         print("ready", flush=True)
         await asyncio.sleep(3600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 asyncio.run(main())
 """
 
