@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import aiofiles
 import aiofiles.os
 
+from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import TEMPORARY
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
@@ -48,11 +48,13 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
-    """params.json, once a trial: here a thread hop per call does not matter. Readers see the old file or the new."""
+    """params.json, once a trial. Readers see the old file or the new.
+
+    The text is written in one thread call: ``aiofiles.open`` would leave the file open if it is cancelled just then.
+    """
     temporary = directory / f".{PARAMS}.{os.urandom(4).hex()}{TEMPORARY}"
     try:
-        async with aiofiles.open(temporary, "w", encoding="utf-8") as file:
-            await file.write(json.dumps(params, indent=2, default=plain) + "\n")
+        await in_thread(temporary.write_text, json.dumps(params, indent=2, default=plain) + "\n", encoding="utf-8")
         await aiofiles.os.replace(temporary, directory / PARAMS)
     except BaseException:
         temporary.unlink(missing_ok=True)
