@@ -26,7 +26,7 @@ class Changes:
 
 
 def compare(files: Iterable[FileStat], manifest: Manifest | None, *, checksum: bool = False) -> Changes:
-    """Compare by size and mtime; anything in doubt is sent on to hashing. ``checksum``: doubt everything."""
+    """Compare by size, mtime and inode; anything in doubt is sent on to hashing. ``checksum``: doubt everything."""
     changes = Changes()
     known = manifest.files if manifest is not None else {}
     racy_from = int(manifest.info.get(SCANNED, 0)) - RACY_NS if manifest is not None else 0
@@ -34,8 +34,14 @@ def compare(files: Iterable[FileStat], manifest: Manifest | None, *, checksum: b
     for file in files:
         seen.add(file.path)
         entry = known.get(file.path)
-        same = entry is not None and entry.size == file.size and entry.mtime_ns == file.mtime_ns
-        if same and not checksum and file.mtime_ns < racy_from:
+        if (
+            entry is not None
+            and entry.size == file.size
+            and entry.mtime_ns == file.mtime_ns
+            and entry.inode == file.inode
+            and file.mtime_ns < racy_from
+            and not checksum
+        ):
             changes.skip += 1
         else:
             changes.send.append(file)

@@ -35,6 +35,8 @@ class FileEntry:
     """CRC32C of each part, in order."""
     version: str
     """ETag or generation of the object."""
+    inode: int = 0
+    """Of the local file that was sent; 0: not known, and nobody may conclude from size and mtime alone."""
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(offset, size, crc32c) of each part."""
@@ -56,6 +58,7 @@ class FileEntry:
                 "xxh3": list(self.parts),
                 "part_crc32c": [f"{crc:08x}" for crc in self.part_crcs],
                 "version": self.version,
+                "inode": self.inode,
             },
             separators=(",", ":"),
         )
@@ -73,6 +76,7 @@ class FileEntry:
             parts=tuple(raw["xxh3"]),
             part_crcs=tuple(int(crc, 16) for crc in raw["part_crc32c"]),
             version=str(raw["version"]),
+            inode=int(raw.get("inode", 0)),
         )
         if len(entry.parts) != len(entry.part_crcs) or entry.size < 0:
             raise ValueError(f"manifest entry {entry.path!r} does not add up")

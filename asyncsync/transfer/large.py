@@ -113,7 +113,7 @@ class LargeFile:
     def _entry(file: FileStat, crc: int, part_size: int, digests: list[Digest], version: str) -> FileEntry:
         return FileEntry(
             file.path, file.size, file.mtime_ns, file.mode, crc, part_size,
-            tuple(digest.xxh3 for digest in digests), tuple(digest.crc32c for digest in digests), version,
+            tuple(digest.xxh3 for digest in digests), tuple(digest.crc32c for digest in digests), version, file.inode,
         )  # fmt: skip
 
 

@@ -116,7 +116,8 @@ class Tree:
         if tally.failures and self._options.whole:
             raise self.failed(tally)
         if tally.entries or gone or self._manifest is None or self._uncommitted is not None:
-            await self._commit(store, gone, scanned)
+            # an entry that was in doubt and could not be looked at again stays in doubt
+            await self._commit(store, gone, self._scanned() if tally.failures else scanned)
         if gone:
             await self._delete(store, gone)
         if tally.failures:
@@ -225,6 +226,10 @@ class Tree:
         files = self._manifest.files if self._manifest is not None else {}
         return Manifest({**files, **self._uncommitted.files}, self._uncommitted.info)
 
+    def _scanned(self) -> int:
+        """When the scan was that the last manifest goes back to; 0: every file is in doubt."""
+        return int(self._manifest.info.get(SCANNED, 0)) if self._manifest is not None else 0
+
     def _look(self, rules: Rules, known: Manifest | None) -> tuple[Snapshot, Changes]:
         """In a worker thread: what is there, and what of it is new."""
         snapshot = scan(self.root, rules)
@@ -238,7 +243,7 @@ class Tree:
             self.root,
             session.transfer,
             session.uploads,
-            known=self._manifest,
+            known=self._known(),
             on_progress=on_progress,
         )
         self._files = files
@@ -247,8 +252,8 @@ class Tree:
                 await upload.run(files)
         finally:
             if upload.tally.entries:
-                earlier = self._uncommitted.files if self._uncommitted is not None else {}
-                self._uncommitted = Manifest({**earlier, **upload.tally.entries}, {SCANNED: scanned})
+                earlier = self._uncommitted or Manifest({}, {SCANNED: scanned})
+                self._uncommitted = Manifest({**earlier.files, **upload.tally.entries}, earlier.info)
         return upload.tally
 
     async def _commit(self, store: Store, gone: list[str], scanned: int) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import in_thread
@@ -144,7 +144,7 @@ class TreeUpload:
             return
         entry = FileEntry(
             stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
-            info.version,
+            info.version, stat.inode,
         )  # fmt: skip
         self.tally.bytes_sent += stat.size
         self._sent(entry)
@@ -173,10 +173,7 @@ class TreeUpload:
 
     def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
         self.tally.files_unchanged += 1
-        self.tally.entries[stat.path] = FileEntry(
-            stat.path, stat.size, stat.mtime_ns, stat.mode, old.crc32c, old.part_size, old.parts, old.part_crcs,
-            old.version,
-        )  # fmt: skip
+        self.tally.entries[stat.path] = replace(old, mtime_ns=stat.mtime_ns, mode=stat.mode, inode=stat.inode)
 
     def _tell(self) -> None:
         """Progress, at most five times a second: a listener must not cost more than the transfer."""

@@ -11,12 +11,12 @@ from asyncsync.planning.snapshot import FileStat
 NOW = 10**18
 
 
-def stat(path: str, size: int = 3, mtime: int = 5) -> FileStat:
-    return FileStat(path, size, mtime, 1, 0o644)
+def stat(path: str, size: int = 3, mtime: int = 5, inode: int = 1) -> FileStat:
+    return FileStat(path, size, mtime, inode, 0o644)
 
 
 def entry(path: str, size: int = 3, mtime: int = 5) -> FileEntry:
-    return FileEntry(path, size, mtime, 0o644, 7, 0, ("x",), (7,), "v")
+    return FileEntry(path, size, mtime, 0o644, 7, 0, ("x",), (7,), "v", 1)
 
 
 def manifest(*entries: FileEntry) -> Manifest:
@@ -27,12 +27,12 @@ def test_everything_is_new_without_a_manifest() -> None:
     assert [file.path for file in compare([stat("a"), stat("b")], None).send] == ["a", "b"]
 
 
-def test_a_file_of_equal_size_and_mtime_is_skipped() -> None:
+def test_a_file_of_equal_size_mtime_and_inode_is_skipped() -> None:
     changes = compare([stat("a")], manifest(entry("a")))
     assert (changes.send, changes.skip) == ([], 1)
 
 
-@pytest.mark.parametrize("now", [stat("a", size=4), stat("a", mtime=6), stat("a", mtime=4)])
+@pytest.mark.parametrize("now", [stat("a", size=4), stat("a", mtime=6), stat("a", mtime=4), stat("a", inode=2)])
 def test_any_difference_sends_it_on_to_hashing(now: FileStat) -> None:
     assert compare([now], manifest(entry("a"))).send == [now]
 
