@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,25 +15,18 @@ from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass
 from asyncsync.closing import raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
+from asyncsync.disk.files import in_thread
 from asyncsync.disk.journal import state_dir
-from asyncsync.disk.results import as_json
 from asyncsync.disk.scan import Rules
-from asyncsync.errors import (
-    ConfigError,
-    EngineClosedError,
-    ExperimentExistsError,
-    NotFoundError,
-    SyncError,
-)
+from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event, Progress
 from asyncsync.janitor import Janitor
-from asyncsync.recordfile import RecordFile
-from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, trials_of_others, watch_signal
+from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
-from asyncsync.stores.base import MISSING
 from asyncsync.stores.budget import Lane
 from asyncsync.stream import Emitter, EventStream
 from asyncsync.transfer.session import Session
@@ -81,19 +73,17 @@ class SyncEngine:
         exit_grace: float = 30.0,
         handle_signals: bool = False,
     ) -> None:
-        if role not in ("driver", "worker"):
-            raise ConfigError(f'SyncEngine(role={role!r}) is not usable: it must be "driver" or "worker"')
-        if (rank, world_size) != (0, 1):
-            raise ConfigError(f"SyncEngine(rank={rank}, world_size={world_size}): only (0, 1) works in this version")
+        self.role = Role(role, rank, world_size)
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
         self.uri = run.uri
-        self.resume, self.role, self.exit_grace = resume, role, float(exit_grace)
+        self.resume, self.exit_grace = resume, float(exit_grace)
         self._handle_signals = handle_signals
         self.trials: dict[str, Trial] = {}
         """The trials that this engine runs, by name."""
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
+        self._foreign: frozenset[str] = frozenset()
         self._running = False
         self._session: Session | None = None
 
@@ -120,13 +110,14 @@ class SyncEngine:
 
     async def _start(self, session: Session) -> None:
         await session.probe()
-        await self._open_record(session)
+        store = session.view(Lane.RECORD, EXPERIMENT)
+        self.record, self.record_file = await open_record(store, self.run, self.role, resume=self.resume)
         if self.resume:
-            self._known = await read_trials(session.view(Lane.RECORD, EXPERIMENT))
-        if self.role == "driver":
-            await self.record_file.save(session.view(Lane.RECORD, EXPERIMENT))
+            self._known = await read_trials(store)
+        if self.role.is_driver:
+            await self.record_file.save(store)
             if self.resume:
-                await restore_files(session.view(Lane.RECORD, EXPERIMENT), "", self.local_dir)
+                await restore_files(store, "", self.local_dir)
         self.local_dir.mkdir(parents=True, exist_ok=True)
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
@@ -141,42 +132,11 @@ class SyncEngine:
         ]
         self._running = True
         if self._handle_signals:
-            self._watch_signal()
-        if self.role == "driver":
+            watch_signal()
+        if self.role.is_driver:
             self._tree = Tree(session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT))
             self.scheduler.add(self)
         self._janitor.kick()
-
-    def _watch_signal(self) -> None:
-        """SIGTERM is the notice of a preemption: leave the block now, and sync within the grace."""
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")
-
-    async def _open_record(self, session: Session) -> None:
-        """Take the experiment's record over, or start a new one."""
-        record = ExperimentRecord(str(self.run.name), config=self._config(), started=time.time(), updated=time.time())
-        version = MISSING
-        if self.role == "driver":
-            try:
-                store = session.view(Lane.RECORD, EXPERIMENT)
-                await store.head(EXPERIMENT_RECORD)
-                data, info = await store.get(EXPERIMENT_RECORD)
-            except NotFoundError:
-                pass
-            else:
-                if not self.resume:
-                    raise ExperimentExistsError(
-                        f"{self.uri} holds an experiment already: pass resume=True to continue it, or another name"
-                    )
-                record, version = ExperimentRecord.from_bytes(data), info.version
-                record.epoch += 1
-                record.status, record.updated = "running", time.time()
-        self.record = record
-        self.record_file = RecordFile(EXPERIMENT_RECORD, record.to_bytes, version)
-
-    def _config(self) -> dict[str, Any]:
-        return as_json({"sync": asdict(self.run.sync_config), "checkpoint": asdict(self.run.checkpoint_config)})
 
     # what users call
 
@@ -198,7 +158,7 @@ class SyncEngine:
             return found
         check_name("the trial name", name)
         trial = self._new_trial(name, params)
-        os.makedirs(trial.tree.root, exist_ok=True)
+        make_directory(trial.tree.root, self.role)
         self.trials[name] = trial
         self.trial_changed(trial)
         self.scheduler.add(trial)
@@ -294,6 +254,7 @@ class SyncEngine:
 
     async def sync_once(self) -> SyncReport:
         """One attempt at the experiment's own files and record; the scheduler's business."""
+        self._foreign = await in_thread(trials_of_others, self.local_dir)
         report = await self._tree.sync_once(self.progress_of(EXPERIMENT))
         await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
         return report
@@ -348,7 +309,7 @@ class SyncEngine:
         """Names of the trees and checkpoints that have something which is not in the store."""
         missing = {f"{trial.key}/{job.name}" for trial in self.trials.values() for job in trial.jobs}
         missing |= {trial.key for trial in self.trials.values() if trial.dirty_since is not None}
-        if self.role == "driver" and not self.record_file.is_current():
+        if self.role.is_driver and not self.record_file.is_current():
             missing.add(EXPERIMENT)
         return missing
 
@@ -357,24 +318,19 @@ class SyncEngine:
     def _member_keys(self) -> list[str]:
         """Trees in the schedule, the experiment last: its record tells what became of the trials."""
         keys = [key for key in self.trials if self.scheduler.has(key)]
-        return [*keys, EXPERIMENT] if self.role == "driver" else keys
+        return [*keys, EXPERIMENT] if self.role.is_driver else keys
 
     def _new_trial(self, name: str, params: Mapping[str, Any] | None) -> Trial:
         known = self._known.pop(name, None)
         if known is None:
-            now = time.time()
-            record = TrialRecord(name, str(self.run.name), params=as_json(params or {}), started=now, updated=now)
-            return Trial(self, record)
+            return Trial(self, new_record(self.run, name, params))
         record, version = known
-        record.epoch += 1
-        record.status, record.error, record.updated = "running", None, time.time()
-        if params is not None:
-            record.params = as_json(params)
+        take_over(record, params)
         return Trial(self, record, version, resumed=True)
 
     def _rules(self) -> Rules:
         config = self.run.sync_config
-        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials)
+        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials) | self._foreign
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip)
 
     def _on_item(self, item: object) -> None:
