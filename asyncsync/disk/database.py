@@ -41,6 +41,10 @@ MIGRATIONS: tuple[str, ...] = (
         uri TEXT, trial TEXT, name TEXT, payload TEXT NOT NULL, accepted REAL NOT NULL,
         PRIMARY KEY (uri, trial, name)) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE sent (
+        uri TEXT, key BLOB, entry TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (uri, key)) WITHOUT ROWID;
+    """,
 )
 """``MIGRATIONS[n]`` leads from format n to n + 1; the format is ``PRAGMA user_version``. Only ever append."""
 

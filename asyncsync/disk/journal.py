@@ -1,7 +1,8 @@
 """The journal: what must survive a crash so that work goes on where it broke off. Losing it loses time, never data.
 
-It holds the last manifest of each tree, open multipart uploads with their finished parts, accepted checkpoints that
-are not durable yet, and cleanup that is owed to a store. It lives in the user's state directory, never in a tree.
+It holds the last manifest of each tree, open multipart uploads with their finished parts, large files that are in the
+store and that no manifest names yet, accepted checkpoints that are not durable yet, and cleanup owed to a store.
+It lives in the user's state directory, never in a tree.
 
 Calls that record something are plain: they queue a row, and a thread writes the queue in batches behind them. A row
 is safe from ``kill -9`` once it is written, some milliseconds later; ``await flush()`` waits for that.
@@ -207,6 +208,21 @@ class Journal:
                        tuple(parts.get((key, upload_id), ())))
             for key, upload_id, path, size, mtime_ns, inode, part_size in await self._query(statement, uri)
         ]  # fmt: skip
+
+    # -- files that no manifest names yet
+
+    def file_sent(self, uri: str, key: str, entry_json: str) -> None:
+        """A large file is in the store; until a manifest names it, only this row says so."""
+        self._record("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", uri, _blob(key), entry_json, time.time())
+
+    def file_named(self, uri: str, key: str) -> None:
+        """A manifest names it, or it is gone."""
+        self._record("DELETE FROM sent WHERE (uri, key) = (?, ?)", uri, _blob(key))
+
+    async def files_sent(self, uri: str) -> dict[str, str]:
+        """All of a store: key to entry."""
+        rows = await self._query("SELECT key, entry FROM sent WHERE uri = ?", uri)
+        return {_text(key): entry for key, entry in rows}
 
     # -- cleanup
 

@@ -6,6 +6,7 @@ A file counts as read only if size, mtime and inode were the same before and aft
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ def digest_range(body: FileRange) -> Digest:
     if done != body.size:
         raise SourceChangedError(f"{body.path}: became shorter while it was read")
     return Digest(int(crc), identity.hexdigest())
+
+
+def md5_range(body: FileRange) -> str:
+    """MD5 (hex) of a range: the ETag of a part that was not encrypted with a key of the user's."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    for piece in body.pieces():
+        md5.update(piece)
+    return md5.hexdigest()
 
 
 def load(root: str, files: Sequence[FileStat]) -> list[Loaded | OSError | SourceChangedError]:

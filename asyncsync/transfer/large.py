@@ -9,7 +9,7 @@ from collections.abc import Callable
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.disk.hashing import crc32c_combine
-from asyncsync.disk.reading import TRIES, Digest, digest_range, stat_file
+from asyncsync.disk.reading import TRIES, Digest, digest_range, md5_range, stat_file
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError
 from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.manifest import FileEntry
@@ -42,12 +42,18 @@ class LargeFile:
                 entry, sent = await self._send_once(file, known)
             except (SourceChangedError, IntegrityError) as error:
                 last = error  # a checksum that does not fit is a change, unless the file stayed the same: see below
-            now = await in_thread(stat_file, self._root, file.path)
+            try:
+                now = await in_thread(stat_file, self._root, file.path)
+            except FileNotFoundError:
+                self._uploads.abandon_key(self._prefix + file.path)
+                raise
             if now.same_content_as(file):
                 if last is not None:
+                    self._uploads.abandon_key(self._prefix + file.path)
                     raise last
                 return entry, sent
             file, last = now, None
+        self._uploads.abandon_key(self._prefix + file.path)
         raise SourceChangedError(
             f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?"
         )
@@ -65,9 +71,15 @@ class LargeFile:
         digest = await in_thread(digest_range, body)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
             return known, False
+        if self._uploads.sent(self._prefix + file.path) is not None:
+            entry = await self._in_store(file, 0, [digest])
+            if entry is not None:
+                return entry, True
         info = await self._store.put(self._prefix + file.path, body, crc32c=digest.crc32c)
         self._account(file.size, 0)
-        return self._entry(file, digest.crc32c, 0, [digest], info.version), True
+        entry = self._entry(file, digest.crc32c, 0, [digest], info.version)
+        self._uploads.file_sent(self._prefix + file.path, entry)
+        return entry, True
 
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
@@ -75,39 +87,82 @@ class LargeFile:
             file.size, self._config.part_size, least=traits.min_part_size, most=traits.max_part_size,
             max_parts=traits.max_parts,
         )  # fmt: skip
-        upload, done = await self._open(file, size)
+        upload, done = self._uploads.find(self._prefix + file.path, size), dict[int, Part]()
+        if upload is not None:
+            try:
+                done = self._uploads.parts(upload, await self._store.list_parts(upload))
+            except NotFoundError:
+                self._uploads.closed(upload)
+        if upload is None or not self._uploads.is_open(upload.key, upload.upload_id):
+            there = await self._finished_before(file, size, gone=upload is not None)
+            if there is not None:
+                return there
+            upload = await self._open(file, size)
+        return await self._fill(file, upload, done, size)
+
+    async def _fill(self, file: FileStat, upload: Upload, done: dict[int, Part], size: int) -> FileEntry:
         sender = _Parts(self, file, upload, done, size)
         try:
             await sender.run()
-            crc = combined(
-                [(digest.crc32c, length) for digest, (_, length) in zip(sender.digests, sender.cuts, strict=True)]
-            )
+        except (SourceChangedError, IntegrityError):
+            raise  # the file changed, so its next try needs only the parts that did: see send
+        except Exception as error:
+            if not getattr(error, "retryable", False):
+                self._uploads.abandon(upload)
+            raise
+        try:
+            crc = _combined_digests(sender.digests, file.size, size)
             info = await self._store.complete_multipart(upload, sender.parts, crc32c=crc)
         except Exception as error:
             if not getattr(error, "retryable", False):
                 self._uploads.abandon(upload)
             raise
+        entry = self._entry(file, crc, size, sender.digests, info.version)
+        if info.crc32c in (None, crc):
+            self._uploads.file_sent(upload.key, entry)
         self._uploads.closed(upload)
         if info.crc32c is not None and info.crc32c != crc:
             raise IntegrityError(f"{self._store.uri}: {upload.key} has checksum {info.crc32c:08x}, sent was {crc:08x}")
-        return self._entry(file, crc, size, sender.digests, info.version)
+        return entry
 
-    async def _open(self, file: FileStat, part_size: int) -> tuple[Upload, dict[int, Part]]:
+    async def _finished_before(self, file: FileStat, part_size: int, *, gone: bool) -> FileEntry | None:
+        """The file is in the store though no manifest says so: an earlier process ended in between.
+
+        ``gone``: its upload is not open any more, which is what a complete looks like whose answer was lost.
+        """
+        if not gone and self._uploads.sent(self._prefix + file.path) is None:
+            return None
+        cuts = cut(file.size, part_size)
+        digests = [await in_thread(digest_range, self._range(file, offset, size)) for offset, size in cuts]
+        return await self._in_store(file, part_size, digests)
+
+    async def _in_store(self, file: FileStat, part_size: int, digests: list[Digest]) -> FileEntry | None:
+        """The entry of the object that is there, if that has the bytes that the file has now."""
         key = self._prefix + file.path
-        path = f"{self._root}/{file.path}"
-        upload = self._uploads.find(key, path, file, part_size)
-        if upload is not None:
-            try:
-                return upload, self._uploads.parts(upload, await self._store.list_parts(upload))
-            except NotFoundError:
-                self._uploads.closed(upload)
+        sent, crc = self._uploads.sent(key), _combined_digests(digests, file.size, part_size)
+        try:
+            info = await self._store.head(key)
+        except NotFoundError:
+            info = None
+        if info is not None and info.size == file.size:
+            ours = sent is not None and (sent.version, sent.parts) == (info.version, tuple(d.xxh3 for d in digests))
+            if ours or info.crc32c == crc:
+                self._account(0, file.size)
+                entry = self._entry(file, crc, part_size, digests, info.version)
+                self._uploads.file_sent(key, entry)
+                return entry
+        self._uploads.file_named(key)
+        return None
+
+    async def _open(self, file: FileStat, part_size: int) -> Upload:
+        key = self._prefix + file.path
         try:
             upload = await self._store.create_multipart(key)
         except BaseException:  # a cancel too: plain bookkeeping, then on its way
             self._uploads.unsure(key)
             raise
-        self._uploads.opened(upload, path, file, part_size)
-        return upload, {}
+        self._uploads.opened(upload, f"{self._root}/{file.path}", file, part_size)
+        return upload
 
     @staticmethod
     def _entry(file: FileStat, crc: int, part_size: int, digests: list[Digest], version: str) -> FileEntry:
@@ -154,8 +209,8 @@ class _Parts:
         digest = await in_thread(digest_range, body)
         self._digests[number] = digest
         there = self._done.get(number)
-        if there is not None and (there.crc32c, there.size) == (digest.crc32c, size):
-            self._parts[number] = there
+        if there is not None and there.size == size and await _is_same(there, body, digest):
+            self._parts[number] = Part(number, offset, size, there.etag, digest.crc32c)
             owner._account(0, size)  # noqa: SLF001
             return
         part = await owner._store.put_part(self._upload, number, offset, body, crc32c=digest.crc32c)  # noqa: SLF001
@@ -163,6 +218,19 @@ class _Parts:
         self._parts[number] = part
         owner._uploads.part_done(self._upload, part)  # noqa: SLF001
         owner._account(size, 0)  # noqa: SLF001
+
+
+async def _is_same(there: Part, body: FileRange, digest: Digest) -> bool:
+    """Whether a part in the store has these bytes. Where its CRC32C is not known its ETag may be its MD5: a crash came
+    between the store's answer and the journal, and not every store lists checksums."""
+    if there.crc32c is not None:
+        return there.crc32c == digest.crc32c
+    return there.etag.strip('"') == await in_thread(md5_range, body)
+
+
+def _combined_digests(digests: list[Digest], size: int, part_size: int) -> int:
+    sizes = [length for _, length in cut(size, part_size or max(size, 1))]
+    return combined([(digest.crc32c, length) for digest, length in zip(digests, sizes, strict=True)])
 
 
 def combined(crcs: list[tuple[int, int]]) -> int:

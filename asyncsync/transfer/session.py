@@ -98,6 +98,7 @@ class Session:
     def owe_delete(self, prefix: str) -> None:
         """The data below ``prefix`` is to go, as soon as the janitor comes to it."""
         self.journal.owe(self.uri, DELETE, json.dumps({"prefix": prefix}))
+        self.uploads.abandon_below(prefix)
 
     async def clean_up(self) -> int:
         """Pay what is owed to the store: aborts and deletions. What fails stays owed. Returns how many were paid."""

@@ -270,6 +270,8 @@ class Tree:
         if gone or self._manifest is None or any(_differs(old.get(path), entry) for path, entry in fresh.items()):
             version = await self._write(store, data)
         self._manifest, self._version, self._uncommitted = new, version, None
+        for path in fresh:
+            self._session.uploads.file_named(self.prefix + path)
         if not self._options.fresh:
             self._session.journal.save_tree(self.identity, data, version or MISSING)
 

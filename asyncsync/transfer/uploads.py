@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 
 from asyncsync.disk.journal import Journal, OpenUpload
+from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
 
@@ -22,6 +23,8 @@ class OpenUploads:
         self._uri, self._journal = uri, journal
         self._open: dict[str, OpenUpload] = {}
         self._parts: dict[str, dict[int, Part]] = {}
+        self._sent: dict[str, FileEntry] = {}
+        """Large files in the store that no manifest names yet, by key."""
 
     async def load(self) -> None:
         """Take over what an earlier process left open."""
@@ -30,17 +33,35 @@ class OpenUploads:
             self._parts[upload.key] = {
                 part.number: Part(part.number, part.offset, part.size, part.etag, part.crc32c) for part in upload.parts
             }
+        for key, line in (await self._journal.files_sent(self._uri)).items():
+            self._sent[key] = FileEntry.parse(json.loads(line))
 
-    def find(self, key: str, path: str, stat: FileStat, part_size: int) -> Upload | None:
-        """An open upload of this very file as it is now; one of another state of the file is owed an abort."""
+    def find(self, key: str, part_size: int) -> Upload | None:
+        """The open upload of this key, if its parts are cut alike; else it is owed an abort.
+
+        The file may have changed since: whoever goes on compares the checksum of every part.
+        """
         known = self._open.get(key)
         if known is None:
             return None
-        wanted = (path, stat.size, stat.mtime_ns, stat.inode, part_size)
-        if (known.local_path, known.size, known.mtime_ns, known.inode, known.part_size) == wanted:
+        if known.part_size == part_size:
             return Upload(key, known.upload_id)
         self.abandon(Upload(key, known.upload_id))
         return None
+
+    def sent(self, key: str) -> FileEntry | None:
+        """What an earlier pass has sent of this key without a manifest to name it."""
+        return self._sent.get(key)
+
+    def file_sent(self, key: str, entry: FileEntry) -> None:
+        """A large file is in the store: until a manifest names it, the journal remembers."""
+        self._sent[key] = entry
+        self._journal.file_sent(self._uri, key, entry.line())
+
+    def file_named(self, key: str) -> None:
+        """A manifest names it now, or it is gone."""
+        if self._sent.pop(key, None) is not None:
+            self._journal.file_named(self._uri, key)
 
     def opened(self, upload: Upload, path: str, stat: FileStat, part_size: int) -> None:
         """An upload exists from now on."""
@@ -61,10 +82,15 @@ class OpenUploads:
         )
 
     def parts(self, upload: Upload, listed: Sequence[Part]) -> dict[int, Part]:
-        """The parts that we know to be right and the store still has, by number."""
-        there = {(part.number, part.size, part.etag) for part in listed}
+        """The parts that the store has, by number, with the CRC32C that we know; None where a crash came before the
+        journal, or the store has another part than we sent."""
         known = self._parts.get(upload.key, {})
-        return {number: part for number, part in known.items() if (number, part.size, part.etag) in there}
+        found = {}
+        for part in listed:
+            ours = known.get(part.number)
+            same = ours is not None and (ours.size, ours.etag) == (part.size, part.etag)
+            found[part.number] = ours if ours is not None and same else part
+        return found
 
     def closed(self, upload: Upload) -> None:
         """Completed, or gone."""
@@ -78,6 +104,18 @@ class OpenUploads:
     def is_open(self, key: str, upload_id: str) -> bool:
         """Whether somebody is still going to complete it."""
         return key in self._open and self._open[key].upload_id == upload_id
+
+    def abandon_key(self, key: str) -> None:
+        """Nobody will complete the upload of this key, if there is one."""
+        if key in self._open:
+            self.abandon(Upload(key, self._open[key].upload_id))
+
+    def abandon_below(self, prefix: str) -> None:
+        """Nobody will complete what is open below ``prefix``, nor name what was sent there."""
+        for key in [key for key in self._open if key.startswith(prefix)]:
+            self.abandon_key(key)
+        for key in [key for key in self._sent if key.startswith(prefix)]:
+            self.file_named(key)
 
     def abandon(self, upload: Upload) -> None:
         """Nobody will complete it: the janitor owes the store an abort."""
