@@ -30,7 +30,7 @@ from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.budget import Lane
 from asyncsync.stream import Emitter, EventStream
 from asyncsync.transfer.session import Session
-from asyncsync.transfer.tree import Tree, TreeOptions
+from asyncsync.transfer.tree import Tree, TreeOptions, pair
 from asyncsync.transfer.upload import Tally
 from asyncsync.trial import Trial
 
@@ -115,6 +115,7 @@ class SyncEngine:
         if self.resume:
             self._known = await read_trials(store)
         if self.role.is_driver:
+            session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self.record_file.save(store)
             if self.resume:
                 await restore_files(store, "", self.local_dir)
@@ -150,13 +151,15 @@ class SyncEngine:
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> Trial:
         """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json.
 
-        Its directory is there when this returns: one ``mkdir``, the only disk work on the event loop.
+        Its directory is there when this returns: a lock and a ``mkdir``, the only disk work on the event loop.
+        ConcurrentWriterError if another process of this machine runs the trial in the same directory.
         """
         self.check_open()
         found = self.trials.get(name)
         if found is not None:
             return found
         check_name("the trial name", name)
+        self.session.locks.take(self.lock_name(name))
         trial = self._new_trial(name, params)
         make_directory(trial.tree.root, self.role)
         self.trials[name] = trial
@@ -327,6 +330,11 @@ class SyncEngine:
         record, version = known
         take_over(record, params)
         return Trial(self, record, version, resumed=True)
+
+    def lock_name(self, trial: str) -> str:
+        """What a trial's directory is locked as."""
+        name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
+        return f"{name} rank {self.role.rank}" if self.role.rank else name
 
     def _rules(self) -> Rules:
         config = self.run.sync_config

@@ -30,7 +30,8 @@ class Syncer:
     """Keeps ``local_dir`` and ``uri`` in step; use it as ``async with Syncer(...) as syncer``.
 
     One sync runs at a time. Calls during a running sync are all served by one more sync after it. Each sync is bounded
-    by ``sync_config.sync_timeout``.
+    by ``sync_config.sync_timeout``. Entering raises ConcurrentWriterError if another process of this machine has the
+    same directory and ``uri`` open.
 
     Args:
         local_dir: a directory, or a single file.
@@ -72,6 +73,11 @@ class Syncer:
             "",
             TreeOptions(lambda: rules, Lane.ARTIFACT, delete=self.config.delete, checksum=self._checksum),
         )
+        try:
+            self._session.locks.take(self._tree.identity)
+        except BaseException:
+            await self._session.close()
+            raise
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         self._scheduler = Scheduler(self.config, self._group, self._emit)

@@ -12,6 +12,7 @@ from pathlib import Path
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import worker_threads
 from asyncsync.disk.journal import Journal, state_dir
+from asyncsync.disk.state import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.stores import open_store
@@ -37,6 +38,8 @@ class Session:
     budget: Budget
     journal: Journal
     uploads: OpenUploads
+    locks: TreeLocks
+    """The trees of this machine that only this process may work on."""
     resources: ExitStack
 
     @classmethod
@@ -61,7 +64,9 @@ class Session:
         with ExitStack() as resources:
             resources.enter_context(worker_threads())
             await journal.__aenter__()
-            session = cls(uri, transfer, store, budget, journal, uploads, resources.pop_all())
+            locks = TreeLocks()
+            resources.callback(locks.close)
+            session = cls(uri, transfer, store, budget, journal, uploads, locks, resources.pop_all())
         try:
             await uploads.load()
         except BaseException:

@@ -50,6 +50,11 @@ class TreeOptions:
     """What else goes into the manifest."""
 
 
+def pair(root: str, uri: str, prefix: str) -> str:
+    """Names a directory and the prefix that it is kept in step with, for the journal and for locks."""
+    return f"{root} -> {uri.rstrip('/')}/{prefix}"
+
+
 class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
@@ -72,7 +77,7 @@ class Tree:
     @property
     def identity(self) -> str:
         """Names this pair of directory and prefix in the journal."""
-        return f"{self.root} -> {self._session.uri.rstrip('/')}/{self.prefix}"
+        return pair(self.root, self._session.uri, self.prefix)
 
     @property
     def uri(self) -> str:

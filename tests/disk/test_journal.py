@@ -15,7 +15,7 @@ import pytest
 
 from asyncsync.disk import database
 from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, PendingCheckpoint, TreeState, journal_path, state_dir
-from asyncsync.disk.state import tree_lock
+from asyncsync.disk.state import TreeLocks, tree_lock
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError
 
 URI = "s3://bucket/run"
@@ -287,20 +287,6 @@ def test_the_state_directory_is_found_in_order(monkeypatch):
     assert str(state_dir()) == os.path.expanduser("~/.local/state/asyncsync")
 
 
-def test_a_tree_has_one_holder_at_a_time():
-    with tree_lock("t"), tree_lock("other"), pytest.raises(ConcurrentWriterError, match=f"process {os.getpid()}"):
-        with tree_lock("t"):
-            pass
-    with tree_lock("t"):
-        pass
-
-
-def test_a_released_lock_leaves_no_file():
-    with tree_lock("t"):
-        assert len(os.listdir(state_dir() / "locks")) == 1
-    assert os.listdir(state_dir() / "locks") == []
-
-
 HOLD = """
 import sys
 from asyncsync.disk.state import tree_lock
@@ -321,25 +307,45 @@ def test_a_lock_dies_with_its_holder():
         pass
 
 
-def _still_open(file) -> bool:
-    for descriptor in range(256):
+def test_a_process_holds_a_lock_until_its_last_user_frees_it():
+    one, two = TreeLocks(), TreeLocks()
+    one.take("t")
+    two.take("t")
+    with pytest.raises(ConcurrentWriterError, match=f"process {os.getpid()}"):
+        TreeLocks().take("t", alone=True)
+    one.close()
+    assert not _free_elsewhere("t")
+    two.close()
+    assert _free_elsewhere("t")
+
+
+def test_thousands_of_locks_cost_one_descriptor():
+    locks = TreeLocks()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3000):
+        locks.take(f"t{number}")
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    locks.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _free_elsewhere(tree) -> bool:
+    """Whether a child process can take the lock."""
+    child = os.fork()
+    if child == 0:
         try:
-            if os.path.samestat(os.fstat(descriptor), file):
-                return True
-        except OSError:
-            continue
-    return False
+            TreeLocks().take(tree)
+        except ConcurrentWriterError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_forked_child_does_not_keep_the_lock():
+def test_a_forked_child_neither_has_the_lock_nor_takes_it_away():
     with tree_lock("t"):
-        (name,) = os.listdir(state_dir() / "locks")
-        file = os.stat(state_dir() / "locks" / name)
-        child = os.fork()
-        if child == 0:
-            os._exit(_still_open(file))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert _still_open(file)
+        assert not _free_elsewhere("t")
+        assert not _free_elsewhere("t")
+    assert _free_elsewhere("t")
 
 
 def test_without_a_writable_directory_it_warns_and_goes_on(tmp_path, monkeypatch, caplog):
