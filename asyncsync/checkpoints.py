@@ -147,6 +147,10 @@ class CheckpointJob:
     accepted: float
     """On the event loop's clock."""
     tree: Tree | None = field(default=None)
+    token: str = ""
+    """Set for one that is written down: the next process goes on with it, see :mod:`asyncsync.pending`."""
+    written_as: str = ""
+    """Its name in the journal, if an earlier process accepted it."""
 
     @property
     def name(self) -> str:
@@ -173,6 +177,8 @@ async def upload(
         "metadata": job.metadata,
         "time": time.time(),
     }
+    if job.token:
+        info["id"] = job.token
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
     options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info)
     tree = job.tree = Tree(session, job.directory, f"{prefix}{job.name}/", options)

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, persist, record_of, upload
+from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass, persist, record_of, upload
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
+from asyncsync.pending import cross_out, look_back
 from asyncsync.planning.retention import to_retire
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import within
@@ -69,6 +70,9 @@ class CheckpointRunner:
         )
         if job.delete_local:
             await in_thread(shutil.rmtree, job.directory, ignore_errors=True)
+        if job.token:
+            cross_out(self._engine.session, job)
+            await self._engine.session.journal.flush()  # before a later one can retire it: it must not come back then
         trial.job_ended(job)
         config = self._engine.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
@@ -79,8 +83,7 @@ class CheckpointRunner:
         return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
 
     async def _make_durable(self, trial: Trial, job: CheckpointJob) -> SyncReport:
-        session = self._engine.session
-
+        session, done = self._engine.session, None
         last_tries = LAST_TRIES
 
         def hiccup(error: str) -> bool:
@@ -89,9 +92,12 @@ class CheckpointRunner:
             last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
             return last_tries > 0
 
+        if job.written_as:
+            store = session.view(Lane.CHECKPOINT, trial.key)
+            done = await persist(lambda: look_back(store, trial, job), hiccup)
         await persist(trial.claim, hiccup)
         config = self._engine.run.sync_config
-        report = await upload(session, f"{trial.key}/", job, config, hiccup)
+        report = done or await upload(session, f"{trial.key}/", job, config, hiccup)
         await self._register(trial, job, report, hiccup)
         return report
 
@@ -117,12 +123,16 @@ class CheckpointRunner:
             self._owed()
 
     async def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
-        """It will never be durable: nothing of it is to stay in the store."""
+        """It will never be durable: nothing of it is to stay in the store. Except one that is written down, if the
+        reason may pass: the next process goes on with it."""
+        goes_on = bool(job.token) and may_pass(error)
+        if not goes_on:
+            cross_out(self._engine.session, job)
         trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         try:
-            if job.tree is not None and await self._is_ours(trial):
+            if job.tree is not None and not goes_on and await self._is_ours(trial):
                 self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
                 self._owed()
         finally:  # whoever waits is told, also when the engine stops just now

@@ -22,6 +22,7 @@ from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event, Progress
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, trials_of_others, watch_signal
+from asyncsync.pending import left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
@@ -84,6 +85,8 @@ class SyncEngine:
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
         self._foreign: frozenset[str] = frozenset()
+        self._taken_up: set[str] = set()
+        """Trials that go on because of what they had pending, and that nobody has asked for yet."""
         self._running = False
         self._session: Session | None = None
 
@@ -119,6 +122,7 @@ class SyncEngine:
             await self.record_file.save(store)
             if self.resume:
                 await restore_files(store, "", self.local_dir)
+        left = await left_behind(session, self.role.name) if self.resume else []
         self.local_dir.mkdir(parents=True, exist_ok=True)
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
@@ -137,6 +141,9 @@ class SyncEngine:
         if self.role.is_driver:
             self._tree = Tree(session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT))
             self.scheduler.add(self)
+        for job in take_up(self, left):
+            self._taken_up.add(job.trial)
+            self._runner.accept(job)
         self._janitor.kick()
 
     # what users call
@@ -157,6 +164,9 @@ class SyncEngine:
         self.check_open()
         found = self.trials.get(name)
         if found is not None:
+            if name in self._taken_up:
+                self._taken_up.discard(name)
+                found.set_params(params)
             return found
         check_name("the trial name", name)
         self.session.locks.take(self.lock_name(name))
@@ -335,6 +345,10 @@ class SyncEngine:
         """What a trial's directory is locked as."""
         name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
         return f"{name} rank {self.role.rank}" if self.role.rank else name
+
+    def knows(self, trial: str) -> bool:
+        """Whether the store has a record of this trial, which goes on if it is asked for."""
+        return trial in self._known
 
     def _rules(self) -> Rules:
         config = self.run.sync_config

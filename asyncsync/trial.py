@@ -16,6 +16,7 @@ from asyncsync.disk.files import in_thread
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.pending import forget_uploads, write_down
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
@@ -42,8 +43,9 @@ class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
     __slots__ = (
-        "_changed", "_claimed", "_engine", "_lock", "_prepared", "_reported_dirs", "dirty_since", "failing_since",
-        "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file", "resumed", "tree",
+        "_changed", "_claimed", "_engine", "_lock", "_prepared", "_preparing", "_reported_dirs", "dirty_since",
+        "failing_since", "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file",
+        "resumed", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +69,7 @@ class Trial:
         """Since when background syncs fail, on the event loop's clock."""
         self._changed: asyncio.Event | None = None
         self._lock: asyncio.Lock | None = None
+        self._preparing: asyncio.Lock | None = None
         self._prepared = self._claimed = False
         self._reported_dirs: frozenset[str] = frozenset()
 
@@ -115,7 +118,7 @@ class Trial:
             raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
         self.raise_failures()
         async with self._locked():
-            await self._prepare()
+            await self.prepare()
             handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}))
         if handle is not None and upload is UploadMode.SYNC:
             await handle.durable()
@@ -214,8 +217,19 @@ class Trial:
     async def prepare(self) -> None:
         """On first use: the directory and params.json, and what a resumed trial had."""
         if not self._prepared:
-            async with self._locked():
+            self._preparing = lock = (
+                self._preparing or asyncio.Lock()
+            )  # not the reports': one may wait for a checkpoint
+            async with lock:
                 await self._prepare()
+            self._preparing = None
+
+    def set_params(self, params: Mapping[str, Any] | None) -> None:
+        """For a trial that went on before it was asked for."""
+        if params is not None and as_json(params) != self.record.params:
+            self.record.params = as_json(params)
+            self._prepared = False  # params.json is written again
+            self._touch()
 
     # inside
 
@@ -229,6 +243,8 @@ class Trial:
             return
         if self.resumed:
             await self._engine.restore_trial(self)
+            forget_uploads(self._engine, self)
+            self.resumed = False
         if self.record.params:
             await write_params(self.dir, self.record.params)
         self._prepared = True
@@ -267,7 +283,11 @@ class Trial:
         if job is not None:
             self.record.next_checkpoint = job.number + 1
             self.jobs.append(job)
+            if source is not None and source.owned and mode is UploadMode.ASYNC:
+                write_down(self._engine, self, job)
             await self._engine.scheduler.inbox.put(job)
+            if job.token:
+                await self._engine.session.journal.flush()
             return job.handle
         return self._not_uploaded(source) if source is not None else None
 

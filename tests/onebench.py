@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine
+from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine, TransferConfig
 from asyncsync.testing import Faults, MemoryStore, inject_faults
 
 
@@ -14,6 +14,7 @@ class Bench:
         self.tmp_path = tmp_path
         self.faults: Faults = inject_faults("b")
         self.store = MemoryStore("b", "exp")
+        self.transfer = TransferConfig()
 
     def engine(
         self, sync: SyncConfig | None = None, keep: CheckpointConfig | None = None, **options: Any
@@ -23,6 +24,7 @@ class Bench:
             storage_path="memory://b",
             sync_config=sync or SyncConfig(),
             checkpoint_config=keep or CheckpointConfig(),
+            transfer=self.transfer,
         )
         return SyncEngine(run, **{"local_dir": self.tmp_path / "local", **options})
 

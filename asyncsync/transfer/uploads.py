@@ -110,12 +110,12 @@ class OpenUploads:
         if key in self._open:
             self.abandon(Upload(key, self._open[key].upload_id))
 
-    def abandon_below(self, prefix: str) -> None:
-        """Nobody will complete what is open below ``prefix``, nor name what was sent there."""
-        for key in [key for key in self._open if key.startswith(prefix)]:
-            self.abandon_key(key)
-        for key in [key for key in self._sent if key.startswith(prefix)]:
-            self.file_named(key)
+    def abandon_below(self, prefix: str, *, keep: tuple[str, ...] = ()) -> None:
+        """Nobody will complete what is open below ``prefix``, nor name what was sent there, except below ``keep``."""
+        for key in [*self._open, *self._sent]:
+            if key.startswith(prefix) and not key.startswith(keep):
+                self.abandon_key(key)
+                self.file_named(key)
 
     def abandon(self, upload: Upload) -> None:
         """Nobody will complete it: the janitor owes the store an abort."""
