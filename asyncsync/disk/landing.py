@@ -7,12 +7,16 @@ download, never data.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import stat
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import google_crc32c
+import xxhash
 
+from asyncsync.disk.files import FileRange
 from asyncsync.disk.hashing import file_crc32c
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SyncError
@@ -92,8 +96,55 @@ def _dress(path: str, entry: FileEntry) -> None:
     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
+def sweep(target: str, directories: Iterable[str], keep: Set[str]) -> None:
+    """Remove the temporary files that a killed download left in these directories, except ``keep``, with which this one
+    goes on. A living download holds a lock on each of its own."""
+    for directory in {target, *(f"{target}/{directory}" for directory in directories)}:
+        with os.scandir(directory) as entries:
+            names = [entry.path for entry in entries if entry.name[:1] == "." and entry.name.endswith(TEMPORARY)]
+        for path in names:
+            if path not in keep:
+                _remove_stale(path)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # gone, a directory, a link, not ours: nothing of a download
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def lock_temporary(descriptor: int, path: str) -> bool:
+    """Whether the file is ours alone: nobody else has it locked, and it still has this name. The lock ends with the
+    descriptor, also by SIGKILL. On a file system without locks everything counts as somebody else's."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except OSError:
+        return False
+
+
+def space_taken(paths: Iterable[str]) -> int:
+    """Bytes on disk of those that are there."""
+    found = (os.stat(path) for path in paths if os.path.exists(path))
+    return sum(info.st_blocks * 512 for info in found)
+
+
+def resumable(target: str, entry: FileEntry) -> str:
+    """Where a large file is put together: the same for the same content, so that the next process finds it."""
+    parent, _, name = f"{target}/{entry.path}".rpartition("/")
+    content = xxhash.xxh3_64_hexdigest(f"{entry.size} {entry.crc32c} {entry.part_size} {entry.parts}".encode())
+    # Shortened, so that the longest name that a file system takes (255 bytes) still fits.
+    return f"{parent}/.{name[:40]}.{content}{TEMPORARY}"
+
+
 class Landing:
-    """One file on its way: a temporary file that becomes the target, or nothing.
+    """One file on its way: a temporary file that becomes the target, or nothing, or is kept for the next process.
 
     ``drop`` may come while a worker thread is in any other method (its caller was cancelled): under the lock, that
     thread then neither makes the temporary file nor renames it.
@@ -101,23 +152,50 @@ class Landing:
 
     def __init__(self, target: str, entry: FileEntry) -> None:
         self.entry = entry
-        self._path = f"{target}/{entry.path}"
-        parent, _, name = self._path.rpartition("/")
-        # Shortened, so that the longest name that a file system takes (255 bytes) still fits.
-        self._temporary = f"{parent}/.{name[:40]}.{os.urandom(4).hex()}{TEMPORARY}"
+        self.has_parts = False
+        """Whether the temporary file holds verified parts, which are worth to be kept."""
+        self._target, self._path = target, f"{target}/{entry.path}"
+        self._temporary = ""
+        self._descriptor: int | None = None
+        """Only holds the lock: who writes opens the file anew, so no thread ever writes to a reused descriptor."""
         self._lock = threading.Lock()
         self._dropped = False
 
-    def create(self) -> None:
-        """Make the temporary file at its full size."""
+    def create(self, *, resume: bool = False) -> bool:
+        """Make the temporary file at its full size. With ``resume``, True if an earlier download left it: then any
+        part of it may be right."""
         with self._lock:
             if self._dropped:
-                return
-            descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            try:
-                os.ftruncate(descriptor, self.entry.size)
-            finally:
-                os.close(descriptor)
+                return False
+            if not resume or not self._open(resumable(self._target, self.entry), alone=True):
+                parent = self._path.rpartition("/")[0]
+                while not self._open(f"{parent}/.{os.urandom(8).hex()}{TEMPORARY}", alone=False):
+                    continue
+            assert self._descriptor is not None
+            there = os.fstat(self._descriptor).st_size
+            os.ftruncate(self._descriptor, self.entry.size)
+            return 0 < there == self.entry.size
+
+    def _open(self, path: str, *, alone: bool) -> bool:
+        """``alone``: not without the lock. A random name is nobody else's, but a sweep may have been faster."""
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return False
+            raise
+        if not lock_temporary(descriptor, path) and (alone or not os.fstat(descriptor).st_nlink):
+            os.close(descriptor)
+            return False
+        self._temporary, self._descriptor = path, descriptor
+        return True
+
+    def is_right(self, offset: int, size: int, crc: int) -> bool:
+        """Whether the temporary file has these bytes already."""
+        found = 0
+        for piece in FileRange(self._temporary, offset, size).pieces():
+            found = google_crc32c.extend(found, piece)
+        return int(found) == crc
 
     def write(self, offset: int, piece: bytes, crc: int) -> int:
         """Write a piece and return ``crc`` extended by it: one visit to a worker thread does both."""
@@ -137,6 +215,7 @@ class Landing:
             if not self._dropped:
                 _dress(self._temporary, self.entry)
                 os.replace(self._temporary, self._path)
+                self._close()
 
     def save(self, data: bytes) -> bool:
         """A small file in one visit; False, and nothing is written, if ``data`` is not what the entry says."""
@@ -148,11 +227,17 @@ class Landing:
         self.finish()
         return True
 
-    def drop(self) -> None:
-        """Remove the temporary file, if there is one; whatever a thread still does comes to nothing."""
+    def drop(self, *, keep: bool = False) -> None:
+        """Remove the temporary file, if there is one, or ``keep`` it for the next download; whatever a thread still
+        does comes to nothing."""
         with self._lock:
             self._dropped = True
-            try:
-                os.unlink(self._temporary)
-            except FileNotFoundError:
-                return
+            if self._descriptor is not None:
+                if not keep:
+                    os.unlink(self._temporary)
+                self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

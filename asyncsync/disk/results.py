@@ -52,7 +52,7 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
 
     The text is written in one thread call: ``aiofiles.open`` would leave the file open if it is cancelled just then.
     """
-    temporary = directory / f".{PARAMS}.{os.urandom(4).hex()}{TEMPORARY}"
+    temporary = directory / f".{PARAMS}{TEMPORARY}"  # always the same, so that crashes leave one at most
     try:
         await in_thread(temporary.write_text, json.dumps(params, indent=2, default=plain) + "\n", encoding="utf-8")
         await aiofiles.os.replace(temporary, directory / PARAMS)

@@ -24,6 +24,9 @@ from asyncsync.disk.landing import (
     check_parents,
     check_space,
     make_directories,
+    resumable,
+    space_taken,
+    sweep,
 )
 from asyncsync.errors import (
     CheckpointIncompleteError,
@@ -82,8 +85,10 @@ async def download_tree(
     """Make ``target`` hold every file of ``manifest``, whose objects lie below ``prefix`` (ends in ``/``, or empty).
 
     Files that are there with the right size and CRC32C are kept; others that are not in the manifest are left alone.
-    ``on_progress`` is called on the event loop, at most five times a second. A cancel or an error leaves whole files
-    and no temporary ones; ``landed`` is filled with the paths of files that were put in place, whatever happens.
+    ``on_progress`` is called on the event loop, at most five times a second. A cancel or an error leaves whole files.
+    A cancel, a store that is away or SIGKILL also leaves the verified parts of large files in hidden temporary ones
+    (``.NAME.*.asyncsync-tmp``): the next download goes on with them, and removes those that it cannot use. ``landed``
+    is filled with the paths of files that were put in place, whatever happens.
 
     Raises:
         SyncError: a path would leave the target; nothing was written.
@@ -131,7 +136,7 @@ class _Download:
                 await for_each(self._jobs(wanted), self._do, min(self._concurrency, self._job_count(wanted)))
         finally:
             for landing in self._landings:
-                landing.drop()
+                landing.drop(keep=landing.has_parts and self._may_pass())
         if self._failures:
             raise await self._failed()
         self._tell(last=True)
@@ -145,12 +150,18 @@ class _Download:
         wanted: list[FileEntry] = []
         try:
             await in_thread(check_parents, self._target, directories)
-            if await in_thread(os.path.isdir, self._target):
+            there = await in_thread(os.path.isdir, self._target)
+            if there:
                 await self._look(entries, wanted)
             else:
                 wanted.extend(entries)
             await in_thread(make_directories, self._target, directories)
-            await in_thread(check_space, self._target, sum(entry.size for entry in wanted))
+            needed = sum(entry.size for entry in wanted)
+            if there:
+                keep = {resumable(self._target, entry) for entry in wanted if entry.size > PIECE}
+                await in_thread(sweep, self._target, directories, keep)
+                needed -= await in_thread(space_taken, keep)
+            await in_thread(check_space, self._target, needed)
         except OSError as error:
             where = str(error.filename or self._target)
             raise SyncFailedError(f"{self._uri}: cannot be put into {self._target}: {error}", {where: error}) from error
@@ -181,7 +192,7 @@ class _Download:
         for entry in wanted:
             if entry.size > PIECE:
                 landing = self._land(entry)
-                file = RangedFile(self._store, self._prefix, landing, self._part_size, self._account)
+                file = RangedFile(self._store, self._prefix, landing, self._part_size, self._account, self._reuse)
                 for segment in file.segments:
                     yield entry, partial(self._segment, file, landing, segment)
 
@@ -239,6 +250,13 @@ class _Download:
     def _done(self, path: str, size: int) -> None:
         self.landed.append(path)
         self._account(size)
+
+    def _may_pass(self) -> bool:
+        """Whether the next download may go on with what is here: after a cancel, and while the store is away."""
+        return all(getattr(error, "retryable", False) for error in self._failures.values())
+
+    def _reuse(self, size: int) -> None:
+        self._skipped_bytes += size
 
     def _account(self, size: int) -> None:
         self._bytes += size

@@ -52,9 +52,10 @@ class RangedFile:
     """
 
     def __init__(
-        self, store: Store, prefix: str, landing: Landing, part_size: int, account: Callable[[int], None]
-    ) -> None:
-        self.entry = landing.entry
+        self, store: Store, prefix: str, landing: Landing, part_size: int, account: Callable[[int], None],
+        reuse: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.entry, self._reuse = landing.entry, reuse
         self._store, self._key, self._landing, self._account = store, prefix + landing.entry.path, landing, account
         self._parts = list(self.entry.ranges())
         self._pieces = [_cut(offset, size, part_size) for offset, size, _ in self._parts]
@@ -62,6 +63,8 @@ class RangedFile:
         self._crcs: dict[int, int] = {}
         self._left = [len(pieces) for pieces in self._pieces]
         self._parts_left = len(self._parts)
+        self._there: set[int] = set()
+        """Parts that an earlier download has left in the temporary file."""
         self._opening = asyncio.Lock()
         self._is_open = False
         self._info: ObjectInfo | None = None
@@ -71,19 +74,31 @@ class RangedFile:
         """Fetch one segment; True if that was the last one and the file is in place. IntegrityError, StoreError."""
         async with self._opening:
             if not self._is_open:
-                await in_thread(self._landing.create)
-                self._is_open = True
-        self._crcs[offset] = await self._read(offset, size)
+                await self._open()
+        if part not in self._there:
+            self._crcs[offset] = await self._read(offset, size)
         self._left[part] -= 1
         if self._left[part]:
             return False
-        await self._check_part(part)
+        if part not in self._there:
+            await self._check_part(part)
+        self._landing.has_parts = True
         self._parts_left -= 1
         if self._parts_left:
             return False
         self._check_whole()
         await in_thread(self._landing.finish)
         return True
+
+    async def _open(self) -> None:
+        """What an earlier download left is looked through: parts that are right are not fetched again."""
+        if await in_thread(self._landing.create, resume=True):
+            for part, (offset, size, crc) in enumerate(self._parts):
+                if await in_thread(self._landing.is_right, offset, size, crc):
+                    self._there.add(part)
+                    self._reuse(size)
+        self._landing.has_parts = bool(self._there)
+        self._is_open = True
 
     async def _read(self, offset: int, size: int) -> int:
         """CRC32C of the range; -1 if it has not the right size."""

@@ -226,21 +226,87 @@ async def test_a_target_that_is_a_file_is_an_error(tmp_path):
     assert (tmp_path / "out").read_bytes() == b"file"
 
 
-async def test_a_cancel_at_any_request_leaves_whole_files_and_no_temporary_ones(tmp_path):
+def temporary(directory):
+    return sorted(path.name for path in directory.rglob("*asyncsync-tmp"))
+
+
+async def cancelled(memory, manifest, target, at, **options):
+    faults = Faults()
+    task = asyncio.create_task(get(FaultyStore(memory, faults), manifest, target, **options))
+    faults.hook(at, task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancel_at_any_request_leaves_whole_files_and_the_next_download_no_temporary_ones(tmp_path):
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
     memory.requests.clear()
     await get(memory, manifest, tmp_path / "whole")
     for number in range(1, len(memory.requests) + 1):
-        faults, target = Faults(), tmp_path / str(number)
-        task = asyncio.create_task(get(FaultyStore(memory, faults), manifest, target))
-        faults.hook(number, task.cancel)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        found = contents(target)
+        target = tmp_path / str(number)
+        await cancelled(memory, manifest, target, number)
+        found = {path: data for path, data in contents(target).items() if not path.endswith("asyncsync-tmp")}
         assert found == {path: FILES[path] for path in found}
         await get(memory, manifest, target)
         assert contents(target) == FILES
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+async def test_the_next_download_fetches_only_missing_parts(tmp_path, at):
+    memory = MemoryStore()
+    manifest = await put_tree(memory, "t/", {"big.bin": BIG}, part_size=MIB)
+    await cancelled(memory, manifest, tmp_path, at, concurrency=1)
+    assert len(temporary(tmp_path)) == (at > 1)
+    report = await get(memory, manifest, tmp_path)
+    assert report.bytes_fetched == len(BIG) - (at - 1) * MIB
+    assert contents(tmp_path) == {"big.bin": BIG}
+
+
+async def test_a_part_of_the_temporary_file_that_is_not_right_is_fetched_again(tmp_path):
+    memory = MemoryStore()
+    manifest = await put_tree(memory, "t/", {"big.bin": BIG}, part_size=MIB)
+    await cancelled(memory, manifest, tmp_path, 4, concurrency=1)
+    (name,) = temporary(tmp_path)
+    with (tmp_path / name).open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"flipped")
+    report = await get(memory, manifest, tmp_path)
+    assert report.bytes_fetched == len(BIG) - 2 * MIB
+    assert contents(tmp_path) == {"big.bin": BIG}
+
+
+async def test_a_store_that_goes_away_costs_no_verified_part(tmp_path):
+    memory, faults = MemoryStore(), Faults()
+    manifest = await put_tree(memory, "t/", {"big.bin": BIG}, part_size=MIB)
+    faults.fail(4, UnavailableError("away"))
+    with pytest.raises(SyncFailedError):
+        await get(FaultyStore(memory, faults), manifest, tmp_path, concurrency=1)
+    assert (await get(memory, manifest, tmp_path)).bytes_fetched == len(BIG) - 3 * MIB
+
+
+async def test_leftovers_of_a_killed_download_are_removed(tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name in (".0123.asyncsync-tmp", "deep/er/.b.bin.89ab.asyncsync-tmp", ".big.bin.ffff.asyncsync-tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"mine")
+    (tmp_path / ".snap.asyncsync-tmp").mkdir()
+    store = MemoryStore()
+    await get(store, await put_tree(store, "t/", FILES), tmp_path)
+    assert contents(tmp_path) == {**FILES, ".mine": b"mine"}
+    assert (tmp_path / ".snap.asyncsync-tmp").is_dir()
+
+
+async def test_two_downloads_into_one_target_are_in_nobodys_way(tmp_path):
+    memory, faults = MemoryStore(), Faults()
+    manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
+    hang = faults.hang(5)
+    first = asyncio.create_task(get(FaultyStore(memory, faults), manifest, tmp_path, concurrency=1))
+    await hang.reached.wait()
+    await get(memory, manifest, tmp_path)
+    hang.release.set()
+    await first
+    assert contents(tmp_path) == FILES
 
 
 async def test_small_files_never_need_more_than_the_workers_at_once(tmp_path):
