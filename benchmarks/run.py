@@ -1,10 +1,16 @@
-"""What an upload costs: asyncsync beside other tools, against a server on this machine that throws everything away.
+"""What asyncsync costs beside other tools: wall time, CPU, memory, and how long it holds up an event loop.
 
-    python benchmarks/run.py [--cases small,large] [--peers s5cmd,obstore] [--runs 3] [--json FILE]
+    python benchmarks/run.py                                    everything, some 15 minutes
+    python benchmarks/run.py --quick                            smaller, fewer peers, under 2 minutes
+    python benchmarks/run.py --case small,large --server sink --peers s5cmd,obstore --runs 3
+    python benchmarks/run.py --show FILE.json ...               the tables of earlier runs, joined
 
-Every run is a process of its own, interpreter start-up included; wall time, CPU seconds and peak memory are as the
-kernel counts them. Peers take turns, so that a busy minute of the machine hits all of them; the table shows medians.
-The results also go to benchmarks/results/ as JSON. Exit codes: 0 done, 1 a peer failed, 2 usage or no C compiler.
+Cases: small, large, trials (uploads); unchanged, changed (a tree that the store holds); small-down, large-down,
+trials-down; lag-small, lag-large, lag-trials (of an event loop that uploads). Servers: sink, sink-30ms, sink-tls,
+sink-tls-30ms, seaweedfs. Every run is a process of its own; peers take turns, so that a busy minute hits all of them,
+and the tables show medians. A peer that took over 2.5 times as long as the fastest is run once. The peers live in an
+environment of their own, benchmarks/.venv, made when needed. Results also go to benchmarks/results/ as JSON.
+Exit codes: 0 done, 1 a run failed, 2 usage or nothing to run with, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,264 +22,274 @@ import json
 import os
 import platform
 import shutil
-import socket
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import cases
 import peers
+import report
+from servers import ServerError, Servers
 
 HERE = Path(__file__).parent.resolve()
-MIB = 1 << 20
+SLOW = 2.5
+PATIENCE = 300  # seconds that one run may take
 
 
-class BenchError(Exception):
-    """A peer failed, or did not send everything."""
+class RunError(Exception):
+    """A peer failed, or did not send or fetch everything."""
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cases",
-        default="small,large",
-        metavar="NAMES",
-        help="small (near and far), small-0ms, small-30ms, large (default: all)",
-    )
-    parser.add_argument("--peers", metavar="NAMES", help="peers besides asyncsync (default: those installed)")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each peer (default: 3)")
-    parser.add_argument("--json", metavar="FILE", help="where the JSON goes (default: benchmarks/results/TIME.json)")
+    add = parser.add_argument
+    add("--case", type=_names, metavar="NAMES", help="what to run (default: all)")
+    add("--server", type=_names, metavar="NAMES", help="against what (default: each case's own)")
+    add("--peers", type=_names, metavar="NAMES", help="peers besides asyncsync (default: all that are installed)")
+    add("--runs", type=int, metavar="N", help="runs of each peer (default: 3; 1 with --quick)")
+    add("--quick", action="store_true", help="a quarter or a tenth of the data, fewer peers and cases")
+    add("--json", metavar="FILE", help="where the JSON goes (default: benchmarks/results/TIME.json)")
+    add("--show", nargs="+", metavar="FILE", help="run nothing: print the tables of these results")
+    add("--data", metavar="DIR", help="keep the files that are sent there, and use them again (default: a fresh place)")
+    add("--peers-python", metavar="FILE", help="an interpreter that has the peers, instead of benchmarks/.venv")
     asked = parser.parse_args()
-    try:
-        asked.cases = cases.chosen(asked.cases.split(","))
-        asked.peers = wanted(asked.peers)
-    except ValueError as error:
-        parser.error(str(error))
+    asked.runs = asked.runs if asked.runs is not None else 1 if asked.quick else 3
     if asked.runs < 1:
         parser.error("--runs must be at least 1")
+    try:
+        asked.pairs = cases.chosen(asked.case, asked.server, quick=asked.quick)
+        if not asked.show:
+            asked.known = peers.Environment(asked.peers_python)
+            asked.peers = peers.chosen(asked.peers, asked.known, quick=asked.quick)
+    except ValueError as error:
+        parser.error(str(error))
     return asked
 
 
-def wanted(names: str | None) -> list[peers.Peer]:
-    """The peers to run; what is not installed is said when nobody asked for it by name, and an error otherwise."""
-    found = peers.PEERS if names is None else peers.chosen(names.split(","))
-    missing = [peer.name for peer in found if not peer.installed]
-    if missing and (names is not None or "asyncsync" in missing):
-        raise ValueError(f"not installed: {', '.join(missing)}")
-    if missing:
-        print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
-    return [peer for peer in found if peer.installed]
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
-def build_sink(room: Path) -> Path:
-    """The server of the benchmark, compiled into `room`; exits with 2 when there is no C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        print(
-            "error: the benchmarks need a C compiler for their server: install one, or name it in CC", file=sys.stderr
-        )
-        raise SystemExit(2)
-    program = room / "sink"
-    subprocess.run([compiler, "-O2", "-w", "-o", program, HERE / "sink.c"], check=True)
-    return program
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def serving(program: Path, delay_ms: int) -> Iterator[str]:
-    """The URL of a server that answers after `delay_ms`; the server ends with the block."""
-    port = free_port()
-    server = subprocess.Popen([program, str(port), str(delay_ms)])
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        await_listening(server, endpoint)
-        yield endpoint
-    finally:
-        server.kill()
-        server.wait()
-
-
-def await_listening(server: subprocess.Popen, endpoint: str) -> None:
-    for _ in range(100):
-        if server.poll() is not None:
-            break
-        with contextlib.suppress(OSError):
-            stats(endpoint)
-            return
-        time.sleep(0.02)
-    raise BenchError("the server of the benchmark did not start")
-
-
-def stats(endpoint: str) -> dict:
-    """What the server counted since it was last asked."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"{endpoint}/_stats", timeout=5) as answer:
-        return json.load(answer)
-
-
-def environment(state: str) -> dict[str, str]:
+def environment(job: peers.Job, state: Path, said: Path, directories: int | None) -> dict[str, str]:
     """Of the caller's settings none that changes what is measured: no profile, no proxy, no state of earlier runs."""
+    dropped = ("AWS_", "ASYNCSYNC_", "S3_", "RCLONE_", "BENCH_")
     kept = {name: value for name, value in os.environ.items()
-            if not name.upper().startswith(("AWS_", "ASYNCSYNC_", "S3_")) and "_PROXY" not in name.upper()}  # fmt: skip
-    return kept | {
-        "AWS_ACCESS_KEY_ID": "bench",
-        "AWS_SECRET_ACCESS_KEY": "bench",
+            if not name.upper().startswith(dropped) and "_PROXY" not in name.upper()}  # fmt: skip
+    settings = {
+        "AWS_ACCESS_KEY_ID": job.server.access_key,
+        "AWS_SECRET_ACCESS_KEY": job.server.secret_key,
         "AWS_REGION": peers.REGION,
         "AWS_DEFAULT_REGION": peers.REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "ASYNCSYNC_STATE_DIR": state,
+        "ASYNCSYNC_STATE_DIR": str(state),
+        "BENCH_ENDPOINT": job.server.endpoint,
+        "BENCH_REPORT": str(said),
     }
+    if job.server.ca:
+        settings |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE", "BENCH_CA"), str(job.server.ca))
+    if directories:
+        settings["BENCH_TRIALS"] = str(directories)
+    return kept | settings
 
 
-def measure(command: list[str], room: Path) -> dict[str, float]:
-    """Wall seconds, CPU seconds and peak memory in bytes of `command` and of the processes it waited for."""
-    with tempfile.TemporaryDirectory(dir=room) as state, open(room / "output", "w+") as output:
-        started = time.perf_counter()
-        child = subprocess.Popen(
-            command, env=environment(state), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        _, status, used = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - started
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
+def measure(command: list[str], settings: dict[str, str], room: Path) -> dict[str, float]:
+    """What `command` cost and, where it says so, what was the work in it. Whatever happens, nothing of it goes on."""
+    cost, said = room / "cost.json", Path(settings["BENCH_REPORT"])
+    said.unlink(missing_ok=True)
+    launcher = [sys.executable, "-I", "-S", str(HERE / "measure.py"), str(cost), *command]
+    with open(room / "output", "w+", encoding="utf-8", errors="replace") as output:
+        child = subprocess.Popen(launcher, env=settings, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                 start_new_session=True)  # fmt: skip
+        try:
+            child.wait(PATIENCE)
+            used = json.loads(cost.read_text())
+        except (subprocess.TimeoutExpired, OSError) as error:
+            raise RunError(f"no end within {PATIENCE} s, or no result: {error}") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if code := used.pop("code"):
             output.seek(0)
-            raise BenchError(f"{' '.join(command)} ended with {child.returncode}:\n{output.read()[-2000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return {"wall_s": wall, "cpu_s": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * unit}
+            raise RunError(f"{' '.join(command)} ended with {code}:\n{output.read()[-2000:]}")
+    return used | (json.loads(said.read_text()) if said.exists() else {})
 
 
-def run_once(peer: peers.Peer, case: cases.Case, source: Path, endpoint: str, room: Path) -> dict[str, float]:
-    stats(endpoint)  # what came before does not count
-    used = measure(peer.command(source, endpoint), room)
-    counted = stats(endpoint)
-    if counted["body_bytes"] < case.total:
-        raise BenchError(f"{peer.name} sent {counted['body_bytes']:,} of {case.total:,} bytes")
-    requests = sum(counted[kind] for kind in ("put", "part", "get", "post", "delete", "head"))
-    return used | {"requests": requests}
+class Bench:
+    """One invocation: where its files are and what runs it."""
 
+    def __init__(self, asked: argparse.Namespace, room: Path, servers: Servers) -> None:
+        self.asked, self.room, self.servers = asked, room, servers
+        self.data = Path(asked.data).resolve() if asked.data else room / "data"
+        self.failed = False
 
-def run_case(case: cases.Case, asked: argparse.Namespace, program: Path, room: Path) -> dict[str, list[dict]]:
-    """Peer name -> its runs. Every other round goes through the peers backwards."""
-    source = cases.write(case, room)
-    runs: dict[str, list[dict]] = {peer.name: [] for peer in asked.peers}
-    with serving(program, case.delay_ms) as endpoint:
-        for turn in range(asked.runs):
-            for peer in asked.peers[:: -1 if turn % 2 else 1]:
-                print(f"{case.name}: {peer.name}, run {turn + 1} of {asked.runs}", file=sys.stderr, flush=True)
+    def run(self, case: cases.Case, server: str) -> dict[str, list[dict]]:
+        """Peer name -> its runs. Every other round goes through the peers backwards."""
+        source = cases.write(case.data, self.data)
+        state = self.room / f"state-{case.name}"
+        if case.kind in ("down", "again"):
+            self.fill(case, server, source, state)
+        taking_part = [peer for peer in self.asked.peers if peer.fits(case)]
+        runs: dict[str, list[dict]] = {peer.name: [] for peer in taking_part}
+        for turn in range(self.asked.runs):
+            for peer in taking_part[:: -1 if turn % 2 else 1]:
                 try:
-                    runs[peer.name].append(run_once(peer, case, source, endpoint, room))
-                except BenchError as error:  # one peer's bad run does not cost the others theirs
-                    print(f"error: {error}", file=sys.stderr)
-    return runs
+                    runs[peer.name].append(self.once(peer, case, server, source, state, turn))
+                    cost = runs[peer.name][-1]["work_s"]
+                    print(f"{case.name} on {server}: {peer.name}, run {turn + 1} of {self.asked.runs}: {cost:.2f} s",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                except RunError as error:  # one peer's bad run does not cost the others theirs
+                    print(f"error: {case.name} on {server}: {peer.name}: {error}", file=sys.stderr, flush=True)
+                    self.failed = True
+            if turn == 0:
+                taking_part = worth_repeating(taking_part, runs)
+        shutil.rmtree(state, ignore_errors=True)
+        return {name: of for name, of in runs.items() if of}
+
+    def fill(self, case: cases.Case, server: str, source: Path, state: Path) -> None:
+        """The store gets what is fetched or compared then."""
+        running = self.servers.get(server, sending=case.data.total, remember=case.kind == "again")
+        job = peers.Job("up", source, case.name, running, case)
+        print(f"{case.name} on {server}: filling it", file=sys.stderr, flush=True)
+        ours = next(peer for peer in peers.PEERS if peer.name == "asyncsync")
+        settings = environment(job, state, self.room / "said.json", None)
+        measure(ours.command(self.asked.known, job), settings, self.room)
+
+    def once(self, peer: peers.Peer, case: cases.Case, server: str, source: Path, state: Path, turn: int) -> dict:
+        sending = case.data.total if case.kind in ("up", "lag") else 0
+        running = self.servers.get(server, sending=sending, remember=case.kind == "again")
+        directories = peers.share(peer, case, server)
+        with tempfile.TemporaryDirectory(dir=self.room) as fresh, self.place(peer, case, source) as place:
+            prefix = case.name if case.kind in ("down", "again") else f"{case.name}-{peer.name}-{turn}"
+            job = peers.Job(case.kind, place, prefix, running, case)
+            if case.changed and peer.name != "asyncsync-running":  # which changes them itself, after its first sync
+                cases.change(source, case.changed)
+            settings = environment(
+                job, state if case.kind == "again" else Path(fresh), self.room / "said.json", directories
+            )
+            running.counted()  # what came before does not count
+            run = measure(peer.command(self.asked.known, job), settings, self.room)
+            run |= self.check(case, source, place, running.counted(), directories)
+        return scaled(run, directories / case.data.trials if directories else 1.0)
+
+    @contextlib.contextmanager
+    def place(self, peer: peers.Peer, case: cases.Case, source: Path):
+        """The directory that is sent or filled. The engine gets hard links: it writes records into what it syncs."""
+        if case.kind not in ("down", "lag") and peer.name != "asyncsync-engine":
+            yield source
+            return
+        place = source.with_name(f"{source.name}-{os.getpid()}")
+        if case.kind != "down":
+            shutil.copytree(source, place, copy_function=os.link)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def check(
+        self, case: cases.Case, source: Path, place: Path, counted: dict | None, directories: int | None
+    ) -> dict[str, float]:
+        """RunError unless everything arrived; how many requests that took, where the server counts them."""
+        if case.kind == "down" and (why := cases.same(source, place)):
+            raise RunError(why)
+        if counted is None:
+            return {}
+        expected = case.data.total if case.kind in ("up", "lag") else case.changed * case.data.files[0][1]
+        expected = expected * directories // case.data.trials if directories else expected
+        if counted["body_bytes"] < expected:
+            raise RunError(f"it sent {counted['body_bytes']:,} of {expected:,} bytes")
+        return {"requests": sum(counted[kind] for kind in ("put", "part", "get", "post", "delete", "head"))}
 
 
-def summary(runs: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
-    """Peer name -> medians, and how many times as long it took as asyncsync and as the fastest of the others."""
-    medians = {
-        name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items() if of
-    }
-    if "asyncsync" not in medians:
-        raise BenchError("no run of asyncsync succeeded: there is nothing to compare")
-    others = [row["wall_s"] for name, row in medians.items() if name != "asyncsync"]
-    for row in medians.values():
-        row["times_asyncsync"] = row["wall_s"] / medians["asyncsync"]["wall_s"]
-        row["times_best_peer"] = row["wall_s"] / min(others, default=row["wall_s"])
-    return medians
+def scaled(run: dict[str, float], part: float) -> dict[str, float]:
+    """As long as all of it would have taken; `work_s` is the work alone for a library, all there is for a command."""
+    times = ("wall_s", "cpu_s", "inside_s", "inside_cpu_s", "requests")
+    run = {key: value / part if key in times else value for key, value in run.items()}
+    run["work_s"], run["work_cpu_s"] = run.get("inside_s", run["wall_s"]), run.get("inside_cpu_s", run["cpu_s"])
+    return run | ({"part": part} if part < 1 else {})
+
+
+def worth_repeating(taking_part: list[peers.Peer], runs: dict[str, list[dict]]) -> list[peers.Peer]:
+    took = {name: of[0]["work_s"] for name, of in runs.items() if of}
+    limit = SLOW * min(took.values(), default=0)
+    return [peer for peer in taking_part if peer.ours or took.get(peer.name, 0) <= limit or peer.name in PIVOTS]
+
+
+PIVOTS = ("s5cmd", "obstore")  # the figures are ratios to these, so they are medians too
 
 
 def conditions(asked: argparse.Namespace, room: Path) -> dict:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores",
         "load": [round(value, 1) for value in os.getloadavg()],
         "python": platform.python_version(),
+        "commit": commit,
         "files_in": str(room.parent),
         "runs": asked.runs,
-        "versions": {peer.name: peer.version for peer in asked.peers},
+        "quick": asked.quick,
+        "versions": {peer.name: asked.known.version(peer) for peer in asked.peers},
+        "calls": {peer.name: peer.call for peer in asked.peers},
     }
 
 
-def failures(runs: dict[str, list[dict]], rounds: int) -> list[str]:
-    """A sentence for every peer of which not every run succeeded."""
-    return [f"{name}: {rounds - len(of)} of {rounds} runs failed" for name, of in runs.items() if len(of) < rounds]
-
-
-def table(case: cases.Case, medians: dict[str, dict[str, float]]) -> str:
-    rate = "MiB/s" if case.large else "files/s"
-    amount = case.total / MIB if case.large else case.files
-    delay = f"answers after {case.delay_ms} ms" if case.delay_ms else "no delay"
-    lines = [
-        f"{case.name}: {case.files:,} x {case.size / 1024:,.0f} KiB, {delay}\n",
-        f"| | wall s | {rate} | CPU s | peak MiB | requests | wall / asyncsync | wall / best peer |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, row in sorted(medians.items(), key=lambda item: item[1]["wall_s"]):
-        lines.append(
-            f"| {name} | {row['wall_s']:.2f} | {amount / row['wall_s']:,.0f} | {row['cpu_s']:.2f} "
-            f"| {row['peak_bytes'] / MIB:,.0f} | {row['requests']:,.0f} "
-            f"| {row['times_asyncsync']:.2f} | {row['times_best_peer']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def heading(known: dict, asked: argparse.Namespace) -> str:
-    calls = "\n".join(f"- {peer.name} {known['versions'][peer.name]}: {peer.call}" for peer in asked.peers)
-    load = " ".join(str(value) for value in known["load"])
-    return (
-        f"{known['machine']}, Python {known['python']}, load before the start {load}, files in {known['files_in']}, "
-        f"median of {known['runs']}\n\n{calls}"
-    )
+def run_all(asked: argparse.Namespace, room: Path) -> tuple[dict, bool]:
+    """Runs everything, prints each case's table as soon as it is there; the results and whether a run failed."""
+    document = {"conditions": [conditions(asked, room)], "cases": []}
+    print(report.heading(document["conditions"][0]), flush=True)
+    with Servers(room) as servers:
+        bench = Bench(asked, room, servers)
+        for position, (case, server) in enumerate(asked.pairs):
+            try:
+                runs = bench.run(case, server)
+            except (RunError, ServerError) as error:
+                print(f"error: {case.name} on {server}: {error}", file=sys.stderr, flush=True)
+                bench.failed = True
+                continue
+            data = case.data
+            entry = {"case": case.name, "kind": case.kind, "server": server, "what": str(data), "files": data.count,
+                     "bytes": data.total, "bulky": data.bulky, "changed": case.changed, "runs": runs}  # fmt: skip
+            document["cases"].append(entry)
+            print(f"\n{report.table(entry)}", flush=True)
+            if not asked.data and data not in [later.data for later, _ in asked.pairs[position + 1 :]]:
+                cases.forget(data, bench.data)
+    return document, bench.failed
 
 
 def save(document: dict, name: str | None) -> Path:
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     path = Path(name) if name else HERE / "results" / f"{stamp}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")
     return path
-
-
-def compare(asked: argparse.Namespace, room: Path) -> dict:
-    """Runs everything, prints each case's table as soon as it is there, returns what goes into the JSON."""
-    program = build_sink(room)
-    known = conditions(asked, room)
-    print(heading(known, asked))
-    results = []
-    for case in asked.cases:
-        runs = run_case(case, asked, program, room)
-        medians = summary(runs)
-        failed = failures(runs, asked.runs)
-        print("\n".join(["", table(case, medians), *failed]), flush=True)
-        results.append({"case": case.name, "files": case.files, "size": case.size, "delay_ms": case.delay_ms,
-                        "medians": medians, "runs": runs, "failed": failed})  # fmt: skip
-    return known | {"cases": results}
 
 
 def main() -> int:
     asked = options()
-    room = cases.room_for(asked.cases)
+    if asked.show:
+        print(report.joined([json.loads(Path(name).read_text()) for name in asked.show]))
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    room = cases.room_for(asked.pairs)
     try:
-        document = compare(asked, room)
-        where = save(document, asked.json)
-    except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        document, failed = run_all(asked, room)
+        print(f"\n{report.figures(document)}")
+        print(f"\nresults: {save(document, asked.json)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was kept, nothing goes on", file=sys.stderr)
+        return 130
     finally:
-        shutil.rmtree(room)
-    print(f"\nresults: {where}", file=sys.stderr)
-    return 1 if any(case["failed"] for case in document["cases"]) else 0
+        shutil.rmtree(room, ignore_errors=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
