@@ -48,6 +48,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Kill a training process 200 times and see that nothing is lost; `-- --kills N --seed N` for other ones."""
+    session.run("python", "tests/crashing.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages
