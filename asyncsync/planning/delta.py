@@ -1,0 +1,226 @@
+"""How a file is put together from what the store has already: which ranges are sent, which are copied. Pure.
+
+A file comes as *segments*, in order: its parts, each with the place where the store holds the same bytes, if there is
+one. They become *pieces*, the parts of an upload, for the fewest bytes sent and then the fewest requests that the
+store's rules allow. Segments may come a few at a time, so that a file that has nothing in common with what the store
+holds is on its way while the rest of it is still being hashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MOST_COPIED = 256 << 20
+"""Bytes per copied range. S3 allows 5 GiB, but it copies a range at about the speed of one upload: a few large ranges
+side by side are faster than one, and each is answered well within the time-outs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the store holds some bytes: from ``start`` on in an object of ``total`` bytes."""
+
+    key: str
+    version: str
+    start: int
+    total: int
+
+    def at(self, offset: int) -> Origin:
+        """The place ``offset`` bytes further on."""
+        return Origin(self.key, self.version, self.start + offset, self.total)
+
+
+class Segment(NamedTuple):
+    """Some bytes of the file, known by their CRC32C; ``origin`` None: the store has them nowhere."""
+
+    offset: int
+    size: int
+    crc32c: int
+    origin: Origin | None = None
+
+
+class Piece(NamedTuple):
+    """One part of the upload: sent, or copied from ``origin``."""
+
+    offset: int
+    size: int
+    origin: Origin | None = None
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the store and the settings allow. Sizes in bytes."""
+
+    floor: int
+    """Least size of a part that is not the last (S3: 5 MiB)."""
+    part: int
+    """Most bytes that are sent in one request, give or take a floor."""
+    copied: int = MOST_COPIED
+    """Most bytes that are copied in one request."""
+    ranges: bool = True
+    """Whether ranges can be copied; else only whole objects (GCS)."""
+    least_source: int = 0
+    """Ranges of objects up to this size cannot be copied (S3: 5 MiB)."""
+    request_cost: int = 0
+    """What a request costs, as bytes sent."""
+
+
+def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True) -> tuple[list[Piece], list[Segment]]:
+    """The pieces of consecutive ``segments``, and the segments at the end that wait for those to come.
+
+    ``final``: there are no more; nothing is left waiting.
+    """
+    runs = _runs(segments)
+    runs = [
+        run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last may go on
+        for index, run in enumerate(runs)
+    ]  # fmt: skip
+    runs = _joined(_worth_it(_joined(runs), limits))
+    decided = len(runs) if final else _decided(runs, limits.floor)
+    kept = _joined(_floored(runs[:decided], limits, final=final))
+    if not kept:
+        return [], list(segments)
+    pieces = [piece for run in kept for piece in _split(run, segments, limits)]
+    start, end = kept[0].offset, kept[-1].end
+    plain = _split(Piece(start, end - start), segments, limits)
+    best = min(pieces, plain, key=lambda choice: cost(choice, limits.request_cost))
+    return best, [segment for segment in segments if segment.offset >= end]
+
+
+def whole_copy(segments: Sequence[Segment]) -> Origin | None:
+    """The object that is equal to the whole file, if there is one."""
+    runs = _runs(segments)
+    if len(runs) != 1 or runs[0].origin is None:
+        return None
+    origin = runs[0].origin
+    return origin if (origin.start, origin.total) == (0, runs[0].size) else None
+
+
+def cost(pieces: Iterable[Piece], request_cost: int) -> int:
+    """Bytes sent, with the price of the requests."""
+    return sum(request_cost + (0 if piece.origin else piece.size) for piece in pieces)
+
+
+def _runs(segments: Iterable[Segment]) -> list[Piece]:
+    """Neighbours with the same fate as one, whatever their size."""
+    return _joined([Piece(segment.offset, segment.size, segment.origin) for segment in segments])
+
+
+def _joined(runs: Iterable[Piece]) -> list[Piece]:
+    joined: list[Piece] = []
+    for run in runs:
+        if joined and _continues(joined[-1], run):
+            joined[-1] = joined[-1]._replace(size=joined[-1].size + run.size)
+        else:
+            joined.append(run)
+    return joined
+
+
+def _continues(before: Piece, run: Piece) -> bool:
+    if before.origin is None or run.origin is None:
+        return before.origin is run.origin
+    return before.origin.at(before.size) == run.origin
+
+
+def _usable(run: Piece, limits: Limits) -> Piece:
+    """Sent instead, where the store could not copy it."""
+    origin = run.origin
+    if origin is None:
+        return run
+    whole = (origin.start, origin.total) == (0, run.size)
+    allowed = origin.total > limits.least_source if limits.ranges else whole
+    return run if allowed else run._replace(origin=None)
+
+
+def _worth_it(runs: Sequence[Piece], limits: Limits) -> list[Piece]:
+    """A copy is one request more, and another if it cuts in two what would be sent in one."""
+    result: list[Piece] = []
+    for index, run in enumerate(runs):
+        between = 0 < index < len(runs) - 1 and runs[index - 1].origin is runs[index + 1].origin is None
+        dear = run.origin is not None and run.size <= limits.request_cost * (2 if between else 1)
+        result.append(run._replace(origin=None) if dear else run)
+    return result
+
+
+def _decided(runs: Sequence[Piece], floor: int) -> int:
+    """How many runs what is to come cannot change: not the last copy, which may go on, nor what may have to grow."""
+    count = len(runs)
+    if runs and runs[-1].origin is not None:
+        count -= 1
+    while count and runs[count - 1].size < floor:
+        count -= 1
+    return count
+
+
+def _floored(runs: Sequence[Piece], limits: Limits, *, final: bool) -> list[Piece]:
+    """Every run but the last one of the file is at least ``floor`` bytes: short copies are sent, and what is sent
+    grows into the copies beside it."""
+    done: list[Piece] = []
+    rest = list(reversed(runs))
+    while rest:
+        run = rest.pop()
+        if (final and not rest) or run.size >= limits.floor:
+            done.append(run)
+        elif run.origin is not None:
+            rest.append(run._replace(origin=None))
+        elif done and done[-1].origin is None:
+            rest.append(_merge(done.pop(), run))
+        elif rest and rest[-1].origin is None:
+            rest.append(_merge(run, rest.pop()))
+        else:
+            _widen(done, run, rest, limits, ends=final and len(rest) == 1)
+    return done
+
+
+def _widen(done: list[Piece], run: Piece, rest: list[Piece], limits: Limits, *, ends: bool) -> None:
+    """Take what is missing from a copy beside it that stays large enough, else all of the smaller one.
+
+    ``ends``: the copy behind it is the last run of the file, which may be of any size.
+    """
+    need = limits.floor - run.size
+    before, after = done[-1] if done else None, rest[-1] if rest else None
+    if after is not None and limits.ranges and after.size - need >= (1 if ends else limits.floor):
+        assert after.origin is not None
+        rest[-1] = Piece(after.offset + need, after.size - need, after.origin.at(need))
+        done.append(Piece(run.offset, limits.floor))
+    elif before is not None and limits.ranges and before.size - need >= limits.floor:
+        done[-1] = before._replace(size=before.size - need)
+        done.append(Piece(run.offset - need, limits.floor))
+    elif before is not None and (after is None or before.size <= after.size):
+        rest.append(_merge(done.pop(), run))
+    else:
+        rest.append(_merge(run, rest.pop()))
+
+
+def _merge(first: Piece, second: Piece) -> Piece:
+    return Piece(first.offset, first.size + second.size)
+
+
+def _split(run: Piece, segments: Sequence[Segment], limits: Limits) -> list[Piece]:
+    """Pieces that one request can carry."""
+    if run.origin is not None:
+        count = -(-run.size // limits.copied) if limits.ranges else 1
+        step = -(-run.size // count)
+        starts = range(run.offset, run.end, step)
+        return [
+            Piece(start, min(step, run.end - start), run.origin.at(start - run.offset))
+            for start in starts
+        ]  # fmt: skip
+    bounds = [segment.offset for segment in segments if run.offset < segment.offset < run.end]
+    pieces: list[Piece] = []
+    start = run.offset
+    while run.end - start > limits.part:
+        # at the border of a segment where there is one: its checksum is known
+        cuts = [bound for bound in bounds if limits.floor <= bound - start <= limits.part]
+        end = cuts[-1] if cuts else start + limits.part
+        if run.end - end < limits.floor:
+            break
+        pieces.append(Piece(start, end - start))
+        start = end
+    return [*pieces, Piece(start, run.end - start)]
