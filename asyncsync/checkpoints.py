@@ -215,7 +215,7 @@ def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
         number=job.number,
         metrics=job.metrics,
         metadata=job.metadata,
-        files=report.files_sent + report.files_skipped,
+        files=report.files_sent + report.files_copied + report.files_skipped,
         bytes=report.bytes_total,
         time=time.time(),
     )

@@ -188,6 +188,13 @@ class TransferConfig:
     """Attempts in all per request, with full-jitter backoff between them."""
     threads: int = 16
     """Most worker threads for disk work."""
+    request_cost_bytes: int = 64 * 1024
+    """What a request costs, as bytes sent: a part of a file is copied inside the store only if that saves more.
+    Default 64 KiB: about what a connection of 10 MB/s carries while one request is answered."""
+    append_only: Sequence[str] = ("events.out.tfevents.*", "*.log", "*.jsonl", "result.json", "progress.csv")
+    """Names (shell patterns) of files that are only ever appended to. If such a file of 256 MiB and more has grown, is
+    the same file still, and its first and last part are as they were, then what lies between is not read again. Files
+    that are edited in place must not match; ``()`` reads every file that changed whole, as ``checksum=True`` does."""
 
     def __post_init__(self) -> None:
         _whole(self, "max_concurrency", 1)
@@ -196,6 +203,8 @@ class TransferConfig:
         _whole(self, "memory_limit", 2 * MIB, none=True)
         _whole(self, "max_attempts", 1)
         _whole(self, "threads", 1)
+        _whole(self, "request_cost_bytes", 0)
+        _patterns(self, "append_only")
         _seconds(self, "stall_timeout", positive=True)
         _seconds(self, "connect_timeout", positive=True)
         limit = self.bandwidth_limit

@@ -37,7 +37,9 @@ class Traits:
     conditional_writes: bool = True
     multipart: bool = True
     range_copy: bool = True
-    """``copy_part`` exists."""
+    """``copy_part`` copies any range; else only whole objects."""
+    min_range_source: int = 5 << 20
+    """Ranges of objects up to this size cannot be copied."""
     crc32c: bool = True
     """The store checks a CRC32C sent with a body, and gives it back for the whole object."""
     min_part_size: int = 5 << 20

@@ -61,6 +61,7 @@ class LocalStore(Store):
             "file",
             crc32c=False,
             min_part_size=1,
+            min_range_source=0,
             max_part_size=1 << 62,
             max_parts=1_000_000,
             max_single_put=1 << 62,

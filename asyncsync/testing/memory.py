@@ -99,7 +99,7 @@ class MemoryStore(Store):
     ) -> None:
         prefix = prefix.strip("/")
         self.uri = f"memory://{name}/{prefix}" if prefix else f"memory://{name}"
-        self.traits = Traits("memory", min_part_size=min_part_size)
+        self.traits = Traits("memory", min_part_size=min_part_size, min_range_source=min_part_size)
         self.latency = latency
         self.bucket = _buckets.setdefault(name, Bucket()) if name else Bucket()
         self._root = prefix + "/" if prefix else ""

@@ -1,23 +1,29 @@
-"""Sending one file that is too large to read whole: one streamed request, or a multipart upload with resume."""
+"""Sending one file that is too large to read whole: one streamed request, or a multipart upload with resume.
+
+If the store may hold parts of it already, :mod:`asyncsync.transfer.assemble` sends only the rest.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import TRIES, Digest, digest_range, md5_range, stat_file
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError
+from asyncsync.planning.appended import may_be_appended, to_trust, to_verify
 from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.manifest import FileEntry
+from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
+from asyncsync.transfer.opening import find_upload, open_upload
+from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
 
-Account = Callable[[int, int], None]
 PARTS_AT_ONCE = 16
 """Requests per file; other files and trees use the rest of the slots."""
 
@@ -26,13 +32,14 @@ class LargeFile:
     """Sends one file; sends it again if it changes meanwhile."""
 
     def __init__(
-        self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account
-    ) -> None:
+        self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account,
+        sources: Sources,
+    ) -> None:  # fmt: skip
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
-        self._uploads, self._account = uploads, account
+        self._uploads, self._account, self._sources = uploads, account, sources
 
-    async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
-        """The entry for the manifest and whether anything was sent.
+    async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
+        """The entry for the manifest and what became of the file.
 
         SourceChangedError if the file changed each time it was read; FileNotFoundError if it is gone; StoreError.
         """
@@ -58,28 +65,97 @@ class LargeFile:
             f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?"
         )
 
-    async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
+    async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
         if file.size <= min(self._config.multipart_threshold, self._store.traits.max_single_put):
             return await self._put(file, known)
-        return await self._multipart(file), True
+        unnamed = self._uploads.sent(self._prefix + file.path)
+        own = unnamed if unnamed is not None and unnamed.part_size else known
+        candidates = self._sources.candidates(file, own)
+        if candidates:
+            try:
+                return await self._assemble(file, own, candidates)
+            except LostSourceError:
+                self._uploads.abandon_key(self._prefix + file.path)
+        return await self._multipart(file), "sent"
 
     def _range(self, file: FileStat, offset: int, size: int) -> FileRange:
         return FileRange(f"{self._root}/{file.path}", offset, size)
 
-    async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, bool]:
+    async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
         body = self._range(file, 0, file.size)
         digest = await in_thread(digest_range, body)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
-            return known, False
+            return known, "unchanged"
         if self._uploads.sent(self._prefix + file.path) is not None:
             entry = await self._in_store(file, 0, [digest])
             if entry is not None:
-                return entry, True
+                return entry, "sent"
+        equal = self._sources.equal(file.size, digest.crc32c, (digest.xxh3,))
+        if equal is not None:
+            try:
+                version = await copy_object(self._store, equal.origin(), self._prefix + file.path, digest.crc32c)
+            except LostSourceError:
+                pass  # its bytes are here: they are sent
+            else:
+                self._account(0, 0, file.size)
+                return self._entry(file, digest.crc32c, 0, [digest], version), "copied"
         info = await self._store.put(self._prefix + file.path, body, crc32c=digest.crc32c)
-        self._account(file.size, 0)
+        self._account(file.size, 0, 0)
         entry = self._entry(file, digest.crc32c, 0, [digest], info.version)
         self._uploads.file_sent(self._prefix + file.path, entry)
-        return entry, True
+        return entry, "sent"
+
+    async def _assemble(
+        self, file: FileStat, own: FileEntry | None, candidates: list[Candidate]
+    ) -> tuple[FileEntry, Fate]:
+        """Send only what the store has nowhere. LostSourceError if that did not work out."""
+        key = self._prefix + file.path
+        matches = Matches(candidates)
+        size = grid_of(file, matches, self._store.traits, self._config)
+        # its parts are not those of the same file sent whole: the negative size tells the two apart
+        begun, parts = await find_upload(self._store, self._uploads, key, -size)
+        if begun is not None and not self._uploads.is_open(key, begun.upload_id):
+            there = await self._finished_before(file, size, gone=True)
+            if there is not None:
+                return there, "sent"
+            begun = None
+        work = Assembly(
+            self._store, key, f"{self._root}/{file.path}", file, size, config=self._config, matches=matches,
+            uploads=self._uploads, account=self._account, trusted=await self._trusted(file, own),
+        )  # fmt: skip
+        try:
+            done = await work.run(begun, parts)
+        except (SourceChangedError, IntegrityError):
+            raise  # the next try needs only the parts that changed
+        except Exception as error:
+            if not getattr(error, "retryable", False):
+                self._uploads.abandon_key(key)
+            raise
+        if done.fate == "unchanged":
+            self._uploads.abandon_key(key)  # what was begun for another state of the file
+            if self._uploads.sent(key) is None:
+                assert own is not None
+                return own, "unchanged"
+            there = await self._in_store(file, done.part_size, done.digests)
+            if there is None:
+                raise LostSourceError(f"{key} is not what was sent there")
+            return there, "sent"
+        entry = self._entry(file, done.crc32c, done.part_size, done.digests, done.version)
+        self._uploads.file_sent(key, entry)
+        self._uploads.abandon_key(key)
+        return entry, done.fate
+
+    async def _trusted(self, file: FileStat, known: FileEntry | None) -> dict[int, Digest]:
+        """Parts that need not be read, because the file is only appended to; see planning/appended.py."""
+        if known is None or not may_be_appended(file, known, self._config.append_only):
+            return {}
+        ranges = list(known.ranges())
+        for index in to_verify(known):
+            offset, size, crc = ranges[index]
+            digest = await in_thread(digest_range, self._range(file, offset, size))
+            if digest != Digest(crc, known.parts[index]):
+                return {}
+        return {index: Digest(known.part_crcs[index], known.parts[index]) for index in to_trust(known)}
 
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
@@ -87,17 +163,13 @@ class LargeFile:
             file.size, self._config.part_size, least=traits.min_part_size, most=traits.max_part_size,
             max_parts=traits.max_parts,
         )  # fmt: skip
-        upload, done = self._uploads.find(self._prefix + file.path, size), dict[int, Part]()
-        if upload is not None:
-            try:
-                done = self._uploads.parts(upload, await self._store.list_parts(upload))
-            except NotFoundError:
-                self._uploads.closed(upload)
+        upload, done = await find_upload(self._store, self._uploads, self._prefix + file.path, size)
         if upload is None or not self._uploads.is_open(upload.key, upload.upload_id):
             there = await self._finished_before(file, size, gone=upload is not None)
             if there is not None:
                 return there
-            upload = await self._open(file, size)
+            key = self._prefix + file.path
+            upload = await open_upload(self._store, self._uploads, key, f"{self._root}/{file.path}", file, size)
         return await self._fill(file, upload, done, size)
 
     async def _fill(self, file: FileStat, upload: Upload, done: dict[int, Part], size: int) -> FileEntry:
@@ -147,22 +219,12 @@ class LargeFile:
         if info is not None and info.size == file.size:
             ours = sent is not None and (sent.version, sent.parts) == (info.version, tuple(d.xxh3 for d in digests))
             if ours or info.crc32c == crc:
-                self._account(0, file.size)
+                self._account(0, file.size, 0)
                 entry = self._entry(file, crc, part_size, digests, info.version)
                 self._uploads.file_sent(key, entry)
                 return entry
         self._uploads.file_named(key)
         return None
-
-    async def _open(self, file: FileStat, part_size: int) -> Upload:
-        key = self._prefix + file.path
-        try:
-            upload = await self._store.create_multipart(key)
-        except BaseException:  # a cancel too: plain bookkeeping, then on its way
-            self._uploads.unsure(key)
-            raise
-        self._uploads.opened(upload, f"{self._root}/{file.path}", file, part_size)
-        return upload
 
     @staticmethod
     def _entry(file: FileStat, crc: int, part_size: int, digests: list[Digest], version: str) -> FileEntry:
@@ -211,13 +273,13 @@ class _Parts:
         there = self._done.get(number)
         if there is not None and there.size == size and await _is_same(there, body, digest):
             self._parts[number] = Part(number, offset, size, there.etag, digest.crc32c)
-            owner._account(0, size)  # noqa: SLF001
+            owner._account(0, size, 0)  # noqa: SLF001
             return
         part = await owner._store.put_part(self._upload, number, offset, body, crc32c=digest.crc32c)  # noqa: SLF001
         part = Part(number, offset, size, part.etag, digest.crc32c)
         self._parts[number] = part
         owner._uploads.part_done(self._upload, part)  # noqa: SLF001
-        owner._account(size, 0)  # noqa: SLF001
+        owner._account(size, 0, 0)  # noqa: SLF001
 
 
 async def _is_same(there: Part, body: FileRange, digest: Digest) -> bool:

@@ -19,6 +19,7 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
 from asyncsync.stores.budget import Budget, Lane
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
 
 log = logging.getLogger("asyncsync")
@@ -40,6 +41,8 @@ class Session:
     uploads: OpenUploads
     locks: TreeLocks
     """The trees of this machine that only this process may work on."""
+    catalogue: Catalogue
+    """What was written in this session and may be copied from."""
     resources: ExitStack
 
     @classmethod
@@ -66,7 +69,7 @@ class Session:
             await journal.__aenter__()
             locks = TreeLocks()
             resources.callback(locks.close)
-            session = cls(uri, transfer, store, budget, journal, uploads, locks, resources.pop_all())
+            session = cls(uri, transfer, store, budget, journal, uploads, locks, Catalogue(), resources.pop_all())
         try:
             await uploads.load()
         except BaseException:
@@ -104,6 +107,7 @@ class Session:
         """The data below ``prefix`` is to go, as soon as the janitor comes to it."""
         self.journal.owe(self.uri, DELETE, json.dumps({"prefix": prefix}))
         self.uploads.abandon_below(prefix)
+        self.catalogue.forget(prefix)
 
     async def clean_up(self) -> int:
         """Pay what is owed to the store: aborts and deletions. What fails stays owed. Returns how many were paid."""

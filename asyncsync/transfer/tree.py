@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncsync.disk.files import in_thread
@@ -135,6 +135,7 @@ class Tree:
         count = await delete_prefix(self._store(), self.prefix)
         self._forget()
         self._session.journal.forget_tree(self.identity)
+        self._session.catalogue.forget(self.prefix)
         return count
 
     async def manifest(self) -> Manifest | None:
@@ -246,9 +247,10 @@ class Tree:
             store,
             self.prefix,
             self.root,
-            session.transfer,
+            replace(session.transfer, append_only=()) if self._options.checksum else session.transfer,
             session.uploads,
             known=self._known(),
+            catalogue=session.catalogue,
             on_progress=on_progress,
         )
         self._files = files
@@ -275,6 +277,7 @@ class Tree:
         if gone or self._manifest is None or any(_differs(old.get(path), entry) for path, entry in fresh.items()):
             version = await self._write(store, data)
         self._manifest, self._version, self._uncommitted = new, version, None
+        self._session.catalogue.remember(self.prefix, files)
         for path in fresh:
             self._session.uploads.file_named(self.prefix + path)
         if not self._options.fresh:
@@ -305,7 +308,8 @@ class Tree:
             files_skipped=changes.skip + tally.files_unchanged,
             bytes_total=sum(file.size for file in snapshot.files),
             bytes_sent=tally.bytes_sent,
-            bytes_copied=0,
+            bytes_copied=tally.bytes_copied,
+            files_copied=tally.files_copied,
             requests=getattr(store, "requests", 0),
             seconds=time.monotonic() - started,
             warnings=tuple(warnings),

@@ -18,7 +18,9 @@ from asyncsync.errors import StoreError, SyncError
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
+from asyncsync.transfer.assemble import Fate, LostSourceError, copy_object
 from asyncsync.transfer.large import LargeFile
+from asyncsync.transfer.sources import Catalogue, Sources
 from asyncsync.transfer.uploads import OpenUploads
 
 SMALL = 1 << 20
@@ -38,6 +40,9 @@ class Tally:
     bytes_sent: int = 0
     bytes_reused: int = 0
     """Bytes of parts that an earlier, broken off upload had sent already."""
+    files_copied: int = 0
+    """Files that the store copied from what it had, whole: none of their bytes travelled."""
+    bytes_copied: int = 0
     files_unchanged: int = 0
     """Read again, found to have the same content: not sent."""
     entries: dict[str, FileEntry] = field(default_factory=dict)
@@ -66,12 +71,14 @@ class TreeUpload:
         uploads: OpenUploads,
         *,
         known: Manifest | None = None,
+        catalogue: Catalogue | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.tally = Tally()
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads = uploads
         self._known = known.files if known is not None else {}
+        self._sources = Sources(prefix, self._known, catalogue)
         self._on_progress = on_progress
         self._progress_at = 0.0
         self._small: deque[FileStat] = deque()
@@ -83,6 +90,7 @@ class TreeUpload:
         """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
         self.tally.files_total = len(files)
         self.tally.bytes_total = sum(file.size for file in files)
+        self._sources.prepare(files)
         for file in files:
             (self._small if file.size <= SMALL else self._large).append(file)
         count = min(len(files), self._config.max_concurrency)
@@ -138,37 +146,55 @@ class TreeUpload:
             self._unchanged(stat, old)
             return
         try:
-            info = await self._store.put(self._prefix + stat.path, loaded.data, crc32c=digest.crc32c)
+            version = await self._copy_small(loaded)
+            copied = version is not None
+            if version is None:
+                version = (await self._store.put(self._prefix + stat.path, loaded.data, crc32c=digest.crc32c)).version
         except (StoreError, SyncError) as error:
             self._failed(stat.path, error)
             return
         entry = FileEntry(
             stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
-            info.version, stat.inode,
+            version, stat.inode,
         )  # fmt: skip
-        self.tally.bytes_sent += stat.size
-        self._sent(entry)
+        self._account(0 if copied else stat.size, 0, stat.size if copied else 0)
+        self._sent(entry, "copied" if copied else "sent")
+
+    async def _copy_small(self, loaded: Loaded) -> str | None:
+        """Let the store copy it from an equal file, such as this one before it was renamed; None: it has to be sent."""
+        stat, digest = loaded.stat, loaded.digest
+        equal = self._sources.equal(stat.size, digest.crc32c, (digest.xxh3,))
+        if equal is None:
+            return None
+        try:
+            return await copy_object(self._store, equal.origin(), self._prefix + stat.path, digest.crc32c)
+        except LostSourceError:
+            return None
 
     async def _send_large(self, file: FileStat) -> None:
-        large = LargeFile(self._store, self._prefix, self._root, self._config, self._uploads, self._account)
+        large = LargeFile(
+            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources
+        )
         try:
-            entry, changed = await large.send(file, self._known.get(file.path))
+            entry, fate = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:
             self._failed(file.path, error)
             return
-        if changed:
-            self._sent(entry)
-        else:
+        if fate == "unchanged":
             self._unchanged(file, entry)
+        else:
+            self._sent(entry, fate)
 
-    def _account(self, sent: int, reused: int) -> None:
+    def _account(self, sent: int, reused: int, copied: int) -> None:
         self.tally.bytes_sent += sent
         self.tally.bytes_reused += reused
+        self.tally.bytes_copied += copied
         self._tell()
 
-    def _sent(self, entry: FileEntry) -> None:
+    def _sent(self, entry: FileEntry, fate: Fate) -> None:
         self.tally.entries[entry.path] = entry
-        self.tally.files_sent += 1
+        self.tally.files_sent += fate == "sent"
+        self.tally.files_copied += fate == "copied"
         self._tell()
 
     def _unchanged(self, stat: FileStat, old: FileEntry) -> None:

@@ -1,0 +1,65 @@
+"""Finding the parts of a file in objects that the store has, by their checksums. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asyncsync.planning.delta import Origin
+from asyncsync.planning.manifest import FileEntry
+
+
+class Candidate(NamedTuple):
+    """An object that may hold parts of a file; its key in the store, and what a manifest says of it."""
+
+    key: str
+    entry: FileEntry
+
+    def origin(self, start: int = 0) -> Origin:
+        """The place ``start`` bytes into the object."""
+        return Origin(self.key, self.entry.version, start, self.entry.size)
+
+
+class Matches:
+    """The parts of some candidates. Memory: about 200 bytes a part.
+
+    Where parts are in several places, one that goes on where the one before ended is taken, so that both are copied
+    in one request; else the same offset; else the first candidate that has it.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self._table: dict[tuple[str, int, int], list[Origin]] = {}
+        self._candidates = candidates
+        self._next: Origin | None = None
+        for candidate in candidates:
+            for xxh3, (offset, size, crc) in zip(candidate.entry.parts, candidate.entry.ranges(), strict=True):
+                if size:
+                    self._table.setdefault((xxh3, crc, size), []).append(candidate.origin(offset))
+
+    def part_size(self, wanted: int, size: int, max_parts: int) -> int:
+        """The part size that the candidates have, so that equal parts are found, if it suits a file of ``size``."""
+        for candidate in self._candidates:
+            known = candidate.entry.part_size
+            if known and known * max_parts >= size:
+                return known
+        return wanted
+
+    def mark(self, offset: int, size: int) -> int:
+        """How many bytes at the start of the part at ``offset`` to know by themselves: a candidate ends there."""
+        for candidate in self._candidates:
+            length = candidate.entry.size - offset
+            if candidate.entry.part_size and 0 < length < size and offset % candidate.entry.part_size == 0:
+                return length
+        return 0
+
+    def find(self, offset: int, size: int, xxh3: str, crc32c: int) -> Origin | None:
+        """Where the store has these bytes; asked in the order of the file."""
+        found = self._table.get((xxh3, crc32c, size))
+        if found is None:
+            self._next = None
+            return None
+        origin = self._next if self._next in found else None
+        if origin is None:
+            origin = next((place for place in found if place.start == offset), found[0])
+        self._next = origin.at(size)
+        return origin

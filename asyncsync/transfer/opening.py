@@ -1,0 +1,35 @@
+"""Opening a multipart upload, or going on with one, so that the journal knows of it from the start."""
+
+from __future__ import annotations
+
+from asyncsync.errors import NotFoundError
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.transfer.uploads import OpenUploads
+
+
+async def find_upload(
+    store: Store, uploads: OpenUploads, key: str, part_size: int
+) -> tuple[Upload | None, dict[int, Part]]:
+    """The upload of ``key`` that an earlier pass began, and its parts. An upload that is not open any more is given
+    back too: the store does not know it, so perhaps it was completed."""
+    upload = uploads.find(key, part_size)
+    if upload is not None:
+        try:
+            return upload, uploads.parts(upload, await store.list_parts(upload))
+        except NotFoundError:
+            uploads.closed(upload)
+    return upload, {}
+
+
+async def open_upload(
+    store: Store, uploads: OpenUploads, key: str, path: str, file: FileStat, part_size: int
+) -> Upload:
+    """A new upload of the local file ``path``, as it is at ``file``."""
+    try:
+        upload = await store.create_multipart(key)
+    except BaseException:  # a cancel too: plain bookkeeping, then on its way
+        uploads.unsure(key)
+        raise
+    uploads.opened(upload, path, file, part_size)
+    return upload

@@ -1,0 +1,281 @@
+"""Only what changed travels; what the store has already it copies itself."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from asyncsync import SyncConfig, Syncer, TransferConfig, push
+from asyncsync.planning import appended
+from asyncsync.planning.manifest import Manifest
+from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+
+MIB = 1 << 20
+CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
+MANIFEST = ".asyncsync/manifest.json"
+
+
+@pytest.fixture
+def faults():
+    reset_memory()
+    yield inject_faults("b")
+    reset_memory()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    root.mkdir()
+    return root
+
+
+def send(root: Path, uri: str = "memory://b/p", **options):
+    return run_virtual(push(root, uri, transfer=CONFIG, **options))
+
+
+def stored(prefix: str = "p") -> dict[str, bytes]:
+    return {key: data for key, data in MemoryStore("b", prefix).contents.items() if not key.startswith(".asyncsync")}
+
+
+def local(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def patch(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def asked(faults: Faults, operation: str) -> int:
+    return sum(request.operation == operation for request in faults.requests)
+
+
+def test_a_changed_byte_sends_its_part_alone(faults, tree) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    patch(tree / "f", 12 * MIB, b"!")
+    faults.requests.clear()
+    report = send(tree)
+    assert stored() == local(tree)
+    assert (report.bytes_sent, report.bytes_copied) == (5 * MIB, 27 * MIB)
+    assert (asked(faults, "put_part"), asked(faults, "copy_part")) == (1, 2)
+
+
+def test_what_was_appended_is_all_that_travels(faults, tree) -> None:
+    """Also where the file did not end with a part: its old end is found in the middle of one."""
+    (tree / "f").write_bytes(noise(32 * MIB + 7))
+    send(tree)
+    with (tree / "f").open("ab") as file:
+        file.write(noise(MIB, 1))
+    report = send(tree)
+    assert stored() == local(tree)
+    assert (report.bytes_sent, report.bytes_copied) == (MIB, 32 * MIB + 7)
+
+
+def test_a_touched_file_costs_no_request(faults, tree) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    os.utime(tree / "f", ns=(5, 5))
+    faults.requests.clear()
+    report = send(tree)
+    assert (report.files_sent, report.bytes_sent, report.bytes_copied) == (0, 0, 0)
+    assert [request.operation for request in faults.requests] == ["head"]
+
+
+def test_a_file_with_other_bytes_everywhere_is_sent_once(faults, tree) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    (tree / "f").write_bytes(noise(32 * MIB, 1))
+    report = send(tree)
+    assert stored() == local(tree)
+    assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
+
+
+def test_parts_that_changed_places_are_found(faults, tree) -> None:
+    data = noise(30 * MIB)
+    (tree / "f").write_bytes(data)
+    send(tree)
+    (tree / "f").write_bytes(data[15 * MIB :] + data[: 15 * MIB])
+    report = send(tree)
+    assert stored() == local(tree)
+    assert (report.bytes_sent, report.bytes_copied) == (0, 30 * MIB)
+
+
+@pytest.mark.parametrize("operation", ["copy_part", "copy"])
+@pytest.mark.parametrize("how", ["gone", "replaced"])
+def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, operation, how) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    store = MemoryStore("b", "p")
+    if how == "gone":
+        del store.bucket.objects["p/f"]
+    else:
+        store._store("f", b"x" * (40 * MIB), "other")
+    if operation == "copy_part":
+        patch(tree / "f", 0, b"!")
+    else:
+        os.rename(tree / "f", tree / "g")
+    report = send(tree, sync_config=SyncConfig(delete=True))
+    assert stored() == local(tree)
+    assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
+
+
+def test_copies_that_give_other_bytes_are_noticed_and_the_file_is_sent(faults, tree) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    MemoryStore("b", "p").damage("f", noise(32 * MIB, 9))
+    patch(tree / "f", 0, b"!")
+    send(tree)
+    assert stored() == local(tree)
+
+
+def test_renamed_files_are_copied_by_the_store(faults, tree) -> None:
+    (tree / "old").mkdir()
+    for number in range(200):
+        (tree / f"old/{number}").write_bytes(noise(1000 + number, number))
+    (tree / "old/large").write_bytes(noise(20 * MIB))
+    (tree / "old/medium").write_bytes(noise(3 * MIB))
+    send(tree)
+    os.rename(tree / "old", tree / "new")
+    report = send(tree, sync_config=SyncConfig(delete=True))
+    assert stored() == local(tree)
+    assert (report.files_sent, report.bytes_sent, report.files_copied) == (0, 0, 202)
+    assert report.bytes_copied == report.bytes_total
+
+
+def test_files_that_swap_their_names_keep_their_bytes(faults, tree) -> None:
+    """The source of one is replaced by the other: neither is copied."""
+    for name, seed in (("a", 1), ("b", 2)):
+        (tree / name).write_bytes(noise(10_000, seed))
+        (tree / f"{name}.large").write_bytes(noise(12 * MIB, seed))
+    send(tree)
+    for suffix in ("", ".large"):
+        os.rename(tree / f"a{suffix}", tree / "x")
+        os.rename(tree / f"b{suffix}", tree / f"a{suffix}")
+        os.rename(tree / "x", tree / f"b{suffix}")
+    send(tree)
+    assert stored() == local(tree)
+
+
+def test_an_interrupted_assembly_goes_on_where_it_stopped(faults, tree) -> None:
+    (tree / "f").write_bytes(noise(60 * MIB))
+    send(tree)
+    for at in range(5, 60, 10):
+        patch(tree / "f", at * MIB, b"!")
+    faults.fail(1, operation="complete_multipart", times=None)
+    with pytest.raises(Exception, match="f"):
+        send(tree)
+    faults.planned.clear()
+    faults.requests.clear()
+    report = send(tree)
+    assert stored() == local(tree)
+    assert (asked(faults, "put_part"), asked(faults, "copy_part"), report.bytes_sent) == (0, 0, 0)
+    assert not MemoryStore("b").bucket.uploads
+
+
+@pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "put_part", "complete_multipart"])
+def test_whatever_fails_the_next_sync_has_the_file_right(faults, tree, operation) -> None:
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    patch(tree / "f", 12 * MIB, b"!")
+    faults.fail(1, operation=operation, times=None, error=ValueError("a bug"))
+    with pytest.raises(BaseException):
+        send(tree)
+    faults.planned.clear()
+    send(tree)
+    assert stored() == local(tree)
+    assert not MemoryStore("b").bucket.uploads
+
+
+def entry(path: str):
+    return Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files[path]
+
+
+def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypatch) -> None:
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    read: list[int] = []
+    from asyncsync.transfer import assemble
+
+    digest_cell = assemble.digest_cell
+    monkeypatch.setattr(assemble, "digest_cell", lambda body, mark: read.append(body.size) or digest_cell(body, mark))
+    (tree / "train.log").write_bytes(noise(42 * MIB))
+    send(tree)
+    with (tree / "train.log").open("ab") as file:
+        file.write(noise(MIB, 1))
+    report = send(tree)
+    assert stored() == local(tree)
+    assert report.bytes_sent == MIB
+    assert sum(read) == 3 * MIB
+    assert entry("train.log").size == 43 * MIB
+
+
+@pytest.mark.parametrize("name", ["train.log", "data.bin"])
+@pytest.mark.parametrize("edit", ["head", "end", "middle of what is no log", "another file", "shorter before"])
+def test_a_file_that_was_rewritten_and_grew_is_not_taken_for_an_append(faults, tree, monkeypatch, name, edit) -> None:
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    path = tree / name
+    path.write_bytes(noise(42 * MIB))
+    send(tree)
+    if edit == "another file":
+        os.rename(path, tree / "away")
+        path.write_bytes(noise(20 * MIB, 5) + (tree / "away").read_bytes()[20 * MIB :])
+        os.unlink(tree / "away")
+    elif edit == "shorter before":
+        path.write_bytes(noise(43 * MIB, 7))
+    elif edit != "middle of what is no log" or name != "train.log":
+        patch(path, {"head": 0, "end": 42 * MIB - 1}.get(edit, 20 * MIB), b"!")
+    with path.open("ab") as file:
+        file.write(noise(MIB, 1))
+    send(tree)
+    assert stored() == local(tree)
+
+
+def test_checksum_reads_even_a_log_whole(faults, tree, monkeypatch) -> None:
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    (tree / "train.log").write_bytes(noise(42 * MIB))
+    send(tree)
+    patch(tree / "train.log", 20 * MIB, b"!")
+    with (tree / "train.log").open("ab") as file:
+        file.write(b"more")
+    send(tree, checksum=True)
+    assert stored() == local(tree)
+
+
+def test_equal_size_time_and_name_do_not_hide_another_file(faults, tree) -> None:
+    (tree / "f").write_bytes(b"old")
+    os.utime(tree / "f", ns=(10**18, 10**18))
+    send(tree)
+    (tree / "g").write_bytes(b"new")
+    os.utime(tree / "g", ns=(10**18, 10**18))
+    os.rename(tree / "g", tree / "f")
+    send(tree)
+    assert stored() == {"f": b"new"}
+
+
+def test_a_request_that_costs_more_than_it_saves_is_not_made(faults, tree) -> None:
+    dear = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB, request_cost_bytes=100 * MIB)
+    (tree / "f").write_bytes(noise(32 * MIB))
+    run_virtual(push(tree, "memory://b/p", transfer=dear))
+    patch(tree / "f", 0, b"!")
+    report = run_virtual(push(tree, "memory://b/p", transfer=dear))
+    assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
+
+
+def test_a_directory_as_store_copies_ranges_too(tree, tmp_path) -> None:
+    async def main() -> None:
+        async with Syncer(tree, str(tmp_path / "store"), transfer=CONFIG) as syncer:
+            (tree / "f").write_bytes(noise(32 * MIB))
+            await syncer.sync_up()
+            patch(tree / "f", 12 * MIB, b"!")
+            os.rename(tree / "f", tree / "g")
+            report = await syncer.sync_up()
+            assert (report.bytes_sent, report.bytes_copied) == (5 * MIB, 27 * MIB)
+
+    run_virtual(main())
+    assert (tmp_path / "store/g").read_bytes() == (tree / "g").read_bytes()
