@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,57 +39,95 @@ class Rules:
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
 
 
-def scan(root: str, rules: Rules = Rules()) -> Snapshot:
-    """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``."""
+Same = Callable[[str, int, int, int], bool]
+"""Whether a file of this path, size (bytes), mtime (ns) and inode is known, and needs no further look."""
+
+
+def nothing_known(path: str, size: int, mtime_ns: int, inode: int) -> bool:  # noqa: ARG001
+    """Of a tree that was never seen, every file is new."""
+    return False
+
+
+def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snapshot:
+    """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``.
+
+    Files that are the ``same`` are counted and not kept, so that looking at a large tree again takes no memory.
+    """
+    walk = _Walk(root, rules, same)
     if rules.only is not None:
-        return _scan_only(root, rules.only)
-    walk = _Walk(root, rules)
+        walk.only(rules.only)
+        return walk.found
     info = os.stat(root)
     walk.directory(root, "", {(info.st_dev, info.st_ino)})
     return walk.found
 
 
-def _scan_only(root: str, names: Iterable[str]) -> Snapshot:
-    found = Snapshot()
-    for name in names:
-        try:
-            info = os.stat(f"{root}/{name}")
-        except FileNotFoundError:
-            continue
-        found.files.append(FileStat.of(name, info))
-    return found
-
-
 class _Walk:
     """One scan. Directories on the way down are known by (device, inode), so a link to a parent ends there."""
 
-    def __init__(self, root: str, rules: Rules) -> None:
+    def __init__(self, root: str, rules: Rules, same: Same) -> None:
         self.found = Snapshot()
-        self._rules = rules
+        self._root, self._rules, self._same = root, rules, same
         self._real_root = os.path.realpath(root)
         self._include = pathspec.GitIgnoreSpec.from_lines(rules.include) if rules.include else None
         self._exclude = pathspec.GitIgnoreSpec.from_lines(rules.exclude) if rules.exclude else None
+        self._everything = self._include is None and self._exclude is None
+
+    def only(self, names: Iterable[str]) -> None:
+        """Just these files; those that are not there are left out."""
+        for name in names:
+            try:
+                self._keep(name, os.stat(f"{self._root}/{name}"))
+            except FileNotFoundError:
+                continue
 
     def directory(self, path: str, prefix: str, above: set[tuple[int, int]]) -> None:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                name = entry.name
-                if name == META_DIR or name.endswith(TEMPORARY):
-                    continue
-                try:
-                    self._entry(entry, prefix + name, above)
-                except FileNotFoundError:
-                    continue  # gone since it was listed: the next scan decides
+        """One directory, then those in it. Files are looked up relative to its descriptor: their paths are long."""
+        deeper: list[tuple[str, tuple[int, int]]] = []
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(descriptor) as entries:
+                self._entries(entries, path, prefix, deeper)
+        finally:
+            os.close(descriptor)
+        for name, here in deeper:
+            if here in above:
+                self.found.warnings.append(f"{prefix}{name}: skipped, the link leads back to a directory above it")
+                continue
+            try:
+                self.directory(f"{path}/{name}", f"{prefix}{name}/", above | {here})
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone since it was listed: the next scan decides
 
-    def _entry(self, entry: os.DirEntry[str], path: str, above: set[tuple[int, int]]) -> None:
-        if entry.is_symlink():
-            if not self._may_follow(entry, path):
-                return
-            if not os.path.exists(entry.path):
-                self.found.warnings.append(f"{path}: skipped, the link points to nothing")
-                return
+    def _entries(
+        self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[tuple[str, tuple[int, int]]]
+    ) -> None:
+        """What one directory holds. The plain file that has not changed takes the short way: one call of ours."""
+        plain, same, found = self._everything, self._same, self.found
+        for entry in entries:
+            name = entry.name
+            if META_DIR in name and (name == META_DIR or name.endswith(TEMPORARY)):
+                continue
+            path = prefix + name
+            try:
+                if plain and name.isascii() and entry.is_file(follow_symlinks=False):
+                    info = entry.stat(follow_symlinks=False)
+                    size = info.st_size
+                    if same(path, size, info.st_mtime_ns, info.st_ino):
+                        found.same += 1
+                    else:
+                        found.files.append(FileStat.of(path, info))
+                    found.bytes_total += size
+                elif not entry.is_symlink() or self._may_follow(f"{parent}/{name}", path):
+                    self._entry(entry, path, deeper)
+            except FileNotFoundError:
+                continue  # gone since it was listed: the next scan decides
+
+    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[tuple[str, tuple[int, int]]]) -> None:
         if entry.is_dir():
-            self._subdirectory(entry, path, above)
+            if self._descends(path):
+                info = entry.stat()
+                deeper.append((entry.name, (info.st_dev, info.st_ino)))
         elif self._counts(path):
             self._file(entry.stat(), path)
 
@@ -99,19 +137,20 @@ class _Walk:
         elif not path.isascii() and not _is_text(path):
             self.found.refused.append(path)
         else:
-            self.found.files.append(FileStat.of(path, info))
+            self._keep(path, info)
 
-    def _subdirectory(self, entry: os.DirEntry[str], path: str, above: set[tuple[int, int]]) -> None:
+    def _keep(self, path: str, info: os.stat_result) -> None:
+        found, size = self.found, info.st_size
+        found.bytes_total += size
+        if self._same(path, size, info.st_mtime_ns, info.st_ino):
+            found.same += 1
+        else:
+            found.files.append(FileStat.of(path, info))
+
+    def _descends(self, path: str) -> bool:
         if self._rules.skip_numbered and _NUMBERED.fullmatch(path):
-            return
-        if path in self._rules.skip or (self._exclude is not None and self._exclude.match_file(path + "/")):
-            return
-        info = entry.stat()
-        here = (info.st_dev, info.st_ino)
-        if here in above:
-            self.found.warnings.append(f"{path}: skipped, the link leads back to a directory above it")
-            return
-        self.directory(entry.path, path + "/", above | {here})
+            return False
+        return path not in self._rules.skip and not (self._exclude is not None and self._exclude.match_file(path + "/"))
 
     def _counts(self, path: str) -> bool:
         if path in self._rules.always:
@@ -120,17 +159,20 @@ class _Walk:
             return False
         return self._include is None or self._include.match_file(path)
 
-    def _may_follow(self, entry: os.DirEntry[str], path: str) -> bool:
-        if self._rules.symlinks == "follow":
-            return True
+    def _may_follow(self, link: str, path: str) -> bool:
         if self._rules.symlinks == "skip":
-            self.found.warnings.append(f"{path}: skipped, a symbolic link")
-            return False
-        target = os.path.realpath(entry.path)
-        if target == self._real_root or target.startswith(self._real_root + os.sep):
+            why = "a symbolic link"
+        elif self._rules.symlinks == "inside" and not self._inside(os.path.realpath(link)):
+            why = "the link leaves the tree (symlinks='follow' takes it along)"
+        elif not os.path.exists(link):
+            why = "the link points to nothing"
+        else:
             return True
-        self.found.warnings.append(f"{path}: skipped, the link leaves the tree (symlinks='follow' takes it along)")
+        self.found.warnings.append(f"{path}: skipped, {why}")
         return False
+
+    def _inside(self, target: str) -> bool:
+        return target == self._real_root or target.startswith(self._real_root + os.sep)
 
 
 def _is_text(path: str) -> bool:

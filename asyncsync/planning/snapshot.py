@@ -30,8 +30,13 @@ class FileStat(NamedTuple):
 
 @dataclass(slots=True)
 class Snapshot:
-    """The files of a tree and what was left out. ``refused`` are names that no store could hold."""
+    """What a scan found: ``files`` that may have changed, what was left out, and counts of all. ``refused`` are names
+    that no store could hold."""
 
     files: list[FileStat] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    same: int = 0
+    """Files that were known as they are."""
+    bytes_total: int = 0
+    """Of all files, the same ones too."""

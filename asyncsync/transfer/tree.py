@@ -19,7 +19,7 @@ from asyncsync.errors import (
     PreconditionError,
     SyncFailedError,
 )
-from asyncsync.planning.changes import SCANNED, Changes, compare
+from asyncsync.planning.changes import SCANNED, Changes, Comparison
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
@@ -115,7 +115,7 @@ class Tree:
         snapshot, changes = await in_thread(self._look, rules, self._known())
         self._refuse_names(snapshot, store)
         if self._from_journal:
-            changes = await self._confirm(store, snapshot, changes)
+            snapshot, changes = await self._confirm(store, snapshot, changes)
         gone = self._to_delete(changes, rules)
         tally = await self._send(store, changes.send, scanned, on_progress)
         if tally.failures and self._options.whole:
@@ -194,7 +194,7 @@ class Tree:
             raise CheckpointIncompleteError(f"{store.uri}/{self.prefix}{MANIFEST}: {error}") from error
         self._version = info.version
 
-    async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> Changes:
+    async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> tuple[Snapshot, Changes]:
         """Ask once a process whether the manifest in the journal still stands.
 
         It may be out of date, or of another server under the same name; who trusts it calls an emptied store in step.
@@ -205,10 +205,10 @@ class Tree:
         except NotFoundError:
             stands = False
         if stands:
-            return changes
+            return snapshot, changes
         self._forget()
         await self._fetch(store)
-        return await in_thread(compare, snapshot.files, self._known(), checksum=self._options.checksum)
+        return await in_thread(self._look, self._options.rules(), self._known())
 
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
         if self._options.delete or not self._options.disown:
@@ -238,8 +238,9 @@ class Tree:
 
     def _look(self, rules: Rules, known: Manifest | None) -> tuple[Snapshot, Changes]:
         """In a worker thread: what is there, and what of it is new."""
-        snapshot = scan(self.root, rules)
-        return snapshot, compare(snapshot.files, known, checksum=self._options.checksum)
+        comparison = Comparison(known, checksum=self._options.checksum)
+        snapshot = scan(self.root, rules, comparison.same)
+        return snapshot, Changes(snapshot.files, snapshot.same, comparison.gone())
 
     async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
         session = self._session
@@ -306,7 +307,7 @@ class Tree:
         return SyncReport(
             files_sent=tally.files_sent,
             files_skipped=changes.skip + tally.files_unchanged,
-            bytes_total=sum(file.size for file in snapshot.files),
+            bytes_total=snapshot.bytes_total,
             bytes_sent=tally.bytes_sent,
             bytes_copied=tally.bytes_copied,
             files_copied=tally.files_copied,

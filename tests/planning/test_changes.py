@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.planning.changes import RACY_NS, SCANNED, compare, cut, part_size_for
+from asyncsync.planning.changes import RACY_NS, SCANNED, Changes, Comparison, cut, part_size_for
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 
@@ -21,6 +21,12 @@ def entry(path: str, size: int = 3, mtime: int = 5) -> FileEntry:
 
 def manifest(*entries: FileEntry) -> Manifest:
     return Manifest({item.path: item for item in entries}, {SCANNED: NOW})
+
+
+def compare(files: list[FileStat], known: Manifest | None, *, checksum: bool = False) -> Changes:
+    comparison = Comparison(known, checksum=checksum)
+    send = [file for file in files if not comparison.same(*file[:4])]
+    return Changes(send, len(files) - len(send), comparison.gone())
 
 
 def test_everything_is_new_without_a_manifest() -> None:

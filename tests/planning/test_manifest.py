@@ -1,5 +1,7 @@
 """The manifest's document."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,22 @@ ENTRIES = st.builds(
 def test_what_is_written_is_read_again(entries: list[FileEntry]) -> None:
     manifest = Manifest({item.path: item for item in entries}, {"metrics": {"loss": 1.5}})
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+@given(st.lists(ENTRIES, max_size=5))
+def test_the_lines_are_what_json_makes_of_them(entries: list[FileEntry]) -> None:
+    lines = Manifest({item.path: item for item in entries}).to_bytes().decode().splitlines()[1:-1]
+    for line in lines:
+        entry = json.loads(line.rstrip(","))
+        assert json.dumps(entry, separators=(",", ":")) == line.rstrip(",")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_any_layout_is_read(indent: int | None) -> None:
+    files = {f"f{index}": FileEntry(f"f{index}", 1, 1, 1, 1, 0, ("x",), (1,), "v") for index in range(600)}
+    document = json.dumps(json.loads(Manifest(files).to_bytes()), indent=indent).encode()
+    assert Manifest.from_bytes(document) == Manifest(files)
+    assert Manifest.from_bytes(document.replace(b'"files": [', b'"files":[')) == Manifest(files)
 
 
 def test_one_file_a_line() -> None:
