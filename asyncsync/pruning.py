@@ -127,10 +127,10 @@ class _Owned:
 
     async def _record(self, trial: str) -> frozenset[str]:
         if trial not in self.checkpoints:
-            data = await find(self.store, trial + TRIAL_RECORD)
             try:
+                data = await find(self.store, trial + TRIAL_RECORD)
                 record = None if data is None else parse_trial(self.store, trial, data)
-            except ValueError as error:
+            except (ValueError, IntegrityError) as error:
                 raise CheckpointIncompleteError(f"nothing was pruned, a record cannot be read: {error}") from error
             self.checkpoints[trial] = frozenset(item.name for item in record.checkpoints) if record else frozenset()
         return self.checkpoints[trial]

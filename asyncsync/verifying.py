@@ -116,20 +116,19 @@ class _Verification:
         """What records say must be there too."""
         names = [key for key in self.objects if key == TRIAL_RECORD or key.endswith("/" + TRIAL_RECORD)]
         await for_each(names, self._trial, min(64, self.workers))
-        data = await find(self.store, EXPERIMENT_RECORD) if EXPERIMENT_RECORD in self.objects else None
-        if data is not None:
+        if EXPERIMENT_RECORD in self.objects:
             try:
-                ExperimentRecord.from_bytes(data)
-            except (ValueError, TypeError) as error:
+                ExperimentRecord.from_bytes(await find(self.store, EXPERIMENT_RECORD) or b"")
+            except (ValueError, TypeError, IntegrityError) as error:
                 self.damaged[EXPERIMENT_RECORD] = str(error)
 
     async def _trial(self, key: str) -> None:
-        data = await find(self.store, key)
-        if data is None:
-            return
         try:
+            data = await find(self.store, key)
+            if data is None:
+                return
             record = TrialRecord.from_bytes(data)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, IntegrityError) as error:
             self.damaged[key] = str(error)
             return
         trial = key[: -len(TRIAL_RECORD)]

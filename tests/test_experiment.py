@@ -114,6 +114,12 @@ async def test_one_damaged_record_hides_no_other_trial(store):
     assert "not a trial record" in experiment.trial("a").error
 
 
+@pytest.mark.virtual_time
+async def test_a_record_with_a_rotten_digit_is_unreadable_and_not_believed(store):
+    store.damage("a/.asyncsync/trial.json", store.contents["a/.asyncsync/trial.json"].replace(b"1", b"2", 1))
+    assert (await Experiment.open(URI)).trial("a").status == "unreadable"
+
+
 async def test_a_copied_and_renamed_experiment_opens_and_downloads(tmp_path):
     async with open_store(tmp_path / "old") as store:
         await put_experiment(store, a="finished")
@@ -263,9 +269,8 @@ async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path
         store.bucket.objects.pop("exp/a/checkpoint_000000/.asyncsync/manifest.json")
         key = "exp/a/.asyncsync/trial.json"
         raw = store.bucket.objects[key].data
-        store.damage(
-            "a/.asyncsync/trial.json", raw.replace(b'"name":"checkpoint_000000"', b'"name":"checkpoint_000009"')
-        )
+        other = raw.replace(b'"name":"checkpoint_000000"', b'"name":"checkpoint_000009"')
+        store._store("a/.asyncsync/trial.json", other, "replaced")
 
     inject_faults("lab").hook(1, retire, operation="read", key="a/checkpoint_000000/.asyncsync/manifest.json")
     report = await pull(URI, tmp_path)

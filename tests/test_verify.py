@@ -88,6 +88,14 @@ async def test_records_and_manifests_that_cannot_be_read_are_damage(store, key):
     assert key in (await verify(URI)).damaged
 
 
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("key", ["a/.asyncsync/trial.json", ".asyncsync/experiment.json", "a/.asyncsync/manifest.json"])
+async def test_a_digit_that_rotted_in_a_record_or_manifest_is_damage(store, key):
+    """It would still parse; the checksum of the store tells."""
+    store.damage(key, store.contents[key].replace(b"1", b"2", 1))
+    assert key in (await verify(URI)).damaged
+
+
 async def test_a_prefix_without_manifest_is_not_ok(store):
     await store.put("loose/file", b"x")
     assert (await verify(f"{URI}/loose")).missing == [".asyncsync/manifest.json"]

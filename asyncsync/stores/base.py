@@ -16,7 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import google_crc32c
+
 from asyncsync.disk.files import FileRange
+from asyncsync.errors import IntegrityError
 
 Body = bytes | FileRange
 """What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
@@ -182,11 +185,21 @@ class Store(ABC):
         """All open uploads below ``prefix``."""
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
-        """A whole small object in memory, with what is known of it."""
+        """A whole small object in memory, with what is known of it.
+
+        IntegrityError if the bytes that came have not the CRC32C that the store says: nothing else would notice a
+        damaged digit in a record.
+        """
         pieces: list[bytes] = []
 
         async def keep(piece: bytes) -> None:
             pieces.append(piece)
 
         info = await self.read(key, keep)
-        return b"".join(pieces), info
+        data = b"".join(pieces)
+        if info.crc32c is not None and google_crc32c.value(data) != info.crc32c:
+            raise IntegrityError(
+                f"{self.uri.rstrip('/')}/{key}: the bytes that came do not have the CRC32C that the store says",
+                retryable=True,
+            )
+        return data, info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asyncsync.errors import NotFoundError
+from asyncsync.errors import IntegrityError, NotFoundError
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
 from asyncsync.transfer.listing import for_each, list_directories
@@ -29,18 +29,15 @@ async def read_catalog(store: Store) -> Catalog:
     """Read the driver's record and those of all trials, in parallel. Requests: one a trial and two more, and one
     listing a thousand trials. NotFoundError if there are none of them."""
     catalog = Catalog()
-    data = await find(store, EXPERIMENT_RECORD)
-    if data is not None:
-        catalog.experiment = _parse_experiment(data)
+    catalog.experiment = await _experiment(store)
     names = set(await list_directories(store, ""))
 
     async def read(name: str) -> None:
-        record = await find(store, f"{name}/{TRIAL_RECORD}")
-        if record is None:
-            return
         try:
-            catalog.trials[name] = TrialRecord.from_bytes(record)
-        except (ValueError, TypeError, KeyError) as error:
+            record = await find(store, f"{name}/{TRIAL_RECORD}")
+            if record is not None:
+                catalog.trials[name] = TrialRecord.from_bytes(record)
+        except (ValueError, TypeError, KeyError, IntegrityError) as error:
             catalog.unreadable[name] = str(error)
 
     await for_each(sorted(names - {".asyncsync"}), read, min(READERS, max(1, len(names))))
@@ -57,11 +54,12 @@ def parse_trial(store: Store, prefix: str, data: bytes) -> TrialRecord:
         raise ValueError(f"{store.uri.rstrip('/')}/{prefix}{TRIAL_RECORD}: {error}") from error
 
 
-def _parse_experiment(data: bytes) -> ExperimentRecord | None:
+async def _experiment(store: Store) -> ExperimentRecord | None:
     """None for a record that cannot be read: everything in it is in the trials' records too, except their order."""
     try:
-        return ExperimentRecord.from_bytes(data)
-    except (ValueError, TypeError):
+        data = await find(store, EXPERIMENT_RECORD)
+        return None if data is None else ExperimentRecord.from_bytes(data)
+    except (ValueError, TypeError, IntegrityError):
         return None
 
 
