@@ -1,4 +1,5 @@
-"""The public test kit: an object store in memory, a store that fails on demand, and an event loop without waiting.
+"""The public test kit: an object store in memory, a store that fails on demand, an event loop without waiting, and a
+proxy that does to connections what networks do.
 
 Importing it makes ``memory://bucket/prefix`` a storage path like any other::
 
@@ -14,16 +15,23 @@ Importing it makes ``memory://bucket/prefix`` a storage path like any other::
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory
 from asyncsync.testing.memory import MemoryStore, Request
+from asyncsync.testing.proxy import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
 from asyncsync.testing.virtual import DeadlockError, VirtualTimeLoop, run_virtual
 
 __all__ = [
+    "Answer",
+    "BreakAnswer",
+    "BreakRequest",
     "DeadlockError",
     "Fault",
+    "FaultProxy",
     "Faults",
     "FaultyStore",
+    "Flip",
     "Hang",
     "MemoryStore",
     "Request",
+    "Stall",
     "VirtualTimeLoop",
     "inject_faults",
     "reset_memory",

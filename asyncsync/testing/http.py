@@ -1,0 +1,108 @@
+"""Just enough of HTTP/1.1 to know where a message begins and ends; every byte is kept as it came."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+CHUNK = 1 << 16
+"""Most bytes of a body that are passed on at once."""
+_NO_BODY = frozenset({204, 304})
+
+
+@dataclass(frozen=True)
+class Head:
+    """First line and headers of a message."""
+
+    raw: bytes
+    line: str
+    headers: dict[str, str]
+    """Names in lower case."""
+
+    @property
+    def method(self) -> str:
+        """Of a request."""
+        return self.line.partition(" ")[0]
+
+    @property
+    def status(self) -> int:
+        """Of an answer."""
+        return int(self.line.split(" ", 2)[1])
+
+    @property
+    def closes(self) -> bool:
+        """Whether the sender ends the connection after this message."""
+        said = self.headers.get("connection", "").lower()
+        return said == "close" or (self.line.startswith("HTTP/1.0") and said != "keep-alive")
+
+    def request_body(self, reader: asyncio.StreamReader) -> Body:
+        """What follows a request."""
+        return Body(reader, self._length or 0, chunked=self._chunked)
+
+    def answer_body(self, reader: asyncio.StreamReader, method: str) -> Body:
+        """What follows the answer to a request with ``method``."""
+        if method == "HEAD" or self.status in _NO_BODY:
+            return Body(reader, 0, chunked=False)
+        return Body(reader, self._length, chunked=self._chunked)
+
+    @property
+    def _length(self) -> int | None:
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isdigit() else None
+
+    @property
+    def _chunked(self) -> bool:
+        return "chunked" in self.headers.get("transfer-encoding", "").lower()
+
+
+async def read_head(reader: asyncio.StreamReader) -> Head | None:
+    """The next message's head; None where the peer has ended the connection before it."""
+    try:
+        raw = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
+        return None
+    lines = raw.decode("latin-1").split("\r\n")
+    pairs = (line.partition(":") for line in lines[1:] if line)
+    return Head(raw, lines[0], {name.lower(): value.strip() for name, _, value in pairs})
+
+
+class Body:
+    """A body as it comes: of known length, in chunks, or (``length=None``) until the connection ends."""
+
+    def __init__(self, reader: asyncio.StreamReader, length: int | None, *, chunked: bool) -> None:
+        self.is_framed = chunked or length is not None
+        self._reader, self._chunked = reader, chunked
+        self._left = 0 if chunked else length
+        self._ended = False
+
+    async def read(self) -> tuple[bytes, int]:
+        """The next bytes, and how many of them are content: all, or none where they are the frame of chunks. Empty at
+        the end; IncompleteReadError if the peer leaves before it."""
+        if self._chunked and not self._left:
+            return await self._frame(), 0
+        if self._left == 0:
+            return b"", 0
+        data = await self._reader.read(CHUNK if self._left is None else min(CHUNK, self._left))
+        if self._left is not None:
+            if not data:
+                raise asyncio.IncompleteReadError(b"", self._left)
+            self._left -= len(data)
+        return data, len(data)
+
+    async def _frame(self) -> bytes:
+        """What stands between two chunks: the end of the one, the size of the other."""
+        if self._ended:
+            return b""
+        raw = line = await self._reader.readuntil(b"\r\n")
+        if line == b"\r\n":
+            line = await self._reader.readuntil(b"\r\n")
+            raw += line
+        self._left = int(line.split(b";")[0], 16)
+        if not self._left:
+            self._ended = True
+            while line != b"\r\n":
+                line = await self._reader.readuntil(b"\r\n")
+                raw += line
+        return raw
