@@ -18,8 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import google_crc32c
 
 NAMES = ("seaweedfs", "ministack", "moto")
 READY_SECONDS = 60.0
@@ -152,6 +156,7 @@ def _ministack(directory: Path, port: int) -> Iterator[S3Server]:
 def _moto(directory: Path, port: int) -> Iterator[S3Server]:
     from moto.server import ThreadedMotoServer
 
+    _teach_crc32c()
     del directory
     running_server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     running_server.start()
@@ -161,6 +166,14 @@ def _moto(directory: Path, port: int) -> Iterator[S3Server]:
         yield server
     finally:
         running_server.stop()
+
+
+def _teach_crc32c() -> None:
+    """Without a module of this name moto says CRC32 where it is asked for CRC32C."""
+    module = ModuleType("crc32c")
+    module.__spec__ = ModuleSpec("crc32c", None)
+    module.crc32c = google_crc32c.value  # type: ignore[attr-defined]
+    sys.modules.setdefault("crc32c", module)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def test_resuming_adopts_what_was_committed_but_not_registered(bench: Bench) -> 
     run_virtual(first())
     lost = record(bench)
     lost.checkpoints, lost.next_checkpoint = [], 0
-    bench.store.bucket.objects["exp/t/.asyncsync/trial.json"].data = lost.to_bytes()
+    bench.store._store("t/.asyncsync/trial.json", lost.to_bytes(), "lost")
     run_virtual(second())
     assert [(item.name, item.metrics) for item in record(bench).checkpoints] == [("checkpoint_000000", {"loss": 7.0})]
 
