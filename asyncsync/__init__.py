@@ -23,7 +23,8 @@ from asyncsync.errors import (
 )
 from asyncsync.experiment import Experiment
 from asyncsync.reading import pull
-from asyncsync.report import SyncReport, VerifyReport
+from asyncsync.repairing import repair
+from asyncsync.report import RepairReport, SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
@@ -46,6 +47,7 @@ __all__ = [
     "FlushReport",
     "IntegrityError",
     "NotFoundError",
+    "RepairReport",
     "Report",
     "RunConfig",
     "SourceChangedError",
@@ -67,5 +69,6 @@ __all__ = [
     "__version__",
     "pull",
     "push",
+    "repair",
     "verify",
 ]

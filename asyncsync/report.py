@@ -62,6 +62,25 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
+class RepairReport:
+    """What ``verify --repair`` did."""
+
+    found: VerifyReport
+    """As it was before."""
+    repaired: list[str] = field(default_factory=list)
+    """Paths that were sent again and read back right."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Path -> why it could not be repaired."""
+    left: VerifyReport = field(default_factory=VerifyReport)
+    """As it is now."""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is damaged or missing any more."""
+        return self.left.ok
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What ``prune`` removed or, as a dry run, would remove."""
 

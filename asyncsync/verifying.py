@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import google_crc32c
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError
+from asyncsync.events import Progress
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.report import VerifyReport
@@ -22,6 +23,8 @@ from asyncsync.transfer.reader import exists, find, find_manifest, reading
 CHECKPOINT_DIR = re.compile(r"(?:.*/)?checkpoint_\d{6,}/")
 """The innermost checkpoint directory that a key lies in."""
 DEFAULT = TransferConfig()
+PROGRESS_EVERY = 0.2
+"""Seconds."""
 
 
 async def verify(
@@ -30,45 +33,81 @@ async def verify(
     deep: bool = False,
     storage_options: Mapping[str, object] | None = None,
     transfer: TransferConfig = DEFAULT,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> VerifyReport:
     """Compare every manifest and record below ``uri`` with the objects that are there.
 
     ``deep=False`` looks at existence and sizes, from one listing, and asks for the checksum of objects that have been
     replaced or copied since. ``deep=True`` reads every byte and computes its CRC32C; what does not match is read twice.
-    A prefix without a manifest is missing one. NotFoundError if there is nothing at ``uri`` at all.
+    A prefix without a manifest is missing one. At most ``transfer.max_concurrency`` requests at once; ``on_progress``
+    is called on the event loop, about five times a second. NotFoundError if there is nothing at ``uri`` at all.
     """
-    started = time.monotonic()
     async with reading(uri, transfer, storage_options) as store:
-        objects = await list_all(store, "")
-        if not objects:
-            raise NotFoundError(f"there is nothing at {os.fspath(uri)}")
-        check = _Verification(store, objects, transfer.max_concurrency)
-        await check.trees()
-        await check.records()
-        if deep:
-            await check.contents()
-        check.look_for_strays()
-        return VerifyReport(
-            trees=len(check.manifests), files=len(check.entries),
-            bytes=sum(entry.size for entry in check.entries.values()), damaged=dict(sorted(check.damaged.items())),
-            missing=sorted(check.missing), stray=sorted(check.stray), deep=deep, requests=store.requests,
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
+        check = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
+        return check.report(store.requests, deep=deep)
 
 
 @dataclass(slots=True)
-class _Verification:
+class Verification:
     """One run. Keys are relative to the URI that was asked for."""
 
     store: Store
     objects: dict[str, ObjectInfo]
     workers: int
+    on_progress: Callable[[Progress], None] | None = None
+    started: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+    done: int = 0
+    """Bytes that were looked at."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Parts that are still to be read, by file."""
     manifests: list[str] = field(default_factory=list)
     """Prefixes that have one."""
     entries: dict[str, FileEntry] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     stray: set[str] = field(default_factory=set)
+
+    @classmethod
+    async def run(
+        cls, store: Store, uri: str, workers: int, on_progress: Callable[[Progress], None] | None = None, *, deep: bool
+    ) -> Verification:
+        """Look at everything below ``uri``; NotFoundError if that is nothing."""
+        objects = await list_all(store, "")
+        if not objects:
+            raise NotFoundError(f"there is nothing at {uri}")
+        check = cls(store, objects, workers, on_progress)
+        await check.trees()
+        await check.records()
+        if deep:
+            await check.contents(check.entries)
+        check.look_for_strays()
+        check.tell(last=True)
+        return check
+
+    def report(self, requests: int, *, deep: bool) -> VerifyReport:
+        """What was found."""
+        return VerifyReport(
+            trees=len(self.manifests), files=len(self.entries),
+            bytes=sum(entry.size for entry in self.entries.values()), damaged=dict(sorted(self.damaged.items())),
+            missing=sorted(self.missing), stray=sorted(self.stray), deep=deep, requests=requests,
+            seconds=time.monotonic() - self.started,
+        )  # fmt: skip
+
+    def tell(self, *, last: bool = False) -> None:
+        """Say how far it is, now and then."""
+        now = time.monotonic()
+        if self.on_progress is None or (now - self.told < PROGRESS_EVERY and not last):
+            return
+        self.told = now
+        total = sum(entry.size for entry in self.entries.values())
+        left = sum(count > 0 for count in self.unread.values())
+        self.on_progress(
+            Progress(
+                tree="", files_done=len(self.entries) - left, files_total=len(self.entries),
+                bytes_done=total if last else self.done, bytes_total=total,
+            )
+        )  # fmt: skip
 
     async def trees(self) -> None:
         """Read every manifest and hold it against the listing."""
@@ -137,19 +176,21 @@ class _Verification:
             if manifest not in self.objects and not await exists(self.store, manifest):
                 self.missing.add(manifest)
 
-    async def contents(self) -> None:
-        """Read what looked right so far."""
-        parts = (
-            (key, offset, size, crc)
-            for key, entry in self.entries.items()
-            if key not in self.missing
-            for offset, size, crc in entry.ranges()
-        )
+    async def contents(self, keys: Iterable[str]) -> None:
+        """Read every byte of what looked right so far."""
+        wanted = [key for key in keys if key not in self.missing]
+        self.unread = {key: len(self.entries[key].part_crcs) for key in wanted}
+        parts = ((key, offset, size, crc) for key in wanted for offset, size, crc in self.entries[key].ranges())
         await for_each(parts, self._part, self.workers)
 
     async def _part(self, part: tuple[str, int, int, int]) -> None:
-        key, offset, size, crc = part
-        if key in self.damaged:
+        await self._check_part(*part)
+        self.unread[part[0]] -= 1
+        self.done += part[2]
+        self.tell()
+
+    async def _check_part(self, key: str, offset: int, size: int, crc: int) -> None:
+        if key in self.damaged or key in self.missing:
             return
         for _ in range(2):
             try:

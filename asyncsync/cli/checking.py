@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from asyncsync.cli.app import DAMAGED, DONE, command
@@ -9,6 +12,8 @@ from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
 from asyncsync.errors import ConfigError
 from asyncsync.pruning import prune as remove
+from asyncsync.repairing import repair as mend
+from asyncsync.report import VerifyReport
 from asyncsync.verifying import verify as check
 
 VERIFY = """Check that the store holds what the manifests below a URL name.
@@ -20,8 +25,12 @@ compares existence, size and the checksums that the store itself keeps; with --d
 Examples:
   asyncsync verify s3://bucket/experiments/sweep
   asyncsync verify s3://bucket/experiments/sweep/trial_00003/checkpoint_000004 --deep
+  asyncsync verify s3://bucket/experiments/sweep --deep --repair results/sweep
 
-Exit codes: 0 all there, 1 it could not be checked, 2 usage, 3 something is damaged or missing, 130 interrupted.
+With --repair what is damaged or missing is sent again from DIR, where a file there is still what the manifest says; it
+is then read back, every byte.
+
+Exit codes: 0 all there (again), 1 it could not be checked, 2 usage, 3 something is damaged or missing, 130 interrupted.
 """
 
 PRUNE = """Remove what no reader can see: uploads and checkpoints never completed, data of retired checkpoints.
@@ -41,11 +50,34 @@ Exit codes: 0 done, 1 something failed, 2 usage, 130 interrupted.
 @command(help=VERIFY)
 @click.argument("url")
 @click.option("--deep", is_flag=True, help="Read every byte.")
-async def verify(output: Output, settings: Settings, *, url: str, deep: bool) -> int:
+@click.option(
+    "--repair", "local", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="Send again what DIR still has.",
+)  # fmt: skip
+async def verify(output: Output, settings: Settings, *, url: str, deep: bool, local: Path | None) -> int:
     """See VERIFY."""
     uri = resolve_url(url)
-    output.at_interrupt = lambda: f"{uri} was not checked to the end; nothing was changed"
-    report = await check(uri, deep=deep, transfer=settings.transfer, storage_options=settings.storage_options)
+    with output.meter("checking") as meter:
+        where: dict[str, Any] = {"transfer": settings.transfer, "storage_options": settings.storage_options}
+        if local is None:
+            output.at_interrupt = lambda: f"{uri} was not checked to the end: {meter.text()}; nothing was changed"
+            report = await check(uri, deep=deep, on_progress=meter.update, **where)
+            fixed = None
+        else:
+            output.at_interrupt = lambda: f"{uri} was not repaired to the end; run the same command again"
+            fixed = await mend(uri, local, deep=deep, on_progress=meter.update, **where)
+            report = fixed.left
+    _tell(output, report, deep=deep)
+    if fixed is not None:
+        output.lines([f"repaired: {path}" for path in fixed.repaired], before="")
+        output.lines([f"not repaired: {path}: {why}" for path, why in sorted(fixed.failed.items())], before="")
+    output.line("all there" if report.ok else f"{len(report.damaged)} damaged, {len(report.missing)} missing")
+    more = {} if fixed is None else {"repaired": fixed.repaired, "not_repaired": fixed.failed}
+    output.document({"ok": report.ok, "uri": uri, **jsonable(report), **more})
+    return DONE if report.ok else DAMAGED
+
+
+def _tell(output: Output, report: VerifyReport, *, deep: bool) -> None:
     how = "every byte read" if deep else "sizes, and checksums where the store tells them"
     output.line(
         f"checked {count(report.files, 'file')} ({human_bytes(report.bytes)}) of {count(report.trees, 'manifest')} "
@@ -54,9 +86,6 @@ async def verify(output: Output, settings: Settings, *, url: str, deep: bool) ->
     output.lines([f"damaged: {path}: {problem}" for path, problem in sorted(report.damaged.items())], before="")
     output.lines([f"missing: {path}" for path in report.missing], before="")
     output.lines([f"not named by any manifest (harmless): {path}" for path in report.stray], before="")
-    output.line("all there" if report.ok else f"{len(report.damaged)} damaged, {len(report.missing)} missing")
-    output.document({"ok": report.ok, "uri": uri, **jsonable(report)})
-    return DONE if report.ok else DAMAGED
 
 
 @command(help=PRUNE)

@@ -198,6 +198,24 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
 
 
+def test_repair_sends_again_what_the_directory_still_has(
+    invoke: Invoke, answer: Answer, tree: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    answer("push", tree, store)
+    (store / "a.txt").unlink()
+    (store / "sub" / "b.bin").unlink()
+    (tree / "sub" / "b.bin").write_bytes(b"something else")
+    result = invoke("verify", store, "--repair", tree)
+    assert result.exit_code == 3
+    assert "\nrepaired: a.txt\n" in result.stdout
+    assert "\nnot repaired: sub/b.bin: " in result.stdout
+    document = answer("verify", store, "--repair", tree, code=3)
+    assert (document["missing"], document["repaired"], list(document["not_repaired"])) == (
+        ["sub/b.bin"], [], ["sub/b.bin"],
+    )  # fmt: skip
+
+
 def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path) -> None:
     asyncio.run(_experiment(str(tmp_path / "store")))
     garbage = tmp_path / "store" / "sweep" / "t0" / "checkpoint_000099"
