@@ -51,12 +51,14 @@ Exit codes: 0 done, 1 something failed, 2 usage, 130 interrupted.
 @click.argument("url")
 @click.option("--deep", is_flag=True, help="Read every byte.")
 @click.option(
-    "--repair", "local", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    "--repair", "local", type=click.Path(path_type=Path), metavar="DIR",
     help="Send again what DIR still has.",
 )  # fmt: skip
 async def verify(output: Output, settings: Settings, *, url: str, deep: bool, local: Path | None) -> int:
     """See VERIFY."""
     uri = resolve_url(url)
+    if local is not None and not local.is_dir():
+        raise ConfigError(f"--repair {local} is not usable: there is no such directory")
     with output.meter("checking") as meter:
         where: dict[str, Any] = {"transfer": settings.transfer, "storage_options": settings.storage_options}
         if local is None:
