@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gcs_servers
 import pytest
 import servers
 
@@ -52,9 +53,10 @@ def _remembered(factory):
 @pytest.fixture(autouse=True)
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "state"))
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_EMULATOR"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud-config"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     yield
@@ -147,3 +149,33 @@ def ministack() -> Iterator[servers.S3Server]:
 def moto() -> Iterator[servers.S3Server]:
     _in_process.add("moto")
     yield from _server("moto")
+
+
+def _emulator(name: str) -> Iterator[gcs_servers.GcsServer]:
+    if not gcs_servers.available(name):
+        pytest.skip(f"{name} is not installed")
+    with shared():
+        context = gcs_servers.running(name, "conformance")
+        server = context.__enter__()
+    try:
+        yield server
+    finally:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def gcp_storage_emulator() -> Iterator[gcs_servers.GcsServer]:
+    yield from _emulator("gcp-storage-emulator")
+
+
+@pytest.fixture(scope="session")
+def fake_gcs_server() -> Iterator[gcs_servers.GcsServer]:
+    yield from _emulator("fake-gcs-server")
+
+
+@pytest.fixture
+def gcs_strict():
+    """The strict fake, empty, with a bucket named ``conformance``."""
+    gcs_fake = pytest.importorskip("gcs_fake")
+    with gcs_fake.GcsFake("conformance") as running:
+        yield running

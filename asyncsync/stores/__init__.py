@@ -22,8 +22,8 @@ def open_store(
 ) -> Store:
     """The store behind ``uri``. Opens no file and no connection: that is the ``async with`` of the store.
 
-    Known are an absolute path or ``file:///path``, ``s3://bucket/prefix``, and schemes added by
-    :func:`register_scheme`. ``options`` go to stores that know any (S3: endpoint, region, ...); a directory has
+    Known are an absolute path or ``file:///path``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, and schemes
+    added by :func:`register_scheme`. ``options`` go to stores that know any (endpoint, region, ...); a directory has
     none and ignores them, so that one configuration serves both. Raises ConfigError for anything else.
     """
     text = os.fspath(uri)
@@ -46,7 +46,7 @@ def register_scheme(scheme: str, factory: StoreFactory) -> None:
 
 
 def _known() -> str:
-    schemes = ", ".join(f"{name}://" for name in sorted(_factories) if name != "gs")
+    schemes = ", ".join(f"{name}://" for name in sorted(_factories))
     return f"known are an absolute path and {schemes}"
 
 
@@ -93,11 +93,26 @@ def _seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
-def _refuse_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
-    del options, transfer
-    raise ConfigError(f"storage path {uri!r}: Google Cloud Storage is not supported in this version; {_known()}")
+def _open_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    bucket, _, prefix = uri.partition("://")[2].partition("/")
+    if not bucket:
+        raise ConfigError(f"storage path {uri!r} has no bucket; it must be gs://bucket/prefix")
+    try:
+        from asyncsync.stores.gcs import GcsStore
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("gcloud", "aiohttp"):
+            raise
+        raise ConfigError(f"{uri!r} needs {error.name}: pip install 'asyncsync[gcs]'") from error
+    return GcsStore(
+        bucket,
+        prefix.strip("/"),
+        options=options,
+        stall_timeout=_seconds(transfer.stall_timeout),
+        connect_timeout=_seconds(transfer.connect_timeout),
+        max_connections=transfer.max_concurrency,
+    )
 
 
-_factories: dict[str, StoreFactory] = {"file": _open_file, "s3": _open_s3, "gs": _refuse_gcs}
+_factories: dict[str, StoreFactory] = {"file": _open_file, "s3": _open_s3, "gs": _open_gcs}
 
 __all__ = ["StoreFactory", "open_store", "register_scheme"]

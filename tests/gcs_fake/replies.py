@@ -59,7 +59,7 @@ Fields = dict[str, "Fields"]
 
 def parse_fields(text: str) -> Fields:
     """``a,b(c,d),e/f`` as nested names; ``{}`` under a name means all of it. 400 for anything else."""
-    tokens = re.findall(r"[A-Za-z*]+|[(),/]", text)
+    tokens = re.findall(r"[A-Za-z0-9*]+|[(),/]", text)
     if "".join(tokens) != text:
         raise ApiError(400, f"Invalid field selection {text}")
     found, rest = _group(tokens)

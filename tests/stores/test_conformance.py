@@ -1,43 +1,22 @@
-"""One suite that every store passes. Where a server is known to differ, ``DIFFERENCES`` says so by name."""
+"""One suite that every store passes. Where a server is known to differ, ``kinds.DIFFERENCES`` says so by name."""
 
 import asyncio
 import contextlib
-import itertools
 import os
 
 import google_crc32c
+import kinds
 import pytest
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, PreconditionError, StoreError
-from asyncsync.stores import open_store
-from asyncsync.stores.base import MISSING, Store
-from asyncsync.testing import MemoryStore
+from asyncsync.stores.base import MISSING
 
 MIB = 1 << 20
 PART = 5 * MIB
-SERVERS = ("seaweedfs", "ministack", "moto")
-STORES = ("memory", "local", *(pytest.param(name, marks=pytest.mark.server) for name in SERVERS))
-
-DIFFERENCES = {
-    ("moto", "refuses a wrong checksum"): "moto accepts any checksum and echoes it",
-    ("moto", "copies on a condition"): "moto does not enforce CopySourceIfMatch",
-    ("moto", "forgets an aborted upload"): "moto answers 500 to whatever comes after an abort",
-    ("ministack", "refuses a wrong checksum of the whole"): "ministack takes the checksum of the whole for a composite",
-    ("moto", "refuses a wrong checksum of the whole"): "moto accepts any checksum",
-    ("local", "refuses a wrong checksum of a file"): "the kernel copies the bytes unseen",
-    ("moto", "refuses a wrong checksum of a file"): "moto accepts any checksum",
-    ("seaweedfs", "lists in byte order"): "SeaweedFS lists per directory: a/b before a-b",
-    ("local", "an object and a directory of one name"): "a file cannot be a directory",
-    ("moto", "one of many racers replaces"): "moto checks and writes in two steps",
-    ("moto", "one of many racers creates"): "moto checks and writes in two steps",
-    ("moto", "serves thousands of requests"): "moto closes every connection: they take half a minute",
-}
-_numbers = itertools.count()
-_buckets: dict[str, str] = {}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=kinds.parameters())
 def kind(request):
     return request.param
 
@@ -47,24 +26,15 @@ def rule(kind):
     """``rule("...")`` names what is tested next, and skips it where it is known to differ."""
 
     def check(name):
-        if reason := DIFFERENCES.get((kind, name)):
+        if reason := kinds.DIFFERENCES.get((kind, name)):
             pytest.skip(f"{kind}: {reason}")
 
     return check
 
 
 @pytest.fixture
-async def store(kind, request, tmp_path):
-    if kind == "memory":
-        made: Store = MemoryStore("conformance", "prefix")
-    elif kind == "local":
-        made = open_store(tmp_path / "objects")
-    else:
-        pytest.importorskip("aiobotocore")
-        server = request.getfixturevalue(kind)
-        if server.endpoint not in _buckets:
-            _buckets[server.endpoint] = server.create_bucket("conformance")
-        made = open_store(f"s3://conformance/run-{next(_numbers)}", options=server.storage_options)
+async def store(kind, request):
+    made = kinds.KINDS[kind](request)
     async with made:
         yield made
 
@@ -394,14 +364,16 @@ async def test_a_copy_can_insist_on_a_version(store, rule):
 # conditions
 
 
-async def test_create_only_creates(store):
+async def test_create_only_creates(store, rule):
+    rule("writes on a condition")
     await store.put("x", b"first", if_version=MISSING)
     with pytest.raises(PreconditionError):
         await store.put("x", b"second", if_version=MISSING)
     assert (await store.get("x"))[0] == b"first"
 
 
-async def test_replace_only_replaces_that_version(store):
+async def test_replace_only_replaces_that_version(store, rule):
+    rule("writes on a condition")
     first = await store.put("x", b"first")
     second = await store.put("x", b"second", if_version=first.version)
     with pytest.raises(PreconditionError):
@@ -409,7 +381,8 @@ async def test_replace_only_replaces_that_version(store):
     assert (await store.head("x")).version == second.version
 
 
-async def test_replacing_what_is_gone_is_refused(store):
+async def test_replacing_what_is_gone_is_refused(store, rule):
+    rule("writes on a condition")
     first = await store.put("x", b"first")
     await store.delete(["x"])
     with pytest.raises((PreconditionError, NotFoundError)):
@@ -518,8 +491,15 @@ async def test_an_aborted_upload_is_gone(store, rule):
         await store.list_parts(upload)
     assert (await everything(store))[0] == []
     rule("forgets an aborted upload")
+    rule("knows that a part is gone")
     with pytest.raises(NotFoundError):
         await store.complete_multipart(upload, [part])
+
+
+async def test_an_aborted_upload_takes_no_more_parts(store, rule):
+    rule("takes no part of an aborted upload")
+    upload = await store.create_multipart("x")
+    await store.abort_multipart(upload)
     with pytest.raises(NotFoundError):
         await store.put_part(upload, 2, 4, b"more")
 
@@ -530,7 +510,8 @@ async def test_aborting_twice_is_no_error(store):
     await store.abort_multipart(upload)
 
 
-async def test_completing_twice_never_damages_the_object(store):
+async def test_completing_twice_never_damages_the_object(store, rule):
+    rule("knows that a part is gone")
     upload = await store.create_multipart("x")
     part = await store.put_part(upload, 1, 0, b"data")
     await store.complete_multipart(upload, [part])
@@ -559,7 +540,8 @@ async def test_a_wrong_checksum_of_the_whole_is_refused(store, rule):
     await store.abort_multipart(upload)
 
 
-async def test_complete_can_create_only(store):
+async def test_complete_can_create_only(store, rule):
+    rule("completes on a condition")
     await store.put("x", b"first")
     upload = await store.create_multipart("x")
     part = await store.put_part(upload, 1, 0, b"data")
@@ -570,6 +552,8 @@ async def test_complete_can_create_only(store):
 
 
 async def test_a_part_can_be_a_range_of_another_object(store):
+    if not store.traits.range_copy:
+        pytest.skip("copies whole objects only")
     data = os.urandom(PART + 300)
     info = await store.put("old", data)
     upload = await store.create_multipart("new")
@@ -587,6 +571,17 @@ async def test_a_part_can_be_copied_from_the_object_it_will_replace(store):
     last = await store.put_part(upload, 2, PART, b"appended")
     await store.complete_multipart(upload, [first, last])
     assert (await store.get("x"))[0] == data + b"appended"
+
+
+async def test_a_range_of_an_object_is_refused_where_only_whole_ones_are_copied(store):
+    if store.traits.range_copy:
+        pytest.skip("copies any range")
+    await store.put("old", b"0123456789")
+    upload = await store.create_multipart("new")
+    for start, length in ((1, 9), (0, 9)):
+        with pytest.raises(StoreError):
+            await store.copy_part(upload, 1, 0, "old", start, length)
+    await store.abort_multipart(upload)
 
 
 async def test_a_part_of_a_missing_object_is_not_found(store):

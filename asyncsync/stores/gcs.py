@@ -1,0 +1,400 @@
+"""Objects in a Google Cloud Storage bucket, by its JSON API.
+
+Requests are :mod:`asyncsync.stores.gcs_wire`, uploads in parts :mod:`asyncsync.stores.gcs_parts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+import google_crc32c
+from yarl import URL
+
+from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.stores import gcs_parts as layout
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.gcs_answers import (
+    Checked,
+    check_version,
+    content_bytes,
+    crc_to_text,
+    generation_of,
+    info_from_headers,
+    info_of,
+    unix_of,
+)
+from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
+from asyncsync.stores.gcs_errors import UnsatisfiableRangeError, failure
+from asyncsync.stores.gcs_options import GcsOptions
+from asyncsync.stores.gcs_wire import Wire
+
+log = logging.getLogger("asyncsync")
+
+TRAITS = Traits(
+    "gs", range_copy=False, min_part_size=1 << 18, max_part_size=5 << 30, max_parts=10_000, max_single_put=5 << 40
+)
+_RESOURCE = "name,size,generation,crc32c,updated"
+_WRITTEN = "generation,crc32c,size"
+_AT_ONCE = 4
+"""Requests at once within one call: batches of a deletion, steps of a compose."""
+
+
+class GcsStore(Store):
+    """One bucket and prefix.
+
+    ``options`` are those of :class:`asyncsync.stores.gcs_options.GcsOptions`: endpoint_url, credentials, token,
+    anonymous, user_project, storage_class, kms_key_name, predefined_acl, cache_control, verify; any other raises
+    ConfigError. ``stall_timeout`` and ``connect_timeout`` in seconds: a request that moves no byte for so long, or
+    finds no connection, raises UnavailableError. At most ``max_connections`` sockets. Nothing is opened before the
+    first use. The ``version`` of an object is its generation.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str, *, options: Mapping[str, object], stall_timeout: float = 30.0,
+        connect_timeout: float = 10.0, max_connections: int = 256,
+    ) -> None:  # fmt: skip
+        self._options = GcsOptions.parse(options)
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.uri = f"gs://{bucket}/{self._prefix}".rstrip("/")
+        self.traits = TRAITS
+        self._limits: dict[str, Any] = {
+            "stall_timeout": stall_timeout,
+            "connect_timeout": connect_timeout,
+            "max_connections": max_connections,
+        }
+        self._wire: Wire | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+        self._properties = json.dumps(self._options.properties())[:-1].encode()
+        self._insert_urls: dict[str | None, URL] = {}
+
+    async def __aenter__(self) -> GcsStore:
+        await self._open()
+        return self
+
+    async def _open(self) -> Wire:
+        async with self._opening:
+            if self._closed:
+                raise StoreError(f"{self.uri} is closed")
+            if self._wire is None:
+                verify = self._options.verify
+                context: ssl.SSLContext | bool = (
+                    verify if isinstance(verify, bool) else await in_thread(_trusting, verify)
+                )
+                self._wire = Wire(self._bucket, self._options, ssl_context=context, **self._limits)
+            return self._wire
+
+    async def close(self) -> None:
+        """Free all connections. Safe to call twice; the store cannot be used again."""
+        self._closed = True
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
+
+    def _full(self, key: str) -> str:
+        return self._prefix + key
+
+    # Bulk
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        return await self._insert(key, body, crc32c, if_version, b"")
+
+    async def _insert(
+        self, key: str, body: Body, crc32c: int | None, if_version: str | None, more: bytes
+    ) -> ObjectInfo:
+        """Metadata and bytes in one request; ``more`` are further properties, rendered."""
+        wire = self._wire or await self._open()
+        if crc32c is None:
+            crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
+        name, sent = self._full(key), crc_to_text(crc32c)
+        said = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
+        document = b"".join((self._properties, more, said))
+        answer = json.loads(await wire.upload(name, self._insert_url(wire, if_version), document, body))
+        stored = answer.get("crc32c", sent)
+        if stored != sent:
+            raise IntegrityError(
+                f"insert {wire.where(name)}: sent CRC32C {sent}, the store has {stored}", retryable=True
+            )
+        size = len(body) if isinstance(body, bytes) else body.size
+        return ObjectInfo(key, size, str(answer["generation"]), crc32c)
+
+    def _insert_url(self, wire: Wire, if_version: str | None) -> URL:
+        found = self._insert_urls.get(if_version)
+        if found is None:
+            found = wire.upload_url(
+                wire.params(
+                    uploadType="multipart", fields=_WRITTEN, ifGenerationMatch=generation_of(if_version),
+                    **self._options.object_query(),
+                )
+            )  # fmt: skip
+            if not if_version:
+                self._insert_urls[if_version] = found  # two at most: any version, and none
+        return found
+
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        if length == 0:
+            return await self._head(key, if_version)
+        wire = self._wire or await self._open()
+        ranged = start > 0 or length is not None
+        headers = {"range": f"bytes={start}-{'' if length is None else start + length - 1}"} if ranged else {}
+        where = wire.where(self._full(key))
+        total, seen = 0, None if ranged else Checked(sink)
+
+        def expect(status: int, answer: Mapping[str, str]) -> int:
+            nonlocal total
+            check_version(where, if_version, answer.get("x-goog-generation"))
+            come, total = content_bytes(where, status, answer, ranged=ranged)
+            return come
+
+        params = wire.params(ifGenerationMatch=generation_of(if_version))
+        try:
+            answer = await wire.read(self._full(key), params, headers, seen or sink, expect)
+        except UnsatisfiableRangeError:
+            return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
+        info = info_from_headers(key, total, answer)
+        if seen is not None and info.crc32c not in (None, seen.crc32c):
+            raise IntegrityError(
+                f"get {where}: CRC32C {seen.crc32c:08x} came, {info.crc32c:08x} was said", retryable=True
+            )
+        return info if info.version else await self._head(key, if_version)
+
+    # Single objects
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._head(key, None)
+
+    async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
+        wire = self._wire or await self._open()
+        name = self._full(key)
+        url = wire.url(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
+        info = info_of(key, json.loads(await wire.ask("get", "GET", name, url)))
+        check_version(wire.where(name), if_version, info.version)
+        return info
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        wire = self._wire or await self._open()
+        if len(keys) == 1:
+            try:
+                name = self._full(keys[0])
+                await wire.ask("delete", "DELETE", name, wire.url(wire.object_path(name), wire.params()))
+            except NotFoundError as error:
+                if "there is no bucket" in str(error):
+                    raise
+            return
+        await self._delete_many([wire.object_path(self._full(key)) for key in keys])
+
+    async def _delete_many(self, paths: Sequence[str]) -> None:
+        """Batches of a hundred, a few at a time. Those already gone are no error."""
+        batches = [paths[start : start + CALLS] for start in range(0, len(paths), CALLS)]
+        await _few_at_once([partial(self._delete_batch, chosen) for chosen in batches])
+
+    async def _delete_batch(self, paths: Sequence[str]) -> None:
+        wire = self._wire or await self._open()
+        url = wire.url("/batch/storage/v1", wire.params())
+        answer = batch_statuses(await wire.post("batch delete", self._prefix, url, batch(paths), BATCH_TYPE))
+        if len(answer) != len(paths):
+            raise StoreError(f"batch delete {self.uri}: {len(answer)} answers to {len(paths)} calls")
+        for path, (status, said) in zip(paths, answer, strict=True):
+            if status >= 300 and status != 404:
+                where = wire.where(unquote(path.partition("/o/")[2].partition("?")[0]))
+                document = said.partition(b"{")
+                raise failure("delete", where, status, {}, document[1] + document[2].rpartition(b"}")[0] + b"}")
+
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        """In as many steps as the service wants."""
+        wire = self._wire or await self._open()
+        name, target = self._full(source), quote(self._full(key), safe="")
+        path = wire.object_path(name, f"/rewriteTo/b/{self._bucket}/o/{target}")
+        token: str | None = None
+        while True:
+            params = wire.params(
+                ifSourceGenerationMatch=if_source_version, rewriteToken=token,
+                fields=f"done,rewriteToken,resource({_RESOURCE})",
+                **self._options.destination_query("destinationKmsKeyName"),
+            )  # fmt: skip
+            answer = json.loads(await wire.post("rewrite", name, wire.url(path, params), b"", "application/json"))
+            if answer["done"]:
+                return info_of(key, answer["resource"])
+            token = answer["rewriteToken"]
+
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        while True:
+            answer = await self._page(self._prefix + prefix, f"items({_RESOURCE})", delimiter, token)
+            skip, token = len(self._prefix), answer.get("nextPageToken")
+            items = [item for item in answer.get("items", ()) if len(item["name"]) > skip]
+            objects = (info_of(item["name"][skip:], item) for item in items)
+            shown = tuple(info for info in objects if not layout.is_hidden(info.key))
+            prefixes = tuple(found[skip:] for found in answer.get("prefixes", ()) if not layout.is_hidden(found[skip:]))
+            if shown or prefixes or token is None:  # a page of hidden objects only is no page
+                return Page(shown, prefixes, token)
+
+    async def _page(self, prefix: str, items: str, delimiter: str = "", token: str | None = None) -> dict[str, Any]:
+        wire = self._wire or await self._open()
+        params = wire.params(
+            prefix=prefix or None, delimiter=delimiter or None, pageToken=token, maxResults="1000",
+            fields=f"{items},prefixes,nextPageToken",
+        )  # fmt: skip
+        answer = await wire.ask("list", "GET", prefix, wire.url(f"/storage/v1/b/{self._bucket}/o", params))
+        return cast("dict[str, Any]", json.loads(answer))
+
+    # Multipart
+
+    async def create_multipart(self, key: str) -> Upload:
+        upload_id = secrets.token_hex(8)
+        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, _belongs_to(key))
+        return Upload(key, upload_id)
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        if not 1 <= number <= self.traits.max_parts:
+            raise StoreError(f"{self.uri}: part number {number} is not in 1-{self.traits.max_parts}")
+        key = layout.part_key(upload.upload_id, number)
+        info = await self._insert(key, body, crc32c, None, _belongs_to(upload.key))
+        return Part(number, offset, info.size, info.version, info.crc32c)
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        """A whole object only: it is composed where it lies, and no byte moves."""
+        info = await self._head(source, if_source_version)
+        if (start, length) != (0, info.size):
+            raise StoreError(
+                f"{self.uri}: {source!r} has {info.size} bytes; GCS composes whole objects, not {length} from {start}"
+            )
+        etag = layout.copied(layout.Source(self._full(source), info.version))
+        return Part(number, offset, length, etag, info.crc32c)
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        whole = layout.combined(parts)
+        if None not in (crc32c, whole) and crc32c != whole:
+            raise IntegrityError(f"{self.uri}: the parts of {upload.key!r} have CRC32C {whole:08x}, not {crc32c:08x}")
+        own = partial(layout.part_key, upload.upload_id)
+        sources: Sequence[layout.Source] = [layout.source_of(part, self._full(own(part.number))) for part in parts]
+        level = 0
+        while len(sources) > layout.WIDTH:
+            level += 1
+            sources = await self._compose_level(upload, level, sources)
+        info = await self._compose(upload.key, sources, if_version)
+        expected = whole if crc32c is None else crc32c
+        if None not in (info.crc32c, expected) and info.crc32c != expected:
+            raise IntegrityError(f"compose {self.uri}/{upload.key}: CRC32C {info.crc32c:08x}, not {expected:08x}")
+        try:
+            await self.abort_multipart(upload)
+        except StoreError as error:
+            log.warning("%s: parts of %r stay until they are pruned: %s", self.uri, upload.key, error)
+        return info
+
+    async def _compose_level(
+        self, upload: Upload, level: int, sources: Sequence[layout.Source]
+    ) -> Sequence[layout.Source]:
+        made: dict[int, layout.Source] = {}
+
+        async def step(index: int, group: Sequence[layout.Source]) -> None:
+            key = layout.step_key(upload.upload_id, level, index)
+            made[index] = layout.Source(self._full(key), (await self._compose(key, group, None)).version)
+
+        await _few_at_once([partial(step, index, group) for index, group in enumerate(layout.groups(sources))])
+        return [made[index] for index in sorted(made)]
+
+    async def _compose(self, key: str, sources: Sequence[layout.Source], if_version: str | None) -> ObjectInfo:
+        wire = self._wire or await self._open()
+        name = self._full(key)
+        params = wire.params(
+            ifGenerationMatch=generation_of(if_version), fields=_RESOURCE, **self._options.destination_query()
+        )
+        properties = {name: value for name, value in self._options.properties().items() if name != "storageClass"}
+        listed = [{"name": source.name, "generation": source.generation} for source in sources]
+        document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
+        url = wire.url(wire.object_path(name, "/compose"), params)
+        answer = await wire.post("compose", name, url, document, "application/json; charset=UTF-8")
+        return info_of(key, json.loads(answer))
+
+    async def abort_multipart(self, upload: Upload) -> None:
+        wire = self._wire or await self._open()
+        found = await self._objects_below(layout.home_of(upload.upload_id), "name,generation")
+        # With the generation they are gone for good where the bucket keeps old versions.
+        await self._delete_many([f"{wire.object_path(item['name'])}?generation={item['generation']}" for item in found])
+
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        found = await self._objects_below(layout.home_of(upload.upload_id), "name,size,generation,crc32c")
+        if not any(item["name"].endswith(layout.marker_key(upload.upload_id)) for item in found):
+            raise NotFoundError(f"{self.uri}: there is no upload {upload.upload_id} of {upload.key!r}")
+        parts: list[Part] = []
+        for item in found:
+            number = layout.number_of(item["name"])
+            if number is not None:
+                info = info_of(item["name"], item)
+                parts.append(Part(number, -1, info.size, info.version, info.crc32c))
+        return sorted(parts, key=lambda part: part.number)
+
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        uploads: dict[str, Upload] = {}
+        for item in await self._objects_below(layout.HOME, "name,metadata,timeCreated"):
+            key = unquote(str((item.get("metadata") or {}).get(layout.KEY, "")))
+            upload_id = layout.upload_of(item["name"][len(self._prefix) :])
+            if key and key.startswith(prefix):
+                started = unix_of(item.get("timeCreated"))
+                known = uploads.get(upload_id)
+                if known is None or (started or 0) < (known.started or 0):
+                    uploads[upload_id] = Upload(key, upload_id, started)
+        return list(uploads.values())
+
+    async def _objects_below(self, prefix: str, fields: str) -> Sequence[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        token: str | None = None
+        while True:
+            answer = await self._page(self._prefix + prefix, f"items({fields})", token=token)
+            found += answer.get("items", ())
+            token = answer.get("nextPageToken")
+            if not token:
+                return found
+
+
+def _belongs_to(key: str) -> bytes:
+    """Every object of an upload tells whose it is, so that whatever is left behind can be found."""
+    return f', "metadata": {{"{layout.KEY}": "{quote(key, safe="")}"}}'.encode()
+
+
+def _crc_of(body: FileRange) -> int:
+    crc = 0
+    for piece in body.pieces():
+        crc = google_crc32c.extend(crc, piece)
+    return crc
+
+
+def _trusting(path: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=path)
+
+
+async def _few_at_once(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """All of them, a few at a time; the first error ends the rest and is raised as it is."""
+    rest = iter(calls)
+
+    async def worker() -> None:
+        for call in rest:
+            await call()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(_AT_ONCE, len(calls))):
+                group.create_task(worker(), name=f"gcs {number}")
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors

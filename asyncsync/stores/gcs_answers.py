@@ -1,0 +1,100 @@
+"""What the answers of Cloud Storage say, in the words of :mod:`asyncsync.stores.base`."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import google_crc32c
+
+from asyncsync.errors import PreconditionError, StoreError
+from asyncsync.stores.base import MISSING, ObjectInfo, Sink
+
+
+def crc_to_text(crc32c: int) -> str:
+    """As the API carries it: base64 of the four bytes, most significant first (RFC 4648 section 4)."""
+    return base64.b64encode(crc32c.to_bytes(4, "big")).decode("ascii")
+
+
+def crc_from_text(text: str | None) -> int | None:
+    if not text:
+        return None
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return int.from_bytes(raw, "big") if len(raw) == 4 else None
+
+
+def generation_of(if_version: str | None) -> str | None:
+    """The value of ``ifGenerationMatch``; 0 means that there must be no live object."""
+    return "0" if if_version == MISSING else if_version
+
+
+def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
+    """From an object resource."""
+    crc = crc_from_text(resource.get("crc32c"))
+    return ObjectInfo(key, int(resource["size"]), str(resource["generation"]), crc, unix_of(resource.get("updated")))
+
+
+def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
+    """From the headers of media; the version is empty where the server does not tell it."""
+    crc = re.search(r"crc32c=([^,\s]+)", ",".join(_all(headers, "x-goog-hash")))
+    try:
+        modified: float | None = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
+    except (TypeError, ValueError):
+        modified = None
+    version = headers.get("x-goog-generation", "")
+    return ObjectInfo(key, size, version, crc_from_text(crc[1]) if crc else None, modified)
+
+
+def _all(headers: Mapping[str, str], name: str) -> list[str]:
+    """A header may come once with a list, or several times (Cloud Storage documentation, "x-goog-hash")."""
+    getall = getattr(headers, "getall", None)
+    return list(getall(name, [])) if getall is not None else [headers.get(name, "")]
+
+
+def unix_of(when: str | None) -> float | None:
+    """Unix seconds of an RFC 3339 time."""
+    try:
+        return None if when is None else datetime.fromisoformat(when).timestamp()
+    except ValueError:
+        return None
+
+
+def content_bytes(where: str, status: int, headers: Mapping[str, str], *, ranged: bool) -> tuple[int, int]:
+    """How many bytes an answer carries, and how many the object has."""
+    text = headers.get("Content-Length", headers.get("x-goog-stored-content-length", ""))
+    if not text.isdigit():
+        raise StoreError(f"get {where}: the answer does not say how long it is")
+    size = int(text)
+    total = headers.get("Content-Range", "").rpartition("/")[2]
+    if status == 206 and total.isdigit():
+        return size, int(total)
+    if ranged:
+        raise StoreError(f"get {where}: the store ignored the requested range")
+    return size, size
+
+
+def check_version(where: str, wanted: str | None, found: str | None) -> None:
+    """PreconditionError if another version was found. Servers should refuse it themselves; some do not."""
+    if wanted is not None and found is not None and found != wanted:
+        raise PreconditionError(f"{where}: has generation {found}, not {wanted}")
+
+
+class Checked:
+    """A sink that takes the CRC32C of what goes by."""
+
+    __slots__ = ("_sink", "crc32c")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.crc32c = 0
+
+    async def __call__(self, piece: bytes) -> None:
+        self.crc32c = google_crc32c.extend(self.crc32c, piece)
+        await self._sink(piece)

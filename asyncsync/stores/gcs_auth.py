@@ -1,0 +1,79 @@
+"""Access tokens: gcloud-aio-auth finds the credentials and asks for tokens; here they are kept and renewed.
+
+Its own cache renews in tasks that nobody owns and repeats a failure for a minute; so only its one request is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gcloud.aio.auth import Token
+from gcloud.aio.auth.token import Type
+
+from asyncsync.disk.files import in_thread
+from asyncsync.errors import ConfigError
+from asyncsync.stores.gcs_errors import no_token
+from asyncsync.stores.gcs_options import GcsOptions
+
+SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
+FRESH = 0.9
+"""The part of its life after which a token is renewed; Google's live an hour."""
+ANSWER_SECONDS = 10
+
+
+class Access:
+    """The ``Authorization`` header of one store. Made inside a running loop; one renewal at a time."""
+
+    def __init__(self, options: GcsOptions, where: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._options, self._where, self._now = options, where, now
+        self._source: Any = None
+        self._until = 0.0
+        self._lock = asyncio.Lock()
+        self._header: str | None = None
+        if options.token is not None:
+            self._header, self._until = f"Bearer {options.token}", float("inf")
+        elif not options.needs_token():
+            self._until = float("inf")
+
+    def current(self) -> tuple[bool, str | None]:
+        """Whether no renewal is due, and the header; None: requests go out without one."""
+        return self._now() < self._until, self._header
+
+    @property
+    def renewable(self) -> bool:
+        """Whether another token can be had."""
+        return self._options.token is None and self._options.needs_token()
+
+    async def renew(self, refused: str | None) -> None:
+        """Get a new token, unless somebody else has replaced the ``refused`` one meanwhile.
+
+        ConfigError for an unusable file, AccessDeniedError for credentials that are refused, UnavailableError if
+        nobody answers.
+        """
+        async with self._lock:
+            if self._header != refused:
+                return
+            if self._source is None:
+                self._source = await self._open()
+            try:
+                answer = await self._source.refresh(timeout=ANSWER_SECONDS)
+            except Exception as error:
+                machine = self._source.token_type is Type.GCE_METADATA
+                raise no_token(self._where, error, from_machine=machine) from error
+            self._header = f"Bearer {answer.value}"
+            self._until = self._now() + FRESH * answer.expires_in
+
+    async def _open(self) -> Any:
+        path = self._options.credentials
+        try:
+            return await in_thread(Token, service_file=path, scopes=SCOPES)
+        except (OSError, ValueError, KeyError) as error:
+            named = path or "GOOGLE_APPLICATION_CREDENTIALS"
+            raise ConfigError(f"{self._where}: credentials {named!r} cannot be used: {error}") from error
+
+    async def close(self) -> None:
+        if self._source is not None:
+            await self._source.close()

@@ -1,0 +1,73 @@
+"""What is sent to Cloud Storage: an object's metadata and its media in one multipart/related body, and batches."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from aiohttp.abc import AbstractStreamWriter
+
+from asyncsync.disk.files import FileRange
+from asyncsync.stores.base import Body
+from asyncsync.stores.s3_stream import SMALL, StreamedBody, Watchdog
+
+_BOUNDARY = secrets.token_hex(16)
+"""One for all: 128 random bits are in nobody's data."""
+_BEFORE = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
+_BETWEEN = (
+    f"\r\n--{_BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
+)
+_AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+CALLS = 100
+"""Most calls in a batch (Cloud Storage documentation, "Batch requests")."""
+BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
+_STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
+
+
+class Related(StreamedBody):
+    """Metadata, then media in pieces (RFC 2387)."""
+
+    CONTENT_TYPE = f"multipart/related; boundary={_BOUNDARY}"
+
+    def __init__(self, document: bytes, media: bytes | FileRange, watchdog: Watchdog) -> None:
+        super().__init__(media, watchdog)
+        self._head = _BEFORE + document + _BETWEEN
+
+    @property
+    def size(self) -> int | None:
+        return len(self._head) + (self._size or 0) + len(_AFTER)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        await writer.write(self._head)
+        await super().write_with_length(writer, content_length)
+        self._watchdog.add(self)
+        try:
+            await writer.write(_AFTER)
+        finally:
+            self._watchdog.discard(self)
+
+
+def related(document: bytes, media: Body, watchdog: Watchdog) -> bytes | Related:
+    """The body of a multipart upload: bytes if it is small, else streamed."""
+    if isinstance(media, bytes) and len(media) <= SMALL:
+        return b"".join((_BEFORE, document, _BETWEEN, media, _AFTER))
+    return Related(document, media, watchdog)
+
+
+def batch(paths: Sequence[str]) -> bytes:
+    """A batch that deletes what is at ``paths`` (encoded, with query)."""
+    parts = (
+        f"--{_BOUNDARY}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
+        f"Content-ID: <{number}>\r\n\r\nDELETE {path} HTTP/1.1\r\n\r\n\r\n"
+        for number, path in enumerate(paths)
+    )
+    return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
+
+
+def batch_statuses(answer: bytes) -> list[tuple[int, bytes]]:
+    """Status of each call of a batch, in order, with what the answer says from there on."""
+    found = list(_STATUS.finditer(answer))
+    ends = [match.start() for match in found[1:]] + [len(answer)]
+    return [(int(match[1]), answer[match.end() : end]) for match, end in zip(found, ends, strict=True)]

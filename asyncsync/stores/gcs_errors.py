@@ -1,0 +1,97 @@
+"""What Cloud Storage and the network say, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+
+from asyncsync.errors import (
+    AccessDeniedError,
+    AsyncsyncError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    ThrottledError,
+    UnavailableError,
+)
+
+_LIMITED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+"""Reasons of a 403 that mean 429 (Cloud Storage documentation, "HTTP status and error codes for JSON")."""
+_DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated)", re.IGNORECASE | re.DOTALL)
+
+
+class UnsatisfiableRangeError(StoreError):
+    """A range begins at or behind the end of the object (HTTP 416)."""
+
+
+def failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
+    """The error for an answer that is not a success. ``headers`` must compare names without regard to case."""
+    message, reason = _said(body)
+    text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
+    if status == 404 and "bucket" in message and "object" not in message.lower():
+        return NotFoundError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
+    if status in (404, 410):
+        return NotFoundError(text)
+    if status in (409, 412):
+        return PreconditionError(text)
+    if status == 416:
+        return UnsatisfiableRangeError(text)
+    if status == 400 and _DAMAGED.search(message):
+        return IntegrityError(text, retryable=True)
+    wait = _retry_after(headers)
+    if status == 429 or (status == 403 and reason in _LIMITED) or (status >= 500 and wait is not None):
+        return ThrottledError(text, wait)
+    if status in (401, 403):
+        return AccessDeniedError(text)
+    if status == 408 or status >= 500:
+        return UnavailableError(text)
+    return StoreError(text)
+
+
+def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
+    """A request that brought no answer: the network broke, or timed out."""
+    if isinstance(error, AsyncsyncError):
+        return error
+    return UnavailableError(f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": "))
+
+
+def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
+    """No access token. ``from_machine``: there is no credentials file, so the metadata server was asked."""
+    said = f"{type(error).__name__}: {error}"
+    if from_machine:
+        return AccessDeniedError(
+            f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
+            f"login', or give the storage option credentials, token or anonymous (metadata server: {said})"
+        )
+    if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
+        return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return UnavailableError(f"{where}: no access token: {said}")
+    return AccessDeniedError(f"{where}: the credentials cannot be used: {type(error).__name__}")
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    """Message and reason of an error document; media answers with plain text, proxies with anything."""
+    try:
+        error = json.loads(body)["error"]
+        reasons = error.get("errors") or [{}]
+        return str(error.get("message", "")), str(reasons[0].get("reason", ""))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return body[:500].decode("utf-8", "replace").strip(), ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the answer asks us to wait: a number, or a date."""
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

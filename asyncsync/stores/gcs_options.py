@@ -1,0 +1,102 @@
+"""What can be said about a Google Cloud Storage store: ``storage_options``, checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from asyncsync.errors import ConfigError
+
+GOOGLE = "https://storage.googleapis.com"
+"""Where the JSON API is (Cloud Storage documentation, "Request endpoints")."""
+EMULATOR = "STORAGE_EMULATOR_HOST"
+_SECRETS = frozenset({"token"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class GcsOptions:
+    """Options of a GCS store. Without any, Application Default Credentials apply: ``GOOGLE_APPLICATION_CREDENTIALS``,
+    the file that ``gcloud auth application-default login`` writes, then the metadata server of the machine."""
+
+    endpoint_url: str | None = None
+    """``http://host:port`` or ``https://...`` of another server; default: ``STORAGE_EMULATOR_HOST``, else Google's.
+    A plain ``http://`` server gets no token, unless ``credentials`` or ``token`` is given here."""
+    credentials: str | None = None
+    """Path of a JSON file: a service account, an authorized user, workload identity or impersonation."""
+    token: str | None = None
+    """An OAuth 2.0 access token, used as it is and never refreshed."""
+    anonymous: bool = False
+    """Send no token: public buckets, emulators."""
+    user_project: str | None = None
+    """The project that pays, for buckets whose reader pays."""
+    storage_class: str | None = None
+    """Such as ``NEARLINE``; default: the bucket's. Parts of large files have it too, as composing demands."""
+    kms_key_name: str | None = None
+    """The customer-managed key that encrypts new objects; default: the bucket's."""
+    predefined_acl: str | None = None
+    """Such as ``bucketOwnerFullControl``; not for buckets with uniform access."""
+    cache_control: str = "no-cache, no-transform"
+    """Of new objects: neither caches nor gzip come between a reader and the bytes."""
+    verify: bool | str = True
+    """TLS: True checks the certificate, a path names the CA bundle to check with, False checks nothing."""
+
+    def __repr__(self) -> str:
+        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in _SECRETS)
+        return f"GcsOptions({', '.join(shown)})"
+
+    @classmethod
+    def parse(cls, options: Mapping[str, object]) -> GcsOptions:
+        """Raises ConfigError for an unknown key or an unusable value."""
+        known = {f.name for f in fields(cls)}
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigError(f"storage option {name!r} is not known; a GCS store knows {', '.join(sorted(known))}")
+            _check(name, value)
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if sum(bool(given.get(name)) for name in ("anonymous", "credentials", "token")) > 1:
+            raise ConfigError("storage options anonymous, credentials and token exclude each other: give one")
+        return cls(**given)
+
+    def endpoint(self) -> str:
+        """Scheme and host of the server, without a slash at the end."""
+        found = self.endpoint_url or os.environ.get(EMULATOR) or GOOGLE
+        return (found if "://" in found else f"http://{found}").rstrip("/")
+
+    def needs_token(self) -> bool:
+        """Whether requests carry one. Google's own credentials are never sent over a connection in the clear."""
+        if self.anonymous:
+            return False
+        return bool(self.credentials or self.token) or not self.endpoint().startswith("http://")
+
+    def properties(self) -> dict[str, str]:
+        """What a new object is told beside its name and checksum."""
+        found = {"cacheControl": self.cache_control, "contentType": "application/octet-stream"}
+        return found if self.storage_class is None else found | {"storageClass": self.storage_class}
+
+    def object_query(self) -> dict[str, str]:
+        """Query parameters of a request that makes an object."""
+        return _given({"kmsKeyName": self.kms_key_name, "predefinedAcl": self.predefined_acl})
+
+    def destination_query(self, key: str = "kmsKeyName") -> dict[str, str]:
+        """The same for compose and, with ``key="destinationKmsKeyName"``, rewrite."""
+        return _given({key: self.kms_key_name, "destinationPredefinedAcl": self.predefined_acl})
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check(name: str, value: object) -> None:
+    if value is None:
+        return
+    shown = "that value" if name in _SECRETS else repr(value)
+    if name == "anonymous" and not isinstance(value, bool):
+        raise ConfigError(f"storage option anonymous={shown} must be True or False")
+    if name == "verify" and not isinstance(value, bool | str):
+        raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
+    if name not in ("anonymous", "verify") and (not isinstance(value, str) or not value):
+        raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
+    if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
+        raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")

@@ -1,0 +1,91 @@
+"""Multipart uploads on Cloud Storage: parts are objects of their own, composed when all are there.
+
+An upload lives below ``.asyncsync/parts/{upload id}/``: ``upload`` names its key, ``00001`` and so on are its parts,
+``1-00000`` and so on are intermediate results, because one request composes at most 32 objects. Each part is checked by
+its CRC32C when it arrives, and stays until the upload is completed or aborted, so an upload goes on after any break.
+No listing of the store shows them.
+
+Composing takes whole objects only. So a part can be a copy of a whole object (an append: the old object, then its
+tail), but not of a range of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from asyncsync.disk.hashing import crc32c_combine
+from asyncsync.stores.base import Part
+
+HOME = ".asyncsync/parts/"
+MARKER = "upload"
+WIDTH = 32
+"""Most objects that one request composes (Cloud Storage documentation, "Composite objects")."""
+KEY = "asyncsync-key"
+"""Custom metadata of every object of an upload: the key that it becomes, percent-encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One object to compose: its full name and generation."""
+
+    name: str
+    generation: str
+
+
+def home_of(upload_id: str) -> str:
+    return f"{HOME}{upload_id}/"
+
+
+def part_key(upload_id: str, number: int) -> str:
+    return f"{HOME}{upload_id}/{number:05}"
+
+
+def marker_key(upload_id: str) -> str:
+    return f"{HOME}{upload_id}/{MARKER}"
+
+
+def step_key(upload_id: str, level: int, index: int) -> str:
+    return f"{HOME}{upload_id}/{level}-{index:05}"
+
+
+def number_of(key: str) -> int | None:
+    """The number of a part; None for markers and intermediate results."""
+    name = key.rpartition("/")[2]
+    return int(name) if name.isascii() and name.isdigit() else None
+
+
+def upload_of(key: str) -> str:
+    """The upload id in the key of one of its objects."""
+    return key[len(HOME) :].partition("/")[0]
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a key is a part of somebody's upload, of this store or of one that lies deeper."""
+    return key.startswith(HOME) or f"/{HOME}" in key
+
+
+def copied(source: Source) -> str:
+    """The ETag of a part that is another object: ``generation=name``."""
+    return f"{source.generation}={source.name}"
+
+
+def source_of(part: Part, own: str) -> Source:
+    """What to compose for a part; ``own`` is the full name it has if it was sent."""
+    generation, mark, name = part.etag.partition("=")
+    return Source(name if mark else own, generation)
+
+
+def combined(parts: Iterable[Part]) -> int | None:
+    """CRC32C of the whole; None if that of a part is not known."""
+    whole = 0
+    for part in parts:
+        if part.crc32c is None:
+            return None
+        whole = crc32c_combine(whole, part.crc32c, part.size)
+    return whole
+
+
+def groups(sources: Sequence[Source]) -> list[Sequence[Source]]:
+    """What to compose first so that at most 32 remain; one level of the tree."""
+    return [sources[start : start + WIDTH] for start in range(0, len(sources), WIDTH)]
