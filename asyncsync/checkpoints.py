@@ -22,6 +22,7 @@ from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
 from asyncsync.records import CheckpointRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.budget import Lane
+from asyncsync.stores.fenced import Fence
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions
 
@@ -164,7 +165,12 @@ def checkpoint_name(number: int) -> str:
 
 
 async def upload(
-    session: Session, prefix: str, job: CheckpointJob, config: SyncConfig, failed: Callable[[str], bool]
+    session: Session,
+    prefix: str,
+    job: CheckpointJob,
+    config: SyncConfig,
+    failed: Callable[[str], bool],
+    fence: Fence | None = None,
 ) -> SyncReport:
     """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
 
@@ -180,7 +186,7 @@ async def upload(
     if job.token:
         info["id"] = job.token
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
-    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info)
+    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, fence=fence)
     tree = job.tree = Tree(session, job.directory, f"{prefix}{job.name}/", options)
     return await persist(tree.sync_once, failed)
 

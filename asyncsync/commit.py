@@ -97,7 +97,7 @@ class CheckpointRunner:
             done = await persist(lambda: look_back(store, trial, job), hiccup)
         await persist(trial.claim, hiccup)
         config = self._engine.run.sync_config
-        report = done or await upload(session, f"{trial.key}/", job, config, hiccup)
+        report = done or await upload(session, f"{trial.key}/", job, config, hiccup, trial.confirm)
         await self._register(trial, job, report, hiccup)
         return report
 
@@ -114,8 +114,7 @@ class CheckpointRunner:
             )
         )
         record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
-        store = self._engine.session.view(Lane.RECORD, trial.key)
-        await persist(lambda: trial.record_file.save(store), hiccup)
+        await persist(trial.save, hiccup)
         for name in sorted(retired):
             self._engine.session.owe_delete(f"{trial.key}/{name}/")
             self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
@@ -149,8 +148,9 @@ class CheckpointRunner:
             return False
         store = self._engine.session.view(Lane.RECORD, trial.key)
         try:
-            await trial.record_file.save(store)
-            return (await store.head(trial.record_file.key)).version == trial.record_file.version
+            await trial.save()
+            await trial.confirm(store)
         except AsyncsyncError as error:
             log.warning("what was sent of a failed checkpoint of %s stays in the store: %s", trial.uri, error)
             return False
+        return True

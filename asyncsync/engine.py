@@ -15,19 +15,19 @@ from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass
 from asyncsync.closing import raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
-from asyncsync.disk.files import in_thread
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event, Progress
 from asyncsync.janitor import Janitor
-from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, trials_of_others, watch_signal
+from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, watch_signal
 from asyncsync.pending import left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
+from asyncsync.stores.base import Store
 from asyncsync.stores.budget import Lane
 from asyncsync.stream import Emitter, EventStream
 from asyncsync.transfer.session import Session
@@ -84,7 +84,6 @@ class SyncEngine:
         """The trials that this engine runs, by name."""
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
-        self._foreign: frozenset[str] = frozenset()
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
         self._running = False
@@ -139,7 +138,9 @@ class SyncEngine:
         if self._handle_signals:
             watch_signal()
         if self.role.is_driver:
-            self._tree = Tree(session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT))
+            self._tree = Tree(
+                session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT, fence=self.confirm)
+            )
             self.scheduler.add(self)
         for job in take_up(self, left):
             self._taken_up.add(job.trial)
@@ -267,10 +268,14 @@ class SyncEngine:
 
     async def sync_once(self) -> SyncReport:
         """One attempt at the experiment's own files and record; the scheduler's business."""
-        self._foreign = await in_thread(trials_of_others, self.local_dir)
         report = await self._tree.sync_once(self.progress_of(EXPERIMENT))
         await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
         return report
+
+    async def confirm(self, store: Store) -> None:
+        """ConcurrentWriterError if another driver has taken the experiment over: then this one is to write nothing."""
+        if self.role.is_driver:
+            await self.record_file.confirm(store)
 
     def progress(self) -> str:
         """How far the running or last sync of the experiment's own files is."""
@@ -352,8 +357,8 @@ class SyncEngine:
 
     def _rules(self) -> Rules:
         config = self.run.sync_config
-        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials) | self._foreign
-        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip)
+        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials)
+        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
 
     def _on_item(self, item: object) -> None:
         if isinstance(item, CheckpointJob):

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from asyncsync.config import RunConfig
@@ -85,12 +84,6 @@ def make_directory(root: str, role: Role) -> None:
     """The trial's directory. One that is not the driver's is marked, so that a driver which shares ``local_dir`` does
     not take it for files of its own."""
     os.makedirs(root if role.is_driver else f"{root}/{META_DIR}", exist_ok=True)
-
-
-def trials_of_others(local_dir: Path) -> frozenset[str]:
-    """Blocking: directories that workers on this machine have made."""
-    with os.scandir(local_dir) as entries:
-        return frozenset(entry.name for entry in entries if os.path.isdir(f"{entry.path}/{META_DIR}"))
 
 
 def watch_signal() -> None:

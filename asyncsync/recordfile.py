@@ -17,7 +17,7 @@ class RecordFile:
     ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
     """
 
-    __slots__ = ("_attempt", "_encode", "_lock", "_lost", "_written", "key", "version")
+    __slots__ = ("_asked", "_attempt", "_confirmed", "_encode", "_lock", "_lost", "_written", "key", "version")
 
     def __init__(self, key: str, encode: Callable[[], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
@@ -28,6 +28,8 @@ class RecordFile:
         self._attempt: bytes | None = None
         """What we tried to write without hearing the end of it."""
         self._lost = False
+        self._asked = self._confirmed = 0
+        """How often the store was asked whether it still has ours, and the last time that it had."""
 
     @property
     def exists(self) -> bool:
@@ -52,6 +54,30 @@ class RecordFile:
                 await self._settle(store)
             await self._put(store, data)
             return True
+
+    async def confirm(self, store: Store) -> None:
+        """ConcurrentWriterError if the store no longer has what we wrote last: somebody has taken over.
+
+        One HEAD; those who ask while one is under way share the next one.
+        """
+        before = self._asked
+        self._lock = lock = self._lock or asyncio.Lock()
+        async with lock:
+            if self._confirmed > before:
+                return
+            if self._attempt is not None and not self._lost:
+                await self._settle(store)
+            self._asked = asking = self._asked + 1
+            if self._lost or await self._version_there(store) != self.version:
+                self._lost = True
+                raise self._conflict(store)
+            self._confirmed = asking
+
+    async def _version_there(self, store: Store) -> str:
+        try:
+            return (await store.head(self.key)).version
+        except NotFoundError:
+            return MISSING
 
     async def _put(self, store: Store, data: bytes) -> None:
         self._attempt = data

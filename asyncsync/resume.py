@@ -73,15 +73,16 @@ def _here(root: str, paths: list[str]) -> set[str]:
 async def adopt_checkpoints(store: Store, record: TrialRecord) -> None:
     """Number on above whatever is there, and take in what was committed but not registered when the writer died.
 
-    A directory without a manifest keeps its number for ever, so two checkpoints never mix.
+    A directory without a manifest keeps its number for ever, so two checkpoints never mix. What is older than the
+    newest one in the record was retired, and is being deleted: it does not come back.
     """
-    known = {item.name for item in record.checkpoints}
+    newest = max((item.number for item in record.checkpoints), default=-1)
     for name in await sub_prefixes(store, f"{record.name}/"):
         number = name.removeprefix("checkpoint_")
         if name == number or not number.isdigit():
             continue
         record.next_checkpoint = max(record.next_checkpoint, int(number) + 1)
-        if name not in known:
+        if int(number) > newest:
             found = await _committed(store, f"{record.name}/{name}/")
             if found is not None:
                 record.checkpoints.append(_record(name, int(number), found))

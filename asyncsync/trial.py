@@ -20,7 +20,7 @@ from asyncsync.pending import forget_uploads, write_down
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
-from asyncsync.stores.base import MISSING
+from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.budget import Lane
 from asyncsync.transfer.tree import Tree, TreeOptions
 
@@ -58,7 +58,9 @@ class Trial:
         self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
         self.tree = Tree(
             engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
-            TreeOptions(self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True),
+            TreeOptions(
+                self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True, fence=self.confirm
+            ),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
@@ -158,7 +160,7 @@ class Trial:
         if self._reported_dirs:
             self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
         report = await self.tree.sync_once(self._engine.progress_of(self.key))
-        saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
+        saved = await self.save()
         if (self.dirty_since, self.record.updated) == before and not self.jobs:
             self.dirty_since = None
         self.failing_since = None
@@ -169,8 +171,17 @@ class Trial:
     async def claim(self) -> None:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
         if not self._claimed:
-            await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key))
+            await self.save()
             self._claimed = True
+
+    async def save(self) -> bool:
+        """Write the record if it has changed; whether it was written. ConcurrentWriterError."""
+        return await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
+
+    async def confirm(self, store: Store) -> None:
+        """ConcurrentWriterError if another process runs the trial, or the experiment, by now."""
+        await self._engine.confirm(store)
+        await self.record_file.confirm(store)
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""

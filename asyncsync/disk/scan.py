@@ -37,6 +37,8 @@ class Rules:
     """Files that count whatever the patterns say."""
     skip_numbered: bool = False
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
+    skip_marked: bool = False
+    """Leave out top directories that hold an ``.asyncsync``: somebody else syncs them."""
 
 
 Same = Callable[[str, int, int, int], bool]
@@ -149,6 +151,8 @@ class _Walk:
 
     def _descends(self, path: str) -> bool:
         if self._rules.skip_numbered and _NUMBERED.fullmatch(path):
+            return False
+        if self._rules.skip_marked and "/" not in path and os.path.isdir(f"{self._root}/{path}/{META_DIR}"):
             return False
         return path not in self._rules.skip and not (self._exclude is not None and self._exclude.match_file(path + "/"))
 

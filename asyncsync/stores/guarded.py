@@ -350,6 +350,11 @@ class GuardedStore(GuardedView):
         """The last failure to reach the store."""
         return self._core.breaker.last_error
 
+    @property
+    def core(self) -> _Core:
+        """What all views share, for further kinds of them."""
+        return self._core
+
     def view(self, lane: Lane, owner: str) -> GuardedView:
         """The store for the requests of one tree, counted for itself."""
         return GuardedView(self._core, lane, owner)

@@ -18,6 +18,7 @@ from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
 from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
@@ -85,9 +86,10 @@ class Session:
             finally:
                 await self.journal.__aexit__(None, None, None)
 
-    def view(self, lane: Lane, owner: str) -> Store:
-        """The store for one tree: its requests are counted and take their turn by ``lane`` and ``owner``."""
-        return self.store.view(lane, owner)
+    def view(self, lane: Lane, owner: str, fence: Fence | None = None) -> Store:
+        """The store for one tree: its requests are counted and take their turn by ``lane`` and ``owner``. ``fence`` is
+        asked before anything is written."""
+        return self.store.view(lane, owner) if fence is None else FencedView(self.store, lane, owner, fence)
 
     async def probe(self) -> None:
         """Write and read a marker, so that a wrong bucket or a missing permission shows at start."""

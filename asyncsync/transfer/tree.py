@@ -25,6 +25,7 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.budget import Lane
+from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 
@@ -48,6 +49,8 @@ class TreeOptions:
     """Delete from the store what was sent before its directory came under ``Rules.skip``: it is kept elsewhere now."""
     info: Mapping[str, Any] | None = None
     """What else goes into the manifest."""
+    fence: Fence | None = None
+    """Is asked before anything is written, and again before a manifest that makes a new prefix exist."""
 
 
 def pair(root: str, uri: str, prefix: str) -> str:
@@ -118,6 +121,7 @@ class Tree:
             snapshot, changes = await self._confirm(store, snapshot, changes)
         gone = self._to_delete(changes, rules)
         tally = await self._send(store, changes.send, scanned, on_progress)
+        _raise_if_lost(tally)
         if tally.failures and self._options.whole:
             raise self.failed(tally)
         if tally.entries or gone or self._manifest is None or self._uncommitted is not None:
@@ -158,7 +162,7 @@ class Tree:
         return SyncFailedError(f"{count} file(s) of {self.root} are not in {self.uri}: {text}", tally.failures)
 
     def _store(self) -> Store:
-        return self._session.view(self._options.lane, self.prefix)
+        return self._session.view(self._options.lane, self.prefix, self._options.fence)
 
     def _forget(self) -> None:
         self._manifest = self._version = None
@@ -285,6 +289,8 @@ class Tree:
             self._session.journal.save_tree(self.identity, data, version or MISSING)
 
     async def _write(self, store: Store, data: bytes) -> str:
+        if self._options.fresh and isinstance(store, FencedView):
+            store.doubt()
         version, self._version = self._version, None  # not known while it is written: a broken off put may have landed
         try:
             return (await store.put(self.prefix + MANIFEST, data, if_version=version)).version
@@ -317,6 +323,13 @@ class Tree:
             files_vanished=len(tally.vanished),
             files_deleted=deleted,
         )
+
+
+def _raise_if_lost(tally: Tally) -> None:
+    """Not one file's failure but everybody's: the fence says that somebody else is the writer."""
+    for error in tally.failures.values():
+        if isinstance(error, ConcurrentWriterError):
+            raise error
 
 
 def _differs(old: FileEntry | None, new: FileEntry) -> bool:

@@ -33,14 +33,16 @@ def names(bench: Bench) -> list[str]:
     return [item.name for item in record(bench).checkpoints]
 
 
-async def killed(bench: Bench, *sources: Checkpoint, hang: str = "checkpoint_", **options) -> None:
+async def killed(
+    bench: Bench, *sources: Checkpoint, hang: str = "checkpoint_", operation: str | None = None, **options
+) -> None:
     """Accept these, and end like a process that is killed: nothing after a request that stands still."""
 
     async def body() -> None:
         async with bench.engine(exit_grace=0.01, keep=CheckpointConfig(max_pending_checkpoints=9), **options) as engine:
             trial = engine.trial("t", params={"lr": 1})
             await trial.sync()
-            stuck = bench.faults.hang(key=hang, times=None)
+            stuck = bench.faults.hang(key=hang, operation=operation, times=None)
             for step, source in enumerate(sources):
                 await trial.report({"step": step}, source, upload=UploadMode.ASYNC, metadata={"at": step})
             await stuck.reached.wait()
@@ -100,7 +102,7 @@ def test_reports_go_on_after_it(bench: Bench) -> None:
 
 def test_one_that_was_committed_is_only_registered(bench: Bench) -> None:
     one = bench.checkpoint("one", weights=b"1")
-    run_virtual(killed(bench, Checkpoint.take(one), hang="t/.asyncsync/trial.json"))
+    run_virtual(killed(bench, Checkpoint.take(one), hang="t/.asyncsync/trial.json", operation="put"))
     assert bench.keys(f"t/checkpoint_000000/{MANIFEST}")
     (one / "weights").unlink()  # as if it had been killed while it deleted the directory
     run_virtual(resumed(bench))

@@ -1,0 +1,83 @@
+"""A view of the store that writes nothing for somebody who is no longer the writer.
+
+A process that was stopped for a while may have a successor by now. It is asked for at the first write of every pass,
+again whenever the last answer is older than ``TRUSTED``, and before what makes a checkpoint exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from asyncsync.stores.base import Body, ObjectInfo, Part, Store, Upload
+from asyncsync.stores.budget import Lane
+from asyncsync.stores.guarded import GuardedStore, GuardedView
+
+TRUSTED = 10.0
+"""Seconds for which an answer counts; so long may a pass go on that has lost its right to."""
+
+Fence = Callable[[Store], Awaitable[None]]
+"""Raises ConcurrentWriterError if somebody else is the writer now."""
+
+
+class FencedView(GuardedView):
+    """A :class:`GuardedView` that asks ``fence`` before it changes anything. One for each pass."""
+
+    def __init__(self, store: GuardedStore, lane: Lane, owner: str, fence: Fence) -> None:
+        super().__init__(store.core, lane, owner)
+        self._fence = fence
+        self._asking = asyncio.Lock()
+        self._confirmed = float("-inf")
+
+    def doubt(self) -> None:
+        """Ask again before the next write, however new the last answer is."""
+        self._confirmed = float("-inf")
+
+    async def _confirm(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._confirmed < TRUSTED:
+            return
+        async with self._asking:
+            began = loop.time()
+            if began - self._confirmed >= TRUSTED:
+                await self._fence(self)
+                self._confirmed = began
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        await self._confirm()
+        return await super().put(key, body, crc32c=crc32c, if_version=if_version)
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        await self._confirm()
+        return await super().put_part(upload, number, offset, body, crc32c=crc32c)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._confirm()
+        await super().delete(keys)
+
+    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+        await self._confirm()
+        return await super().copy(source, key, if_source_version=if_source_version)
+
+    async def create_multipart(self, key: str) -> Upload:
+        await self._confirm()
+        return await super().create_multipart(key)
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        await self._confirm()
+        return await super().copy_part(
+            upload, number, offset, source, start, length, if_source_version=if_source_version
+        )
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        await self._confirm()
+        return await super().complete_multipart(upload, parts, crc32c=crc32c, if_version=if_version)
