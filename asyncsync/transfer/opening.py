@@ -26,10 +26,12 @@ async def open_upload(
     store: Store, uploads: OpenUploads, key: str, path: str, file: FileStat, part_size: int
 ) -> Upload:
     """A new upload of the local file ``path``, as it is at ``file``."""
+    intention = await uploads.intend(key)
     try:
         upload = await store.create_multipart(key)
     except BaseException:  # a cancel too: plain bookkeeping, then on its way
-        uploads.unsure(key)
+        uploads.unsure(intention)
         raise
     uploads.opened(upload, path, file, part_size)
+    uploads.settled(intention)
     return upload

@@ -117,6 +117,8 @@ class Session:
         paid = 0
         for owed in await self.journal.owed(self.uri):
             payload = json.loads(owed.payload)
+            if owed.kind == ABORT and self.uploads.is_intended(owed):
+                continue
             try:
                 if owed.kind == ABORT:
                     await self._abort(store, payload["key"], payload["upload_id"])

@@ -6,9 +6,10 @@ What is owed to the store is written to the journal by plain calls, before anyth
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
-from asyncsync.disk.journal import Journal, OpenUpload
+from asyncsync.disk.journal import Journal, OpenUpload, Owed
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
@@ -23,6 +24,7 @@ class OpenUploads:
         self._uri, self._journal = uri, journal
         self._open: dict[str, OpenUpload] = {}
         self._parts: dict[str, dict[int, Part]] = {}
+        self._intended: set[int] = set()
         self._sent: dict[str, FileEntry] = {}
         """Large files in the store that no manifest names yet, by key."""
 
@@ -97,9 +99,34 @@ class OpenUploads:
         self._forget(upload)
         self._journal.upload_closed(self._uri, upload.key, upload.upload_id)
 
-    def unsure(self, key: str) -> None:
-        """The answer to the request for an upload was lost: there may be one that nobody knows by its id."""
-        self._journal.owe(self._uri, ABORT, json.dumps({"key": key, "upload_id": ""}))
+    async def intend(self, key: str) -> int:
+        """Before an upload is asked for: whatever becomes of the answer, the journal knows that there may be one.
+
+        The result is for :meth:`settled`, once it is known.
+        """
+        payload = {"key": key, "upload_id": "", "pid": os.getpid()}
+        number = self._journal.owe(self._uri, ABORT, json.dumps(payload))
+        self._intended.add(number)
+        try:
+            await self._journal.flush()
+        except BaseException:
+            self.settled(number)  # nothing was asked for
+            raise
+        return number
+
+    def settled(self, intention: int) -> None:
+        """It is known, or there is none."""
+        self._intended.discard(intention)
+        self._journal.paid(intention)
+
+    def unsure(self, intention: int) -> None:
+        """The answer was lost: the janitor has to look for an upload that nobody knows by its id."""
+        self._intended.discard(intention)
+
+    def is_intended(self, owed: Owed) -> bool:
+        """Whether somebody who is alive still waits for the answer."""
+        pid = json.loads(owed.payload).get("pid")
+        return owed.id in self._intended if pid == os.getpid() else pid is not None and _is_alive(pid)
 
     def is_open(self, key: str, upload_id: str) -> bool:
         """Whether somebody is still going to complete it."""
@@ -125,3 +152,13 @@ class OpenUploads:
     def _forget(self, upload: Upload) -> None:
         self._open.pop(upload.key, None)
         self._parts.pop(upload.key, None)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

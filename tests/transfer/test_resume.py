@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -176,3 +177,24 @@ def test_an_upload_that_can_never_finish_is_aborted(faults: Faults, big: Path) -
         run_virtual(push(big.parent, "memory://b/p", transfer=LARGE))
     faults.clear()
     finish(faults, big)
+
+
+def test_an_upload_whose_answer_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
+    """As after SIGKILL between the request and its answer: nothing runs after it, not even the bookkeeping."""
+    ends_at(faults, big, 1, "create_multipart", after=True)
+    (lost,) = MemoryStore("b").bucket.uploads
+    assert finish(faults, big) == PARTS
+    assert lost not in MemoryStore("b").bucket.uploads
+
+
+def test_the_journal_knows_of_an_upload_before_it_is_asked_for(faults: Faults, big: Path) -> None:
+    known: list[int] = []
+
+    def look() -> None:
+        with sqlite3.connect(journal_path()) as opened:
+            known.extend(opened.execute("SELECT count(*) FROM owed").fetchone())
+        opened.close()
+
+    faults.hook(1, look, operation="create_multipart")
+    run_virtual(push(big.parent, "memory://b/p", transfer=LARGE))
+    assert known == [1]
