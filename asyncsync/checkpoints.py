@@ -116,6 +116,11 @@ class CheckpointHandle:
             self.told = True
         self._done.result()
 
+    async def ended(self) -> None:
+        """Wait for the verdict, whatever it is; its failure stays to be told."""
+        if not self._done.done():
+            await asyncio.wait([self._done])
+
     def settle(self, error: BaseException | None = None) -> None:
         """The engine's verdict. Whoever waits is told; the rest is told at the next report or at exit."""
         if self._done.done():
@@ -187,7 +192,7 @@ async def upload(
         info["id"] = job.token
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
     options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, fence=fence)
-    tree = job.tree = Tree(session, job.directory, f"{prefix}{job.name}/", options)
+    tree = job.tree = job.tree or Tree(session, job.directory, f"{prefix}{job.name}/", options)
     return await persist(tree.sync_once, failed)
 
 

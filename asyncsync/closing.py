@@ -1,26 +1,131 @@
-"""Syncing many trees at once and telling what failed: for ``engine.sync()`` and for the end of a run."""
+"""Making everything durable: for ``engine.sync()``, for ``flush``, and for the end of a run."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import may_pass
+from asyncsync.checkpoints import LAST_TRIES, may_pass
+from asyncsync.commit import CheckpointRunner
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.scheduler import Scheduler
+from asyncsync.status import FlushReport
+from asyncsync.stores.budget import Lane
+from asyncsync.transfer.listing import for_each
+
+if TYPE_CHECKING:
+    from asyncsync.engine import SyncEngine
+    from asyncsync.trial import Trial
 
 AT_ONCE = 64
 """Trees that are waited for at once."""
 OWN = "the experiment's own files"
 
 
-async def sync_all(scheduler: Scheduler, keys: Sequence[str], *, tries: int = 1) -> dict[str, BaseException]:
-    """Sync these trees; what failed for good or ``tries`` times, by name."""
+class Gate:
+    """Reports wait at it while a flush is under way."""
+
+    def __init__(self) -> None:
+        self._shut = 0
+        self._open = asyncio.Event()
+
+    @contextmanager
+    def closed(self, shut: bool) -> Iterator[None]:
+        """Nobody passes meanwhile, if ``shut``."""
+        self._shut += shut
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._shut -= shut
+            self._open.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        while self._shut:
+            await self._open.wait()
+
+
+class Drain:
+    """Makes durable what an engine has; ``failures`` and ``report`` are right at any moment, also if it is cancelled.
+
+    ``urgent``: the time is short. The newest checkpoint of every trial goes first and whatever else is being sent is
+    interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
+    """
+
+    def __init__(self, engine: SyncEngine, runner: CheckpointRunner) -> None:
+        self.failures: dict[str, BaseException] = {}
+        """What failed for good, by name."""
+        self._engine, self._runner, self._scheduler = engine, runner, engine.scheduler
+        self._synced: set[str] = set()
+
+    async def run(self, *, urgent: bool) -> None:
+        """Until nothing is left to do."""
+        if urgent:
+            await self._urgent()
+        else:
+            await self._settled()
+        await self._sync(self._engine.member_keys())
+        if urgent:
+            await self._settled()
+            await self._sync([trial.key for trial in self._scheduled() if trial.dirty_since is not None])
+        for trial in self._engine.trials.values():
+            self.failures.update(trial.untold())
+
+    def report(self) -> FlushReport:
+        """What is durable now and what is not. A tree counts if a sync of it has worked since this began."""
+        trials = self._engine.trials.values()
+        pending = {f"{trial.key}/{job.name}" for trial in trials for job in trial.jobs}
+        checkpoints = {f"{trial.key}/{item.name}" for trial in trials for item in trial.record.checkpoints}
+        failed = {"" if name == OWN else name for name in self.failures}
+        finished = {trial.key for trial in trials if not self._scheduler.has(trial.key)}
+        trees = {*self._engine.member_keys(), *finished}
+        clean = (trees & (self._synced | finished)) - self._engine.not_durable()
+        durable = (checkpoints | clean) - pending - failed
+        return FlushReport(tuple(sorted(durable)), tuple(sorted((pending | trees | failed) - durable)))
+
+    async def _urgent(self) -> None:
+        newest = {key: trial.jobs[-1] for key, trial in self._engine.trials.items() if trial.jobs}
+        self._scheduler.pause()
+        try:
+            self._runner.only(newest)
+            for job in newest.values():
+                await job.handle.ended()
+            await for_each(list(self._engine.trials.values()), self._record, AT_ONCE)
+        finally:
+            self._scheduler.go_on()
+            self._runner.all()
+
+    async def _record(self, trial: Trial) -> None:
+        """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
+        try:
+            await trial.prepare()
+            await trial.record_file.save(self._engine.session.view(Lane.RECORD, trial.key))
+        except (AsyncsyncError, OSError):
+            return
+
+    async def _settled(self) -> None:
+        for trial in self._engine.trials.values():
+            await trial.settled()
+
+    def _scheduled(self) -> list[Trial]:
+        return [trial for trial in self._engine.trials.values() if self._scheduler.has(trial.key)]
+
+    async def _sync(self, keys: Sequence[str]) -> None:
+        self.failures.update(await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced))
+
+
+async def sync_all(
+    scheduler: Scheduler, keys: Sequence[str], *, tries: int = 1, done: set[str] | None = None
+) -> dict[str, BaseException]:
+    """Sync these trees; what failed for good or ``tries`` times, by name. ``done`` is filled as they become durable."""
     left, lasting = list(keys), dict[str, BaseException]()
     for attempt in range(tries):
         if attempt:
             await asyncio.sleep(2.0**attempt)
-        failures = await _sync_these(scheduler, left)
+        failures = await _sync_these(scheduler, left, done if done is not None else set())
         left = [key for key, error in failures.items() if may_pass(error)]
         lasting.update({key: error for key, error in failures.items() if not may_pass(error) or attempt == tries - 1})
         if not left:
@@ -28,7 +133,7 @@ async def sync_all(scheduler: Scheduler, keys: Sequence[str], *, tries: int = 1)
     return {key or OWN: error for key, error in lasting.items()}
 
 
-async def _sync_these(scheduler: Scheduler, keys: Sequence[str]) -> dict[str, BaseException]:
+async def _sync_these(scheduler: Scheduler, keys: Sequence[str], done: set[str]) -> dict[str, BaseException]:
     failures: dict[str, BaseException] = {}
     left = list(reversed(keys))
 
@@ -39,6 +144,8 @@ async def _sync_these(scheduler: Scheduler, keys: Sequence[str]) -> dict[str, Ba
                 await scheduler.sync(key)
             except (AsyncsyncError, OSError) as error:
                 failures[key] = error
+            else:
+                done.add(key)
 
     async with asyncio.TaskGroup() as group:
         for index in range(min(len(keys), AT_ONCE)):

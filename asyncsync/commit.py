@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass, persist, record_of, upload
@@ -17,6 +17,7 @@ from asyncsync.planning.retention import to_retire
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import within
 from asyncsync.stores.budget import Lane
+from asyncsync.transfer.session import Session
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -31,25 +32,59 @@ class CheckpointRunner:
     def __init__(self, engine: SyncEngine, group: asyncio.TaskGroup, owed: Callable[[], None]) -> None:
         self._engine, self._group, self._owed = engine, group, owed
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._only: Mapping[str, CheckpointJob] | None = None
+        self._sending: dict[str, CheckpointJob] = {}
+        """By trial; only then a runner may be interrupted, what follows is short."""
+        self._yielding: set[str] = set()
+        """Trials whose runner is being interrupted, to begin again."""
 
     def accept(self, job: CheckpointJob) -> None:
         """A job has come out of the inbox."""
         self._engine.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
-        if job.trial not in self._running:
-            trial = self._engine.trials[job.trial]
-            self._running[job.trial] = self._group.create_task(self._run(trial), name=f"checkpoints {job.trial}")
+        self._start(self._engine.trials[job.trial])
+
+    def only(self, jobs: Mapping[str, CheckpointJob]) -> None:
+        """Time is short: of each trial just this one, now; what else is being sent is interrupted."""
+        self._only = jobs
+        for key, sending in self._sending.items():
+            if sending is not jobs.get(key):
+                self._yielding.add(key)
+                self._running[key].cancel()
+        for key in jobs:
+            self._start(self._engine.trials[key])
+
+    def all(self) -> None:
+        """Everything again, in the order of reports."""
+        self._only = None
+        for trial in self._engine.trials.values():
+            self._start(trial)
 
     def cancel(self) -> None:
         """End what is running; the engine is stopping."""
+        self._only = {}
+        self._yielding.clear()
         for task in self._running.values():
             task.cancel()
 
+    def _start(self, trial: Trial) -> None:
+        if trial.key not in self._running and self._next(trial) is not None:
+            self._running[trial.key] = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
+
+    def _next(self, trial: Trial) -> CheckpointJob | None:
+        if self._only is None:
+            return trial.jobs[0] if trial.jobs else None
+        wanted = self._only.get(trial.key)
+        return next((job for job in trial.jobs if job is wanted), None)
+
     async def _run(self, trial: Trial) -> None:
         try:
-            while trial.jobs:
-                await self._one(trial, trial.jobs[0])
+            while (job := self._next(trial)) is not None:
+                await self._one(trial, job)
         finally:
             self._running.pop(trial.key, None)
+            if trial.key in self._yielding:
+                self._yielding.discard(trial.key)
+                self._start(trial)
 
     async def _one(self, trial: Trial, job: CheckpointJob) -> None:
         timeout = self._engine.run.sync_config.timeout
@@ -57,6 +92,8 @@ class CheckpointRunner:
         try:
             report = await within(timeout, self._make_durable(trial, job), lambda: self._progress(job))
         except asyncio.CancelledError:
+            if trial.key in self._yielding:
+                raise
             trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
             raise
         except (AsyncsyncError, OSError) as error:
@@ -83,7 +120,7 @@ class CheckpointRunner:
         return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
 
     async def _make_durable(self, trial: Trial, job: CheckpointJob) -> SyncReport:
-        session, done = self._engine.session, None
+        session = self._engine.session
         last_tries = LAST_TRIES
 
         def hiccup(error: str) -> bool:
@@ -92,14 +129,24 @@ class CheckpointRunner:
             last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
             return last_tries > 0
 
+        self._sending[trial.key] = job
+        try:
+            report = await self._send(session, trial, job, hiccup)
+        finally:
+            del self._sending[trial.key]
+        await self._register(trial, job, report, hiccup)
+        return report
+
+    async def _send(
+        self, session: Session, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]
+    ) -> SyncReport:
+        done = None
         if job.written_as:
             store = session.view(Lane.CHECKPOINT, trial.key)
             done = await persist(lambda: look_back(store, trial, job), hiccup)
         await persist(trial.claim, hiccup)
         config = self._engine.run.sync_config
-        report = done or await upload(session, f"{trial.key}/", job, config, hiccup, trial.confirm)
-        await self._register(trial, job, report, hiccup)
-        return report
+        return done or await upload(session, f"{trial.key}/", job, config, hiccup, trial.confirm)
 
     async def _register(
         self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], bool]
@@ -108,6 +155,7 @@ class CheckpointRunner:
         record, keep = trial.record, self._engine.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
+            record.checkpoints.sort(key=lambda item: item.number)  # the newest may have gone first
         retired = set(
             to_retire(
                 record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass
-from asyncsync.closing import raise_failures, sync_all
+from asyncsync.checkpoints import CheckpointJob, may_pass
+from asyncsync.closing import OWN, Drain, Gate, raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
@@ -82,6 +82,7 @@ class SyncEngine:
         self._handle_signals = handle_signals
         self.trials: dict[str, Trial] = {}
         """The trials that this engine runs, by name."""
+        self.gate = Gate()
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
         self._taken_up: set[str] = set()
@@ -189,20 +190,20 @@ class SyncEngine:
     async def sync(self) -> None:
         """Sync the experiment and every trial now, and wait for it. SyncFailedError names the trees that failed."""
         self.check_open()
-        raise_failures(await sync_all(self.scheduler, self._member_keys()))
+        raise_failures(await sync_all(self.scheduler, self.member_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
-        """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not."""
+        """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not.
+
+        With a deadline, as before a preemption: no report is taken meanwhile (it waits), the newest checkpoint of every
+        trial goes first, then records, then artifacts and older checkpoints. Nothing is lost that is not done in time:
+        it goes on afterwards, or in the next process.
+        """
         self.check_open()
-        work = asyncio.wait_for(self._drain(), deadline)
-        try:
-            failures = await work
-        except TimeoutError:
-            failures = {}
-        missing = self.not_durable() | failures.keys()
-        durable = [f"{trial.key}/{item.name}" for trial in self.trials.values() for item in trial.record.checkpoints]
-        durable += [key for key in self._member_keys() if key not in missing]
-        return FlushReport(tuple(sorted(durable)), tuple(sorted(missing)))
+        drain = Drain(self, self._runner)
+        with self.gate.closed(deadline is not None):
+            await self._drain(drain, deadline)
+        return drain.report()
 
     # leaving
 
@@ -229,24 +230,23 @@ class SyncEngine:
         self._running = False
         self.record.status = "finished" if error is None else "interrupted"
         self.record.updated = time.time()
-        if error is None:
-            return await self._drain()
-        try:
-            return await asyncio.wait_for(self._drain(), self.exit_grace)
-        except TimeoutError:
-            left = f"not done within exit_grace={self.exit_grace:g} s"
-            return {key or "the experiment's own files": SyncError(left) for key in sorted(self.not_durable())}
+        drain = Drain(self, self._runner)
+        if await self._drain(drain, None if error is None else self.exit_grace):
+            return drain.failures
+        left = f"not done within exit_grace={self.exit_grace:g} s"
+        missing = {key or OWN: SyncError(left) for key in drain.report().not_durable}
+        return {**missing, **drain.failures}
 
-    async def _drain(self) -> dict[str, BaseException]:
-        """Everything that is waiting, then one last sync of every tree; what failed, by name."""
-        for trial in self.trials.values():
-            await trial.settled()
-        failures: dict[str, BaseException] = await sync_all(self.scheduler, self._member_keys(), tries=LAST_TRIES)
-        if self.session.store.healthy:
-            await self._janitor.clean_up()
-        for trial in self.trials.values():
-            failures.update(trial.untold())
-        return failures
+    async def _drain(self, drain: Drain, deadline: float | None) -> bool:
+        """Whether it was through in time."""
+        try:
+            async with asyncio.timeout(deadline):
+                await drain.run(urgent=deadline is not None)
+                if self.session.store.healthy:
+                    await self._janitor.clean_up()
+        except TimeoutError:
+            return False
+        return True
 
     async def _stop(self, error: BaseException | None) -> None:
         self._running = False
@@ -333,7 +333,7 @@ class SyncEngine:
 
     # inside
 
-    def _member_keys(self) -> list[str]:
+    def member_keys(self) -> list[str]:
         """Trees in the schedule, the experiment last: its record tells what became of the trials."""
         keys = [key for key in self.trials if self.scheduler.has(key)]
         return [*keys, EXPERIMENT] if self.role.is_driver else keys

@@ -119,6 +119,7 @@ class Scheduler:
         self._members: dict[str, Member] = {}
         self._waiting: dict[str, list[asyncio.Future[SyncReport]]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._paused = False
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -177,9 +178,20 @@ class Scheduler:
         for item in self.inbox.close():
             if isinstance(item, SyncRequest) and item.done is not None:
                 self._waiting.setdefault(item.key, []).append(item.done)
+        self._paused = False
         for futures in self._waiting.values():
             _tell(futures, EngineClosedError("the engine stopped before this sync could start"))
         self._waiting.clear()
+
+    def pause(self) -> None:
+        """Interrupt what is running and start nothing: something more important needs the line."""
+        self._paused = True
+        self.cancel_running()
+
+    def go_on(self) -> None:
+        """What was interrupted starts again, with those who waited for it."""
+        self._paused = False
+        self.inbox.nudge()
 
     def cancel_running(self) -> None:
         """End the running syncs."""
@@ -199,11 +211,11 @@ class Scheduler:
         if timer is not None:
             timer.cancel()
         when = self._schedule.next_time()
-        full = len(self._running) >= AT_ONCE
+        full = len(self._running) >= AT_ONCE or self._paused
         return None if when is None or full else self._loop.call_at(when, self.inbox.nudge)
 
     def _start_due(self) -> None:
-        while len(self._running) < AT_ONCE:
+        while len(self._running) < AT_ONCE and not self._paused:
             due = self._schedule.pop_due(self._loop.time())
             if due is None:
                 return
@@ -219,7 +231,12 @@ class Scheduler:
             report = await within(self._config.timeout, member.sync_once(), member.progress)
         except asyncio.CancelledError:
             self._ended(member.key, ok=False)
-            _tell(waiters, EngineClosedError(f"the engine stopped while {member.key or 'the tree'} was being synced"))
+            if self._paused and member.key in self._members:
+                self._waiting[member.key] = waiters + self._waiting.get(member.key, [])
+                self._schedule.request(member.key, self._loop.time(), force=True)
+            else:
+                text = f"the engine stopped while {member.key or 'the tree'} was being synced"
+                _tell(waiters, EngineClosedError(text))
             raise
         except (AsyncsyncError, OSError) as error:
             self._ended(member.key, ok=False)

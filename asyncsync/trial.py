@@ -115,6 +115,7 @@ class Trial:
         """
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
+        await self._engine.gate.passed()
         self._engine.check_open()
         if not self._engine.scheduler.has(self.key):
             raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
@@ -204,7 +205,8 @@ class Trial:
         if error is not None and not job.handle.told:
             self.failures.append((f"{self.key}/{job.name}", error, job.handle))
         if error is None:
-            self.last_durable, self.last_durable_time = job.number, time.time()
+            if self.last_durable is None or job.number > self.last_durable:
+                self.last_durable, self.last_durable_time = job.number, time.time()
             self._touch()
 
     def untold(self) -> dict[str, BaseException]:
@@ -282,6 +284,7 @@ class Trial:
         size = await size_of(str(source.path)) if source is not None else 0
         if source is not None and mode is UploadMode.ASYNC:
             await self.settled(self._engine.run.checkpoint_config.max_pending_checkpoints - 1)
+            await self._engine.gate.passed()
             self._engine.check_open()
         job = self._job(source, mode, delete_local, metrics, metadata, size)
         row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(time.time())}

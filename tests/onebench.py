@@ -15,6 +15,7 @@ class Bench:
         self.faults: Faults = inject_faults("b")
         self.store = MemoryStore("b", "exp")
         self.transfer = TransferConfig()
+        self.storage_options: dict[str, object] = {}
 
     def engine(
         self, sync: SyncConfig | None = None, keep: CheckpointConfig | None = None, **options: Any
@@ -25,6 +26,7 @@ class Bench:
             sync_config=sync or SyncConfig(),
             checkpoint_config=keep or CheckpointConfig(),
             transfer=self.transfer,
+            storage_options=self.storage_options,
         )
         return SyncEngine(run, **{"local_dir": self.tmp_path / "local", **options})
 
