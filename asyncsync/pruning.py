@@ -11,7 +11,7 @@ from functools import partial
 from asyncsync.config import TransferConfig
 from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD
+from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.transfer.catalog import parse_trial
@@ -36,19 +36,29 @@ async def prune(
 ) -> PruneReport:
     """Remove what was left behind below ``uri`` and has not been touched for ``older_than`` seconds.
 
-    That is: multipart uploads that were never completed, and checkpoint directories of a trial or experiment that have
-    no manifest and that no record names. Never touched: whatever a manifest or a record names, and everything that is
-    not a checkpoint directory. With ``dry_run`` (the default) nothing is removed and the report says what would be.
+    That is: multipart uploads that were never completed; checkpoint directories of a trial or experiment that have no
+    manifest and that no record names; and those that were retired, but whose process died before it had deleted them:
+    the trial's record does not name them and does name a newer one. Checkpoints are committed in the order of their
+    numbers, so a trial whose record changed within ``older_than`` may still be about to commit what comes after its
+    newest: that is left alone whatever its age, uploads included.
+
+    Never touched: whatever a manifest or a record names, and everything that is not a checkpoint directory. With
+    ``dry_run`` (the default) nothing is removed and the report says what would be. Give a longer ``older_than`` where
+    a single file takes longer than a day to upload.
 
     SyncFailedError if parts of an upload are still there after it was aborted five times: run it again later.
     """
     started = time.monotonic()
     before = time.time() - older_than
     async with reading(uri, transfer, storage_options) as store:
-        uploads = [item for item in await store.list_multiparts("") if _is_old(item.started, before)]
-        garbage = await _find_garbage(store, before)
+        objects = await list_all(store, "")
+        owned = _Owned(store, objects, before)
+        every = await store.list_multiparts("")
+        young = {_directory(item.key) for item in every if not _is_old(item.started, before)} - {""}
+        uploads = [item for item in every if _is_old(item.started, before) and not await owned.is_coming(item.key)]
+        garbage = [item for item in await _find_garbage(objects, owned, before) if item.prefix not in young]
         if not dry_run:
-            await for_each(garbage, partial(_delete, store), 8)
+            await for_each(garbage, partial(_delete, store, owned), 8)
             await _abort_all(store, uploads)
         return PruneReport(
             dry_run=dry_run, uploads=sorted(upload.key for upload in uploads),
@@ -62,6 +72,12 @@ def _is_old(modified: float | None, before: float) -> bool:
     return modified is not None and modified <= before
 
 
+def _directory(key: str) -> str:
+    """The checkpoint directory that a key lies in, or nothing."""
+    match = CHECKPOINT_DIR.match(key)
+    return match[0] if match is not None else ""
+
+
 @dataclass(slots=True)
 class _Directory:
     """A checkpoint directory and what lies in it."""
@@ -70,27 +86,32 @@ class _Directory:
     keys: list[str] = field(default_factory=list)
     size: int = 0
     is_old: bool = True
+    committed: bool = False
+    """It has a manifest."""
+
+    @property
+    def name(self) -> str:
+        return self.prefix.rstrip("/").rpartition("/")[2]
+
+    @property
+    def number(self) -> int:
+        return int(self.name.rpartition("_")[2])
 
     def add(self, info: ObjectInfo, before: float) -> None:
         self.keys.append(info.key)
         self.size += info.size
         self.is_old = self.is_old and _is_old(info.modified, before)
+        self.committed = self.committed or info.key == self.prefix + MANIFEST
 
 
-async def _find_garbage(store: Store, before: float) -> list[_Directory]:
-    objects = await list_all(store, "")
+async def _find_garbage(objects: Mapping[str, ObjectInfo], owned: _Owned, before: float) -> list[_Directory]:
     directories: dict[str, _Directory] = {}
     for key, info in objects.items():
-        match = CHECKPOINT_DIR.match(key)
-        if match is not None:
-            directories.setdefault(match[0], _Directory(match[0])).add(info, before)
-    candidates = [
-        item
-        for item in directories.values()
-        if item.is_old and item.prefix + MANIFEST not in objects and _is_of_a_trial(item.prefix, objects)
-    ]
-    owned = _Owned(store, objects)
-    return [item for item in candidates if not await owned.names(item)]
+        prefix = _directory(key)
+        if prefix:
+            directories.setdefault(prefix, _Directory(prefix)).add(info, before)
+    candidates = [item for item in directories.values() if item.is_old and _is_of_a_trial(item.prefix, objects)]
+    return [item for item in candidates if await owned.is_garbage(item)]
 
 
 def _is_of_a_trial(prefix: str, objects: Mapping[str, ObjectInfo]) -> bool:
@@ -110,14 +131,29 @@ class _Owned:
 
     store: Store
     objects: Mapping[str, ObjectInfo]
+    before: float
     paths: dict[str, frozenset[str]] = field(default_factory=dict)
-    checkpoints: dict[str, frozenset[str]] = field(default_factory=dict)
+    records: dict[str, TrialRecord | None] = field(default_factory=dict)
 
-    async def names(self, directory: _Directory) -> bool:
-        """Whether the trial's record names the directory, or a manifest above it names something in it."""
+    async def is_garbage(self, directory: _Directory) -> bool:
+        """Nobody names it, and nobody is about to."""
         trial = _parent(directory.prefix)
-        if directory.prefix[len(trial) :].rstrip("/") in await self._record(trial):
-            return True
+        record = await self.record(trial)
+        if record is not None and directory.name in {item.name for item in record.checkpoints}:
+            return False
+        if directory.committed:
+            return record is not None and directory.number < _newest(record)
+        return not await self.is_coming(directory.prefix) and not await self._is_in_a_manifest(directory)
+
+    async def is_coming(self, key: str) -> bool:
+        """Whether a running trial may be about to commit the checkpoint that a key lies in."""
+        prefix = _directory(key)
+        if not prefix:
+            return False
+        record = await self.record(_parent(prefix))
+        return record is not None and record.updated > self.before and _Directory(prefix).number > _newest(record)
+
+    async def _is_in_a_manifest(self, directory: _Directory) -> bool:
         for prefix in _above(directory.prefix):
             if prefix + MANIFEST in self.objects:
                 paths = await self._manifest(prefix)
@@ -125,15 +161,15 @@ class _Owned:
                     return True
         return False
 
-    async def _record(self, trial: str) -> frozenset[str]:
-        if trial not in self.checkpoints:
+    async def record(self, trial: str, *, again: bool = False) -> TrialRecord | None:
+        """The record of a trial's prefix; CheckpointIncompleteError if it cannot be read."""
+        if trial not in self.records or again:
             try:
                 data = await find(self.store, trial + TRIAL_RECORD)
-                record = None if data is None else parse_trial(self.store, trial, data)
+                self.records[trial] = None if data is None else parse_trial(self.store, trial, data)
             except (ValueError, IntegrityError) as error:
                 raise CheckpointIncompleteError(f"nothing was pruned, a record cannot be read: {error}") from error
-            self.checkpoints[trial] = frozenset(item.name for item in record.checkpoints) if record else frozenset()
-        return self.checkpoints[trial]
+        return self.records[trial]
 
     async def _manifest(self, prefix: str) -> frozenset[str]:
         if prefix not in self.paths:
@@ -151,9 +187,19 @@ def _above(prefix: str) -> Iterator[str]:
         yield prefix
 
 
-async def _delete(store: Store, directory: _Directory) -> None:
-    """Look once more: somebody may have completed it since."""
-    if await find(store, directory.prefix + MANIFEST) is not None:
+def _newest(record: TrialRecord) -> int:
+    return max((item.number for item in record.checkpoints), default=-1)
+
+
+async def _delete(store: Store, owned: _Owned, directory: _Directory) -> None:
+    """Look once more: somebody may have completed or adopted it since. A manifest goes before what it names."""
+    manifest = directory.prefix + MANIFEST
+    if directory.committed:
+        await owned.record(_parent(directory.prefix), again=True)
+        if not await owned.is_garbage(directory):
+            return
+        await store.delete([manifest])
+    elif await find(store, manifest) is not None:
         return
     for start in range(0, len(directory.keys), BATCH):
         await store.delete(directory.keys[start : start + BATCH])

@@ -7,7 +7,8 @@ from stored import put_experiment, put_tree, put_trial
 
 from asyncsync.errors import CheckpointIncompleteError, NotFoundError
 from asyncsync.pruning import prune
-from asyncsync.testing import MemoryStore
+from asyncsync.records import TrialRecord
+from asyncsync.testing import MemoryStore, inject_faults
 from asyncsync.verifying import verify
 
 URI = "memory://lab/exp"
@@ -134,6 +135,48 @@ async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
     await store.delete(["a/checkpoint_000001/.asyncsync/manifest.json"])
     await put_tree(store, "a/checkpoint_000005/", FILES)  # complete, but not registered yet
     assert (await prune(URI)).checkpoints == []
+
+
+async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(store):
+    await put_trial(store, "b", {f"checkpoint_00000{number}": (FILES, {}) for number in range(3)})
+    record = TrialRecord.from_bytes(store.contents["b/.asyncsync/trial.json"])
+    record.checkpoints = record.checkpoints[2:]
+    await store.put("b/.asyncsync/trial.json", record.to_bytes())
+    store.requests.clear()
+    report = await prune(URI, dry_run=False)
+    assert report.checkpoints == ["b/checkpoint_000000/", "b/checkpoint_000001/"]
+    deletes = [request.key for request in store.requests if request.operation == "delete"]
+    assert deletes[0].endswith("manifest.json")
+    assert (await verify(URI, deep=True)).ok
+
+
+@pytest.mark.parametrize(("number", "left"), [(0, False), (7, True)])
+async def test_prune_leaves_what_a_running_trial_may_be_about_to_commit(store, number, left):
+    """However old: a checkpoint that takes two days to upload is nobody's garbage while its trial goes on."""
+    await put_trial(store, "b", {"checkpoint_000003": (FILES, {})}, updated=time.time() - 60)
+    await put_tree(store, f"b/checkpoint_00000{number}/", FILES, manifest=False)
+    await store.create_multipart(f"b/checkpoint_00000{number}/big")
+    report = await prune(URI)
+    assert (report.checkpoints, report.uploads) == (
+        ([], []) if left else ([f"b/checkpoint_00000{number}/"], [f"b/checkpoint_00000{number}/big"])
+    )
+
+
+async def test_prune_leaves_a_directory_into_which_something_is_being_uploaded(store):
+    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
+    store.bucket.clock = time.time
+    await store.create_multipart("a/checkpoint_000002/big")
+    assert (await prune(URI)).checkpoints == []
+
+
+async def test_prune_leaves_what_was_completed_while_it_looked(store):
+    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
+    manifest = store.contents["a/checkpoint_000001/.asyncsync/manifest.json"]
+    faults = inject_faults("lab")
+    key = "a/checkpoint_000002/.asyncsync/manifest.json"
+    faults.hook(1, lambda: store._store(key, manifest, "new") and None, operation="read", key=key)
+    await prune(URI, dry_run=False)
+    assert "a/checkpoint_000002/model.bin" in store.contents
 
 
 async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_ours(store):
