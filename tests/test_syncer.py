@@ -5,10 +5,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncsync import ConfigError, EngineClosedError, SyncConfig, Syncer, TransferConfig, push
+from asyncsync.disk.scan import scan
 from asyncsync.errors import (
     AccessDeniedError,
     CheckpointIncompleteError,
@@ -20,6 +22,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.snapshot import Snapshot
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
 
 MANIFEST = ".asyncsync/manifest.json"
@@ -170,21 +173,25 @@ def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(fa
     }
 
 
-def test_a_file_that_vanishes_is_left_out_and_counted(faults: Faults, tree: Path) -> None:
-    for index in range(400):  # more than is read ahead
-        (tree / f"more{index:03d}").write_bytes(bytes(20_000))
-    seen: list[str] = []
+def test_a_file_that_vanishes_is_left_out_and_counted(
+    faults: Faults, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the scan that saw it and the first byte that is read of anything."""
 
-    def remove() -> None:
-        for path in sorted(tree.glob("more*"))[-1:]:
-            seen.append(path.name)
-            path.unlink()
+    def look_and_remove(*how: Any) -> Snapshot:
+        found = scan(*how)
+        (tree / "a").unlink()
+        big.unlink()
+        return found
 
-    faults.hook(1, remove, operation="put")
-    report = run_virtual(push(tree, "memory://b/p"))
-    assert report.files_vanished + report.files_sent == 403
-    assert seen
+    big = tree / "big"
+    big.write_bytes(os.urandom(20 * MIB))
+    monkeypatch.setattr("asyncsync.transfer.tree.scan", look_and_remove)
+    report = run_virtual(push(tree, "memory://b/p", transfer=LARGE))
+    assert (report.files_vanished, report.files_sent) == (2, 2)
+    assert set(stored()) == {"sub/empty", "sub/deep/ü b"}
     assert set(Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files) == set(stored())
+    assert MemoryStore("b").bucket.uploads == {}
 
 
 def test_sockets_and_pipes_are_left_out_with_a_warning(faults: Faults, tree: Path) -> None:

@@ -206,6 +206,7 @@ async def _second_process(uri: str, settings: Settings) -> dict[str, Any]:
         answer, _ = await process.communicate()
     except BaseException:
         process.kill()
+        await process.wait()  # it is dead: this is the kernel's answer, and who is cancelled leaves no process behind
         raise
     found: dict[str, Any] = json.loads(answer or b"{}")
     return found
