@@ -101,3 +101,9 @@ def _demo(session: nox.Session, programs: Path, room: Path) -> None:
                           stdout=sys.stdout, check=False)  # fmt: skip
     if demo.returncode:
         session.error(f"the demo from the wheel ended with exit code {demo.returncode}")
+
+
+@nox.session
+def outage(session: nox.Session) -> None:
+    """SeaweedFS is gone for a minute in the middle of fifty trials; the figures are those of docs/reliability.md."""
+    session.run("python", "tests/outage.py", *session.posargs)

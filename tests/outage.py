@@ -85,14 +85,13 @@ class Outage:
                 self.stop.set()
                 await asyncio.gather(*training)
                 watching.cancel()
-            retried = sum(seen.status is None for seen in proxy.log)
         await self.check(f"s3://{bucket}/sweep", server)
         return {
             "trials": self.trials, "seconds gone": self.seconds, "reports": sum(self.reports.values()),
             "checkpoints": sum(count // 5 for count in self.reports.values()),
             "lag before, most (s)": round(lag_before, 1), "lag during, most (s)": round(lag, 1),
             "caught up after (s)": round(caught_up, 1), "MiB sent to catch up": round(caught_up_bytes / (1 << 20), 1),
-            "requests without answer": retried, "longest report (s)": round(self.longest, 2),
+            "longest report (s)": round(self.longest, 2),
             "RSS before (MiB)": round(before), "RSS at most (MiB)": round(peak),
         }  # fmt: skip
 

@@ -1,0 +1,79 @@
+"""The store is gone for a minute in the middle of fifty trials: nothing crashes, nothing is lost, nothing piles up."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+from onebench import Bench
+
+from asyncsync import SyncConfig, UploadMode, verify
+from asyncsync.engine import SyncEngine
+from asyncsync.errors import ThrottledError, UnavailableError
+from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.testing import run_virtual
+
+TRIALS, STEPS = 50, 21
+
+
+async def train(engine: SyncEngine, bench: Bench, number: int) -> None:
+    """A report every 5 s, with a checkpoint every third time."""
+    trial = engine.trial(f"t{number:02}")
+    source = bench.checkpoint(f"source{number}")
+    for step in range(STEPS):
+        (source / "weights").write_bytes(f"{number} {step}".encode() * 100)
+        await trial.report({"step": step}, source if step % 3 == 2 else None, upload=UploadMode.ASYNC)
+        await asyncio.sleep(5)
+
+
+def load(engine: SyncEngine) -> dict[str, int]:
+    """Whatever could grow while nothing gets through."""
+    status = engine.status()
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "inbox": status.inbox,
+        "requests": status.requests_waiting + status.requests_running,
+        "checkpoints": sum(trial.pending_checkpoints for trial in status.trials.values()),
+    }
+
+
+@pytest.mark.parametrize("error", [UnavailableError, ThrottledError])
+def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error: Callable[[str], Exception]) -> None:
+    seen: dict[str, dict[str, int]] = {}
+
+    async def main() -> tuple[int, float]:
+        loop = asyncio.get_running_loop()
+        async with bench.engine(SyncConfig(sync_period=10)) as engine:
+            async with asyncio.TaskGroup() as group:
+                for number in range(TRIALS):
+                    group.create_task(train(engine, bench, number))
+                await asyncio.sleep(20)
+                bench.faults.fail(error=error("away"), times=None)
+                before = bench.faults.calls
+                for second in range(0, 60, 10):
+                    seen[f"{second}"] = load(engine)
+                    await asyncio.sleep(10)
+                assert engine.status().durability_lag > 40
+                asked = bench.faults.calls - before
+                bench.faults.clear()
+                back = loop.time()
+                while engine.status().durability_lag > 20:  # two periods
+                    await asyncio.sleep(1)
+                caught_up = loop.time() - back
+            return asked, caught_up
+
+    asked, caught_up = run_virtual(main())
+    late = seen["50"]
+    assert late["checkpoints"] <= 2 * TRIALS  # max_pending_checkpoints
+    assert late["tasks"] <= 7 * TRIALS  # the trial, its runner, its sync, and what these two send
+    assert late["requests"] <= late["tasks"]
+    assert late["inbox"] <= 2 * TRIALS
+    assert caught_up < (90 if error is UnavailableError else 150)  # backoff is a minute at most
+    if error is UnavailableError:
+        assert asked < 200  # the circuit is open: probes, not a storm
+    for number in range(TRIALS):
+        lines = bench.store.contents[f"t{number:02}/result.json"].decode().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
+        record = TrialRecord.from_bytes(bench.store.contents[f"t{number:02}/{TRIAL_RECORD}"])
+        assert [item.metrics["step"] for item in record.checkpoints] == list(range(2, STEPS, 3))
+    assert run_virtual(verify("memory://b/exp", deep=True)).ok
