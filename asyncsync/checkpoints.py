@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import os
 import random
 import shutil
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncsync.config import SyncConfig
+from asyncsync.disk.copying import copy_file, link_file
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import TEMPORARY, Rules
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
@@ -30,9 +29,6 @@ T = TypeVar("T")
 
 LAST_TRIES = 2
 """How often something is tried at the end of a run, each time with all attempts of its requests."""
-
-FICLONE = 0x40049409
-"""ioctl of Linux: share the blocks of another file (``man 2 ioctl_ficlone``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +54,18 @@ class Checkpoint:
         """A copy beside ``directory`` that asyncsync owns, so that training may go on overwriting. Blocking.
 
         Blocks are shared where the file system can (reflink: XFS, Btrfs); else the bytes are copied. ``link=True``
-        makes hard links instead: only right if your files are replaced (written anew and renamed), never rewritten.
+        makes hard links instead, where source and copy are on one file system: only right if your files are replaced
+        (written anew and renamed), never rewritten. Links are followed; sockets, pipes and devices are left out.
+        SourceChangedError if a file changed each of the three times that it was copied.
         """
         source = Path(os.path.abspath(directory))
         target = source.with_name(f".{source.name}.{os.urandom(4).hex()}{TEMPORARY}")
-        copy = os.link if link else _clone
         try:
-            shutil.copytree(source, target, copy_function=copy)
+            shutil.copytree(source, target, copy_function=link_file if link else copy_file)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
         return cls(target, owned=True)
-
-
-def _clone(source: str, target: str) -> None:
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
-                raise
-            shutil.copyfileobj(reader, writer, 1 << 20)
-    shutil.copystat(source, target)
 
 
 class CheckpointHandle:
