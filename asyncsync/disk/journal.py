@@ -73,7 +73,8 @@ class OpenUpload:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Cleanup that a store is still owed: ``kind`` is ``"abort"`` or ``"delete"``, ``since`` is in Unix seconds."""
+    """Cleanup that a store is still owed: ``kind`` is ``"abort"``, ``"delete"`` or ``"sweep"``, ``since`` in Unix
+    seconds."""
 
     id: int
     kind: str

@@ -104,17 +104,20 @@ def sweep(target: str, directories: Iterable[str], keep: Set[str]) -> None:
             names = [entry.path for entry in entries if entry.name[:1] == "." and entry.name.endswith(TEMPORARY)]
         for path in names:
             if path not in keep:
-                _remove_stale(path)
+                remove_stale(path)
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> bool:
+    """Remove a temporary file that nobody holds a lock on; whether it was one."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return  # gone, a directory, a link, not ours: nothing of a download
+        return False  # gone, a directory, a link, not ours
     try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path):
+        stale = stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path)
+        if stale:
             os.unlink(path)
+        return stale
     finally:
         os.close(descriptor)
 

@@ -184,6 +184,10 @@ class Store(ABC):
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         """All open uploads below ``prefix``."""
 
+    async def sweep(self) -> int:
+        """Remove what killed writers have left beside the objects, where such a thing is possible; how much."""
+        return 0
+
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
         """A whole small object in memory, with what is known of it.
 

@@ -24,6 +24,7 @@ from asyncsync.errors import (
 from asyncsync.stores import local_files as disk
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.local_list import list_page
+from asyncsync.stores.local_sweep import sweep
 from asyncsync.stores.local_uploads import UPLOADS, Uploads
 
 T = TypeVar("T")
@@ -228,6 +229,9 @@ class LocalStore(Store):
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         self._check_prefix(prefix)
         return await self._upload_call(prefix, lambda _: self._uploads.all(prefix))
+
+    async def sweep(self) -> int:
+        return await in_thread_stoppable(partial(sweep, self.root))
 
     async def _upload_call(self, key: str, func: Callable[[threading.Event], T]) -> T:
         def work(stop: threading.Event) -> T:

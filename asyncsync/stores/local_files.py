@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import google_crc32c
 
 from asyncsync.disk.files import PIECE, FileRange
+from asyncsync.disk.landing import lock_temporary
 from asyncsync.errors import IntegrityError, PreconditionError, SourceChangedError, StoreError
 from asyncsync.stores.base import MISSING, Body
 
@@ -76,11 +77,17 @@ def make_dirs(path: str) -> None:
 
 
 def create(path: str) -> int:
-    """Open a new file for writing, with its directories. A delete may remove an empty directory at any moment."""
+    """Open a new file for writing, with its directories. A delete may remove an empty directory at any moment.
+
+    It is locked for as long as it is open, so that a sweep can tell it from one whose writer was killed.
+    """
     for _ in range(100):
         make_dirs(os.path.dirname(path))
         with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if lock_temporary(fd, path) or os.fstat(fd).st_nlink:  # else a sweep was faster
+                return fd
+            os.close(fd)
     raise FileNotFoundError(errno.ENOENT, "the directory is removed again and again", os.path.dirname(path))
 
 

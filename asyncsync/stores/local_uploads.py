@@ -40,10 +40,10 @@ class Uploads:
         try:
             disk.write_bytes(fd, key.encode(), 0, threading.Event())
             os.fsync(fd)
+            os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            os.rename(os.path.join(home, f"key{disk.TEMPORARY}"), os.path.join(home, "key"))
         finally:
-            os.close(fd)
-        os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        os.rename(os.path.join(home, f"key{disk.TEMPORARY}"), os.path.join(home, "key"))
+            os.close(fd)  # and with it the lock that keeps a sweep away
         disk.sync_dir(home)
         return upload
 

@@ -24,7 +24,7 @@ from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
 
 log = logging.getLogger("asyncsync")
-DELETE = "delete"
+DELETE, SWEEP = "delete", "sweep"
 PATIENCE = 20.0
 """Seconds that a request waits for a store that is gone; whole syncs are tried again after that by the engine."""
 PROBE = f"{META_DIR}/probe"
@@ -45,6 +45,10 @@ class Session:
     catalogue: Catalogue
     """What was written in this session and may be copied from."""
     resources: ExitStack
+    local: Store | None = None
+    """The store itself, if it is a directory of this machine."""
+    presence: int | None = None
+    """What the journal says of this process for as long as it is there."""
 
     @classmethod
     async def open(
@@ -76,12 +80,16 @@ class Session:
         except BaseException:
             await session.close()
             raise
+        if inner.traits.local:  # if this process is killed, the next one sweeps up after it
+            session.local, session.presence = inner, uploads.in_hand(SWEEP)
         return session
 
     async def close(self) -> None:
         """Free connections, and the journal's thread after what it holds is on disk."""
         with self.resources:
             try:
+                if self.presence is not None:
+                    self.uploads.settled(self.presence)
                 await self.store.close()
             finally:
                 await self.journal.__aexit__(None, None, None)
@@ -112,18 +120,21 @@ class Session:
         self.catalogue.forget(prefix)
 
     async def clean_up(self) -> int:
-        """Pay what is owed to the store: aborts and deletions. What fails stays owed. Returns how many were paid."""
+        """Pay what is owed to the store: aborts, deletions, sweeping up after a killed process. What fails stays owed.
+        Returns how many were paid."""
         store = self.view(Lane.ARTIFACT, "janitor")
         paid = 0
         for owed in await self.journal.owed(self.uri):
             payload = json.loads(owed.payload)
-            if owed.kind == ABORT and self.uploads.is_intended(owed):
+            if self.uploads.is_in_hand(owed):
                 continue
             try:
                 if owed.kind == ABORT:
                     await self._abort(store, payload["key"], payload["upload_id"])
                 elif owed.kind == DELETE:
                     await delete_prefix(store, payload["prefix"])
+                elif owed.kind == SWEEP and self.local is not None:
+                    await self.local.sweep()
             except StoreError as error:
                 log.warning("cleaning up %s (%s) failed, it stays owed: %s", self.uri, owed.kind, error)
                 continue

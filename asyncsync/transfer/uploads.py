@@ -24,7 +24,7 @@ class OpenUploads:
         self._uri, self._journal = uri, journal
         self._open: dict[str, OpenUpload] = {}
         self._parts: dict[str, dict[int, Part]] = {}
-        self._intended: set[int] = set()
+        self._in_hand: set[int] = set()
         self._sent: dict[str, FileEntry] = {}
         """Large files in the store that no manifest names yet, by key."""
 
@@ -104,9 +104,7 @@ class OpenUploads:
 
         The result is for :meth:`settled`, once it is known.
         """
-        payload = {"key": key, "upload_id": "", "pid": os.getpid()}
-        number = self._journal.owe(self._uri, ABORT, json.dumps(payload))
-        self._intended.add(number)
+        number = self.in_hand(ABORT, key=key, upload_id="")
         try:
             await self._journal.flush()
         except BaseException:
@@ -114,19 +112,25 @@ class OpenUploads:
             raise
         return number
 
+    def in_hand(self, kind: str, **payload: str) -> int:
+        """Owed from the moment on at which this process is gone; for :meth:`settled` if it comes to that itself."""
+        number = self._journal.owe(self._uri, kind, json.dumps({**payload, "pid": os.getpid()}))
+        self._in_hand.add(number)
+        return number
+
     def settled(self, intention: int) -> None:
         """It is known, or there is none."""
-        self._intended.discard(intention)
+        self._in_hand.discard(intention)
         self._journal.paid(intention)
 
     def unsure(self, intention: int) -> None:
         """The answer was lost: the janitor has to look for an upload that nobody knows by its id."""
-        self._intended.discard(intention)
+        self._in_hand.discard(intention)
 
-    def is_intended(self, owed: Owed) -> bool:
-        """Whether somebody who is alive still waits for the answer."""
+    def is_in_hand(self, owed: Owed) -> bool:
+        """Whether somebody who is alive still sees to it."""
         pid = json.loads(owed.payload).get("pid")
-        return owed.id in self._intended if pid == os.getpid() else pid is not None and _is_alive(pid)
+        return owed.id in self._in_hand if pid == os.getpid() else pid is not None and _is_alive(pid)
 
     def is_open(self, key: str, upload_id: str) -> bool:
         """Whether somebody is still going to complete it."""
@@ -157,8 +161,6 @@ class OpenUploads:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is somebody else's
     return True

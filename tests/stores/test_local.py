@@ -21,7 +21,7 @@ from asyncsync.errors import (
     StoreError,
     UnavailableError,
 )
-from asyncsync.stores import local_files
+from asyncsync.stores import local_files, local_sweep
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.local import LocalStore
 
@@ -545,3 +545,33 @@ async def test_an_upload_that_loses_a_race_can_still_be_aborted(store, root):
     await store.abort_multipart(upload)
     assert files(root) == ["x"]
     assert (await store.get("x"))[0] == b"theirs"
+
+
+async def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(store, root):
+    await store.put("deep/object", b"whole")
+    upload = await store.create_multipart("deep/large")
+    await store.put_part(upload, 1, 0, b"part")
+    (root / "deep/.0123456789abcdef.asyncsync-tmp").write_bytes(b"half")
+    nameless = root / ".asyncsync/uploads" / ("0" * 32)
+    nameless.mkdir()
+    (nameless / "key.asyncsync-tmp").write_bytes(b"dee")
+    (nameless / "data").write_bytes(b"")
+    await store.sweep()
+    await store.sweep()
+    assert not list(root.rglob("*asyncsync-tmp"))
+    assert not nameless.exists()
+    assert (await store.get("deep/object"))[0] == b"whole"
+    assert len(await store.list_parts(upload)) == 1
+
+
+async def test_a_sweep_leaves_a_living_writer_alone(store, root, monkeypatch):
+    seal, found = local_files.seal, []
+
+    def swept(fd):
+        found.append(local_sweep.sweep(str(root), threading.Event()))
+        return seal(fd)
+
+    monkeypatch.setattr(local_files, "seal", swept)
+    await store.put("a", b"whole")
+    assert found == [0]
+    assert (await store.get("a"))[0] == b"whole"

@@ -1,8 +1,10 @@
 """After a process has ended anywhere, the next one sends only what the store lacks."""
 
 import asyncio
+import json
 import os
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync import TransferConfig, push
-from asyncsync.disk.journal import Journal, journal_path
+from asyncsync.disk.journal import Journal, Owed, journal_path
 from asyncsync.errors import AccessDeniedError
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
 
@@ -198,3 +200,24 @@ def test_the_journal_knows_of_an_upload_before_it_is_asked_for(faults: Faults, b
     faults.hook(1, look, operation="create_multipart")
     run_virtual(push(big.parent, "memory://b/p", transfer=LARGE))
     assert known == [1]
+
+
+def test_what_a_killed_process_left_in_a_directory_is_swept_up_by_the_next(tmp_path: Path) -> None:
+    store, tree = tmp_path / "store", tmp_path / "tree"
+    store.mkdir()
+    tree.mkdir()
+    (store / ".89abcdef01234567.asyncsync-tmp").write_bytes(b"half")
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+
+    async def main() -> list[Owed]:
+        await push(tree, store)
+        assert list(store.glob("*asyncsync-tmp")), "nobody was killed: nothing is looked for"
+        async with Journal.open(journal_path()) as journal:
+            journal.owe(str(store), "sweep", json.dumps({"pid": killed.pid}))
+        await push(tree, store)
+        async with Journal.open(journal_path()) as journal:
+            return await journal.owed(str(store))
+
+    assert run_virtual(main()) == []
+    assert not list(store.glob("*asyncsync-tmp"))
