@@ -82,11 +82,12 @@ class S3Store(Store):
             return client, plane
 
     async def _new_plane(self, client: S3Client) -> Wire | SdkPlane:
-        if not wire_serves(self._bucket):
+        target = await client.locate() if wire_serves(self._bucket) else None
+        if target is None or target.proxy is not None:
             return SdkPlane(client, self._bucket, self._options)
-        context = await client.ssl_context()
+        context = await client.ssl_context() if target.base.startswith("https:") else None
         return Wire(
-            self._bucket, await client.locate(), client, ssl_context=context,
+            self._bucket, target, client, ssl_context=context,
             headers=self._options.request_headers(), **self._limits,
         )  # fmt: skip
 

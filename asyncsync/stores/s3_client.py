@@ -234,13 +234,15 @@ class S3Client:
         region, service = (found["region"], found["service"]) if found else (api.meta.region_name, "s3")
         return Target(base, region, service, _proxy_of(api, base))
 
-    async def ssl_context(self) -> ssl.SSLContext | bool:
+    async def ssl_context(self) -> ssl.SSLContext:
         """How the wire checks certificates: as aiobotocore does."""
         verify: Any = self._options.verify
         if verify is True:
             verify = self._session.get_config_variable("ca_bundle") or True
         if verify is False:
-            return False
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return context
         return await in_thread(ssl.create_default_context, cafile=get_cert_path(verify))
 
 

@@ -1,5 +1,5 @@
-"""The data plane through aiobotocore, for buckets that our own wire does not serve: access points and other ARNs,
-and S3 Express directory buckets, which sign with a session of their own.
+"""The data plane through aiobotocore, for what our own wire does not serve: access points and other ARNs, S3 Express
+directory buckets, which sign with a session of their own, and endpoints that are reached through a proxy.
 
 Slower, and a part is in memory as a whole: ``slots x part size``.
 """
@@ -17,9 +17,9 @@ from multidict import CIMultiDict
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.http1 import too_short
 from asyncsync.stores.s3_client import S3Client
 from asyncsync.stores.s3_options import S3Options
-from asyncsync.stores.s3_stream import too_short
 
 _READ = 1 << 20
 _PARAMS = {

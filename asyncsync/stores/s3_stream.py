@@ -7,14 +7,12 @@ and no timer of its own.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 from aiohttp import payload
 from aiohttp.abc import AbstractStreamWriter
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
-from asyncsync.errors import SourceChangedError
+from asyncsync.stores.http1 import too_short
+from asyncsync.stores.watchdog import Watchdog
 
 SMALL = 1 << 16
 """Bytes that go out in one write without waiting for the peer; nothing to watch there."""
@@ -89,51 +87,3 @@ class StreamedBody(payload.Payload):
         self.stalled = True
         if self._writer is not None and self._writer.transport is not None:
             self._writer.transport.abort()
-
-
-def too_short(source: FileRange, got: int) -> SourceChangedError:
-    return SourceChangedError(
-        f"{source.path}: {source.size} bytes from {source.offset} were promised, the file ends after {got}"
-    )
-
-
-class Watchdog:
-    """Cuts bodies that move no byte for ``stall_timeout`` seconds. Plain code; its timer runs only while needed."""
-
-    def __init__(self, stall_timeout: float, now: Callable[[], float] | None = None) -> None:
-        self.stall_timeout = stall_timeout
-        self._loop = asyncio.get_running_loop()
-        self._now = now or self._loop.time
-        self._bodies: set[StreamedBody] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, body: StreamedBody) -> None:
-        body.since = self._now()
-        self._bodies.add(body)
-        if self._timer is None:
-            self._arm()
-
-    def discard(self, body: StreamedBody) -> None:
-        self._bodies.discard(body)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self) -> None:
-        self._timer = self._loop.call_later(min(1.0, self.stall_timeout / 4), self.look)
-
-    def look(self) -> None:
-        """Compare what each body has moved with the last look."""
-        now = self._now()
-        for body in tuple(self._bodies):
-            moved = body.moved()
-            if moved != body.seen:
-                body.seen, body.since = moved, now
-            elif now - body.since >= self.stall_timeout:
-                body.stall()
-                self._bodies.discard(body)
-        self._timer = None
-        if self._bodies:
-            self._arm()

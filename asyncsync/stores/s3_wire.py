@@ -1,6 +1,6 @@
-"""The S3 data plane: PutObject, UploadPart and GetObject as signed aiohttp requests.
+"""The S3 data plane: PutObject, UploadPart and GetObject as requests that we sign and send ourselves.
 
-One such request costs about a sixth of the same call through aiobotocore. Endpoint, addressing and credentials come
+One such request costs a tenth of the same call through aiobotocore. Endpoint, addressing and credentials come
 from :mod:`asyncsync.stores.s3_client`; each call makes one attempt, except that an expired token, a wrong clock and a
 bucket in another region are put right once. Memory: one piece (1 MiB) and the socket's buffer per request.
 """
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-import aiohttp
 from yarl import URL
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
-from asyncsync.errors import AsyncsyncError, StoreError, UnavailableError
+from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.http1 import Host, Http1, too_short
+from asyncsync.stores.http1_connection import Answer, BrokenError
 from asyncsync.stores.s3_errors import (
     EXPIRED,
     MISDIRECTED,
@@ -27,16 +28,10 @@ from asyncsync.stores.s3_errors import (
     Failure,
     parse_failure,
     server_time,
-    translate,
 )
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
-from asyncsync.stores.s3_stream import SMALL, StreamedBody, Watchdog, too_short
 
-KEEPALIVE_SECONDS = 12.0
-"""S3 closes idle connections after about 20 s; a connection that it has closed would fail the next request."""
-READ_BUFFER = 1 << 18
-"""Bytes that aiohttp buffers of an answer before it stops reading from the socket (twice this at most)."""
-_ERROR_BYTES = 1 << 16
+_UNSIGNED = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class Target:
 
     @property
     def host(self) -> str:
-        """As the Host header spells it: aiohttp leaves a default port away."""
+        """As the Host header spells it: without a default port."""
         return str(URL(self.base, encoded=True).host_port_subcomponent)
 
     @property
@@ -87,134 +82,96 @@ class Wire:
     """Signed requests of one bucket. Made inside a running loop."""
 
     def __init__(
-        self, bucket: str, target: Target, access: Access, *, ssl_context: ssl.SSLContext | bool,
+        self, bucket: str, target: Target, access: Access, *, ssl_context: ssl.SSLContext | None,
         stall_timeout: float, connect_timeout: float, max_connections: int, headers: Mapping[str, str],
     ) -> None:  # fmt: skip
         self._bucket = bucket
         self._access = access
-        self._stall_timeout = stall_timeout
-        self._watchdog = Watchdog(stall_timeout)
-        self._session = self._open_session(ssl_context, connect_timeout, max_connections)
+        self._ssl_context = ssl_context
+        self._limits = {
+            "stall_timeout": stall_timeout,
+            "connect_timeout": connect_timeout,
+            "max_connections": max_connections,
+        }
         self._fixed = {"x-amz-content-sha256": UNSIGNED_PAYLOAD, **headers}
-        self._unsigned = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
         self._signer: Signer | None = None
         self._stamp = (-1, "")
+        self._old: list[Http1] = []
         self.skew = 0.0
         """Seconds by which the store's clock is ahead of ours."""
         self._aim(target)
 
-    def _open_session(self, context: ssl.SSLContext | bool, connect: float, limit: int) -> aiohttp.ClientSession:
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=limit, ssl=context, ttl_dns_cache=60, keepalive_timeout=KEEPALIVE_SECONDS
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=self._stall_timeout),
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER,
-        )
-        # aiohttp repeats a PUT by itself after a reset; a conditional write would then meet its own first attempt.
-        session._retry_connection = False  # noqa: SLF001  # there is no public switch
-        return session
-
     def _aim(self, target: Target) -> None:
         self._target = target
-        self._base, self._path, self._host = target.base, target.path, target.host
+        self._path, self._host = target.path, target.host
         self._signer = None
+        url = URL(target.base, encoded=True)
+        tls = self._ssl_context if url.scheme == "https" else None
+        self._http = Http1(Host(url.host or "", url.port or 0, tls), **self._limits)
 
     async def close(self) -> None:
-        self._watchdog.close()
-        await self._session.close()
+        for http in (*self._old, self._http):
+            await http.close()
+
+    @property
+    def busy(self) -> int:
+        """Requests under way."""
+        return sum(http.busy for http in (*self._old, self._http))
 
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
-        response = await self._exchange(_Call(operation, "PUT", key, query, headers, body))
-        try:
-            await response.content.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise translate(operation, self.where(key), error) from error
-        finally:
-            response.release()
-        return response.headers
+        call = _Call(operation, "PUT", key, query, headers, body)
+
+        async def once(http: Http1, head: bytes) -> Answer:
+            return await http.send(head, body)
+
+        return (await self._exchange(call, once)).headers
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
     ) -> Mapping[str, str]:
         """GetObject into ``sink``. ``expect`` takes status and headers and gives the bytes that must come."""
-        response = await self._exchange(_Call("GetObject", "GET", key, "", headers, None))
-        try:
-            await self._drain(response, key, sink, expect(response.status, response.headers))
-        except BaseException:
-            response.close()
-            raise
-        response.release()
-        return response.headers
 
-    async def _drain(self, response: aiohttp.ClientResponse, key: str, sink: Sink, expected: int) -> None:
-        got = 0
-        while True:
-            try:
-                piece = await _piece(response.content)
-            except (aiohttp.ClientError, OSError) as error:
-                raise UnavailableError(
-                    f"GetObject {self.where(key)}: the body broke off after {got} of {expected} bytes: {error!r}"
-                ) from error
-            if not piece:
-                break
-            got += len(piece)
-            await sink(piece)
-        if got != expected:
-            raise UnavailableError(f"GetObject {self.where(key)}: {got} bytes came instead of {expected}")
+        async def once(http: Http1, head: bytes) -> Answer:
+            return await http.fetch(head, lambda answer: expect(answer.status, answer.headers), sink)
+
+        return (await self._exchange(_Call("GetObject", "GET", key, "", headers, None), once)).headers
 
     def where(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
-    async def _exchange(self, call: _Call) -> aiohttp.ClientResponse:
+    async def _exchange(self, call: _Call, once: Callable[[Http1, bytes], Awaitable[Answer]]) -> Answer:
         """The answer to ``call`` if it is a success, its error otherwise."""
         repaired: set[str] = set()
         while True:
-            response = await self._send(call)
-            if response.status < 300:
-                return response
+            head, http = await self._head(call), self._http
             try:
-                failure = await self._failure(call, response)
-            except (aiohttp.ClientError, OSError) as error:
-                raise translate(call.operation, self.where(call.key), error) from error
+                answer = await once(http, head)
+            except BrokenError as error:
+                raise UnavailableError(f"{call.operation} {self.where(call.key)}: {error}") from error
+            if answer.status < 300:
+                return answer
+            failure = parse_failure(call.operation, self.where(call.key), answer.status, answer.headers, answer.content)
             kind = _kind(failure)
             if not kind or kind in repaired:
                 raise failure.error()
             repaired.add(kind)
-            await self._repair(kind, failure)
+            await self._repair(kind, failure, http)
 
-    async def _send(self, call: _Call) -> aiohttp.ClientResponse:
-        body = call.body
-        data: bytes | StreamedBody | None
-        if body is None or (isinstance(body, bytes) and len(body) <= SMALL):
-            data = body
-        else:
-            data = StreamedBody(body, self._watchdog)
-        path = quote(call.key, safe="/~")
-        url = URL(f"{self._base}{path}{'?' if call.query else ''}{call.query}", encoded=True)
-        headers = await self._headers(call, self._path + path)
-        try:
-            return await self._session.request(
-                call.method, url, headers=headers, data=data, allow_redirects=False, proxy=self._target.proxy
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._cause(call, data, error) from error
-
-    def _cause(self, call: _Call, data: object, error: Exception) -> Exception:
-        """What broke the request: the source of the body, the watchdog, or the network."""
-        if isinstance(data, StreamedBody):
-            if data.error is not None:
-                return data.error
-            if data.stalled:
-                return UnavailableError(
-                    f"{call.operation} {self.where(call.key)}: no byte moved for {self._stall_timeout:g} s"
-                )
-        return translate(call.operation, self.where(call.key), error)
+    async def _head(self, call: _Call) -> bytes:
+        """The request line and the headers, signed."""
+        path = self._path + quote(call.key, safe="/~")
+        headers = await self._headers(call, path)
+        if call.body is not None:
+            size = len(call.body) if isinstance(call.body, bytes) else call.body.size
+            headers["content-length"] = str(size)
+        line = f"{call.method} {path}?{call.query} HTTP/1.1" if call.query else f"{call.method} {path} HTTP/1.1"
+        text = "\r\n".join([line, *[f"{name}: {value}" for name, value in headers.items()], "\r\n"])
+        if text.count("\n") != len(headers) + 2:
+            raise ConfigError("a storage option holds a line break; it cannot be sent as a header")
+        return text.encode()
 
     async def _headers(self, call: _Call, path: str) -> dict[str, str]:
         now = int(time.time() + self.skew)
@@ -223,13 +180,13 @@ class Wire:
         stamp = self._stamp[1]
         signer = await self._current_signer()
         if signer is None:
-            return {**call.headers, **self._unsigned}
+            return {"host": self._host, **call.headers, **_UNSIGNED}
         headers = {"host": self._host, "x-amz-date": stamp, **self._fixed, **call.headers}
         if signer.token:
             headers["x-amz-security-token"] = signer.token
         signature = signer.authorization(call.method, path, call.query, headers, UNSIGNED_PAYLOAD, stamp)
         headers["authorization"] = signature
-        headers.update(self._unsigned)
+        headers.update(_UNSIGNED)
         return headers
 
     async def _current_signer(self) -> Signer | None:
@@ -243,23 +200,7 @@ class Wire:
             self._signer = signer
         return signer
 
-    async def _failure(self, call: _Call, response: aiohttp.ClientResponse) -> Failure:
-        """Read the error document, at most 64 KiB. The connection is closed: the store may have answered in the
-        middle of our body."""
-        try:
-            pieces: list[bytes] = []
-            while sum(map(len, pieces)) < _ERROR_BYTES and (piece := await response.content.readany()):
-                pieces.append(piece)
-        finally:
-            keep = response.headers.get("content-length") is not None and not isinstance(call.body, FileRange)
-            if keep and response.content.at_eof():
-                response.release()
-            else:
-                response.close()
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return parse_failure(call.operation, self.where(call.key), response.status, headers, b"".join(pieces))
-
-    async def _repair(self, kind: str, failure: Failure) -> None:
+    async def _repair(self, kind: str, failure: Failure, http: Http1) -> None:
         """Put right what can be put right, so that the same request may succeed."""
         if kind == "expired":
             await self._access.renew()
@@ -269,9 +210,12 @@ class Wire:
             self.skew = 0.0 if server is None else server - time.time()
         else:
             try:
-                self._aim(await self._access.relocate(failure.region, failure.headers.get("location", "")))
+                target = await self._access.relocate(failure.region, failure.headers.get("location", ""))
             except AsyncsyncError as error:
                 raise failure.error() from error
+            if self._http is http:  # else somebody else was sent on before us
+                self._old.append(http)  # others may be using it still
+                self._aim(target)
 
 
 def _kind(failure: Failure) -> str:
@@ -284,19 +228,6 @@ def _kind(failure: Failure) -> str:
     return ""
 
 
-async def _piece(content: aiohttp.StreamReader) -> bytes:
-    """The next bytes of an answer: about 1 MiB, or what is left."""
-    pieces: list[bytes] = []
-    size = 0
-    while size < PIECE - READ_BUFFER:
-        piece = await content.readany()
-        if not piece:
-            break
-        pieces.append(piece)
-        size += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 async def _whole(body: FileRange) -> bytes:
     data = await in_thread(body.read, 0, body.size) if body.size else b""
     if len(data) < body.size:
@@ -306,11 +237,11 @@ async def _whole(body: FileRange) -> bytes:
 
 def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:
     """How many bytes an answer carries, and how many the object has."""
-    text = headers.get("Content-Length", "")
+    text = headers.get("content-length", "")
     if not text.isdigit():
         raise StoreError(f"{operation} {where}: the answer has no Content-Length")
     size = int(text)
-    total = headers.get("Content-Range", "").rpartition("/")[2]
+    total = headers.get("content-range", "").rpartition("/")[2]
     if status == 206 and total.isdigit():
         return size, int(total)
     if ranged:

@@ -1,0 +1,335 @@
+"""One HTTP/1.1 connection: plain bytes out, answers in, with the body read straight into the caller's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from dataclasses import dataclass
+
+INBOX = 1 << 16
+"""Bytes that wait here while nobody reads: a head, and with it the whole of a small answer."""
+SMALL = 1 << 16
+"""Bytes of a body that go out in one write with their head, without waiting for the peer."""
+COLLECTED = 1 << 16
+"""Most bytes of an answer that are kept in memory: an error document has a few hundred."""
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class BrokenError(Exception):
+    """The exchange broke: no connection, a reset, a stall, an answer that is not HTTP. Says nothing of the request's
+    fate: it may have been carried out."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """Status and headers (names in lower case) of an answer, and its body where it was collected."""
+
+    status: int
+    headers: dict[str, str]
+    keep: bool
+    """The connection may serve again."""
+    content: bytes = b""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Carries one exchange at a time; whoever owns it calls in order: write, drain, answer, then read or collect."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, registry: set[Connection], stall_timeout: float) -> None:
+        self.gone = asyncio.Event()
+        self.idle_since = 0.0
+        self.seen, self.since = -1, 0.0
+        self._loop = loop
+        self._registry = registry
+        self._stall_timeout = stall_timeout
+        self._transport: asyncio.Transport | None = None
+        self._raw = bytearray(INBOX)
+        self._inbox = memoryview(self._raw)
+        self._start = self._end = 0
+        self._target: memoryview | None = None
+        self._filled = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._choked = False
+        self._paused = False
+        self._lost: Exception | None = None
+        self._sent = self._received = 0
+        self._current: Answer | None = None
+        self._left: int | None = 0
+        """Bytes of the current answer's body that are still to come; None: until the end, or chunked."""
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._registry.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._registry.discard(self)
+        self._lost = self._lost or BrokenError(
+            "the store closed the connection" if exc is None else f"{type(exc).__name__}: {exc}"
+        )
+        self.gone.set()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self._lost = self._lost or BrokenError("the store closed the connection")
+        self._wake()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._target is not None:
+            return self._target[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == INBOX:
+            count = self._end - self._start
+            self._inbox[:count] = bytes(self._inbox[self._start : self._end])
+            self._start, self._end = 0, count
+        return self._inbox[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += nbytes
+        if self._target is None:
+            self._end += nbytes
+            if self._end - self._start == INBOX:
+                self._pause()
+            self._wake()
+            return
+        self._filled += nbytes
+        if self._filled == len(self._target):
+            self._target = None
+            if self._left is None or self._left > self._filled:
+                self._pause()  # what comes next has no place yet
+            self._wake()
+
+    def pause_writing(self) -> None:
+        self._choked = True
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self._wake_drained()
+
+    # State
+
+    @property
+    def usable(self) -> bool:
+        """Idle, open, and nothing has come that nobody asked for."""
+        return self._lost is None and self._start == self._end
+
+    @property
+    def answered(self) -> bool:
+        """Something of the answer is there."""
+        return self._end > self._start
+
+    def reusable(self) -> bool:
+        """The answer has been read to its end, and both sides want to go on."""
+        answer = self._current
+        return answer is not None and answer.keep and self._left == 0 and self.usable
+
+    def moved(self) -> int:
+        waiting = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._sent - waiting + self._received
+
+    def stall(self) -> None:
+        self._lost = self._lost or BrokenError(f"no byte moved for {self._stall_timeout:g} s")
+        self.abort()
+        self._wake()
+
+    def abort(self) -> None:
+        """Cut the connection now; what the kernel has not sent yet is thrown away too."""
+        self._lost = self._lost or BrokenError("the connection was cut")
+        transport = self._transport
+        if transport is None or self.gone.is_set():
+            return
+        if transport.get_extra_info("socket") is not None and self._current is None:
+            # A request that nobody waits for any more must not be carried out later.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        transport.abort()
+
+    # Out
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._lost is not None:
+            raise BrokenError(str(self._lost)) from self._lost
+        assert self._transport is not None
+        self._current = None
+        self._sent += len(data)
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more, or something of the answer is there."""
+        if self._choked and self._lost is None and not self.answered:
+            self._drained = self._loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+        if self._lost is not None and not self.answered:
+            raise BrokenError(str(self._lost)) from self._lost
+
+    # In
+
+    async def answer(self) -> Answer:
+        """The head of the answer."""
+        while True:
+            end = self._raw.find(b"\r\n\r\n", self._start, self._end)
+            if end < 0:
+                if self._end - self._start == INBOX:
+                    raise BrokenError("the head of the answer is longer than 64 KiB")
+                await self._arrival()
+                continue
+            answer = parse_head(bytes(self._inbox[self._start : end]))
+            self._start = end + 4
+            if answer.status >= 200:  # 1xx only says that there is more to come
+                self._current = answer
+                self._left = _length(answer)
+                return answer
+
+    async def read_into(self, target: bytearray) -> int:
+        """Fill ``target`` with what comes next; the bytes read are fewer only where the connection ends."""
+        view = memoryview(target)
+        self._filled = self._from_inbox(view)
+        if self._filled < len(view) and self._lost is None:
+            self._target = view
+            try:
+                await self._wait()
+            finally:
+                self._target = None
+        self._left = None if self._left is None else self._left - self._filled
+        return self._filled
+
+    async def collect(self) -> bytes:
+        """The body of the current answer, at most 64 KiB of it."""
+        answer = self._current
+        assert answer is not None
+        if self._left == 0:
+            return b""
+        if answer.headers.get("transfer-encoding", "").lower() == "chunked":
+            return await self._collect_chunks()
+        if self._left is None:
+            return await self._collect_rest()
+        content = bytearray(min(self._left, COLLECTED))
+        got = await self.read_into(content)
+        if got < len(content) and answer.status < 300:
+            raise BrokenError("the answer broke off")
+        return bytes(content[:got])  # half an error document is better than none
+
+    async def _collect_chunks(self) -> bytes:
+        raw = bytearray()
+        while True:
+            raw += self._take_inbox()
+            content, end = dechunk(bytes(raw))
+            if end or len(raw) > 2 * COLLECTED:
+                self._left = 0 if end == len(raw) else None
+                return content
+            await self._arrival()
+
+    async def _collect_rest(self) -> bytes:
+        raw = bytearray()
+        while self._lost is None and len(raw) < COLLECTED:
+            raw += self._take_inbox()
+            if self._lost is None:
+                await self._wait()
+        return bytes(raw + self._take_inbox())
+
+    def _take_inbox(self) -> bytes:
+        data = bytes(self._inbox[self._start : self._end])
+        self._start = self._end = 0
+        return data
+
+    def _from_inbox(self, view: memoryview) -> int:
+        count = min(self._end - self._start, len(view))
+        view[:count] = self._inbox[self._start : self._start + count]
+        self._start += count
+        return count
+
+    async def _arrival(self) -> None:
+        """Wait for more bytes; BrokenError if none can come."""
+        if self._lost is None:
+            before = self._received
+            await self._wait()
+            if self._received != before:
+                return
+        if self._lost is not None:
+            raise BrokenError(str(self._lost)) from self._lost
+
+    async def _wait(self) -> None:
+        if self._paused:
+            self._paused = False
+            assert self._transport is not None
+            self._transport.resume_reading()
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._wake_drained()
+
+    def _wake_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def parse_head(head: bytes) -> Answer:
+    """Status line and headers; a header that comes twice is joined with a comma. BrokenError: this is not HTTP/1."""
+    lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    status = rest[:3]
+    if not version.startswith("HTTP/1.") or not status.isdigit():
+        raise BrokenError(f"this is no HTTP answer: {lines[0][:60]!r}")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BrokenError(f"this is no HTTP header: {line[:60]!r}")
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    wish = headers.get("connection", "").lower()
+    keep = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
+    return Answer(int(status), headers, keep)
+
+
+def _length(answer: Answer) -> int | None:
+    """Bytes of the body as the head tells; None: its end will show."""
+    if answer.status in (204, 304):
+        return 0
+    if "transfer-encoding" in answer.headers:
+        return None
+    text = answer.headers.get("content-length")
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BrokenError(f"this is no Content-Length: {text[:60]!r}")
+    return int(text)
+
+
+def dechunk(raw: bytes) -> tuple[bytes, int]:
+    """The content of a chunked body, and where it ends in ``raw`` (0: not all of it is there)."""
+    pieces: list[bytes] = []
+    at = 0
+    while True:
+        line = raw.find(b"\r\n", at)
+        if line < 0:
+            return b"".join(pieces), 0
+        text = raw[at:line].partition(b";")[0].strip()
+        try:
+            size = int(text, 16)
+        except ValueError:
+            raise BrokenError(f"this is no chunk: {text[:60]!r}") from None
+        if size == 0:
+            trailer = raw.find(b"\r\n\r\n", line)
+            return b"".join(pieces), 0 if trailer < 0 else trailer + 4
+        pieces.append(raw[line + 2 : line + 2 + size])
+        at = line + 2 + size + 2
+        if at > len(raw):
+            return b"".join(pieces), 0
