@@ -25,8 +25,8 @@ Body = bytes | FileRange
 """What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
 A FileRange can be read any number of times, so a request can be repeated."""
 
-Sink = Callable[[bytes | bytearray], Awaitable[None]]
-"""Takes the pieces of a download, in order. Each piece is the taker's own: nobody writes to it afterwards."""
+Sink = Callable[[bytes], Awaitable[None]]
+"""Takes the pieces of a download, in order."""
 
 MISSING = ""
 """As ``if_version``: the object must not exist yet (create only)."""

@@ -28,7 +28,7 @@ DNS_SECONDS = 60.0
 STEP = 1 << 18
 """Bytes given to the socket at once: what it does not take is copied, and waits in memory."""
 
-Take = Callable[[bytearray], Awaitable[None]]
+Take = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Http1:
         return answer
 
     async def fetch(self, head: bytes, expect: Callable[[Answer], int], take: Take) -> Answer:
-        """One request whose answer goes to ``take`` in pieces of at most 1 MiB, each in memory of its own.
+        """One request whose answer goes to ``take`` in pieces of at most 1 MiB.
 
         ``expect`` is asked how many bytes must come; an answer of 300 and above is collected as by :meth:`send`.
         """
@@ -107,7 +107,7 @@ class Http1:
             if got < len(piece):
                 raise BrokenError(f"the body broke off after {expected - left} of {expected} bytes")
             self._watchdog.discard(connection)  # from here on it is the taker who is slow
-            await take(piece)
+            await take(bytes(piece))  # google-crc32c takes nothing else
             self._watchdog.add(connection)
 
     async def _write(self, connection: Connection, head: bytes, body: bytes | FileRange | None) -> bool:

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from yarl import URL
@@ -88,7 +88,7 @@ class Wire:
         self._bucket = bucket
         self._access = access
         self._ssl_context = ssl_context
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
             "connect_timeout": connect_timeout,
             "max_connections": max_connections,
