@@ -66,12 +66,15 @@ class Http1:
             connection.abort()
             await connection.gone.wait()
 
-    async def send(self, head: bytes, body: bytes | FileRange | None) -> Answer:
-        """One request; its answer with a body of at most 64 KiB. BrokenError; what reading the file raises."""
+    async def send(self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False) -> Answer:
+        """One request; its answer with a body of at most 64 KiB (``bodiless``: none, as after HEAD).
+
+        BrokenError; what reading the file raises.
+        """
         connection = await self._take()
         try:
             complete = await self._write(connection, head, body)
-            answer = await connection.answer()
+            answer = await connection.answer(bodiless=bodiless)
             answer.content = await connection.collect()
         except BaseException:
             self._drop(connection)

@@ -170,8 +170,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # In
 
-    async def answer(self) -> Answer:
-        """The head of the answer."""
+    async def answer(self, *, bodiless: bool = False) -> Answer:
+        """The head of the answer. ``bodiless``: no body follows, whatever the headers say."""
         while True:
             end = self._raw.find(b"\r\n\r\n", self._start, self._end)
             if end < 0:
@@ -183,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
             self._start = end + 4
             if answer.status >= 200:  # 1xx only says that there is more to come
                 self._current = answer
-                self._left = _length(answer)
+                self._left = 0 if bodiless else _length(answer)
                 return answer
 
     async def read_into(self, target: bytearray) -> int:

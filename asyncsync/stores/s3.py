@@ -1,15 +1,17 @@
 """Objects in an S3 bucket: AWS, or any server that speaks its protocol.
 
-Bulk travels by :mod:`asyncsync.stores.s3_wire`; everything else by aiobotocore (:mod:`asyncsync.stores.s3_client`).
+What a transfer needs travels by :mod:`asyncsync.stores.s3_wire`; everything else by aiobotocore
+(:mod:`asyncsync.stores.s3_client`), which is imported when it is first needed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import google_crc32c
@@ -17,12 +19,16 @@ import google_crc32c
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
-from asyncsync.stores.s3_client import S3Client
+from asyncsync.stores.s3_direct import DirectAccess, direct
 from asyncsync.stores.s3_errors import Failure
 from asyncsync.stores.s3_options import S3Options
-from asyncsync.stores.s3_sdk import SdkPlane, wire_serves
 from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
-from asyncsync.stores.s3_wire import Wire, content_bytes
+from asyncsync.stores.s3_target import Access, Target
+from asyncsync.stores.s3_wire import Wire, content_bytes, wire_serves
+
+if TYPE_CHECKING:
+    from asyncsync.stores.s3_client import S3Client
+    from asyncsync.stores.s3_sdk import SdkPlane
 
 _UNSATISFIABLE = "InvalidRange"
 
@@ -55,6 +61,7 @@ class S3Store(Store):
         self._plane: Wire | SdkPlane | None = None
         self._client: S3Client | None = None
         self._opening = asyncio.Lock()
+        self._opening_client = asyncio.Lock()
         self._closed = False
         self._object_headers = self._options.object_headers()
         self._common = self._options.request_params()
@@ -62,34 +69,52 @@ class S3Store(Store):
         """Whether the store takes the CRC32C of a whole multipart object; what it says on creating one decides."""
 
     async def __aenter__(self) -> S3Store:
-        await self._open()
+        await self._open_plane()
         return self
 
-    async def _open(self) -> tuple[S3Client, Wire | SdkPlane]:
+    async def _open_plane(self) -> Wire | SdkPlane:
         async with self._opening:
-            if self._closed:
-                raise StoreError(f"{self.uri} is closed")
-            if self._client is not None and self._plane is not None:
-                return self._client, self._plane
-            client = S3Client(self._bucket, self._options, **self._limits)
-            try:
-                await client.open()
-                plane = await self._new_plane(client)
-            except BaseException:
-                await client.close()
-                raise
-            self._client, self._plane = client, plane
-            return client, plane
+            self._check_open()
+            if self._plane is None:
+                self._plane = await self._new_plane()
+            return self._plane
 
-    async def _new_plane(self, client: S3Client) -> Wire | SdkPlane:
+    async def _open_client(self) -> S3Client:
+        async with self._opening_client:
+            self._check_open()
+            if self._client is None:
+                from asyncsync.stores.s3_client import S3Client
+
+                client = S3Client(self._bucket, self._options, **self._limits)
+                try:
+                    await client.open()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
+            return self._client
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.uri} is closed")
+
+    async def _new_plane(self) -> Wire | SdkPlane:
+        known = direct(self._bucket, self._options) if wire_serves(self._bucket) else None
+        if known is not None:
+            access = DirectAccess(known, self._open_client)
+            return self._wire(known.target, access, await in_thread(known.ssl_context))
+        client = await self._open_client()
         target = await client.locate() if wire_serves(self._bucket) else None
-        if target is None or target.proxy is not None:
-            return SdkPlane(client, self._bucket, self._options)
-        context = await client.ssl_context() if target.base.startswith("https:") else None
-        return Wire(
-            self._bucket, target, client, ssl_context=context,
-            headers=self._options.request_headers(), **self._limits,
-        )  # fmt: skip
+        if target is not None and target.proxy is None:
+            context = await client.ssl_context() if target.base.startswith("https:") else None
+            return self._wire(target, client, context)
+        from asyncsync.stores.s3_sdk import SdkPlane
+
+        return SdkPlane(client, self._bucket, self._options)
+
+    def _wire(self, target: Target, access: Access, context: ssl.SSLContext | None) -> Wire:
+        headers = self._options.request_headers()
+        return Wire(self._bucket, target, access, ssl_context=context, headers=headers, **self._limits)
 
     async def close(self) -> None:
         """Free all connections. Safe to call twice; the store cannot be used again."""
@@ -101,7 +126,7 @@ class S3Store(Store):
             await client.close()
 
     async def _call(self, operation: str, key: str, **params: Any) -> dict[str, Any]:
-        client = self._client or (await self._open())[0]
+        client = self._client or await self._open_client()
         return await client.call(operation, f"s3://{self._bucket}/{key}", **params, **self._common)
 
     def _full(self, key: str) -> str:
@@ -129,7 +154,7 @@ class S3Store(Store):
     async def _send(
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
     ) -> tuple[Mapping[str, str], int | None]:
-        plane = self._plane or (await self._open())[1]
+        plane = self._plane or await self._open_plane()
         if not self._checks():
             return await plane.put(operation, key, query, headers, body), None
         if crc32c is None:
@@ -148,7 +173,7 @@ class S3Store(Store):
     ) -> ObjectInfo:
         if length == 0:
             return await self._head(key, if_version)
-        plane = self._plane or (await self._open())[1]
+        plane = self._plane or await self._open_plane()
         headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
         headers |= _condition(if_version)
         ranged = start > 0 or length is not None
@@ -167,7 +192,7 @@ class S3Store(Store):
             if ranged and _UNSATISFIABLE in str(error):
                 return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
             raise
-        return _info_from_headers(key, total, answer)
+        return _info(key, total, answer)
 
     # Single objects
 
@@ -175,11 +200,10 @@ class S3Store(Store):
         return await self._head(key, None)
 
     async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
-        params: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self._checks() else {}
-        if if_version is not None:
-            params["IfMatch"] = f'"{if_version}"'
-        answer = await self._call("head_object", self._full(key), Key=self._full(key), **params)
-        return _info(key, answer)
+        headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
+        plane = self._plane or await self._open_plane()
+        answer = await plane.head(self._full(key), headers | _condition(if_version))
+        return _info(key, int(answer.get("content-length", "0")), answer)
 
     async def delete(self, keys: Sequence[str]) -> None:
         if len(keys) == 1:
@@ -236,16 +260,17 @@ class S3Store(Store):
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
-        params: dict[str, Any] = dict(self._options.object_params())
+        headers = dict(self._object_headers)
         if self._checks():
-            params |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
-        answer = await self._call("create_multipart_upload", self._full(key), Key=self._full(key), **params)
-        self._learn(answer)
-        return Upload(key, answer["UploadId"])
+            headers |= {"x-amz-checksum-algorithm": "CRC32C", "x-amz-checksum-type": "FULL_OBJECT"}
+        plane = self._plane or await self._open_plane()
+        upload_id, answer = await plane.create(self._full(key), headers)
+        self._learn(answer.get("x-amz-checksum-type"))
+        return Upload(key, upload_id)
 
-    def _learn(self, answer: Mapping[str, Any]) -> None:
+    def _learn(self, kind: str | None) -> None:
         """Some servers know checksums of parts only, and would call the right one of the whole wrong."""
-        if self._options.checksum == "auto" and (kind := answer.get("ChecksumType")):
+        if self._options.checksum == "auto" and kind:
             self._whole_checksum = kind == "FULL_OBJECT"
 
     async def copy_part(
@@ -266,14 +291,12 @@ class S3Store(Store):
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         key, size = self._full(upload.key), sum(part.size for part in parts)
-        params: dict[str, Any] = {"MpuObjectSize": size} | _condition_params(if_version)
+        headers = {"x-amz-mp-object-size": str(size)} | _condition(if_version)
         whole = crc32c if self._checks() and self._whole_checksum else None
         if whole is not None:
-            params |= {"ChecksumType": "FULL_OBJECT", "ChecksumCRC32C": crc_to_text(whole)}
-        listed = {"Parts": [self._part(part) for part in parts]}
-        answer = await self._call(
-            "complete_multipart_upload", key, Key=key, UploadId=upload.upload_id, MultipartUpload=listed, **params
-        )
+            headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(whole)}
+        plane = self._plane or await self._open_plane()
+        answer = await plane.complete(key, upload.upload_id, parts, headers, checksums=self._checks())
         version = _version(answer.get("ETag"))
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
         if whole is not None and stored is not None and stored != whole:
@@ -283,17 +306,10 @@ class S3Store(Store):
             )
         return ObjectInfo(upload.key, size, version, whole if stored is None else stored)
 
-    def _part(self, part: Part) -> dict[str, Any]:
-        listed: dict[str, Any] = {"PartNumber": part.number, "ETag": f'"{part.etag}"'}
-        if self._checks() and part.crc32c is not None:
-            listed["ChecksumCRC32C"] = crc_to_text(part.crc32c)
-        return listed
-
     async def abort_multipart(self, upload: Upload) -> None:
+        plane = self._plane or await self._open_plane()
         try:
-            await self._call(
-                "abort_multipart_upload", self._full(upload.key), Key=self._full(upload.key), UploadId=upload.upload_id
-            )
+            await plane.abort(self._full(upload.key), upload.upload_id)
         except NotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise
@@ -303,7 +319,7 @@ class S3Store(Store):
         params: dict[str, Any] = {"Key": self._full(upload.key), "UploadId": upload.upload_id}
         while True:
             answer = await self._call("list_parts", self._full(upload.key), **params)
-            self._learn(answer)
+            self._learn(answer.get("ChecksumType"))
             for item in answer.get("Parts", ()):
                 crc = crc_from_text(item.get("ChecksumCRC32C"), None, "")
                 found.append(Part(item["PartNumber"], -1, item["Size"], _version(item["ETag"]), crc))
@@ -332,12 +348,6 @@ def _condition(if_version: str | None) -> dict[str, str]:
     return {"if-none-match": "*"} if if_version == MISSING else {"if-match": f'"{if_version}"'}
 
 
-def _condition_params(if_version: str | None) -> dict[str, str]:
-    if if_version is None:
-        return {}
-    return {"IfNoneMatch": "*"} if if_version == MISSING else {"IfMatch": f'"{if_version}"'}
-
-
 def _version(etag: str | None) -> str:
     return (etag or "").removeprefix("W/").strip('"')
 
@@ -357,13 +367,7 @@ def _crc_of(body: FileRange) -> int:
     return crc
 
 
-def _info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
-    version = _version(answer.get("ETag"))
-    crc = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
-    return ObjectInfo(key, int(answer["ContentLength"]), version, crc, _unix(answer.get("LastModified")))
-
-
-def _info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
+def _info(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
     version = _version(headers.get("etag"))
     crc = crc_from_text(headers.get("x-amz-checksum-crc32c"), headers.get("x-amz-checksum-type"), version)
     try:

@@ -27,12 +27,13 @@ from botocore.loaders import create_loader
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import ConfigError, UnavailableError
-from asyncsync.stores.s3_errors import EXPIRED, SKEWED, from_client_error, server_time, translate
+from asyncsync.stores.s3_direct import tls_context
+from asyncsync.stores.s3_errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_sdk_errors import from_client_error, translate
 from asyncsync.stores.s3_sign import Signer, timestamp_of
-from asyncsync.stores.s3_wire import Target
+from asyncsync.stores.s3_target import DEFAULT_REGION, Keys, Target
 
-DEFAULT_REGION = "us-east-1"
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
 
 
@@ -171,7 +172,7 @@ class S3Client:
             return True
         return False
 
-    async def credentials(self) -> tuple[str, str, str | None] | None:
+    async def credentials(self) -> Keys | None:
         """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
         if self._options.anonymous:
             return None
@@ -239,11 +240,7 @@ class S3Client:
         verify: Any = self._options.verify
         if verify is True:
             verify = self._session.get_config_variable("ca_bundle") or True
-        if verify is False:
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            return context
-        return await in_thread(ssl.create_default_context, cafile=get_cert_path(verify))
+        return await in_thread(tls_context, get_cert_path(verify) if verify else False)
 
 
 @cache

@@ -1,4 +1,5 @@
-"""What S3 and the network say, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else."""
+"""What S3 says, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else; the SDK's own failures are
+in :mod:`asyncsync.stores.s3_sdk_errors`."""
 
 from __future__ import annotations
 
@@ -7,23 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from xml.sax.saxutils import unescape
-
-import aiohttp
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import (
     AccessDeniedError,
-    AsyncsyncError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -31,6 +18,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.stores.s3_xml import element
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
@@ -85,39 +73,8 @@ class Failure:
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
     """Read an error document; answers without one (HEAD, proxies) leave code and message empty."""
     text = body.decode("utf-8", "replace")
-    region = headers.get("x-amz-bucket-region") or _element(text, "Region")
-    return Failure(operation, where, status, _element(text, "Code"), _element(text, "Message"), headers, region)
-
-
-def from_client_error(operation: str, where: str, error: ClientError) -> Failure:
-    said = error.response.get("Error", {})
-    meta = error.response.get("ResponseMetadata", {})
-    code = str(said.get("Code", ""))
-    status = int(meta.get("HTTPStatusCode", 0))
-    headers = {str(name).lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
-    region = headers.get("x-amz-bucket-region") or str(said.get("Region", ""))
-    return Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
-
-
-def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
-    """Any failure of a request that is not an answer of the store: the network, the SDK, the credentials."""
-    text = f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, AsyncsyncError):
-        return error
-    if isinstance(error, ClientError):
-        return from_client_error(operation, where, error).error()
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
-        return AccessDeniedError(
-            f"{operation} {where}: no usable credentials; set access_key and secret_key, profile, anonymous=True, or "
-            f"the usual environment variables ({error})"
-        )
-    if isinstance(error, FlexibleChecksumError):
-        return IntegrityError(text, retryable=True)
-    if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
-        return UnavailableError(text)
-    if isinstance(error, BotoCoreError):
-        return StoreError(text)
-    raise error
+    region = headers.get("x-amz-bucket-region") or element(text, "Region")
+    return Failure(operation, where, status, element(text, "Code"), element(text, "Message"), headers, region)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -135,8 +92,3 @@ def server_time(headers: Mapping[str, str]) -> float | None:
         return parsedate_to_datetime(headers.get("date", "")).timestamp()
     except (TypeError, ValueError):
         return None
-
-
-def _element(text: str, name: str) -> str:
-    found = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
-    return unescape(found.group(1)).strip() if found else ""

@@ -6,7 +6,7 @@ Slower, and a part is in memory as a whole: ``slots x part size``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,10 +16,11 @@ from multidict import CIMultiDict
 
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import UnavailableError
-from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import too_short
 from asyncsync.stores.s3_client import S3Client
 from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_sign import crc_to_text
 
 _READ = 1 << 20
 _PARAMS = {
@@ -28,17 +29,15 @@ _PARAMS = {
     "range": "Range",
     "x-amz-checksum-crc32c": "ChecksumCRC32C",
     "x-amz-checksum-mode": "ChecksumMode",
+    "x-amz-checksum-algorithm": "ChecksumAlgorithm",
+    "x-amz-checksum-type": "ChecksumType",
+    "x-amz-mp-object-size": "MpuObjectSize",
     "x-amz-acl": "ACL",
     "x-amz-storage-class": "StorageClass",
     "x-amz-server-side-encryption": "ServerSideEncryption",
     "x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
 }
 _OPERATIONS = {"PutObject": "put_object", "UploadPart": "upload_part"}
-
-
-def wire_serves(bucket: str) -> bool:
-    """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
-    return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))
 
 
 class SdkPlane:
@@ -58,20 +57,16 @@ class SdkPlane:
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body; the headers of the answer."""
         data = body if isinstance(body, bytes) else await in_thread(_read, body)
-        params: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}
+        params: dict[str, Any] = {}
         for name, value in parse_qsl(query):
             params["UploadId" if name == "uploadId" else "PartNumber"] = int(value) if name == "partNumber" else value
-        answer = await self._client.call(
-            _OPERATIONS[operation], self.where(key), Key=key, Body=data, **params, **self._common
-        )
-        return _headers(answer)
+        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=data, **params))
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
     ) -> Mapping[str, str]:
         """GetObject into ``sink``."""
-        params = {_PARAMS[name]: value for name, value in headers.items()}
-        answer = await self._client.call("get_object", self.where(key), Key=key, **params, **self._common)
+        answer = await self._call("get_object", key, headers)
         found = _headers(answer)
         expected, got = expect(int(answer["ResponseMetadata"]["HTTPStatusCode"]), found), 0
         async with answer["Body"] as body:
@@ -87,6 +82,41 @@ class SdkPlane:
         if got != expected:
             raise UnavailableError(f"GetObject {self.where(key)}: {got} bytes came instead of {expected}")
         return found
+
+    async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
+        """HeadObject; the headers of the answer."""
+        return _headers(await self._call("head_object", key, headers))
+
+    async def create(self, key: str, headers: dict[str, str]) -> tuple[str, Mapping[str, str]]:
+        """CreateMultipartUpload; the upload's id and the headers of the answer."""
+        answer = await self._call("create_multipart_upload", key, headers)
+        return str(answer["UploadId"]), _headers(answer)
+
+    async def complete(
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
+    ) -> Mapping[str, str]:
+        """CompleteMultipartUpload; what the answer says."""
+        listed = [_listed(part, checksums=checksums) for part in parts]
+        return await self._call(
+            "complete_multipart_upload", key, headers, UploadId=upload_id, MultipartUpload={"Parts": listed}
+        )
+
+    async def abort(self, key: str, upload_id: str) -> None:
+        """AbortMultipartUpload."""
+        await self._call("abort_multipart_upload", key, {}, UploadId=upload_id)
+
+    async def _call(self, operation: str, key: str, headers: dict[str, str], **more: Any) -> dict[str, Any]:
+        params: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}
+        if "MpuObjectSize" in params:
+            params["MpuObjectSize"] = int(params["MpuObjectSize"])
+        return await self._client.call(operation, self.where(key), Key=key, **params, **more, **self._common)
+
+
+def _listed(part: Part, *, checksums: bool) -> dict[str, Any]:
+    listed: dict[str, Any] = {"PartNumber": part.number, "ETag": f'"{part.etag}"'}
+    if checksums and part.crc32c is not None:
+        listed["ChecksumCRC32C"] = crc_to_text(part.crc32c)
+    return listed
 
 
 def _headers(answer: Mapping[str, Any]) -> Mapping[str, str]:

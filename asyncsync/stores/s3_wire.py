@@ -1,4 +1,5 @@
-"""The S3 data plane: PutObject, UploadPart and GetObject as requests that we sign and send ourselves.
+"""The S3 data plane: what a transfer needs, as requests that we sign and send ourselves: PutObject, GetObject,
+HeadObject and the multipart upload.
 
 One such request costs a tenth of the same call through aiobotocore. Endpoint, addressing and credentials come
 from :mod:`asyncsync.stores.s3_client`; each call makes one attempt, except that an expired token, a wrong clock and a
@@ -9,16 +10,15 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from hashlib import sha256
+from typing import Any
 from urllib.parse import quote
-
-from yarl import URL
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
-from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Host, Http1, too_short
 from asyncsync.stores.http1_connection import Answer, BrokenError
 from asyncsync.stores.s3_errors import (
@@ -30,40 +30,10 @@ from asyncsync.stores.s3_errors import (
     server_time,
 )
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
+from asyncsync.stores.s3_target import Access, Target
+from asyncsync.stores.s3_xml import complete_document, element
 
 _UNSIGNED = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where one bucket is: ``base`` is what the URL of a key starts with, ending in ``/``."""
-
-    base: str
-    region: str
-    service: str = "s3"
-    proxy: str | None = None
-
-    @property
-    def host(self) -> str:
-        """As the Host header spells it: without a default port."""
-        return str(URL(self.base, encoded=True).host_port_subcomponent)
-
-    @property
-    def path(self) -> str:
-        return "/" + self.base.partition("://")[2].partition("/")[2]
-
-
-class Access(Protocol):
-    """What the wire asks of the control plane."""
-
-    async def credentials(self) -> tuple[str, str, str | None] | None:
-        """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
-
-    async def renew(self) -> None:
-        """The store calls the credentials expired: get new ones."""
-
-    async def relocate(self, region: str, location: str) -> Target:
-        """The bucket is in ``region``, or for now at ``location``."""
 
 
 @dataclass(slots=True)
@@ -105,9 +75,8 @@ class Wire:
         self._target = target
         self._path, self._host = target.path, target.host
         self._signer = None
-        url = URL(target.base, encoded=True)
-        tls = self._ssl_context if url.scheme == "https" else None
-        self._http = Http1(Host(url.host or "", url.port or 0, tls), **self._limits)
+        tls = self._ssl_context if target.base.startswith("https:") else None
+        self._http = Http1(Host(target.hostname, target.port, tls), **self._limits)
 
     async def close(self) -> None:
         for http in (*self._old, self._http):
@@ -122,12 +91,42 @@ class Wire:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
-        call = _Call(operation, "PUT", key, query, headers, body)
+        return (await self._send(_Call(operation, "PUT", key, query, headers, body))).headers
 
+    async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
+        """HeadObject; the headers of the answer."""
+        return (await self._send(_Call("HeadObject", "HEAD", key, "", headers, None))).headers
+
+    async def create(self, key: str, headers: dict[str, str]) -> tuple[str, Mapping[str, str]]:
+        """CreateMultipartUpload; the upload's id and the headers of the answer."""
+        answer = await self._send(_Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b""))
+        upload_id = element(answer.content.decode(), "UploadId")
+        if not upload_id:
+            raise StoreError(f"CreateMultipartUpload {self.where(key)}: the answer names no upload")
+        return upload_id, answer.headers
+
+    async def complete(
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
+    ) -> Mapping[str, str]:
+        """CompleteMultipartUpload; what the answer says: ETag, ChecksumCRC32C, ChecksumType, each may be empty."""
+        body = complete_document(parts, checksums=checksums)
+        headers |= {"content-type": "application/xml", "x-amz-content-sha256": sha256(body).hexdigest()}
+        call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body)
+        answer = await self._send(call)
+        text = answer.content.decode("utf-8", "replace")
+        if "<Error>" in text:  # it may come after a 200, which says only that the store has begun
+            raise parse_failure(call.operation, self.where(key), 200, answer.headers, answer.content).error()
+        return {name: element(text, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
+
+    async def abort(self, key: str, upload_id: str) -> None:
+        """AbortMultipartUpload."""
+        await self._send(_Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None))
+
+    async def _send(self, call: _Call) -> Answer:
         async def once(http: Http1, head: bytes) -> Answer:
-            return await http.send(head, body)
+            return await http.send(head, call.body, bodiless=call.method == "HEAD")
 
-        return (await self._exchange(call, once)).headers
+        return await self._exchange(call, once)
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
@@ -184,7 +183,8 @@ class Wire:
         headers = {"host": self._host, "x-amz-date": stamp, **self._fixed, **call.headers}
         if signer.token:
             headers["x-amz-security-token"] = signer.token
-        signature = signer.authorization(call.method, path, call.query, headers, UNSIGNED_PAYLOAD, stamp)
+        payload = headers["x-amz-content-sha256"]
+        signature = signer.authorization(call.method, path, call.query, headers, payload, stamp)
         headers["authorization"] = signature
         headers.update(_UNSIGNED)
         return headers
@@ -228,11 +228,20 @@ def _kind(failure: Failure) -> str:
     return ""
 
 
+def _of_upload(upload_id: str) -> str:
+    return f"uploadId={quote(upload_id, safe='')}"
+
+
 async def _whole(body: FileRange) -> bytes:
     data = await in_thread(body.read, 0, body.size) if body.size else b""
     if len(data) < body.size:
         raise too_short(body, len(data))
     return data
+
+
+def wire_serves(bucket: str) -> bool:
+    """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
+    return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))
 
 
 def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:

@@ -1,0 +1,198 @@
+"""The HTTP/1.1 client of the data plane against a server that answers by the byte."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asyncsync.stores.http1 import Host, Http1
+from asyncsync.stores.http1_connection import COLLECTED, INBOX, BrokenError, dechunk, parse_head
+
+REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def serving(*answers, max_connections=4, cut=False):
+    """Each request is answered by the next of ``answers``: a list of pieces, sent one by one. ``cut`` closes after it.
+    Yields the client and the list of connections that were made."""
+    script, made, tasks = iter(answers), [], []
+
+    async def accept(reader, writer):
+        made.append(writer)
+        tasks.append(asyncio.current_task())
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                for piece in next(script):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if cut:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    http = Http1(Host("127.0.0.1", port, None), stall_timeout=5, connect_timeout=5, max_connections=max_connections)
+    try:
+        yield http, made
+    finally:
+        await http.close()
+        server.close()
+        await asyncio.gather(*tasks)
+        await server.wait_closed()
+
+
+def answer(body=b"", status="200 OK", **headers):
+    lines = [f"HTTP/1.1 {status}", *[f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]]
+    return "\r\n".join([*lines, "\r\n"]).encode() + body
+
+
+async def fetched(http, size):
+    got = bytearray()
+
+    async def take(piece):
+        assert len(piece) <= MIB
+        got.extend(piece)
+
+    found = await http.fetch(REQUEST, lambda _: size, take)
+    return found, bytes(got)
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    ("raw", "content"),
+    [
+        (answer(b"hello", Content_Length=5), b"hello"),
+        (answer(Content_Length=0), b""),
+        (answer(status="204 No Content"), b""),
+        (answer(b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\n\r\n", Transfer_Encoding="chunked"), b"hello world"),
+        (answer(b"1\r\na\r\n0\r\nTrailer: t\r\n\r\n", Transfer_Encoding="chunked"), b"a"),
+        (answer(status="100 Continue") + answer(b"hi", Content_Length=2), b"hi"),
+    ],
+)
+async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serves_again(raw, content, step):
+    pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
+    async with serving(pieces, pieces) as (http, made):
+        for _ in range(2):
+            assert (await http.send(REQUEST, None)).content == content
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        answer(b"bye", Content_Length=3, Connection="close"),
+        answer(b"more than was promised", Content_Length=4),
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_a_connection_that_cannot_serve_again_is_not_used_again(raw):
+    async with serving([raw], [raw]) as (http, made):
+        await http.send(REQUEST, None)
+        await http.send(REQUEST, None)
+        assert len(made) == 2
+
+
+async def test_a_body_without_a_length_ends_with_the_connection():
+    async with serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
+        assert (await http.send(REQUEST, None)).content == b"until the end"
+
+
+async def test_an_answer_to_head_has_no_body_whatever_it_says():
+    async with serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
+        for _ in range(2):
+            assert (await http.send(REQUEST, None, bodiless=True)).headers["content-length"] == "1000"
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize("size", [1, INBOX - 60, INBOX, INBOX + 1, MIB, MIB + 1, 3 * MIB + 5])
+async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(size):
+    body = bytes(range(256)) * (size // 256 + 1)
+    body = body[:size]
+    raw = answer(body, Content_Length=size)
+    async with serving([raw], [raw[:70], raw[70:]]) as (http, made):
+        for _ in range(2):
+            found, got = await fetched(http, size)
+            assert (found.status, got) == (200, body)
+        assert len(made) == 1
+
+
+async def test_a_download_that_is_cut_says_how_much_came():
+    async with serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
+        with pytest.raises(BrokenError, match="1000 of 5000"):
+            await fetched(http, 5000)
+
+
+async def test_an_error_in_place_of_a_download_is_collected():
+    async with serving([answer(b"<Error/>", "404 Not Found", Content_Length=8)]) as (http, _):
+        found, got = await fetched(http, 5000)
+        assert (found.status, found.content, got) == (404, b"<Error/>", b"")
+
+
+async def test_a_long_error_document_is_kept_to_its_limit():
+    async with serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
+        assert len((await http.send(REQUEST, None)).content) == COLLECTED
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        answer(Content_Length="five"),
+        answer(b"zz\r\n", Transfer_Encoding="chunked"),
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
+    ],
+)
+async def test_what_is_not_http_is_a_broken_exchange(raw):
+    async with serving([raw]) as (http, _):
+        with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
+            await http.send(REQUEST, None)
+        assert http.busy == 0
+
+
+async def test_a_connection_that_the_store_closed_while_idle_is_not_used():
+    async with serving([answer(Content_Length=0)], [answer(Content_Length=0)]) as (http, made):
+        await http.send(REQUEST, None)
+        made[0].close()
+        await made[0].wait_closed()
+        await asyncio.sleep(0.01)  # its end travels to us
+        await http.send(REQUEST, None)
+        assert len(made) == 2
+
+
+async def test_no_more_connections_than_allowed_and_all_are_served():
+    async with serving(*[[answer(Content_Length=0)]] * 12, max_connections=3) as (http, made):
+        await asyncio.gather(*(http.send(REQUEST, None) for _ in range(12)))
+        assert len(made) == 3
+
+
+async def test_a_cancelled_request_frees_its_place():
+    async with serving([], [answer(Content_Length=0)], max_connections=1) as (http, _):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await http.send(REQUEST, None)
+        assert http.busy == 0
+        assert (await http.send(REQUEST, None)).status == 200
+
+
+async def test_nobody_there_is_a_broken_exchange():
+    http = Http1(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+    with pytest.raises(BrokenError, match="no connection"):
+        await http.send(REQUEST, None)
+    await http.close()
+
+
+def test_headers_that_come_twice_are_joined():
+    found = parse_head(b"HTTP/1.1 200 OK\r\nA: 1\r\nB:2 \r\na: 3")
+    assert found.headers == {"a": "1, 3", "b": "2"}
+
+
+@pytest.mark.parametrize("raw", [b"", b"5", b"5\r\nhel", b"5\r\nhello", b"5\r\nhello\r\n", b"0\r\n", b"0\r\nT: x\r\n"])
+def test_a_chunked_body_that_is_not_all_there_has_no_end(raw):
+    assert dechunk(raw)[1] == 0
