@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_target import DEFAULT_REGION, Access, Keys, Target
 
-_PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_PLAIN_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PLAIN_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/?")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")

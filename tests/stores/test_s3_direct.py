@@ -27,6 +27,9 @@ async def asked(bucket, options):
     ("bucket", "options", "environ"),
     [
         ("bucket", KEYS | ENDPOINT, {}),
+        ("b", KEYS | ENDPOINT, {}),
+        ("a.bucket", KEYS | ENDPOINT, {}),
+        ("Old_Bucket", KEYS | ENDPOINT, {}),
         ("bucket", KEYS | {"endpoint_url": "http://127.0.0.1:9000/"}, {}),
         ("bucket", KEYS | {"endpoint_url": "http://127.0.0.1"}, {}),
         ("bucket", KEYS | {"endpoint_url": "http://store.example:9000"}, {}),
@@ -55,8 +58,6 @@ async def test_a_plain_endpoint_is_addressed_as_aiobotocore_would(monkeypatch, b
         ("bucket", KEYS, {}),  # AWS itself
         ("bucket", ENDPOINT, {}),  # the credential chain
         ("bucket", KEYS | ENDPOINT | {"addressing_style": "virtual"}, {}),
-        ("a.bucket", KEYS | ENDPOINT, {}),
-        ("Bucket", KEYS | ENDPOINT, {}),
         ("bucket", KEYS | ENDPOINT | {"profile": "p"}, {}),
         ("bucket", KEYS | ENDPOINT, {"AWS_PROFILE": "p"}),
         ("bucket", KEYS | ENDPOINT, {"HTTP_PROXY": "http://127.0.0.1:3128"}),
