@@ -10,7 +10,8 @@ from aiohttp.abc import AbstractStreamWriter
 
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.base import Body
-from asyncsync.stores.s3_stream import SMALL, StreamedBody, Watchdog
+from asyncsync.stores.s3_stream import SMALL, StreamedBody
+from asyncsync.stores.watchdog import Watchdog
 
 _BOUNDARY = secrets.token_hex(16)
 """One for all: 128 random bits are in nobody's data."""

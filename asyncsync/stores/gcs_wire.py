@@ -21,7 +21,9 @@ from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import Related, related
 from asyncsync.stores.gcs_errors import failure, translate
 from asyncsync.stores.gcs_options import GcsOptions
-from asyncsync.stores.s3_stream import StreamedBody, Watchdog, too_short
+from asyncsync.stores.http1 import too_short
+from asyncsync.stores.s3_stream import StreamedBody
+from asyncsync.stores.watchdog import Watchdog
 
 KEEPALIVE_SECONDS = 60.0
 """Idle connections are kept this long; Google's front ends keep them for minutes."""
