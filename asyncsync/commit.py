@@ -97,7 +97,10 @@ class CheckpointRunner:
             trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
             raise
         except (AsyncsyncError, OSError) as error:
-            await self._failed(trial, job, error)
+            if self._engine.stopped:  # no verdict: the cancel came when the answer did
+                trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
+            else:
+                await self._failed(trial, job, error)
             return
         seconds = asyncio.get_running_loop().time() - started
         self._engine.emit(

@@ -287,6 +287,11 @@ class SyncEngine:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
 
     @property
+    def stopped(self) -> bool:
+        """Whether there is no store to turn to any more."""
+        return self._session is None
+
+    @property
     def leaving(self) -> bool:
         """Whether the block has been left."""
         return not self._running

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Store
 from asyncsync.transfer.download import download_tree
+from asyncsync.transfer.listing import for_each
 
 READERS = 64
 
@@ -33,21 +32,17 @@ async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
 
 async def read_trials(store: Store) -> dict[str, tuple[TrialRecord, str]]:
     """Every trial's record and its version, read in parallel."""
-    names = deque(await sub_prefixes(store))
+    names = await sub_prefixes(store)
     found: dict[str, tuple[TrialRecord, str]] = {}
 
-    async def reader() -> None:
-        while names:
-            name = names.popleft()
-            try:
-                data, info = await store.get(f"{name}/{TRIAL_RECORD}")
-            except NotFoundError:
-                continue
-            found[name] = (TrialRecord.from_bytes(data), info.version)
+    async def read(name: str) -> None:
+        try:
+            data, info = await store.get(f"{name}/{TRIAL_RECORD}")
+        except NotFoundError:
+            return
+        found[name] = (TrialRecord.from_bytes(data), info.version)
 
-    async with asyncio.TaskGroup() as group:
-        for index in range(min(READERS, len(names))):
-            group.create_task(reader(), name=f"read records #{index}")
+    await for_each(names, read, min(READERS, len(names)))
     return found
 
 

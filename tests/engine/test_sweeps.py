@@ -1,37 +1,58 @@
 """Fail, lose the answer, and cancel at the n-th request to the store, for every n; then look whether anything is half.
 
 The invariants: no manifest without what it names, no record that names a checkpoint without manifest, no multipart
-upload that the journal does not know, no request left running, and the next run succeeds and ends with equal contents.
+upload that the journal does not know, no request left running and no slot taken, and the next run succeeds and ends
+with equal contents.
 """
 
 import asyncio
 import json
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import pytest
 
 from asyncsync import (
     AsyncsyncError,
+    Checkpoint,
     CheckpointConfig,
     RunConfig,
     SyncConfig,
     SyncEngine,
     TransferConfig,
     UploadMode,
+    pull,
     push,
 )
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.stores.budget import Budget
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+from asyncsync.transfer import reader, session
 
 MIB = 1 << 20
 SPLIT = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB, max_attempts=1)
 MAIN: list[asyncio.Task[object] | None] = []
 """The task that a cancel is sent to."""
+BUDGETS: list[Budget] = []
 Scene = Callable[[Path], Awaitable[None]]
+Check = Callable[[Path], None]
+
+
+@pytest.fixture(autouse=True)
+def _budgets_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Budget):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            BUDGETS.append(self)
+
+    for module in (session, reader):
+        monkeypatch.setattr(module, "Budget", Seen)
 
 
 def make_tree(root: Path) -> Path:
@@ -46,14 +67,17 @@ async def push_tree(root: Path) -> None:
     await push(root / "tree", "memory://b/push", transfer=SPLIT)
 
 
-async def train(root: Path) -> None:
-    """One trial, three checkpoints, retention, resumed if it is there."""
-    run = RunConfig(
+def run_config() -> RunConfig:
+    return RunConfig(
         name="exp", storage_path="memory://b", transfer=SPLIT,
         sync_config=SyncConfig(sync_period=1000, sync_artifacts=True, sync_timeout=500),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
     )  # fmt: skip
-    async with SyncEngine(run, local_dir=root / "local", resume=True) as engine:
+
+
+async def train(root: Path) -> None:
+    """One trial, three checkpoints, retention, resumed if it is there."""
+    async with SyncEngine(run_config(), local_dir=root / "local", resume=True) as engine:
         trial = engine.trial("t", params={"lr": 1})
         for step, mode in enumerate((UploadMode.SYNC, UploadMode.ASYNC, UploadMode.SYNC)):
             await trial.report({"step": step}, root / "tree", upload=mode)
@@ -66,7 +90,7 @@ def check_whole(store: MemoryStore) -> None:
         if key.endswith(MANIFEST):
             prefix = key.removesuffix(MANIFEST)
             for path, entry in Manifest.from_bytes(data).files.items():
-                assert len(contents[prefix + path]) == entry.size, f"{prefix}{path}"
+                assert google_crc32c.value(contents[prefix + path]) == entry.crc32c, f"{prefix}{path}"
         if key.endswith(TRIAL_RECORD):
             trial = key.removesuffix(TRIAL_RECORD)
             for item in TrialRecord.from_bytes(data).checkpoints:
@@ -84,44 +108,65 @@ async def known_uploads(uri: str) -> set[str]:
 
 
 def count_calls(scene: Scene, tmp_path: Path) -> int:
-    faults = inject_faults("b")
     run_virtual(scene(tmp_path))
-    return faults.calls
+    return inject_faults("b").calls
 
 
 async def once(scene: Scene, root: Path, faults: Faults) -> None:
     """Run a scene that may fail in any way that is told, and see that nothing of it goes on."""
     MAIN[:] = [asyncio.current_task()]
+    BUDGETS.clear()
     try:
         await scene(root)
     except (AsyncsyncError, asyncio.CancelledError):
         assert faults.active == 0
     assert faults.active == 0
+    assert BUDGETS
+    assert all((budget.in_use, budget.waiting) == (0, 0) for budget in BUDGETS), "a slot was not given back"
 
 
-def sweep(scene: Scene, uri: str, tmp_path: Path, plan: Callable[[Faults, int], None], most: int = 400) -> int:
-    (tmp_path / "count").mkdir()
-    make_tree(tmp_path / "count/tree")
-    reset_memory()
+async def nothing(root: Path) -> None:
+    """No setup."""
+
+
+def sweep(
+    scene: Scene, tmp_path: Path, plan: Callable[[Faults, int], None], check: Check, *, uri: str = "",
+    setup: Scene = nothing, most: int = 400,
+) -> int:  # fmt: skip
+    """``check`` is given what has to be equal in the end. Returns how many calls there were to strike at."""
+    begin(tmp_path / "count", setup)
     calls = count_calls(scene, tmp_path / "count")
     assert calls < most
     for n in range(1, calls + 1):
-        reset_memory()
-        faults = inject_faults("b")
         root = tmp_path / str(n)
-        root.mkdir()
-        make_tree(root / "tree")
-        journal_path().unlink(missing_ok=True)
+        faults = begin(root, setup)
         plan(faults, n)
         run_virtual(once(scene, root, faults))
         check_whole(MemoryStore("b"))
-        open_uploads = set(MemoryStore("b").bucket.uploads)
-        assert open_uploads <= run_virtual(known_uploads(uri)), f"call {n}: an upload that nobody knows"
+        if uri:
+            open_uploads = set(MemoryStore("b").bucket.uploads)
+            assert open_uploads <= run_virtual(known_uploads(uri)), f"call {n}: an upload that nobody knows"
         faults.clear()
         run_virtual(scene(root))
         check_whole(MemoryStore("b"))
         assert set(MemoryStore("b").bucket.uploads) == set(), f"call {n}: an upload was left"
+        check(root)
+        shutil.rmtree(root)
     return calls
+
+
+def begin(root: Path, setup: Scene) -> Faults:
+    """A new world."""
+    reset_memory()
+    faults = inject_faults("b")
+    root.mkdir()
+    make_tree(root / "tree")
+    for path in journal_path().parent.glob("journal*"):
+        path.unlink()
+    run_virtual(setup(root))
+    faults.clear()
+    faults.requests.clear()
+    return faults
 
 
 def fails(error: Callable[[], Exception], *, after: bool = False) -> Callable[[Faults, int], None]:
@@ -148,11 +193,84 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def stored(prefix: str) -> dict[str, bytes]:
+    contents = MemoryStore("b", prefix).contents
+    return {key: data for key, data in contents.items() if not key.startswith(".asyncsync/")}
+
+
+def trial_record() -> TrialRecord:
+    return TrialRecord.from_bytes(MemoryStore("b", "exp/t").contents[TRIAL_RECORD])
+
+
+def pushed_equals_local(root: Path) -> None:
+    assert stored("push") == files(root / "tree")
+
+
+def checkpoints_equal_local(root: Path) -> None:
+    record = trial_record()
+    assert len(record.checkpoints) == 2
+    for item in record.checkpoints:
+        assert stored(f"exp/t/{item.name}") == files(root / "tree")
+    there = {key.split("/")[0] for key in stored("exp/t") if key.startswith("checkpoint_")}
+    assert there >= {item.name for item in record.checkpoints}
+
+
+def pulled_equals_pushed(root: Path) -> None:
+    assert files(root / "out") == files(root / "tree")
+
+
+each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+
+
+@each_plan
 def test_push_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
-    assert sweep(push_tree, "memory://b/push", tmp_path, plan) > 8
+    assert sweep(push_tree, tmp_path, plan, pushed_equals_local, uri="memory://b/push") > 8
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@each_plan
 def test_a_run_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
-    assert sweep(train, "memory://b/exp", tmp_path, plan) > 30
+    """Reports, retention, and resuming where an earlier run was struck."""
+    assert sweep(train, tmp_path, plan, checkpoints_equal_local, uri="memory://b/exp") > 30
+
+
+async def pull_tree(root: Path) -> None:
+    await pull("memory://b/push", root / "out", transfer=SPLIT)
+
+
+@each_plan
+def test_pull_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
+    assert sweep(pull_tree, tmp_path, plan, pulled_equals_pushed, setup=push_tree) > 6
+
+
+async def accept_and_die(root: Path) -> None:
+    """A checkpoint that asyncsync owns is accepted, and half of it sent, when the process ends."""
+    faults = inject_faults("b")
+    faults.hang(at=2, operation="put_part", times=None)
+    shutil.copytree(root / "tree", root / "owned")
+    with pytest.raises(KeyboardInterrupt):
+        async with SyncEngine(run_config(), local_dir=root / "local", exit_grace=0.01) as engine:
+            await engine.trial("t").report({"step": 0}, Checkpoint.take(root / "owned"), upload=UploadMode.ASYNC)
+            await asyncio.sleep(100)
+            raise KeyboardInterrupt
+
+
+async def go_on(root: Path) -> None:
+    async with SyncEngine(run_config(), local_dir=root / "local", resume=True):
+        pass
+
+
+def accepted_is_durable(root: Path) -> None:
+    (item,) = trial_record().checkpoints
+    assert (item.name, item.metrics) == ("checkpoint_000000", {"step": 0})
+    assert stored("exp/t/checkpoint_000000") == files(root / "tree")
+    assert not (root / "owned").exists()
+
+
+@pytest.mark.parametrize("plan", [pytest.param(PLANS[name], id=name) for name in PLANS if name != "refused"])
+def test_taking_up_what_was_accepted_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
+    """A store that refuses for good is told, and the checkpoint given up: that one is left out here."""
+    assert sweep(go_on, tmp_path, plan, accepted_is_durable, uri="memory://b/exp", setup=accept_and_die) > 10
