@@ -18,12 +18,16 @@ from asyncsync.report import SyncReport
 from asyncsync.scheduler import within
 from asyncsync.stores.budget import Lane
 from asyncsync.transfer.session import Session
+from asyncsync.transfer.sources import recall
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
     from asyncsync.trial import Trial
 
 log = logging.getLogger("asyncsync")
+
+RECALLED_FROM = 1 << 20
+"""Bytes of a checkpoint that are worth the request for an earlier one's manifest."""
 
 
 class CheckpointRunner:
@@ -37,6 +41,7 @@ class CheckpointRunner:
         """By trial; only then a runner may be interrupted, what follows is short."""
         self._yielding: set[str] = set()
         """Trials whose runner is being interrupted, to begin again."""
+        self._recalled: set[str] = set()
 
     def accept(self, job: CheckpointJob) -> None:
         """A job has come out of the inbox."""
@@ -149,7 +154,17 @@ class CheckpointRunner:
             done = await persist(lambda: look_back(store, trial, job), hiccup)
         await persist(trial.claim, hiccup)
         config = self._engine.run.sync_config
+        if done is None:
+            await self._recall(trial, job)
         return done or await upload(session, f"{trial.key}/", job, config, hiccup, trial.confirm)
+
+    async def _recall(self, trial: Trial, job: CheckpointJob) -> None:
+        """Once a process and trial: what an earlier process sent may be copied instead of sent."""
+        if trial.key in self._recalled or job.size < RECALLED_FROM:
+            return
+        self._recalled.add(trial.key)
+        session = self._engine.session
+        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._engine.origins(trial))
 
     async def _register(
         self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], bool]

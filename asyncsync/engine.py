@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = ""
 """Key of the experiment's own tree."""
+ORIGINS = 4
+"""How many checkpoints of an earlier process are looked at for what a new trial may have in common with them."""
 TOLERATED = 300.0
 """Seconds for which background syncs may fail for reasons that pass before the trial's next report raises."""
 
@@ -359,6 +361,19 @@ class SyncEngine:
     def knows(self, trial: str) -> bool:
         """Whether the store has a record of this trial, which goes on if it is asked for."""
         return trial in self._known
+
+    def origins(self, trial: Trial) -> list[str]:
+        """Prefixes of checkpoints of an earlier process that have much in common with the next one of ``trial``: its
+        own last one; if it has none, those of trials that it may have been forked from, the newest first."""
+        if trial.record.checkpoints:
+            return [f"{trial.key}/{trial.record.checkpoints[-1].name}/"]
+        records = [
+            *(other.record for other in self.trials.values() if other.resumed),
+            *(k[0] for k in self._known.values()),
+        ]
+        last = [(record.checkpoints[-1].time, f"{record.name}/{record.checkpoints[-1].name}/") for record in records
+                if record.checkpoints]  # fmt: skip
+        return [prefix for _, prefix in sorted(last, reverse=True)[:ORIGINS]]
 
     def _rules(self) -> Rules:
         config = self.run.sync_config

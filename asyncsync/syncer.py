@@ -19,6 +19,7 @@ from asyncsync.report import SyncReport
 from asyncsync.scheduler import Scheduler, within
 from asyncsync.stores.budget import Lane
 from asyncsync.transfer.download import download_tree
+from asyncsync.transfer.preview import Plan
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions
 from asyncsync.transfer.upload import Tally
@@ -138,8 +139,8 @@ class Syncer:
         self._open()
         await self._scheduler.idle()
 
-    async def plan(self) -> tuple[Snapshot, Changes]:
-        """What :meth:`sync_up` would send now."""
+    async def plan(self) -> tuple[Snapshot, Changes, list[Plan]]:
+        """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()
 

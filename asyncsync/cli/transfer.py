@@ -99,19 +99,29 @@ def _syncer(
 
 async def _plan(output: Output, syncer: Syncer) -> int:
     async with syncer:
-        snapshot, changes = await syncer.plan()
-    gone = changes.gone if syncer.config.delete else []
-    size = sum(file.size for file in changes.send)
-    rows = [("send", human_bytes(file.size), file.path) for file in sorted(changes.send, key=lambda file: file.path)]
-    output.table(("action", "size", "path"), [*rows, *(("delete", "-", path) for path in sorted(gone))])
+        snapshot, changes, plans = await syncer.plan()
+    gone = sorted(changes.gone) if syncer.config.delete else []
+    todo = [plan for plan in plans if plan.action != "keep"]
+    output.table(
+        ("action", "size", "path", "sent", "copied"),
+        [
+            *((plan.action, human_bytes(plan.size), plan.path, human_bytes(plan.bytes_sent),
+               human_bytes(plan.bytes_copied)) for plan in todo),
+            *(("delete", "-", path, "-", "-") for path in gone),
+        ],
+    )  # fmt: skip
     for warning in snapshot.warnings:
         output.note(f"warning: {warning}")
-    text = f"dry run: {count(len(changes.send), 'file')} ({human_bytes(size)}) would be sent to {syncer.uri}"
-    output.line(f"{text}, {len(gone):,} deleted; {changes.skip:,} unchanged")
+    sent, copied = sum(plan.bytes_sent for plan in todo), sum(plan.bytes_copied for plan in todo)
+    skipped = changes.skip + len(plans) - len(todo)
+    text = f"dry run: {human_bytes(sent)} of {count(len(todo), 'file')} would be sent to {syncer.uri}"
+    text += f", {human_bytes(copied)} copied inside the store" if copied else ""
+    output.line(f"{text}, {len(gone):,} deleted; {skipped:,} unchanged")
     output.document(
         {
-            "ok": True, "dry_run": True, "uri": syncer.uri, "bytes_to_send": size, "files_skipped": changes.skip,
-            "send": [{"path": file.path, "size": file.size} for file in changes.send], "delete": gone,
+            "ok": True, "dry_run": True, "uri": syncer.uri, "bytes_to_send": sent, "bytes_to_copy": copied,
+            "requests": sum(plan.requests for plan in todo), "files_skipped": skipped, "send": jsonable(todo),
+            "delete": gone,
         }
     )  # fmt: skip
     return DONE

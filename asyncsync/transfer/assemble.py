@@ -87,6 +87,10 @@ class Hashing:
         await for_each(indexes, self._hash, min(HASHERS, len(indexes)))
         return [segment for index in indexes for segment in self._found(index)]
 
+    async def everything(self) -> list[Segment]:
+        """The segments of the whole file."""
+        return [found for first in range(0, len(self.cuts), WINDOW) for found in await self.window(first)]
+
     @property
     def all(self) -> list[Digest]:
         """The checksums of all parts, in order."""

@@ -1,14 +1,23 @@
-"""What the store holds already that a file may be copied from: by path, by content, across the trees of a session."""
+"""What the store holds already that a file may be copied from: by path, by content, across the trees of a session.
+
+Nothing here has to be right: the store is told which version to copy, and what it copied is checked.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from asyncsync.errors import AsyncsyncError
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate
 from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Store
+from asyncsync.transfer.reader import find_manifest
+
+log = logging.getLogger("asyncsync")
 
 WORTH = 4096
 """Files below this many bytes are not remembered across trees: the request alone costs as much."""
@@ -74,6 +83,20 @@ class Catalogue:
         return [places[other] for other in sorted(others, key=lambda other: _parent(other) != _parent(prefix))]
 
 
+async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) -> None:
+    """Learn what an earlier process left below ``prefixes``, where that is not known: one request or two for each."""
+    for prefix in prefixes:
+        if prefix in catalogue:
+            continue
+        try:
+            manifest = await find_manifest(store, prefix)
+        except AsyncsyncError as error:
+            log.info("nothing is copied from %s: %s", prefix, error)
+            return
+        if manifest is not None:
+            catalogue.remember(prefix, manifest.files)
+
+
 Name = TypeVar("Name")
 
 
@@ -95,7 +118,7 @@ class Sources:
         self._prefix, self._known = prefix, known
         self._catalogue = catalogue or Catalogue()
         self._by_content: dict[Content, Candidate] = {}
-        self._large: dict[int, list[Candidate]] = {}
+        self._by_size: dict[int, list[Candidate]] = {}
         self._moved: dict[str, list[Candidate]] = {}
 
     def prepare(self, files: Sequence[FileStat]) -> None:
@@ -111,9 +134,13 @@ class Sources:
             if entry.size in sizes:
                 candidate = Candidate(self._prefix + path, entry)
                 self._by_content.setdefault(_content(entry), candidate)
-                self._large.setdefault(entry.size, []).append(candidate)
+                self._by_size.setdefault(entry.size, []).append(candidate)
             elif entry.part_size and _name(path) in names:
                 self._moved.setdefault(_name(path), []).append(Candidate(self._prefix + path, entry))
+
+    def has_size(self, size: int) -> bool:
+        """Whether one of the tree's own objects may be equal to a file of this size."""
+        return size > 0 and size in self._by_size
 
     def equal(self, size: int, crc32c: int, parts: tuple[str, ...]) -> Candidate | None:
         """An object with just this content, under whatever name."""
@@ -128,7 +155,7 @@ class Sources:
             *([Candidate(self._prefix + file.path, own)] if own is not None else ()),
             *self._catalogue.similar(self._prefix, file.path),
             *self._moved.get(_name(file.path), ()),
-            *self._large.get(file.size, ()),
+            *self._by_size.get(file.size, ()),
         )
         distinct: dict[str, Candidate] = {}
         for candidate in found:

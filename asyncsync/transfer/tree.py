@@ -26,6 +26,7 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.budget import Lane
 from asyncsync.stores.fenced import Fence, FencedView
+from asyncsync.transfer.preview import Plan, Preview
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 
@@ -99,10 +100,14 @@ class Tree:
             f"{tally.bytes_total} bytes were sent; missing: {names or 'only the manifest'}"
         )
 
-    async def plan(self) -> tuple[Snapshot, Changes]:
-        """What a sync would send now: reads the directory and, at most, one manifest."""
-        await self._load(self._store())
-        return await in_thread(self._look, self._options.rules(), self._known())
+    async def plan(self) -> tuple[Snapshot, Changes, list[Plan]]:
+        """What a sync would do now: reads the directory, what changed in it, and, at most, one manifest."""
+        store = self._store()
+        await self._load(store)
+        snapshot, changes = await in_thread(self._look, self._options.rules(), self._known())
+        known = self._known() or Manifest()
+        preview = Preview(store, self.prefix, self.root, self._session.transfer, known.files)
+        return snapshot, changes, await preview.of(changes.send)
 
     async def sync_once(self, on_progress: OnProgress | None = None) -> SyncReport:
         """Bring the prefix in step with the directory, one attempt.

@@ -94,12 +94,23 @@ def test_the_document_of_push_and_pull(answer: Answer, tree: Path, url: str, tmp
 
 def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree: Path, url: str) -> None:
     result = invoke("push", tree, url, "--dry-run", "--exclude", "*.tmp")
-    assert [line.split("\t")[0::2] for line in result.stdout.splitlines()[1:3]] == [
+    assert [line.split("\t")[0:3:2] for line in result.stdout.splitlines()[1:3]] == [
         ["send", "a.txt"],
         ["send", "sub/b.bin"],
     ]
     assert answer("push", tree, url, "--dry-run")["send"][0]["path"] in contents(tree)
     assert invoke("ls", url).exit_code == 1
+
+
+def test_a_dry_run_tells_what_the_store_would_copy(answer: Answer, tree: Path, url: str) -> None:
+    answer("push", tree, url)
+    (tree / "sub/b.bin").rename(tree / "moved.bin")
+    (tree / "new").write_bytes(b"12345")
+    planned = answer("push", tree, url, "--dry-run")
+    actions = {item["path"]: (item["action"], item["bytes_sent"]) for item in planned["send"]}
+    assert actions == {"moved.bin": ("copy", 0), "new": ("send", 5)}
+    pushed = answer("push", tree, url)
+    assert (planned["bytes_to_send"], planned["bytes_to_copy"]) == (pushed["bytes_sent"], pushed["bytes_copied"])
 
 
 def test_a_dry_run_shows_what_would_be_deleted(answer: Answer, tree: Path, url: str) -> None:
