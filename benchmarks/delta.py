@@ -96,8 +96,10 @@ class Bench:
         done = subprocess.run(
             [sys.executable, "-m", "asyncsync", "push", str(tree), f"s3://{servers.BUCKET}/{name}", "--delete",
              "--json", "--endpoint-url", self.endpoint],
-            env={**os.environ, **self.keys}, check=True, capture_output=True, text=True,
+            env={**os.environ, **self.keys}, check=False, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        if done.returncode:
+            raise servers.ServerError(f"asyncsync push ended with {done.returncode}")
         report = json.loads(done.stdout)
         return f"{report['bytes_copied'] / MIB:,.1f} MiB copied by the store, {report['requests']:,} requests"
 
