@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_COPIED = 256 << 20
-"""Bytes per copied range. S3 allows 5 GiB, but it copies a range at about the speed of one upload: a few large ranges
-side by side are faster than one, and each is answered well within the time-outs."""
+MOST_COPIED = 64 << 20
+"""Bytes per copied range. S3 allows 5 GiB, but it answers only when all of them are copied: a few ranges side by side
+are faster than one, and even a store that copies 10 MB a second answers within the time-out of a request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 HOLD = 1 << 20
 """Reads of up to this many bytes are held back until they are whole; longer ones are pinned to a version."""
+SLOW_COPY = 15.0
+"""Seconds after which a copy without an answer counts as slow; a store that is gone shows earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class GuardedView(Store):
 
     async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
         once = partial(self._inner.copy, source, key, if_source_version=if_source_version)
-        return await self._control("copy", source, once)
+        return await self._run("copy", source, self._copying(self._timed(once)))
 
     async def create_multipart(self, key: str) -> Upload:
         return await self._control("create upload of", key, partial(self._inner.create_multipart, key))
@@ -204,7 +206,7 @@ class GuardedView(Store):
         once = partial(
             self._inner.copy_part, upload, number, offset, source, start, length, if_source_version=if_source_version
         )
-        return await self._control("copy part of", source, once)
+        return await self._run("copy part of", source, self._copying(self._timed(once)))
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
@@ -243,6 +245,22 @@ class GuardedView(Store):
                 raise UnavailableError(f"{self.uri}: no answer within {limit:.0f} s") from error
 
         return timed
+
+    def _copying(self, once: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """A copy that is not answered in time says that the store copies slowly, not that it is gone: it is not tried
+        again, and the circuit breaker does not hear of it. The caller has the bytes and can send them."""
+
+        async def copied() -> T:
+            began = asyncio.get_running_loop().time()
+            try:
+                return await once()
+            except UnavailableError as error:
+                seconds = asyncio.get_running_loop().time() - began
+                if seconds < SLOW_COPY:
+                    raise
+                raise StoreError(f"{self.uri}: no answer to a copy within {seconds:.0f} s: {error}") from error
+
+        return copied
 
     async def _run(
         self, verb: str, key: str, once: Callable[[], Awaitable[T]], size: int = 0, *,

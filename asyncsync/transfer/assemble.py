@@ -33,7 +33,7 @@ HASHERS = 4
 """Parts of one file that are hashed at once."""
 PIECES_AT_ONCE = 16
 """Requests per file; other files and trees use the rest of the slots."""
-COPIES_AT_ONCE = 8
+COPIES_AT_ONCE = 4
 """Of them copies: the store has to move their bytes too, within the time-out of a request."""
 
 Account = Callable[[int, int, int], None]

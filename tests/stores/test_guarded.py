@@ -14,6 +14,7 @@ from asyncsync.errors import (
     IntegrityError,
     NotFoundError,
     PreconditionError,
+    StoreError,
     ThrottledError,
     UnavailableError,
 )
@@ -452,3 +453,14 @@ async def test_closing_closes_the_store_inside():
         await guarded.view(Lane.ARTIFACT, "a").close()
         assert not memory.closed
     assert memory.closed
+
+
+async def test_a_copy_that_is_not_answered_in_time_is_slow_and_the_store_not_gone():
+    world = World(request_timeout=20.0)
+    await world.memory.put("k", b"x")
+    world.faults.hang(operation="copy", times=None)
+    with pytest.raises(StoreError, match="no answer to a copy within 20 s") as caught:
+        await world.view.copy("k", "l")
+    assert not caught.value.retryable
+    assert (world.view.requests, world.guarded.healthy, world.guarded.last_error) == (1, True, None)
+    world.check()
