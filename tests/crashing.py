@@ -31,17 +31,23 @@ from asyncsync.stores.s3 import S3Store
 MIB = 1 << 20
 BUCKET = "crash"
 PART = 5 * MIB
-TRANSFER = TransferConfig(part_size=PART, bandwidth_limit=80 * MIB)
+TRANSFER = TransferConfig(part_size=PART, bandwidth_limit=40 * MIB)
 """The limit makes a run last a second, so that most kills hit it while it sends."""
 STEPS = 2
 SIZES = {"large": {"weights": 33 * MIB + 77, "optimizer": 2 * MIB, "state": 1000}, "small": {"weights": 300_000}}
-"""Trial -> files of each of its checkpoints. What is over 32 MiB goes in parts."""
+"""Trial -> files of its checkpoints. What is over 32 MiB goes in parts."""
+FIRST = {"large": 100_000}
+"""The first checkpoint of this trial has no file larger than this, so that kills meet small ones too."""
+
+
+def size_of(trial: str, step: int, name: str) -> int:
+    return min(SIZES[trial][name], FIRST.get(trial, 1 << 40) if step == 0 else 1 << 40)
 
 
 def content(trial: str, step: int, name: str) -> bytes:
     """What a file has to hold: nothing repeats, so a part in the wrong place would show."""
     block = random.Random(f"{trial}/{step}/{name}").randbytes(MIB)
-    size = SIZES[trial][name]
+    size = size_of(trial, step, name)
     return b"".join(number.to_bytes(8, "big") + block[8:] for number in range(size // MIB + 1))[:size]
 
 
@@ -209,11 +215,13 @@ class Figures:
         return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def one_round(here: Round, moment: float, figures: Figures) -> bool:
-    """Whether the kill came in time."""
+def one_round(here: Round, moment: float, *, training: bool, figures: Figures) -> bool:
+    """Whether the kill came in time: ``moment`` seconds after the start, of the ``training`` or of the process."""
     os.environ["ASYNCSYNC_STATE_DIR"] = str(here.root / "state")
     first = here.log("first")
     child = fork(lambda: here.train(first, []))
+    while training and not first.read("started"):
+        time.sleep(0.002)
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -279,15 +287,15 @@ def sweep(server: servers.S3Server, root: Path, kills: int, seed: int) -> Figure
     """``kills`` rounds; AssertionError says what was lost."""
     server.create_bucket(BUCKET)
     chance, figures = random.Random(seed), Figures()
-    longest = 3.0
+    longest = 2.0
     rounds = 0
     while figures.kills < kills:
         rounds += 1
         here = Round(server, root / f"r{rounds}", f"s{seed}-{rounds}")
         here.root.mkdir(parents=True)
-        moment = chance.uniform(0.05, longest)
+        training, moment = chance.random() < 0.9, chance.uniform(0, longest)
         try:
-            if not one_round(here, moment, figures):
+            if not one_round(here, moment, training=training, figures=figures):
                 longest = max(0.5, min(longest, moment) * 0.95)  # it was through before that
         except AssertionError as error:
             error.add_note(f"round {rounds} of seed {seed}, killed after {moment:.3f} s; its files: {here.root}")
