@@ -242,7 +242,7 @@ def conditions(asked: argparse.Namespace, room: Path) -> dict:
 
 
 def run_all(asked: argparse.Namespace, room: Path) -> tuple[dict, bool]:
-    """Runs everything, prints each case's table as soon as it is there; the results and whether a run failed."""
+    """Runs everything, prints and saves each case as soon as it is there; the results and whether a run failed."""
     document = {"conditions": [conditions(asked, room)], "cases": []}
     print(report.heading(document["conditions"][0]), flush=True)
     with Servers(room) as servers:
@@ -258,6 +258,7 @@ def run_all(asked: argparse.Namespace, room: Path) -> tuple[dict, bool]:
             entry = {"case": case.name, "kind": case.kind, "server": server, "what": str(data), "files": data.count,
                      "bytes": data.total, "bulky": data.bulky, "changed": case.changed, "runs": runs}  # fmt: skip
             document["cases"].append(entry)
+            save(document, asked.json)  # what is there stays when the rest is interrupted
             print(f"\n{report.table(entry)}", flush=True)
             if not asked.data and data not in [later.data for later, _ in asked.pairs[position + 1 :]]:
                 cases.forget(data, bench.data)
@@ -265,8 +266,8 @@ def run_all(asked: argparse.Namespace, room: Path) -> tuple[dict, bool]:
 
 
 def save(document: dict, name: str | None) -> Path:
-    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-    path = Path(name) if name else HERE / "results" / f"{stamp}.json"
+    stamp = document["conditions"][0]["time"].translate({ord(":"): None, ord("-"): None}).split("+")[0]
+    path = Path(name) if name else HERE / "results" / f"{stamp}Z.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
@@ -285,7 +286,7 @@ def main() -> int:
         print(f"\n{report.figures(document)}")
         print(f"\nresults: {save(document, asked.json)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted: nothing was kept, nothing goes on", file=sys.stderr)
+        print("interrupted: nothing goes on; cases that were done are in the JSON", file=sys.stderr)
         return 130
     finally:
         shutil.rmtree(room, ignore_errors=True)
