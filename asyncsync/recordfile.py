@@ -56,7 +56,8 @@ class RecordFile:
             return True
 
     async def confirm(self, store: Store) -> None:
-        """ConcurrentWriterError if the store no longer has what we wrote last: somebody has taken over.
+        """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
+        over leaves a record, so one that is gone is nobody's.
 
         One HEAD; those who ask while one is under way share the next one.
         """
@@ -68,7 +69,7 @@ class RecordFile:
             if self._attempt is not None and not self._lost:
                 await self._settle(store)
             self._asked = asking = self._asked + 1
-            if self._lost or await self._version_there(store) != self.version:
+            if self._lost or await self._version_there(store) not in (self.version, MISSING):
                 self._lost = True
                 raise self._conflict(store)
             self._confirmed = asking
