@@ -38,26 +38,31 @@ class Report:
     async def lag(self) -> AsyncIterator[None]:
         """How late a coroutine wakes up that sleeps a millisecond at a time, beside the block."""
         late: list[float] = []
-        ticking = asyncio.create_task(_tick(late))
+        ran: list[float] = []
+        ticking = asyncio.create_task(_tick(late, ran))
         await asyncio.sleep(IDLE)
         idle = late.copy()
         late.clear()
+        ran.clear()
         try:
             yield
         finally:
             ticking.cancel()
             await asyncio.wait([ticking])
-        late.sort()
-        idle.sort()
+        for values in (late, ran, idle):
+            values.sort()
         self.values |= {"lag_p50_s": _at(late, 0.5), "lag_p99_s": _at(late, 0.99), "lag_max_s": late[-1],
-                        "lag_idle_p99_s": _at(idle, 0.99), "ticks": len(late)}  # fmt: skip
+                        "lag_idle_p99_s": _at(idle, 0.99), "ran_p99_s": _at(ran, 0.99), "ran_max_s": ran[-1],
+                        "ticks": len(late)}  # fmt: skip
 
 
-async def _tick(late: list[float]) -> None:
+async def _tick(late: list[float], ran: list[float]) -> None:
+    """`ran` is how long this thread had a core meanwhile: what other processes take from it is not in it."""
     while True:
-        started = time.perf_counter()
+        started, had = time.perf_counter(), time.thread_time()
         await asyncio.sleep(TICK)
         late.append(time.perf_counter() - started - TICK)
+        ran.append(time.thread_time() - had)
 
 
 def _at(ordered: list[float], share: float) -> float:
