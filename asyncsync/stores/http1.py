@@ -49,7 +49,8 @@ class Http1:
         self._connect_timeout = connect_timeout
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(stall_timeout)
-        self._slots = asyncio.Semaphore(max_connections)
+        self._most = max_connections
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self.busy = 0
         """Connections that carry a request now."""
         self._idle: deque[Connection] = deque()
@@ -141,15 +142,36 @@ class Http1:
     # Connections
 
     async def _take(self) -> Connection:
-        await self._slots.acquire()
+        if self.busy >= self._most:
+            await self._turn()
+        else:
+            self.busy += 1
         try:
             connection = self._pop_idle() or await self._connect()
         except BaseException:
-            self._slots.release()
+            self._leave()
             raise
-        self.busy += 1
         self._watchdog.add(connection)
         return connection
+
+    async def _turn(self) -> None:
+        """Wait for somebody to leave; the place is handed over."""
+        place = self._loop.create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self.busy -= 1
 
     def _pop_idle(self) -> Connection | None:
         """The one used last: it is the least likely to have been closed by the other side."""
@@ -175,8 +197,7 @@ class Http1:
 
     def _free(self, connection: Connection) -> None:
         self._watchdog.discard(connection)
-        self.busy -= 1
-        self._slots.release()
+        self._leave()
 
     async def _connect(self) -> Connection:
         tls = self._host.tls
