@@ -7,6 +7,7 @@ What a transfer needs travels by :mod:`asyncsync.stores.s3_wire`; everything els
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ssl
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -83,6 +84,8 @@ class S3Store(Store):
         async with self._opening_client:
             self._check_open()
             if self._client is None:
+                # Half a second of work, which would hold up the event loop.
+                await in_thread(importlib.import_module, "asyncsync.stores.s3_client")
                 from asyncsync.stores.s3_client import S3Client
 
                 client = S3Client(self._bucket, self._options, **self._limits)
