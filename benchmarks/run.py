@@ -83,8 +83,8 @@ def environment(job: peers.Job, state: Path, said: Path, directories: int | None
         "AWS_REGION": peers.REGION,
         "AWS_DEFAULT_REGION": peers.REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_CONFIG_FILE": f"{state}/none",  # a file that is not there
+        "AWS_SHARED_CREDENTIALS_FILE": f"{state}/none",
         "ASYNCSYNC_STATE_DIR": str(state),
         "BENCH_ENDPOINT": job.server.endpoint,
         "BENCH_REPORT": str(said),
