@@ -69,6 +69,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_delta(session: nox.Session) -> None:
+    """Bytes that a change costs, counted on their way to SeaweedFS; `-- --scale 8` is quicker."""
+    session.run("python", "benchmarks/delta.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The wheel as a user gets it: built, looked into, installed alone in a fresh environment, and its demo run
     outside of the checkout."""

@@ -149,7 +149,7 @@ def _overwrite(tree: Path, scale: int) -> None:
 def _adapter(tree: Path, _: int) -> None:
     """A new checkpoint directory: the base is the same, the adapter another."""
     (tree / "checkpoint_000001").mkdir()
-    shutil.copyfile(tree / "checkpoint_000000/base.safetensors", tree / "checkpoint_000001/base.safetensors")
+    os.link(tree / "checkpoint_000000/base.safetensors", tree / "checkpoint_000001/base.safetensors")
     write(tree / "checkpoint_000001/adapter.safetensors", 40 * MIB, 2)
 
 

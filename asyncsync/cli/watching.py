@@ -134,7 +134,7 @@ async def _last_sync(output: Output, syncer: Syncer, grace: float) -> None:
 def _tell(output: Output, report: SyncReport) -> None:
     """One line for a sync that did something."""
     output.warnings(report)
-    if not (report.files_sent or report.files_deleted):
+    if not (report.files_sent or report.files_copied or report.files_deleted):
         return
     output.line(f"{time.strftime('%H:%M:%S')} {summary(report, verb='sent', where='to the store')}")
     output.document({"ok": True, "time": time.time(), **jsonable(report)})

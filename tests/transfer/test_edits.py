@@ -168,3 +168,13 @@ def test_a_log_whose_middle_is_trusted_is_right_after_honest_appends(tmp_path: P
     editor.edits = (Editor.append, Editor.touch, Editor.truncate, Editor.swap_files)
     reset_memory()
     run_virtual(play(editor, "memory://b/p", 8, lambda: MemoryStore("b", "p").contents))
+
+
+async def test_where_only_whole_objects_can_be_copied(gcs_strict, tmp_path: Path) -> None:
+    """Cloud Storage: an append is composed of the old object and the new bytes."""
+    bucket = gcs_strict.buckets["conformance"]
+
+    def stored() -> dict[str, bytes]:
+        return {name[2:]: found.data for name, found in bucket.objects.items() if name.startswith("p/")}
+
+    await play(Editor(tmp_path / "tree", 7), "gs://conformance/p", 6, stored, gcs_strict.storage_options)
