@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from asyncsync.disk.copying import copy_file, link_file
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import TEMPORARY, Rules
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
 from asyncsync.records import CheckpointRecord
 from asyncsync.report import SyncReport
@@ -162,10 +163,14 @@ async def upload(
     config: SyncConfig,
     failed: Callable[[str], bool],
     fence: Fence | None = None,
+    *,
+    record: str = MANIFEST,
+    more: Mapping[str, Any] | None = None,
 ) -> SyncReport:
     """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
 
-    The caller bounds it in time. Raises what cannot pass.
+    The caller bounds it in time. Raises what cannot pass. ``record`` and ``more``: another name for the manifest, and
+    what else it says.
     """
     info = {
         "checkpoint": job.name,
@@ -173,11 +178,12 @@ async def upload(
         "metrics": job.metrics,
         "metadata": job.metadata,
         "time": time.time(),
+        **(more or {}),
     }
     if job.token:
         info["id"] = job.token
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
-    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, fence=fence)
+    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence)
     tree = job.tree = job.tree or Tree(session, job.directory, f"{prefix}{job.name}/", options)
     return await persist(tree.sync_once, failed)
 

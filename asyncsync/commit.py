@@ -14,6 +14,7 @@ from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
 from asyncsync.pending import cross_out, look_back
 from asyncsync.planning.retention import to_retire
+from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import within
 from asyncsync.stores.budget import Lane
@@ -92,10 +93,9 @@ class CheckpointRunner:
                 self._start(trial)
 
     async def _one(self, trial: Trial, job: CheckpointJob) -> None:
-        timeout = self._engine.run.sync_config.timeout
         started = asyncio.get_running_loop().time()
         try:
-            report = await within(timeout, self._make_durable(trial, job), lambda: self._progress(job))
+            report = await self._within(trial, job)
         except asyncio.CancelledError:
             if trial.key in self._yielding:
                 raise
@@ -122,6 +122,13 @@ class CheckpointRunner:
         config = self._engine.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
             await self._engine.scheduler.ask(trial.key, force=True)
+
+    async def _within(self, trial: Trial, job: CheckpointJob) -> SyncReport:
+        """``sync_timeout`` bounds what we send, not how long other ranks take."""
+        work = self._make_durable(trial, job)
+        if trial.ranks is not None:
+            return await work
+        return await within(self._engine.run.sync_config.timeout, work, lambda: self._progress(job))
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
@@ -153,6 +160,8 @@ class CheckpointRunner:
             store = session.view(Lane.CHECKPOINT, trial.key)
             done = await persist(lambda: look_back(store, trial, job), hiccup)
         await persist(trial.claim, hiccup)
+        if trial.ranks is not None:
+            return await self._with_the_others(trial, trial.ranks, job, hiccup)
         config = self._engine.run.sync_config
         if done is None:
             await self._recall(trial, job)
@@ -165,6 +174,16 @@ class CheckpointRunner:
         self._recalled.add(trial.key)
         session = self._engine.session
         await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._engine.origins(trial))
+
+    async def _with_the_others(
+        self, trial: Trial, ranks: Ranks, job: CheckpointJob, hiccup: Callable[[str], bool]
+    ) -> SyncReport:
+        report = await ranks.make_durable(trial, job, hiccup)
+        if ranks.leads:
+            await self._register(trial, job, report, hiccup)
+        else:
+            trial.record.checkpoints = [record_of(job, report)]  # rank 0 keeps the list: this is for status()
+        return report
 
     async def _register(
         self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], bool]
@@ -197,7 +216,8 @@ class CheckpointRunner:
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         try:
-            if job.tree is not None and not goes_on and await self._is_ours(trial):
+            alone = trial.ranks is None  # other ranks may still be sending to it, and prune knows what nobody named
+            if job.tree is not None and alone and not goes_on and await self._is_ours(trial):
                 self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
                 self._owed()
         finally:  # whoever waits is told, also when the engine stops just now

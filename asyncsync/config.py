@@ -150,7 +150,8 @@ class CheckpointConfig:
     """How many ASYNC checkpoints of one trial may wait to become durable; the next ``report`` waits. Default 2: one
     that is sent and one that is ready, so that local disk use stays at three checkpoints a trial."""
     commit_timeout: Seconds = 1800.0
-    """How long to wait for the other ranks of a checkpoint."""
+    """Seconds that a rank waits for the parts of the other ranks, once its own is sent; then it raises
+    CheckpointIncompleteError. Only with several ranks. Default 1800, as ``sync_timeout``: what bounds their uploads."""
 
     def __post_init__(self) -> None:
         _whole(self, "num_to_keep", 1, none=True)
@@ -161,6 +162,11 @@ class CheckpointConfig:
             raise _refuse(self, "checkpoint_score_attribute", attribute, "a metric's name or None")
         if self.checkpoint_score_order not in ("max", "min"):
             raise _refuse(self, "checkpoint_score_order", self.checkpoint_score_order, '"max" or "min"')
+
+    @property
+    def commit_seconds(self) -> float:
+        """``commit_timeout`` in seconds."""
+        return float(self.commit_timeout)  # type: ignore[arg-type]
 
 
 MIB = 1 << 20

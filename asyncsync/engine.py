@@ -20,7 +20,7 @@ from asyncsync.disk.scan import Rules
 from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event, Progress
 from asyncsync.janitor import Janitor
-from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, watch_signal
+from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
 from asyncsync.pending import left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
@@ -58,8 +58,8 @@ class SyncEngine:
             state directory.
         resume: continue the experiment if it exists. False: ExperimentExistsError if it exists.
         role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
-        rank: reserved for trials that several processes train; only 0 in this version.
-        world_size: as rank; only 1 in this version.
+        rank: which of the processes that train each trial this is. Rank 0 keeps the trial's record and directory.
+        world_size: how many they are; all write into the same checkpoints, and reach nothing but the store.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
         handle_signals: on SIGTERM, cancel the task that runs the block, so that it is left in ``exit_grace``.
     """
@@ -117,14 +117,16 @@ class SyncEngine:
         await session.probe()
         store = session.view(Lane.RECORD, EXPERIMENT)
         self.record, self.record_file = await open_record(store, self.run, self.role, resume=self.resume)
-        if self.resume:
+        warn_of_limits(session.store, self.emit)
+        if self.resume and self.role.leads:
             self._known = await read_trials(store)
         if self.role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self.record_file.save(store)
             if self.resume:
                 await restore_files(store, "", self.local_dir)
-        left = await left_behind(session, self.role.name) if self.resume else []
+        alone = self.role.world_size == 1
+        left = await left_behind(session, self.role.name) if self.resume and alone else []
         self.local_dir.mkdir(parents=True, exist_ok=True)
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
@@ -175,7 +177,7 @@ class SyncEngine:
         check_name("the trial name", name)
         self.session.locks.take(self.lock_name(name))
         trial = self._new_trial(name, params)
-        make_directory(trial.tree.root, self.role)
+        make_directory(self.local_dir, name, self.role)
         self.trials[name] = trial
         self.trial_changed(trial)
         self.scheduler.add(trial)
@@ -311,8 +313,10 @@ class SyncEngine:
     async def restore_trial(self, trial: Trial) -> None:
         """What a resumed trial needs before its first report."""
         store = self.session.view(Lane.RECORD, trial.key)
-        await adopt_checkpoints(store, trial.record)
-        await restore_files(store, f"{trial.key}/", trial.dir)
+        if self.role.leads:
+            await adopt_checkpoints(store, trial.record)
+            trial.record.first_checkpoint = trial.record.next_checkpoint
+        await restore_files(store, trial.tree.prefix, trial.dir)
 
     def progress_of(self, key: str) -> Callable[[Tally], None]:
         """A function that tells the listeners how far a tree is."""
@@ -348,9 +352,11 @@ class SyncEngine:
     def _new_trial(self, name: str, params: Mapping[str, Any] | None) -> Trial:
         known = self._known.pop(name, None)
         if known is None:
-            return Trial(self, new_record(self.run, name, params))
+            return Trial(
+                self, new_record(self.run, self.role, name, params), resumed=self.resume and not self.role.leads
+            )
         record, version = known
-        take_over(record, params)
+        take_over(record, self.role, params)
         return Trial(self, record, version, resumed=True)
 
     def lock_name(self, trial: str) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from asyncsync.config import RunConfig
 from asyncsync.disk.results import as_json
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.events import Event, SyncWarning
 from asyncsync.planning.manifest import META_DIR
+from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import MISSING, Store
+
+log = logging.getLogger("asyncsync")
+MOST_RANKS = 99_999
+"""Ranks have five digits in names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +38,40 @@ class Role:
     def __post_init__(self) -> None:
         if self.name not in ("driver", "worker"):
             raise ConfigError(f'SyncEngine(role={self.name!r}) is not usable: it must be "driver" or "worker"')
-        if (self.rank, self.world_size) != (0, 1):
+        if not _whole(self.world_size) or not 1 <= self.world_size <= MOST_RANKS:
+            raise ConfigError(f"SyncEngine(world_size={self.world_size!r}) is not usable: it must be 1 to {MOST_RANKS}")
+        if not _whole(self.rank) or not 0 <= self.rank < self.world_size:
             raise ConfigError(
-                f"SyncEngine(rank={self.rank}, world_size={self.world_size}): only (0, 1) works in this version"
+                f"SyncEngine(rank={self.rank!r}, world_size={self.world_size}) is not usable: rank must be 0 to "
+                f"{self.world_size - 1}"
+            )
+        if self.rank and self.is_driver:
+            raise ConfigError(
+                f'SyncEngine(rank={self.rank}) is not usable with role="driver": only rank 0 may be the driver, give '
+                'role="worker"'
             )
 
     @property
     def is_driver(self) -> bool:
         """Whether it keeps the experiment's record and own files."""
         return self.name == "driver"
+
+    @property
+    def leads(self) -> bool:
+        """Whether it keeps the records and directories of its trials: rank 0."""
+        return self.rank == 0
+
+    def directory(self, trial: str) -> str:
+        """Where its artifacts of a trial are, below the experiment."""
+        return trial if self.leads else f"{trial}/{rank_name(self.rank)}"
+
+    def others(self) -> frozenset[str]:
+        """Directories in a trial's that belong to other ranks."""
+        return frozenset(rank_name(rank) for rank in range(1, self.world_size)) if self.leads else frozenset()
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool) -> tuple[ExperimentRecord, RecordFile]:
@@ -66,24 +99,37 @@ def _config(run: RunConfig) -> dict[str, Any]:
     return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
 
 
-def new_record(run: RunConfig, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
+def new_record(run: RunConfig, role: Role, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
     """The record of a trial that starts now."""
-    now = time.time()
-    return TrialRecord(name, str(run.name), params=as_json(params or {}), started=now, updated=now)
+    now, params = time.time(), as_json(params or {})
+    return TrialRecord(name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now)
 
 
-def take_over(record: TrialRecord, params: Mapping[str, Any] | None) -> None:
+def take_over(record: TrialRecord, role: Role, params: Mapping[str, Any] | None) -> None:
     """The record of a trial that goes on: whoever had it loses it when this is written."""
     record.epoch += 1
+    record.world_size = role.world_size
     record.status, record.error, record.updated = "running", None, time.time()
     if params is not None:
         record.params = as_json(params)
 
 
-def make_directory(root: str, role: Role) -> None:
+def make_directory(local_dir: Path, trial: str, role: Role) -> None:
     """The trial's directory. One that is not the driver's is marked, so that a driver which shares ``local_dir`` does
     not take it for files of its own."""
-    os.makedirs(root if role.is_driver else f"{root}/{META_DIR}", exist_ok=True)
+    os.makedirs(local_dir / trial / ("" if role.is_driver else META_DIR), exist_ok=True)
+    os.makedirs(local_dir / role.directory(trial), exist_ok=True)
+
+
+def warn_of_limits(store: Store, emit: Callable[[Event], None]) -> None:
+    """Say what the store cannot do and somebody might count on."""
+    if not store.traits.conditional_writes:
+        message = (
+            f"{store.uri} has no conditional writes: asyncsync cannot stop two processes that write to the same trial "
+            "or prefix; see to it that there is only one"
+        )
+        log.warning("%s", message)
+        emit(SyncWarning(tree="", message=message))
 
 
 def watch_signal() -> None:

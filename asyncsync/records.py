@@ -46,6 +46,10 @@ class TrialRecord:
     next_checkpoint: int = 0
     epoch: int = 1
     """Raised by every process that takes the trial over."""
+    world_size: int = 1
+    """How many ranks train it; this record is rank 0's."""
+    first_checkpoint: int = 0
+    """Number from which on this epoch counts; the other ranks take it from here."""
     started: float = 0.0
     updated: float = 0.0
 
@@ -59,6 +63,30 @@ class TrialRecord:
         raw = _decode("trial", data)
         raw["checkpoints"] = [CheckpointRecord(**item) for item in raw.get("checkpoints", [])]
         return cls(**raw)
+
+
+@dataclass(slots=True)
+class RankRecord:
+    """Who is one rank of a trial; rank 0 is who writes the trial's record."""
+
+    name: str
+    """Of the trial."""
+    rank: int
+    world_size: int
+    epoch: int = 1
+    """Raised by every process that takes the rank over."""
+    generation: int = 1
+    """Epoch of the trial's record that this rank takes part in."""
+    updated: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON."""
+        return _encode("rank", asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RankRecord:
+        """Parse; ValueError if it is no rank's record."""
+        return cls(**_decode("rank", data))
 
 
 @dataclass(slots=True)

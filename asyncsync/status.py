@@ -51,6 +51,8 @@ class EngineStatus:
     request_limit: int
     """How many requests at once the engine allows itself now."""
     store_healthy: bool
+    conditional_writes: bool
+    """False: the store cannot keep two processes from writing the same record; see that there is only one."""
 
 
 def trial_status(trial: Trial, now: float) -> TrialStatus:
@@ -83,4 +85,5 @@ def engine_status(engine: SyncEngine) -> EngineStatus:
         requests_waiting=session.budget.waiting,
         request_limit=session.budget.limit,
         store_healthy=session.store.healthy,
+        conditional_writes=session.store.traits.conditional_writes,
     )

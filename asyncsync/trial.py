@@ -17,6 +17,7 @@ from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_para
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
 from asyncsync.pending import forget_uploads, write_down
+from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
@@ -43,9 +44,25 @@ class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
     __slots__ = (
-        "_changed", "_claimed", "_engine", "_lock", "_prepared", "_preparing", "_reported_dirs", "dirty_since",
-        "failing_since", "failures", "jobs", "key", "last_durable", "last_durable_time", "record", "record_file",
-        "resumed", "tree",
+        "_changed",
+        "_claimed",
+        "_engine",
+        "_lock",
+        "_prepared",
+        "_preparing",
+        "_reported_dirs",
+        "dirty_since",
+        "failing_since",
+        "failures",
+        "jobs",
+        "key",
+        "last_durable",
+        "last_durable_time",
+        "ranks",
+        "record",
+        "record_file",
+        "resumed",
+        "tree",
     )  # fmt: skip
 
     def __init__(
@@ -55,9 +72,15 @@ class Trial:
         self.record = record
         self.key = record.name
         self.resumed = resumed
-        self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
+        self.ranks = Ranks(engine, record.name, resumed=resumed) if engine.role.world_size > 1 else None
+        """Only for a trial that several processes train."""
+        if self.ranks is None or self.ranks.leads:
+            self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
+        else:
+            self.record_file = self.ranks.file
+        where = engine.role.directory(record.name)
         self.tree = Tree(
-            engine.session, f"{engine.local_dir}/{record.name}", f"{record.name}/",
+            engine.session, f"{engine.local_dir}/{where}", f"{where}/",
             TreeOptions(
                 self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True, fence=self.confirm
             ),
@@ -82,13 +105,13 @@ class Trial:
 
     @property
     def dir(self) -> Path:
-        """The trial's directory on this machine; write artifacts here."""
+        """The trial's directory on this machine; write artifacts here. Ranks have one each."""
         return Path(self.tree.root)
 
     @property
     def uri(self) -> str:
         """Where the trial is stored."""
-        return self.tree.uri
+        return f"{self._engine.uri.rstrip('/')}/{self.key}"
 
     async def report(
         self,
@@ -160,7 +183,7 @@ class Trial:
         before = self.dirty_since, self.record.updated
         if self._reported_dirs:
             self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
-        report = await self.tree.sync_once(self._engine.progress_of(self.key))
+        report = await self._sync_files()
         saved = await self.save()
         if (self.dirty_since, self.record.updated) == before and not self.jobs:
             self.dirty_since = None
@@ -168,6 +191,11 @@ class Trial:
         if self.failures:
             self.failures = [item for item in self.failures if item[0] != self.key]
         return replace(report, requests=report.requests + 1) if saved else report
+
+    async def _sync_files(self) -> SyncReport:
+        if not self._engine.role.leads and not self._engine.run.sync_config.sync_artifacts:
+            return SyncReport()  # result.json and its like are rank 0's
+        return await self.tree.sync_once(self._engine.progress_of(self.key))
 
     async def claim(self) -> None:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
@@ -183,6 +211,8 @@ class Trial:
         """ConcurrentWriterError if another process runs the trial, or the experiment, by now."""
         await self._engine.confirm(store)
         await self.record_file.confirm(store)
+        if self.ranks is not None and not self.ranks.leads:
+            await self.ranks.check(store)
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""
@@ -258,7 +288,9 @@ class Trial:
             await self._engine.restore_trial(self)
             forget_uploads(self._engine, self)
             self.resumed = False
-        if self.record.params:
+        if self.ranks is not None and not self.ranks.leads:
+            await self.ranks.take(self)
+        elif self.record.params:
             await write_params(self.dir, self.record.params)
         self._prepared = True
 
@@ -272,8 +304,8 @@ class Trial:
         if not config.sync_artifacts:
             return Rules(only=OWN_FILES)
         return Rules(
-            tuple(config.include), tuple(config.exclude), config.symlinks, self._reported_dirs, always=OWN_FILES,
-            skip_numbered=True,
+            tuple(config.include), tuple(config.exclude), config.symlinks,
+            self._reported_dirs | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
         )  # fmt: skip
 
     async def _accept(
@@ -290,7 +322,8 @@ class Trial:
         row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(time.time())}
         if job is not None:
             row["checkpoint_dir_name"] = job.name
-        await in_thread(append_result, self.dir, {**row, **metrics})
+        if self._engine.role.leads:
+            await in_thread(append_result, self.dir, {**row, **metrics})
         self.record.reports += 1
         self.record.metrics = metrics
         self._touch()

@@ -53,15 +53,15 @@ async def exists(store: Store, key: str) -> bool:
     return True
 
 
-async def find_manifest(store: Store, prefix: str) -> Manifest | None:
-    """The manifest of a prefix, or None; IntegrityError if it cannot be read."""
-    data = await find(store, prefix + MANIFEST)
+async def find_manifest(store: Store, prefix: str, name: str = MANIFEST) -> Manifest | None:
+    """The manifest of a prefix, or None; IntegrityError if it cannot be read. ``name``: a rank's instead."""
+    data = await find(store, prefix + name)
     if data is None:
         return None
     try:
         return await in_thread(Manifest.from_bytes, data)
     except ValueError as error:
-        raise IntegrityError(f"{store.uri.rstrip('/')}/{prefix}{MANIFEST}: {error}") from error
+        raise IntegrityError(f"{store.uri.rstrip('/')}/{prefix}{name}: {error}") from error
 
 
 async def read_manifest(store: Store, prefix: str) -> Manifest:

@@ -50,6 +50,8 @@ class TreeOptions:
     """Delete from the store what was sent before its directory came under ``Rules.skip``: it is kept elsewhere now."""
     info: Mapping[str, Any] | None = None
     """What else goes into the manifest."""
+    record: str = MANIFEST
+    """Name of the manifest below the prefix; that of a rank where several write one checkpoint."""
     fence: Fence | None = None
     """Is asked before anything is written, and again before a manifest that makes a new prefix exist."""
 
@@ -166,6 +168,10 @@ class Tree:
         count = len(tally.failures)
         return SyncFailedError(f"{count} file(s) of {self.root} are not in {self.uri}: {text}", tally.failures)
 
+    @property
+    def _key(self) -> str:
+        return self.prefix + self._options.record
+
     def _store(self) -> Store:
         return self._session.view(self._options.lane, self.prefix, self._options.fence)
 
@@ -192,15 +198,15 @@ class Tree:
 
     async def _fetch(self, store: Store) -> None:
         try:
-            await store.head(self.prefix + MANIFEST)  # most often there is none, and a HEAD says so for less
-            data, info = await store.get(self.prefix + MANIFEST)
+            await store.head(self._key)  # most often there is none, and a HEAD says so for less
+            data, info = await store.get(self._key)
         except NotFoundError:
             self._manifest, self._version = None, MISSING
             return
         try:
             self._manifest = await in_thread(Manifest.from_bytes, data)
         except ValueError as error:
-            raise CheckpointIncompleteError(f"{store.uri}/{self.prefix}{MANIFEST}: {error}") from error
+            raise CheckpointIncompleteError(f"{store.uri}/{self._key}: {error}") from error
         self._version = info.version
 
     async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> tuple[Snapshot, Changes]:
@@ -210,7 +216,7 @@ class Tree:
         """
         self._from_journal = False
         try:
-            stands = (await store.head(self.prefix + MANIFEST)).version == self._version
+            stands = (await store.head(self._key)).version == self._version
         except NotFoundError:
             stands = False
         if stands:
@@ -298,7 +304,7 @@ class Tree:
             store.doubt()
         version, self._version = self._version, None  # not known while it is written: a broken off put may have landed
         try:
-            return (await store.put(self.prefix + MANIFEST, data, if_version=version)).version
+            return (await store.put(self._key, data, if_version=version)).version
         except PreconditionError as error:
             self._session.journal.forget_tree(self.identity)
             where = f"{store.uri}/{self.prefix}"

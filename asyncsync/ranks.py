@@ -1,0 +1,293 @@
+"""A trial that several processes train: its ranks agree through the store alone.
+
+Rank 0 keeps the trial's record, and its epoch is the generation of all: checkpoints are counted from the record's
+``first_checkpoint`` on, and only parts of one generation make a checkpoint. Every other rank has a small record that
+says who it is. A rank that comes back alone goes on in the same generation, behind the newest whole checkpoint, which
+cannot change without its own part; when rank 0 comes back a new generation begins, and the others come back too. Who
+comes back first cannot tell which of the two it is: its part only counts for a rank 0 that is alive, and if a new
+generation begins instead it joins that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from asyncsync.checkpoints import CheckpointJob, checkpoint_name, persist, upload
+from asyncsync.disk.files import in_thread
+from asyncsync.errors import (
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+)
+from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
+from asyncsync.planning.ranks import GENERATION, RETURNED, SameFileError, claim_name, merge, part_name, rank_of
+from asyncsync.recordfile import RecordFile
+from asyncsync.records import TRIAL_RECORD, RankRecord, TrialRecord
+from asyncsync.report import SyncReport
+from asyncsync.resume import sub_prefixes
+from asyncsync.scheduler import within
+from asyncsync.stores.base import MISSING, Store
+from asyncsync.stores.budget import Lane
+from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.transfer.reader import exists, find, find_manifest
+
+if TYPE_CHECKING:
+    from asyncsync.engine import SyncEngine
+    from asyncsync.trial import Trial
+
+log = logging.getLogger("asyncsync")
+
+FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
+"""Seconds between two looks at whether the others are there: at first, and at most."""
+READERS = 16
+
+
+class Ranks:
+    """One rank's share in a trial."""
+
+    def __init__(self, engine: SyncEngine, name: str, *, resumed: bool) -> None:
+        role = engine.role
+        self.rank, self.world_size = role.rank, role.world_size
+        self.claim = RankRecord(name, role.rank, role.world_size, updated=time.time())
+        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.claim.to_bytes)
+        self._engine, self._name = engine, name
+        self._resumed = self._may_follow = resumed
+        """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
+        self._returned = False
+        """Whether we came back in the midst of a generation, and have not seen that rank 0 is alive."""
+        self._looked = False
+        self._base = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that keeps the trial's record."""
+        return self.rank == 0
+
+    # taking part
+
+    async def take(self, trial: Trial) -> None:
+        """Before the first report of a rank that does not lead: become this rank, and find where to count on.
+
+        ConcurrentWriterError if another process is, or was, this rank and we were not told to resume.
+        """
+        store = self._store()
+        if not self._looked:
+            await self._look_up(store)
+            self._looked = True
+        await self.file.save(store)
+        if self._resumed:
+            await self._count_on(store, trial, await self._leader(store))
+
+    async def _look_up(self, store: Store) -> None:
+        leader = await self._leader(store)
+        try:
+            data, info = await store.get(self.file.key)
+        except NotFoundError:
+            data, info = b"", None
+        if not self._resumed and (info is not None or (leader is not None and leader.epoch > 1)):
+            raise ConcurrentWriterError(
+                f"{store.uri.rstrip('/')}/{self._name}: rank {self.rank} is, or was, another process. Start all ranks "
+                "with resume=True to go on with the trial"
+            )
+        if info is not None:
+            earlier = RankRecord.from_bytes(data)
+            self.claim.epoch, self.claim.generation = earlier.epoch + 1, earlier.generation
+            self.file.version = info.version
+        before, self.claim.generation = self.claim.generation, leader.epoch if leader is not None else 1
+        self._returned = self._resumed and leader is not None and (info is None or before == self.claim.generation)
+
+    async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
+        """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
+        first = leader.first_checkpoint if leader is not None else 0
+        names = await sub_prefixes(store, f"{self._name}/")
+        numbers = [int(name[11:]) for name in names if name.startswith("checkpoint_") and name[11:].isdigit()]
+        newest = -1
+        for number in sorted(numbers, reverse=True):
+            if await exists(store, f"{self._name}/{checkpoint_name(number)}/{MANIFEST}"):
+                newest = number
+                break
+        trial.last_durable = newest if newest >= 0 else None
+        self._base = max(first, newest + 1)
+        trial.record.next_checkpoint = self._base
+
+    async def _leader(self, store: Store) -> TrialRecord | None:
+        data = await find(store, f"{self._name}/{TRIAL_RECORD}")
+        return TrialRecord.from_bytes(data) if data is not None else None
+
+    async def check(self, store: Store) -> None:
+        """ConcurrentWriterError if rank 0 has begun a new generation that we do not belong to."""
+        await self._moved(store)
+
+    async def _moved(self, store: Store) -> TrialRecord | None:
+        """Rank 0's record if it has begun a generation that we are to join."""
+        leader = await self._leader(store)
+        if leader is None or leader.epoch == self.claim.generation:
+            return None
+        if not self._may_follow:
+            raise ConcurrentWriterError(
+                f"{store.uri.rstrip('/')}/{self._name}: rank 0 was started again (epoch {leader.epoch}) while rank "
+                f"{self.rank} was running (epoch {self.claim.generation}); start this rank again too, with resume=True"
+            )
+        return leader
+
+    async def _follow(self, trial: Trial) -> bool:
+        """Join rank 0's new generation, if there is one: what is on its way is counted anew."""
+        store = self._store()
+        leader = await self._moved(store)
+        if leader is None:
+            return False
+        before, following = self._base, trial.record.next_checkpoint
+        await self._count_on(store, trial, leader)
+        shift = self._base - before
+        trial.record.next_checkpoint = following + shift
+        for job in trial.jobs:
+            job.number, job.tree = job.number + shift, None
+            job.handle.name = checkpoint_name(job.number)
+            job.handle.uri = f"{trial.uri}/{job.handle.name}"
+        self.claim.generation, self.claim.updated = leader.epoch, time.time()
+        self._returned = False
+        await self.file.save(store)
+        return True
+
+    # one checkpoint
+
+    async def make_durable(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
+        """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
+
+        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``.
+        """
+        config = self._engine.run.sync_config
+        while True:
+            if not self.leads:
+                await persist(partial(self._follow, trial), hiccup)
+            sending = self._send(trial, job, hiccup)
+            report = await within(config.timeout, sending, lambda: self._progress(job))
+            if await self._wait(trial, job, hiccup):
+                self._may_follow = self._returned = False
+                return await self._whole(job) if self.leads else report
+
+    @staticmethod
+    def _progress(job: CheckpointJob) -> str:
+        return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
+
+    async def _send(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
+        if self._resumed and await persist(partial(self._was_sent, trial, job), hiccup):
+            return SyncReport()
+        more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
+        if self._returned:
+            more[RETURNED] = True
+        return await upload(
+            self._engine.session, f"{self._name}/", job, self._engine.run.sync_config, hiccup, trial.confirm,
+            record=part_name(self.rank, self.world_size), more=more,
+        )  # fmt: skip
+
+    async def _was_sent(self, trial: Trial, job: CheckpointJob) -> bool:
+        """Whether our part is there since before we came back: then it stays, others may have counted on it."""
+        store = self._store(trial)
+        prefix = self._prefix(job)
+        if await exists(store, prefix + MANIFEST):
+            return True
+        part = await find_manifest(store, prefix, part_name(self.rank, self.world_size))
+        if part is None:
+            return False
+        if part.info.get(GENERATION) == self._generation(trial):
+            return True
+        await store.delete([prefix + part_name(self.rank, self.world_size)])
+        return False
+
+    async def _wait(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> bool:
+        """True: it is whole. False: rank 0 has begun a new generation, and the job has another number now."""
+        loop = asyncio.get_running_loop()
+        limit = self._engine.run.checkpoint_config.commit_seconds
+        deadline, pause = loop.time() + limit, FIRST_LOOK
+        while True:
+            missing = await persist(partial(self._look, trial, job), hiccup)
+            if not missing:
+                return True
+            if self.leads:
+                await persist(partial(trial.confirm, self._store()), hiccup)
+            elif await persist(partial(self._follow, trial), hiccup):
+                return False
+            left = deadline - loop.time()
+            if left <= 0:
+                return await self._give_up(trial, job, missing, limit)
+            await asyncio.sleep(min(left, random.uniform(pause / 2, pause)))  # noqa: S311  spreads the looks of all
+            pause = min(pause * 1.5, MOST_BETWEEN)
+
+    async def _look(self, trial: Trial, job: CheckpointJob) -> list[int]:
+        """Which ranks are missing; if none is, the manifest is there when this returns."""
+        store, prefix = self._store(trial), self._prefix(job)
+        there = {key.rpartition("/")[2] for key in await list_all(store, f"{prefix}{META_DIR}/")}
+        if MANIFEST.rpartition("/")[2] in there:
+            return []
+        came = {rank_of(name, self.world_size) for name in there}
+        missing = [rank for rank in range(self.world_size) if rank not in came]
+        if missing:
+            return missing
+        parts: dict[int, Manifest] = {}
+
+        async def read(rank: int) -> None:
+            part = await find_manifest(store, prefix, part_name(rank, self.world_size))
+            if part is not None and part.info.get(GENERATION) == self._generation(trial):
+                parts[rank] = part
+
+        await for_each(range(self.world_size), read, READERS)
+        missing = [rank for rank in range(self.world_size) if rank not in parts]
+        if missing:
+            return missing
+        if not self.leads and (self._returned or any(part.info.get(RETURNED) for part in parts.values())):
+            return [0]  # its part is there, and may be all that is left of it
+        await self._commit(store, prefix, parts)
+        return []
+
+    async def _commit(self, store: Store, prefix: str, parts: dict[int, Manifest]) -> None:
+        """Write the manifest; that another rank was faster with the same one is as good."""
+        where = f"{store.uri.rstrip('/')}/{prefix}".rstrip("/")
+        try:
+            data = await in_thread(lambda: merge(parts).to_bytes())
+        except SameFileError as error:
+            raise ConcurrentWriterError(f"{where} was not made: {error}") from error
+        try:
+            await store.put(prefix + MANIFEST, data, if_version=MISSING)
+        except PreconditionError as error:
+            if await find(store, prefix + MANIFEST) != data:
+                raise ConcurrentWriterError(f"{where}: somebody else has written another manifest") from error
+
+    async def _give_up(self, trial: Trial, job: CheckpointJob, missing: list[int], limit: float) -> bool:
+        """Take our part back, so that who comes later does not complete what was given up; unless it just did."""
+        store, prefix = self._store(trial), self._prefix(job)
+        try:
+            await store.delete([prefix + part_name(self.rank, self.world_size)])
+            if await exists(store, prefix + MANIFEST):
+                return True
+        except StoreError as error:
+            log.warning("the part of rank %d stays in %s: %s", self.rank, job.handle.uri, error)
+        names = ", ".join(str(rank) for rank in missing)
+        raise CheckpointIncompleteError(
+            f"checkpoint {job.handle.uri} is not whole: of {self.world_size} ranks, rank(s) {names} did not send their "
+            f"part within commit_timeout={limit:g} s. What the others sent is left for prune"
+        )
+
+    async def _whole(self, job: CheckpointJob) -> SyncReport:
+        manifest = await find_manifest(self._store(), self._prefix(job))
+        files = manifest.files if manifest is not None else {}
+        return SyncReport(files_skipped=len(files), bytes_total=sum(entry.size for entry in files.values()))
+
+    def _prefix(self, job: CheckpointJob) -> str:
+        return f"{self._name}/{job.name}/"
+
+    def _generation(self, trial: Trial) -> int:
+        return trial.record.epoch if self.leads else self.claim.generation
+
+    def _store(self, trial: Trial | None = None) -> Store:
+        """With a trial: writes only for who still is this rank."""
+        fence = trial.confirm if trial is not None else None
+        return self._engine.session.view(Lane.RECORD, self._name, fence)
