@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncsync.config import SyncConfig
-from asyncsync.disk.copying import copy_file, link_file
+from asyncsync.disk.copying import copy_tree
 from asyncsync.disk.files import in_thread
-from asyncsync.disk.scan import TEMPORARY, Rules
+from asyncsync.disk.scan import Rules
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
@@ -59,14 +58,7 @@ class Checkpoint:
         (written anew and renamed), never rewritten. Links are followed; sockets, pipes and devices are left out.
         SourceChangedError if a file changed each of the three times that it was copied.
         """
-        source = Path(os.path.abspath(directory))
-        target = source.with_name(f".{source.name}.{os.urandom(4).hex()}{TEMPORARY}")
-        try:
-            shutil.copytree(source, target, copy_function=link_file if link else copy_file)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-        return cls(target, owned=True)
+        return cls(copy_tree(Path(os.path.abspath(directory)), link=link), owned=True)
 
 
 class CheckpointHandle:

@@ -12,7 +12,6 @@ from asyncsync.commit import CheckpointRunner
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import FlushReport
-from asyncsync.stores.budget import Lane
 from asyncsync.transfer.listing import for_each
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class Drain:
         """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
         try:
             await trial.prepare()
-            await trial.record_file.save(self._engine.session.view(Lane.RECORD, trial.key))
+            await trial.save()
         except (AsyncsyncError, OSError):
             return
 

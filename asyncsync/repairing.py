@@ -19,6 +19,7 @@ from asyncsync.stores.base import MISSING, Part
 from asyncsync.stores.budget import Lane
 from asyncsync.stores.guarded import GuardedView
 from asyncsync.transfer.listing import for_each
+from asyncsync.transfer.opening import open_upload
 from asyncsync.transfer.session import Session
 from asyncsync.verifying import DEFAULT, Verification
 
@@ -97,8 +98,7 @@ class _Repair:
 
     async def _send_parts(self, key: str, path: str, stat: FileStat, entry: FileEntry, version: str) -> None:
         uploads = self.session.uploads
-        upload = await self.store.create_multipart(key)
-        uploads.opened(upload, path, stat, entry.part_size)
+        upload = await open_upload(self.store, uploads, key, path, stat, entry.part_size)
         done: dict[int, Part] = {}
 
         async def send(number: int, offset: int, size: int, crc: int) -> None:

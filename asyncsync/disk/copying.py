@@ -1,14 +1,18 @@
-"""Copies of single files for ``Checkpoint.snapshot``. Blocking."""
+"""Copies for ``Checkpoint.snapshot``. Blocking."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import stat
+from pathlib import Path
 
+from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.reading import TRIES
+from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
@@ -17,6 +21,42 @@ FICLONE = 0x40049409
 
 _CANNOT_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
+
+
+PART = f".part{TEMPORARY}"
+"""Ending of copies that are being made."""
+
+
+def copy_tree(source: Path, *, link: bool) -> Path:
+    """A hidden copy beside ``source``. One that a killed process had not finished is removed first."""
+    for left in source.parent.glob(f".{glob.escape(source.name)}.*{PART}"):
+        _remove_unfinished(left)
+    name = f".{source.name}.{os.urandom(4).hex()}"
+    making, made = source.with_name(name + PART), source.with_name(name + TEMPORARY)
+    making.mkdir()
+    descriptor = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock_temporary(descriptor, str(making))
+        shutil.copytree(source, making, copy_function=link_file if link else copy_file, dirs_exist_ok=True)
+        making.rename(made)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return made
+
+
+def _remove_unfinished(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return  # gone, or no copy of ours
+    try:
+        if lock_temporary(descriptor, str(path)):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(source: str, target: str) -> None:

@@ -1,7 +1,9 @@
 """A snapshot is what the directory was, whatever training does to it afterwards."""
 
+import fcntl
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -90,3 +92,26 @@ def test_a_file_that_never_stops_changing_is_told_and_nothing_stays(source, monk
     with pytest.raises(SourceChangedError, match="3 times"):
         Checkpoint.snapshot(source)
     assert os.listdir(source.parent) == ["live"]
+
+
+def test_what_a_killed_process_had_not_finished_is_removed_by_the_next_snapshot(source):
+    unfinished, other = (source.parent / f".{name}.0123.part.asyncsync-tmp" for name in ("live", "another"))
+    finished = Checkpoint.snapshot(source).path
+    for path in (unfinished, other):
+        path.mkdir()
+    being_made = source.parent / ".live.4567.part.asyncsync-tmp"
+    being_made.mkdir()
+    with tree_open(being_made):
+        Checkpoint.snapshot(source)
+    assert not unfinished.exists()
+    assert finished.exists()
+    assert being_made.exists()
+    assert other.exists()
+
+
+@contextmanager
+def tree_open(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)
