@@ -220,7 +220,8 @@ def one_round(here: Round, moment: float, *, training: bool, figures: Figures) -
     os.environ["ASYNCSYNC_STATE_DIR"] = str(here.root / "state")
     first = here.log("first")
     child = fork(lambda: here.train(first, []))
-    while training and not first.read("started"):
+    patience = time.monotonic() + 60
+    while training and not first.read("started") and time.monotonic() < patience:
         time.sleep(0.002)
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
