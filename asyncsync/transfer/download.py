@@ -2,11 +2,13 @@
 
 The CRC32C in the manifest is what decides, not the object's version: a copied or moved tree has other versions.
 
-Memory: at most ``concurrency`` pieces of 1 MiB here, plus one a request inside the store.
+Memory: at most ``concurrency`` small files of up to 1 MiB, or SEGMENTS_AT_ONCE pieces of 1 MiB, plus one a request
+inside the store.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -48,6 +50,8 @@ PROGRESS_EVERY = 0.2
 SHOWN = 5
 """How many paths an error message names."""
 
+SEGMENTS_AT_ONCE = 12
+"""Ranges of large files on their way at once: more gain nothing, and each holds memory here and a reader there."""
 LOOKERS = 8
 """Batches that are looked at side by side."""
 
@@ -121,6 +125,7 @@ class _Download:
         self._landings: set[Landing] = set()
         self.landed: list[str] = []
         self._skipped = self._skipped_bytes = self._bytes = 0
+        self._large = asyncio.Semaphore(SEGMENTS_AT_ONCE)
 
     @property
     def _uri(self) -> str:
@@ -243,7 +248,9 @@ class _Download:
         return b"".join(pieces), info
 
     async def _segment(self, file: RangedFile, landing: Landing, segment: tuple[int, int, int]) -> None:
-        if await file.fetch(*segment):
+        async with self._large:
+            is_whole = await file.fetch(*segment)
+        if is_whole:
             self._landings.discard(landing)
             self._done(file.entry.path, 0)
 
