@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -34,6 +34,8 @@ class FileRange:
     path: str
     offset: int
     size: int
+    pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
+    """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
 
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""

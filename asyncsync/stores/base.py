@@ -50,6 +50,8 @@ class Traits:
     max_parts: int = 10_000
     max_single_put: int = 5 << 30
     max_key_bytes: int = 1024
+    paces: bool = False
+    """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 

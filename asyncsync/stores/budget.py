@@ -28,6 +28,11 @@ SLOT_MEMORY = 2 << 20
 BURST = 0.125
 """Seconds of bandwidth that may be saved up; 1.25 % over 10 s."""
 
+STEP = 1 << 18
+"""Bytes of a body from a file that are paid for at once."""
+_BEGUN = -1
+"""Rank of a body that has begun: before every lane."""
+
 TICK = 0.002
 """Least seconds between two looks at the bandwidth: one timer for many small bodies."""
 
@@ -142,9 +147,10 @@ class _Payment:
 
 
 class _Bandwidth:
-    """A token bucket with a queue: by lane, then in order; a body is paid as a whole before the next one starts.
+    """A token bucket with a queue: bodies that have begun, then by lane, then in order.
 
-    Paying bodies one after the other, not all a little at a time, keeps the wire evenly busy.
+    Paying bodies one after the other, not all a little at a time, keeps the wire evenly busy, and no request stands
+    still for long: a store cuts those that do (S3 after 20 s).
     """
 
     def __init__(self, rate: float) -> None:
@@ -155,12 +161,16 @@ class _Bandwidth:
         self._order = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def pay(self, nbytes: int, lane: Lane) -> None:
+    def turn(self) -> int:
+        """A place in the queue."""
+        self._order += 1
+        return self._order
+
+    async def pay(self, nbytes: int, rank: int, turn: int) -> None:
         loop = asyncio.get_running_loop()
         self._fill(loop.time())
         payment = _Payment(loop.create_future(), nbytes)
-        self._order += 1
-        heappush(self._heap, (lane, self._order, payment))
+        heappush(self._heap, (rank, turn, payment))
         self._serve(loop)
         try:
             await payment.future
@@ -201,12 +211,33 @@ class _Bandwidth:
         self._tokens = self._tokens + earned if self._heap else min(self._tokens + earned, self._rate * BURST)
 
 
+class Payer:
+    """Pays for one body step by step, so that a large one keeps the limit too. Once begun it goes before all bodies
+    that have not, whatever their lane. ``ahead``: bytes that were paid for before its request."""
+
+    __slots__ = ("_ahead", "_bandwidth", "_turn")
+
+    def __init__(self, bandwidth: _Bandwidth | None, ahead: int) -> None:
+        self._bandwidth, self._ahead = bandwidth, ahead
+        self._turn = 0
+
+    async def pay(self, nbytes: int) -> None:
+        """Wait until the next ``nbytes`` may be moved."""
+        free = min(self._ahead, nbytes)
+        self._ahead -= free
+        if self._bandwidth is not None and nbytes > free:
+            self._turn = self._turn or self._bandwidth.turn()
+            await self._bandwidth.pay(nbytes - free, _BEGUN, self._turn)
+
+
 class Budget:
     """Slots and bandwidth for all requests of one engine.
 
     ``max_concurrency`` is the most requests at once; ``memory_limit`` (bytes) lowers that to
     ``memory_limit / 2 MiB``. ``bandwidth_limit`` is in bytes per second, both directions together, exact within
-    5 % over 10 s for bodies that are small beside ten seconds' worth. None: no limit.
+    5 % over 10 s for what moves in steps that are small beside ten seconds' worth: small bodies, files that a store
+    with the trait ``paces`` sends (256 KiB a step), and reads (1 MiB). Other bodies are paid as a whole. None: no
+    limit.
     """
 
     def __init__(
@@ -273,7 +304,11 @@ class Budget:
     async def pay(self, nbytes: int, lane: Lane = Lane.ARTIFACT) -> None:
         """Wait until ``nbytes`` may be moved. Returns at once without ``bandwidth_limit``. A cancel pays nothing."""
         if self._bandwidth is not None and nbytes > 0:
-            await self._bandwidth.pay(nbytes, lane)
+            await self._bandwidth.pay(nbytes, lane, self._bandwidth.turn())
+
+    def payer(self, ahead: int) -> Payer:
+        """For one body, of which ``ahead`` bytes are paid for by :meth:`pay` before its request starts."""
+        return Payer(self._bandwidth, ahead)
 
     def _grant(self) -> None:
         while self._in_use < self._slots.limit and self._queue.size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -24,7 +24,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
-from asyncsync.stores.budget import Budget, Lane, Outcome
+from asyncsync.stores.budget import STEP, Budget, Lane, Outcome, Payer
 from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
 
 T = TypeVar("T")
@@ -73,15 +73,16 @@ class _Core:
 class _Resume:
     """A sink that knows how far a read has come, so that it can go on from there."""
 
-    __slots__ = ("_sink", "_view", "delivered")
+    __slots__ = ("_payer", "_sink", "delivered")
 
-    def __init__(self, sink: Sink, view: GuardedView) -> None:
+    def __init__(self, sink: Sink, payer: Payer | None) -> None:
         self._sink = sink
-        self._view = view
+        self._payer = payer
         self.delivered = 0
 
     async def __call__(self, piece: bytes) -> None:
-        await self._view.pay(len(piece))
+        if self._payer is not None:
+            await self._payer.pay(len(piece))
         await self._sink(piece)
         self.delivered += len(piece)
 
@@ -121,11 +122,13 @@ class GuardedView(Store):
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         size = body_size(body)
-        once = partial(self._inner.put, key, body, crc32c=crc32c, if_version=if_version)
+        paced, ahead = self._paced(body, size)
+        once = partial(self._inner.put, key, paced, crc32c=crc32c, if_version=if_version)
         if if_version is None:
-            info = await self._run("put", key, once, size)
+            info = await self._run("put", key, once, size, ahead)
         else:
-            info = await self._run("put", key, once, size, landed=partial(written_is_ours, self, key, body, crc32c))
+            landed = partial(written_is_ours, self, key, body, crc32c)
+            info = await self._run("put", key, once, size, ahead, landed=landed)
         self.bytes_sent += size
         return info
 
@@ -133,8 +136,9 @@ class GuardedView(Store):
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
         size = body_size(body)
-        once = partial(self._inner.put_part, upload, number, offset, body, crc32c=crc32c)
-        part = await self._run("put part of", upload.key, once, size)
+        paced, ahead = self._paced(body, size)
+        once = partial(self._inner.put_part, upload, number, offset, paced, crc32c=crc32c)
+        part = await self._run("put part of", upload.key, once, size, ahead)
         self.bytes_sent += size
         return part
 
@@ -149,14 +153,15 @@ class GuardedView(Store):
         if if_version is None:
             # A read that goes on after a cut must go on in the same object.
             if_version = (await self.head(key)).version
-        resume = _Resume(sink, self)
+        ahead = HOLD if length is None else min(HOLD, length)
+        resume = _Resume(sink, self._core.budget.payer(ahead) if self._core.budget.paced else None)
 
         def once() -> Awaitable[ObjectInfo]:
             at = resume.delivered
             rest = None if length is None else length - at
             return self._inner.read(key, resume, start=start + at, length=rest, if_version=if_version)
 
-        return await self._run("read", key, once, moved=resume)
+        return await self._run("read", key, once, 0, ahead, moved=resume)
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
         data, info = await self._run("get", key, partial(self._inner.get, key))
@@ -178,6 +183,12 @@ class GuardedView(Store):
         data, info = await self._run("read", key, once)
         await self.pay(len(data))
         return data, info
+
+    def _paced(self, body: Body, size: int) -> tuple[Body, int]:
+        """The body as it is sent, and how many bytes of it are paid for before: all, unless it pays on its way."""
+        if not self._core.budget.paced or isinstance(body, bytes) or size <= HOLD or not self.traits.paces:
+            return body, size
+        return replace(body, pace=self._core.budget.payer(STEP).pay), STEP
 
     # -- control
 
@@ -263,17 +274,18 @@ class GuardedView(Store):
         return copied
 
     async def _run(
-        self, verb: str, key: str, once: Callable[[], Awaitable[T]], size: int = 0, *,
+        self, verb: str, key: str, once: Callable[[], Awaitable[T]], size: int = 0, ahead: int = 0, *,
         moved: _Resume | None = None, landed: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T:  # fmt: skip
-        """Attempts until one succeeds. ``landed`` looks whether a write whose answer was lost is in the store."""
+        """Attempts until one succeeds. ``ahead``: bytes that each of them pays for before it starts. ``landed`` looks
+        whether a write whose answer was lost is in the store."""
         policy, breaker = self._core.retry, self._core.breaker
         attempt, give_up = 1, None
         while True:
             if breaker.open and give_up is None:
                 give_up = asyncio.get_running_loop().time() + policy.patience
             try:
-                return await self._attempt(once, size, moved, give_up)
+                return await self._attempt(once, size, ahead, moved, give_up)
             except StoreError as error:
                 if attempt > 1 and landed is not None and isinstance(error, PreconditionError | NotFoundError):
                     ours = await landed()
@@ -288,12 +300,12 @@ class GuardedView(Store):
             self.retries += 1
 
     async def _attempt(
-        self, once: Callable[[], Awaitable[T]], size: int, moved: _Resume | None, give_up: float | None
+        self, once: Callable[[], Awaitable[T]], size: int, ahead: int, moved: _Resume | None, give_up: float | None
     ) -> T:
         """One attempt, with a slot. ``give_up``: when it no longer waits for a store that is gone."""
         core = self._core
-        if size and core.budget.paced:
-            await core.budget.pay(size, self.lane)
+        if ahead and core.budget.paced:
+            await core.budget.pay(ahead, self.lane)
         started, probe = await self._enter(size, give_up)
         before = 0 if moved is None else moved.delivered
         outcome = Outcome.FAILED

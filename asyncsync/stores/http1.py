@@ -126,14 +126,18 @@ class Http1:
         return True
 
     async def _stream(self, connection: Connection, body: bytes | FileRange) -> bool:
-        size = len(body) if isinstance(body, bytes) else body.size
+        size, pace = (len(body), None) if isinstance(body, bytes) else (body.size, body.pace)
         sent = 0
         while sent < size:
             piece = memoryview(body) if isinstance(body, bytes) else await _read(body, sent)
             for start in range(0, len(piece), STEP):
+                step = piece[start : start + STEP]
+                if pace is not None:
+                    self._watchdog.discard(connection)  # it stands still because it may not go faster
+                    await pace(len(step))
+                    self._watchdog.add(connection)
                 if connection.answered:
                     return False
-                step = piece[start : start + STEP]
                 connection.write(step)
                 sent += len(step)
                 await connection.drain()

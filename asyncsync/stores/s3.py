@@ -53,7 +53,7 @@ class S3Store(Store):
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
-        self.traits = Traits("s3", crc32c=self._options.checksum != "none")
+        self.traits = Traits("s3", crc32c=self._options.checksum != "none", paces=wire_serves(bucket))
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
             "connect_timeout": connect_timeout,

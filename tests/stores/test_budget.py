@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from asyncsync.stores.adaptive import FLOOR, START, Adaptive
-from asyncsync.stores.budget import FAIR_EVERY, SMALL, SMALL_RUN, Budget, Lane, Outcome
+from asyncsync.stores.budget import FAIR_EVERY, SMALL, SMALL_RUN, STEP, Budget, Lane, Outcome
 
 virtual = pytest.mark.virtual_time
 LARGE = SMALL + 1
@@ -248,6 +248,43 @@ async def test_bandwidth_is_exact_within_5_percent_over_10_seconds(rate, body):
         assert loop.time() - began == pytest.approx(sent / rate, rel=0.05, abs=0.2)
         return
     assert sent == pytest.approx(10 * rate, rel=0.05)
+
+
+@virtual
+async def test_large_bodies_that_pay_step_by_step_keep_the_limit_and_none_stands_still():
+    """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and who has begun is not kept waiting."""
+    budget, loop = Budget(bandwidth_limit=1e6), asyncio.get_running_loop()
+    moved, gaps = [], []
+
+    async def one():
+        await budget.pay(STEP)
+        payer, last = budget.payer(STEP), loop.time()
+        for _ in range(80):
+            await payer.pay(STEP)
+            gaps.append(loop.time() - last)
+            last = loop.time()
+            moved.append(last)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*(one() for _ in range(16))), 45)
+    for start in range(30):
+        within = sum(start < when <= start + 10 for when in moved) * STEP
+        assert within == pytest.approx(10e6, rel=0.05)
+    assert max(gaps) < 2
+
+
+@virtual
+async def test_a_body_that_has_begun_goes_before_a_checkpoint_that_has_not():
+    budget, paid = Budget(bandwidth_limit=1e6), []
+    begun = budget.payer(0)
+    await begun.pay(1)
+
+    async def one(name, paying):
+        await paying
+        paid.append(name)
+
+    await asyncio.gather(one("checkpoint", budget.pay(1_000_000, Lane.CHECKPOINT)), one("begun", begun.pay(1_000_000)))
+    assert paid == ["begun", "checkpoint"]
 
 
 @virtual
