@@ -104,8 +104,9 @@ class Http1:
 
     async def _receive(self, connection: Connection, expected: int, take: Take) -> None:
         left = expected
+        room = memoryview(bytearray(min(PIECE, left)))  # once: making it anew costs as much as reading into it
         while left:
-            piece = bytearray(min(PIECE, left))
+            piece = room[: min(PIECE, left)]
             got = await connection.read_into(piece)
             left -= got
             if got < len(piece):

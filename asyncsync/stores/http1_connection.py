@@ -186,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._left = 0 if bodiless else _length(answer)
                 return answer
 
-    async def read_into(self, target: bytearray) -> int:
+    async def read_into(self, target: bytearray | memoryview) -> int:
         """Fill ``target`` with what comes next; the bytes read are fewer only where the connection ends."""
         view = memoryview(target)
         self._filled = self._from_inbox(view)

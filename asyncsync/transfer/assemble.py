@@ -13,7 +13,7 @@ from typing import Literal
 
 from asyncsync.config import TransferConfig
 from asyncsync.disk.cells import digest_cell
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, in_hasher
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import Digest, digest_range, md5_range
 from asyncsync.errors import IntegrityError, StoreError
@@ -112,7 +112,7 @@ class Hashing:
             self._segments[index] = [(offset, size, known)]
             return
         mark = self._matches.mark(offset, size)
-        cell = await in_thread(digest_cell, FileRange(self._path, offset, size), mark)
+        cell = await in_hasher(digest_cell, FileRange(self._path, offset, size), mark)
         self.digests[index] = cell.whole
         self._segments[index] = [(offset, size, cell.whole)]
         if cell.head is not None:
@@ -257,7 +257,7 @@ class Assembly:
                 return False
         if there.crc32c is not None or piece.origin is not None:
             return there.crc32c == crc
-        return there.etag == await in_thread(md5_range, FileRange(self._path, piece.offset, piece.size))
+        return there.etag == await in_hasher(md5_range, FileRange(self._path, piece.offset, piece.size))
 
     async def _copy(self, number: int, piece: Piece, crc: int | None) -> Part | None:
         """None: it has to be sent."""
@@ -287,7 +287,7 @@ class Assembly:
         assert self._upload is not None
         body = FileRange(self._path, piece.offset, piece.size)
         if crc is None:
-            crc = (await in_thread(digest_range, body)).crc32c
+            crc = (await in_hasher(digest_range, body)).crc32c
         part = await self._store.put_part(self._upload, number, piece.offset, body, crc32c=crc)
         self._fate = "sent"
         self._account(piece.size, 0, 0)

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 
 from asyncsync.config import TransferConfig
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, in_hasher, in_thread
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import TRIES, Digest, digest_range, md5_range, stat_file
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError
@@ -83,7 +83,7 @@ class LargeFile:
 
     async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
         body = self._range(file, 0, file.size)
-        digest = await in_thread(digest_range, body)
+        digest = await in_hasher(digest_range, body)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
             return known, "unchanged"
         if self._uploads.sent(self._prefix + file.path) is not None:
@@ -152,7 +152,7 @@ class LargeFile:
         ranges = list(known.ranges())
         for index in to_verify(known):
             offset, size, crc = ranges[index]
-            digest = await in_thread(digest_range, self._range(file, offset, size))
+            digest = await in_hasher(digest_range, self._range(file, offset, size))
             if digest != Digest(crc, known.parts[index]):
                 return {}
         return {index: Digest(known.part_crcs[index], known.parts[index]) for index in to_trust(known)}
@@ -205,7 +205,7 @@ class LargeFile:
         if not gone and self._uploads.sent(self._prefix + file.path) is None:
             return None
         cuts = cut(file.size, part_size)
-        digests = [await in_thread(digest_range, self._range(file, offset, size)) for offset, size in cuts]
+        digests = [await in_hasher(digest_range, self._range(file, offset, size)) for offset, size in cuts]
         return await self._in_store(file, part_size, digests)
 
     async def _in_store(self, file: FileStat, part_size: int, digests: list[Digest]) -> FileEntry | None:
@@ -268,7 +268,7 @@ class _Parts:
         owner = self._owner
         offset, size = self.cuts[number - 1]
         body = owner._range(self._file, offset, size)  # noqa: SLF001 (one room)
-        digest = await in_thread(digest_range, body)
+        digest = await in_hasher(digest_range, body)
         self._digests[number] = digest
         there = self._done.get(number)
         if there is not None and there.size == size and await _is_same(there, body, digest):
@@ -287,7 +287,7 @@ async def _is_same(there: Part, body: FileRange, digest: Digest) -> bool:
     between the store's answer and the journal, and not every store lists checksums."""
     if there.crc32c is not None:
         return there.crc32c == digest.crc32c
-    return there.etag.strip('"') == await in_thread(md5_range, body)
+    return there.etag.strip('"') == await in_hasher(md5_range, body)
 
 
 def _combined_digests(digests: list[Digest], size: int, part_size: int) -> int:
