@@ -1,0 +1,366 @@
+"""What only Google Cloud Storage has: its conditions, tokens, errors, composed uploads. Against the strict fake."""
+
+import gzip
+import json
+import os
+import random
+
+import google_crc32c
+import pytest
+
+from asyncsync.disk.files import FileRange
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConfigError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    ThrottledError,
+    UnavailableError,
+)
+from asyncsync.stores import open_store
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.budget import Budget
+from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+
+pytest.importorskip("gcloud.aio.auth")
+from gcs_fake import Fault
+
+MIB = 1 << 20
+AT_ONCE = RetryPolicy(attempts=3, base=0.0, cap=0.0)
+
+
+@pytest.fixture
+def objects(gcs_strict):
+    return gcs_strict.buckets["conformance"].objects
+
+
+@pytest.fixture
+async def store(gcs_strict):
+    async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def guarded(store):
+    return GuardedStore(store, Budget(max_concurrency=8), retry=AT_ONCE)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "retryable"),
+    [
+        (400, StoreError, False),
+        (401, AccessDeniedError, False),
+        (403, AccessDeniedError, False),
+        (404, NotFoundError, False),
+        (408, UnavailableError, True),
+        (410, NotFoundError, False),
+        (412, PreconditionError, False),
+        (429, ThrottledError, True),
+        (500, UnavailableError, True),
+        (502, UnavailableError, True),
+        (503, UnavailableError, True),
+        (504, UnavailableError, True),
+    ],
+)
+async def test_statuses_are_errors_of_ours(gcs_strict, store, status, expected, retryable):
+    gcs_strict.faults.append(Fault("", 2, status))
+    for request in (store.put("x", b"1"), store.head("x")):
+        with pytest.raises(expected, match=f"HTTP {status}") as caught:
+            await request
+        assert type(caught.value) is expected
+        assert caught.value.retryable is retryable
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_told(gcs_strict, store, status):
+    gcs_strict.faults.append(Fault("POST", 1, status, {"Retry-After": "7"}))
+    with pytest.raises(ThrottledError) as caught:
+        await store.put("x", b"1")
+    assert caught.value.retry_after == 7
+
+
+async def test_a_missing_bucket_is_named(gcs_strict):
+    async with open_store("gs://nowhere/p", options=gcs_strict.storage_options) as opened:
+        with pytest.raises(NotFoundError, match="there is no bucket 'nowhere'"):
+            await opened.put("x", b"1")
+
+
+async def test_a_broken_connection_is_unavailable(gcs_strict, store, tmp_path):
+    (tmp_path / "f").write_bytes(bytes(3 * MIB))
+    gcs_strict.faults.append(Fault("POST", 1, cut=MIB))
+    with pytest.raises(UnavailableError):
+        await store.put("x", FileRange(str(tmp_path / "f"), 0, 3 * MIB))
+    with pytest.raises(NotFoundError):
+        await store.head("x")
+
+
+async def test_a_lost_answer_to_a_create_is_no_conflict(gcs_strict, guarded):
+    gcs_strict.faults.append(Fault("POST", 1, lose=True))
+    info = await guarded.put("x", b"mine", if_version=MISSING)
+    assert (await guarded.head("x")).version == info.version
+    assert [seen.status for seen in gcs_strict.requests("POST")] == [200, 412]
+
+
+async def test_a_compose_whose_answer_was_lost_is_repeated(gcs_strict, guarded, objects):
+    upload = await guarded.create_multipart("x")
+    part = await guarded.put_part(upload, 1, 0, b"data")
+    gcs_strict.faults.append(Fault("/compose", 1, lose=True))
+    info = await guarded.complete_multipart(upload, [part], crc32c=google_crc32c.value(b"data"), if_version=MISSING)
+    assert str(objects["p/x"].generation) == info.version
+
+
+# tokens
+
+
+@pytest.fixture
+def credentials(gcs_strict, tmp_path):
+    path = tmp_path / "credentials.json"
+    secrets = {"client_id": "id", "client_secret": "secret", "refresh_token": "refresh"}
+    path.write_text(json.dumps({"type": "authorized_user", "token_uri": f"{gcs_strict.endpoint}/token", **secrets}))
+    return {"endpoint_url": gcs_strict.endpoint, "credentials": str(path)}
+
+
+async def test_a_token_is_asked_for_once(gcs_strict, credentials):
+    gcs_strict.tokens = {"fresh"}
+    async with open_store("gs://conformance/p", options=credentials) as opened:
+        for key in "abc":
+            await opened.put(key, b"1")
+    assert len(gcs_strict.requests("/token")) == 1
+
+
+async def test_a_refused_token_is_renewed_once(gcs_strict, credentials):
+    gcs_strict.tokens = {"fresh"}
+    async with open_store("gs://conformance/p", options=credentials) as opened:
+        await opened.put("a", b"1")
+        gcs_strict.tokens, gcs_strict.fresh_token = {"second"}, "second"
+        await opened.put("a", bytes(MIB))
+        assert [seen.status for seen in gcs_strict.requests("/upload/")] == [200, 401, 200]
+        gcs_strict.tokens = {"none of these"}
+        with pytest.raises(AccessDeniedError, match="401"):
+            await opened.head("a")
+    assert [seen.status for seen in gcs_strict.requests("GET /storage")] == [401, 401]
+
+
+async def test_a_given_token_is_sent_as_it_is(gcs_strict):
+    gcs_strict.tokens = {"given"}
+    options = {"endpoint_url": gcs_strict.endpoint, "token": "given"}
+    async with open_store("gs://conformance/p", options=options) as opened:
+        await opened.put("a", b"1")
+
+
+async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
+    gcs_strict.faults.append(Fault("/token", 9, 400))
+    async with open_store("gs://conformance/p", options=credentials) as opened:
+        with pytest.raises(AccessDeniedError, match="give no access token") as caught:
+            await opened.put("a", b"1")
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
+    options = {"endpoint_url": gcs_strict.endpoint, "credentials": "/nowhere.json"}
+    async with open_store("gs://conformance/p", options=options) as opened:
+        with pytest.raises(ConfigError, match=r"/nowhere\.json"):
+            await opened.put("a", b"1")
+
+
+@pytest.mark.parametrize("spelled", ["http://{}", "{}", "http://{}/"])
+async def test_the_emulator_of_the_environment_is_used_without_a_token(gcs_strict, monkeypatch, spelled):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", spelled.format(gcs_strict.endpoint.removeprefix("http://")))
+    async with open_store("gs://conformance/p") as opened:
+        await opened.put("a", b"1")
+    assert "Authorization" not in gcs_strict.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"region": "x"}, "'region' is not known"),
+        ({"endpoint_url": "host:1"}, "must start with"),
+        ({"anonymous": "yes"}, "True or False"),
+        ({"token": ""}, "not empty"),
+        ({"token": "x", "anonymous": True}, "exclude each other"),
+        ({"verify": 3}, "CA bundle"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ConfigError, match=message):
+        open_store("gs://b/p", options=options)
+
+
+def test_a_token_is_not_shown():
+    from asyncsync.stores.gcs_options import GcsOptions
+
+    assert "hush" not in repr(GcsOptions.parse({"token": "hush"}))
+
+
+async def test_options_reach_the_requests(gcs_strict, objects):
+    options = {**gcs_strict.storage_options, "user_project": "payer", "storage_class": "NEARLINE"}
+    async with open_store("gs://conformance/p", options=options) as opened:
+        upload = await opened.create_multipart("x")
+        part = await opened.put_part(upload, 1, 0, b"data")
+        await opened.complete_multipart(upload, [part])
+        await opened.copy("x", "y")
+        await opened.get("x")
+        await opened.list()
+        await opened.delete(["y"])
+    assert all("userProject=payer" in seen.target for seen in gcs_strict.seen)
+    assert objects["p/x"].storage_class == "NEARLINE"
+
+
+# content
+
+
+async def test_no_cache_and_no_gzip_comes_between(store, objects):
+    await store.put("x", b"1")
+    assert objects["p/x"].properties["cacheControl"] == "no-cache, no-transform"
+
+
+async def test_what_somebody_else_compressed_is_read_as_it_is_stored(gcs_strict, store):
+    zipped = gzip.compress(b"plain" * 1000)
+    gcs_strict.buckets["conformance"].put("p/x", zipped, {"contentEncoding": "gzip"}, {})
+    data, info = await store.get("x")
+    assert (data, info.size, info.crc32c) == (zipped, len(zipped), google_crc32c.value(zipped))
+
+
+async def test_bytes_that_do_not_fit_the_checksum_are_refused(gcs_strict, store, objects, monkeypatch):
+    await store.put("x", b"right")
+    monkeypatch.setattr("gcs_fake.reading.crc32c_text", lambda data: "AAAAAA==")
+    with pytest.raises(IntegrityError, match="CRC32C"):
+        await store.get("x")
+
+
+async def test_conditions_travel_with_reads(gcs_strict, store):
+    info = await store.put("x", b"12345")
+
+    async def sink(piece):
+        assert piece == b"23"
+
+    await store.read("x", sink, start=1, length=2, if_version=info.version)
+    assert f"ifGenerationMatch={info.version}" in gcs_strict.seen[-1].target
+
+
+# deleting, copying, listing
+
+
+async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
+    for number in range(250):
+        gcs_strict.buckets["conformance"].put(f"p/{number} ä/b", b"", {}, {})
+    await store.delete([*(f"{number} ä/b" for number in range(250)), "never was"])
+    assert objects == {}
+    assert len(gcs_strict.requests("POST /batch")) == len(gcs_strict.seen) == 3
+
+
+async def test_a_failure_inside_a_batch_is_told(gcs_strict, store, monkeypatch):
+    await store.put("a", b"1")
+    await store.put("b", b"1")
+    inner = gcs_strict._inner
+
+    def refuse(method, target, headers):
+        from gcs_fake.replies import ApiError
+
+        if target.endswith("b"):
+            raise ApiError(403, "no storage.objects.delete access")
+        return inner(method, target, headers)
+
+    monkeypatch.setattr(gcs_strict, "_inner", refuse)
+    with pytest.raises(AccessDeniedError, match=r"gs://conformance/p/b: no storage\.objects\.delete"):
+        await store.delete(["a", "b"])
+
+
+async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objects):
+    await store.put("x", b"0123456789")
+    gcs_strict.rewrites.step = 4
+    info = await store.copy("x", "y")
+    assert (objects["p/y"].data, info.size) == (b"0123456789", 10)
+    assert len(gcs_strict.requests("rewriteTo")) == 3
+
+
+# uploads in parts
+
+
+async def upload_of(store, key, bodies):
+    upload = await store.create_multipart(key)
+    return upload, [await store.put_part(upload, number, -1, body) for number, body in enumerate(bodies, 1)]
+
+
+@pytest.mark.parametrize(("count", "composes"), [(1, 1), (32, 1), (33, 3), (70, 4), (1025, 36)])
+async def test_parts_are_composed_in_a_tree(gcs_strict, store, objects, count, composes):
+    bodies = [b"%05d" % number for number in range(count)]
+    upload, parts = await upload_of(store, "x", bodies)
+    whole = b"".join(bodies)
+    info = await store.complete_multipart(upload, parts, crc32c=google_crc32c.value(whole), if_version=MISSING)
+    assert (objects["p/x"].data, info.crc32c) == (whole, google_crc32c.value(whole))
+    assert list(objects) == ["p/x"]
+    assert len(gcs_strict.requests("/compose")) == composes
+
+
+async def test_parts_are_hidden_from_lists_and_found_as_uploads(gcs_strict, store, objects):
+    upload, _ = await upload_of(store, "dir/ünï %", [b"1", b"2"])
+    await store.put("dir/x", b"1")
+    async with open_store("gs://conformance", options=gcs_strict.storage_options) as above:
+        assert [info.key for info in (await above.list()).objects] == ["p/dir/x"]
+    assert [info.key for info in (await store.list()).objects] == ["dir/x"]
+    assert [(found.key, found.upload_id) for found in await store.list_multiparts("dir/")] == [
+        ("dir/ünï %", upload.upload_id)
+    ]
+
+
+async def test_a_part_without_its_upload_is_found_and_removed(store, objects):
+    upload, _ = await upload_of(store, "x", [b"1"])
+    await store.abort_multipart(upload)
+    await store.put_part(upload, 1, 0, b"late")
+    (found,) = await store.list_multiparts()
+    assert (found.key, found.upload_id) == ("x", upload.upload_id)
+    await store.abort_multipart(found)
+    assert objects == {}
+
+
+async def test_a_part_that_was_replaced_is_not_composed(store):
+    upload, parts = await upload_of(store, "x", [b"1"])
+    await store.put_part(upload, 1, 0, b"2")
+    with pytest.raises(NotFoundError):
+        await store.complete_multipart(upload, parts)
+
+
+async def test_an_append_sends_only_the_tail(gcs_strict, store, objects):
+    old = await store.put("log", bytes(MIB))
+    upload = await store.create_multipart("log")
+    before = len(gcs_strict.seen)
+    whole = await store.copy_part(upload, 1, 0, "log", 0, MIB, if_source_version=old.version)
+    tail = await store.put_part(upload, 2, MIB, b"tail")
+    crc = google_crc32c.value(bytes(MIB) + b"tail")
+    await store.complete_multipart(upload, [whole, tail], crc32c=crc, if_version=old.version)
+    assert objects["p/log"].data == bytes(MIB) + b"tail"
+    assert sum(seen.size for seen in gcs_strict.seen[before:]) < 4000
+
+
+async def test_an_append_to_what_has_changed_is_refused(store):
+    old = await store.put("log", b"old")
+    upload = await store.create_multipart("log")
+    whole = await store.copy_part(upload, 1, 0, "log", 0, 3, if_source_version=old.version)
+    await store.put("log", b"new")
+    with pytest.raises((NotFoundError, PreconditionError)):
+        await store.complete_multipart(upload, [whole])
+
+
+async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict, store, objects):
+    upload, parts = await upload_of(store, "x", [b"1"])
+    gcs_strict.faults.append(Fault("batch", 1, 403))
+    await store.complete_multipart(upload, parts)
+    assert objects["p/x"].data == b"1"
+    assert [found.key for found in await store.list_multiparts()] == ["x"]
+
+
+async def test_random_requests_are_cut_and_the_next_attempt_is_right(gcs_strict, guarded, objects, tmp_path):
+    rng = random.Random(5)
+    data = os.urandom(3 * MIB)
+    (tmp_path / "f").write_bytes(data)
+    for number in range(20):
+        gcs_strict.faults[:] = [Fault("POST", 2, cut=rng.choice([0, 100, MIB, 2 * MIB]), lose=False)]
+        await guarded.put(f"{number}", FileRange(str(tmp_path / "f"), 0, len(data)), crc32c=google_crc32c.value(data))
+        assert objects[f"p/{number}"].data == data
