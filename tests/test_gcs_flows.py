@@ -1,0 +1,175 @@
+"""What works with s3:// works with gs://: trees, checkpoints, verify, prune, delta; and an upload survives SIGKILL."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, TransferConfig, pull, push, verify
+from asyncsync.errors import ConcurrentWriterError
+from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.pruning import prune
+from asyncsync.stores import open_store
+
+pytest.importorskip("gcloud.aio.auth")
+
+MIB = 1 << 20
+PARTS = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
+
+
+@pytest.fixture
+def objects(gcs_strict, monkeypatch):
+    """gs:// means the strict fake."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_strict.endpoint)
+    return gcs_strict.buckets["conformance"].objects
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "tree"
+    files = {"big": os.urandom(23 * MIB), "dir/ünï %?#": b"odd", "empty": b""}
+    files |= {f"small/{number}": os.urandom(16 << 10) for number in range(40)}
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def same(left: Path, right: Path) -> bool:
+    def content(root):
+        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    return content(left) == content(right)
+
+
+async def test_a_tree_goes_up_and_comes_back(gcs_strict, objects, tree, tmp_path):
+    report = await push(tree, "gs://conformance/run", transfer=PARTS)
+    assert report.files_sent == 43
+    assert not any("/parts/" in name for name in objects)
+    manifest = Manifest.from_bytes(objects[f"run/{MANIFEST}"].data)
+    assert {path: entry.version for path, entry in manifest.files.items()} == {
+        path: str(objects[f"run/{path}"].generation) for path in manifest.files
+    }
+    before = len(gcs_strict.seen)
+    assert (await push(tree, "gs://conformance/run", transfer=PARTS)).files_sent == 0
+    assert len(gcs_strict.seen) - before <= 1
+    await pull("gs://conformance/run", tmp_path / "copy")
+    assert same(tree, tmp_path / "copy")
+    assert (await verify("gs://conformance/run", deep=True)).damaged == {}
+
+
+async def test_two_writers_of_one_prefix_notice_each_other(gcs_strict, objects, tree, tmp_path, monkeypatch):
+    await push(tree, "gs://conformance/run")
+    monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "another machine"))
+    (tree / "more").write_bytes(b"1")
+    bucket = gcs_strict.buckets["conformance"]
+    put = bucket.put
+
+    def faster(name, data, properties, query, **more):
+        if name.endswith(MANIFEST) and "ifGenerationMatch" in query:
+            put(name, objects[name].data, {}, {})
+        return put(name, data, properties, query, **more)
+
+    monkeypatch.setattr(bucket, "put", faster)
+    with pytest.raises(ConcurrentWriterError):
+        await push(tree, "gs://conformance/run")
+
+
+async def test_only_the_tail_of_a_file_that_grew_is_sent(objects, tree):
+    config = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
+    await push(tree, "gs://conformance/run", transfer=config)
+    with (tree / "big").open("ab") as file:
+        file.write(os.urandom(2 * MIB))
+    report = await push(tree, "gs://conformance/run", transfer=config)
+    assert objects["run/big"].data == (tree / "big").read_bytes()
+    assert report.bytes_sent <= 8 * MIB, report
+
+
+async def test_checkpoints_are_kept_found_and_retired(objects, tmp_path):
+    run = RunConfig(name="sweep", storage_path="gs://conformance", checkpoint_config=CheckpointConfig(num_to_keep=2))
+    async with SyncEngine(run, local_dir=tmp_path / "results") as engine:
+        trial = engine.trial("one")
+        for step in range(4):
+            checkpoint = tmp_path / f"checkpoint-{step}"
+            checkpoint.mkdir()
+            (checkpoint / "weights").write_bytes(bytes([step]) * MIB)
+            await trial.report({"step": step}, checkpoint=checkpoint)
+        await trial.finish()
+    experiment = await Experiment.open("gs://conformance/sweep")
+    latest = experiment.latest_checkpoint()
+    await latest.download(tmp_path / "back")
+    assert (tmp_path / "back/weights").read_bytes() == b"\3" * MIB
+    assert sum(name.endswith("/weights") for name in objects) == 2
+
+
+async def test_prune_removes_uploads_that_nobody_completes(gcs_strict, objects):
+    async with open_store("gs://conformance/run") as store:
+        upload = await store.create_multipart("never/finished")
+        await store.put_part(upload, 1, 0, b"part")
+    for item in objects.values():
+        item.created -= 90_000
+    assert (await prune("gs://conformance/run")).uploads == ["never/finished"]
+    await prune("gs://conformance/run", dry_run=False)
+    assert objects == {}
+
+
+# SIGKILL
+
+TOTAL = 12 * 5 * MIB + 7
+SEND = """
+import asyncio, json, sys
+from asyncsync import TransferConfig, push
+from test_gcs_flows import PARTS
+from dataclasses import replace
+tree, uri, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+asyncio.run(push(tree, uri, storage_options=options, transfer=replace(PARTS, bandwidth_limit=30 << 20)))
+"""
+
+
+async def finished_parts(options, uri) -> int:
+    async with open_store(uri, options=options) as store:
+        uploads = await store.list_multiparts()
+        return len(await store.list_parts(uploads[0])) if uploads else 0
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "gcs_strict",
+        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),
+        pytest.param("fake_gcs_server", marks=pytest.mark.server),
+    ],
+)
+async def test_a_killed_upload_goes_on_where_it_stopped(request, server, tmp_path):
+    running = request.getfixturevalue(server)
+    options, uri = running.storage_options, f"gs://conformance/kill-{time.time_ns()}"
+    big = tmp_path / "tree/big"
+    big.parent.mkdir()
+    big.write_bytes(os.urandom(TOTAL))
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    child = subprocess.Popen(
+        [sys.executable, "-c", SEND, str(big.parent), uri, json.dumps(options)],
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while await finished_parts(options, uri) < 4:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    there = await finished_parts(options, uri)
+    assert 4 <= there < 13
+    report = await push(big.parent, uri, storage_options=options, transfer=PARTS)
+    async with open_store(uri, options=options) as store:
+        assert (await store.get("big"))[0] == big.read_bytes()
+        assert await store.list_multiparts() == []
+    assert report.bytes_sent <= TOTAL - there * 5 * MIB
