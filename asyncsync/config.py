@@ -253,7 +253,7 @@ class RunConfig:
     name: str | None = None
     """Directory name of the experiment below ``storage_path``; default ``run_<date>_<time>``."""
     storage_path: str | os.PathLike[str] | None = None
-    """``s3://bucket/prefix``, an absolute path or ``file://`` URL; default ``~/asyncsync_results``."""
+    """``s3://`` or ``gs://bucket/prefix``, an absolute path or ``file://`` URL; default ``~/asyncsync_results``."""
     sync_config: SyncConfig = field(default_factory=SyncConfig)
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -281,7 +281,9 @@ def _storage_path(value: object) -> str:
     if value is None:
         value = DEFAULT_STORAGE_PATH
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ConfigError(f"RunConfig(storage_path={value!r}) is not usable: give s3://bucket/prefix or a directory")
+        raise ConfigError(
+            f"RunConfig(storage_path={value!r}) is not usable: give s3:// or gs://bucket/prefix, or a directory"
+        )
     path = os.fspath(value)
     if isinstance(path, bytes):
         raise ConfigError(f"RunConfig(storage_path={value!r}) is not usable: it must be text")

@@ -36,7 +36,7 @@ class Syncer:
 
     Args:
         local_dir: a directory, or a single file.
-        uri: where it is kept: ``s3://bucket/prefix``, an absolute path, ``file:///...``.
+        uri: where it is kept: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
         sync_config: period, time-out, include and exclude patterns, links.
         transfer: how bytes travel.
         storage_options: options of the store.

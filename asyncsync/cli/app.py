@@ -35,11 +35,12 @@ _MODULES = {
     "demo-read": "demo",
 }
 
-HELP = """Keep directories, experiments and their checkpoints safe in S3 or another directory.
+HELP = """Keep directories, experiments and their checkpoints safe in S3, GCS or another directory.
 
-A URL is s3://bucket/prefix, file:///path, an absolute path, ~/path or ./path. Credentials come from where AWS tools
-look for them (environment, ~/.aws, instance role). Only bytes that changed travel; what is written last is a manifest,
-so whatever a manifest names is whole; a transfer that was broken off continues where it stopped when it is run again.
+A URL is s3://bucket/prefix, gs://bucket/prefix, file:///path, an absolute path, ~/path or ./path. Credentials come from
+where the tools of AWS and Google look for them (environment, files at home, the machine's role). Only bytes
+that changed travel; what is written last is a manifest, so whatever a manifest names is whole; a transfer that was
+broken off continues where it stopped when it is run again.
 
 \b
 Start with:
