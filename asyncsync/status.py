@@ -53,6 +53,9 @@ class EngineStatus:
     store_healthy: bool
     conditional_writes: bool
     """False: the store cannot keep two processes from writing the same record; see that there is only one."""
+    checks: str
+    """How damage on the way to the store is found: ``crc32c``, the store refuses it; ``etag``, the MD5 that it answers
+    tells; ``none``, it shows when the file is read back. Directories are ``none``: nothing travels."""
 
 
 def trial_status(trial: Trial, now: float) -> TrialStatus:
@@ -86,4 +89,5 @@ def engine_status(engine: SyncEngine) -> EngineStatus:
         request_limit=session.budget.limit,
         store_healthy=session.store.healthy,
         conditional_writes=session.store.traits.conditional_writes,
+        checks=session.store.traits.checks,
     )

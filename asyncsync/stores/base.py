@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import google_crc32c
 
@@ -32,6 +33,11 @@ MISSING = ""
 """As ``if_version``: the object must not exist yet (create only)."""
 
 
+Checks = Literal["crc32c", "etag", "none"]
+"""How damage on the way to the store is found: the store refuses a wrong CRC32C; its answer tells the MD5 of what it
+received; not at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What a store can do, as data. Sizes in bytes."""
@@ -45,6 +51,8 @@ class Traits:
     """Ranges of objects up to this size cannot be copied."""
     crc32c: bool = True
     """The store checks a CRC32C sent with a body, and gives it back for the whole object."""
+    etag_md5: bool = False
+    """It does not, and the ETag of what is sent in one request is compared with its MD5 instead."""
     min_part_size: int = 5 << 20
     max_part_size: int = 5 << 30
     max_parts: int = 10_000
@@ -54,6 +62,13 @@ class Traits:
     """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
+
+    @property
+    def checks(self) -> Checks:
+        """See :data:`Checks`."""
+        if self.crc32c:
+            return "crc32c"
+        return "etag" if self.etag_md5 else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +204,10 @@ class Store(ABC):
     async def sweep(self) -> int:
         """Remove what killed writers have left beside the objects, where such a thing is possible; how much."""
         return 0
+
+    def lower_checks(self, checks: Checks) -> None:
+        """The store turned out not to check a CRC32C: say so in ``traits``, and do what helps instead. Plain call."""
+        self.traits = replace(self.traits, crc32c=False)
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
         """A whole small object in memory, with what is known of it.

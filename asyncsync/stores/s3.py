@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ import google_crc32c
 
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
-from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.checks import check_etag
 from asyncsync.stores.s3_direct import DirectAccess, direct
 from asyncsync.stores.s3_errors import Failure
 from asyncsync.stores.s3_options import S3Options
@@ -136,7 +138,11 @@ class S3Store(Store):
         return self._prefix + key
 
     def _checks(self) -> bool:
-        return self._options.checksum != "none"
+        return self.traits.crc32c
+
+    def lower_checks(self, checks: Checks) -> None:
+        if self._options.checksum == "auto":  # else somebody insists on it
+            self.traits = replace(self.traits, crc32c=False, etag_md5=checks == "etag")
 
     # Bulk
 
@@ -159,7 +165,10 @@ class S3Store(Store):
     ) -> tuple[Mapping[str, str], int | None]:
         plane = self._plane or await self._open_plane()
         if not self._checks():
-            return await plane.put(operation, key, query, headers, body), None
+            answer = await plane.put(operation, key, query, headers, body)
+            if self.traits.etag_md5:
+                await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer.get("etag")), body)
+            return answer, None
         if crc32c is None:
             crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
         sent = headers["x-amz-checksum-crc32c"] = crc_to_text(crc32c)

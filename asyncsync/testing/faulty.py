@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from asyncsync.config import TransferConfig
 from asyncsync.errors import UnavailableError
 from asyncsync.stores import register_scheme
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.testing.memory import MemoryStore, Request, forget_buckets, split_uri
 
 T = TypeVar("T")
@@ -150,6 +150,9 @@ class FaultyStore(Store):
     @property
     def traits(self) -> Traits:  # type: ignore[override]  # follows the inner store, whose traits a probe may lower
         return self.inner.traits
+
+    def lower_checks(self, checks: Checks) -> None:
+        self.inner.lower_checks(checks)
 
     async def close(self) -> None:
         """Closes the inner store; not counted as a call."""

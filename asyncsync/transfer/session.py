@@ -18,6 +18,7 @@ from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
 from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.checks import probe_checks
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 from asyncsync.transfer.sources import Catalogue
@@ -105,6 +106,10 @@ class Session:
         marker = b"asyncsync was here to see whether it may write and read\n"
         await self._may("write", store.put(PROBE, marker))
         await self._may("read", store.get(PROBE))
+        checks = await probe_checks(self.store.unguarded, PROBE, marker)
+        if checks != "crc32c" and not self.store.traits.local:
+            best = "the MD5 that it answers is compared" if checks == "etag" else "its files are checked when read back"
+            log.warning("%s does not check the CRC32C of what is sent: %s", self.uri, best)
 
     async def _may(self, verb: str, request: Awaitable[object]) -> None:
         try:
