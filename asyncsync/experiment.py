@@ -193,7 +193,9 @@ class Experiment:
         never a reason to fall back.
         """
         where = self.uri if trial is None else f"{self.uri}/{trial if isinstance(trial, str) else trial.name}"
-        return await restore_newest(self._of(trial), Path(target), where, on_progress)
+        trials = self.trials if trial is None else [self.trial(trial if isinstance(trial, str) else trial.name)]
+        lost = [(item.name, item.error or "") for item in trials if item.status == "unreadable"]
+        return await restore_newest(self._of(trial), Path(target), where, on_progress, lost)
 
     def _of(self, trial: str | TrialView | None) -> list[CheckpointView]:
         if trial is None:

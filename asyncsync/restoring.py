@@ -44,7 +44,8 @@ class RestoreReport(Generic[C]):
 
     checkpoint: C
     passed_over: list[tuple[str, str]]
-    """(``trial/checkpoint``, why) of each newer one that was not whole, newest first."""
+    """(``trial/checkpoint``, why) of each newer one that was not whole, newest first; before them (``trial``, why) of
+    each trial whose record cannot be read."""
     download: DownloadReport
 
     def __fspath__(self) -> str:
@@ -52,10 +53,12 @@ class RestoreReport(Generic[C]):
 
 
 async def restore_newest(
-    candidates: Sequence[C], target: Path, where: str, on_progress: Callable[[Progress], None] | None
-) -> RestoreReport[C]:
-    """Try ``candidates`` in order. See :meth:`asyncsync.experiment.Experiment.restore` for the errors."""
-    passed_over: list[tuple[str, str]] = []
+    candidates: Sequence[C], target: Path, where: str, on_progress: Callable[[Progress], None] | None,
+    unreadable: Sequence[tuple[str, str]] = (),
+) -> RestoreReport[C]:  # fmt: skip
+    """Try ``candidates`` in order. ``unreadable``: trials whose checkpoints nobody knows, and why. See
+    :meth:`asyncsync.experiment.Experiment.restore` for the errors."""
+    passed_over = list(unreadable)
     for item in candidates:
         landed: list[str] = []
         try:
@@ -70,10 +73,10 @@ async def restore_newest(
             return RestoreReport(item, passed_over, report)
         await in_thread(_remove, target, landed)
         passed_over.append((f"{item.trial}/{item.name}", reason))
-    if not candidates:
+    if not passed_over:
         raise NotFoundError(f"{where} has no checkpoint to restore")
     text = "; ".join(f"{name}: {reason}" for name, reason in passed_over[:5])
-    raise CheckpointIncompleteError(f"none of the {len(passed_over)} checkpoints of {where} is whole: {text}")
+    raise CheckpointIncompleteError(f"none of the {len(candidates)} checkpoints of {where} is whole: {text}")
 
 
 def _remove(target: Path, paths: Sequence[str]) -> None:

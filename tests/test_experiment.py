@@ -213,6 +213,16 @@ async def test_restore_passes_over_missing_manifests_missing_files_and_unreadabl
     assert [name for name, _ in report.passed_over] == [f"b/checkpoint_00000{number}" for number in (2, 1, 0)]
 
 
+async def test_restore_tells_of_trials_whose_record_cannot_be_read(store, tmp_path):
+    """Nobody knows whether they had a newer one."""
+    await store.put("a/.asyncsync/trial.json", b"{")
+    report = await (await Experiment.open(URI)).restore(tmp_path / "out")
+    assert report.checkpoint.trial == "b"
+    assert [name for name, _ in report.passed_over] == ["a"]
+    with pytest.raises(CheckpointIncompleteError, match="none of the 0 checkpoints"):
+        await (await Experiment.open(URI)).restore(tmp_path / "other", "a")
+
+
 async def test_restore_without_any_whole_checkpoint_names_them_all(store, tmp_path):
     for number in range(2):
         store.damage(f"a/checkpoint_00000{number}/model.bin", b"")
