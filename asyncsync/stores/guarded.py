@@ -389,11 +389,6 @@ class GuardedStore(GuardedView):
         """The store for the requests of one tree, counted for itself."""
         return GuardedView(self._core, lane, owner)
 
-    @property
-    def unguarded(self) -> Store:
-        """The store inside: one attempt a request, no limits."""
-        return self._core.inner
-
     async def close(self) -> None:
         """Close the store inside."""
         self._core.breaker.close()

@@ -37,6 +37,8 @@ class Session:
 
     uri: str
     transfer: TransferConfig
+    inner: Store
+    """The store without retries and limits: for asking what it does."""
     store: GuardedStore
     budget: Budget
     journal: Journal
@@ -75,7 +77,9 @@ class Session:
             await journal.__aenter__()
             locks = TreeLocks()
             resources.callback(locks.close)
-            session = cls(uri, transfer, store, budget, journal, uploads, locks, Catalogue(), resources.pop_all())
+            session = cls(
+                uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), resources.pop_all()
+            )
         try:
             await uploads.load()
         except BaseException:
@@ -106,7 +110,7 @@ class Session:
         marker = b"asyncsync was here to see whether it may write and read\n"
         await self._may("write", store.put(PROBE, marker))
         await self._may("read", store.get(PROBE))
-        checks = await probe_checks(self.store.unguarded, PROBE, marker)
+        checks = await probe_checks(self.inner, PROBE, marker)
         if checks != "crc32c" and not self.store.traits.local:
             best = "the MD5 that it answers is compared" if checks == "etag" else "its files are checked when read back"
             log.warning("%s does not check the CRC32C of what is sent: %s", self.uri, best)
