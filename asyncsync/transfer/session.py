@@ -77,7 +77,8 @@ class Session:
             await journal.__aenter__()
             locks = TreeLocks()
             resources.callback(locks.close)
-            session = cls(
+            held = resources.pop_all()
+            session = cls(uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), held)
                 uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), resources.pop_all()
             )
         try:
