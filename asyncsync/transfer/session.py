@@ -79,8 +79,6 @@ class Session:
             resources.callback(locks.close)
             held = resources.pop_all()
             session = cls(uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), held)
-                uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), resources.pop_all()
-            )
         try:
             await uploads.load()
         except BaseException:
