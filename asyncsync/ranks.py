@@ -48,6 +48,9 @@ log = logging.getLogger("asyncsync")
 FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
 """Seconds between two looks at whether the others are there: at first, and at most."""
 READERS = 16
+PATIENCE = 5.0
+"""Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
+sent to the old number would be for nothing."""
 
 
 class Ranks:
@@ -63,7 +66,7 @@ class Ranks:
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
         """Whether we came back in the midst of a generation, and have not seen that rank 0 is alive."""
-        self._looked = False
+        self._looked = self._waited = False
         self._base = 0
 
     @property
@@ -165,6 +168,7 @@ class Ranks:
         CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``.
         """
         config = self._engine.run.sync_config
+        await self._let_rank_0_be_first(trial, hiccup)
         while True:
             if not self.leads:
                 await persist(partial(self._follow, trial), hiccup)
@@ -173,6 +177,14 @@ class Ranks:
             if await self._wait(trial, job, hiccup):
                 self._may_follow = self._returned = False
                 return await self._whole(job) if self.leads else report
+
+    async def _let_rank_0_be_first(self, trial: Trial, hiccup: Callable[[str], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE
+        while self._returned and not self._waited and loop.time() < until:
+            if not await persist(partial(self._follow, trial), hiccup):
+                await asyncio.sleep(FIRST_LOOK)
+        self._waited = True
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:

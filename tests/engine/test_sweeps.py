@@ -84,6 +84,33 @@ async def train(root: Path) -> None:
         await trial.finish()
 
 
+async def train_by_ranks(root: Path) -> None:
+    """Two ranks, two checkpoints; resumed if they are there. A rank that fails ends, as a process would."""
+    run = RunConfig(
+        name="exp", storage_path="memory://b", transfer=TransferConfig(max_attempts=1),
+        sync_config=SyncConfig(sync_period=1000, sync_timeout=500),
+        checkpoint_config=CheckpointConfig(num_to_keep=2, commit_timeout=20),
+    )  # fmt: skip
+    names: dict[int, list[str]] = {}
+
+    async def one(rank: int) -> None:
+        source = root / f"shard{rank}"
+        source.mkdir(exist_ok=True)
+        (source / f"shard_{rank}").write_bytes(b"%d" % rank * 100)
+        local = root / f"machine{rank}"
+        async with SyncEngine(run, local_dir=local, resume=True, role="worker", rank=rank, world_size=2) as engine:
+            trial = engine.trial("t")
+            reports = [await trial.report({"step": step}, source) for step in range(2)]
+            names[rank] = [report.checkpoint.name for report in reports if report.checkpoint is not None]
+            await trial.finish()
+
+    ended = await asyncio.gather(one(0), one(1), return_exceptions=True)
+    for error in ended:
+        if isinstance(error, BaseException):
+            raise error
+    assert names[0] == names[1]
+
+
 def check_whole(store: MemoryStore) -> None:
     contents = store.contents
     for key, data in contents.items():
@@ -274,3 +301,17 @@ def accepted_is_durable(root: Path) -> None:
 def test_taking_up_what_was_accepted_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
     """A store that refuses for good is told, and the checkpoint given up: that one is left out here."""
     assert sweep(go_on, tmp_path, plan, accepted_is_durable, uri="memory://b/exp", setup=accept_and_die) > 10
+
+
+def shards_equal_local(root: Path) -> None:
+    contents = MemoryStore("b", "exp/t").contents
+    for item in trial_record().checkpoints:
+        manifest = Manifest.from_bytes(contents[f"{item.name}/{MANIFEST}"])
+        assert sorted(manifest.files) == ["shard_0", "shard_1"]
+        for rank in range(2):
+            assert contents[f"{item.name}/shard_{rank}"] == (root / f"shard{rank}/shard_{rank}").read_bytes()
+
+
+@each_plan
+def test_a_checkpoint_of_ranks_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
+    assert sweep(train_by_ranks, tmp_path, plan, shards_equal_local, uri="memory://b/exp") > 40
