@@ -281,23 +281,30 @@ class Tree:
 
     async def _commit(self, store: Store, gone: list[str], scanned: int) -> None:
         """Replace the manifest, after everything that it names. Nothing is written if only times have changed."""
-        old = self._manifest.files if self._manifest is not None else {}
         fresh = self._uncommitted.files if self._uncommitted is not None else {}
-        files = {**old, **fresh}
-        for path in gone:
-            files.pop(path, None)
-        info = self._manifest.info if self._manifest is not None else self._options.info or {}
-        new = Manifest(files, {**info, SCANNED: scanned})
-        data = await in_thread(new.to_bytes)
+        new, data, differs = await in_thread(self._next, gone, scanned)
         version = self._version
-        if gone or self._manifest is None or any(_differs(old.get(path), entry) for path, entry in fresh.items()):
+        if differs:
             version = await self._write(store, data)
         self._manifest, self._version, self._uncommitted = new, version, None
-        self._session.catalogue.remember(self.prefix, files)
+        self._session.catalogue.remember(self.prefix, new.files)
         for path in fresh:
             self._session.uploads.file_named(self.prefix + path)
         if not self._options.fresh:
             self._session.journal.save_tree(self.identity, data, version or MISSING)
+
+    def _next(self, gone: list[str], scanned: int) -> tuple[Manifest, bytes, bool]:
+        """In a worker thread: the next manifest, its document, and whether more than times differ from the last."""
+        last = self._manifest
+        old = last.files if last is not None else {}
+        fresh = self._uncommitted.files if self._uncommitted is not None else {}
+        files = {**old, **fresh}
+        for path in gone:
+            files.pop(path, None)
+        info = last.info if last is not None else self._options.info or {}
+        differs = last is None or bool(gone) or any(_differs(old.get(path), entry) for path, entry in fresh.items())
+        new = Manifest(files, {**info, SCANNED: scanned})
+        return new, new.to_bytes(), differs
 
     async def _write(self, store: Store, data: bytes) -> str:
         if self._options.fresh and isinstance(store, FencedView):

@@ -88,11 +88,7 @@ class TreeUpload:
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
         """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
-        self.tally.files_total = len(files)
-        self.tally.bytes_total = sum(file.size for file in files)
-        self._sources.prepare(files)
-        for file in files:
-            (self._small if file.size <= SMALL else self._large).append(file)
+        await in_thread(self._prepare, files)
         count = min(len(files), self._config.max_concurrency)
         if count == 1:
             await self._worker()
@@ -101,6 +97,14 @@ class TreeUpload:
             for index in range(count):
                 group.create_task(self._worker(), name=f"upload {self._prefix}#{index}")
         return self.tally
+
+    def _prepare(self, files: Sequence[FileStat]) -> None:
+        """In a worker thread: it goes over all files of the tree, those too that stay."""
+        self.tally.files_total = len(files)
+        self.tally.bytes_total = sum(file.size for file in files)
+        self._sources.prepare(files)
+        for file in files:
+            (self._small if file.size <= SMALL else self._large).append(file)
 
     async def _worker(self) -> None:
         """Small files first: they free the most names for the least bytes."""
