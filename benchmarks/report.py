@@ -119,7 +119,7 @@ class Figure:
         except KeyError:
             return None
         verdict = "held" if (value <= self.must if self.most else value >= self.must) else "**missed**"
-        word = "under" if self.most else "at least"
+        word = "at most" if self.most else "at least"
         aim = f"{self.aim:g}" if self.aim is not None else "-"
         also = f"{started:.2f}" if started is not None else "-"
         return f"| {self.what} | {word} {self.must:g} {self.unit} | {aim} | {value:.2f} | {verdict} | {also} |"
