@@ -1,6 +1,7 @@
 """Several engines on one store, as on several machines: a driver and workers, each with its own records."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from onebench import Bench
 
 from asyncsync import ConfigError, Experiment, SyncConfig, SyncEngine
 from asyncsync.errors import ConcurrentWriterError
+from asyncsync.events import Event, SyncWarning
 from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.stores.base import Traits
 from asyncsync.testing import run_virtual
 
 
@@ -99,3 +102,21 @@ def test_a_driver_takes_no_workers_trial_on_the_same_machine_for_its_own_files(b
 def test_an_unknown_role_is_refused(tmp_path: Path, bench: Bench) -> None:
     with pytest.raises(ConfigError, match="driver"):
         bench.engine(role="boss")
+
+
+def test_a_store_without_conditional_writes_is_told_at_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("asyncsync.testing.memory.Traits", partial(Traits, conditional_writes=False))
+
+    async def main() -> tuple[bool, Event]:
+        engine = bench.engine()
+        events = engine.events()
+        async with engine:
+            return engine.status().conditional_writes, await anext(events)
+
+    able, event = run_virtual(main())
+    assert not able
+    assert isinstance(event, SyncWarning)
+    assert "no conditional writes" in event.message
+    assert event.message in caplog.text

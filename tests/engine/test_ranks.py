@@ -13,6 +13,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, ConfigError, Experiment, SyncConfig, SyncEngine, UploadMode, verify
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.pruning import prune
 from asyncsync.records import TrialRecord
 from asyncsync.testing import run_virtual
 
@@ -382,3 +383,14 @@ def test_a_driver_may_be_rank_0(bench: Bench) -> None:
 def test_ranks_that_cannot_be_are_refused(bench: Bench, wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         bench.engine(**wrong)
+
+
+def test_what_a_rank_that_never_came_left_undone_is_garbage_for_prune(bench: Bench) -> None:
+    async def main() -> list[str]:
+        async with rank(bench, 0, of=2, keep=CheckpointConfig(commit_timeout=10)) as zero:
+            with pytest.raises(CheckpointIncompleteError):
+                await zero.trial("t").report({}, shard(bench, 0))
+        return (await prune("memory://b/exp", dry_run=False, older_than=0)).checkpoints
+
+    assert run_virtual(main()) == ["t/checkpoint_000000/"]
+    assert not [key for key in bench.keys() if "checkpoint_" in key]
