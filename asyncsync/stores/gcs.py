@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import secrets
-import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -45,7 +44,7 @@ TRAITS = Traits(
 _RESOURCE = "name,size,generation,crc32c,updated"
 _WRITTEN = "generation,crc32c,size"
 _AT_ONCE = 4
-"""Requests at once within one call: batches of a deletion, steps of a compose."""
+"""Batches of a deletion, or steps of a compose, at once."""
 
 
 class GcsStore(Store):
@@ -87,10 +86,7 @@ class GcsStore(Store):
             if self._closed:
                 raise StoreError(f"{self.uri} is closed")
             if self._wire is None:
-                verify = self._options.verify
-                context: ssl.SSLContext | bool = (
-                    verify if isinstance(verify, bool) else await in_thread(_trusting, verify)
-                )
+                context = await in_thread(self._options.ssl_context)
                 self._wire = Wire(self._bucket, self._options, ssl_context=context, **self._limits)
             return self._wire
 
@@ -378,10 +374,6 @@ def _crc_of(body: FileRange) -> int:
     for piece in body.pieces():
         crc = google_crc32c.extend(crc, piece)
     return crc
-
-
-def _trusting(path: str) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=path)
 
 
 async def _few_at_once(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from aiohttp.abc import AbstractStreamWriter
 
 from asyncsync.disk.files import FileRange
-from asyncsync.stores.base import Body
-from asyncsync.stores.s3_stream import SMALL, StreamedBody
+from asyncsync.stores.s3_stream import StreamedBody
 from asyncsync.stores.watchdog import Watchdog
 
 _BOUNDARY = secrets.token_hex(16)
@@ -50,11 +49,9 @@ class Related(StreamedBody):
             self._watchdog.discard(self)
 
 
-def related(document: bytes, media: Body, watchdog: Watchdog) -> bytes | Related:
-    """The body of a multipart upload: bytes if it is small, else streamed."""
-    if isinstance(media, bytes) and len(media) <= SMALL:
-        return b"".join((_BEFORE, document, _BETWEEN, media, _AFTER))
-    return Related(document, media, watchdog)
+def related(document: bytes, media: bytes) -> bytes:
+    """The body of a multipart upload whose media are in memory."""
+    return b"".join((_BEFORE, document, _BETWEEN, media, _AFTER))
 
 
 def batch(paths: Sequence[str]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -64,6 +65,15 @@ class GcsOptions:
         found = self.endpoint_url or os.environ.get(EMULATOR) or GOOGLE
         return (found if "://" in found else f"http://{found}").rstrip("/")
 
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """None for a plain connection. Blocking: reads certificates."""
+        if not self.endpoint().startswith("https://"):
+            return None
+        context = ssl.create_default_context(cafile=self.verify if isinstance(self.verify, str) else None)
+        if self.verify is False:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
     def needs_token(self) -> bool:
         """Whether requests carry one. Google's own credentials are never sent over a connection in the clear."""
         if self.anonymous:
@@ -98,5 +108,7 @@ def _check(name: str, value: object) -> None:
         raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
     if name not in ("anonymous", "verify") and (not isinstance(value, str) or not value):
         raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
+    if name == "token" and len(str(value).split()) != 1:
+        raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
     if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
         raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")

@@ -21,7 +21,8 @@ from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import Related, related
 from asyncsync.stores.gcs_errors import failure, translate
 from asyncsync.stores.gcs_options import GcsOptions
-from asyncsync.stores.http1 import too_short
+from asyncsync.stores.http1 import Host, Http1, too_short
+from asyncsync.stores.http1_connection import BrokenError
 from asyncsync.stores.s3_stream import StreamedBody
 from asyncsync.stores.watchdog import Watchdog
 
@@ -32,13 +33,16 @@ READ_BUFFER = 1 << 18
 SERVER_SECONDS = 90.0
 """Silence allowed while the service works on stored bytes: compose and one step of a rewrite."""
 _ERROR_BYTES = 1 << 16
+_UPLOAD_HEADERS = (
+    f"content-type: {Related.CONTENT_TYPE}\r\naccept: */*\r\naccept-encoding: identity\r\nuser-agent: asyncsync\r\n"
+)
 
 
 class Wire:
     """Requests of one bucket. Made inside a running loop."""
 
     def __init__(
-        self, bucket: str, options: GcsOptions, *, ssl_context: ssl.SSLContext | bool, stall_timeout: float,
+        self, bucket: str, options: GcsOptions, *, ssl_context: ssl.SSLContext | None, stall_timeout: float,
         connect_timeout: float, max_connections: int,
     ) -> None:  # fmt: skip
         self.bucket = bucket
@@ -51,13 +55,19 @@ class Wire:
         )
         self._session = self._open_session(ssl_context, max_connections)
         self._endpoint = options.endpoint()
+        server = URL(self._endpoint)
+        self._host = server.host_port_subcomponent
+        self._http = Http1(
+            Host(server.host or "", server.port or 443, ssl_context), stall_timeout=stall_timeout,
+            connect_timeout=connect_timeout, max_connections=max_connections,
+        )  # fmt: skip
         payer = options.user_project
         self._always = {} if payer is None else {"userProject": payer}
 
-    def _open_session(self, context: ssl.SSLContext | bool, limit: int) -> aiohttp.ClientSession:
+    def _open_session(self, context: ssl.SSLContext | None, limit: int) -> aiohttp.ClientSession:
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=limit, ssl=context, ttl_dns_cache=60, keepalive_timeout=KEEPALIVE_SECONDS
+                limit=limit, ssl=context or True, ttl_dns_cache=60, keepalive_timeout=KEEPALIVE_SECONDS
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
@@ -70,6 +80,7 @@ class Wire:
 
     async def close(self) -> None:
         self._watchdog.close()
+        await self._http.close()
         await self._session.close()
         await self._access.close()
 
@@ -100,11 +111,33 @@ class Wire:
         """Metadata and media in one request; the answer's JSON."""
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
+        if isinstance(body, bytes):
+            return await self._upload_bytes(name, url, related(document, body))
 
-        def data() -> bytes | Related:
-            return related(document, body, self._watchdog)
+        def data() -> Related:
+            return Related(document, body, self._watchdog)
 
         return await self._ask("insert", "POST", name, url, data, {"content-type": Related.CONTENT_TYPE})
+
+    async def _upload_bytes(self, name: str, url: URL, data: bytes) -> bytes:
+        """What is in memory goes out without aiohttp's session: a third of the CPU time."""
+        line = f"POST {url.raw_path_qs} HTTP/1.1\r\nhost: {self._host}\r\n{_UPLOAD_HEADERS}"
+        renewed = False
+        while True:
+            header = await self._authorization()
+            signed = "" if header is None else f"authorization: {header}\r\n"
+            head = f"{line}{signed}content-length: {len(data)}\r\n\r\n".encode()
+            try:
+                answer = await self._http.send(head, data)
+            except BrokenError as error:
+                raise UnavailableError(f"insert {self.where(name)}: {error}") from error
+            if answer.status < 300:
+                return answer.content
+            if answer.status != 401 or renewed or not self._access.renewable:
+                said = {"Retry-After": answer.headers.get("retry-after", "")}
+                raise failure("insert", self.where(name), answer.status, said, answer.content)
+            renewed = True
+            await self._access.renew(header)
 
     async def ask(self, operation: str, method: str, name: str, url: URL) -> bytes:
         """A request without a body; the answer's."""
