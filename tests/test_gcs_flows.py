@@ -132,10 +132,11 @@ asyncio.run(push(tree, uri, storage_options=options, transfer=replace(PARTS, ban
 """
 
 
-async def finished_parts(options, uri) -> int:
+async def finished_parts(options, uri) -> list[int]:
+    """Their sizes: the last part of the file is a short one."""
     async with open_store(uri, options=options) as store:
         uploads = await store.list_multiparts()
-        return len(await store.list_parts(uploads[0])) if uploads else 0
+        return [part.size for part in await store.list_parts(uploads[0])] if uploads else []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ async def test_a_killed_upload_goes_on_where_it_stopped(request, server, tmp_pat
     )
     try:
         deadline = time.monotonic() + 60
-        while await finished_parts(options, uri) < 4:
+        while len(await finished_parts(options, uri)) < 4:
             assert child.poll() is None
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
@@ -167,9 +168,9 @@ async def test_a_killed_upload_goes_on_where_it_stopped(request, server, tmp_pat
         child.send_signal(signal.SIGKILL)
         child.wait()
     there = await finished_parts(options, uri)
-    assert 4 <= there < 13
+    assert 4 <= len(there) < 13
     report = await push(big.parent, uri, storage_options=options, transfer=PARTS)
     async with open_store(uri, options=options) as store:
         assert (await store.get("big"))[0] == big.read_bytes()
         assert await store.list_multiparts() == []
-    assert report.bytes_sent <= TOTAL - there * 5 * MIB
+    assert report.bytes_sent <= TOTAL - sum(there)
