@@ -106,6 +106,7 @@ class Ranks:
             self.file.version = info.version
         before, self.claim.generation = self.claim.generation, leader.epoch if leader is not None else 1
         self._returned = self._resumed and leader is not None and (info is None or before == self.claim.generation)
+        self._waited = info is None  # most likely a first start: nothing to be patient for
 
     async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
@@ -183,7 +184,7 @@ class Ranks:
         until = loop.time() + PATIENCE
         while self._returned and not self._waited and loop.time() < until:
             if not await persist(partial(self._follow, trial), hiccup):
-                await asyncio.sleep(FIRST_LOOK)
+                await asyncio.sleep(PATIENCE / 20)
         self._waited = True
 
     @staticmethod
