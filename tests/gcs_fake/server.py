@@ -145,7 +145,7 @@ class GcsFake:
     async def _reply(self, request: web.Request, seen: Seen) -> Reply:
         media = "alt=media" in request.query_string
         try:
-            path = request.raw_path.partition("?")[0]
+            path = request.raw_path.partition("?")[0].removeprefix("/download")  # where mediaLink points to
             query = _query(request.raw_path)
             if path == "/token":
                 await request.read()
