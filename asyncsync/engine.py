@@ -18,7 +18,7 @@ from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import EngineClosedError, SyncError
-from asyncsync.events import Event, Progress
+from asyncsync.events import Event
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
 from asyncsync.pending import left_behind, take_up
@@ -29,7 +29,7 @@ from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
 from asyncsync.stores.budget import Lane
-from asyncsync.stream import Emitter, EventStream
+from asyncsync.stream import Emitter, EventStream, progress_event
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions, pair
 from asyncsync.transfer.upload import Tally
@@ -320,19 +320,7 @@ class SyncEngine:
 
     def progress_of(self, key: str) -> Callable[[Tally], None]:
         """A function that tells the listeners how far a tree is."""
-
-        def tell(tally: Tally) -> None:
-            self.emit(
-                Progress(
-                    tree=key,
-                    files_done=tally.files_done,
-                    files_total=tally.files_total,
-                    bytes_done=tally.bytes_sent + tally.bytes_reused,
-                    bytes_total=tally.bytes_total,
-                )
-            )
-
-        return tell
+        return lambda tally: self.emit(progress_event(key, tally))
 
     def not_durable(self) -> set[str]:
         """Names of the trees and checkpoints that have something which is not in the store."""

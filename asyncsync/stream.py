@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from asyncsync.events import Event
+from asyncsync.events import Event, Progress
+from asyncsync.transfer.upload import Tally
 
 BUFFER = 1024
 """Events that wait for one listener; further ones are dropped and counted."""
@@ -74,3 +75,14 @@ class Emitter:
         for listener in self._listeners:
             listener.offer(None)
         self._listeners.clear()
+
+
+def progress_event(key: str, tally: Tally) -> Progress:
+    """How far the upload of a tree is."""
+    return Progress(
+        tree=key,
+        files_done=tally.files_done,
+        files_total=tally.files_total,
+        bytes_done=tally.bytes_sent + tally.bytes_reused,
+        bytes_total=tally.bytes_total,
+    )
