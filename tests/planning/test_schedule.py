@@ -1,6 +1,6 @@
 """When trees are synced: pure, time is an argument."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncsync.planning.schedule import Schedule
@@ -127,11 +127,13 @@ def test_trees_start_in_the_order_in_which_they_are_due() -> None:
     assert started(schedule, 3.0) == ["b", "c", "a"]
 
 
+@example([("ask", 0.0), ("ask", 0.0), ("fail", 0.0), ("ask", 1.0)])
 @given(st.lists(st.tuples(st.sampled_from(["ask", "force", "step", "end", "fail"]), st.floats(0, 20)), max_size=60))
 def test_unforced_starts_keep_their_distance_and_no_request_is_lost(steps: list[tuple[str, float]]) -> None:
     schedule: Schedule[str] = Schedule()
     schedule.add("a", 0.0, period=10, periodic=False)
     now, last, running, wanted = 0.0, float("-inf"), False, False
+    failures, again = 0, float("inf")  # how many in a row, and from when on a failed one may be tried again
     for verb, wait in steps:
         now += wait
         if verb in ("ask", "force"):
@@ -140,11 +142,13 @@ def test_unforced_starts_keep_their_distance_and_no_request_is_lost(steps: list[
         elif verb in ("end", "fail") and running:
             schedule.finished("a", now, ok=verb == "end")
             running = False
+            failures = failures + 1 if verb == "fail" else 0
+            again = now + min(2.0 ** (failures - 1), 60) if failures else float("inf")
         due = schedule.pop_due(now)
         if due is not None:
             assert not running
             assert wanted
-            assert due[1] or now - last >= 10 - 1e-9
+            assert due[1] or now - last >= 10 - 1e-9 or now >= again - 1e-9
             last, running, wanted = now, True, False
     if running:
         schedule.finished("a", now, ok=True)
