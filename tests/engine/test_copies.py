@@ -142,7 +142,7 @@ def torch_like(arrays: dict[str, np.ndarray]) -> bytes:
     """As ``torch.save`` lays a file out: a zip without compression, tensors at multiples of 64 bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", repr(list(arrays)))
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), repr(list(arrays)))  # torch writes no times either
         for number, array in enumerate(arrays.values()):
             info = zipfile.ZipInfo(f"archive/data/{number}")
             at = buffer.tell() + 30 + len(info.filename) + 4
