@@ -96,10 +96,13 @@ class _Walk:
             if here in above:
                 self.found.warnings.append(f"{prefix}{name}: skipped, the link leads back to a directory above it")
                 continue
+            before = self._count()
             try:
                 self.directory(f"{path}/{name}", f"{prefix}{name}/", above | {here})
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone since it was listed: the next scan decides
+            if self._is_marked(prefix + name):
+                self._take_back(before)  # it was new: its mark came after the first look, but before any file
 
     def _entries(
         self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[tuple[str, tuple[int, int]]]
@@ -152,9 +155,21 @@ class _Walk:
     def _descends(self, path: str) -> bool:
         if self._rules.skip_numbered and _NUMBERED.fullmatch(path):
             return False
-        if self._rules.skip_marked and "/" not in path and os.path.isdir(f"{self._root}/{path}/{META_DIR}"):
+        if self._is_marked(path):
             return False
         return path not in self._rules.skip and not (self._exclude is not None and self._exclude.match_file(path + "/"))
+
+    def _is_marked(self, path: str) -> bool:
+        return self._rules.skip_marked and "/" not in path and os.path.isdir(f"{self._root}/{path}/{META_DIR}")
+
+    def _count(self) -> tuple[int, int, int, int, int]:
+        found = self.found
+        return len(found.files), len(found.warnings), len(found.refused), found.same, found.bytes_total
+
+    def _take_back(self, before: tuple[int, int, int, int, int]) -> None:
+        """Forget what was found since :meth:`_count`."""
+        files, warnings, refused, self.found.same, self.found.bytes_total = before
+        del self.found.files[files:], self.found.warnings[warnings:], self.found.refused[refused:]
 
     def _counts(self, path: str) -> bool:
         if path in self._rules.always:

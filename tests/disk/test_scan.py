@@ -1,0 +1,21 @@
+"""What a scan takes along while the directory changes under it."""
+
+from pathlib import Path
+
+from asyncsync.disk.scan import Rules, scan
+
+
+def test_a_directory_that_is_marked_while_it_is_read_is_left_out_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"12")
+    (tmp_path / "trial" / "deep").mkdir(parents=True)
+    for name in ("trial/known", "trial/new", "trial/deep/new"):
+        (tmp_path / name).write_bytes(b"123")
+
+    def marked_meanwhile(path: str, *_: int) -> bool:
+        if path.startswith("trial/"):
+            (tmp_path / "trial" / ".asyncsync").mkdir(exist_ok=True)
+        return path.endswith("known")
+
+    found = scan(str(tmp_path), Rules(skip_marked=True), marked_meanwhile)
+    assert [file.path for file in found.files] == ["mine"]
+    assert (found.same, found.bytes_total, found.warnings) == (0, 2, [])
