@@ -65,14 +65,15 @@ assert asyncio.run(asyncsync.push("data", pathlib.Path("store").resolve())).file
     assert done.returncode == 0, done.stderr
 
 
-def test_s3_without_its_extra_says_what_to_install(tmp_path):
-    code = """
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
+def test_a_store_without_its_extra_says_what_to_install(tmp_path, scheme, extra):
+    code = f"""
 from asyncsync import ConfigError
 from asyncsync.stores import open_store
 try:
-    open_store("s3://bucket/prefix")
+    open_store("{scheme}://bucket/prefix")
 except ConfigError as error:
-    assert "pip install 'asyncsync[s3]'" in str(error), error
+    assert "pip install 'asyncsync[{extra}]'" in str(error), error
 else:
     raise SystemExit("no error")
 """

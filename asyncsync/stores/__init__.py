@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -73,12 +75,9 @@ def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> 
     bucket, _, prefix = uri.partition("://")[2].partition("/")
     if not bucket:
         raise ConfigError(f"storage path {uri!r} has no bucket; it must be s3://bucket/prefix")
-    try:
-        from asyncsync.stores.s3 import S3Store
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("aiobotocore", "botocore", "aiohttp"):
-            raise
-        raise ConfigError(f"{uri!r} needs {error.name}: pip install 'asyncsync[s3]'") from error
+    _need(uri, "s3", "aiobotocore", "aiohttp", "aiohappyeyeballs")
+    from asyncsync.stores.s3 import S3Store
+
     return S3Store(
         bucket,
         prefix.strip("/"),
@@ -89,6 +88,17 @@ def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> 
     )
 
 
+def _need(uri: str, extra: str, *modules: str) -> None:
+    """ConfigError unless the packages of an extra are there. They are not imported: some are needed later or never."""
+    for name in modules:
+        try:
+            there = sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:  # of a package above it
+            there = False
+        if not there:
+            raise ConfigError(f"{uri!r} needs {name}: pip install 'asyncsync[{extra}]'")
+
+
 def _seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
@@ -97,12 +107,9 @@ def _open_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) ->
     bucket, _, prefix = uri.partition("://")[2].partition("/")
     if not bucket:
         raise ConfigError(f"storage path {uri!r} has no bucket; it must be gs://bucket/prefix")
-    try:
-        from asyncsync.stores.gcs import GcsStore
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("gcloud", "aiohttp"):
-            raise
-        raise ConfigError(f"{uri!r} needs {error.name}: pip install 'asyncsync[gcs]'") from error
+    _need(uri, "gcs", "aiohttp", "gcloud.aio.auth")
+    from asyncsync.stores.gcs import GcsStore
+
     return GcsStore(
         bucket,
         prefix.strip("/"),

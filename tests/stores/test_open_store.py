@@ -57,11 +57,19 @@ def test_s3_without_a_bucket_is_refused():
         open_store("s3:///x")
 
 
-def test_s3_without_its_client_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "asyncsync.stores.s3", raising=False)
-    monkeypatch.setitem(sys.modules, "asyncsync.stores.s3", None)
-    with pytest.raises((ConfigError, ModuleNotFoundError)):
-        open_store("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("uri", "missing", "extra"),
+    [
+        ("s3://bucket/x", "aiobotocore", "s3"),
+        ("s3://bucket/x", "aiohttp", "s3"),
+        ("gs://bucket/x", "aiohttp", "gcs"),
+        ("gs://bucket/x", "gcloud.aio.auth", "gcs"),
+    ],
+)
+def test_each_missing_package_is_told_when_the_store_is_opened(monkeypatch, uri, missing, extra):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"needs {missing}: pip install 'asyncsync\[{extra}\]'"):
+        open_store(uri)
 
 
 def test_a_scheme_can_be_added_and_gets_options_and_transfer_settings():
