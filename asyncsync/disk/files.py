@@ -56,6 +56,23 @@ class FileRange:
             file.seek(self.offset + start)
             return file.readinto(memoryview(buffer)[: self.size - start])
 
+    def send_to(self, start: int, most: int, descriptor: int) -> tuple[int, bool]:
+        """Give up to ``most`` bytes from ``start`` on to a socket that does not block, without copying them through
+        our memory; how many it took, and whether it would have blocked. Blocking on the disk: for worker threads.
+        """
+        end = start + min(most, self.size - start)
+        at = start
+        with open(self.path, "rb", buffering=0) as file:
+            while at < end:
+                try:
+                    count = os.sendfile(descriptor, file.fileno(), self.offset + at, end - at)
+                except BlockingIOError:
+                    return at - start, True
+                if not count:
+                    break  # the file ends here
+                at += count
+        return at - start, False
+
     def pieces(self) -> Iterator[bytes]:
         """All of it in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
         with open(self.path, "rb", buffering=0) as file:

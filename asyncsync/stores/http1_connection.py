@@ -7,6 +7,9 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from asyncsync.disk.files import FileRange
+from asyncsync.stores.http1_sendfile import FileSocket
+
 INBOX = 1 << 16
 """Bytes that wait here while nobody reads: a head, and with it the whole of a small answer."""
 SMALL = 1 << 16
@@ -50,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._files: FileSocket | None = None
         self._choked = False
         self._paused = False
         self._lost: Exception | None = None
@@ -67,6 +71,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.discard(self)
+        if self._files is not None:
+            self._files.close()
         self._lost = self._lost or BrokenError(
             "the store closed the connection" if exc is None else f"{type(exc).__name__}: {exc}"
         )
@@ -165,6 +171,42 @@ class Connection(asyncio.BufferedProtocol):
                 await self._drained
             finally:
                 self._drained = None
+        self._broken_unless_answered()
+
+    # Files, where nothing has to be encrypted
+
+    @property
+    def sends_files(self) -> bool:
+        """Whether :meth:`send_file` can go on where :meth:`write` has ended."""
+        transport = self._transport
+        return transport is not None and FileSocket.serves(transport) and not transport.get_write_buffer_size()
+
+    async def send_file(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
+        """How many bytes the socket took, and whether it is full. BrokenError; what the file raises."""
+        self._broken_unless_answered()
+        assert self._transport is not None
+        if self._files is None:
+            self._files = FileSocket(self._loop, self._transport)
+        try:
+            count, full = await self._files.offer(body, start, most)
+        except ConnectionError as error:
+            self._lost = self._lost or BrokenError(f"{type(error).__name__}: {error}")
+            count, full = 0, True
+        self._sent += count
+        return count, full
+
+    async def writable(self) -> None:
+        """Wait until the socket takes more, or something of the answer is there; BrokenError."""
+        if self._lost is None and not self.answered:
+            assert self._files is not None
+            self._drained = self._loop.create_future()
+            try:
+                await self._files.wait(self._drained)
+            finally:
+                self._drained = None
+        self._broken_unless_answered()
+
+    def _broken_unless_answered(self) -> None:
         if self._lost is not None and not self.answered:
             raise BrokenError(str(self._lost)) from self._lost
 

@@ -1,10 +1,14 @@
 """The HTTP/1.1 client of the data plane against a server that answers by the byte."""
 
 import asyncio
+import errno
+import os
 from contextlib import asynccontextmanager
 
 import pytest
 
+from asyncsync.disk.files import FileRange
+from asyncsync.errors import SourceChangedError
 from asyncsync.stores.http1 import Host, Http1
 from asyncsync.stores.http1_connection import COLLECTED, INBOX, BrokenError, dechunk, parse_head
 
@@ -29,7 +33,7 @@ async def serving(*answers, max_connections=4, cut=False):
                     await asyncio.sleep(0)
                 if cut:
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass
         finally:
             writer.close()
@@ -179,6 +183,93 @@ async def test_a_cancelled_request_frees_its_place():
                 await http.send(REQUEST, None)
         assert http.busy == 0
         assert (await http.send(REQUEST, None)).status == 200
+
+
+async def body_of(tmp_path, size, *, cut=False, read=True):
+    """What a server got of a file of ``size`` bytes, and the file's bytes; ``read``: whether it reads the body."""
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    got = bytearray()
+
+    async def accept(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        while read and len(got) < size - 10 and (piece := await reader.read(50_000)):
+            got.extend(piece)
+            if cut:
+                break
+        writer.write(answer(Content_Length=0))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host = Host("127.0.0.1", server.sockets[0].getsockname()[1], None)
+    http = Http1(host, stall_timeout=5, connect_timeout=5, max_connections=1)
+    try:
+        found = await http.send(b"PUT /k HTTP/1.1\r\n\r\n", FileRange(str(tmp_path / "file"), 10, size - 10))
+        assert found.status == 200
+    finally:
+        await http.close()
+        server.close()
+        await server.wait_closed()
+    return bytes(got), content[10:]
+
+
+@pytest.mark.parametrize("size", [70_000, 3 * MIB, 12 * MIB])
+async def test_a_range_of_a_file_arrives_whole(tmp_path, size):
+    got, sent = await body_of(tmp_path, size)
+    assert got == sent
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(monkeypatch, tmp_path, number):
+    def refuse(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    got, sent = await body_of(tmp_path, 3 * MIB)
+    assert got == sent
+
+
+async def test_an_answer_in_the_middle_of_a_file_ends_the_sending(tmp_path):
+    got, sent = await body_of(tmp_path, 40 * MIB, cut=True)
+    assert 0 < len(got) < len(sent)
+
+
+async def test_a_file_that_is_shorter_than_promised_is_a_changed_source(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(MIB))
+    async with serving([]) as (http, _):
+        with pytest.raises(SourceChangedError, match="ends after"):
+            await http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, 2 * MIB))
+        assert http.busy == 0
+
+
+async def test_a_file_whose_sending_is_cancelled_is_let_go(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(40 * MIB))
+    reached, tasks = asyncio.Event(), []
+
+    async def accept(reader, writer):
+        tasks.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        reached.set()
+        try:
+            await reader.read()
+        except ConnectionError:
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1000)
+    host = Host("127.0.0.1", server.sockets[0].getsockname()[1], None)
+    http = Http1(host, stall_timeout=5, connect_timeout=5, max_connections=1)
+    sending = asyncio.create_task(http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, 40 * MIB)))
+    await reached.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert http.busy == 0
+    await http.close()
+    await asyncio.gather(*tasks)
+    server.close()
+    await server.wait_closed()
 
 
 async def test_nobody_there_is_a_broken_exchange():
