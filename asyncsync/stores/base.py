@@ -162,8 +162,11 @@ class Store(ABC):
         """Delete objects, at most 1,000; those already gone are no error."""
 
     @abstractmethod
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
-        """Copy one object inside the store without moving its bytes through us."""
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
+        """Copy one object inside the store without moving its bytes through us. ``size`` of the source, where it is
+        known, may save a request; NotFoundError, PreconditionError."""
 
     @abstractmethod
     async def create_multipart(self, key: str) -> Upload:

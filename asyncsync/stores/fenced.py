@@ -59,9 +59,11 @@ class FencedView(GuardedView):
         await self._confirm()
         await super().delete(keys)
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
         await self._confirm()
-        return await super().copy(source, key, if_source_version=if_source_version)
+        return await super().copy(source, key, if_source_version=if_source_version, size=size)
 
     async def create_multipart(self, key: str) -> Upload:
         await self._confirm()

@@ -210,7 +210,9 @@ class GcsStore(Store):
                 document = said.partition(b"{")
                 raise failure("delete", where, status, {}, document[1] + document[2].rpartition(b"}")[0] + b"}")
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
         """In as many steps as the service wants."""
         wire = self._wire or await self._open()
         name, target = self._full(source), quote(self._full(key), safe="")

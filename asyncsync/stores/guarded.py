@@ -203,8 +203,10 @@ class GuardedView(Store):
         if keys:
             await self._control("delete", keys[0], partial(self._inner.delete, keys))
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
-        once = partial(self._inner.copy, source, key, if_source_version=if_source_version)
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
+        once = partial(self._inner.copy, source, key, if_source_version=if_source_version, size=size)
         return await self._run("copy", source, self._copying(self._timed(once)))
 
     async def create_multipart(self, key: str) -> Upload:

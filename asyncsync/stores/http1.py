@@ -19,7 +19,7 @@ import aiohappyeyeballs
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http1_connection import SMALL, Answer, BrokenError, Connection
+from asyncsync.stores.http1_connection import COLLECTED, SMALL, Answer, BrokenError, Connection
 from asyncsync.stores.watchdog import Watchdog
 
 KEEPALIVE_SECONDS = 12.0
@@ -72,8 +72,10 @@ class Http1:
             connection.abort()
             await connection.gone.wait()
 
-    async def send(self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False) -> Answer:
-        """One request; its answer with a body of at most 64 KiB (``bodiless``: none, as after HEAD).
+    async def send(
+        self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED
+    ) -> Answer:
+        """One request; its answer with the first ``most`` bytes of its body (``bodiless``: none, as after HEAD).
 
         BrokenError; what reading the file raises.
         """
@@ -81,7 +83,7 @@ class Http1:
         try:
             complete = await self._write(connection, head, body)
             answer = await connection.answer(bodiless=bodiless)
-            answer.content = await connection.collect()
+            answer.content = await connection.collect(most)
         except BaseException:
             self._drop(connection)
             raise

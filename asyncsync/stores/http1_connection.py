@@ -15,7 +15,7 @@ INBOX = 1 << 16
 SMALL = 1 << 16
 """Bytes of a body that go out in one write with their head, without waiting for the peer."""
 COLLECTED = 1 << 16
-"""Most bytes of an answer that are kept in memory: an error document has a few hundred."""
+"""Bytes of an answer that are kept in memory unless more are asked for: an error document has a few hundred."""
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -241,35 +241,35 @@ class Connection(asyncio.BufferedProtocol):
         self._left = None if self._left is None else self._left - self._filled
         return self._filled
 
-    async def collect(self) -> bytes:
-        """The body of the current answer, at most 64 KiB of it."""
+    async def collect(self, most: int = COLLECTED) -> bytes:
+        """The body of the current answer, its first ``most`` bytes."""
         answer = self._current
         assert answer is not None
         if self._left == 0:
             return b""
         if answer.headers.get("transfer-encoding", "").lower() == "chunked":
-            return await self._collect_chunks()
+            return await self._collect_chunks(most)
         if self._left is None:
-            return await self._collect_rest()
-        content = bytearray(min(self._left, COLLECTED))
+            return await self._collect_rest(most)
+        content = bytearray(min(self._left, most))
         got = await self.read_into(content)
         if got < len(content) and answer.status < 300:
             raise BrokenError("the answer broke off")
         return bytes(content[:got])  # half an error document is better than none
 
-    async def _collect_chunks(self) -> bytes:
+    async def _collect_chunks(self, most: int) -> bytes:
         raw = bytearray()
         while True:
             raw += self._take_inbox()
             content, end = dechunk(bytes(raw))
-            if end or len(raw) > 2 * COLLECTED:
+            if end or len(raw) > 2 * most:
                 self._left = 0 if end == len(raw) else None
                 return content
             await self._arrival()
 
-    async def _collect_rest(self) -> bytes:
+    async def _collect_rest(self, most: int) -> bytes:
         raw = bytearray()
-        while self._lost is None and len(raw) < COLLECTED:
+        while self._lost is None and len(raw) < most:
             raw += self._take_inbox()
             if self._lost is None:
                 await self._wait()

@@ -165,7 +165,9 @@ class LocalStore(Store):
         if keys:
             await in_thread_stoppable(work)
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
         origin, target = self._path(source), self._path(key)
 
         def work(stop: threading.Event) -> ObjectInfo:

@@ -22,6 +22,7 @@ from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
+from asyncsync.stores.ranges import copy_in_ranges
 from asyncsync.stores.s3_direct import DirectAccess, direct
 from asyncsync.stores.s3_errors import Failure
 from asyncsync.stores.s3_options import S3Options
@@ -156,7 +157,7 @@ class S3Store(Store):
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
-        query = f"partNumber={number}&uploadId={quote(upload.upload_id, safe='')}"
+        query = _part_query(upload, number)
         answer, crc32c = await self._send("UploadPart", self._full(upload.key), query, {}, body, crc32c)
         return Part(number, offset, _size(body), _version(answer.get("etag")), crc32c)
 
@@ -218,38 +219,39 @@ class S3Store(Store):
         return _info(key, int(answer.get("content-length", "0")), answer)
 
     async def delete(self, keys: Sequence[str]) -> None:
+        plane = self._plane or await self._open_plane()
         if len(keys) == 1:
             try:
-                await self._call("delete_object", self._full(keys[0]), Key=self._full(keys[0]))
+                await plane.delete(self._full(keys[0]))
             except NotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
             return
         if not keys:
             return
-        wanted = {"Objects": [{"Key": self._full(key)} for key in keys], "Quiet": True}
-        answer = await self._call("delete_objects", self._prefix, Delete=wanted)
-        for failed in answer.get("Errors", ()):
-            if failed.get("Code") not in ("NoSuchKey", "NotFound"):
-                raise self._failed_delete(failed)
+        for key, code, message in await plane.delete_many([self._full(key) for key in keys]):
+            if code not in ("NoSuchKey", "NotFound"):
+                status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
+                raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
 
-    def _failed_delete(self, failed: Mapping[str, Any]) -> StoreError:
-        code = str(failed.get("Code", ""))
-        where = f"s3://{self._bucket}/{failed.get('Key', '')}"
-        status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
-        return Failure("DeleteObjects", where, status, code, str(failed.get("Message", "")), {}).error()
-
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
-        params: dict[str, Any] = dict(self._options.object_params())
-        if if_source_version is not None:
-            params["CopySourceIfMatch"] = f'"{if_source_version}"'
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
+        if size is None:
+            found = await self._head(source, if_source_version)
+            size, if_source_version = found.size, found.version
+        if size > self.traits.max_single_put:
+            return await copy_in_ranges(self, source, key, size, if_source_version)
+        plane = self._plane or await self._open_plane()
+        headers = self._object_headers | _source_condition(if_source_version)
         if self._checks():
-            params["ChecksumAlgorithm"] = "CRC32C"
-        await self._call("copy_object", self._full(key), Key=self._full(key), CopySource=self._source(source), **params)
-        return await self.head(key)
-
-    def _source(self, key: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._full(key)}
+            headers["x-amz-checksum-algorithm"] = "CRC32C"
+        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers)
+        version = _version(said.get("ETag"))
+        crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
+        if not version or (crc is None and version != if_source_version):
+            return await self.head(key)  # else it is known to be what was asked for
+        return ObjectInfo(key, size, version, crc)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
@@ -289,15 +291,15 @@ class S3Store(Store):
         self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
         if_source_version: str | None = None,
     ) -> Part:  # fmt: skip
-        params: dict[str, Any] = {} if if_source_version is None else {"CopySourceIfMatch": f'"{if_source_version}"'}
-        answer = await self._call(
-            "upload_part_copy", self._full(upload.key), Key=self._full(upload.key), UploadId=upload.upload_id,
-            PartNumber=number, CopySource=self._source(source), CopySourceRange=f"bytes={start}-{start + length - 1}",
-            **params,
-        )  # fmt: skip
-        result = answer["CopyPartResult"]
-        crc = crc_from_text(result.get("ChecksumCRC32C"), None, "")
-        return Part(number, offset, length, _version(result.get("ETag")), crc)
+        plane = self._plane or await self._open_plane()
+        headers = {"x-amz-copy-source-range": f"bytes={start}-{start + length - 1}"}
+        headers |= _source_condition(if_source_version)
+        query = _part_query(upload, number)
+        said = await plane.copy("UploadPartCopy", self._full(upload.key), query, self._full(source), headers)
+        version = _version(said.get("ETag"))
+        if not version:
+            raise StoreError(f"UploadPartCopy {plane.where(self._full(upload.key))}: the answer has no ETag")
+        return Part(number, offset, length, version, crc_from_text(said.get("ChecksumCRC32C"), None, ""))
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
@@ -358,6 +360,14 @@ def _condition(if_version: str | None) -> dict[str, str]:
     if if_version is None:
         return {}
     return {"if-none-match": "*"} if if_version == MISSING else {"if-match": f'"{if_version}"'}
+
+
+def _source_condition(if_version: str | None) -> dict[str, str]:
+    return {} if if_version is None else {"x-amz-copy-source-if-match": f'"{if_version}"'}
+
+
+def _part_query(upload: Upload, number: int) -> str:
+    return f"partNumber={number}&uploadId={quote(upload.upload_id, safe='')}"
 
 
 def _version(etag: str | None) -> str:

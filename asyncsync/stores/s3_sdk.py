@@ -27,6 +27,8 @@ _PARAMS = {
     "if-match": "IfMatch",
     "if-none-match": "IfNoneMatch",
     "range": "Range",
+    "x-amz-copy-source-if-match": "CopySourceIfMatch",
+    "x-amz-copy-source-range": "CopySourceRange",
     "x-amz-checksum-crc32c": "ChecksumCRC32C",
     "x-amz-checksum-mode": "ChecksumMode",
     "x-amz-checksum-algorithm": "ChecksumAlgorithm",
@@ -37,7 +39,13 @@ _PARAMS = {
     "x-amz-server-side-encryption": "ServerSideEncryption",
     "x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
 }
-_OPERATIONS = {"PutObject": "put_object", "UploadPart": "upload_part"}
+_OPERATIONS = {
+    "PutObject": "put_object",
+    "UploadPart": "upload_part",
+    "CopyObject": "copy_object",
+    "UploadPartCopy": "upload_part_copy",
+}
+_COPIED = {"CopyObject": "CopyObjectResult", "UploadPartCopy": "CopyPartResult"}
 
 
 class SdkPlane:
@@ -57,10 +65,26 @@ class SdkPlane:
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body; the headers of the answer."""
         data = body if isinstance(body, bytes) else await in_thread(_read, body)
-        params: dict[str, Any] = {}
-        for name, value in parse_qsl(query):
-            params["UploadId" if name == "uploadId" else "PartNumber"] = int(value) if name == "partNumber" else value
-        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=data, **params))
+        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=data, **_of_part(query)))
+
+    async def copy(
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+    ) -> Mapping[str, str]:
+        """CopyObject, UploadPartCopy from the key ``source``; what the answer says."""
+        origin = {"Bucket": self._bucket, "Key": source}
+        answer = await self._call(_OPERATIONS[operation], key, headers, CopySource=origin, **_of_part(query))
+        said: Mapping[str, str] = answer.get(_COPIED[operation], {})
+        return said
+
+    async def delete(self, key: str) -> None:
+        """DeleteObject."""
+        await self._call("delete_object", key, {})
+
+    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+        """DeleteObjects; key, code and message of those that the store could not delete."""
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = await self._client.call("delete_objects", self.where(""), Delete=wanted, **self._common)
+        return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in answer.get("Errors", ())]
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
@@ -110,6 +134,13 @@ class SdkPlane:
         if "MpuObjectSize" in params:
             params["MpuObjectSize"] = int(params["MpuObjectSize"])
         return await self._client.call(operation, self.where(key), Key=key, **params, **more, **self._common)
+
+
+def _of_part(query: str) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for name, value in parse_qsl(query):
+        params["UploadId" if name == "uploadId" else "PartNumber"] = int(value) if name == "partNumber" else value
+    return params
 
 
 def _listed(part: Part, *, checksums: bool) -> dict[str, Any]:

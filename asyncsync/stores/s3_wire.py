@@ -1,5 +1,5 @@
 """The S3 data plane: what a transfer needs, as requests that we sign and send ourselves: PutObject, GetObject,
-HeadObject and the multipart upload.
+HeadObject, the multipart upload, copies and deletes.
 
 One such request costs a tenth of the same call through aiobotocore. Endpoint, addressing and credentials come
 from :mod:`asyncsync.stores.s3_client`; each call makes one attempt, except that an expired token, a wrong clock and a
@@ -8,8 +8,10 @@ bucket in another region are put right once. Memory: one piece (1 MiB) and the s
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +22,7 @@ from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Host, Http1, too_short
-from asyncsync.stores.http1_connection import Answer, BrokenError
+from asyncsync.stores.http1_connection import COLLECTED, Answer, BrokenError
 from asyncsync.stores.s3_errors import (
     EXPIRED,
     MISDIRECTED,
@@ -31,14 +33,16 @@ from asyncsync.stores.s3_errors import (
 )
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
 from asyncsync.stores.s3_target import Access, Target
-from asyncsync.stores.s3_xml import complete_document, element
+from asyncsync.stores.s3_xml import complete_document, delete_document, element, failed_deletes
 
+_DOCUMENT = 8 << 20
+"""Most bytes of an answer that names a thousand keys."""
 _UNSIGNED = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
 
 
 @dataclass(slots=True)
 class _Call:
-    """One request; ``headers`` without those that depend on time and credentials."""
+    """One request; ``headers`` without those that depend on time and credentials. Without a key: of the bucket."""
 
     operation: str
     method: str
@@ -112,19 +116,42 @@ class Wire:
         body = complete_document(parts, checksums=checksums)
         headers |= {"content-type": "application/xml", "x-amz-content-sha256": sha256(body).hexdigest()}
         call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body)
-        answer = await self._send(call)
+        return self._said(call, await self._send(call))
+
+    async def copy(
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+    ) -> Mapping[str, str]:
+        """CopyObject, UploadPartCopy from the key ``source``; what the answer says, as for :meth:`complete`."""
+        headers["x-amz-copy-source"] = quote(f"{self._bucket}/{source}", safe="/~")
+        call = _Call(operation, "PUT", key, query, headers, b"")
+        return self._said(call, await self._send(call))
+
+    def _said(self, call: _Call, answer: Answer) -> Mapping[str, str]:
         text = answer.content.decode("utf-8", "replace")
         if "<Error>" in text:  # it may come after a 200, which says only that the store has begun
-            raise parse_failure(call.operation, self.where(key), 200, answer.headers, answer.content).error()
+            raise parse_failure(call.operation, self.where(call.key), 200, answer.headers, answer.content).error()
         return {name: element(text, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
+
+    async def delete(self, key: str) -> None:
+        """DeleteObject."""
+        await self._send(_Call("DeleteObject", "DELETE", key, "", {}, None))
+
+    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+        """DeleteObjects; key, code and message of those that the store could not delete."""
+        body = delete_document(keys)
+        md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        headers = {"content-type": "application/xml", "content-md5": md5}
+        headers["x-amz-content-sha256"] = sha256(body).hexdigest()
+        answer = await self._send(_Call("DeleteObjects", "POST", "", "delete=", headers, body), most=_DOCUMENT)
+        return failed_deletes(answer.content.decode("utf-8", "replace"))
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
         await self._send(_Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None))
 
-    async def _send(self, call: _Call) -> Answer:
+    async def _send(self, call: _Call, most: int = COLLECTED) -> Answer:
         async def once(http: Http1, head: bytes) -> Answer:
-            return await http.send(head, call.body, bodiless=call.method == "HEAD")
+            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most)
 
         return await self._exchange(call, once)
 
@@ -161,7 +188,7 @@ class Wire:
 
     async def _head(self, call: _Call) -> bytes:
         """The request line and the headers, signed."""
-        path = self._path + quote(call.key, safe="/~")
+        path = self._path + quote(call.key, safe="/~") if call.key else self._path.rstrip("/") or "/"
         headers = await self._headers(call, path)
         if call.body is not None:
             size = len(call.body) if isinstance(call.body, bytes) else call.body.size

@@ -179,8 +179,12 @@ class FaultyStore(Store):
     async def delete(self, keys: Sequence[str]) -> None:
         await self._run("delete", "\n".join(keys), lambda: self.inner.delete(keys))
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
-        return await self._run("copy", key, lambda: self.inner.copy(source, key, if_source_version=if_source_version))
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
+        return await self._run(
+            "copy", key, lambda: self.inner.copy(source, key, if_source_version=if_source_version, size=size)
+        )
 
     async def create_multipart(self, key: str) -> Upload:
         return await self._run("create_multipart", key, lambda: self.inner.create_multipart(key))

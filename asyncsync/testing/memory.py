@@ -176,7 +176,9 @@ class MemoryStore(Store):
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)
 
-    async def copy(self, source: str, key: str, *, if_source_version: str | None = None) -> ObjectInfo:
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
+    ) -> ObjectInfo:
         await self._begin("copy", key)
         found = self._source(source, if_source_version)
         return self._store(key, found.data, found.version)

@@ -316,7 +316,7 @@ def grid_of(file: FileStat, matches: Matches, traits: Traits, config: TransferCo
 async def copy_object(store: Store, origin: Origin, key: str, crc: int) -> str:
     """Copy a whole object inside the store; its new version. LostSourceError if that did not give the right bytes."""
     try:
-        info = await store.copy(origin.key, key, if_source_version=origin.version)
+        info = await store.copy(origin.key, key, if_source_version=origin.version, size=origin.total)
     except GoneError:
         raise
     except StoreError as error:

@@ -1,6 +1,9 @@
 """What the S3 store does when requests go wrong, against a server that says what it is told to say."""
 
 import asyncio
+import base64
+import hashlib
+import random
 import re
 import shutil
 import ssl
@@ -8,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 
 import google_crc32c
@@ -217,7 +220,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
     data = bytes(range(256)) * 8192
     async with scripted(lambda request: OK, tls=tls, verify=certificate[0]) as (store, script):
         await store.put("k", data)
-        await store.copy("k", "l")
+        await store.copy("k", "l", size=4)
         assert script.requests[0].body == data
         for verify, error in ((True, UnavailableError), (False, None)):
             options = KEYS | {"endpoint_url": store._options.endpoint_url, "verify": verify}
@@ -254,7 +257,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
 async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, error, retryable, call):
     async with scripted([answer]) as (store, script):
         with pytest.raises(error) as caught:
-            await (store.put("k", b"data") if call == "put" else store.copy("a", "k"))
+            await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
     assert type(caught.value) is error
     assert caught.value.retryable is retryable
     assert "s3://bucket/p/k" in str(caught.value)
@@ -290,7 +293,7 @@ async def test_a_broken_connection_is_not_tried_again_behind_our_back():
         with pytest.raises(UnavailableError):
             await store.put("k", b"data")
         with pytest.raises(UnavailableError):
-            await store.copy("k", "l")
+            await store.copy("k", "l", size=4)
     assert [request.method for request in script.requests] == ["PUT", "PUT", "PUT"]
 
 
@@ -457,7 +460,7 @@ async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
         return reply(ETag='"abc"')
 
     async with scripted(answer) as (store, _):
-        await (store.put("k", b"data") if call == "put" else store.copy("a", "k"))
+        await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
     assert len(seen) >= 2
     assert 3500 < _seconds(seen[1]) - _seconds(seen[0]) < 3700
 
@@ -501,6 +504,139 @@ async def test_a_bucket_in_another_region_is_followed():
         await store.put("l", b"data")
     assert len(script.requests) == 3
     assert "/eu-west-3/s3/" in script.requests[-1].headers["authorization"]
+
+
+# Copies and deletes inside the store
+
+
+def copied(etag="abc", crc=None, kind="CopyObjectResult"):
+    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc_to_text(crc)}</ChecksumCRC32C>"
+    return reply(body=f'<{kind}><ETag>"{etag}"</ETag>{checksum}</{kind}>'.encode())
+
+
+async def test_a_copy_is_one_signed_request_that_names_its_source_encoded():
+    async with scripted([copied(crc=7)]) as (store, script):
+        info = await store.copy("a b/ü+%&.bin", "dir/k", if_source_version="old", size=4)
+    [request] = script.requests
+    assert (request.method, request.target, request.body) == ("PUT", "/bucket/p/dir/k", b"")
+    assert request.headers["content-length"] == "0"
+    assert request.headers["x-amz-copy-source"] == "bucket/p/a%20b/%C3%BC%2B%25%26.bin"
+    assert request.headers["x-amz-copy-source-if-match"] == '"old"'
+    assert request.headers["x-amz-checksum-algorithm"] == "CRC32C"
+    assert "x-amz-copy-source-if-match" in re.search("SignedHeaders=(.*?),", request.headers["authorization"])[1]
+    assert (info.key, info.size, info.version, info.crc32c) == ("dir/k", 4, "abc", 7)
+
+
+@pytest.mark.parametrize(
+    ("answer", "methods"),
+    [
+        (copied(crc=7), ["PUT"]),
+        (copied(etag="old"), ["PUT"]),
+        (copied(), ["PUT", "HEAD"]),
+        (OK, ["PUT", "HEAD"]),
+    ],
+    ids=["a checksum", "the ETag of the source", "another ETag", "nothing"],
+)
+async def test_a_copy_is_looked_at_again_only_if_the_answer_does_not_show_what_it_is(answer, methods):
+    def say(request):
+        if request.method == "PUT":
+            return answer
+        return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 4\r\n\r\n'
+
+    async with scripted(say) as (store, script):
+        info = await store.copy("a", "k", if_source_version="old", size=4)
+    assert [request.method for request in script.requests] == methods
+    assert info.size == 4
+    assert (info.version == "seen") is (len(methods) == 2)
+
+
+async def test_a_copy_whose_size_is_not_known_asks_the_source_and_keeps_to_what_it_saw():
+    def say(request):
+        if request.method == "HEAD":
+            return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 9\r\n\r\n'
+        return copied(etag="seen")
+
+    async with scripted(say) as (store, script):
+        assert (await store.copy("a", "k")).size == 9
+    assert [(request.method, request.target) for request in script.requests] == [
+        ("HEAD", "/bucket/p/a"),
+        ("PUT", "/bucket/p/k"),
+    ]
+    assert script.requests[1].headers["x-amz-copy-source-if-match"] == '"seen"'
+
+
+@pytest.mark.parametrize("call", ["copy", "copy_part"])
+async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
+    body = b'<?xml version="1.0"?>\n<Error><Code>SlowDown</Code><Message>later</Message></Error>'
+    async with scripted([reply(body=body)]) as (store, script):
+        with pytest.raises(ThrottledError, match="later"):
+            if call == "copy":
+                await store.copy("a", "k", size=4)
+            else:
+                await store.copy_part(s3_module.Upload("k", "u"), 1, 0, "a", 0, 9)
+    assert len(script.requests) == 1
+
+
+async def test_a_copied_part_names_its_range():
+    async with scripted([copied(crc=7, kind="CopyPartResult")]) as (store, script):
+        upload = s3_module.Upload("k", "u/+")
+        part = await store.copy_part(upload, 3, 100, "a b", 5, 10, if_source_version="old")
+    [request] = script.requests
+    assert request.target == "/bucket/p/k?partNumber=3&uploadId=u%2F%2B"
+    assert request.headers["x-amz-copy-source"] == "bucket/p/a%20b"
+    assert request.headers["x-amz-copy-source-range"] == "bytes=5-14"
+    assert request.headers["x-amz-copy-source-if-match"] == '"old"'
+    assert part == s3_module.Part(3, 100, 10, "abc", 7)
+
+
+async def test_a_copy_in_ranges_that_fails_throws_its_upload_away():
+    def say(request):
+        if request.method == "POST":
+            return reply(body=b"<R><UploadId>u</UploadId></R>")
+        if request.method == "PUT" and "partNumber=2" in request.target:
+            return fault("412 Precondition Failed", "PreconditionFailed")
+        return copied(kind="CopyPartResult")
+
+    async with scripted(say) as (store, script):
+        store.traits = replace(store.traits, max_single_put=6 * MIB)
+        with pytest.raises(PreconditionError):
+            await store.copy("a", "k", if_source_version="old", size=14 * MIB)
+    last = script.requests[-1]
+    assert (last.method, last.target) == ("DELETE", "/bucket/p/k?uploadId=u")
+
+
+async def test_many_are_deleted_in_one_request_and_failures_are_told():
+    failed = "".join(f"<Error><Key>p/{n}</Key><Code>NoSuchKey</Code></Error>" for n in range(3000))
+    denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+    answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]
+    async with scripted([reply(body=body) for body in answers]) as (store, script):
+        await store.delete(["a&\n", "b<"])  # more than 64 KiB of what was not there anyway
+        with pytest.raises(AccessDeniedError, match="s3://bucket/p/b<"):
+            await store.delete(["a", "b<"])
+    request = script.requests[0]
+    assert (request.method, request.target) == ("POST", "/bucket?delete=")
+    assert b"<Object><Key>p/a&amp;&#10;</Key></Object><Object><Key>p/b&lt;</Key></Object>" in request.body
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    assert request.headers["content-md5"] == base64.b64encode(digest).decode()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("plane", ["wire", "sdk"])
+async def test_what_one_request_may_not_copy_is_copied_in_ranges(monkeypatch, seaweedfs, plane):
+    data = random.Random(1).randbytes(14 * MIB + 3)
+    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: plane == "wire")
+    bucket = seaweedfs.create_bucket(f"ranges-{plane}")
+    async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
+        assert isinstance(store._plane, SdkPlane) is (plane == "sdk")
+        old = await store.put("a b", data)
+        store.traits = replace(store.traits, max_single_put=6 * MIB)
+        info = await store.copy("a b", "k", if_source_version=old.version)
+        assert (info.size, info.crc32c) == (len(data), google_crc32c.value(data))
+        assert info.version.endswith("-3")
+        assert await store.get("k") == (data, await store.head("k"))
+        with pytest.raises(PreconditionError):
+            await store.copy("a b", "l", if_source_version="other", size=len(data))
+        assert await store.list_multiparts() == []
 
 
 # Settings
@@ -598,6 +734,11 @@ async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedf
         assert b"".join(pieces) == b"\0end"
         with pytest.raises(SourceChangedError):
             await store.put("k", FileRange(str(path), 0, 7 * MIB), crc32c=0)
+        again = await store.copy("k", "l m", if_source_version=first.version, size=4)
+        assert (again.size, await store.get("l m")) == (4, (b"data", await store.head("l m")))
+        await store.delete(["k", "never there", "big"])
+        await store.delete(["l m"])
+        assert (await store.list()).objects == ()
 
 
 @pytest.mark.server
