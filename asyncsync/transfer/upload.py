@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.reading import Loaded, load
-from asyncsync.errors import StoreError, SyncError
+from asyncsync.errors import SourceChangedError, StoreError, SyncError
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
@@ -84,7 +84,8 @@ class TreeUpload:
         self._small: deque[FileStat] = deque()
         self._large: deque[FileStat] = deque()
         self._ready: deque[Loaded] = deque()
-        self._loading = asyncio.Lock()
+        self._loading = False
+        self._loaded = asyncio.Event()
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
         """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
@@ -118,11 +119,14 @@ class TreeUpload:
                 return
 
     async def _next_small(self) -> Loaded | None:
-        while not self._ready and self._small:
-            async with self._loading:
-                if not self._ready and self._small:
-                    await self._load_batch()
-        return self._ready.popleft() if self._ready else None
+        while not self._ready:
+            if self._loading:
+                await self._loaded.wait()  # what is being loaded is for all workers: a small tree is one batch
+            elif self._small:
+                await self._load_batch()
+            else:
+                return None
+        return self._ready.popleft()
 
     async def _load_batch(self) -> None:
         batch: list[FileStat] = []
@@ -131,11 +135,20 @@ class TreeUpload:
             file = self._small.popleft()
             batch.append(file)
             size += file.size
-        for file, result in zip(batch, await in_thread(load, self._root, batch), strict=True):
+        for file, result in zip(batch, await self._load(batch), strict=True):
             if isinstance(result, Loaded):
                 self._ready.append(result)
             else:
                 self._failed(file.path, result)
+
+    async def _load(self, batch: list[FileStat]) -> list[Loaded | OSError | SourceChangedError]:
+        self._loading = True
+        self._loaded.clear()
+        try:
+            return await in_thread(load, self._root, batch)
+        finally:
+            self._loading = False
+            self._loaded.set()
 
     def _failed(self, path: str, error: BaseException) -> None:
         if isinstance(error, FileNotFoundError) and not isinstance(error, StoreError):

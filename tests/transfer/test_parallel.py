@@ -1,0 +1,24 @@
+"""What may run at once does: round trips, not files, are what a far store costs."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from asyncsync import Syncer
+from asyncsync.testing import run_virtual
+
+
+@pytest.mark.parametrize("files", [2, 60])
+def test_the_small_files_of_a_tree_go_at_once_though_they_are_read_in_one_go(tmp_path: Path, files: int) -> None:
+    for number in range(files):
+        (tmp_path / f"{number:03d}.txt").write_bytes(b"%d" % number)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with Syncer(tmp_path, "memory://b/tree", storage_options={"latency": 1.0}) as syncer:
+            started = loop.time()
+            await syncer.sync_up()
+            return loop.time() - started
+
+    assert run_virtual(main()) == 3.0  # a HEAD of the manifest, the files, the manifest
