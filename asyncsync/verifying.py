@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import google_crc32c
-
 from asyncsync.config import TransferConfig
+from asyncsync.disk.files import in_hasher
+from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.report import VerifyReport
-from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.transfer.listing import for_each, list_all
 from asyncsync.transfer.reader import exists, find, find_manifest, reading
 
@@ -209,10 +209,10 @@ class Verification:
         if not size:
             return (await self.store.head(key)).size, 0
 
-        async def take(piece: bytes) -> None:
+        async def take(piece: Piece) -> None:
             nonlocal done, crc
             done += len(piece)
-            crc = google_crc32c.extend(crc, piece)
+            crc = await in_hasher(crc32c_extend, crc, piece)
 
         version = self.objects[key].version if key in self.objects else None
         await self.store.read(key, take, start=offset, length=size, if_version=version)

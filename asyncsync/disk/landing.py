@@ -17,7 +17,7 @@ import google_crc32c
 import xxhash
 
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.hashing import file_crc32c
+from asyncsync.disk.hashing import crc32c_extend, file_crc32c
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
@@ -200,7 +200,7 @@ class Landing:
             found = google_crc32c.extend(found, piece)
         return int(found) == crc
 
-    def write(self, offset: int, piece: bytes, crc: int) -> int:
+    def write(self, offset: int, piece: bytes | memoryview, crc: int) -> int:
         """Write a piece and return ``crc`` extended by it: one visit to a worker thread does both."""
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -210,7 +210,7 @@ class Landing:
                 view, offset = view[count:], offset + count
         finally:
             os.close(descriptor)
-        return int(google_crc32c.extend(crc, piece))
+        return crc32c_extend(crc, piece)
 
     def finish(self) -> None:
         """Mode, time, rename."""

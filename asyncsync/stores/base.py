@@ -26,7 +26,10 @@ Body = bytes | FileRange
 """What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
 A FileRange can be read any number of times, so a request can be repeated."""
 
-Sink = Callable[[bytes], Awaitable[None]]
+Piece = bytes | memoryview
+"""Some bytes of a download. A view is good until the sink returns: then its memory is used again."""
+
+Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
 MISSING = ""
@@ -220,8 +223,8 @@ class Store(ABC):
         """
         pieces: list[bytes] = []
 
-        async def keep(piece: bytes) -> None:
-            pieces.append(piece)
+        async def keep(piece: Piece) -> None:
+            pieces.append(bytes(piece))
 
         info = await self.read(key, keep)
         data = b"".join(pieces)

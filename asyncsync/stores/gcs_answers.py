@@ -9,10 +9,9 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import google_crc32c
-
+from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import PreconditionError, StoreError
-from asyncsync.stores.base import MISSING, ObjectInfo, Sink
+from asyncsync.stores.base import MISSING, ObjectInfo, Piece, Sink
 
 
 def crc_to_text(crc32c: int) -> str:
@@ -95,6 +94,6 @@ class Checked:
         self._sink = sink
         self.crc32c = 0
 
-    async def __call__(self, piece: bytes) -> None:
-        self.crc32c = google_crc32c.extend(self.crc32c, piece)
+    async def __call__(self, piece: Piece) -> None:
+        self.crc32c = crc32c_extend(self.crc32c, piece)
         await self._sink(piece)

@@ -22,7 +22,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
 from asyncsync.stores.budget import STEP, Budget, Lane, Outcome, Payer
 from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
@@ -80,7 +80,7 @@ class _Resume:
         self._payer = payer
         self.delivered = 0
 
-    async def __call__(self, piece: bytes) -> None:
+    async def __call__(self, piece: Piece) -> None:
         if self._payer is not None:
             await self._payer.pay(len(piece))
         await self._sink(piece)
@@ -174,8 +174,8 @@ class GuardedView(Store):
         async def once() -> tuple[bytes, ObjectInfo]:
             pieces: list[bytes] = []
 
-            async def keep(piece: bytes) -> None:
-                pieces.append(piece)
+            async def keep(piece: Piece) -> None:
+                pieces.append(bytes(piece))
 
             info = await self._inner.read(key, keep, start=start, length=length)
             return b"".join(pieces), info

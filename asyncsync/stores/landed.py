@@ -12,7 +12,7 @@ import google_crc32c
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import NotFoundError, PreconditionError
-from asyncsync.stores.base import Body, ObjectInfo, Part, Store
+from asyncsync.stores.base import Body, ObjectInfo, Part, Piece, Store
 
 
 def body_size(body: Body) -> int:
@@ -53,7 +53,7 @@ async def _head(store: Store, key: str) -> ObjectInfo | None:
 async def _same_bytes(store: Store, info: ObjectInfo, body: Body) -> bool:
     at, same = 0, True
 
-    async def compare(piece: bytes) -> None:
+    async def compare(piece: Piece) -> None:
         nonlocal at, same
         if same:
             size = len(piece)

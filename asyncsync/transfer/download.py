@@ -39,7 +39,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry, Manifest
-from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.transfer.listing import for_each, list_all
 from asyncsync.transfer.ranged import Intake, RangedFile, WrongSizeError, damaged
 
@@ -230,8 +230,8 @@ class _Download:
     async def _whole(self, entry: FileEntry) -> tuple[bytes, ObjectInfo | None]:
         pieces: list[bytes] = []
 
-        async def keep(_: int, piece: bytes) -> None:
-            pieces.append(piece)
+        async def keep(_: int, piece: Piece) -> None:
+            pieces.append(bytes(piece))
 
         key = self._prefix + entry.path
         if not entry.size:

@@ -10,7 +10,7 @@ from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.landing import Landing
 from asyncsync.errors import IntegrityError, PreconditionError
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.stores.base import ObjectInfo, Piece, Store
 
 
 class WrongSizeError(Exception):
@@ -24,11 +24,11 @@ class ReplacedError(IntegrityError):
 class Intake:
     """A sink that refuses more than ``size`` bytes. ``take`` gets the offset of each piece and the piece."""
 
-    def __init__(self, size: int, take: Callable[[int, bytes], Awaitable[None]]) -> None:
+    def __init__(self, size: int, take: Callable[[int, Piece], Awaitable[None]]) -> None:
         self.done = 0
         self._size, self._take = size, take
 
-    async def __call__(self, piece: bytes) -> None:
+    async def __call__(self, piece: Piece) -> None:
         if self.done + len(piece) > self._size:
             raise WrongSizeError
         await self._take(self.done, piece)
@@ -104,7 +104,7 @@ class RangedFile:
         """CRC32C of the range; -1 if it has not the right size."""
         crc = 0
 
-        async def take(at: int, piece: bytes) -> None:
+        async def take(at: int, piece: Piece) -> None:
             nonlocal crc
             crc = await in_thread(self._landing.write, offset + at, piece, crc)
             self._account(len(piece))

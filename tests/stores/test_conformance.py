@@ -139,7 +139,7 @@ async def test_ranges(store, start, length, expected):
     pieces = []
 
     async def sink(piece):
-        pieces.append(piece)
+        pieces.append(bytes(piece))
 
     info = await store.read("x", sink, start=start, length=length)
     assert b"".join(pieces) == expected
