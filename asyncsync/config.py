@@ -179,7 +179,8 @@ class TransferConfig:
     max_concurrency: int = 256
     """Most requests at once; the engine finds the useful number below it by itself."""
     part_size: int | None = None
-    """Bytes per part of a large file; None: 16 MiB, scaled up so that a file has under 10,000 parts."""
+    """Bytes per part of a large file; None: 16 MiB (Google Cloud Storage: 8 MiB), scaled up so that a file has under
+    10,000 parts."""
     multipart_threshold: int = 32 * MIB
     """Files larger than this (bytes) are sent in parts, several at once."""
     bandwidth_limit: float | None = None

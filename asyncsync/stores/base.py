@@ -57,6 +57,8 @@ class Traits:
     etag_md5: bool = False
     """It does not, and the ETag of what is sent in one request is compared with its MD5 instead."""
     min_part_size: int = 5 << 20
+    part_size: int | None = None
+    """Bytes per part of a large file, unless the user wants others; None: 16 MiB."""
     max_part_size: int = 5 << 30
     max_parts: int = 10_000
     max_single_put: int = 5 << 30

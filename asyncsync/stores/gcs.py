@@ -9,13 +9,12 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import google_crc32c
-from yarl import URL
 
 from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
@@ -31,20 +30,22 @@ from asyncsync.stores.gcs_answers import (
     info_of,
     unix_of,
 )
+from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError, failure
 from asyncsync.stores.gcs_options import GcsOptions
+from asyncsync.stores.gcs_plane import OwnPlane, Plane
+from asyncsync.stores.gcs_sessions import CHUNK, Sessions
 from asyncsync.stores.gcs_wire import Wire
 
 log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
-    "gs", range_copy=False, min_part_size=1 << 18, max_part_size=5 << 30, max_parts=10_000, max_single_put=5 << 40
-)
+    "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
+    max_single_put=5 << 40, paces=True,
+)  # fmt: skip
 _RESOURCE = "name,size,generation,crc32c,updated"
 _WRITTEN = "generation,crc32c,size"
-_AT_ONCE = 4
-"""Batches of a deletion, or steps of a compose, at once."""
 
 
 class GcsStore(Store):
@@ -72,10 +73,11 @@ class GcsStore(Store):
             "max_connections": max_connections,
         }
         self._wire: Wire | None = None
+        self._sessions: Sessions | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
-        self._insert_urls: dict[str | None, URL] = {}
+        self._insert_targets: dict[str | None, str] = {}
 
     async def __aenter__(self) -> GcsStore:
         await self._open()
@@ -86,9 +88,20 @@ class GcsStore(Store):
             if self._closed:
                 raise StoreError(f"{self.uri} is closed")
             if self._wire is None:
-                context = await in_thread(self._options.ssl_context)
-                self._wire = Wire(self._bucket, self._options, ssl_context=context, **self._limits)
+                plane = await self._new_plane()
+                access = Access(self._options, f"gs://{self._bucket}")
+                self._wire = Wire(self._bucket, access, plane, self._options.user_project)
+                self._sessions = Sessions(self._wire)
             return self._wire
+
+    async def _new_plane(self) -> Plane:
+        endpoint, proxy = self._options.endpoint(), self._options.proxy()
+        context = await in_thread(self._options.ssl_context)
+        if proxy is None:
+            return OwnPlane(endpoint, context, **self._limits)
+        from asyncsync.stores.gcs_sdk import SdkPlane
+
+        return SdkPlane(endpoint, context, proxy, **self._limits)
 
     async def close(self) -> None:
         """Free all connections. Safe to call twice; the store cannot be used again."""
@@ -117,7 +130,12 @@ class GcsStore(Store):
         name, sent = self._full(key), crc_to_text(crc32c)
         said = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
         document = b"".join((self._properties, more, said))
-        answer = json.loads(await wire.upload(name, self._insert_url(wire, if_version), document, body))
+        if isinstance(body, FileRange) and body.size > CHUNK:
+            assert self._sessions is not None  # made with the wire
+            target = self._insert_target(wire, if_version, "resumable")
+            answer = json.loads(await self._sessions.upload(name, target, document, body))
+        else:
+            answer = json.loads(await wire.upload(name, self._small_target(wire, if_version), document, body))
         stored = answer.get("crc32c", sent)
         if stored != sent:
             raise IntegrityError(
@@ -126,18 +144,21 @@ class GcsStore(Store):
         size = len(body) if isinstance(body, bytes) else body.size
         return ObjectInfo(key, size, str(answer["generation"]), crc32c)
 
-    def _insert_url(self, wire: Wire, if_version: str | None) -> URL:
-        found = self._insert_urls.get(if_version)
+    def _small_target(self, wire: Wire, if_version: str | None) -> str:
+        found = self._insert_targets.get(if_version)
         if found is None:
-            found = wire.upload_url(
-                wire.params(
-                    uploadType="multipart", fields=_WRITTEN, ifGenerationMatch=generation_of(if_version),
-                    **self._options.object_query(),
-                )
-            )  # fmt: skip
+            found = self._insert_target(wire, if_version, "multipart")
             if not if_version:
-                self._insert_urls[if_version] = found  # two at most: any version, and none
+                self._insert_targets[if_version] = found  # two at most: any version, and none
         return found
+
+    def _insert_target(self, wire: Wire, if_version: str | None, kind: str) -> str:
+        return wire.upload_target(
+            wire.params(
+                uploadType=kind, fields=_WRITTEN, ifGenerationMatch=generation_of(if_version),
+                **self._options.object_query(),
+            )
+        )  # fmt: skip
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
@@ -146,7 +167,7 @@ class GcsStore(Store):
             return await self._head(key, if_version)
         wire = self._wire or await self._open()
         ranged = start > 0 or length is not None
-        headers = {"range": f"bytes={start}-{'' if length is None else start + length - 1}"} if ranged else {}
+        bounds = f"bytes={start}-{'' if length is None else start + length - 1}" if ranged else ""
         where = wire.where(self._full(key))
         total, seen = 0, None if ranged else Checked(sink)
 
@@ -158,7 +179,7 @@ class GcsStore(Store):
 
         params = wire.params(ifGenerationMatch=generation_of(if_version))
         try:
-            answer = await wire.read(self._full(key), params, headers, seen or sink, expect)
+            answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
         except UnsatisfiableRangeError:
             return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
         info = info_from_headers(key, total, answer)
@@ -176,8 +197,8 @@ class GcsStore(Store):
     async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
         wire = self._wire or await self._open()
         name = self._full(key)
-        url = wire.url(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
-        info = info_of(key, json.loads(await wire.ask("get", "GET", name, url)))
+        target = wire.target(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
+        info = info_of(key, json.loads(await wire.ask("get", "GET", name, target)))
         check_version(wire.where(name), if_version, info.version)
         return info
 
@@ -186,7 +207,7 @@ class GcsStore(Store):
         if len(keys) == 1:
             try:
                 name = self._full(keys[0])
-                await wire.ask("delete", "DELETE", name, wire.url(wire.object_path(name), wire.params()))
+                await wire.ask("delete", "DELETE", name, wire.target(wire.object_path(name), wire.params()))
             except NotFoundError as error:
                 if "there is no bucket" in str(error):
                     raise
@@ -196,12 +217,12 @@ class GcsStore(Store):
     async def _delete_many(self, paths: Sequence[str]) -> None:
         """Batches of a hundred, a few at a time. Those already gone are no error."""
         batches = [paths[start : start + CALLS] for start in range(0, len(paths), CALLS)]
-        await _few_at_once([partial(self._delete_batch, chosen) for chosen in batches])
+        await layout.few_at_once([partial(self._delete_batch, chosen) for chosen in batches])
 
     async def _delete_batch(self, paths: Sequence[str]) -> None:
         wire = self._wire or await self._open()
-        url = wire.url("/batch/storage/v1", wire.params())
-        answer = batch_statuses(await wire.post("batch delete", self._prefix, url, batch(paths), BATCH_TYPE))
+        target = wire.target("/batch/storage/v1", wire.params())
+        answer = batch_statuses(await wire.post("batch delete", self._prefix, target, batch(paths), BATCH_TYPE))
         if len(answer) != len(paths):
             raise StoreError(f"batch delete {self.uri}: {len(answer)} answers to {len(paths)} calls")
         for path, (status, said) in zip(paths, answer, strict=True):
@@ -224,7 +245,7 @@ class GcsStore(Store):
                 fields=f"done,rewriteToken,resource({_RESOURCE})",
                 **self._options.destination_query("destinationKmsKeyName"),
             )  # fmt: skip
-            answer = json.loads(await wire.post("rewrite", name, wire.url(path, params), b"", "application/json"))
+            answer = json.loads(await wire.post("rewrite", name, wire.target(path, params), b"", "application/json"))
             if answer["done"]:
                 return info_of(key, answer["resource"])
             token = answer["rewriteToken"]
@@ -246,14 +267,14 @@ class GcsStore(Store):
             prefix=prefix or None, delimiter=delimiter or None, pageToken=token, maxResults="1000",
             fields=f"{items},prefixes,nextPageToken",
         )  # fmt: skip
-        answer = await wire.ask("list", "GET", prefix, wire.url(f"/storage/v1/b/{self._bucket}/o", params))
+        answer = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
         return cast("dict[str, Any]", json.loads(answer))
 
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
         upload_id = secrets.token_hex(8)
-        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, _belongs_to(key))
+        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, layout.belongs_to(key))
         return Upload(key, upload_id)
 
     async def put_part(
@@ -262,7 +283,7 @@ class GcsStore(Store):
         if not 1 <= number <= self.traits.max_parts:
             raise StoreError(f"{self.uri}: part number {number} is not in 1-{self.traits.max_parts}")
         key = layout.part_key(upload.upload_id, number)
-        info = await self._insert(key, body, crc32c, None, _belongs_to(upload.key))
+        info = await self._insert(key, body, crc32c, None, layout.belongs_to(upload.key))
         return Part(number, offset, info.size, info.version, info.crc32c)
 
     async def copy_part(
@@ -309,7 +330,7 @@ class GcsStore(Store):
             key = layout.step_key(upload.upload_id, level, index)
             made[index] = layout.Source(self._full(key), (await self._compose(key, group, None)).version)
 
-        await _few_at_once([partial(step, index, group) for index, group in enumerate(layout.groups(sources))])
+        await layout.few_at_once([partial(step, index, group) for index, group in enumerate(layout.groups(sources))])
         return [made[index] for index in sorted(made)]
 
     async def _compose(self, key: str, sources: Sequence[layout.Source], if_version: str | None) -> ObjectInfo:
@@ -321,8 +342,8 @@ class GcsStore(Store):
         properties = {name: value for name, value in self._options.properties().items() if name != "storageClass"}
         listed = [{"name": source.name, "generation": source.generation} for source in sources]
         document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
-        url = wire.url(wire.object_path(name, "/compose"), params)
-        answer = await wire.post("compose", name, url, document, "application/json; charset=UTF-8")
+        target = wire.target(wire.object_path(name, "/compose"), params)
+        answer = await wire.post("compose", name, target, document, "application/json; charset=UTF-8")
         return info_of(key, json.loads(answer))
 
     async def abort_multipart(self, upload: Upload) -> None:
@@ -366,29 +387,8 @@ class GcsStore(Store):
                 return found
 
 
-def _belongs_to(key: str) -> bytes:
-    """Every object of an upload tells whose it is, so that whatever is left behind can be found."""
-    return f', "metadata": {{"{layout.KEY}": "{quote(key, safe="")}"}}'.encode()
-
-
 def _crc_of(body: FileRange) -> int:
     crc = 0
     for piece in body.pieces():
         crc = google_crc32c.extend(crc, piece)
     return crc
-
-
-async def _few_at_once(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """All of them, a few at a time; the first error ends the rest and is raised as it is."""
-    rest = iter(calls)
-
-    async def worker() -> None:
-        for call in rest:
-            await call()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for number in range(min(_AT_ONCE, len(calls))):
-                group.create_task(worker(), name=f"gcs {number}")
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors

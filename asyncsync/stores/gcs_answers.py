@@ -41,20 +41,14 @@ def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
 
 
 def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
-    """From the headers of media; the version is empty where the server does not tell it."""
-    crc = re.search(r"crc32c=([^,\s]+)", ",".join(_all(headers, "x-goog-hash")))
+    """From the headers of media (names in lower case); the version is empty where the server does not tell it."""
+    crc = re.search(r"crc32c=([^,\s]+)", headers.get("x-goog-hash", ""))
     try:
-        modified: float | None = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
+        modified: float | None = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
     except (TypeError, ValueError):
         modified = None
     version = headers.get("x-goog-generation", "")
     return ObjectInfo(key, size, version, crc_from_text(crc[1]) if crc else None, modified)
-
-
-def _all(headers: Mapping[str, str], name: str) -> list[str]:
-    """A header may come once with a list, or several times (Cloud Storage documentation, "x-goog-hash")."""
-    getall = getattr(headers, "getall", None)
-    return list(getall(name, [])) if getall is not None else [headers.get(name, "")]
 
 
 def unix_of(when: str | None) -> float | None:
@@ -67,11 +61,11 @@ def unix_of(when: str | None) -> float | None:
 
 def content_bytes(where: str, status: int, headers: Mapping[str, str], *, ranged: bool) -> tuple[int, int]:
     """How many bytes an answer carries, and how many the object has."""
-    text = headers.get("Content-Length", headers.get("x-goog-stored-content-length", ""))
+    text = headers.get("content-length", headers.get("x-goog-stored-content-length", ""))
     if not text.isdigit():
         raise StoreError(f"get {where}: the answer does not say how long it is")
     size = int(text)
-    total = headers.get("Content-Range", "").rpartition("/")[2]
+    total = headers.get("content-range", "").rpartition("/")[2]
     if status == 206 and total.isdigit():
         return size, int(total)
     if ranged:

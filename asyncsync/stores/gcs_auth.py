@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from gcloud.aio.auth import Token
+import aiohttp
+from gcloud.aio.auth import AioSession, Token
 from gcloud.aio.auth.token import Type
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import ConfigError
-from asyncsync.stores.gcs_errors import no_token
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, UnavailableError
 from asyncsync.stores.gcs_options import GcsOptions
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
@@ -30,6 +30,7 @@ class Access:
     def __init__(self, options: GcsOptions, where: str, now: Callable[[], float] = time.monotonic) -> None:
         self._options, self._where, self._now = options, where, now
         self._source: Any = None
+        self._session: aiohttp.ClientSession | None = None
         self._until = 0.0
         self._lock = asyncio.Lock()
         self._header: str | None = None
@@ -69,11 +70,32 @@ class Access:
     async def _open(self) -> Any:
         path = self._options.credentials
         try:
-            return await in_thread(Token, service_file=path, scopes=SCOPES)
+            source = await in_thread(Token, service_file=path, scopes=SCOPES)
         except (OSError, ValueError, KeyError) as error:
             named = path or "GOOGLE_APPLICATION_CREDENTIALS"
             raise ConfigError(f"{self._where}: credentials {named!r} cannot be used: {error}") from error
+        if source.token_type is not Type.GCE_METADATA:  # that one is on the machine itself
+            self._session = aiohttp.ClientSession(trust_env=True)  # the proxies of the environment
+            source.session = AioSession(cast("Any", self._session))
+        return source
 
     async def close(self) -> None:
         if self._source is not None:
             await self._source.close()
+        if self._session is not None:
+            await self._session.close()
+
+
+def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
+    """No access token. ``from_machine``: there is no credentials file, so the metadata server was asked."""
+    said = f"{type(error).__name__}: {error}"
+    if from_machine:
+        return AccessDeniedError(
+            f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
+            f"login', or give the storage option credentials, token or anonymous (metadata server: {said})"
+        )
+    if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
+        return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return UnavailableError(f"{where}: no access token: {said}")
+    return AccessDeniedError(f"{where}: the credentials cannot be used: {type(error).__name__}")

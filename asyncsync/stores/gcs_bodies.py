@@ -6,52 +6,24 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from aiohttp.abc import AbstractStreamWriter
-
-from asyncsync.disk.files import FileRange
-from asyncsync.stores.s3_stream import StreamedBody
-from asyncsync.stores.watchdog import Watchdog
-
 _BOUNDARY = secrets.token_hex(16)
 """One for all: 128 random bits are in nobody's data."""
 _BEFORE = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
 _BETWEEN = (
     f"\r\n--{_BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
 )
-_AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
+AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 CALLS = 100
 """Most calls in a batch (Cloud Storage documentation, "Batch requests")."""
+RELATED_TYPE = f"multipart/related; boundary={_BOUNDARY}"
 BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
 _STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
 
 
-class Related(StreamedBody):
-    """Metadata, then media in pieces (RFC 2387)."""
-
-    CONTENT_TYPE = f"multipart/related; boundary={_BOUNDARY}"
-
-    def __init__(self, document: bytes, media: bytes | FileRange, watchdog: Watchdog) -> None:
-        super().__init__(media, watchdog)
-        self._head = _BEFORE + document + _BETWEEN
-
-    @property
-    def size(self) -> int | None:
-        return len(self._head) + (self._size or 0) + len(_AFTER)
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        await writer.write(self._head)
-        await super().write_with_length(writer, content_length)
-        self._watchdog.add(self)
-        try:
-            await writer.write(_AFTER)
-        finally:
-            self._watchdog.discard(self)
-
-
-def related(document: bytes, media: bytes) -> bytes:
-    """The body of a multipart upload whose media are in memory."""
-    return b"".join((_BEFORE, document, _BETWEEN, media, _AFTER))
+def before_media(document: bytes) -> bytes:
+    """What goes before the media of a multipart upload (RFC 2387); ``AFTER`` follows them."""
+    return b"".join((_BEFORE, document, _BETWEEN))
 
 
 def batch(paths: Sequence[str]) -> bytes:

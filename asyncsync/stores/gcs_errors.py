@@ -8,11 +8,8 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-import aiohttp
-
 from asyncsync.errors import (
     AccessDeniedError,
-    AsyncsyncError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -31,7 +28,7 @@ class UnsatisfiableRangeError(StoreError):
 
 
 def failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
-    """The error for an answer that is not a success. ``headers`` must compare names without regard to case."""
+    """The error for an answer that is not a success. Names of ``headers`` are in lower case."""
     message, reason = _said(body)
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
     if status == 404 and "bucket" in message and "object" not in message.lower():
@@ -54,28 +51,6 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     return StoreError(text)
 
 
-def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
-    """A request that brought no answer: the network broke, or timed out."""
-    if isinstance(error, AsyncsyncError):
-        return error
-    return UnavailableError(f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": "))
-
-
-def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
-    """No access token. ``from_machine``: there is no credentials file, so the metadata server was asked."""
-    said = f"{type(error).__name__}: {error}"
-    if from_machine:
-        return AccessDeniedError(
-            f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
-            f"login', or give the storage option credentials, token or anonymous (metadata server: {said})"
-        )
-    if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
-        return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
-    if isinstance(error, aiohttp.ClientError | OSError):
-        return UnavailableError(f"{where}: no access token: {said}")
-    return AccessDeniedError(f"{where}: the credentials cannot be used: {type(error).__name__}")
-
-
 def _said(body: bytes) -> tuple[str, str]:
     """Message and reason of an error document; media answers with plain text, proxies with anything."""
     try:
@@ -88,7 +63,7 @@ def _said(body: bytes) -> tuple[str, str]:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the answer asks us to wait: a number, or a date."""
-    value = headers.get("Retry-After", "").strip()
+    value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     try:

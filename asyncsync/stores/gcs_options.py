@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
 
@@ -64,6 +66,24 @@ class GcsOptions:
         """Scheme and host of the server, without a slash at the end."""
         found = self.endpoint_url or os.environ.get(EMULATOR) or GOOGLE
         return (found if "://" in found else f"http://{found}").rstrip("/")
+
+    def proxy(self) -> str | None:
+        """The proxy that the environment names for the server: ``https_proxy`` or ``http_proxy``, else ``all_proxy``;
+        ``no_proxy`` lists who is reached without. ConfigError if it is none that speaks HTTP."""
+        server = urlsplit(self.endpoint())
+        if proxy_bypass(server.netloc.rpartition("@")[2]):
+            return None
+        given = getproxies_environment()
+        found = given.get(server.scheme) or given.get("all")
+        if not found:
+            return None
+        found = found if "://" in found else f"http://{found}"
+        if not found.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"the environment names a {found.partition(':')[0]} proxy; {server.hostname} is reached through HTTP "
+                "proxies only: name another one, or put it into no_proxy"
+            )
+        return found
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """None for a plain connection. Blocking: reads certificates."""

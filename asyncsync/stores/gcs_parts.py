@@ -11,8 +11,10 @@ tail), but not of a range of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.stores.base import Part
@@ -21,6 +23,8 @@ HOME = ".asyncsync/parts/"
 MARKER = "upload"
 WIDTH = 32
 """Most objects that one request composes (Cloud Storage documentation, "Composite objects")."""
+AT_ONCE = 4
+"""Batches of a deletion, or steps of a compose, at once."""
 KEY = "asyncsync-key"
 """Custom metadata of every object of an upload: the key that it becomes, percent-encoded."""
 
@@ -89,3 +93,24 @@ def combined(parts: Iterable[Part]) -> int | None:
 def groups(sources: Sequence[Source]) -> list[Sequence[Source]]:
     """What to compose first so that at most 32 remain; one level of the tree."""
     return [sources[start : start + WIDTH] for start in range(0, len(sources), WIDTH)]
+
+
+def belongs_to(key: str) -> bytes:
+    """Every object of an upload tells whose it is, so that whatever is left behind can be found."""
+    return f', "metadata": {{"{KEY}": "{quote(key, safe="")}"}}'.encode()
+
+
+async def few_at_once(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """All of them, a few at a time; the first error ends the rest and is raised as it is."""
+    rest = iter(calls)
+
+    async def worker() -> None:
+        for call in rest:
+            await call()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(AT_ONCE, len(calls))):
+                group.create_task(worker(), name=f"gcs {number}")
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors

@@ -73,15 +73,18 @@ class Http1:
             await connection.gone.wait()
 
     async def send(
-        self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED
-    ) -> Answer:
+        self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED,
+        suffix: bytes = b"",
+    ) -> Answer:  # fmt: skip
         """One request; its answer with the first ``most`` bytes of its body (``bodiless``: none, as after HEAD).
 
-        BrokenError; what reading the file raises.
+        ``suffix`` goes out behind the body. BrokenError; what reading the file raises.
         """
         connection = await self._take()
         try:
             complete = await self._write(connection, head, body)
+            if suffix and complete:
+                connection.write(suffix)
             answer = await connection.answer(bodiless=bodiless)
             answer.content = await connection.collect(most)
         except BaseException:

@@ -308,8 +308,9 @@ def grid_of(file: FileStat, matches: Matches, traits: Traits, config: TransferCo
     """The part size for a file; that of what it is compared with, if possible."""
     most = traits.max_parts - 1  # a candidate's end may cut one in two
     size = part_size_for(
-        file.size, config.part_size, least=traits.min_part_size, most=traits.max_part_size, max_parts=most
-    )
+        file.size, config.part_size or traits.part_size, least=traits.min_part_size, most=traits.max_part_size,
+        max_parts=most,
+    )  # fmt: skip
     return matches.part_size(size, file.size, most)
 
 

@@ -160,8 +160,8 @@ class LargeFile:
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
         size = part_size_for(
-            file.size, self._config.part_size, least=traits.min_part_size, most=traits.max_part_size,
-            max_parts=traits.max_parts,
+            file.size, self._config.part_size or traits.part_size, least=traits.min_part_size,
+            most=traits.max_part_size, max_parts=traits.max_parts,
         )  # fmt: skip
         upload, done = await find_upload(self._store, self._uploads, self._prefix + file.path, size)
         if upload is None or not self._uploads.is_open(upload.key, upload.upload_id):
