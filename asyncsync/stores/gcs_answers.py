@@ -35,9 +35,9 @@ def generation_of(if_version: str | None) -> str | None:
 
 
 def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
-    """From an object resource."""
+    """From an object resource; some servers leave out what is 0."""
     crc = crc_from_text(resource.get("crc32c"))
-    return ObjectInfo(key, int(resource["size"]), str(resource["generation"]), crc, unix_of(resource.get("updated")))
+    return ObjectInfo(key, int(resource.get("size", 0)), str(resource["generation"]), crc, unix_of(resource.get("updated")))
 
 
 def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
