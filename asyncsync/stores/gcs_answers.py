@@ -37,7 +37,8 @@ def generation_of(if_version: str | None) -> str | None:
 def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
     """From an object resource; some servers leave out what is 0."""
     crc = crc_from_text(resource.get("crc32c"))
-    return ObjectInfo(key, int(resource.get("size", 0)), str(resource["generation"]), crc, unix_of(resource.get("updated")))
+    size, updated = int(resource.get("size", 0)), unix_of(resource.get("updated"))
+    return ObjectInfo(key, size, str(resource["generation"]), crc, updated)
 
 
 def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
