@@ -283,7 +283,7 @@ def _storage_path(value: object) -> str:
         value = DEFAULT_STORAGE_PATH
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ConfigError(
-            f"RunConfig(storage_path={value!r}) is not usable: give s3:// or gs://bucket/prefix, or a directory"
+            f"RunConfig(storage_path={value!r}) is not usable: give s3:// or gs://bucket/prefix, or an absolute path"
         )
     path = os.fspath(value)
     if isinstance(path, bytes):
