@@ -161,8 +161,8 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(faults: Faults, tmp_
 
 def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(faults: Faults, tree: Path) -> None:
     big = tree / "big"
-    big.write_bytes(os.urandom(20 * MIB))
-    faults.hook(1, lambda: big.write_bytes(os.urandom(20 * MIB)), operation="put_part", times=None)
+    big.write_bytes(os.urandom(MIB) * 20)
+    faults.hook(1, lambda: big.write_bytes(os.urandom(MIB) * 20), operation="put_part", times=None)
     with pytest.raises(SyncFailedError, match="big") as caught:
         run_virtual(push(tree, "memory://b/p", transfer=LARGE))
     assert isinstance(caught.value.failures["big"], SourceChangedError)

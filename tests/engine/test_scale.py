@@ -13,7 +13,7 @@ from asyncsync.events import Event
 from asyncsync.scheduler import Scheduler
 from asyncsync.testing import run_virtual
 
-TRIALS = 2000
+TRIALS = 500
 OURS = [tracemalloc.Filter(False, "*/asyncsync/testing/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
 """The store in memory is not the engine's, nor what it holds."""
 
