@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -266,7 +267,7 @@ class Http1:
     async def _resolve(self) -> list[aiohappyeyeballs.AddrInfoType]:
         async with self._resolving:
             if self._loop.time() - self._resolved >= DNS_SECONDS:
-                found = await self._loop.getaddrinfo(self._host.name, self._host.port, type=1)
+                found = await self._loop.getaddrinfo(self._host.name, self._host.port, type=socket.SOCK_STREAM)
                 self._addresses, self._resolved = list(found), self._loop.time()
         random.shuffle(self._addresses)
         return self._addresses
