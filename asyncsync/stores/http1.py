@@ -64,9 +64,11 @@ class Http1:
         self._addresses: list[aiohappyeyeballs.AddrInfoType] = []
         self._resolved = -DNS_SECONDS
         self._resolving = asyncio.Lock()
+        self._closed = False
 
     async def close(self) -> None:
-        """Cut all connections and wait until they are gone."""
+        """Cut all connections and wait until they are gone. Nothing can be sent afterwards."""
+        self._closed = True
         self._watchdog.close()
         self._idle.clear()
         for connection in tuple(self._open):
@@ -195,6 +197,9 @@ class Http1:
             self.busy += 1
         try:
             connection = self._pop_idle() or await self._connect()
+            if self._closed:  # while it was opened
+                connection.abort()
+                raise BrokenError("the store was closed")
         except BaseException:
             self._leave()
             raise

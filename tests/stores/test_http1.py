@@ -282,6 +282,18 @@ async def test_a_file_whose_sending_is_cancelled_is_let_go(tmp_path):
     await server.wait_closed()
 
 
+async def test_a_client_that_was_closed_sends_nothing_more():
+    async with serving([answer(Content_Length=0)]) as (http, made):
+        opening = asyncio.create_task(http.send(REQUEST, None))
+        await asyncio.sleep(0)  # it is on its way to a connection
+        await http.close()
+        with pytest.raises(BrokenError):
+            await opening
+        with pytest.raises(BrokenError, match="closed"):
+            await http.send(REQUEST, None)
+        assert http.busy == 0
+
+
 async def test_nobody_there_is_a_broken_exchange():
     http = Http1(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
     with pytest.raises(BrokenError, match="no connection"):
