@@ -283,7 +283,7 @@ async def test_a_file_whose_sending_is_cancelled_is_let_go(tmp_path):
 
 
 async def test_a_client_that_was_closed_sends_nothing_more():
-    async with serving([answer(Content_Length=0)]) as (http, made):
+    async with serving([answer(Content_Length=0)]) as (http, _):
         opening = asyncio.create_task(http.send(REQUEST, None))
         await asyncio.sleep(0)  # it is on its way to a connection
         await http.close()
