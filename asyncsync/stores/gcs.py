@@ -31,8 +31,8 @@ from asyncsync.stores.gcs_answers import (
     unix_of,
 )
 from asyncsync.stores.gcs_auth import Access
-from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
-from asyncsync.stores.gcs_errors import UnsatisfiableRangeError, failure
+from asyncsync.stores.gcs_deletions import Deletions
+from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs_options import GcsOptions
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_sessions import CHUNK, Sessions
@@ -74,6 +74,7 @@ class GcsStore(Store):
         }
         self._wire: Wire | None = None
         self._sessions: Sessions | None = None
+        self._deletions: Deletions | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
@@ -91,7 +92,7 @@ class GcsStore(Store):
                 plane = await self._new_plane()
                 access = Access(self._options, f"gs://{self._bucket}")
                 self._wire = Wire(self._bucket, access, plane, self._options.user_project)
-                self._sessions = Sessions(self._wire)
+                self._sessions, self._deletions = Sessions(self._wire), Deletions(self._wire)
             return self._wire
 
     async def _new_plane(self) -> Plane:
@@ -203,33 +204,13 @@ class GcsStore(Store):
         return info
 
     async def delete(self, keys: Sequence[str]) -> None:
-        wire = self._wire or await self._open()
-        if len(keys) == 1:
-            try:
-                name = self._full(keys[0])
-                await wire.ask("delete", "DELETE", name, wire.target(wire.object_path(name), wire.params()))
-            except NotFoundError as error:
-                if "there is no bucket" in str(error):
-                    raise
-            return
-        await self._delete_many([wire.object_path(self._full(key)) for key in keys])
+        deletions = await self._open_deletions()
+        await deletions.delete([deletions.target(self._full(key)) for key in keys])
 
-    async def _delete_many(self, paths: Sequence[str]) -> None:
-        """Batches of a hundred, a few at a time. Those already gone are no error."""
-        batches = [paths[start : start + CALLS] for start in range(0, len(paths), CALLS)]
-        await layout.few_at_once([partial(self._delete_batch, chosen) for chosen in batches])
-
-    async def _delete_batch(self, paths: Sequence[str]) -> None:
-        wire = self._wire or await self._open()
-        target = wire.target("/batch/storage/v1", wire.params())
-        answer = batch_statuses(await wire.post("batch delete", self._prefix, target, batch(paths), BATCH_TYPE))
-        if len(answer) != len(paths):
-            raise StoreError(f"batch delete {self.uri}: {len(answer)} answers to {len(paths)} calls")
-        for path, (status, said) in zip(paths, answer, strict=True):
-            if status >= 300 and status != 404:
-                where = wire.where(unquote(path.partition("/o/")[2].partition("?")[0]))
-                document = said.partition(b"{")
-                raise failure("delete", where, status, {}, document[1] + document[2].rpartition(b"}")[0] + b"}")
+    async def _open_deletions(self) -> Deletions:
+        await self._open()
+        assert self._deletions is not None  # made with the wire
+        return self._deletions
 
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
@@ -347,10 +328,9 @@ class GcsStore(Store):
         return info_of(key, json.loads(answer))
 
     async def abort_multipart(self, upload: Upload) -> None:
-        wire = self._wire or await self._open()
+        deletions = await self._open_deletions()
         found = await self._objects_below(layout.home_of(upload.upload_id), "name,generation")
-        # With the generation they are gone for good where the bucket keeps old versions.
-        await self._delete_many([f"{wire.object_path(item['name'])}?generation={item['generation']}" for item in found])
+        await deletions.delete([deletions.target(item["name"], item["generation"]) for item in found])
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
         found = await self._objects_below(layout.home_of(upload.upload_id), "name,size,generation,crc32c")

@@ -20,11 +20,15 @@ from asyncsync.errors import (
 
 _LIMITED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 """Reasons of a 403 that mean 429 (Cloud Storage documentation, "HTTP status and error codes for JSON")."""
-_DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated)", re.IGNORECASE | re.DOTALL)
+_DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated|validation)", re.IGNORECASE | re.DOTALL)
 
 
 class UnsatisfiableRangeError(StoreError):
     """A range begins at or behind the end of the object (HTTP 416)."""
+
+
+class UnsupportedError(StoreError):
+    """The server does not know such requests (HTTP 405, 501)."""
 
 
 def failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
@@ -33,14 +37,16 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
     if status == 404 and "bucket" in message and "object" not in message.lower():
         return NotFoundError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
+    if status in (400, 412) and _DAMAGED.search(message):
+        return IntegrityError(text, retryable=True)
     if status in (404, 410):
         return NotFoundError(text)
     if status in (409, 412):
         return PreconditionError(text)
     if status == 416:
         return UnsatisfiableRangeError(text)
-    if status == 400 and _DAMAGED.search(message):
-        return IntegrityError(text, retryable=True)
+    if status in (405, 501):
+        return UnsupportedError(text)
     wait = _retry_after(headers)
     if status == 429 or (status == 403 and reason in _LIMITED) or (status >= 500 and wait is not None):
         return ThrottledError(text, wait)

@@ -22,6 +22,7 @@ from asyncsync.errors import (
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.budget import Budget
+from asyncsync.stores.gcs_errors import UnsupportedError, failure
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
@@ -57,11 +58,13 @@ async def guarded(store):
         (401, AccessDeniedError, False),
         (403, AccessDeniedError, False),
         (404, NotFoundError, False),
+        (405, UnsupportedError, False),
         (408, UnavailableError, True),
         (410, NotFoundError, False),
         (412, PreconditionError, False),
         (429, ThrottledError, True),
         (500, UnavailableError, True),
+        (501, UnsupportedError, False),
         (502, UnavailableError, True),
         (503, UnavailableError, True),
         (504, UnavailableError, True),
@@ -82,6 +85,18 @@ async def test_retry_after_is_told(gcs_strict, store, status):
     with pytest.raises(ThrottledError) as caught:
         await store.put("x", b"1")
     assert caught.value.retry_after == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, 'Provided CRC32C "x" doesn\'t match calculated CRC32C "y".'),
+        (412, "crc32c validation failed. Expected = 1 vs Actual = 2."),
+    ],
+)
+def test_a_refused_checksum_is_no_conflict(status, message):
+    error = failure("insert", "gs://b/x", status, {}, json.dumps({"error": {"message": message}}).encode())
+    assert (type(error), error.retryable) == (IntegrityError, True)
 
 
 async def test_a_missing_bucket_is_named(gcs_strict):
@@ -253,6 +268,17 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
     await store.delete([*(f"{number} ä/b" for number in range(250)), "never was"])
     assert objects == {}
     assert len(gcs_strict.requests("POST /batch")) == len(gcs_strict.seen) == 3
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_where_there_are_no_batches_objects_are_deleted_one_by_one(gcs_strict, store, objects, status):
+    gcs_strict.faults.append(Fault("POST /batch", 9, status))
+    for number in range(12):
+        gcs_strict.buckets["conformance"].put(f"p/{number}", b"", {}, {})
+    for keys in (range(5), range(5, 13)):
+        await store.delete([f"{number}" for number in keys])
+    assert objects == {}
+    assert len(gcs_strict.requests("POST /batch")) == 1
 
 
 async def test_a_failure_inside_a_batch_is_told(gcs_strict, store, monkeypatch):
