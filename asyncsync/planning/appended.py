@@ -36,5 +36,5 @@ def to_verify(known: FileEntry) -> list[int]:
 
 
 def to_trust(known: FileEntry) -> range:
-    """The parts that are then taken to be as they were: all but the last, which is read again with what follows."""
+    """The parts that are then taken to be as they were: all but the last, which is read with what follows it."""
     return range(len(known.parts) - 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncsync.config import TransferConfig
-from asyncsync.disk.cells import digest_cell
+from asyncsync.disk.cells import Cell, digest_cell
 from asyncsync.disk.files import FileRange, in_hasher
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import Digest, digest_range, md5_range
@@ -69,13 +69,11 @@ class Assembled:
 
 
 class Hashing:
-    """The parts of a file as segments, hashed when they are asked for. ``trusted``: parts whose checksums are known
-    without reading them, by index."""
+    """The parts of a file as segments, hashed when they are asked for. ``known``: parts whose checksums are known
+    without reading them again, by index."""
 
-    def __init__(
-        self, path: str, file: FileStat, matches: Matches, part_size: int, trusted: Mapping[int, Digest]
-    ) -> None:
-        self._path, self._matches, self._trusted = path, matches, trusted
+    def __init__(self, path: str, file: FileStat, matches: Matches, part_size: int, known: Mapping[int, Cell]) -> None:
+        self._path, self._matches, self._known = path, matches, known
         self._size = file.size
         self.cuts = cut(file.size, part_size)
         self.digests: dict[int, Digest] = {}
@@ -106,13 +104,10 @@ class Hashing:
 
     async def _hash(self, index: int) -> None:
         offset, size = self.cuts[index]
-        known = self._trusted.get(index)
-        if known is not None:
-            self.digests[index] = known
-            self._segments[index] = [(offset, size, known)]
-            return
         mark = self._matches.mark(offset, size)
-        cell = await in_hasher(digest_cell, FileRange(self._path, offset, size), mark)
+        cell = self._known.get(index)
+        if cell is None:
+            cell = await in_hasher(digest_cell, FileRange(self._path, offset, size), mark)
         self.digests[index] = cell.whole
         self._segments[index] = [(offset, size, cell.whole)]
         if cell.head is not None:
@@ -140,13 +135,13 @@ class Assembly:
 
     def __init__(
         self, store: Store, key: str, path: str, file: FileStat, part_size: int, *, config: TransferConfig,
-        matches: Matches, uploads: OpenUploads, account: Account, trusted: Mapping[int, Digest],
+        matches: Matches, uploads: OpenUploads, account: Account, known: Mapping[int, Cell],
     ) -> None:  # fmt: skip
         self._store, self._key, self._path, self._file = store, key, path, file
         self._account, self._uploads = account, uploads
         self._part_size = part_size
         self._limits = limits_of(store.traits, config, part_size)
-        self._hashing = Hashing(path, file, matches, part_size, trusted)
+        self._hashing = Hashing(path, file, matches, part_size, known)
         self._crcs: dict[int, tuple[int, int]] = {}
         """Offset -> (size, CRC32C) of the segments."""
         self._todo: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue(2 * PIECES_AT_ONCE)

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 
 from asyncsync.config import TransferConfig
+from asyncsync.disk.cells import Cell, digest_cell
 from asyncsync.disk.files import FileRange, in_hasher, in_thread
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import TRIES, Digest, digest_range, md5_range, stat_file
@@ -121,7 +122,7 @@ class LargeFile:
             begun = None
         work = Assembly(
             self._store, key, f"{self._root}/{file.path}", file, size, config=self._config, matches=matches,
-            uploads=self._uploads, account=self._account, trusted=await self._trusted(file, own),
+            uploads=self._uploads, account=self._account, known=await self._trusted(file, own, size),
         )  # fmt: skip
         try:
             done = await work.run(begun, parts)
@@ -145,17 +146,19 @@ class LargeFile:
         self._uploads.abandon_key(key)
         return entry, done.fate
 
-    async def _trusted(self, file: FileStat, known: FileEntry | None) -> dict[int, Digest]:
-        """Parts that need not be read, because the file is only appended to; see planning/appended.py."""
-        if known is None or not may_be_appended(file, known, self._config.append_only):
+    async def _trusted(self, file: FileStat, known: FileEntry | None, part_size: int) -> dict[int, Cell]:
+        """Parts that need not be read again, because the file is only appended to; see planning/appended.py."""
+        if known is None or known.part_size != part_size or not may_be_appended(file, known, self._config.append_only):
             return {}
-        ranges = list(known.ranges())
+        cuts, before = cut(file.size, part_size), list(known.ranges())
+        read: dict[int, Cell] = {}
         for index in to_verify(known):
-            offset, size, crc = ranges[index]
-            digest = await in_hasher(digest_range, self._range(file, offset, size))
-            if digest != Digest(crc, known.parts[index]):
+            (offset, size), (_, mark, crc) = cuts[index], before[index]
+            cell = await in_hasher(digest_cell, self._range(file, offset, size), mark if mark < size else 0)
+            if (cell.head or cell.whole) != Digest(crc, known.parts[index]):
                 return {}
-        return {index: Digest(known.part_crcs[index], known.parts[index]) for index in to_trust(known)}
+            read[index] = cell
+        return {index: Cell(Digest(known.part_crcs[index], known.parts[index])) for index in to_trust(known)} | read
 
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from asyncsync import SyncConfig, Syncer, TransferConfig, push
+from asyncsync.disk.journal import Journal
+from asyncsync.disk.reading import digest, stat_file
 from asyncsync.planning import appended
-from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.stores.base import ObjectInfo, Part
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+from asyncsync.transfer.large import LargeFile
+from asyncsync.transfer.sources import Sources
+from asyncsync.transfer.uploads import OpenUploads
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
 MANIFEST = ".asyncsync/manifest.json"
 
@@ -197,21 +203,77 @@ def entry(path: str):
     return Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files[path]
 
 
+def counted(monkeypatch) -> list[int]:
+    """The sizes of all reads from now on."""
+    read: list[int] = []
+    pread = os.pread
+
+    def counting(descriptor: int, size: int, offset: int) -> bytes:
+        data = pread(descriptor, size, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counting)
+    return read
+
+
+class Kept(MemoryStore):
+    """Knows what it would hold, and holds nothing: for files that are larger than memory."""
+
+    async def put_part(self, upload, number, offset, body, *, crc32c=None):
+        size = sum(len(piece) for piece in body.pieces())
+        return Part(number, offset, size, f"sent {size}", crc32c)
+
+    async def copy_part(self, upload, number, offset, source, start, length, *, if_source_version=None):
+        return Part(number, offset, length, f"copied {start}+{length}", None)
+
+    async def complete_multipart(self, upload, parts, *, crc32c=None, if_version=None):
+        self.parts = parts
+        return ObjectInfo(upload.key, sum(part.size for part in parts), "new", crc32c)
+
+
+@pytest.mark.parametrize("tail", [0, 3, 9 * MIB])
+def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_ends(tmp_path, monkeypatch, tail) -> None:
+    """Its first part, the last one, and what is new; that once more to send it. ``tail``: of the last part."""
+    old, part = 10 * GIB + tail, 16 * MIB
+    path = tmp_path / "train.log"
+    path.touch()
+    os.truncate(path, old + MIB)
+    stat = stat_file(str(tmp_path), "train.log")
+    full = digest(bytes(part))
+    parts = [full] * (10 * GIB // part) + ([digest(bytes(tail))] if tail else [])
+    known = FileEntry(
+        "train.log", old, 0, 0o644, 0, part, tuple(d.xxh3 for d in parts), tuple(d.crc32c for d in parts), "old",
+        stat.inode,
+    )  # fmt: skip
+    sent, read = [], counted(monkeypatch)
+
+    async def main() -> None:
+        store, sources = Kept("b", "p"), Sources("", {"train.log": known})
+        async with Journal.open(None) as journal:
+            large = LargeFile(
+                store, "", str(tmp_path), TransferConfig(), OpenUploads(store.uri, journal),
+                lambda *counts: sent.append(counts), sources,
+            )  # fmt: skip
+            await large.send(stat, known)
+        assert sum(p.size for p in store.parts) == old + MIB
+
+    run_virtual(main())
+    assert [sum(column) for column in zip(*sent, strict=True)] == [MIB, 0, old]
+    assert sum(read) == part + (tail or part) + 2 * MIB
+
+
 def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
-    read: list[int] = []
-    from asyncsync.transfer import assemble
-
-    digest_cell = assemble.digest_cell
-    monkeypatch.setattr(assemble, "digest_cell", lambda body, mark: read.append(body.size) or digest_cell(body, mark))
     (tree / "train.log").write_bytes(noise(42 * MIB))
     send(tree)
     with (tree / "train.log").open("ab") as file:
         file.write(noise(MIB, 1))
+    read = counted(monkeypatch)
     report = send(tree)
     assert stored() == local(tree)
     assert report.bytes_sent == MIB
-    assert sum(read) == 3 * MIB
+    assert sum(read) == (5 + 2 + 1 + 1) * MIB  # the first part, the last one, what is new; that again to send it
     assert entry("train.log").size == 43 * MIB
 
 
