@@ -5,7 +5,8 @@
     python benchmarks/delta.py --case log,rename --peers s5cmd,rclone
 
 Between client and SeaweedFS stands a proxy that counts what goes through, headers included. Peers send the changed tree
-as they do by default. `time` compares sending a file whose every byte changed with sending it for the first time.
+as they do by default. `--time 5` compares sending a file whose every byte changed with sending it for the first time,
+in so many pairs.
 Exit codes: 0 every figure is reached, 1 one is missed, 2 usage or no server.
 """
 
@@ -16,9 +17,11 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -197,17 +200,50 @@ def run(bench: Bench, case: Case, clients: list[str], scale: int) -> bool:
     return reached
 
 
-def timed(bench: Bench, scale: int, runs: int) -> None:
-    """Sending what changed everywhere, against sending it for the first time; the two take turns."""
-    tree, first, again = bench.room / "tree", [], []
-    for number in range(runs):
+def _cost(bench: Bench, tree: Path, name: str) -> tuple[float, float]:
+    """Seconds by the clock and seconds of CPU of one push."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = bench.count("asyncsync", tree, name)[1]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def timed(bench: Bench, scale: int, number: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What it costs to send a file for the first time, and to send it when every byte of it has changed; which of the
+    two is measured first alternates, because the machine has its moods."""
+    tree, name, size = bench.room / "tree", f"time-{number}", 2 * GIB // scale
+
+    def plain() -> tuple[float, float]:
         shutil.rmtree(tree, ignore_errors=True)
-        write(tree / "f", 2 * GIB // scale, 100 + number)
-        first.append(bench.count("asyncsync", tree, f"time-{number}")[1])
-        write(tree / "f", 2 * GIB // scale, 200 + number)
-        again.append(bench.count("asyncsync", tree, f"time-{number}")[1])
-    print(f"first {sorted(first)} s, changed everywhere {sorted(again)} s: "
-          f"median {sorted(again)[runs // 2] / sorted(first)[runs // 2]:.3f} of a plain upload")  # fmt: skip
+        write(tree / "f", size, 100 + number)
+        time.sleep(0.1)
+        return _cost(bench, tree, f"{name}-plain")
+
+    def changed() -> tuple[float, float]:
+        shutil.rmtree(tree, ignore_errors=True)
+        write(tree / "f", size, 200 + number)
+        time.sleep(0.1)
+        bench.count("asyncsync", tree, f"{name}-changed")
+        write(tree / "f", size, 300 + number)
+        time.sleep(0.1)
+        return _cost(bench, tree, f"{name}-changed")
+
+    if number % 2:
+        again = changed()
+        return plain(), again
+    first = plain()
+    return first, changed()
+
+
+def compare(pairs: list[tuple[tuple[float, float], tuple[float, float]]]) -> None:
+    """Print the pairs and their medians."""
+    for first, again in pairs:
+        print(
+            f"plain {first[0]:.2f} s, CPU {first[1]:.2f} s; changed everywhere {again[0]:.2f} s, CPU {again[1]:.2f} s"
+        )
+    for index, what in enumerate(("wall time", "CPU time")):
+        first, again = (statistics.median(pair[side][index] for pair in pairs) for side in (0, 1))
+        print(f"median {what}: {first:.2f} s plain, {again:.2f} s changed everywhere: {again / first:.3f}")
 
 
 def options() -> argparse.Namespace:
@@ -217,6 +253,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="divide all sizes by N")
     parser.add_argument("--time", type=int, default=0, metavar="RUNS", help="only compare times, with so many runs")
     return parser.parse_args()
+
+
+def end(*_: object) -> None:
+    """As after Ctrl-C: stop the server and remove what was written. Once: a second signal, such as `timeout` sends to
+    the whole group, must not end that half way."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def main() -> int:
@@ -231,22 +274,25 @@ def main() -> int:
             print(
                 "| case | client | tree, MiB | sent, MiB | first push, s | push, s | |\n|---|---|---|---|---|---|---|"
             )
-        for case in cases if not asked.time else [None]:
+        pairs = []
+        for case in cases if not asked.time else range(asked.time):
             known.stop()  # what is deleted stays on SeaweedFS's disk for a while
             server = known.get("seaweedfs")
             keys |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key,
                      "AWS_REGION": "us-east-1"}  # fmt: skip
+            if asked.time:  # without the proxy, which takes its share of the machine
+                nothing = multiprocessing.Value("q", 0)
+                pairs.append(timed(Bench(server.endpoint, keys, nothing, room), asked.scale, case))
+                continue
             with counting(server.endpoint) as (endpoint, sent):
-                bench = Bench(endpoint, keys, sent, room)
-                if case is None:
-                    timed(bench, asked.scale, asked.time)
-                else:
-                    reached &= run(bench, case, clients, asked.scale)
+                reached &= run(Bench(endpoint, keys, sent, room), case, clients, asked.scale)
+        if pairs:
+            compare(pairs)
     return 0 if reached else 1
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, as after Ctrl-C
+    signal.signal(signal.SIGTERM, end)
     try:
         sys.exit(main())
     except servers.ServerError as error:
