@@ -10,6 +10,7 @@ State changes are plain functions; only waiting awaits. Times are ``loop.time()`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from enum import Enum, IntEnum
 from heapq import heappop, heappush
@@ -247,6 +248,8 @@ class Budget:
         self._slots = Adaptive(max(1, ceiling))
         self._in_use = 0
         self._queue = _Queue()
+        self._turn: list[float] = []
+        """CPU time of the first and the last release in this turn of the loop."""
         self._bandwidth = None if bandwidth_limit is None else _Bandwidth(bandwidth_limit)
         self.paced = bandwidth_limit is not None
         """Whether :meth:`pay` can wait at all."""
@@ -293,13 +296,29 @@ class Budget:
     def release(self, started: float, size: int, outcome: Outcome) -> None:
         """Give a slot back. ``started`` is what ``acquire`` returned, ``size`` the bytes that were moved."""
         self._in_use -= 1
+        loop = asyncio.get_running_loop()
+        self._count(loop)
         if outcome is Outcome.DONE:
-            self._slots.done(asyncio.get_running_loop().time(), started, size)
+            self._slots.done(loop.time(), started, size)
         elif outcome is Outcome.THROTTLED:
-            self._slots.throttled(asyncio.get_running_loop().time(), started)
+            self._slots.throttled(loop.time(), started)
         if self._queue.size:
             self._slots.saturated = True
             self._grant()
+
+    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
+        """How long the loop is busy with the answers of one turn: what else runs in it is not ours to judge."""
+        now = time.thread_time()
+        if self._turn:
+            self._turn[1] = now
+        else:
+            self._turn = [now, now]
+            loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        first, last = self._turn
+        self._turn = []
+        self._slots.burst(last - first)
 
     async def pay(self, nbytes: int, lane: Lane = Lane.ARTIFACT) -> None:
         """Wait until ``nbytes`` may be moved. Returns at once without ``bandwidth_limit``. A cancel pays nothing."""

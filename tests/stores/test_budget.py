@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from asyncsync.stores.adaptive import FLOOR, START, Adaptive
+from asyncsync.stores import budget as budget_module
+from asyncsync.stores.adaptive import FEW, FLOOR, START, Adaptive
 from asyncsync.stores.budget import FAIR_EVERY, SMALL, SMALL_RUN, STEP, Budget, Lane, Outcome
 
 virtual = pytest.mark.virtual_time
@@ -178,6 +179,40 @@ async def test_a_store_that_becomes_slower_by_itself_does_not_cost_slots():
     server.delay = 0.2
     await requests(budget, server, 5000)
     assert budget.limit >= 48
+
+
+def busy(slots, delay, burst, windows):
+    """Windows of 20 requests, all slots in use, whose answers the loop takes up in bursts of so many CPU seconds."""
+    now = 0.0
+    for number in range(windows * 20):
+        now += 0.005
+        slots.saturated = True
+        slots.burst(burst)
+        slots.done(now + delay, now, 0)
+
+
+def test_slots_fall_when_answers_hold_the_loop_and_the_store_is_near():
+    slots = Adaptive(256)
+    busy(slots, delay=0.004, burst=0.003, windows=100)
+    assert slots.limit == FEW
+
+
+def test_slots_do_not_fall_for_a_far_store_whose_answers_come_in_bursts():
+    slots = Adaptive(256)
+    busy(slots, delay=0.030, burst=0.010, windows=100)
+    assert slots.limit == 256
+
+
+@virtual
+async def test_a_turn_of_the_loop_is_one_burst_from_its_first_answer_to_its_last(monkeypatch):
+    budget, bursts, clock = Budget(), [], iter(range(100))
+    monkeypatch.setattr(budget_module.time, "thread_time", lambda: float(next(clock)))
+    monkeypatch.setattr(Adaptive, "burst", lambda self, seconds: bursts.append(seconds))
+    for answers in (1, 4):
+        for _ in range(answers):
+            budget.release(await budget.acquire(Lane.ARTIFACT, "a", 0), 0, Outcome.DONE)
+        await asyncio.sleep(0)
+    assert bursts == [0.0, 3.0]
 
 
 def test_throttling_halves_once_per_round_trip():
