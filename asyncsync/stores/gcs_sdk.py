@@ -6,6 +6,7 @@ read without generations and upload without going on. Slower, and a body is in m
 
 from __future__ import annotations
 
+import io
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -108,7 +109,7 @@ async def _receive(response: aiohttp.ClientResponse, expected: int, sink: Sink) 
         raise BrokenError(f"{got} bytes came instead of {expected}")
 
 
-async def _body(request: Request) -> bytes | None:
+async def _body(request: Request) -> io.BytesIO | None:
     body = request.body
     if isinstance(body, FileRange):
         if body.pace is not None:
@@ -117,7 +118,7 @@ async def _body(request: Request) -> bytes | None:
         if len(data) < body.size:
             raise too_short(body, len(data))
         body = data
-    return None if body is None else b"".join((request.before, body, request.after))
+    return None if body is None else io.BytesIO(b"".join((request.before, body, request.after)))
 
 
 def _answer(response: aiohttp.ClientResponse, content: bytes) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -60,12 +61,13 @@ class Seen:
 
 
 class GcsFake:
-    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``.
+    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``. ``tls``: over HTTPS.
 
     ``tokens`` None lets everybody in; else only bearers of one of them. ``POST /token`` hands out ``fresh_token``.
     """
 
-    def __init__(self, *buckets: str, tokens: set[str] | None = None) -> None:
+    def __init__(self, *buckets: str, tokens: set[str] | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.buckets = {name: Bucket(name) for name in buckets}
         self.sessions = uploading.Sessions()
         self.rewrites = reading.Rewrites()
@@ -103,8 +105,8 @@ class GcsFake:
         app.router.add_route("*", "/{tail:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.endpoint = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.endpoint = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
 
     @property
     def storage_options(self) -> dict[str, Any]:
