@@ -185,7 +185,7 @@ async def test_damage_of_every_upload_is_an_error_and_no_manifest_names_the_file
     ],
 )
 async def test_what_does_not_end_is_the_right_error_for_the_file(link, fault, error):
-    async with link(max_attempts=2, stall_timeout=1.0) as it:
+    async with link(max_attempts=2, stall_timeout=1.5 if isinstance(fault, Stall) else 30.0) as it:
         it.proxy.on("^PUT .*/middle", fault, times=None)
         with pytest.raises(SyncFailedError) as caught:
             await it.push()

@@ -110,7 +110,9 @@ async def test_a_request_ends_in_the_middle_of_its_body(after):
         proxy.on(".", BreakRequest(after))
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await ask(proxy, body=BODY)
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while len(heard) < (after > 0):
+                await asyncio.sleep(0.01)
     assert len(heard) == (after > 0)
 
 

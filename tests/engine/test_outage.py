@@ -65,7 +65,8 @@ def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error:
     asked, caught_up = run_virtual(main())
     late = seen["50"]
     assert late["checkpoints"] <= 2 * TRIALS  # max_pending_checkpoints
-    assert late["tasks"] <= 7 * TRIALS  # the trial, its runner, its sync, and what these two send
+    # A trial, its runner and its sync with one inside of each, two files on their way; and a few of the engine.
+    assert late["tasks"] <= 7 * TRIALS + 10
     assert late["requests"] <= late["tasks"]
     assert late["inbox"] <= 2 * TRIALS
     assert caught_up < (90 if error is UnavailableError else 150)  # backoff is a minute at most
