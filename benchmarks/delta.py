@@ -3,10 +3,11 @@
     python benchmarks/delta.py                          every case at full size: some 6 GiB of files, some minutes
     python benchmarks/delta.py --scale 8                everything an eighth as large
     python benchmarks/delta.py --case log,rename --peers s5cmd,rclone
+    python benchmarks/delta.py --server moto --scale 16
 
-Between client and SeaweedFS stands a proxy that counts what goes through, headers included. Peers send the changed tree
-as they do by default. `--time 5` compares sending a file whose every byte changed with sending it for the first time,
-in so many pairs.
+Between client and server (SeaweedFS, ministack or moto) stands a proxy that counts what goes through, headers included.
+Peers send the changed tree as they do by default. `--time 5` compares sending a file whose every byte changed with
+sending it for the first time, in so many pairs.
 Exit codes: 0 every figure is reached, 1 one is missed, 2 usage or no server.
 """
 
@@ -251,6 +252,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--case", default=",".join(case.name for case in CASES), metavar="NAMES")
     parser.add_argument("--peers", default="", metavar="NAMES", help="s5cmd, rclone: programs on the path")
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="divide all sizes by N")
+    parser.add_argument("--server", default="seaweedfs", choices=list(servers.REAL))
     parser.add_argument("--time", type=int, default=0, metavar="RUNS", help="only compare times, with so many runs")
     return parser.parse_args()
 
@@ -277,7 +279,7 @@ def main() -> int:
         pairs = []
         for case in cases if not asked.time else range(asked.time):
             known.stop()  # what is deleted stays on SeaweedFS's disk for a while
-            server = known.get("seaweedfs")
+            server = known.get(asked.server)
             keys |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key,
                      "AWS_REGION": "us-east-1"}  # fmt: skip
             if asked.time:  # without the proxy, which takes its share of the machine

