@@ -54,6 +54,12 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def gcs_kill(session: nox.Session) -> None:
+    """SIGKILL in the middle of 1 GiB to Cloud Storage's fake: what is sent again, and the memory; `-- --mib N`."""
+    session.run("python", "tests/gcs_killing.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages

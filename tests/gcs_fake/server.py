@@ -158,8 +158,7 @@ class GcsFake:
                 if request.method == "DELETE":
                     return self.sessions.cancel(upload_id)
                 return await self.sessions.chunk(upload_id, request.headers, _counted(request, seen))
-            body = await request.read()
-            seen.size = len(body)
+            body = b"".join([piece async for piece in _counted(request, seen)])
             if path == "/batch/storage/v1" and request.method == "POST":
                 return batch.run(request.headers.get("Content-Type", ""), body, self._inner)
             if path.startswith("/upload/storage/v1/b/"):

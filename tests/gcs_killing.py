@@ -1,0 +1,110 @@
+"""SIGKILL in the middle of a large upload to the strict fake of Cloud Storage, then the same push again.
+
+``python tests/gcs_killing.py [--mib 1024] [--at 0.5]`` prints what was sent twice and the memory of both processes;
+exit code 1 if what the service had acknowledged was sent again, or the object is not the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import google_crc32c
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gcs_fake import GcsFake
+
+MIB = 1 << 20
+PART = 8 * MIB
+AT_ONCE = 16
+"""Parts of one file that are under way at once."""
+
+
+def push_and_tell(tree: str, uri: str, options: str) -> None:
+    """In a process of its own: bytes sent, seconds, and the most memory it had."""
+    from asyncsync import push
+
+    began = time.monotonic()
+    report = asyncio.run(push(tree, uri, storage_options=json.loads(options)))
+    seconds = time.monotonic() - began
+    print(json.dumps({"sent": report.bytes_sent, "seconds": seconds, "peak_mib": peak_of("self")}))
+
+
+def start(tree: Path, fake: GcsFake) -> subprocess.Popen[str]:
+    options = json.dumps(fake.storage_options)
+    command = [sys.executable, __file__, "--push", str(tree), "gs://b/run", options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def stored(fake: GcsFake) -> int:
+    """Bytes of finished parts."""
+    parts = [item for name, item in list(fake.buckets["b"].objects.items()) if "/parts/" in name]
+    return sum(len(item.data) for item in parts)
+
+
+def peak_of(pid: int | str) -> float:
+    """MiB."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def run(room: Path, size: int, at: float) -> bool:
+    os.environ["ASYNCSYNC_STATE_DIR"] = str(room / "state")
+    big = room / "tree/big"
+    big.parent.mkdir()
+    crc = 0
+    with big.open("wb") as file:
+        for _ in range(size // MIB):
+            piece = os.urandom(MIB)
+            crc = google_crc32c.extend(crc, piece)
+            file.write(piece)
+    with GcsFake("b") as fake:
+        killed = start(big.parent, fake)
+        while stored(fake) < at * size:
+            if killed.poll() is not None:
+                raise SystemExit("the upload ended before it could be killed")
+            time.sleep(0.005)
+        peak = peak_of(killed.pid)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        time.sleep(0.5)  # what was on its way arrives
+        there, came = stored(fake), sum(seen.size for seen in fake.seen)
+        second = json.loads(start(big.parent, fake).communicate()[0])
+        total = sum(seen.size for seen in fake.seen)
+        item = fake.buckets["b"].objects["run/big"]
+        right = len(item.data) == size and google_crc32c.value(item.data) == crc
+        left = [name for name in fake.buckets["b"].objects if "/parts/" in name]
+    again = second["sent"] - (size - there)
+    print(f"killed with {there / MIB:.0f} of {size / MIB:.0f} MiB stored, {came / MIB:.0f} MiB received")
+    print(f"second run: {second['sent'] / MIB:.0f} MiB in {second['seconds']:.1f} s; of what was stored: {again} bytes")
+    print(f"received in all {total / MIB:.1f} MiB: {(total - size) / MIB:.1f} MiB more than the file")
+    print(f"memory: {peak:.0f} MiB until the kill, {second['peak_mib']:.0f} MiB in the second run")
+    print(f"object right: {right}; parts left: {len(left)}")
+    return right and not left and again <= 0 and total - size <= AT_ONCE * PART + MIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--at", type=float, default=0.5)
+    parser.add_argument("--push", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.push:
+        push_and_tell(*given.push)
+        return
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it tells of each connection that the kill cut
+    with tempfile.TemporaryDirectory(prefix="asyncsync-kill-") as room:
+        sys.exit(not run(Path(room), given.mib * MIB, given.at))
+
+
+if __name__ == "__main__":
+    main()
