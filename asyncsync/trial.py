@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
+JUST_CLAIMED = 1.0
+"""Seconds for which having claimed a trial answers, once, whether it is ours."""
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
 
 
@@ -46,6 +48,7 @@ class Trial:
     __slots__ = (
         "_changed",
         "_claimed",
+        "_claimed_at",
         "_engine",
         "_lock",
         "_prepared",
@@ -96,6 +99,7 @@ class Trial:
         self._lock: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
         self._prepared = self._claimed = False
+        self._claimed_at = float("-inf")
         self._reported_dirs: frozenset[str] = frozenset()
 
     @property
@@ -200,7 +204,11 @@ class Trial:
     async def claim(self) -> None:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
         if not self._claimed:
-            await self.save()
+            new, began = not self.record_file.exists, asyncio.get_running_loop().time()
+            if await self.save() and self.ranks is None:
+                self._claimed_at = began
+                if new:
+                    self.tree.expect_nothing()
             self._claimed = True
 
     async def save(self) -> bool:
@@ -209,6 +217,9 @@ class Trial:
 
     async def confirm(self, store: Store) -> None:
         """ConcurrentWriterError if another process runs the trial, or the experiment, by now."""
+        claimed, self._claimed_at = self._claimed_at, float("-inf")
+        if asyncio.get_running_loop().time() - claimed < JUST_CLAIMED:
+            return  # both have been asked for just now: by the write of the record, and before it
         await self._engine.confirm(store)
         await self.record_file.confirm(store)
         if self.ranks is not None and not self.ranks.leads:

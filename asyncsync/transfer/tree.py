@@ -65,8 +65,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_files", "_from_journal", "_manifest", "_options", "_session", "_uncommitted", "_upload", "_version", "prefix",
-        "root",
+        "_files", "_from_journal", "_guessed", "_manifest", "_options", "_session", "_uncommitted", "_upload",
+        "_version", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -74,7 +74,7 @@ class Tree:
         self._session, self._options = session, options
         self._manifest: Manifest | None = None
         self._version: str | None = MISSING if options.fresh else None
-        self._from_journal = False
+        self._from_journal = self._guessed = False
         self._uncommitted: Manifest | None = None
         """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
         self._upload: TreeUpload | None = None
@@ -158,7 +158,14 @@ class Tree:
 
     def adopt(self, manifest: Manifest, version: str) -> None:
         """Take over a manifest that was just read from the store."""
-        self._manifest, self._version, self._from_journal = manifest, version, False
+        self._manifest, self._version = manifest, version
+        self._from_journal = self._guessed = False
+
+    def expect_nothing(self) -> None:
+        """The prefix is new, as far as its owner knows: no manifest is looked for before there is one to write. Should
+        one be there, the conditional write finds it, and it is taken over then."""
+        if self._version is None and self._session.store.traits.conditional_writes:
+            self._version, self._guessed = MISSING, True
 
     def failed(self, tally: Tally) -> SyncFailedError:
         """The error that names what is not durable."""
@@ -182,6 +189,7 @@ class Tree:
         """Know the last manifest: from memory, else the journal, else the store."""
         if self._version is not None:
             return
+        self._guessed = False
         if self._options.fresh:
             await self._fetch(store)
             return
@@ -285,7 +293,16 @@ class Tree:
         new, data, differs = await in_thread(self._next, gone, scanned)
         version = self._version
         if differs:
-            version = await self._write(store, data)
+            try:
+                version = await self._write(store, data)
+            except ConcurrentWriterError:
+                if not self._guessed:
+                    raise
+                self._guessed = False
+                await self._fetch(store)
+                await self._commit(store, gone, scanned)
+                return
+        self._guessed = False
         self._manifest, self._version, self._uncommitted = new, version, None
         self._session.catalogue.remember(self.prefix, new.files)
         for path in fresh:
