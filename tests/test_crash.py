@@ -7,7 +7,7 @@ import crashing
 import pytest
 import servers
 
-KILLS = int(os.environ.get("ASYNCSYNC_KILLS", "8"))
+KILLS = int(os.environ.get("ASYNCSYNC_KILLS", "4"))
 SEED = int(os.environ.get("ASYNCSYNC_SEED", "1"))
 
 
