@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cases import Case
-from servers import BUCKET, SeaweedFS, Sink
+from servers import BUCKET, RealServer, Sink
 
 HERE = Path(__file__).parent.resolve()
 REQUIREMENTS = HERE / "peers.txt"
@@ -29,7 +29,7 @@ class Job:
     kind: str
     place: Path
     prefix: str
-    server: Sink | SeaweedFS
+    server: Sink | RealServer
     case: Case
 
 
