@@ -222,8 +222,7 @@ class Ranks:
         limit = self._engine.run.checkpoint_config.commit_seconds
         deadline, pause = loop.time() + limit, FIRST_LOOK
         while True:
-            by_name = pause >= MOST_BETWEEN or loop.time() >= deadline
-            missing = await persist(partial(self._look, trial, job, by_name=by_name), hiccup)
+            missing = await persist(partial(self._look, trial, job), hiccup)
             if not missing:
                 return True
             if self.leads:
@@ -236,18 +235,15 @@ class Ranks:
             await asyncio.sleep(min(left, random.uniform(pause / 2, pause)))  # noqa: S311  spreads the looks of all
             pause = min(pause * 1.5, MOST_BETWEEN)
 
-    async def _look(self, trial: Trial, job: CheckpointJob, *, by_name: bool) -> list[int]:
-        """Which ranks are missing; if none is, the manifest is there when this returns. ``by_name``: do not go by the
-        store's list, which may lag behind, but ask for each part."""
+    async def _look(self, trial: Trial, job: CheckpointJob) -> list[int]:
+        """Which ranks are missing; if none is, the manifest is there when this returns."""
         store, prefix = self._store(trial), self._prefix(job)
-        if by_name and await exists(store, prefix + MANIFEST):
-            return []
         there = {key.rpartition("/")[2] for key in await list_all(store, f"{prefix}{META_DIR}/")}
         if MANIFEST.rpartition("/")[2] in there:
             return []
         came = {rank_of(name, self.world_size) for name in there}
         missing = [rank for rank in range(self.world_size) if rank not in came]
-        if missing and not by_name:
+        if missing:
             return missing
         parts: dict[int, Manifest] = {}
 
