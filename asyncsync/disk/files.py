@@ -26,8 +26,10 @@ PIECE = 1 << 20
 """Bytes read, hashed or written in one go: large enough that a thread hop (0.1 ms) is small beside it."""
 THREADS = 16
 HASHERS = max(2, min(8, (os.cpu_count() or 2) // 2))
-"""Threads that hash, beside those: they use the processor, not the disk, and as many as there are parts would leave the
-event loop no turn (16 on 2 cores: 20 ms a turn). One of them hashes 4 GB/s."""
+"""Threads for what uses the processor more than the disk: hashing, comparing, reading many small files. They take the
+interpreter's lock from the event loop, which waits for all that want it: with 16 of them a loop that sends 5,000 small
+files in 50 trees was 26 ms late (p99, 2 cores), with 2 it is 8 ms late, and the files cost a fifth less. One of them
+hashes 4 GB/s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 START = 64
 FLOOR = 8
 """Slots below which only the store's own throttling goes."""
-FEW = 32
-"""Slots below which the event loop's turns are short enough, whatever the store."""
 MIN_WINDOW = 0.05
 """Least seconds of a window. It ends when MIN_SAMPLES requests that were sent in it are answered."""
 MIN_SAMPLES = 8
@@ -26,31 +24,20 @@ MISSED = 0.95
 GROWN = 1.1
 """Throughput that grew by less than this factor after doubling ends the doubling."""
 
-CROWDED = 0.002
-"""CPU seconds of the event loop's thread for the answers that it takes up in one turn, beyond which there are too many
-slots: the store answers faster than this process can ask, so a slot more adds nothing but to that turn, and a training
-loop in the same thread waits for its end. What the answers set off takes about twice as long again."""
-
-TURNS = 2.0
-"""Where the quickest request so far took fewer bursts than this, slots wait for the loop and not for the store: half of
-them would keep it as busy, for a burst is only a part of what its requests cost."""
-
 
 class _Delay:
-    """Delay of one class of requests: this window's mean, the least mean seen, and the least of all."""
+    """Delay of one class of requests: this window's mean, and the least mean seen."""
 
-    __slots__ = ("base", "count", "least", "total")
+    __slots__ = ("base", "count", "total")
 
     def __init__(self) -> None:
         self.base = 0.0
         self.count = 0
         self.total = 0.0
-        self.least = float("inf")
 
     def add(self, seconds: float) -> None:
         self.count += 1
         self.total += seconds
-        self.least = min(self.least, seconds)
 
     def clear(self) -> None:
         self.count, self.total = 0, 0.0
@@ -68,8 +55,8 @@ class Adaptive:
     """The number of slots. ``limit`` is what holds now, between 1 and ``ceiling``."""
 
     __slots__ = (
-        "_bursts", "_cut", "_delays", "_doubling", "_fell", "_rate", "_samples", "_squares", "_window", "_work",
-        "ceiling", "limit", "saturated",
+        "_cut", "_delays", "_doubling", "_fell", "_rate", "_samples", "_window", "_work", "ceiling", "limit",
+        "saturated",
     )  # fmt: skip
 
     def __init__(self, ceiling: int) -> None:
@@ -85,12 +72,6 @@ class Adaptive:
         self._work = 0
         self._samples = 0
         self._cut = float("-inf")
-        self._bursts = self._squares = 0.0
-
-    def burst(self, seconds: float) -> None:
-        """One turn of the event loop took up its answers in so many CPU seconds."""
-        self._bursts += seconds
-        self._squares += seconds * seconds
 
     def throttled(self, now: float, started: float) -> None:
         """The store asked for less. Requests sent before the last cut could not know of it and do not count."""
@@ -119,22 +100,10 @@ class Adaptive:
         missed = self._fell and self.saturated and rate < MISSED * self._rate
         risen = [delay.risen(new_normal=missed) for delay in self._delays]
         self._fell = False
-        if self._crowded():
-            self._doubling = False
-            self.limit = min(self.limit, max(FEW, self.limit // 2))
-        elif self.saturated:
-            self._adapt(rate, risen=any(risen))
         if self.saturated:
+            self._adapt(rate, risen=any(risen))
             self._rate = rate
         self._open(now)
-
-    def _crowded(self) -> bool:
-        """Whether turns are long, and it is for them that requests wait, not for the store."""
-        small = self._delays[False]
-        if not small.count or not self._bursts:
-            return False
-        burst = self._squares / self._bursts  # the mean, each weighed by its length
-        return burst > CROWDED and small.least < TURNS * burst
 
     def _adapt(self, rate: float, *, risen: bool) -> None:
         grown = rate >= GROWN * self._rate
@@ -149,7 +118,6 @@ class Adaptive:
 
     def _open(self, now: float) -> None:
         self._window, self._work, self._samples = now, 0, 0
-        self._bursts = self._squares = 0.0
         self.saturated = False
         for delay in self._delays:
             delay.clear()

@@ -32,6 +32,8 @@ Piece = bytes | memoryview
 Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
+UNSHARED = 1 << 16
+"""What a store says that has no limits to share."""
 MISSING = ""
 """As ``if_version``: the object must not exist yet (create only)."""
 
@@ -208,6 +210,11 @@ class Store(ABC):
     @abstractmethod
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         """All open uploads below ``prefix``."""
+
+    @property
+    def share(self) -> int:
+        """How many requests at once are of use to whoever holds this view; it may change with every request."""
+        return UNSHARED
 
     async def sweep(self) -> int:
         """Remove what killed writers have left beside the objects, where such a thing is possible; how much."""

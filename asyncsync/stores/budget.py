@@ -10,7 +10,6 @@ State changes are plain functions; only waiting awaits. Times are ``loop.time()`
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from enum import Enum, IntEnum
 from heapq import heappop, heappush
@@ -24,6 +23,9 @@ SMALL_RUN = 8
 FAIR_EVERY = 16
 """One in so many grants goes to records first, and one to artifacts: a flood of checkpoints must not stop the
 records that make them count."""
+AT_ONCE = 4
+"""Requests that may begin in one turn of the event loop, which costs 0.1 ms each: whoever sleeps in that loop, such as
+a training loop, is woken between two turns."""
 SLOT_MEMORY = 2 << 20
 """Bytes that a request may hold: one piece on the wire and one being read."""
 BURST = 0.125
@@ -106,6 +108,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self._lanes: tuple[OrderedDict[str, _OwnerQueue], ...] = tuple(OrderedDict() for _ in Lane)
+        self._sizes = [0 for _ in Lane]
         self._grants = 0
         self.size = 0
 
@@ -115,6 +118,7 @@ class _Queue:
         if queue is None:
             queue = owners[waiter.owner] = _OwnerQueue()
         queue.add(waiter)
+        self._sizes[waiter.lane] += 1
         self.size += 1
 
     def remove(self, waiter: _Waiter) -> None:
@@ -123,6 +127,7 @@ class _Queue:
         queue.remove(waiter)
         if not queue:
             del owners[waiter.owner]
+        self._sizes[waiter.lane] -= 1
         self.size -= 1
 
     def pop(self) -> _Waiter:
@@ -135,8 +140,13 @@ class _Queue:
             owners.move_to_end(owner)
         else:
             del owners[owner]
+        self._sizes[waiter.lane] -= 1
         self.size -= 1
         return waiter
+
+    def ahead(self, lane: Lane) -> tuple[int, int]:
+        """Waiters and owners in this lane and those before it."""
+        return sum(self._sizes[: lane + 1]), sum(len(owners) for owners in self._lanes[: lane + 1])
 
 
 class _Payment:
@@ -248,8 +258,8 @@ class Budget:
         self._slots = Adaptive(max(1, ceiling))
         self._in_use = 0
         self._queue = _Queue()
-        self._turn: list[float] = []
-        """CPU time of the first and the last release in this turn of the loop."""
+        self._begun = 0
+        """Requests that began in this turn of the loop."""
         self._bandwidth = None if bandwidth_limit is None else _Bandwidth(bandwidth_limit)
         self.paced = bandwidth_limit is not None
         """Whether :meth:`pay` can wait at all."""
@@ -274,51 +284,61 @@ class Budget:
         """Requests that wait for a slot."""
         return self._queue.size
 
+    def share(self, lane: Lane) -> int:
+        """How many requests at once are of use to one owner: whatever it likes as long as few wait for a slot, then as
+        many as its part of the slots, and of those that should wait so that each slot is taken again at once."""
+        spare = max(2, self._slots.limit // 4)
+        waiting, owners = self._queue.ahead(lane)
+        if waiting < spare:
+            return self._slots.ceiling
+        return -(-(self._slots.limit + spare) // owners)
+
     async def acquire(self, lane: Lane, owner: str, size: int) -> float:
         """Wait for a slot for a body of ``size`` bytes; give the result to :meth:`release`, whatever happens.
 
         A caller that is cancelled here holds no slot.
         """
         loop = asyncio.get_running_loop()
-        if self._in_use >= self._slots.limit or self._queue.size:
+        if self._queue.size or not self._may_begin():
             waiter = _Waiter(loop.create_future(), lane, owner, small=size <= SMALL)
             self._queue.add(waiter)
-            self._slots.saturated = True
+            self._note_waiting()
             try:
                 await waiter.future
             except BaseException:
                 self._leave(waiter)
                 raise
         else:
-            self._in_use += 1
+            self._begin()
         return loop.time()
 
     def release(self, started: float, size: int, outcome: Outcome) -> None:
         """Give a slot back. ``started`` is what ``acquire`` returned, ``size`` the bytes that were moved."""
+        self._note_waiting()
         self._in_use -= 1
-        loop = asyncio.get_running_loop()
-        self._count(loop)
         if outcome is Outcome.DONE:
-            self._slots.done(loop.time(), started, size)
+            self._slots.done(asyncio.get_running_loop().time(), started, size)
         elif outcome is Outcome.THROTTLED:
-            self._slots.throttled(loop.time(), started)
-        if self._queue.size:
+            self._slots.throttled(asyncio.get_running_loop().time(), started)
+        self._grant()
+
+    def _note_waiting(self) -> None:
+        """Whoever waits only for the next turn says nothing about the number of slots."""
+        if self._queue.size and self._in_use >= self._slots.limit:
             self._slots.saturated = True
-            self._grant()
 
-    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
-        """How long the loop is busy with the answers of one turn: what else runs in it is not ours to judge."""
-        now = time.thread_time()
-        if self._turn:
-            self._turn[1] = now
-        else:
-            self._turn = [now, now]
-            loop.call_soon(self._turned)
+    def _may_begin(self) -> bool:
+        return self._in_use < self._slots.limit and self._begun < AT_ONCE
 
-    def _turned(self) -> None:
-        first, last = self._turn
-        self._turn = []
-        self._slots.burst(last - first)
+    def _begin(self) -> None:
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._in_use += 1
+        self._begun += 1
+
+    def _turn(self) -> None:
+        self._begun = 0
+        self._grant()
 
     async def pay(self, nbytes: int, lane: Lane = Lane.ARTIFACT) -> None:
         """Wait until ``nbytes`` may be moved. Returns at once without ``bandwidth_limit``. A cancel pays nothing."""
@@ -330,11 +350,11 @@ class Budget:
         return Payer(self._bandwidth, ahead)
 
     def _grant(self) -> None:
-        while self._in_use < self._slots.limit and self._queue.size:
+        while self._queue.size and self._may_begin():
             waiter = self._queue.pop()
             waiter.granted = True
             if not waiter.future.done():  # a cancelled one leaves the queue here, and takes nothing
-                self._in_use += 1
+                self._begin()
                 waiter.future.set_result(None)
 
     def _leave(self, waiter: _Waiter) -> None:

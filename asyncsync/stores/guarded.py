@@ -108,6 +108,11 @@ class GuardedView(Store):
     def traits(self) -> Traits:  # type: ignore[override]  # those of the store inside, which may find out more later
         return self._inner.traits
 
+    @property
+    def share(self) -> int:
+        """So many requests that every slot is taken again at once, and every tree has its turn."""
+        return self._core.budget.share(self.lane)
+
     async def close(self) -> None:
         """Nothing to free: the store belongs to the :class:`GuardedStore`."""
 

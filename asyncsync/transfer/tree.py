@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asyncsync.disk.files import in_thread
+from asyncsync.disk.files import in_hasher
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
     CheckpointIncompleteError,
@@ -106,7 +106,7 @@ class Tree:
         """What a sync would do now: reads the directory, what changed in it, and, at most, one manifest."""
         store = self._store()
         await self._load(store)
-        snapshot, changes = await in_thread(self._look, self._options.rules(), self._known())
+        snapshot, changes = await in_hasher(self._look, self._options.rules(), self._known())
         known = self._known() or Manifest()
         preview = Preview(store, self.prefix, self.root, self._session.transfer, known.files)
         return snapshot, changes, await preview.of(changes.send)
@@ -122,7 +122,7 @@ class Tree:
         await self._load(store)
         scanned = time.time_ns()
         rules = self._options.rules()
-        snapshot, changes = await in_thread(self._look, rules, self._known())
+        snapshot, changes = await in_hasher(self._look, rules, self._known())
         self._refuse_names(snapshot, store)
         if self._from_journal:
             snapshot, changes = await self._confirm(store, snapshot, changes)
@@ -196,7 +196,7 @@ class Tree:
         state = await self._session.journal.load_tree(self.identity)
         if state.manifest is not None and state.version is not None:
             try:
-                self._manifest = await in_thread(Manifest.from_bytes, state.manifest)
+                self._manifest = await in_hasher(Manifest.from_bytes, state.manifest)
             except ValueError:
                 self._session.journal.forget_tree(self.identity)
             else:
@@ -212,7 +212,7 @@ class Tree:
             self._manifest, self._version = None, MISSING
             return
         try:
-            self._manifest = await in_thread(Manifest.from_bytes, data)
+            self._manifest = await in_hasher(Manifest.from_bytes, data)
         except ValueError as error:
             raise CheckpointIncompleteError(f"{store.uri}/{self._key}: {error}") from error
         self._version = info.version
@@ -231,7 +231,7 @@ class Tree:
             return snapshot, changes
         self._forget()
         await self._fetch(store)
-        return await in_thread(self._look, self._options.rules(), self._known())
+        return await in_hasher(self._look, self._options.rules(), self._known())
 
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
         if self._options.delete or not self._options.disown:
@@ -290,7 +290,7 @@ class Tree:
     async def _commit(self, store: Store, gone: list[str], scanned: int) -> None:
         """Replace the manifest, after everything that it names. Nothing is written if only times have changed."""
         fresh = self._uncommitted.files if self._uncommitted is not None else {}
-        new, data, differs = await in_thread(self._next, gone, scanned)
+        new, data, differs = await in_hasher(self._next, gone, scanned)
         version = self._version
         if differs:
             try:

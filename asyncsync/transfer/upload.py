@@ -1,6 +1,10 @@
 """Sending the files of one tree: small ones read in batches, large ones in parts, all through one budget.
 
-Peak memory: one piece (1 MiB) per request under way, plus one batch of small files (2 MiB) that is ready to go.
+Peak memory: one piece (1 MiB) per request under way, plus two batches of small files (2 MiB each) that are ready to go.
+
+There are as many workers as the budget has use for: each that begins or ends a file looks whether one more would find
+something to do, or one less would be enough. So an event loop is never given hundreds of tasks at once, and a thousand
+trees that sync together have a thousand workers, not a hundred thousand.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from asyncsync.config import TransferConfig
-from asyncsync.disk.files import in_thread
+from asyncsync.disk.files import in_hasher
 from asyncsync.disk.reading import Loaded, load
 from asyncsync.errors import SourceChangedError, StoreError, SyncError
 from asyncsync.planning.manifest import FileEntry, Manifest
@@ -26,6 +30,8 @@ from asyncsync.transfer.uploads import OpenUploads
 SMALL = 1 << 20
 """Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
 BATCH_FILES, BATCH_BYTES = 128, 2 << 20
+LOW = 32
+"""Loaded files below which the next batch is read, while those are sent."""
 
 OnProgress = Callable[["Tally"], None]
 
@@ -86,18 +92,32 @@ class TreeUpload:
         self._ready: deque[Loaded] = deque()
         self._loading = False
         self._loaded = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._workers = 0
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
         """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
-        await in_thread(self._prepare, files)
-        count = min(len(files), self._config.max_concurrency)
-        if count == 1:
+        await in_hasher(self._prepare, files)
+        if len(files) == 1:
             await self._worker()
             return self.tally
-        async with asyncio.TaskGroup() as group:
-            for index in range(count):
-                group.create_task(self._worker(), name=f"upload {self._prefix}#{index}")
+        async with asyncio.TaskGroup() as self._group:
+            self._hire()
         return self.tally
+
+    def _hire(self) -> None:
+        """One more worker, if it would find something to do."""
+        if self._group is None or self._workers >= min(self._store.share, self._config.max_concurrency):
+            return
+        if self._ready or self._large or (self._small and not self._loading):
+            self._workers += 1
+            self._group.create_task(self._work(), name=f"upload {self._prefix}")
+
+    async def _work(self) -> None:
+        try:
+            await self._worker()
+        finally:
+            self._workers -= 1
 
     def _prepare(self, files: Sequence[FileStat]) -> None:
         """In a worker thread: it goes over all files of the tree, those too that stay."""
@@ -111,15 +131,19 @@ class TreeUpload:
         """Small files first: they free the most names for the least bytes."""
         while True:
             loaded = await self._next_small()
+            large = self._large.popleft() if loaded is None and self._large else None
+            self._hire()
             if loaded is not None:
                 await self._send_small(loaded)
-            elif self._large:
-                await self._send_large(self._large.popleft())
+            elif large is not None:
+                await self._send_large(large)
             else:
+                return
+            if self._workers > max(1, self._store.share):
                 return
 
     async def _next_small(self) -> Loaded | None:
-        while not self._ready:
+        while not self._ready or (self._small and not self._loading and len(self._ready) < LOW):
             if self._loading:
                 await self._loaded.wait()  # what is being loaded is for all workers: a small tree is one batch
             elif self._small:
@@ -145,7 +169,7 @@ class TreeUpload:
         self._loading = True
         self._loaded.clear()
         try:
-            return await in_thread(load, self._root, batch)
+            return await in_hasher(load, self._root, batch)
         finally:
             self._loading = False
             self._loaded.set()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
-from asyncsync.stores import budget as budget_module
-from asyncsync.stores.adaptive import FEW, FLOOR, START, Adaptive
-from asyncsync.stores.budget import FAIR_EVERY, SMALL, SMALL_RUN, STEP, Budget, Lane, Outcome
+from asyncsync.stores.adaptive import FLOOR, START, Adaptive
+from asyncsync.stores.budget import AT_ONCE, FAIR_EVERY, SMALL, SMALL_RUN, STEP, Budget, Lane, Outcome
 
 virtual = pytest.mark.virtual_time
 LARGE = SMALL + 1
@@ -181,38 +181,46 @@ async def test_a_store_that_becomes_slower_by_itself_does_not_cost_slots():
     assert budget.limit >= 48
 
 
-def busy(slots, delay, burst, windows):
-    """Windows of 20 requests, all slots in use, whose answers the loop takes up in bursts of so many CPU seconds."""
-    now = 0.0
-    for number in range(windows * 20):
-        now += 0.005
-        slots.saturated = True
-        slots.burst(burst)
-        slots.done(now + delay, now, 0)
+async def test_few_requests_begin_in_one_turn_of_the_loop():
+    """Whoever sleeps in the loop is woken in between; and none waits longer than it has to."""
+    budget, begun, seen = Budget(), 0, []
 
+    async def one():
+        nonlocal begun
+        await budget.acquire(Lane.ARTIFACT, "a", 0)
+        begun += 1
 
-def test_slots_fall_when_answers_hold_the_loop_and_the_store_is_near():
-    slots = Adaptive(256)
-    busy(slots, delay=0.004, burst=0.003, windows=100)
-    assert slots.limit == FEW
-
-
-def test_slots_do_not_fall_for_a_far_store_whose_answers_come_in_bursts():
-    slots = Adaptive(256)
-    busy(slots, delay=0.030, burst=0.010, windows=100)
-    assert slots.limit == 256
+    async with asyncio.TaskGroup() as group:
+        for _ in range(START):
+            group.create_task(one())
+        while begun < START:
+            await asyncio.sleep(0)
+            seen.append(begun)
+    steps = [after - before for before, after in itertools.pairwise([0, *seen])]
+    assert max(steps) == AT_ONCE
+    assert len(seen) <= START // AT_ONCE + 2
 
 
 @virtual
-async def test_a_turn_of_the_loop_is_one_burst_from_its_first_answer_to_its_last(monkeypatch):
-    budget, bursts, clock = Budget(), [], iter(range(100))
-    monkeypatch.setattr(budget_module.time, "thread_time", lambda: float(next(clock)))
-    monkeypatch.setattr(Adaptive, "burst", lambda self, seconds: bursts.append(seconds))
-    for answers in (1, 4):
-        for _ in range(answers):
-            budget.release(await budget.acquire(Lane.ARTIFACT, "a", 0), 0, Outcome.DONE)
-        await asyncio.sleep(0)
-    assert bursts == [0.0, 3.0]
+async def test_who_waits_for_the_next_turn_only_says_nothing_of_the_slots():
+    budget = Budget()
+    for _ in range(20):
+        await requests(budget, Server(1e6, 0.03), START)
+    assert budget.limit == START
+
+
+@virtual
+async def test_a_trees_share_is_all_until_requests_wait_and_then_its_part():
+    budget = Budget(max_concurrency=40)
+    spare = 10
+    assert budget.share(Lane.ARTIFACT) == 40
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(budget.acquire(Lane.ARTIFACT, f"{number % 5}", 0)) for number in range(40 + spare)]
+        await asyncio.sleep(1)
+        assert budget.share(Lane.ARTIFACT) == (40 + spare) / 5
+        assert budget.share(Lane.CHECKPOINT) == 40, "what comes after it is not in its way"
+        for task in waiting[-spare:]:
+            task.cancel()
 
 
 def test_throttling_halves_once_per_round_trip():
