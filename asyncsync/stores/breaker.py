@@ -28,6 +28,8 @@ class Breaker:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.open = False
+        self.since = 0.0
+        """When it opened last, on the loop's clock."""
         self.last_error: UnavailableError | None = None
         """The last failure to reach the store; kept after it is back."""
         self._failures = 0
@@ -71,7 +73,7 @@ class Breaker:
             self._schedule()
         elif not self.open and self._failures >= THRESHOLD:
             log.warning("%s does not answer, requests wait until it is back: %s", self.uri, error)
-            self.open = True
+            self.open, self.since = True, asyncio.get_running_loop().time()
             self._schedule()
 
     def abandoned(self, *, probe: bool) -> None:

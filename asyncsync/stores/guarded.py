@@ -286,13 +286,11 @@ class GuardedView(Store):
     ) -> T:  # fmt: skip
         """Attempts until one succeeds. ``ahead``: bytes that each of them pays for before it starts. ``landed`` looks
         whether a write whose answer was lost is in the store."""
-        policy, breaker = self._core.retry, self._core.breaker
-        attempt, give_up = 1, None
+        policy = self._core.retry
+        attempt, asked = 1, asyncio.get_running_loop().time()
         while True:
-            if breaker.open and give_up is None:
-                give_up = asyncio.get_running_loop().time() + policy.patience
             try:
-                return await self._attempt(once, size, ahead, moved, give_up)
+                return await self._attempt(once, size, ahead, moved, asked)
             except StoreError as error:
                 if attempt > 1 and landed is not None and isinstance(error, PreconditionError | NotFoundError):
                     ours = await landed()
@@ -307,13 +305,13 @@ class GuardedView(Store):
             self.retries += 1
 
     async def _attempt(
-        self, once: Callable[[], Awaitable[T]], size: int, ahead: int, moved: _Resume | None, give_up: float | None
+        self, once: Callable[[], Awaitable[T]], size: int, ahead: int, moved: _Resume | None, asked: float
     ) -> T:
-        """One attempt, with a slot. ``give_up``: when it no longer waits for a store that is gone."""
+        """One attempt, with a slot. ``asked``: when the request was made."""
         core = self._core
         if ahead and core.budget.paced:
             await core.budget.pay(ahead, self.lane)
-        started, probe = await self._enter(size, give_up)
+        started, probe = await self._enter(size, asked)
         before = 0 if moved is None else moved.delivered
         outcome = Outcome.FAILED
         answered = False
@@ -337,14 +335,14 @@ class GuardedView(Store):
             core.budget.release(started, size if moved is None else moved.delivered - before, outcome)
         return result
 
-    async def _enter(self, size: int, give_up: float | None) -> tuple[float, bool]:
+    async def _enter(self, size: int, asked: float) -> tuple[float, bool]:
         """Wait for the store to be there, and for a slot. Returns when the attempt began, and whether it is a probe."""
         breaker, budget = self._core.breaker, self._core.budget
         while True:
             probe = False
             if breaker.open:
-                now = asyncio.get_running_loop().time()
-                probe = await breaker.enter(self._core.retry.patience if give_up is None else give_up - now)
+                give_up = max(asked, breaker.since) + self._core.retry.patience
+                probe = await breaker.enter(give_up - asyncio.get_running_loop().time())
             try:
                 started = await budget.acquire(self.lane, self.owner, size)
             except BaseException:
