@@ -174,9 +174,13 @@ class Http1:
 
     async def _stream(self, connection: Connection, body: bytes | FileRange) -> bool:
         size, pace = (len(body), None) if isinstance(body, bytes) else (body.size, body.pace)
-        sent = 0
+        sent, room = 0, bytearray()
         while sent < size:
-            piece = memoryview(body) if isinstance(body, bytes) else await _read(body, sent)
+            if isinstance(body, bytes):
+                piece = memoryview(body)
+            else:
+                room = _room(connection, room, min(PIECE, size - sent))
+                piece = await _read(body, sent, room)
             for start in range(0, len(piece), STEP):
                 step = piece[start : start + STEP]
                 if pace is not None:
@@ -278,13 +282,18 @@ class Http1:
         return self._addresses
 
 
-async def _read(body: FileRange, start: int) -> memoryview:
-    """What comes next. Each piece has its own memory: the transport may still hold the one before."""
-    buffer = bytearray(min(PIECE, body.size - start))
-    got = await in_thread(body.read_into, start, buffer)
+def _room(connection: Connection, last: bytearray, size: int) -> bytearray:
+    """Memory for the next piece: that of the last one, unless the transport still holds it. New memory for each costs a
+    quarter of all processor time of an upload over TLS."""
+    return last if len(last) >= size and connection.settled else bytearray(size)
+
+
+async def _read(body: FileRange, start: int, room: bytearray) -> memoryview:
+    """What comes next."""
+    got = await in_thread(body.read_into, start, room)
     if not got:
         raise too_short(body, start)
-    return memoryview(buffer)[:got]
+    return memoryview(room)[:got]
 
 
 def too_short(source: FileRange, got: int) -> SourceChangedError:

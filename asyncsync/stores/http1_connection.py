@@ -128,6 +128,11 @@ class Connection(asyncio.BufferedProtocol):
         """Something of the answer is there."""
         return self._end > self._start
 
+    @property
+    def settled(self) -> bool:
+        """The transport holds nothing that was written: its memory may be used again."""
+        return self._transport is not None and not self._transport.get_write_buffer_size()
+
     def reusable(self) -> bool:
         """The answer has been read to its end, and both sides want to go on."""
         answer = self._current
