@@ -17,7 +17,7 @@ from asyncsync.planning.retention import to_retire
 from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import within
-from asyncsync.stores.budget import Lane
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.sources import recall
 

@@ -28,7 +28,7 @@ from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
-from asyncsync.stores.budget import Lane
+from asyncsync.stores.waiting import Lane
 from asyncsync.stream import Emitter, EventStream, progress_event
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions, pair

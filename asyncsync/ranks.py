@@ -35,7 +35,7 @@ from asyncsync.report import SyncReport
 from asyncsync.resume import sub_prefixes
 from asyncsync.scheduler import within
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.budget import Lane
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.listing import for_each, list_all
 from asyncsync.transfer.reader import exists, find, find_manifest
 

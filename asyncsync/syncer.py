@@ -17,7 +17,7 @@ from asyncsync.planning.changes import Changes
 from asyncsync.planning.snapshot import Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import Scheduler, within
-from asyncsync.stores.budget import Lane
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.download import download_tree
 from asyncsync.transfer.preview import Plan
 from asyncsync.transfer.session import Session

@@ -22,7 +22,7 @@ from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.budget import Lane
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.tree import Tree, TreeOptions
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ TCP Vegas (Brakmo and Peterson, 1995): more requests than the path can carry onl
 
 from __future__ import annotations
 
-START = 64
+START, BULK_START = 64, 4
 FLOOR = 8
 """Slots below which only the store's own throttling goes."""
 MIN_WINDOW = 0.05
@@ -23,6 +23,8 @@ MISSED = 0.95
 """Throughput below this multiple after taking an eighth of the slots away says that they were useful."""
 GROWN = 1.1
 """Throughput that grew by less than this factor after doubling ends the doubling."""
+HOLD = 16
+"""Windows after which the number of large bodies is doubled again to see whether that has become of use."""
 
 
 class _Delay:
@@ -121,3 +123,61 @@ class Adaptive:
         self.saturated = False
         for delay in self._delays:
             delay.clear()
+
+
+class Climb:
+    """The number of large bodies at once: doubled as long as that moves more bytes a second, else taken back.
+
+    A few large bodies fill the path, and more of them only compete for the store's memory: SeaweedFS on 2 cores took
+    1 GiB in 9.8 s four parts at a time, in 12.8 s sixteen at a time.
+    """
+
+    __slots__ = ("_cut", "_hold", "_rate", "_samples", "_trying", "_window", "_work", "ceiling", "limit", "saturated")
+
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = ceiling
+        self.limit = min(BULK_START, ceiling)
+        self.saturated = False
+        """Whether somebody had to wait in this window: only then does it say anything about the limit."""
+        self._trying = False
+        self._hold = 0
+        self._rate = 0.0
+        self._window: float | None = None
+        self._work = self._samples = 0
+        self._cut = float("-inf")
+
+    def throttled(self, now: float, started: float) -> None:
+        """The store asked for less. Requests sent before the last cut could not know of it and do not count."""
+        if started >= self._cut:
+            self.limit = max(1, self.limit // 2)
+            self._trying, self._hold, self._cut = False, HOLD, now
+            self._open(now)
+
+    def done(self, now: float, started: float, size: int) -> None:
+        """A request took ``now - started`` seconds and moved ``size`` bytes."""
+        if self._window is None:
+            self._window = started
+        self._work += size
+        if started < self._window:
+            return  # sent under another limit
+        self._samples += 1
+        elapsed = now - self._window
+        if self._samples >= max(MIN_SAMPLES, self.limit) and elapsed >= MIN_WINDOW:
+            if self.saturated:
+                self._step(self._work / elapsed)
+            self._open(now)
+
+    def _step(self, rate: float) -> None:
+        if self._trying and rate < GROWN * self._rate:
+            self.limit //= 2
+            self._trying, self._hold = False, HOLD
+            return
+        self._rate = rate
+        self._hold = max(0, self._hold - 1)
+        self._trying = not self._hold and self.limit < self.ceiling
+        if self._trying:
+            self.limit = min(self.ceiling, self.limit * 2)
+
+    def _open(self, now: float) -> None:
+        self._window, self._work, self._samples = now, 0, 0
+        self.saturated = False

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from asyncsync.stores.base import Body, ObjectInfo, Part, Store, Upload
-from asyncsync.stores.budget import Lane
 from asyncsync.stores.guarded import GuardedStore, GuardedView
+from asyncsync.stores.waiting import Lane
 
 TRUSTED = 10.0
 """Seconds for which an answer counts; so long may a pass go on that has lost its right to."""

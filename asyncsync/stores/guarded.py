@@ -22,10 +22,12 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.stores.bandwidth import STEP, Payer
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
-from asyncsync.stores.budget import STEP, Budget, Lane, Outcome, Payer
+from asyncsync.stores.budget import Budget, Grant, Outcome
 from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
+from asyncsync.stores.waiting import Lane
 
 T = TypeVar("T")
 
@@ -201,8 +203,7 @@ class GuardedView(Store):
         return await self._control("head", key, partial(self._inner.head, key))
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
-        once = partial(self._inner.list, prefix, delimiter=delimiter, token=token)
-        return await self._control("list", prefix, once)
+        return await self._control("list", prefix, partial(self._inner.list, prefix, delimiter=delimiter, token=token))
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
@@ -249,8 +250,7 @@ class GuardedView(Store):
 
     def _timed(self, once: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
         """A request without a body shows no progress that a store could watch: it gets a time limit."""
-        limit = self._core.timeout
-        if limit is None:
+        if (limit := self._core.timeout) is None:
             return once
 
         async def timed() -> T:
@@ -311,7 +311,7 @@ class GuardedView(Store):
         core = self._core
         if ahead and core.budget.paced:
             await core.budget.pay(ahead, self.lane)
-        started, probe = await self._enter(size, asked)
+        grant, probe = await self._enter(size, asked)
         before = 0 if moved is None else moved.delivered
         outcome = Outcome.FAILED
         answered = False
@@ -332,11 +332,11 @@ class GuardedView(Store):
                 core.breaker.answered()
             elif probe:
                 core.breaker.abandoned(probe=True)
-            core.budget.release(started, size if moved is None else moved.delivered - before, outcome)
+            core.budget.release(grant, size if moved is None else moved.delivered - before, outcome)
         return result
 
-    async def _enter(self, size: int, asked: float) -> tuple[float, bool]:
-        """Wait for the store to be there, and for a slot. Returns when the attempt began, and whether it is a probe."""
+    async def _enter(self, size: int, asked: float) -> tuple[Grant, bool]:
+        """Wait for the store to be there, and for a slot. Returns the slot, and whether the attempt is a probe."""
         breaker, budget = self._core.breaker, self._core.budget
         while True:
             probe = False
@@ -344,13 +344,13 @@ class GuardedView(Store):
                 give_up = max(asked, breaker.since) + self._core.retry.patience
                 probe = await breaker.enter(give_up - asyncio.get_running_loop().time())
             try:
-                started = await budget.acquire(self.lane, self.owner, size)
+                grant = await budget.acquire(self.lane, self.owner, size)
             except BaseException:
                 breaker.abandoned(probe=probe)
                 raise
             if probe or not breaker.open:
-                return started, probe
-            budget.release(started, 0, Outcome.FAILED)  # it went away while we waited for the slot
+                return grant, probe
+            budget.release(grant, 0, Outcome.FAILED)  # it went away while we waited for the slot
 
 
 def _is_final(error: StoreError, moved: _Resume | None) -> bool:

@@ -12,8 +12,9 @@ from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFound
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store
-from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.budget import Budget
 from asyncsync.stores.guarded import GuardedStore, GuardedView, RetryPolicy
+from asyncsync.stores.waiting import Lane
 
 
 @asynccontextmanager

@@ -17,10 +17,11 @@ from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
-from asyncsync.stores.budget import Budget, Lane
+from asyncsync.stores.budget import Budget
 from asyncsync.stores.checks import probe_checks
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
 

@@ -24,8 +24,8 @@ from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.budget import Lane
 from asyncsync.stores.fenced import Fence, FencedView
+from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.preview import Plan, Preview
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload

@@ -7,8 +7,10 @@ import itertools
 
 import pytest
 
-from asyncsync.stores.adaptive import FLOOR, START, Adaptive
-from asyncsync.stores.budget import AT_ONCE, FAIR_EVERY, SMALL, SMALL_RUN, STEP, Budget, Lane, Outcome
+from asyncsync.stores.adaptive import BULK_START, FLOOR, START, Adaptive, Climb
+from asyncsync.stores.bandwidth import STEP
+from asyncsync.stores.budget import AT_ONCE, Budget, Outcome
+from asyncsync.stores.waiting import FAIR_EVERY, SMALL, SMALL_RUN, Lane
 
 virtual = pytest.mark.virtual_time
 LARGE = SMALL + 1
@@ -221,6 +223,51 @@ async def test_a_trees_share_is_all_until_requests_wait_and_then_its_part():
         assert budget.share(Lane.CHECKPOINT) == 40, "what comes after it is not in its way"
         for task in waiting[-spare:]:
             task.cancel()
+
+
+async def bulk(budget, server, count):
+    """Send ``count`` large bodies; the seconds that it took."""
+    began = asyncio.get_running_loop().time()
+
+    async def one():
+        grant = await budget.acquire(Lane.ARTIFACT, "a", LARGE)
+        await server.answer()
+        budget.release(grant, LARGE, Outcome.DONE)
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return asyncio.get_running_loop().time() - began
+
+
+@virtual
+async def test_large_bodies_start_four_at_a_time_and_become_more_where_that_is_faster():
+    budget = Budget()
+    assert budget.bulk_limit == 4
+    seconds = await bulk(budget, Server(1e6, 0.1), 1000)
+    assert budget.bulk_limit >= 64
+    assert seconds < 4
+
+
+@virtual
+async def test_large_bodies_stay_few_where_more_of_them_only_wait():
+    budget = Budget()
+    await bulk(budget, Server(40, 0.001), 1000)
+    assert budget.bulk_limit in (4, 8)  # 8 while that is being tried again
+
+
+@virtual
+async def test_large_bodies_leave_slots_to_small_ones():
+    budget, server = Budget(max_concurrency=8), Server(1e6, 1)
+    sending = asyncio.create_task(bulk(budget, server, 100))
+    await asyncio.sleep(0.5)
+    assert await requests(budget, server, 4) == pytest.approx(1, abs=0.01)
+    await sending
+
+
+def test_throttling_halves_the_large_ones_too():
+    climb = Climb(256)
+    for _ in range(50):
+        climb.throttled(now=1.0, started=0.5)
+    assert climb.limit == BULK_START // 2
 
 
 def test_throttling_halves_once_per_round_trip():

@@ -20,8 +20,9 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.breaker import LONGEST_PAUSE, THRESHOLD
-from asyncsync.stores.budget import Budget, Lane, Outcome
+from asyncsync.stores.budget import Budget, Outcome
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.waiting import Lane
 from asyncsync.testing import FaultyStore, MemoryStore
 
 pytestmark = pytest.mark.virtual_time
