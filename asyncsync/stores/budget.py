@@ -92,6 +92,8 @@ class Budget:
         """How many requests at once are of use to one owner: whatever it likes as long as few wait for a slot, then as
         many as its part of the slots, and of those that should wait so that each slot is taken again at once."""
         spare = max(2, self.limit // 4)
+        if self.waiting < spare:
+            return self.ceiling
         (waiting, owners), (bulk, bulk_owners) = self._slots.ahead(lane), self._bulk.ahead(lane)
         if waiting + bulk < spare:
             return self.ceiling

@@ -114,4 +114,8 @@ class WaitQueue:
 
     def ahead(self, lane: Lane) -> tuple[int, int]:
         """Waiters and owners in this lane and those before it."""
-        return sum(self._sizes[: lane + 1]), sum(len(owners) for owners in self._lanes[: lane + 1])
+        waiters = owners = 0
+        for at in range(lane + 1):
+            waiters += self._sizes[at]
+            owners += len(self._lanes[at])
+        return waiters, owners

@@ -102,12 +102,12 @@ class TreeUpload:
             await self._worker()
             return self.tally
         async with asyncio.TaskGroup() as self._group:
-            self._hire()
+            self._hire(1)
         return self.tally
 
-    def _hire(self) -> None:
-        """One more worker, if it would find something to do."""
-        if self._group is None or self._workers >= min(self._store.share, self._config.max_concurrency):
+    def _hire(self, share: int) -> None:
+        """One more worker, if that is not more than ``share`` and it would find something to do."""
+        if self._group is None or self._workers >= min(share, self._config.max_concurrency):
             return
         if self._ready or self._large or (self._small and not self._loading):
             self._workers += 1
@@ -129,18 +129,18 @@ class TreeUpload:
 
     async def _worker(self) -> None:
         """Small files first: they free the most names for the least bytes."""
-        while True:
+        share = self._store.share
+        while self._workers <= max(1, share):
             loaded = await self._next_small()
             large = self._large.popleft() if loaded is None and self._large else None
-            self._hire()
+            self._hire(share)
             if loaded is not None:
                 await self._send_small(loaded)
             elif large is not None:
                 await self._send_large(large)
             else:
                 return
-            if self._workers > max(1, self._store.share):
-                return
+            share = self._store.share
 
     async def _next_small(self) -> Loaded | None:
         while not self._ready or (self._small and not self._loading and len(self._ready) < LOW):
