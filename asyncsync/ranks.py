@@ -14,30 +14,32 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncsync.checkpoints import CheckpointJob, checkpoint_name, persist, upload
-from asyncsync.disk.files import in_thread
 from asyncsync.errors import (
-    CheckpointIncompleteError,
+    AsyncsyncError,
     ConcurrentWriterError,
     NotFoundError,
-    PreconditionError,
-    StoreError,
 )
-from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
-from asyncsync.planning.ranks import GENERATION, RETURNED, SameFileError, claim_name, merge, part_name, rank_of
+from asyncsync.planning.manifest import MANIFEST
+from asyncsync.planning.ranks import (
+    GENERATION,
+    RETURNED,
+    claim_name,
+    part_name,
+)
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, RankRecord, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import sub_prefixes
 from asyncsync.scheduler import within
-from asyncsync.stores.base import MISSING, Store
+from asyncsync.shared import LostError, SharedCheckpoint
+from asyncsync.stores.base import Store
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.listing import for_each, list_all
-from asyncsync.transfer.reader import exists, find, find_manifest
+from asyncsync.transfer.reader import exists, find
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -47,7 +49,6 @@ log = logging.getLogger("asyncsync")
 
 FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
 """Seconds between two looks at whether the others are there: at first, and at most."""
-READERS = 16
 PATIENCE = 5.0
 """Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
 sent to the old number would be for nothing."""
@@ -66,6 +67,10 @@ class Ranks:
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
         """Whether we came back in the midst of a generation, and have not seen that rank 0 is alive."""
+        self._before_us: frozenset[str] = frozenset()
+        """Failures that were there when we came back: whoever told them may be gone with rank 0."""
+        self._begun = False
+        """Whether rank 0 has begun a generation: seen by a rank that does not lead."""
         self._looked = self._waited = False
         self._base = 0
 
@@ -121,9 +126,13 @@ class Ranks:
         trial.last_durable = newest if newest >= 0 else None
         self._base = max(first, newest + 1)
         trial.record.next_checkpoint = self._base
+        if self._returned:
+            later = [self._shared(trial, checkpoint_name(number)) for number in numbers if number >= self._base]
+            self._before_us = frozenset([key for shared in later for key in await shared.failures()])
 
     async def _leader(self, store: Store) -> TrialRecord | None:
         data = await find(store, f"{self._name}/{TRIAL_RECORD}")
+        self._begun = self._begun or data is not None
         return TrialRecord.from_bytes(data) if data is not None else None
 
     async def check(self, store: Store) -> None:
@@ -166,33 +175,50 @@ class Ranks:
     async def make_durable(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
         """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
 
-        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``.
+        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, or the one that failed
+        and why.
         """
-        config = self._engine.run.sync_config
-        await self._let_rank_0_be_first(trial, hiccup)
+        try:
+            await self._wait_for_rank_0(trial, job, hiccup)
+            report = await self._take_part(trial, job, hiccup)
+        except ConcurrentWriterError:
+            raise  # it is no longer ours to write, or each rank sees by itself what is wrong
+        except (AsyncsyncError, OSError) as error:
+            if not await self._give_up(trial, job, error):
+                raise
+            report = SyncReport()
+        self._may_follow = self._returned = False
+        return await self._shared(trial, job.name).report() if self.leads else report
+
+    async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> None:
+        """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
+        loop = asyncio.get_running_loop()
+        began, limit = loop.time(), self._engine.run.checkpoint_config.commit_seconds
+        while not self.leads and not self._begun:
+            await persist(partial(self._leader, self._store()), hiccup)
+            if not self._begun and loop.time() - began >= limit:
+                raise self._late(job, [0])
+            await asyncio.sleep(PATIENCE / 20)
+        while self._returned and not self._waited and loop.time() - began < PATIENCE:
+            if not await persist(partial(self._follow, trial), hiccup):
+                await asyncio.sleep(PATIENCE / 20)
+        self._waited = True
+
+    async def _take_part(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
         while True:
             if not self.leads:
                 await persist(partial(self._follow, trial), hiccup)
             sending = self._send(trial, job, hiccup)
-            report = await within(config.timeout, sending, lambda: self._progress(job))
+            report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
             if await self._wait(trial, job, hiccup):
-                self._may_follow = self._returned = False
-                return await self._whole(job) if self.leads else report
-
-    async def _let_rank_0_be_first(self, trial: Trial, hiccup: Callable[[str], bool]) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE
-        while self._returned and not self._waited and loop.time() < until:
-            if not await persist(partial(self._follow, trial), hiccup):
-                await asyncio.sleep(PATIENCE / 20)
-        self._waited = True
+                return report
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
         return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
 
     async def _send(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
-        if self._resumed and await persist(partial(self._was_sent, trial, job), hiccup):
+        if self._resumed and await persist(self._shared(trial, job.name).was_sent, hiccup):
             return SyncReport()
         more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
         if self._returned:
@@ -202,100 +228,48 @@ class Ranks:
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
 
-    async def _was_sent(self, trial: Trial, job: CheckpointJob) -> bool:
-        """Whether our part is there since before we came back: then it stays, others may have counted on it."""
-        store = self._store(trial)
-        prefix = self._prefix(job)
-        if await exists(store, prefix + MANIFEST):
-            return True
-        part = await find_manifest(store, prefix, part_name(self.rank, self.world_size))
-        if part is None:
-            return False
-        if part.info.get(GENERATION) == self._generation(trial):
-            return True
-        await store.delete([prefix + part_name(self.rank, self.world_size)])
-        return False
-
     async def _wait(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> bool:
         """True: it is whole. False: rank 0 has begun a new generation, and the job has another number now."""
         loop = asyncio.get_running_loop()
         limit = self._engine.run.checkpoint_config.commit_seconds
         deadline, pause = loop.time() + limit, FIRST_LOOK
         while True:
-            missing = await persist(partial(self._look, trial, job), hiccup)
-            if not missing:
+            seen = await persist(self._shared(trial, job.name).look, hiccup)
+            if seen.whole:
                 return True
             if self.leads:
                 await persist(partial(trial.confirm, self._store()), hiccup)
             elif await persist(partial(self._follow, trial), hiccup):
                 return False
             left = deadline - loop.time()
+            if seen.given_up and (seen.certain or left <= 0):
+                raise LostError(job.handle.uri, self.world_size, seen.given_up)
             if left <= 0:
-                return await self._give_up(trial, job, missing, limit)
+                raise self._late(job, seen.missing)
             await asyncio.sleep(min(left, random.uniform(pause / 2, pause)))  # noqa: S311  spreads the looks of all
             pause = min(pause * 1.5, MOST_BETWEEN)
 
-    async def _look(self, trial: Trial, job: CheckpointJob) -> list[int]:
-        """Which ranks are missing; if none is, the manifest is there when this returns."""
-        store, prefix = self._store(trial), self._prefix(job)
-        there = {key.rpartition("/")[2] for key in await list_all(store, f"{prefix}{META_DIR}/")}
-        if MANIFEST.rpartition("/")[2] in there:
-            return []
-        came = {rank_of(name, self.world_size) for name in there}
-        missing = [rank for rank in range(self.world_size) if rank not in came]
-        if missing:
-            return missing
-        parts: dict[int, Manifest] = {}
+    def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
+        limit, names = self._engine.run.checkpoint_config.commit_seconds, ", ".join(map(str, missing))
+        reason = f"rank(s) {names} did not send their part within commit_timeout={limit:g} s"
+        return LostError(job.handle.uri, self.world_size, reason)
 
-        async def read(rank: int) -> None:
-            part = await find_manifest(store, prefix, part_name(rank, self.world_size))
-            if part is not None and part.info.get(GENERATION) == self._generation(trial):
-                parts[rank] = part
-
-        await for_each(range(self.world_size), read, READERS)
-        missing = [rank for rank in range(self.world_size) if rank not in parts]
-        if missing:
-            return missing
-        if not self.leads and (self._returned or any(part.info.get(RETURNED) for part in parts.values())):
-            return [0]  # its part is there, and may be all that is left of it
-        await self._commit(store, prefix, parts)
-        return []
-
-    async def _commit(self, store: Store, prefix: str, parts: dict[int, Manifest]) -> None:
-        """Write the manifest; that another rank was faster with the same one is as good."""
-        where = f"{store.uri.rstrip('/')}/{prefix}".rstrip("/")
+    async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:
+        """Tell the others, if there is a generation to tell. True: it just became whole all the same."""
+        if not self._engine.session.store.healthy or not (self.leads or self._begun):
+            return False
+        reason = error.reason if isinstance(error, LostError) else f"rank {self.rank} failed: {error}"
         try:
-            data = await in_thread(lambda: merge(parts).to_bytes())
-        except SameFileError as error:
-            raise ConcurrentWriterError(f"{where} was not made: {error}") from error
-        try:
-            await store.put(prefix + MANIFEST, data, if_version=MISSING)
-        except PreconditionError as error:
-            if await find(store, prefix + MANIFEST) != data:
-                raise ConcurrentWriterError(f"{where}: somebody else has written another manifest") from error
+            return await self._shared(trial, job.name).give_up(reason)
+        except AsyncsyncError as untold:
+            log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
+            return False
 
-    async def _give_up(self, trial: Trial, job: CheckpointJob, missing: list[int], limit: float) -> bool:
-        """Take our part back, so that who comes later does not complete what was given up; unless it just did."""
-        store, prefix = self._store(trial), self._prefix(job)
-        try:
-            await store.delete([prefix + part_name(self.rank, self.world_size)])
-            if await exists(store, prefix + MANIFEST):
-                return True
-        except StoreError as error:
-            log.warning("the part of rank %d stays in %s: %s", self.rank, job.handle.uri, error)
-        names = ", ".join(str(rank) for rank in missing)
-        raise CheckpointIncompleteError(
-            f"checkpoint {job.handle.uri} is not whole: of {self.world_size} ranks, rank(s) {names} did not send their "
-            f"part within commit_timeout={limit:g} s. What the others sent is left for prune"
-        )
-
-    async def _whole(self, job: CheckpointJob) -> SyncReport:
-        manifest = await find_manifest(self._store(), self._prefix(job))
-        files = manifest.files if manifest is not None else {}
-        return SyncReport(files_skipped=len(files), bytes_total=sum(entry.size for entry in files.values()))
-
-    def _prefix(self, job: CheckpointJob) -> str:
-        return f"{self._name}/{job.name}/"
+    def _shared(self, trial: Trial, checkpoint: str) -> SharedCheckpoint:
+        return SharedCheckpoint(
+            self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
+            self._returned, self._before_us,
+        )  # fmt: skip
 
     def _generation(self, trial: Trial) -> int:
         return trial.record.epoch if self.leads else self.claim.generation

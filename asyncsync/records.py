@@ -90,6 +90,25 @@ class RankRecord:
 
 
 @dataclass(slots=True)
+class FailureRecord:
+    """Why a checkpoint of several ranks will never be whole, as one of them says."""
+
+    rank: int
+    generation: int
+    """Epoch of the trial's record that this was part of; in another one it says nothing."""
+    reason: str
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON."""
+        return _encode("failure", asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FailureRecord:
+        """Parse; ValueError if it is no failure's record."""
+        return cls(**_decode("failure", data))
+
+
+@dataclass(slots=True)
 class ExperimentRecord:
     """The driver's record: configuration, the trials that it started and their status."""
 

@@ -17,7 +17,7 @@ RETURNED = "returned"
 cannot know, so such a part only counts for rank 0: whoever has the trial's record is alive, or nobody goes on."""
 _OWN = ("rank", RETURNED)
 """What a record says of its rank, and not of the checkpoint."""
-_NAME = re.compile(r"rank-(\d{5,})-of-(\d{5,})\.json")
+_NAME = re.compile(r"rank-(\d{5,})-of-(\d{5,})(\.failed)?\.json")
 
 
 def rank_name(rank: int) -> str:
@@ -35,10 +35,17 @@ def part_name(rank: int, world_size: int) -> str:
     return f"{META_DIR}/rank-{rank:05d}-of-{world_size:05d}.json"
 
 
-def rank_of(name: str, world_size: int) -> int | None:
-    """The rank whose record this file name is; None if it is none of ``world_size`` ranks."""
+def failure_name(rank: int, world_size: int) -> str:
+    """Below a checkpoint: the record that says why this rank has given it up, ``rank-00003-of-00008.failed.json``."""
+    return f"{META_DIR}/rank-{rank:05d}-of-{world_size:05d}.failed.json"
+
+
+def rank_of(name: str, world_size: int, *, failed: bool = False) -> int | None:
+    """The rank whose record this file name is, of a part or of a failure; None if of none of ``world_size`` ranks."""
     match = _NAME.fullmatch(name)
-    return int(match[1]) if match is not None and int(match[2]) == world_size else None
+    if match is None or int(match[2]) != world_size or (match[3] is not None) != failed:
+        return None
+    return int(match[1])
 
 
 class SameFileError(ValueError):

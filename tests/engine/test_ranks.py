@@ -3,58 +3,17 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 from onebench import Bench
+from rankbench import KilledError, N, all_report, check_whole, killed, manifest, rank, record, shard, together, world
 
 from asyncsync import CheckpointConfig, ConfigError, Experiment, SyncConfig, SyncEngine, UploadMode, verify
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConcurrentWriterError
-from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.pruning import prune
-from asyncsync.records import TrialRecord
 from asyncsync.testing import run_virtual
-
-N = 3
-
-
-def rank(bench: Bench, number: int, *, of: int = N, machine: str = "", **options: object) -> SyncEngine:
-    place = bench.tmp_path / f"{machine or 'machine'}-{number}"
-    return bench.engine(role="worker", rank=number, world_size=of, local_dir=place, **options)
-
-
-def shard(bench: Bench, number: int, text: str = "", **files: bytes) -> Path:
-    name = f"shard{number}{text}"
-    return bench.checkpoint(name, **(files or {f"shard_{number}.pt": f"{number} {text}".encode() * 100}))
-
-
-async def together(*work: Awaitable[object]) -> list[object]:
-    return list(await asyncio.gather(*work, return_exceptions=True))
-
-
-async def all_report(bench: Bench, engines: Sequence[SyncEngine], text: str = "", **options: object) -> list[str]:
-    """Every rank reports its shard; the names that they give to the checkpoint."""
-    reports = await asyncio.gather(
-        *(
-            engine.trial("t").report({"loss": 1.0, "from": number}, shard(bench, number, text), **options)
-            for number, engine in enumerate(engines)
-        )
-    )
-    return [report.checkpoint.name for report in reports]
-
-
-async def world(bench: Bench, stack: AsyncExitStack, *, of: int = N, **options: object) -> list[SyncEngine]:
-    return [await stack.enter_async_context(rank(bench, number, of=of, **options)) for number in range(of)]
-
-
-def record(bench: Bench) -> TrialRecord:
-    return TrialRecord.from_bytes(bench.store.contents["t/.asyncsync/trial.json"])
-
-
-def manifest(bench: Bench, name: str) -> Manifest:
-    return Manifest.from_bytes(bench.store.contents[f"t/{name}/{MANIFEST}"])
 
 
 def test_all_ranks_write_one_checkpoint_and_rank_0_names_it(bench: Bench) -> None:
@@ -158,16 +117,14 @@ def test_a_rank_that_never_comes_is_named(bench: Bench) -> None:
             late = await together(*(engines[n].trial("t").report({}, shard(bench, n)) for n in (0, 2)))
             start = asyncio.get_running_loop().time()
             late += await together(engines[1].trial("t").report({}, shard(bench, 1)))
-            assert asyncio.get_running_loop().time() - start == pytest.approx(100, abs=1)
+            assert asyncio.get_running_loop().time() - start < 1  # it is told that the others did not wait
             names = await all_report(bench, engines, "next")
             assert names == ["checkpoint_000001"] * N
             return late
 
-    first, third, second = run_virtual(main())
-    for error in (first, third, second):
+    for error in run_virtual(main()):
         assert isinstance(error, CheckpointIncompleteError)
-    assert "of 3 ranks, rank(s) 1 did not" in str(first)
-    assert "rank(s) 0, 2 did not" in str(second)
+        assert "of 3 ranks, rank(s) 1 did not send their part within commit_timeout=100 s" in str(error)
     assert not bench.keys(f"checkpoint_000000/{MANIFEST}")
     assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000001"]
 
@@ -200,25 +157,6 @@ def test_async_reports_of_ranks_are_counted_alike_without_talking(bench: Bench) 
     assert len(record(bench).checkpoints) == 3
 
 
-class KilledError(Exception):
-    """Ends engines in a test; the store is put back to what it was then."""
-
-
-async def killed(bench: Bench, act: Callable[[list[SyncEngine]], Awaitable[None]], *who: int) -> None:
-    """Run ``act`` with ranks ``who`` (all), then end them as kill -9 would: the store sees nothing of it."""
-    then: dict[str, object] = {}
-    try:
-        async with AsyncExitStack() as stack:
-            numbers = who or range(N)
-            engines = [await stack.enter_async_context(rank(bench, n, exit_grace=0.001)) for n in numbers]
-            await act(engines)
-            then.update(bench.store.bucket.objects)
-            raise KilledError
-    except KilledError:
-        bench.faults.clear()
-        bench.store.bucket.objects = then
-
-
 async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
     """One is whole; of the next, rank 2 has sent its file, and not yet its part's record."""
     await all_report(bench, engines, "a")
@@ -229,13 +167,6 @@ async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
     await asyncio.sleep(1)
     parts = [key for key in bench.keys("-of-00003.json") if "checkpoint_000001" in key]
     assert len(parts) == 2
-
-
-def check_whole(bench: Bench, name: str, text: str) -> None:
-    assert sorted(manifest(bench, name).files) == ["shard_0.pt", "shard_1.pt", "shard_2.pt"]
-    for number in range(N):
-        assert bench.store.contents[f"t/{name}/shard_{number}.pt"].startswith(f"{number} {text}".encode())
-    assert record(bench).checkpoints[-1].name == name
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)])

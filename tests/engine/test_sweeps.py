@@ -28,7 +28,7 @@ from asyncsync import (
     push,
 )
 from asyncsync.disk.journal import Journal, journal_path
-from asyncsync.errors import AccessDeniedError, UnavailableError
+from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores.budget import Budget
@@ -40,6 +40,7 @@ SPLIT = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB, max_attem
 MAIN: list[asyncio.Task[object] | None] = []
 """The task that a cancel is sent to."""
 BUDGETS: list[Budget] = []
+COMMIT_TIMEOUT = 1000.0
 Scene = Callable[[Path], Awaitable[None]]
 Check = Callable[[Path], None]
 
@@ -84,16 +85,16 @@ async def train(root: Path) -> None:
         await trial.finish()
 
 
-async def train_by_ranks(root: Path) -> None:
-    """Two ranks, two checkpoints; resumed if they are there. A rank that fails ends, as a process would."""
+async def end_of_ranks(root: Path) -> list[list[str] | BaseException]:
+    """Two ranks, two checkpoints; resumed if they are there. A rank that fails ends, as a process would. What became
+    of each: the names of its checkpoints, or its error."""
     run = RunConfig(
         name="exp", storage_path="memory://b", transfer=TransferConfig(max_attempts=1),
         sync_config=SyncConfig(sync_period=1000, sync_timeout=500),
-        checkpoint_config=CheckpointConfig(num_to_keep=2, commit_timeout=20),
+        checkpoint_config=CheckpointConfig(num_to_keep=2, commit_timeout=COMMIT_TIMEOUT),
     )  # fmt: skip
-    names: dict[int, list[str]] = {}
 
-    async def one(rank: int) -> None:
+    async def one(rank: int) -> list[str]:
         source = root / f"shard{rank}"
         source.mkdir(exist_ok=True)
         (source / f"shard_{rank}").write_bytes(b"%d" % rank * 100)
@@ -101,11 +102,15 @@ async def train_by_ranks(root: Path) -> None:
         async with SyncEngine(run, local_dir=local, resume=True, role="worker", rank=rank, world_size=2) as engine:
             trial = engine.trial("t")
             reports = [await trial.report({"step": step}, source) for step in range(2)]
-            names[rank] = [report.checkpoint.name for report in reports if report.checkpoint is not None]
             await trial.finish()
+            return [report.checkpoint.name for report in reports if report.checkpoint is not None]
 
-    ended = await asyncio.gather(one(0), one(1), return_exceptions=True)
-    for error in ended:
+    return await asyncio.gather(one(0), one(1), return_exceptions=True)
+
+
+async def train_by_ranks(root: Path) -> None:
+    names = await end_of_ranks(root)
+    for error in names:
         if isinstance(error, BaseException):
             raise error
     assert names[0] == names[1]
@@ -315,3 +320,30 @@ def shards_equal_local(root: Path) -> None:
 @each_plan
 def test_a_checkpoint_of_ranks_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
     assert sweep(train_by_ranks, tmp_path, plan, shards_equal_local, uri="memory://b/exp") > 40
+
+
+def test_a_rank_that_is_refused_whatever_write_of_a_checkpoint_tells_the_other(tmp_path: Path) -> None:
+    """Both end soon: one with the refusal, the other with its name; or the checkpoint was whole all the same."""
+
+    async def timed(root: Path) -> tuple[list[list[str] | BaseException], float]:
+        return await end_of_ranks(root), asyncio.get_running_loop().time()
+
+    begin(tmp_path / "count", nothing)
+    tried = told = 0
+    for n in range(1, count_calls(train_by_ranks, tmp_path / "count") + 1):
+        faults = begin(tmp_path / str(n), nothing)
+        faults.fail(n, AccessDeniedError("injected"))
+        ended, seconds = run_virtual(timed(tmp_path / str(n)))
+        struck = faults.requests[min(n, faults.calls) - 1]
+        if struck.operation != "put" or "/checkpoint_" not in struck.key:
+            continue
+        tried += 1
+        assert seconds < COMMIT_TIMEOUT / 10, struck
+        lost = [rank for rank, end in enumerate(ended) if isinstance(end, CheckpointIncompleteError)]
+        if not any(isinstance(end, BaseException) for end in ended):
+            assert struck.key.endswith(MANIFEST)
+            continue
+        assert len(lost) == 1, (struck, ended)
+        assert f"rank {1 - lost[0]} failed: " in str(ended[lost[0]])
+        told += 1
+    assert (tried, told) >= (8, 6)
