@@ -115,9 +115,9 @@ def take_over(record: TrialRecord, role: Role, params: Mapping[str, Any] | None)
 
 
 def make_directory(local_dir: Path, trial: str, role: Role) -> None:
-    """The trial's directory. One that is not the driver's is marked, so that a driver which shares ``local_dir`` does
-    not take it for files of its own."""
-    os.makedirs(local_dir / trial / ("" if role.is_driver else META_DIR), exist_ok=True)
+    """The trial's directory, marked before there is any file in it: so the driver, or one which shares ``local_dir``,
+    does not take it for files of its own, though a scan that is under way has not heard of this trial."""
+    os.makedirs(local_dir / trial / META_DIR, exist_ok=True)
     os.makedirs(local_dir / role.directory(trial), exist_ok=True)
 
 

@@ -1,10 +1,17 @@
 """What the first sync of a trial costs, and what it finds."""
 
+import asyncio
+import threading
+
+import pytest
 from onebench import Bench
 
 from asyncsync import SyncConfig, Syncer
+from asyncsync.disk.scan import Rules, Same, scan
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.snapshot import Snapshot
 from asyncsync.testing import run_virtual
+from asyncsync.transfer import tree
 
 ARTIFACTS = SyncConfig(sync_artifacts=True)
 
@@ -41,3 +48,34 @@ def test_a_manifest_that_is_there_before_the_trial_is_taken_over(bench: Bench) -
 
     run_virtual(main())
     assert sorted(Manifest.from_bytes(bench.store.contents[f"t/{MANIFEST}"]).files) == ["log", "old"]
+
+
+def test_a_trial_made_while_the_experiments_own_files_are_scanned_is_not_taken_for_one_of_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scan knows which trials there were when it began; it looks into the directory of one that is new."""
+    go_on = threading.Event()
+
+    async def main() -> None:
+        began, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def slow(root: str, rules: Rules, same: Same) -> Snapshot:
+            if root.endswith("/exp") and not go_on.is_set():
+                loop.call_soon_threadsafe(began.set)
+                assert go_on.wait(60)
+            return scan(root, rules, same)
+
+        monkeypatch.setattr(tree, "scan", slow)
+        async with bench.engine(ARTIFACTS) as engine:
+            (engine.local_dir / "searcher").write_bytes(b"state")
+            await began.wait()
+            trial = engine.trial("t")
+            (trial.dir / "log").write_bytes(b"log")
+            go_on.set()
+            await engine.scheduler.idle()
+            own = Manifest.from_bytes(bench.store.contents[MANIFEST])
+            assert sorted(own.files) == ["searcher"]
+
+    run_virtual(main())
+    assert sorted(Manifest.from_bytes(bench.store.contents[MANIFEST]).files) == ["searcher"]
+    assert "log" in Manifest.from_bytes(bench.store.contents[f"t/{MANIFEST}"]).files
