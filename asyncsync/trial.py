@@ -47,6 +47,7 @@ class Trial:
 
     __slots__ = (
         "_changed",
+        "_changed_since",
         "_claimed",
         "_claimed_at",
         "_engine",
@@ -93,6 +94,8 @@ class Trial:
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
+        self._changed_since: float | None = None
+        """Since the last sync began."""
         self.failing_since: float | None = None
         """Since when background syncs fail, on the event loop's clock."""
         self._changed: asyncio.Event | None = None
@@ -184,13 +187,12 @@ class Trial:
         """One attempt at files and record."""
         await self.prepare()
         await self.claim()
-        before = self.dirty_since, self.record.updated
+        self._changed_since = None
         if self._reported_dirs:
             self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
         report = await self._sync_files()
         saved = await self.save()
-        if (self.dirty_since, self.record.updated) == before and not self.jobs:
-            self.dirty_since = None
+        self.dirty_since = self._changed_since  # what was there when it began is durable
         self.failing_since = None
         if self.failures:
             self.failures = [item for item in self.failures if item[0] != self.key]
@@ -306,9 +308,9 @@ class Trial:
         self._prepared = True
 
     def _touch(self) -> None:
-        self.record.updated = time.time()
-        if self.dirty_since is None:
-            self.dirty_since = asyncio.get_running_loop().time()
+        self.record.updated, now = time.time(), asyncio.get_running_loop().time()
+        self.dirty_since = now if self.dirty_since is None else self.dirty_since
+        self._changed_since = now if self._changed_since is None else self._changed_since
 
     def _rules(self) -> Rules:
         config = self._engine.run.sync_config
