@@ -143,6 +143,16 @@ class CheckpointJob:
         return self.handle.name
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How something that failed is tried again."""
+
+    after: Callable[[str], bool]
+    """Hears of each failure that may pass, and says whether to try again."""
+    rest: Callable[[float, float], Awaitable[None]]
+    """Waits so many seconds, or less if the reason has gone since the second argument, on the event loop's clock."""
+
+
 def checkpoint_name(number: int) -> str:
     """``checkpoint_000000`` and up."""
     return f"checkpoint_{number:06d}"
@@ -153,7 +163,7 @@ async def upload(
     prefix: str,
     job: CheckpointJob,
     config: SyncConfig,
-    failed: Callable[[str], bool],
+    again: Again,
     fence: Fence | None = None,
     *,
     record: str = MANIFEST,
@@ -177,23 +187,21 @@ async def upload(
     rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
     options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence)
     tree = job.tree = job.tree or Tree(session, job.directory, f"{prefix}{job.name}/", options)
-    return await persist(tree.sync_once, failed)
+    return await persist(tree.sync_once, again)
 
 
-async def persist(attempt: Callable[[], Awaitable[T]], failed: Callable[[str], bool]) -> T:
-    """Call ``attempt`` until it works or fails for good; full jitter between tries.
-
-    ``failed`` hears of each failure that may pass, and says whether to try again.
-    """
+async def persist(attempt: Callable[[], Awaitable[T]], again: Again) -> T:
+    """Call ``attempt`` until it works or fails for good; full jitter between tries."""
     tries = 0
     while True:
+        began = asyncio.get_running_loop().time()
         try:
             return await attempt()
         except AsyncsyncError as error:
-            if not may_pass(error) or not failed(str(error)):
+            if not may_pass(error) or not again.after(str(error)):
                 raise
         tries += 1
-        await asyncio.sleep(random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)))  # noqa: S311
+        await again.rest(random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)), began)  # noqa: S311
 
 
 def may_pass(error: BaseException) -> bool:

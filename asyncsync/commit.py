@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import LAST_TRIES, CheckpointJob, may_pass, persist, record_of, upload
+from asyncsync.checkpoints import LAST_TRIES, Again, CheckpointJob, may_pass, persist, record_of, upload
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
@@ -144,28 +144,27 @@ class CheckpointRunner:
             last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
             return last_tries > 0
 
+        again = Again(hiccup, session.breaker.rest)
         self._sending[trial.key] = job
         try:
-            report = await self._send(session, trial, job, hiccup)
+            report = await self._send(session, trial, job, again)
         finally:
             del self._sending[trial.key]
-        await self._register(trial, job, report, hiccup)
+        await self._register(trial, job, report, again)
         return report
 
-    async def _send(
-        self, session: Session, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]
-    ) -> SyncReport:
+    async def _send(self, session: Session, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         done = None
         if job.written_as:
             store = session.view(Lane.CHECKPOINT, trial.key)
-            done = await persist(lambda: look_back(store, trial, job), hiccup)
-        await persist(trial.claim, hiccup)
+            done = await persist(lambda: look_back(store, trial, job), again)
+        await persist(trial.claim, again)
         if trial.ranks is not None:
-            return await self._with_the_others(trial, trial.ranks, job, hiccup)
+            return await self._with_the_others(trial, trial.ranks, job, again)
         config = self._engine.run.sync_config
         if done is None:
             await self._recall(trial, job)
-        return done or await upload(session, f"{trial.key}/", job, config, hiccup, trial.confirm)
+        return done or await upload(session, f"{trial.key}/", job, config, again, trial.confirm)
 
     async def _recall(self, trial: Trial, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
@@ -175,19 +174,15 @@ class CheckpointRunner:
         session = self._engine.session
         await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._engine.origins(trial))
 
-    async def _with_the_others(
-        self, trial: Trial, ranks: Ranks, job: CheckpointJob, hiccup: Callable[[str], bool]
-    ) -> SyncReport:
-        report = await ranks.make_durable(trial, job, hiccup)
+    async def _with_the_others(self, trial: Trial, ranks: Ranks, job: CheckpointJob, again: Again) -> SyncReport:
+        report = await ranks.make_durable(trial, job, again)
         if ranks.leads:
-            await self._register(trial, job, report, hiccup)
+            await self._register(trial, job, report, again)
         else:
             trial.record.checkpoints = [record_of(job, report)]  # rank 0 keeps the list: this is for status()
         return report
 
-    async def _register(
-        self, trial: Trial, job: CheckpointJob, report: SyncReport, hiccup: Callable[[str], bool]
-    ) -> None:
+    async def _register(self, trial: Trial, job: CheckpointJob, report: SyncReport, again: Again) -> None:
         """Name it in the record, in the same write without those that it retires; only then their data goes."""
         record, keep = trial.record, self._engine.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
@@ -199,7 +194,7 @@ class CheckpointRunner:
             )
         )
         record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
-        await persist(trial.save, hiccup)
+        await persist(trial.save, again)
         for name in sorted(retired):
             self._engine.session.owe_delete(f"{trial.key}/{name}/")
             self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))

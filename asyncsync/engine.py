@@ -138,7 +138,9 @@ class SyncEngine:
         self._tasks = [
             self._group.create_task(self.scheduler.run(), name="asyncsync scheduler"),
             self._group.create_task(self._janitor.run(), name="asyncsync janitor"),
+            self._group.create_task(session.watch(), name="asyncsync watch"),
         ]
+        session.breaker.on_back |= {self.scheduler.hurry, self._janitor.kick}
         self._running = True
         if self._handle_signals:
             watch_signal()

@@ -14,11 +14,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import CheckpointJob, checkpoint_name, persist, upload
+from asyncsync.checkpoints import Again, CheckpointJob, checkpoint_name, persist, upload
 from asyncsync.errors import (
     AsyncsyncError,
     ConcurrentWriterError,
@@ -172,15 +172,15 @@ class Ranks:
 
     # one checkpoint
 
-    async def make_durable(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
+    async def make_durable(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
 
         CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, or the one that failed
         and why.
         """
         try:
-            await self._wait_for_rank_0(trial, job, hiccup)
-            report = await self._take_part(trial, job, hiccup)
+            await self._wait_for_rank_0(trial, job, again)
+            report = await self._take_part(trial, job, again)
         except ConcurrentWriterError:
             raise  # it is no longer ours to write, or each rank sees by itself what is wrong
         except (AsyncsyncError, OSError) as error:
@@ -190,56 +190,56 @@ class Ranks:
         self._may_follow = self._returned = False
         return await self._shared(trial, job.name).report() if self.leads else report
 
-    async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> None:
+    async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
         loop = asyncio.get_running_loop()
         began, limit = loop.time(), self._engine.run.checkpoint_config.commit_seconds
         while not self.leads and not self._begun:
-            await persist(partial(self._leader, self._store()), hiccup)
+            await persist(partial(self._leader, self._store()), again)
             if not self._begun and loop.time() - began >= limit:
                 raise self._late(job, [0])
             await asyncio.sleep(PATIENCE / 20)
         while self._returned and not self._waited and loop.time() - began < PATIENCE:
-            if not await persist(partial(self._follow, trial), hiccup):
+            if not await persist(partial(self._follow, trial), again):
                 await asyncio.sleep(PATIENCE / 20)
         self._waited = True
 
-    async def _take_part(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
+    async def _take_part(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         while True:
             if not self.leads:
-                await persist(partial(self._follow, trial), hiccup)
-            sending = self._send(trial, job, hiccup)
+                await persist(partial(self._follow, trial), again)
+            sending = self._send(trial, job, again)
             report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
-            if await self._wait(trial, job, hiccup):
+            if await self._wait(trial, job, again):
                 return report
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
         return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
 
-    async def _send(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> SyncReport:
-        if self._resumed and await persist(self._shared(trial, job.name).was_sent, hiccup):
+    async def _send(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+        if self._resumed and await persist(self._shared(trial, job.name).was_sent, again):
             return SyncReport()
         more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
         if self._returned:
             more[RETURNED] = True
         return await upload(
-            self._engine.session, f"{self._name}/", job, self._engine.run.sync_config, hiccup, trial.confirm,
+            self._engine.session, f"{self._name}/", job, self._engine.run.sync_config, again, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
 
-    async def _wait(self, trial: Trial, job: CheckpointJob, hiccup: Callable[[str], bool]) -> bool:
+    async def _wait(self, trial: Trial, job: CheckpointJob, again: Again) -> bool:
         """True: it is whole. False: rank 0 has begun a new generation, and the job has another number now."""
         loop = asyncio.get_running_loop()
         limit = self._engine.run.checkpoint_config.commit_seconds
         deadline, pause = loop.time() + limit, FIRST_LOOK
         while True:
-            seen = await persist(self._shared(trial, job.name).look, hiccup)
+            seen = await persist(self._shared(trial, job.name).look, again)
             if seen.whole:
                 return True
             if self.leads:
-                await persist(partial(trial.confirm, self._store()), hiccup)
-            elif await persist(partial(self._follow, trial), hiccup):
+                await persist(partial(trial.confirm, self._store()), again)
+            elif await persist(partial(self._follow, trial), again):
                 return False
             left = deadline - loop.time()
             if seen.given_up and (seen.certain or left <= 0):

@@ -6,6 +6,7 @@ It never transfers anything itself, and an idle tree costs it a heap entry.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,7 @@ from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncTimedOut, SyncWarning
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
+from asyncsync.stores.breaker import SPREAD
 
 T = TypeVar("T")
 AT_ONCE = 64
@@ -191,6 +193,13 @@ class Scheduler:
     def go_on(self) -> None:
         """What was interrupted starts again, with those who waited for it."""
         self._paused = False
+        self.inbox.nudge()
+
+    def hurry(self) -> None:
+        """The store is back: trees that wait out a failure are tried soon, and not all at once."""
+        now = self._loop.time()
+        for key in self._schedule.forgive():
+            self._schedule.hasten(key, now + random.uniform(0, SPREAD))  # noqa: S311  spreads, guards nothing
         self.inbox.nudge()
 
     def cancel_running(self) -> None:

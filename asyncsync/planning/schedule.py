@@ -107,6 +107,19 @@ class Schedule(Generic[K]):
         failures = self._entries[key].failures if key in self._entries else 1
         return min(BACKOFF_FIRST * 2.0 ** min(max(failures - 1, 0), 10), BACKOFF_MOST)
 
+    def hasten(self, key: K, when: float) -> None:
+        """Start a tree at ``when`` if it is not due before."""
+        entry = self._entries[key]
+        if entry.due is not None and when < entry.due:
+            self._set(key, entry, when)
+
+    def forgive(self) -> list[K]:
+        """Failures so far say nothing of what comes, those of running syncs neither. Returns who waits one out."""
+        waiting = [key for key, entry in self._entries.items() if entry.failures and entry.due is not None]
+        for entry in self._entries.values():
+            entry.failures = 0
+        return waiting
+
     def next_time(self) -> float | None:
         """When the next tree is due."""
         while self._heap:

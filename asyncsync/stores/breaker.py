@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 
 from asyncsync.errors import UnavailableError
 
@@ -15,6 +18,8 @@ THRESHOLD = 8
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 15.0
 """Seconds between two probes: doubled from the first to the longest."""
+SPREAD = 2.0
+"""Seconds over which those who waited out a failure come when the store is back: not all at once."""
 
 
 class GoneError(UnavailableError):
@@ -32,9 +37,14 @@ class Breaker:
         """When it opened last, on the loop's clock."""
         self.last_error: UnavailableError | None = None
         """The last failure to reach the store; kept after it is back."""
+        self.gone = asyncio.Event()
+        """Set while it is open."""
+        self.on_back: set[Callable[[], None]] = set()
+        """Called when the store is back."""
         self._failures = 0
         self._pause = FIRST_PAUSE
         self._probe_at = 0.0
+        self._back_at = float("-inf")
         self._probing = False
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
@@ -60,9 +70,13 @@ class Breaker:
         if self.open:
             log.warning("%s is back", self.uri)
             self.open, self._probing, self._pause = False, False, FIRST_PAUSE
+            self.gone.clear()
+            self._back_at = asyncio.get_running_loop().time()
             self._cancel_timer()
             while self._waiters:
                 self._wake()
+            for listener in tuple(self.on_back):
+                listener()
 
     def failed(self, error: UnavailableError, *, probe: bool) -> None:
         """The store could not be reached."""
@@ -74,6 +88,7 @@ class Breaker:
         elif not self.open and self._failures >= THRESHOLD:
             log.warning("%s does not answer, requests wait until it is back: %s", self.uri, error)
             self.open, self.since = True, asyncio.get_running_loop().time()
+            self.gone.set()
             self._schedule()
 
     def abandoned(self, *, probe: bool) -> None:
@@ -81,6 +96,21 @@ class Breaker:
         if probe and self.open:
             self._probing = False
             self._wake()
+
+    async def rest(self, seconds: float, since: float) -> None:
+        """Sleep before something is tried again that was begun at ``since`` (the event loop's clock). If the store has
+        come back since then, or does so meanwhile, only until soon after that."""
+        back = asyncio.Event()
+        if self._back_at > since:
+            back.set()
+        self.on_back.add(back.set)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await back.wait()
+                    await asyncio.sleep(random.uniform(0, SPREAD))  # noqa: S311  spreads, guards nothing
+        finally:
+            self.on_back.discard(back.set)
 
     def close(self) -> None:
         """Drop the timer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
+from asyncsync.stores.breaker import Breaker
 from asyncsync.stores.budget import Budget
 from asyncsync.stores.checks import probe_checks
 from asyncsync.stores.fenced import Fence, FencedView
@@ -121,6 +122,20 @@ class Session:
         except (AccessDeniedError, NotFoundError) as error:
             error.add_note(f"asyncsync must be able to {verb} below {self.uri}: check the address and the permissions")
             raise
+
+    @property
+    def breaker(self) -> Breaker:
+        """Knows whether the store is there."""
+        return self.store.core.breaker
+
+    async def watch(self) -> None:
+        """While the store is gone, one request of ours waits for its turn to ask, so that it is noticed that it is back
+        when everybody else waits out a failure, too. Ends only by cancel."""
+        store = self.view(Lane.RECORD, "")
+        while True:
+            await self.breaker.gone.wait()
+            with suppress(StoreError):  # still gone, or there is an answer: either way the breaker knows
+                await store.head(PROBE)
 
     def owe_delete(self, prefix: str) -> None:
         """The data below ``prefix`` is to go, as soon as the janitor comes to it."""

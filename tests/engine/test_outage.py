@@ -11,6 +11,7 @@ from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine import SyncEngine
 from asyncsync.errors import ThrottledError, UnavailableError
 from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD
 from asyncsync.testing import run_virtual
 
 TRIALS, STEPS = 50, 21
@@ -69,7 +70,8 @@ def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error:
     assert late["tasks"] <= 7 * TRIALS + 10
     assert late["requests"] <= late["tasks"]
     assert late["inbox"] <= 2 * TRIALS
-    assert caught_up < (90 if error is UnavailableError else 150)  # backoff is a minute at most
+    # A store that is back is asked at once; one that throttled is not known to be, and backoff is a minute at most.
+    assert caught_up < (LONGEST_PAUSE + SPREAD + 20 if error is UnavailableError else 150)
     if error is UnavailableError:
         assert asked < 200  # the circuit is open: probes, not a storm
     for number in range(TRIALS):
@@ -78,3 +80,32 @@ def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error:
         record = TrialRecord.from_bytes(bench.store.contents[f"t{number:02}/{TRIAL_RECORD}"])
         assert [item.metrics["step"] for item in record.checkpoints] == list(range(2, STEPS, 3))
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
+
+
+@pytest.mark.parametrize("trials", [1, TRIALS])
+@pytest.mark.parametrize("late", range(0, 60, 13))
+def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials: int, late: int) -> None:
+    """After ten minutes every tree and checkpoint waits a minute between two tries; now all come."""
+
+    async def main() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        async with bench.engine(SyncConfig(sync_period=1000)) as engine:
+            running = [engine.trial(f"t{number:02}") for number in range(trials)]
+            await engine.sync()
+            bench.faults.fail(error=UnavailableError("away"), times=None)
+            for trial in running:
+                await trial.report({}, bench.checkpoint(), upload=UploadMode.ASYNC)
+                await engine.scheduler.ask(trial.key, force=True)
+            await asyncio.sleep(600 + late)
+            bench.faults.clear()
+            gone = loop.time()
+            while not engine.status().store_healthy:
+                await asyncio.sleep(0.01)
+            back = loop.time()
+            while engine.status().durability_lag > loop.time() - back + 0.01:  # of what there was before
+                await asyncio.sleep(0.01)
+            return back - gone, loop.time() - back
+
+    noticed, caught_up = run_virtual(main())
+    assert noticed <= LONGEST_PAUSE
+    assert caught_up < SPREAD + 2

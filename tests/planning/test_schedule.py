@@ -153,3 +153,23 @@ def test_unforced_starts_keep_their_distance_and_no_request_is_lost(steps: list[
     if running:
         schedule.finished("a", now, ok=True)
     assert (schedule.next_time() is not None) == wanted
+
+
+def test_when_failures_are_forgiven_who_waits_one_out_is_named_and_may_be_hastened() -> None:
+    schedule: Schedule[str] = Schedule()
+    for key in ("waits", "runs", "well"):
+        schedule.add(key, 0.0, period=1000)
+    for now in range(0, 70, 1):
+        for key in started(schedule, float(now)):
+            if key != "runs" or now < 20:
+                schedule.finished(key, float(now), ok=key == "well")
+    assert schedule.is_running("runs")
+    assert schedule.next_time() > 80
+    assert schedule.forgive() == ["waits"]
+    schedule.hasten("waits", 71.5)
+    assert schedule.next_time() == 71.5
+    schedule.hasten("waits", 300.0)
+    assert schedule.next_time() == 71.5
+    schedule.finished("runs", 70.0, ok=False)  # it began before: that it failed says nothing
+    assert schedule.backoff("runs") == 1.0
+    assert schedule.next_time() == 71.0

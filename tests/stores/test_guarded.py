@@ -19,7 +19,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.breaker import LONGEST_PAUSE, THRESHOLD
+from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD
 from asyncsync.stores.budget import Budget, Outcome
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 from asyncsync.stores.waiting import Lane
@@ -388,6 +388,51 @@ async def test_an_error_that_is_an_answer_does_not_open_the_circuit():
         with pytest.raises(NotFoundError):
             await world.view.head("nothing")
     assert world.guarded.healthy
+
+
+async def test_who_rests_before_a_new_try_goes_on_soon_after_the_store_is_back_and_not_all_at_once():
+    world, ended = World(slots=64), list[float]()
+    tasks = await gone(world, 50)
+    breaker = world.guarded.core.breaker
+
+    async def rest(seconds: float) -> None:
+        await breaker.rest(seconds, world.now)
+        ended.append(world.now)
+
+    resting = [asyncio.create_task(rest(1000.0)) for _ in range(50)]
+    await asyncio.sleep(30)
+    assert not ended
+    world.faults.clear()
+    await asyncio.gather(*tasks, *resting)
+    assert 30 < min(ended) < max(ended) < 30 + LONGEST_PAUSE + 1 + SPREAD
+    assert len(set(ended)) > 25
+    assert not breaker.on_back
+
+
+async def test_a_rest_never_takes_longer_than_it_was_to():
+    world = World()
+    breaker = world.guarded.core.breaker
+    await breaker.rest(7.0, world.now)
+    assert world.now == pytest.approx(7.0)
+    tasks = await gone(world)
+    world.faults.clear()
+    await asyncio.gather(*tasks)
+    began = world.now
+    await breaker.rest(0.001, since=0.0)
+    assert world.now - began <= 0.0011
+
+
+async def test_what_was_begun_before_the_store_was_back_rests_shortly():
+    world = World()
+    tasks = await gone(world)
+    began = world.now
+    world.faults.clear()
+    await asyncio.gather(*tasks)
+    before = world.now
+    await world.guarded.core.breaker.rest(1000.0, began)
+    assert world.now - before <= SPREAD
+    await world.guarded.core.breaker.rest(1000.0, world.now)
+    assert world.now - before >= 1000
 
 
 # What passes through
