@@ -172,8 +172,9 @@ class Store(ABC):
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
     ) -> ObjectInfo:
-        """Copy one object inside the store without moving its bytes through us. ``size`` of the source, where it is
-        known, may save a request; NotFoundError, PreconditionError."""
+        """Copy one object inside the store without moving its bytes through us, in one request. ``size`` of the source,
+        where it is known, may save another; NotFoundError, PreconditionError, StoreError for more bytes than
+        ``traits.max_single_put``: those take an upload and :meth:`copy_part`, so that its caller knows of it."""
 
     @abstractmethod
     async def create_multipart(self, key: str) -> Upload:

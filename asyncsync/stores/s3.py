@@ -22,7 +22,6 @@ from asyncsync.disk.files import FileRange, in_thread
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
-from asyncsync.stores.ranges import copy_in_ranges
 from asyncsync.stores.s3_direct import DirectAccess, direct
 from asyncsync.stores.s3_errors import Failure
 from asyncsync.stores.s3_options import S3Options
@@ -241,7 +240,7 @@ class S3Store(Store):
             found = await self._head(source, if_source_version)
             size, if_source_version = found.size, found.version
         if size > self.traits.max_single_put:
-            return await copy_in_ranges(self, source, key, size, if_source_version)
+            raise StoreError(f"{self.uri}: {source} has {size} bytes, more than one request copies: copy it in parts")
         plane = self._plane or await self._open_plane()
         headers = self._object_headers | _source_condition(if_source_version)
         if self._checks():

@@ -7,8 +7,10 @@ with equal contents.
 
 import asyncio
 import json
+import random
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores.budget import Budget
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
-from asyncsync.transfer import reader, session
+from asyncsync.transfer import assemble, reader, session
 
 MIB = 1 << 20
 SPLIT = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB, max_attempts=1)
@@ -276,6 +278,37 @@ async def pull_tree(root: Path) -> None:
 @each_plan
 def test_pull_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
     assert sweep(pull_tree, tmp_path, plan, pulled_equals_pushed, setup=push_tree) > 6
+
+
+async def push_large(root: Path) -> None:
+    (root / "tree/large").write_bytes(random.Random(1).randbytes(11 * MIB))
+    await push_tree(root)
+
+
+async def push_renamed(root: Path) -> None:
+    """The store has the large file under another name: it copies it, in ranges."""
+    if (root / "tree/large").exists():
+        (root / "tree/large").rename(root / "tree/renamed")
+    await push_tree(root)
+
+
+def renamed_equals_local(root: Path) -> None:
+    local = files(root / "tree")
+    assert {key: data for key, data in stored("push").items() if key != "large"} == local
+
+
+@each_plan
+def test_a_copy_in_ranges_is_never_half(
+    tmp_path: Path, plan: Callable[[Faults, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload is known to the journal before it exists, whenever it ends."""
+    limits = assemble.limits_of
+    monkeypatch.setattr(assemble, "limits_of", lambda *given: replace(limits(*given), copied=6 * MIB))
+    calls = sweep(push_renamed, tmp_path, plan, renamed_equals_local, uri="memory://b/push", setup=push_large)
+    assert calls > 5
+    begin(tmp_path / "copied", push_large)
+    assert count_calls(push_renamed, tmp_path / "copied") == calls
+    assert inject_faults("b").count("copy_part") == 2
 
 
 async def accept_and_die(root: Path) -> None:
