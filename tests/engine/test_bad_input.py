@@ -1,9 +1,11 @@
 """The table "Bad input" of docs/design.md: every row, as a user meets it."""
 
+import asyncio
 import math
 import os
 import re
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from asyncsync import (
     push,
 )
 from asyncsync.disk.scan import scan
+from asyncsync.events import SyncWarning
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
 from asyncsync.records import TRIAL_RECORD, TrialRecord
@@ -135,6 +138,36 @@ def test_what_is_no_file_is_never_opened(bench: Bench, tree: Path) -> None:
     assert named() == {"a"}
 
 
+def test_a_device_is_never_opened(bench: Bench, tree: Path) -> None:
+    """Reading this one would never end."""
+    try:
+        os.mknod(tree / "zero", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+    report = run_virtual(push(tree, URI))
+    assert [warning.partition(":")[0] for warning in report.warnings] == ["'zero'"]
+    assert named() == {"a"}
+
+
+def test_what_is_skipped_is_told_as_an_event(bench: Bench) -> None:
+    async def main() -> set[str]:
+        told: set[str] = set()
+        async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
+            events = engine.events()
+            trial = engine.trial("t")
+            os.mkfifo(trial.dir / "pipe")
+            (trial.dir / "away").symlink_to(bench.tmp_path)
+            await trial.sync()
+        async for event in events:
+            if isinstance(event, SyncWarning) and event.tree == "t":
+                told.add(event.message)
+        return told
+
+    pipe, link = sorted(run_virtual(main()))
+    assert pipe.startswith("'pipe': skipped")
+    assert link.startswith("away: skipped")
+
+
 def test_links_are_followed_inside_the_tree(bench: Bench, tree: Path) -> None:
     (tree.parent / "outside").write_bytes(b"o")
     (tree / "inside").symlink_to("a")
@@ -223,6 +256,27 @@ def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str,
     assert run_virtual(main()) == ("checkpoint_000003" if order == "max" else "checkpoint_000001")
     record = TrialRecord.from_bytes(bench.store.contents[f"t/{TRIAL_RECORD}"])
     assert "checkpoint_000000" not in {item.name for item in record.checkpoints}
+
+
+def test_of_two_drivers_that_start_at_the_same_moment_one_is_told(bench: Bench) -> None:
+    """Both have seen that there is no experiment before either of them wrote its record."""
+
+    async def main() -> list[object]:
+        hang = bench.faults.hang(operation="put", key="experiment.json", times=2)
+        engines = [bench.engine(local_dir=bench.tmp_path / name) for name in ("one", "two")]
+        entering = [asyncio.create_task(engine.__aenter__()) for engine in engines]
+        while bench.puts("experiment.json") < 2:
+            await asyncio.sleep(0.1)
+        hang.release.set()
+        entered = await asyncio.gather(*entering, return_exceptions=True)
+        for engine in entered:
+            if isinstance(engine, SyncEngine):
+                await engine.__aexit__(None, None, None)
+        return entered
+
+    entered = run_virtual(main())
+    assert sum(isinstance(item, ConcurrentWriterError) for item in entered) == 1
+    assert sum(isinstance(item, SyncEngine) for item in entered) == 1
 
 
 @pytest.mark.parametrize("role", ["driver", "worker"])
