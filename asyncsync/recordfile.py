@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 
 from xxhash import xxh3_128_digest
 
-from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
+from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError, StoreError
 from asyncsync.stores.base import MISSING, Store
 
 
@@ -17,7 +18,7 @@ class RecordFile:
     ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
     """
 
-    __slots__ = ("_asked", "_attempt", "_confirmed", "_encode", "_lock", "_lost", "_written", "key", "version")
+    __slots__ = ("_answer", "_asked", "_attempt", "_encode", "_lock", "_lost", "_written", "key", "version")
 
     def __init__(self, key: str, encode: Callable[[], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
@@ -28,8 +29,10 @@ class RecordFile:
         self._attempt: bytes | None = None
         """What we tried to write without hearing the end of it."""
         self._lost = False
-        self._asked = self._confirmed = 0
-        """How often the store was asked whether it still has ours, and the last time that it had."""
+        self._asked = 0
+        """How often the store was asked whether it still has ours."""
+        self._answer: tuple[int, StoreError | None] = (0, None)
+        """Which of these was heard of last, and why there was no answer, if there was none."""
 
     @property
     def exists(self) -> bool:
@@ -59,20 +62,31 @@ class RecordFile:
         """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
         over leaves a record, so one that is gone is nobody's.
 
-        One HEAD; those who ask while one is under way share the next one.
+        One HEAD; those who ask while one is under way share the next one, and its failure: with a store that is gone
+        they would wait for each other, each as long as its patience.
         """
         before = self._asked
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
-            if self._confirmed > before:
+            asked, failure = self._answer
+            if asked > before and failure is not None:
+                raise copy(failure) from failure
+            if asked > before:
                 return
-            if self._attempt is not None and not self._lost:
-                await self._settle(store)
             self._asked = asking = self._asked + 1
-            if self._lost or await self._version_there(store) not in (self.version, MISSING):
-                self._lost = True
-                raise self._conflict(store)
-            self._confirmed = asking
+            try:
+                await self._ask(store)
+            except StoreError as error:
+                self._answer = asking, copy(error)  # without its traceback: that holds on to much
+                raise
+            self._answer = asking, None
+
+    async def _ask(self, store: Store) -> None:
+        if self._attempt is not None and not self._lost:
+            await self._settle(store)
+        if self._lost or await self._version_there(store) not in (self.version, MISSING):
+            self._lost = True
+            raise self._conflict(store)
 
     async def _version_there(self, store: Store) -> str:
         try:

@@ -9,7 +9,7 @@ from onebench import Bench
 
 from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine import SyncEngine
-from asyncsync.errors import ThrottledError, UnavailableError
+from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD
 from asyncsync.testing import run_virtual
@@ -109,3 +109,23 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
     noticed, caught_up = run_virtual(main())
     assert noticed <= LONGEST_PAUSE
     assert caught_up < SPREAD + 2
+
+
+def test_a_store_that_is_gone_does_not_hold_up_the_end_of_the_program_for_each_trial(bench: Bench) -> None:
+    """All wait for it at the same time, for as long as one would."""
+
+    async def main(trials: int) -> float:
+        loop, left = asyncio.get_running_loop(), 0.0
+        with pytest.raises(SyncFailedError, match="not durable"):
+            async with bench.engine(SyncConfig(sync_period=1000), resume=True) as engine:
+                running = [engine.trial(f"t{number:02}") for number in range(trials)]
+                await engine.sync()
+                bench.faults.fail(error=UnavailableError("away"), times=None)
+                for trial in running:
+                    await trial.report({"step": 1})
+                left = loop.time()
+        bench.faults.clear()
+        return loop.time() - left
+
+    one, all_of_them = run_virtual(main(1)), run_virtual(main(TRIALS))
+    assert all_of_them < one + 60

@@ -1,10 +1,12 @@
 """Who may write a record: whoever wrote the version that the store has."""
 
+import asyncio
+
 import pytest
 
-from asyncsync.errors import ConcurrentWriterError
+from asyncsync.errors import ConcurrentWriterError, UnavailableError
 from asyncsync.recordfile import RecordFile
-from asyncsync.testing import MemoryStore
+from asyncsync.testing import FaultyStore, MemoryStore
 
 
 async def test_another_version_in_the_store_is_another_writers():
@@ -22,3 +24,23 @@ async def test_a_record_that_is_gone_is_nobodys():
     await record.save(store)
     await store.delete(["record"])
     await record.confirm(store)
+
+
+@pytest.mark.parametrize("error", [None, UnavailableError("away")])
+async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure(error: Exception | None) -> None:
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda: b"ours")
+    await record.save(store)
+    hang = store.faults.hang(operation="head")
+    first = asyncio.create_task(record.confirm(store))
+    await hang.reached.wait()
+    others = [asyncio.create_task(record.confirm(store)) for _ in range(50)]
+    await asyncio.sleep(0)
+    if error is not None:
+        store.faults.fail(error=error, operation="head", times=None)
+    hang.release.set()
+    await first
+    await asyncio.gather(*others, return_exceptions=True)
+    assert {type(task.exception()) for task in others} == {type(error)}
+    assert store.faults.count("head") == 2
+    store.faults.clear()
+    await record.confirm(store)  # the failure is not kept
