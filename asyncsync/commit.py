@@ -110,9 +110,11 @@ class CheckpointRunner:
         seconds = asyncio.get_running_loop().time() - started
         self._engine.emit(
             CheckpointDurable(
-                tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total, seconds=seconds
+                tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total,
+                bytes_sent=report.bytes_sent, bytes_copied=report.bytes_copied, requests=report.requests,
+                seconds=seconds,
             )
-        )
+        )  # fmt: skip
         if job.delete_local:
             await in_thread(shutil.rmtree, job.directory, ignore_errors=True)
         if job.token:

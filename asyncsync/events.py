@@ -31,10 +31,12 @@ class SyncStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFinished(Event):
-    """A sync ended well."""
+    """A sync ended well; the numbers are those of its :class:`asyncsync.SyncReport`."""
 
     files_sent: int
+    bytes_total: int
     bytes_sent: int
+    bytes_copied: int
     requests: int
     seconds: float
 
@@ -77,9 +79,13 @@ class CheckpointAccepted(CheckpointEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointDurable(CheckpointEvent):
-    """Every byte and the manifest are acknowledged, and the trial's record names the checkpoint."""
+    """Every byte and the manifest are acknowledged, and the trial's record names the checkpoint. The numbers are those
+    of what was sent by this process; ``requests`` counts those for its files and its manifest."""
 
     bytes_total: int
+    bytes_sent: int
+    bytes_copied: int
+    requests: int
     seconds: float
 
 

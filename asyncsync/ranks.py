@@ -188,7 +188,7 @@ class Ranks:
                 raise
             report = SyncReport()
         self._may_follow = self._returned = False
-        return await self._shared(trial, job.name).report() if self.leads else report
+        return await self._shared(trial, job.name).report(report) if self.leads else report
 
     async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""

@@ -279,7 +279,9 @@ class Scheduler:
             SyncFinished(
                 tree=key,
                 files_sent=report.files_sent,
+                bytes_total=report.bytes_total,
                 bytes_sent=report.bytes_sent,
+                bytes_copied=report.bytes_copied,
                 requests=report.requests,
                 seconds=report.seconds,
             )

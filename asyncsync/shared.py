@@ -104,11 +104,14 @@ class SharedCheckpoint:
         await self.store.put(self.prefix + failure_name(self.rank, self.world_size), word.to_bytes())
         return await exists(self.store, self.prefix + MANIFEST)
 
-    async def report(self) -> SyncReport:
-        """Of all that it holds."""
+    async def report(self, ours: SyncReport) -> SyncReport:
+        """Of all that it holds; what travelled is what we sent of it."""
         manifest = await find_manifest(self.store, self.prefix)
         files = manifest.files if manifest is not None else {}
-        return SyncReport(files_skipped=len(files), bytes_total=sum(entry.size for entry in files.values()))
+        return SyncReport(
+            files_skipped=len(files), bytes_total=sum(entry.size for entry in files.values()),
+            bytes_sent=ours.bytes_sent, bytes_copied=ours.bytes_copied, requests=ours.requests,
+        )  # fmt: skip
 
     async def _names(self) -> set[str]:
         return {key.rpartition("/")[2] for key in await list_all(self.store, f"{self.prefix}{META_DIR}/")}

@@ -13,13 +13,11 @@ from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
 from asyncsync.events import Event, Progress
-from asyncsync.planning.changes import Changes
-from asyncsync.planning.snapshot import Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import Scheduler, within
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.download import download_tree
-from asyncsync.transfer.preview import Plan
+from asyncsync.transfer.preview import SyncPlan
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions
 from asyncsync.transfer.upload import Tally
@@ -139,7 +137,7 @@ class Syncer:
         self._open()
         await self._scheduler.idle()
 
-    async def plan(self) -> tuple[Snapshot, Changes, list[Plan]]:
+    async def plan(self) -> SyncPlan:
         """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()

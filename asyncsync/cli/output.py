@@ -230,7 +230,8 @@ def summary(report: SyncReport, *, verb: str, where: str) -> str:
     """What a push or pull did, in one line."""
     text = (
         f"{verb} {count(report.files_sent, 'file')} ({human_bytes(report.bytes_sent)}) {where} in "
-        f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}"
+        f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}; "
+        f"{human_bytes(report.bytes_total)} in all"
     )
     if report.bytes_copied:
         text += f"; {human_bytes(report.bytes_copied)} copied inside the store"

@@ -99,29 +99,28 @@ def _syncer(
 
 async def _plan(output: Output, syncer: Syncer) -> int:
     async with syncer:
-        snapshot, changes, plans = await syncer.plan()
-    gone = sorted(changes.gone) if syncer.config.delete else []
-    todo = [plan for plan in plans if plan.action != "keep"]
+        plan = await syncer.plan()
     output.table(
-        ("action", "size", "path", "sent", "copied"),
+        ("action", "size", "path", "sent", "copied", "requests"),
         [
-            *((plan.action, human_bytes(plan.size), plan.path, human_bytes(plan.bytes_sent),
-               human_bytes(plan.bytes_copied)) for plan in todo),
-            *(("delete", "-", path, "-", "-") for path in gone),
+            *((item.action, human_bytes(item.size), item.path, human_bytes(item.bytes_sent),
+               human_bytes(item.bytes_copied), f"{item.requests:,}") for item in plan.todo),
+            *(("delete", "-", path, "-", "-", "-") for path in plan.gone),
         ],
     )  # fmt: skip
-    for warning in snapshot.warnings:
+    for warning in plan.warnings:
         output.note(f"warning: {warning}")
-    sent, copied = sum(plan.bytes_sent for plan in todo), sum(plan.bytes_copied for plan in todo)
-    skipped = changes.skip + len(plans) - len(todo)
-    text = f"dry run: {human_bytes(sent)} of {count(len(todo), 'file')} would be sent to {syncer.uri}"
-    text += f", {human_bytes(copied)} copied inside the store" if copied else ""
-    output.line(f"{text}, {len(gone):,} deleted; {skipped:,} unchanged")
+    skipped = plan.files_skipped + len(plan.files) - len(plan.todo)
+    output.line(
+        f"dry run: {human_bytes(plan.bytes_sent)} of {human_bytes(plan.bytes_total)} would be sent to {syncer.uri} and "
+        f"{human_bytes(plan.bytes_copied)} copied inside the store, in {count(plan.requests, 'request')}; "
+        f"{count(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
+    )
     output.document(
         {
-            "ok": True, "dry_run": True, "uri": syncer.uri, "bytes_to_send": sent, "bytes_to_copy": copied,
-            "requests": sum(plan.requests for plan in todo), "files_skipped": skipped, "send": jsonable(todo),
-            "delete": gone,
+            "ok": True, "dry_run": True, "uri": syncer.uri, "bytes_total": plan.bytes_total,
+            "bytes_sent": plan.bytes_sent, "bytes_copied": plan.bytes_copied, "requests": plan.requests,
+            "files_skipped": skipped, "send": plan.todo, "delete": plan.gone, "warnings": plan.warnings,
         }
     )  # fmt: skip
     return DONE

@@ -207,7 +207,7 @@ class Assembly:
             self._crcs.update((segment.offset, (segment.size, segment.crc32c)) for segment in segments)
             waiting += segments
             final = first + WINDOW >= count
-            if final and number == 0 and (whole := whole_copy(waiting)) is not None and self._at_once(whole):
+            if final and number == 0 and (whole := self._whole(waiting)) is not None:
                 return whole
             pieces, waiting = pieces_of(waiting, self._limits, final=final)
             if pieces and self._upload is None:
@@ -219,10 +219,12 @@ class Assembly:
                 await self._todo.put((number, piece))
         return None
 
-    def _at_once(self, whole: Origin) -> bool:
-        """Whether one copy of the whole object is better than several of its ranges."""
-        traits = self._store.traits
-        return whole.key == self._key or traits.local or not traits.range_copy or whole.total <= self._limits.copied
+    def _whole(self, segments: list[Segment]) -> Origin | None:
+        """The one object that makes the upload unnecessary."""
+        whole = whole_copy(segments)
+        if whole is None or whole.key == self._key or copied_at_once(whole, self._store.traits, self._limits):
+            return whole
+        return None
 
     async def _worker(self) -> None:
         while (item := await self._todo.get()) is not None:
@@ -297,6 +299,11 @@ class Assembly:
                 return None
             total, at = crc32c_combine(total, crc, size), at + size
         return total if at == piece.end else None
+
+
+def copied_at_once(whole: Origin, traits: Traits, limits: Limits) -> bool:
+    """Whether one copy of the whole object is better than several of its ranges."""
+    return traits.local or not traits.range_copy or whole.total <= limits.copied
 
 
 def grid_of(file: FileStat, matches: Matches, traits: Traits, config: TransferConfig) -> int:

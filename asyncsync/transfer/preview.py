@@ -15,7 +15,7 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.transfer.assemble import Hashing, grid_of, limits_of
+from asyncsync.transfer.assemble import Hashing, copied_at_once, grid_of, limits_of
 from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.sources import Sources
 
@@ -33,7 +33,39 @@ class Plan:
     bytes_sent: int = 0
     bytes_copied: int = 0
     requests: int = 0
-    """At least; a file that is sent in parts counts one for each, one to begin and one to complete."""
+    """A file that is sent in parts counts one for each, one to begin and one to complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncPlan:
+    """What a sync of a tree would do now; the names are those of :class:`asyncsync.SyncReport`."""
+
+    files: list[Plan]
+    """One for each file that may have changed, by path."""
+    gone: list[str]
+    """Files that would be deleted from the store."""
+    files_skipped: int
+    """As the manifest says: not even read."""
+    bytes_total: int
+    """Of all files of the tree."""
+    requests: int
+    """If none has to be repeated and no earlier sync was broken off."""
+    warnings: tuple[str, ...]
+
+    @property
+    def todo(self) -> list[Plan]:
+        """Files of which something is sent or copied."""
+        return [plan for plan in self.files if plan.action != "keep"]
+
+    @property
+    def bytes_sent(self) -> int:
+        """That would travel."""
+        return sum(plan.bytes_sent for plan in self.files)
+
+    @property
+    def bytes_copied(self) -> int:
+        """That the store would copy."""
+        return sum(plan.bytes_copied for plan in self.files)
 
 
 class Preview:
@@ -85,7 +117,10 @@ class Preview:
         whole = whole_copy(segments)
         if whole is not None and whole.key == self._prefix + file.path:
             return Plan(file.path, file.size, "keep")
-        pieces, _ = pieces_of(segments, limits_of(self._store.traits, self._config, size))
+        limits = limits_of(self._store.traits, self._config, size)
+        if whole is not None and copied_at_once(whole, self._store.traits, limits):
+            return Plan(file.path, file.size, "copy", 0, file.size, 1)
+        pieces, _ = pieces_of(segments, limits)
         sent = sum(piece.size for piece in pieces if piece.origin is None)
         action: Literal["send", "copy", "assemble"] = "assemble" if 0 < sent < file.size else "send" if sent else "copy"
         return Plan(file.path, file.size, action, sent, file.size - sent, len(pieces) + 2)

@@ -26,10 +26,12 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.preview import Plan, Preview
+from asyncsync.transfer.preview import Preview, SyncPlan
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 
+DELETED = 1000
+"""Keys that one request deletes."""
 SHOWN = 5
 """How many paths an error message names."""
 
@@ -102,14 +104,19 @@ class Tree:
             f"{tally.bytes_total} bytes were sent; missing: {names or 'only the manifest'}"
         )
 
-    async def plan(self) -> tuple[Snapshot, Changes, list[Plan]]:
+    async def plan(self) -> SyncPlan:
         """What a sync would do now: reads the directory, what changed in it, and, at most, one manifest."""
         store = self._store()
-        await self._load(store)
-        snapshot, changes = await in_hasher(self._look, self._options.rules(), self._known())
+        rules = self._options.rules()
+        snapshot, changes = await self._compare(store, rules)
         known = self._known() or Manifest()
         preview = Preview(store, self.prefix, self.root, self._session.transfer, known.files)
-        return snapshot, changes, await preview.of(changes.send)
+        files = await preview.of(changes.send)
+        gone = sorted(self._to_delete(changes, rules))
+        requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
+        if gone or self._manifest is None or any(file.action != "keep" for file in files):
+            requests += 1  # the manifest
+        return SyncPlan(files, gone, changes.skip, snapshot.bytes_total, requests, tuple(snapshot.warnings))
 
     async def sync_once(self, on_progress: OnProgress | None = None) -> SyncReport:
         """Bring the prefix in step with the directory, one attempt.
@@ -119,13 +126,9 @@ class Tree:
         """
         started = time.monotonic()
         store = self._store()
-        await self._load(store)
         scanned = time.time_ns()
         rules = self._options.rules()
-        snapshot, changes = await in_hasher(self._look, rules, self._known())
-        self._refuse_names(snapshot, store)
-        if self._from_journal:
-            snapshot, changes = await self._confirm(store, snapshot, changes)
+        snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
         tally = await self._send(store, changes.send, scanned, on_progress)
         _raise_if_lost(tally)
@@ -216,6 +219,15 @@ class Tree:
         except ValueError as error:
             raise CheckpointIncompleteError(f"{store.uri}/{self._key}: {error}") from error
         self._version = info.version
+
+    async def _compare(self, store: Store, rules: Rules) -> tuple[Snapshot, Changes]:
+        """The directory beside the last manifest."""
+        await self._load(store)
+        snapshot, changes = await in_hasher(self._look, rules, self._known())
+        self._refuse_names(snapshot, store)
+        if self._from_journal:
+            snapshot, changes = await self._confirm(store, snapshot, changes)
+        return snapshot, changes
 
     async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> tuple[Snapshot, Changes]:
         """Ask once a process whether the manifest in the journal still stands.
@@ -338,8 +350,8 @@ class Tree:
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]
-        for start in range(0, len(keys), 1000):
-            await store.delete(keys[start : start + 1000])
+        for start in range(0, len(keys), DELETED):
+            await store.delete(keys[start : start + DELETED])
 
     def _report(
         self, snapshot: Snapshot, changes: Changes, tally: Tally, store: Store, started: float, deleted: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,26 @@ def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree:
     assert invoke("ls", url).exit_code == 1
 
 
-def test_a_dry_run_tells_what_the_store_would_copy(answer: Answer, tree: Path, url: str) -> None:
+def test_a_dry_run_tells_what_a_push_then_does(answer: Answer, invoke: Invoke, tree: Path, url: str) -> None:
     answer("push", tree, url)
     (tree / "sub/b.bin").rename(tree / "moved.bin")
     (tree / "new").write_bytes(b"12345")
-    planned = answer("push", tree, url, "--dry-run")
+    planned = answer("push", tree, url, "--dry-run", "--delete")
     actions = {item["path"]: (item["action"], item["bytes_sent"]) for item in planned["send"]}
     assert actions == {"moved.bin": ("copy", 0), "new": ("send", 5)}
-    pushed = answer("push", tree, url)
-    assert (planned["bytes_to_send"], planned["bytes_to_copy"]) == (pushed["bytes_sent"], pushed["bytes_copied"])
+    text = invoke("push", tree, url, "--dry-run", "--delete").stdout
+    pushed = answer("push", tree, url, "--delete")
+    same = ("bytes_total", "bytes_sent", "bytes_copied", "requests", "files_skipped", "warnings")
+    assert {name: planned[name] for name in same} == {name: pushed[name] for name in same}
+    assert f"in {pushed['requests']} requests; 2 files changed, 1 deleted, 2 unchanged" in text
+
+
+def test_a_dry_run_asks_whether_the_store_still_has_what_was_pushed(answer: Answer, tree: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    answer("push", tree, url)
+    shutil.rmtree(url)
+    planned = answer("push", tree, url, "--dry-run")
+    assert (planned["bytes_sent"], planned["files_skipped"]) == (planned["bytes_total"], 0)
 
 
 def test_a_dry_run_shows_what_would_be_deleted(answer: Answer, tree: Path, url: str) -> None:

@@ -73,9 +73,11 @@ def test_a_meter_knows_how_far_a_transfer_came() -> None:
 
 
 def test_a_summary_tells_what_travelled() -> None:
-    report = SyncReport(files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1)
+    report = SyncReport(
+        bytes_total=3072, files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1
+    )
     assert summary(report, verb="sent", where="to x") == (
-        "sent 2 files (2.0 KiB) to x in 0.5 s; 1 unchanged; 4 requests; 1 deleted"
+        "sent 2 files (2.0 KiB) to x in 0.5 s; 1 unchanged; 4 requests; 3.0 KiB in all; 1 deleted"
     )
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from onebench import Bench
 
-from asyncsync import CheckpointConfig, SyncConfig, UploadMode
+from asyncsync import CheckpointConfig, SyncConfig, SyncReport, UploadMode
 from asyncsync.errors import AccessDeniedError, SyncFailedError
 from asyncsync.events import Event
 from asyncsync.stream import BUFFER
@@ -34,6 +34,36 @@ def test_any_number_of_listeners_see_everything_until_the_engine_ends(bench: Ben
     told = [kind for kind in kinds(first) if kind.startswith("Checkpoint")]
     assert sorted(told) == sorted(["CheckpointAccepted", "CheckpointDurable"] * 2 + ["CheckpointRetired"])
     assert {"SyncStarted", "SyncFinished"} <= set(kinds(first))
+
+
+def test_events_say_what_travelled(bench: Bench) -> None:
+    """Bytes in the tree, bytes sent, bytes that the store copied, requests: of syncs as of checkpoints."""
+
+    async def main() -> tuple[SyncReport, list[Event]]:
+        async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
+            stream, trial = engine.events(), engine.trial("t")
+            await trial.sync()
+            (trial.dir / "artifact").write_bytes(b"a" * 5000)
+            report = await trial.sync()
+            for size in (9_000, 10_000):
+                files = {"frozen": b"f" * 50_000, "adapter": b"a" * size}
+                await trial.report({}, bench.checkpoint(f"c{size}", **files))
+        return report, await everything(stream)
+
+    report, events = run_virtual(main())
+    names = ("bytes_total", "bytes_sent", "bytes_copied", "requests")
+    syncs = [
+        tuple(getattr(event, name) for name in names)
+        for event in events if event.kind == "SyncFinished" and event.tree == "t"
+    ]  # fmt: skip
+    assert tuple(getattr(report, name) for name in names) in syncs
+    assert report.bytes_sent >= 5000
+    checkpoints = [event for event in events if event.kind == "CheckpointDurable"]
+    assert [(event.bytes_total, event.bytes_sent, event.bytes_copied) for event in checkpoints] == [
+        (59_000, 59_000, 0),
+        (60_000, 10_000, 50_000),
+    ]
+    assert all(event.requests >= 3 for event in checkpoints)  # two files and the manifest
 
 
 def test_a_slow_listener_loses_events_and_stalls_nobody(bench: Bench) -> None:

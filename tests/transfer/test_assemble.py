@@ -103,6 +103,39 @@ def test_a_file_with_other_bytes_everywhere_is_sent_once(faults, tree) -> None:
     assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
 
 
+@pytest.mark.parametrize("edit", ["append", "patch", "touch", "rename", "rewrite", "grow past the threshold"])
+def test_the_plan_says_what_a_sync_then_does(faults, tree, edit) -> None:
+    """Bytes and requests."""
+    small = 7 * MIB if edit == "grow past the threshold" else 32 * MIB
+    (tree / "f").write_bytes(noise(small))
+    (tree / "stays").write_bytes(noise(5000))
+
+    def change() -> None:
+        if edit == "touch":
+            os.utime(tree / "f", ns=(5, 5))
+        elif edit == "patch":
+            patch(tree / "f", 12 * MIB, b"!")
+        elif edit == "rename":
+            os.rename(tree / "f", tree / "g")
+        elif edit == "rewrite":
+            (tree / "f").write_bytes(noise(32 * MIB, 1))
+        else:
+            with (tree / "f").open("ab") as file:
+                file.write(noise(3 * MIB, 1))
+
+    async def planned():
+        async with Syncer(tree, "memory://b/p", SyncConfig(delete=True), transfer=CONFIG) as syncer:
+            return await syncer.plan()
+
+    for step in (lambda: None, change):
+        step()
+        plan = run_virtual(planned())
+        report = send(tree, sync_config=SyncConfig(delete=True))
+        names = ("bytes_total", "bytes_sent", "bytes_copied", "requests")
+        assert [getattr(plan, name) for name in names] == [getattr(report, name) for name in names]
+        assert len(plan.gone) == report.files_deleted
+
+
 def test_parts_that_changed_places_are_found(faults, tree) -> None:
     data = noise(30 * MIB)
     (tree / "f").write_bytes(data)
