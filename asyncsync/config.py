@@ -199,9 +199,10 @@ class TransferConfig:
     """What a request costs, as bytes sent: a part of a file is copied inside the store only if that saves more.
     Default 64 KiB: about what a connection of 10 MB/s carries while one request is answered."""
     append_only: Sequence[str] = ("events.out.tfevents.*", "*.log", "*.jsonl", "result.json", "progress.csv")
-    """Names (shell patterns) of files that are only ever appended to. If such a file of 256 MiB and more has grown, is
-    the same file still, and its first and last part are as they were, then what lies between is not read again. Files
-    that are edited in place must not match; ``()`` reads every file that changed whole, as ``checksum=True`` does."""
+    """Names (shell patterns) of files that are only ever appended to. If such a file of 256 MiB and more has grown and
+    is the same file still, only its end is read and what is before is judged by 64 samples of 256 bytes: a short edit
+    in the middle goes unnoticed if the file grew as well. Files that are edited in place must not match; ``()`` reads
+    every file that changed whole, as ``checksum=True`` does."""
 
     def __post_init__(self) -> None:
         _whole(self, "max_concurrency", 1)

@@ -1,7 +1,9 @@
 """Files that are only ever appended to: which of their parts need not be read again. Pure.
 
 Nothing that a file system tells proves that the beginning of a file that has grown is as it was. So this is for files
-whose name says that their writer appends, and only for large ones; the rest is read whole (and sent in part).
+whose name says that their writer appends, and only for large ones; the rest is read whole (and sent in part). Even of
+these samples are compared: whatever moves bytes, and every run of changed bytes that is longer than the gap between two
+samples, shows in them. A shorter edit in the middle does not.
 """
 
 from __future__ import annotations
@@ -14,27 +16,33 @@ from asyncsync.planning.snapshot import FileStat
 
 TRUSTED_FROM = 256 << 20
 """Bytes. Smaller files are read whole: that costs a tenth of a second."""
+SAMPLES, SAMPLE = 64, 256
+"""How many samples are taken of a file, and the bytes of each: 16 KiB."""
 
 
-def may_be_appended(file: FileStat, known: FileEntry | None, patterns: Sequence[str]) -> bool:
+def is_sampled(file: FileStat, patterns: Sequence[str]) -> bool:
+    """Whether ``file`` is one of those that are appended to, and large enough to matter."""
+    name = file.path.rpartition("/")[2]
+    return file.size >= TRUSTED_FROM and any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def may_be_appended(file: FileStat, known: FileEntry, patterns: Sequence[str]) -> bool:
     """Whether ``file`` is the one that ``known`` describes, longer, and one of those that are appended to.
 
-    It is to be believed only if the first and the last part of ``known`` are as they were.
+    It is to be believed only if ``known.samples`` are as they were, and the last part if that was no whole one.
     """
     return (
-        known is not None
+        bool(known.samples)
         and known.part_size > 0
         and known.inode == file.inode
         and TRUSTED_FROM <= known.size < file.size
-        and any(fnmatchcase(file.path.rpartition("/")[2], pattern) for pattern in patterns)
+        and is_sampled(file, patterns)
     )
 
 
-def to_verify(known: FileEntry) -> list[int]:
-    """The parts that must be as they were, by index: the first, and the last, behind which a writer goes on."""
-    return sorted({0, len(known.parts) - 1})
-
-
-def to_trust(known: FileEntry) -> range:
-    """The parts that are then taken to be as they were: all but the last, which is read with what follows it."""
-    return range(len(known.parts) - 1)
+def samples_of(size: int) -> list[int]:
+    """Where the samples of a file of ``size`` bytes begin: the first and the last bytes, and one somewhere in each
+    stretch between, for what has a rhythm of its own must not fall into step with them."""
+    gap = max(size // (SAMPLES - 1), SAMPLE)
+    inside = range(gap, size - gap, gap)
+    return [0, *(at + at * 2_654_435_761 % (gap - SAMPLE + 1) for at in inside), max(size - SAMPLE, 0)]

@@ -40,6 +40,8 @@ class FileEntry:
     """ETag or generation of the object."""
     inode: int = 0
     """Of the local file that was sent; 0: not known, and nobody may conclude from size and mtime alone."""
+    samples: str = ""
+    """XXH3-128 (hex) of a few bytes here and there in a file that is appended to, see planning/appended.py."""
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(offset, size, crc32c) of each part."""
@@ -55,7 +57,8 @@ class FileEntry:
         return (
             f'{{"path":{_text(self.path)},"size":{self.size},"mtime_ns":{self.mtime_ns},"mode":{self.mode},'
             f'"crc32c":"{self.crc32c:08x}","part_size":{self.part_size},"xxh3":[{parts}],'
-            f'"part_crc32c":[{crcs}],"version":{_text(self.version)},"inode":{self.inode}}}'
+            f'"part_crc32c":[{crcs}],"version":{_text(self.version)},"inode":{self.inode}'
+            + (f',"samples":{_text(self.samples)}}}' if self.samples else "}")
         )
 
     @classmethod
@@ -72,6 +75,7 @@ class FileEntry:
             part_crcs=tuple(int(crc, 16) for crc in raw["part_crc32c"]),
             version=str(raw["version"]),
             inode=int(raw.get("inode", 0)),
+            samples=str(raw.get("samples", "")),
         )
         if len(entry.parts) != len(entry.part_crcs) or entry.size < 0:
             raise ValueError(f"manifest entry {entry.path!r} does not add up")

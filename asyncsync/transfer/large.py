@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 
 from asyncsync.config import TransferConfig
-from asyncsync.disk.cells import Cell, digest_cell
 from asyncsync.disk.files import FileRange, in_hasher, in_thread
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import TRIES, Digest, digest_range, md5_range, stat_file
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError
-from asyncsync.planning.appended import may_be_appended, to_trust, to_verify
 from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.transfer.appending import samples, trusted
 from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
 from asyncsync.transfer.opening import find_upload, open_upload
 from asyncsync.transfer.sources import Sources
@@ -47,7 +47,9 @@ class LargeFile:
         last: Exception | None = None
         for _ in range(TRIES):
             try:
+                marks = await samples(self._path(file), file, self._config)
                 entry, sent = await self._send_once(file, known)
+                entry = replace(entry, samples=marks)
             except (SourceChangedError, IntegrityError) as error:
                 last = error  # a checksum that does not fit is a change, unless the file stayed the same: see below
             try:
@@ -79,8 +81,11 @@ class LargeFile:
                 self._uploads.abandon_key(self._prefix + file.path)
         return await self._multipart(file), "sent"
 
+    def _path(self, file: FileStat) -> str:
+        return f"{self._root}/{file.path}"
+
     def _range(self, file: FileStat, offset: int, size: int) -> FileRange:
-        return FileRange(f"{self._root}/{file.path}", offset, size)
+        return FileRange(self._path(file), offset, size)
 
     async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
         body = self._range(file, 0, file.size)
@@ -121,8 +126,9 @@ class LargeFile:
                 return there, "sent"
             begun = None
         work = Assembly(
-            self._store, key, f"{self._root}/{file.path}", file, size, config=self._config, matches=matches,
-            uploads=self._uploads, account=self._account, known=await self._trusted(file, own, size),
+            self._store, key, self._path(file), file, size, config=self._config, matches=matches,
+            uploads=self._uploads, account=self._account,
+            known=await trusted(self._path(file), file, own, size, self._config),
         )  # fmt: skip
         try:
             done = await work.run(begun, parts)
@@ -146,20 +152,6 @@ class LargeFile:
         self._uploads.abandon_key(key)
         return entry, done.fate
 
-    async def _trusted(self, file: FileStat, known: FileEntry | None, part_size: int) -> dict[int, Cell]:
-        """Parts that need not be read again, because the file is only appended to; see planning/appended.py."""
-        if known is None or known.part_size != part_size or not may_be_appended(file, known, self._config.append_only):
-            return {}
-        cuts, before = cut(file.size, part_size), list(known.ranges())
-        read: dict[int, Cell] = {}
-        for index in to_verify(known):
-            (offset, size), (_, mark, crc) = cuts[index], before[index]
-            cell = await in_hasher(digest_cell, self._range(file, offset, size), mark if mark < size else 0)
-            if (cell.head or cell.whole) != Digest(crc, known.parts[index]):
-                return {}
-            read[index] = cell
-        return {index: Cell(Digest(known.part_crcs[index], known.parts[index])) for index in to_trust(known)} | read
-
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
         size = part_size_for(
@@ -172,7 +164,7 @@ class LargeFile:
             if there is not None:
                 return there
             key = self._prefix + file.path
-            upload = await open_upload(self._store, self._uploads, key, f"{self._root}/{file.path}", file, size)
+            upload = await open_upload(self._store, self._uploads, key, self._path(file), file, size)
         return await self._fill(file, upload, done, size)
 
     async def _fill(self, file: FileStat, upload: Upload, done: dict[int, Part], size: int) -> FileEntry:

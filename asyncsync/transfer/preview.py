@@ -15,6 +15,7 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
+from asyncsync.transfer.appending import trusted
 from asyncsync.transfer.assemble import Hashing, copied_at_once, grid_of, limits_of
 from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.sources import Sources
@@ -107,12 +108,13 @@ class Preview:
         return Plan(file.path, file.size, "send", file.size, 0, 1)
 
     async def _large(self, file: FileStat) -> Plan:
-        candidates = self._sources.candidates(file, self._known.get(file.path))
+        own, path = self._known.get(file.path), f"{self._root}/{file.path}"
+        candidates = self._sources.candidates(file, own)
         matches = Matches(candidates)
         size = grid_of(file, matches, self._store.traits, self._config)
         if not candidates:
             return Plan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + 2)
-        hashing = Hashing(f"{self._root}/{file.path}", file, matches, size, {})
+        hashing = Hashing(path, file, matches, size, await trusted(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
         if whole is not None and whole.key == self._prefix + file.path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from asyncsync.config import TransferConfig
 from asyncsync.disk.files import in_hasher
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
@@ -110,7 +111,7 @@ class Tree:
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         known = self._known() or Manifest()
-        preview = Preview(store, self.prefix, self.root, self._session.transfer, known.files)
+        preview = Preview(store, self.prefix, self.root, self._transfer(), known.files)
         files = await preview.of(changes.send)
         gone = sorted(self._to_delete(changes, rules))
         requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
@@ -260,6 +261,10 @@ class Tree:
             names = ", ".join(repr(path) for path in list(bad)[:SHOWN])
             raise SyncFailedError(f"{self.root}: nothing was sent, the store could not hold these names: {names}", bad)
 
+    def _transfer(self) -> TransferConfig:
+        config = self._session.transfer
+        return replace(config, append_only=()) if self._options.checksum else config
+
     def _known(self) -> Manifest | None:
         """The last manifest, and what has been sent since."""
         if self._uncommitted is None:
@@ -283,7 +288,7 @@ class Tree:
             store,
             self.prefix,
             self.root,
-            replace(session.transfer, append_only=()) if self._options.checksum else session.transfer,
+            self._transfer(),
             session.uploads,
             known=self._known(),
             catalogue=session.catalogue,

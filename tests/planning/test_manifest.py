@@ -19,6 +19,7 @@ ENTRIES = st.builds(
     parts=st.just(("ab", "cd")),
     part_crcs=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
     version=st.text(st.characters(codec="utf-8")),
+    samples=st.sampled_from(("", "0123abcd")),
 )
 
 

@@ -265,9 +265,13 @@ class Kept(MemoryStore):
         return ObjectInfo(upload.key, sum(part.size for part in parts), "new", crc32c)
 
 
+SAMPLED = appended.SAMPLES * appended.SAMPLE
+"""Bytes: 16 KiB, read before and after."""
+
+
 @pytest.mark.parametrize("tail", [0, 3, 9 * MIB])
-def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_ends(tmp_path, monkeypatch, tail) -> None:
-    """Its first part, the last one, and what is new; that once more to send it. ``tail``: of the last part."""
+def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeypatch, tail) -> None:
+    """What is new and the last partial part, of ``tail`` bytes; what is new once more, to send it."""
     old, part = 10 * GIB + tail, 16 * MIB
     path = tmp_path / "train.log"
     path.touch()
@@ -277,7 +281,7 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_ends(tmp_path, monkey
     parts = [full] * (10 * GIB // part) + ([digest(bytes(tail))] if tail else [])
     known = FileEntry(
         "train.log", old, 0, 0o644, 0, part, tuple(d.xxh3 for d in parts), tuple(d.crc32c for d in parts), "old",
-        stat.inode,
+        stat.inode, digest(bytes(SAMPLED)).xxh3,
     )  # fmt: skip
     sent, read = [], counted(monkeypatch)
 
@@ -293,7 +297,7 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_ends(tmp_path, monkey
 
     run_virtual(main())
     assert [sum(column) for column in zip(*sent, strict=True)] == [MIB, 0, old]
-    assert sum(read) == part + (tail or part) + 2 * MIB
+    assert sum(read) == tail + MIB + MIB + 2 * SAMPLED
 
 
 def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypatch) -> None:
@@ -306,29 +310,104 @@ def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypat
     report = send(tree)
     assert stored() == local(tree)
     assert report.bytes_sent == MIB
-    assert sum(read) == (5 + 2 + 1 + 1) * MIB  # the first part, the last one, what is new; that again to send it
+    assert sum(read) == (2 + 1 + 1) * MIB + 2 * SAMPLED  # the last part, what is new; that again to send it
     assert entry("train.log").size == 43 * MIB
 
 
-@pytest.mark.parametrize("name", ["train.log", "data.bin"])
-@pytest.mark.parametrize("edit", ["head", "end", "middle of what is no log", "another file", "shorter before"])
-def test_a_file_that_was_rewritten_and_grew_is_not_taken_for_an_append(faults, tree, monkeypatch, name, edit) -> None:
+def insert(path: Path, at: int, data: bytes) -> None:
+    before = path.read_bytes()
+    with path.open("r+b") as file:  # the same inode
+        file.write(before[:at] + data + before[at:])
+
+
+def remove(path: Path, at: int, size: int) -> None:
+    before = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(before[:at] + before[at + size :])
+        file.truncate()
+
+
+def swap(path: Path, one: int, other: int, size: int) -> None:
+    before = path.read_bytes()
+    patch(path, one, before[other : other + size])
+    patch(path, other, before[one : one + size])
+
+
+def replace_by_another_inode(path: Path) -> None:
+    data = path.read_bytes()
+    path.rename(path.parent.parent / "away")
+    path.write_bytes(noise(20 * MIB, 5) + data[20 * MIB :])
+
+
+EDITS = {
+    "the first byte": lambda path: patch(path, 0, b"!"),
+    "the last byte": lambda path: patch(path, 42 * MIB - 1, b"!"),
+    "a byte of the last part": lambda path: patch(path, 40 * MIB + 12345, b"!"),
+    "an insert at the start": lambda path: insert(path, 0, b"!"),
+    "an insert in the middle": lambda path: insert(path, 20 * MIB + 17, b"!"),
+    "a removal in the middle": lambda path: remove(path, 20 * MIB + 17, 3),
+    "a swap": lambda path: swap(path, 5 * MIB, 25 * MIB, 2 * MIB),
+    "a hole": lambda path: patch(path, 17 * MIB, bytes(2 * MIB)),
+    "other bytes everywhere": lambda path: patch(path, 0, noise(42 * MIB, 7)),
+    "emptied and written again": lambda path: os.truncate(path, 0) or patch(path, 0, noise(42 * MIB, 7)),
+    "cut and written again": lambda path: os.truncate(path, 30 * MIB) or patch(path, 30 * MIB, noise(12 * MIB, 7)),
+    "another file": replace_by_another_inode,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_log_that_was_edited_and_grew_is_not_taken_for_an_append(faults, tree, monkeypatch, edit) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
-    path = tree / name
+    path = tree / "train.log"
     path.write_bytes(noise(42 * MIB))
     send(tree)
-    if edit == "another file":
-        os.rename(path, tree / "away")
-        path.write_bytes(noise(20 * MIB, 5) + (tree / "away").read_bytes()[20 * MIB :])
-        os.unlink(tree / "away")
-    elif edit == "shorter before":
-        path.write_bytes(noise(43 * MIB, 7))
-    elif edit != "middle of what is no log" or name != "train.log":
-        patch(path, {"head": 0, "end": 42 * MIB - 1}.get(edit, 20 * MIB), b"!")
+    EDITS[edit](path)
     with path.open("ab") as file:
         file.write(noise(MIB, 1))
     send(tree)
     assert stored() == local(tree)
+
+
+def test_a_byte_in_the_middle_of_what_is_no_log_is_found_though_the_file_grew(faults, tree, monkeypatch) -> None:
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    (tree / "data.bin").write_bytes(noise(42 * MIB))
+    send(tree)
+    patch(tree / "data.bin", 20 * MIB, b"!")
+    with (tree / "data.bin").open("ab") as file:
+        file.write(noise(MIB, 1))
+    send(tree)
+    assert stored() == local(tree)
+
+
+def test_a_log_that_is_edited_without_growing_is_read_whole(faults, tree, monkeypatch) -> None:
+    """Also by the sync after one that trusted it."""
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    path = tree / "train.log"
+    path.write_bytes(noise(42 * MIB))
+    send(tree)
+    with path.open("ab") as file:
+        file.write(noise(MIB, 1))
+    send(tree)
+    patch(path, 20 * MIB, b"!")
+    send(tree)
+    assert stored() == local(tree)
+
+
+def test_a_dry_run_trusts_what_the_sync_then_trusts(faults, tree, monkeypatch) -> None:
+    monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
+    path = tree / "train.log"
+    path.write_bytes(noise(42 * MIB))
+    send(tree)
+    with path.open("ab") as file:
+        file.write(noise(MIB, 1))
+    read = counted(monkeypatch)
+
+    async def planned():
+        async with Syncer(tree, "memory://b/p", transfer=CONFIG) as syncer:
+            return await syncer.plan()
+
+    assert run_virtual(planned()).bytes_sent == MIB
+    assert sum(read) == 3 * MIB + SAMPLED
 
 
 def test_checksum_reads_even_a_log_whole(faults, tree, monkeypatch) -> None:

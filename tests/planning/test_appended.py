@@ -1,0 +1,33 @@
+"""Which files are taken to be appended to, and what of them is looked at."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncsync.planning.appended import SAMPLE, SAMPLES, TRUSTED_FROM, is_sampled, samples_of
+from asyncsync.planning.snapshot import FileStat
+
+SIZES = st.integers(TRUSTED_FROM, 1 << 50)
+
+
+@given(SIZES)
+def test_samples_are_few_and_lie_in_the_file(size: int) -> None:
+    starts = samples_of(size)
+    assert len(starts) <= SAMPLES
+    assert starts == sorted(starts)
+    assert (starts[0], starts[-1]) == (0, size - SAMPLE)
+
+
+@given(SIZES, st.integers(0, 1 << 50))
+def test_a_run_of_two_gaps_holds_a_sample(size: int, at: int) -> None:
+    run = 2 * (size // (SAMPLES - 1)) + SAMPLE
+    at %= size - run
+    assert any(at <= start and start + SAMPLE <= at + run for start in samples_of(size))
+
+
+def test_only_large_files_of_these_names_are_sampled() -> None:
+    def sampled(path: str, size: int) -> bool:
+        return is_sampled(FileStat(path, size, 1, 1, 0o644), ("*.log",))
+
+    assert sampled("sub/train.log", TRUSTED_FROM)
+    assert not sampled("sub/train.log", TRUSTED_FROM - 1)
+    assert not sampled("train.log/data", TRUSTED_FROM)
