@@ -13,7 +13,8 @@ from asyncsync.planning import appended
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
 
 MIB = 1 << 20
-CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
+PART = 5 * MIB
+CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=PART)
 NAMES = ("a.bin", "sub/b.bin", "train.log", "small.txt", "sub/events.out.tfevents.1")
 
 
@@ -101,22 +102,83 @@ class Editor:
         os.utime(new, ns=(info.st_atime_ns, info.st_mtime_ns))
         os.rename(new, path)
 
+    def same_size_in_place(self, path: Path) -> None:
+        """Written again at once, as large as before: maybe within the clock's tick of the sync before."""
+        with path.open("r+b") as file:
+            file.write(self.random.randbytes(path.stat().st_size))
+
+    def time_set_back(self, path: Path) -> None:
+        self.sparse(path)
+        os.utime(path, ns=(10**18, 10**18 + self.random.randint(0, 3)))
+
+    def replace_by_rename(self, path: Path) -> None:
+        """As editors and training programs save."""
+        new = path.with_suffix(".new")
+        new.write_bytes(self._noise(14 * MIB))
+        os.rename(new, path)
+
+    def empty(self, path: Path) -> None:
+        os.truncate(path, 0)
+
+    def zeros(self, path: Path) -> None:
+        """A sparse file, larger than the threshold for parts: all of its parts are equal."""
+        os.truncate(path, 0)
+        os.truncate(path, self.random.randint(8 * MIB, 22 * MIB))
+
+    def swap_blocks(self, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        size = self.random.randint(0, len(data) // 4)
+        one, other = self._at(path) // 4, len(data) // 2 + self._at(path) // 4
+        data[one : one + size], data[other : other + size] = data[other : other + size], data[one : one + size]
+        with path.open("r+b") as file:
+            file.write(data[: path.stat().st_size])
+
+    def cross_the_threshold(self, path: Path) -> None:
+        size = path.stat().st_size
+        if size > 8 * MIB:
+            os.truncate(path, 8 * MIB - self.random.randint(0, 1))
+        else:
+            with path.open("ab") as file:
+                file.write(self.random.randbytes(8 * MIB + 1 - size))
+
     def touch(self, path: Path) -> None:
         path.touch()
 
     edits: tuple[Callable, ...] = (
         insert, remove, truncate, append, append, sparse, hole, swap_parts, swap_files, copy_over, rename,
-        same_size_and_time, touch,
+        same_size_and_time, same_size_in_place, time_set_back, replace_by_rename, empty, zeros, swap_blocks,
+        cross_the_threshold, touch,
     )  # fmt: skip
+
+
+def most_sent(old: dict[str, bytes], new: dict[str, bytes]) -> int:
+    """Bytes that a sync may send: small files that changed and were not renamed, and of large ones the parts that their
+    own name does not hold, each run of them widened by two parts at most."""
+    total, whole = 0, {data for path, data in old.items() if path not in new}
+    for path, data in new.items():
+        before = old.get(path, b"")
+        if data == before or (len(data) <= CONFIG.multipart_threshold and data in whole):
+            continue
+        if len(before) <= CONFIG.multipart_threshold or len(data) <= CONFIG.multipart_threshold:
+            total += len(data)
+            continue
+        known = {before[at : at + PART] for at in range(0, len(before), PART)}
+        fresh = [data[at : at + PART] not in known for at in range(0, len(data), PART)]
+        runs = sum(one and not (at and fresh[at - 1]) for at, one in enumerate(fresh))
+        total += min(len(data), (sum(fresh) + 2 * runs) * PART)
+    return total
 
 
 def local(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-async def play(editor: Editor, uri: str, rounds: int, stored: Callable[[], dict[str, bytes]], options=None) -> None:
-    """Edit, sync, compare; now and then in a new process, as far as asyncsync can tell."""
-    copied = 0
+async def play(
+    editor: Editor, uri: str, rounds: int, stored: Callable[[], dict[str, bytes]], options=None, *, ranges: bool = True
+) -> None:
+    """Edit, sync, compare; now and then in a new process, as far as asyncsync can tell. ``ranges``: whether the store
+    copies them, so that what is sent has a bound."""
+    copied, last = 0, {}
     for start in range(0, rounds, 4):
         async with Syncer(
             editor.root, uri, SyncConfig(delete=True), transfer=CONFIG, storage_options=options
@@ -129,6 +191,8 @@ async def play(editor: Editor, uri: str, rounds: int, stored: Callable[[], dict[
                 assert there.keys() == before.keys(), editor.log
                 assert [key for key in before if there[key] != before[key]] == [], editor.log
                 assert report.bytes_sent + report.bytes_copied <= report.bytes_total, editor.log
+                assert not ranges or report.bytes_sent <= most_sent(last, before), editor.log
+                last = before
                 copied += report.bytes_copied
     assert copied > 0
 
@@ -177,4 +241,6 @@ async def test_where_only_whole_objects_can_be_copied(gcs_strict, tmp_path: Path
     def stored() -> dict[str, bytes]:
         return {name[2:]: found.data for name, found in bucket.objects.items() if name.startswith("p/")}
 
-    await play(Editor(tmp_path / "tree", 7), "gs://conformance/p", 6, stored, gcs_strict.storage_options)
+    editor = Editor(tmp_path / "tree", 9)
+    editor.edits = (Editor.append, Editor.append, Editor.rename, *Editor.edits)
+    await play(editor, "gs://conformance/p", 6, stored, gcs_strict.storage_options, ranges=False)
