@@ -27,12 +27,14 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.waiting import Lane
+from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.preview import Preview, SyncPlan
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 
 DELETED = 1000
 """Keys that one request deletes."""
+DELETES_AT_ONCE = 4
 SHOWN = 5
 """How many paths an error message names."""
 
@@ -355,8 +357,8 @@ class Tree:
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]
-        for start in range(0, len(keys), DELETED):
-            await store.delete(keys[start : start + DELETED])
+        batches = [keys[start : start + DELETED] for start in range(0, len(keys), DELETED)]
+        await for_each(batches, store.delete, min(DELETES_AT_ONCE, len(batches)))
 
     def _report(
         self, snapshot: Snapshot, changes: Changes, tally: Tally, store: Store, started: float, deleted: int

@@ -1,5 +1,6 @@
 """Only what changed travels; what the store has already it copies itself."""
 
+import asyncio
 import os
 import random
 from pathlib import Path
@@ -186,6 +187,30 @@ def test_renamed_files_are_copied_by_the_store(faults, tree) -> None:
     assert stored() == local(tree)
     assert (report.files_sent, report.bytes_sent, report.files_copied) == (0, 0, 202)
     assert report.bytes_copied == report.bytes_total
+
+
+def test_many_old_names_are_deleted_in_several_requests_side_by_side(faults, tree) -> None:
+    (tree / "old").mkdir()
+    for number in range(2100):
+        (tree / f"old/{number}").touch()
+    send(tree)
+    os.rename(tree / "old", tree / "new")
+    under_way = []
+    delete = MemoryStore.delete
+
+    async def slow(store, keys) -> None:
+        under_way.append(len(keys))
+        await asyncio.sleep(1)
+        most.append(len(under_way))
+        await delete(store, keys)
+        under_way.pop()
+
+    most: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MemoryStore, "delete", slow)
+        report = send(tree, sync_config=SyncConfig(delete=True))
+    assert (report.files_deleted, max(most)) == (2100, 3)
+    assert stored() == local(tree)
 
 
 def test_files_that_swap_their_names_keep_their_bytes(faults, tree) -> None:
