@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
+from asyncsync.stores.options import StoreOptions, given
 
 GOOGLE = "https://storage.googleapis.com"
 """Where the JSON API is (Cloud Storage documentation, "Request endpoints")."""
 EMULATOR = "STORAGE_EMULATOR_HOST"
-_SECRETS = frozenset({"token"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class GcsOptions:
+class GcsOptions(StoreOptions):
     """Options of a GCS store. Without any, Application Default Credentials apply: ``GOOGLE_APPLICATION_CREDENTIALS``,
     the file that ``gcloud auth application-default login`` writes, then the metadata server of the machine."""
+
+    STORE: ClassVar[str] = "a GCS store"
+    SECRETS: ClassVar[frozenset[str]] = frozenset({"token"})
 
     endpoint_url: str | None = None
     """``http://host:port`` or ``https://...`` of another server; default: ``STORAGE_EMULATOR_HOST``, else Google's.
@@ -45,22 +47,11 @@ class GcsOptions:
     verify: bool | str = True
     """TLS: True checks the certificate, a path names the CA bundle to check with, False checks nothing."""
 
-    def __repr__(self) -> str:
-        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in _SECRETS)
-        return f"GcsOptions({', '.join(shown)})"
-
-    @classmethod
-    def parse(cls, options: Mapping[str, object]) -> GcsOptions:
-        """Raises ConfigError for an unknown key or an unusable value."""
-        known = {f.name for f in fields(cls)}
-        for name, value in options.items():
-            if name not in known:
-                raise ConfigError(f"storage option {name!r} is not known; a GCS store knows {', '.join(sorted(known))}")
-            _check(name, value)
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        if sum(bool(given.get(name)) for name in ("anonymous", "credentials", "token")) > 1:
+    def __post_init__(self) -> None:
+        if self.token is not None and len(self.token.split()) != 1:
+            raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
+        if sum(map(bool, (self.anonymous, self.credentials, self.token))) > 1:
             raise ConfigError("storage options anonymous, credentials and token exclude each other: give one")
-        return cls(**given)
 
     def endpoint(self) -> str:
         """Scheme and host of the server, without a slash at the end."""
@@ -73,8 +64,8 @@ class GcsOptions:
         server = urlsplit(self.endpoint())
         if proxy_bypass(server.netloc.rpartition("@")[2]):
             return None
-        given = getproxies_environment()
-        found = given.get(server.scheme) or given.get("all")
+        proxies = getproxies_environment()
+        found = proxies.get(server.scheme) or proxies.get("all")
         if not found:
             return None
         found = found if "://" in found else f"http://{found}"
@@ -107,28 +98,8 @@ class GcsOptions:
 
     def object_query(self) -> dict[str, str]:
         """Query parameters of a request that makes an object."""
-        return _given({"kmsKeyName": self.kms_key_name, "predefinedAcl": self.predefined_acl})
+        return given({"kmsKeyName": self.kms_key_name, "predefinedAcl": self.predefined_acl})
 
     def destination_query(self, key: str = "kmsKeyName") -> dict[str, str]:
         """The same for compose and, with ``key="destinationKmsKeyName"``, rewrite."""
-        return _given({key: self.kms_key_name, "destinationPredefinedAcl": self.predefined_acl})
-
-
-def _given(values: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _check(name: str, value: object) -> None:
-    if value is None:
-        return
-    shown = "that value" if name in _SECRETS else repr(value)
-    if name == "anonymous" and not isinstance(value, bool):
-        raise ConfigError(f"storage option anonymous={shown} must be True or False")
-    if name == "verify" and not isinstance(value, bool | str):
-        raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
-    if name not in ("anonymous", "verify") and (not isinstance(value, str) or not value):
-        raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
-    if name == "token" and len(str(value).split()) != 1:
-        raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
-    if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
-        raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
+        return given({key: self.kms_key_name, "destinationPredefinedAcl": self.predefined_acl})

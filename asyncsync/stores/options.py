@@ -1,0 +1,57 @@
+"""What the ``storage_options`` of every store have in common: how they are checked, once, and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from asyncsync.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StoreOptions:
+    """Base of the options of one kind of store; its fields are their names. ``__post_init__`` raises ConfigError for
+    values that do not go together."""
+
+    STORE: ClassVar[str]
+    """Whose options they are, as a message says it."""
+    SECRETS: ClassVar[frozenset[str]]
+    """Names whose values are never shown."""
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The values that a name can have, where they are few."""
+
+    def __repr__(self) -> str:
+        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in self.SECRETS)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @classmethod
+    def parse(cls, options: Mapping[str, object]) -> Self:
+        """Raises ConfigError for an unknown key or an unusable value."""
+        known = {f.name for f in fields(cls)}
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigError(f"storage option {name!r} is not known; {cls.STORE} knows {', '.join(sorted(known))}")
+            if value is not None:
+                cls._check(name, value)
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return cls(**given)
+
+    @classmethod
+    def _check(cls, name: str, value: object) -> None:
+        shown = "that value" if name in cls.SECRETS else repr(value)
+        if name == "anonymous" and not isinstance(value, bool):
+            raise ConfigError(f"storage option anonymous={shown} must be True or False")
+        if name == "verify" and not isinstance(value, bool | str):
+            raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
+        if name not in ("anonymous", "verify") and (not isinstance(value, str) or not value):
+            raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
+        if name in cls.CHOICES and value not in cls.CHOICES[name]:
+            raise ConfigError(f"storage option {name}={shown} must be one of {', '.join(cls.CHOICES[name])}")
+        if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
+            raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
+
+
+def given(values: Mapping[str, str | None]) -> dict[str, str]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
