@@ -64,6 +64,17 @@ async def test_a_tree_goes_up_and_comes_back(gcs_strict, objects, tree, tmp_path
     assert (await verify("gs://conformance/run", deep=True)).damaged == {}
 
 
+async def test_a_server_with_one_thread_and_a_short_queue_gets_each_request_once(gcp_storage_emulator, tmp_path):
+    """It ends each connection, and takes five that it has not accepted: what is too much is not refused but dropped."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    for number in range(300):
+        (root / f"{number}").write_bytes(os.urandom(16 << 10))
+    report = await push(root, "gs://conformance/many", storage_options=gcp_storage_emulator.storage_options)
+    assert (report.files_sent, report.warnings) == (300, ())
+    assert report.requests <= 300 + 3
+
+
 async def test_two_writers_of_one_prefix_notice_each_other(gcs_strict, objects, tree, tmp_path, monkeypatch):
     await push(tree, "gs://conformance/run")
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "another machine"))

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.base import Sink
-from asyncsync.stores.http1 import Host, Http1
+from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_connection import Answer
+from asyncsync.stores.http1_pool import Host
 
 SERVER_SECONDS = 90.0
 """Silence allowed while the service works on stored bytes: compose and one step of a rewrite."""

@@ -9,24 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
-import socket
-import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-
-import aiohappyeyeballs
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http1_connection import COLLECTED, SMALL, Answer, BrokenError, Connection
+from asyncsync.stores.http1_connection import COLLECTED, SMALL, Answer, BrokenError, Connection, UnheardError
+from asyncsync.stores.http1_pool import Host, Pool
 from asyncsync.stores.watchdog import Watchdog
 
-KEEPALIVE_SECONDS = 12.0
-"""S3 closes idle connections after about 20 s; a connection that it has closed would fail the next request."""
-DNS_SECONDS = 60.0
-"""How long the addresses of a host are used. S3 gives several, and others each time: that spreads the load."""
 GULP = 1 << 22
 """Bytes of a file that a worker thread offers to a socket at once; it takes what it has room for."""
 NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
@@ -37,43 +27,27 @@ STEP = 1 << 18
 Take = Callable[[memoryview], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Where to connect. ``tls``: None for plain HTTP."""
-
-    name: str
-    port: int
-    tls: ssl.SSLContext | None
-
-
 class Http1:
-    """One host's connections. Made inside a running loop; at most ``max_connections`` at once, others wait."""
+    """Exchanges with one host. Made inside a running loop; at most ``max_connections`` at once, and only as many new
+    ones as the server accepts (:mod:`asyncsync.stores.http1_acceptance`); others wait."""
 
     def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
-        self._host = host
-        self._stall_timeout = stall_timeout
-        self._connect_timeout = connect_timeout
         self._loop = asyncio.get_running_loop()
+        self._patience = connect_timeout
         self._watchdog = Watchdog(stall_timeout)
-        self._most = max_connections
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self.busy = 0
+        self._pool = Pool(
+            host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
+        )
+
+    @property
+    def busy(self) -> int:
         """Connections that carry a request now."""
-        self._idle: deque[Connection] = deque()
-        self._open: set[Connection] = set()
-        self._addresses: list[aiohappyeyeballs.AddrInfoType] = []
-        self._resolved = -DNS_SECONDS
-        self._resolving = asyncio.Lock()
-        self._closed = False
+        return self._pool.busy
 
     async def close(self) -> None:
         """Cut all connections and wait until they are gone. Nothing can be sent afterwards."""
-        self._closed = True
         self._watchdog.close()
-        self._idle.clear()
-        for connection in tuple(self._open):
-            connection.abort()
-            await connection.gone.wait()
+        await self._pool.close()
 
     async def send(
         self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED,
@@ -83,36 +57,58 @@ class Http1:
 
         ``suffix`` goes out behind the body. BrokenError; what reading the file raises.
         """
-        connection = await self._take()
-        try:
+
+        async def once(connection: Connection) -> tuple[Answer, bool]:
             complete = await self._write(connection, head, body)
             if suffix and complete:
                 connection.write(suffix)
-            answer = await connection.answer(bodiless=bodiless)
+            answer = await self._answer(connection, bodiless=bodiless)
             answer.content = await connection.collect(most)
-        except BaseException:
-            self._drop(connection)
-            raise
-        self._return(connection, complete)
-        return answer
+            return answer, complete
+
+        return await self._exchange(once)
 
     async def fetch(self, head: bytes, expect: Callable[[Answer], int], take: Take) -> Answer:
         """One request whose answer goes to ``take`` in pieces of at most 1 MiB, whose memory is used again.
 
         ``expect`` is asked how many bytes must come; an answer of 300 and above is collected as by :meth:`send`.
         """
-        connection = await self._take()
-        try:
+
+        async def once(connection: Connection) -> tuple[Answer, bool]:
             connection.write(head)
-            answer = await connection.answer()
+            answer = await self._answer(connection)
             if answer.status < 300:
                 await self._receive(connection, expect(answer), take)
             else:
                 answer.content = await connection.collect()
-        except BaseException:
-            self._drop(connection)
-            raise
-        self._return(connection, complete=True)
+            return answer, True
+
+        return await self._exchange(once)
+
+    async def _exchange(self, once: Callable[[Connection], Awaitable[tuple[Answer, bool]]]) -> Answer:
+        """``once`` gives the answer, and whether its connection can be used again as far as the request goes. It is
+        repeated only where not a byte of the request has arrived."""
+        give_up = self._loop.time() + self._patience
+        while True:
+            connection = await self._pool.take()
+            reusable = False
+            try:
+                self._watchdog.add(connection)
+                answer, complete = await once(connection)
+                reusable = complete and connection.reusable()
+            except UnheardError:
+                if self._loop.time() > give_up:
+                    raise
+            else:
+                return answer
+            finally:
+                self._watchdog.discard(connection)
+                self._pool.put_back(connection, reusable=reusable)
+
+    async def _answer(self, connection: Connection, *, bodiless: bool = False) -> Answer:
+        answer = await connection.answer(bodiless=bodiless)
+        if connection.fresh:
+            self._pool.answered(connection, answer)
         return answer
 
     async def _receive(self, connection: Connection, expected: int, take: Take) -> None:
@@ -191,95 +187,6 @@ class Http1:
                 sent += len(step)
                 await connection.drain()
         return True
-
-    # Connections
-
-    async def _take(self) -> Connection:
-        if self.busy >= self._most:
-            await self._turn()
-        else:
-            self.busy += 1
-        try:
-            connection = self._pop_idle() or await self._connect()
-            if self._closed:  # while it was opened
-                connection.abort()
-                raise BrokenError("the store was closed")
-        except BaseException:
-            self._leave()
-            raise
-        self._watchdog.add(connection)
-        return connection
-
-    async def _turn(self) -> None:
-        """Wait for somebody to leave; the place is handed over."""
-        place = self._loop.create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except BaseException:
-            if place.done() and not place.cancelled():
-                self._leave()
-            raise
-
-    def _leave(self) -> None:
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
-        self.busy -= 1
-
-    def _pop_idle(self) -> Connection | None:
-        """The one used last: it is the least likely to have been closed by the other side."""
-        oldest = self._loop.time() - KEEPALIVE_SECONDS
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and connection.idle_since > oldest:
-                return connection
-            connection.abort()
-        return None
-
-    def _return(self, connection: Connection, complete: bool) -> None:
-        if not (complete and connection.reusable()):
-            self._drop(connection)
-            return
-        connection.idle_since = self._loop.time()
-        self._idle.append(connection)
-        self._free(connection)
-
-    def _drop(self, connection: Connection) -> None:
-        connection.abort()
-        self._free(connection)
-
-    def _free(self, connection: Connection) -> None:
-        self._watchdog.discard(connection)
-        self._leave()
-
-    async def _connect(self) -> Connection:
-        tls = self._host.tls
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                addresses = await self._resolve()
-                sock = await aiohappyeyeballs.start_connection(
-                    addresses, happy_eyeballs_delay=0.25, interleave=1, loop=self._loop
-                )
-                _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._open, self._stall_timeout),
-                    sock=sock, ssl=tls, server_hostname=self._host.name if tls is not None else None,
-                )  # fmt: skip
-        except TimeoutError as error:
-            raise BrokenError(f"no connection within {self._connect_timeout:g} s") from error
-        except OSError as error:
-            raise BrokenError(f"no connection: {type(error).__name__}: {error}") from error
-        return connection
-
-    async def _resolve(self) -> list[aiohappyeyeballs.AddrInfoType]:
-        async with self._resolving:
-            if self._loop.time() - self._resolved >= DNS_SECONDS:
-                found = await self._loop.getaddrinfo(self._host.name, self._host.port, type=socket.SOCK_STREAM)
-                self._addresses, self._resolved = list(found), self._loop.time()
-        random.shuffle(self._addresses)
-        return self._addresses
 
 
 def _room(connection: Connection, last: bytearray, size: int) -> bytearray:

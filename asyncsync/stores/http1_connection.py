@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from asyncsync.disk.files import FileRange
+from asyncsync.stores.http1_acceptance import dropped
 from asyncsync.stores.http1_sendfile import FileSocket
 
 INBOX = 1 << 16
@@ -22,6 +23,10 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 class BrokenError(Exception):
     """The exchange broke: no connection, a reset, a stall, an answer that is not HTTP. Says nothing of the request's
     fate: it may have been carried out."""
+
+
+class UnheardError(BrokenError):
+    """Not a byte of the request has arrived at the server's system."""
 
 
 @dataclass(slots=True)
@@ -40,7 +45,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, registry: set[Connection], stall_timeout: float) -> None:
         self.gone = asyncio.Event()
-        self.idle_since = 0.0
+        self.began = self.idle_since = 0.0
+        self.fresh = True
+        self.listening: asyncio.TimerHandle | None = None
         self.seen, self.since = -1, 0.0
         self._loop = loop
         self._registry = registry
@@ -56,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         self._files: FileSocket | None = None
         self._choked = False
         self._paused = False
-        self._lost: Exception | None = None
+        self._lost: BrokenError | None = None
         self._sent = self._received = 0
         self._current: Answer | None = None
         self._left: int | None = 0
@@ -143,9 +150,19 @@ class Connection(asyncio.BufferedProtocol):
         return self._sent - waiting + self._received
 
     def stall(self) -> None:
-        self._lost = self._lost or BrokenError(f"no byte moved for {self._stall_timeout:g} s")
+        self.lose(BrokenError(f"no byte moved for {self._stall_timeout:g} s"))
+
+    def lose(self, error: BrokenError) -> None:
+        """End it; who waits for it gets ``error``."""
+        self._lost = self._lost or error
         self.abort()
         self._wake()
+
+    @property
+    def unheard(self) -> bool:
+        """Whether something was sent, and nothing has arrived."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return bool(self._sent and not self._received and sock is not None and dropped(sock))
 
     def abort(self) -> None:
         """Cut the connection now; what the kernel has not sent yet is thrown away too."""
@@ -162,7 +179,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def write(self, data: bytes | memoryview) -> None:
         if self._lost is not None:
-            raise BrokenError(str(self._lost)) from self._lost
+            raise self._broken(self._lost) from self._lost
         assert self._transport is not None
         self._current = None
         self._sent += len(data)
@@ -211,9 +228,13 @@ class Connection(asyncio.BufferedProtocol):
                 self._drained = None
         self._broken_unless_answered()
 
+    @staticmethod
+    def _broken(lost: BrokenError) -> BrokenError:
+        return type(lost)(str(lost))
+
     def _broken_unless_answered(self) -> None:
         if self._lost is not None and not self.answered:
-            raise BrokenError(str(self._lost)) from self._lost
+            raise self._broken(self._lost) from self._lost
 
     # In
 
@@ -299,7 +320,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._received != before:
                 return
         if self._lost is not None:
-            raise BrokenError(str(self._lost)) from self._lost
+            raise self._broken(self._lost) from self._lost
 
     async def _wait(self) -> None:
         if self._paused:

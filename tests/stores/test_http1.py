@@ -9,8 +9,9 @@ import pytest
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http1 import Host, Http1
+from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_connection import COLLECTED, INBOX, BrokenError, dechunk, parse_head
+from asyncsync.stores.http1_pool import Host
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
 MIB = 1 << 20
