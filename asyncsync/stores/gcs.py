@@ -33,7 +33,7 @@ from asyncsync.stores.gcs_answers import (
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_deletions import Deletions
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
-from asyncsync.stores.gcs_options import GcsOptions
+from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_sessions import CHUNK, Sessions
 from asyncsync.stores.gcs_wire import Wire
@@ -96,7 +96,8 @@ class GcsStore(Store):
             return self._wire
 
     async def _new_plane(self) -> Plane:
-        endpoint, proxy = self._options.endpoint(), self._options.proxy()
+        endpoint = self._options.endpoint()
+        proxy = proxy_for(endpoint)
         context = await in_thread(self._options.ssl_context)
         if proxy is None:
             return OwnPlane(endpoint, context, **self._limits)

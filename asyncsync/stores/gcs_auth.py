@@ -16,7 +16,7 @@ from gcloud.aio.auth.token import Type
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, UnavailableError
-from asyncsync.stores.gcs_options import GcsOptions
+from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
 FRESH = 0.9
@@ -61,6 +61,8 @@ class Access:
                 self._source = await self._open()
             try:
                 answer = await self._source.refresh(timeout=ANSWER_SECONDS)
+            except AsyncsyncError:
+                raise
             except Exception as error:
                 machine = self._source.token_type is Type.GCE_METADATA
                 raise no_token(self._where, error, from_machine=machine) from error
@@ -75,8 +77,9 @@ class Access:
             named = path or "GOOGLE_APPLICATION_CREDENTIALS"
             raise ConfigError(f"{self._where}: credentials {named!r} cannot be used: {error}") from error
         if source.token_type is not Type.GCE_METADATA:  # that one is on the machine itself
-            self._session = aiohttp.ClientSession(trust_env=True)  # the proxies of the environment
-            source.session = AioSession(cast("Any", self._session))
+            connector = aiohttp.TCPConnector(ssl=await in_thread(self._options.token_tls))
+            self._session = aiohttp.ClientSession(connector=connector)
+            source.session = AioSession(cast("Any", _Proxied(self._session)))
         return source
 
     async def close(self) -> None:
@@ -84,6 +87,23 @@ class Access:
             await self._source.close()
         if self._session is not None:
             await self._session.close()
+
+
+class _Proxied:
+    """The session of token requests, through the proxies of the environment. (aiohttp's own ``trust_env`` knows no
+    ``all_proxy``.)"""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def get(self, url: str, **options: Any) -> aiohttp.ClientResponse:
+        return await self._session.get(url, proxy=proxy_for(url), **options)
+
+    async def post(self, url: str, **options: Any) -> aiohttp.ClientResponse:
+        return await self._session.post(url, proxy=proxy_for(url), **options)
+
+    async def close(self) -> None:
+        await self._session.close()
 
 
 def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
@@ -94,6 +114,8 @@ def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncEr
             f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
             f"login', or give the storage option credentials, token or anonymous (metadata server: {said})"
         )
+    if isinstance(error, aiohttp.ClientHttpProxyError):  # its text may tell the proxy's password
+        return UnavailableError(f"{where}: no access token: the proxy refused: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
         return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientError | OSError):

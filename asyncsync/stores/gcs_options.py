@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -45,7 +45,8 @@ class GcsOptions(StoreOptions):
     cache_control: str = "no-cache, no-transform"
     """Of new objects: neither caches nor gzip come between a reader and the bytes."""
     verify: bool | str = True
-    """TLS: True checks the certificate, a path names the CA bundle to check with, False checks nothing."""
+    """TLS: True checks the certificate, a path names the CA bundle to check with (of the server, and of who gives
+    tokens), False does not check the server's."""
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token.split()) != 1:
@@ -58,32 +59,20 @@ class GcsOptions(StoreOptions):
         found = self.endpoint_url or os.environ.get(EMULATOR) or GOOGLE
         return (found if "://" in found else f"http://{found}").rstrip("/")
 
-    def proxy(self) -> str | None:
-        """The proxy that the environment names for the server: ``https_proxy`` or ``http_proxy``, else ``all_proxy``;
-        ``no_proxy`` lists who is reached without. ConfigError if it is none that speaks HTTP."""
-        server = urlsplit(self.endpoint())
-        if proxy_bypass(server.netloc.rpartition("@")[2]):
-            return None
-        proxies = getproxies_environment()
-        found = proxies.get(server.scheme) or proxies.get("all")
-        if not found:
-            return None
-        found = found if "://" in found else f"http://{found}"
-        if not found.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"the environment names a {found.partition(':')[0]} proxy; {server.hostname} is reached through HTTP "
-                "proxies only: name another one, or put it into no_proxy"
-            )
-        return found
-
     def ssl_context(self) -> ssl.SSLContext | None:
         """None for a plain connection. Blocking: reads certificates."""
-        if not self.endpoint().startswith("https://"):
-            return None
+        return self.tls() if self.endpoint().startswith("https://") else None
+
+    def tls(self) -> ssl.SSLContext:
+        """What TLS checks. Blocking."""
         context = ssl.create_default_context(cafile=self.verify if isinstance(self.verify, str) else None)
         if self.verify is False:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
+
+    def token_tls(self) -> ssl.SSLContext:
+        """The same for requests for tokens, which are always checked. Blocking."""
+        return replace(self, verify=self.verify or True).tls()
 
     def needs_token(self) -> bool:
         """Whether requests carry one. Google's own credentials are never sent over a connection in the clear."""
@@ -103,3 +92,22 @@ class GcsOptions(StoreOptions):
     def destination_query(self, key: str = "kmsKeyName") -> dict[str, str]:
         """The same for compose and, with ``key="destinationKmsKeyName"``, rewrite."""
         return given({key: self.kms_key_name, "destinationPredefinedAcl": self.predefined_acl})
+
+
+def proxy_for(address: str) -> str | None:
+    """The proxy that the environment names for a server: ``https_proxy`` or ``http_proxy``, else ``all_proxy``;
+    ``no_proxy`` lists who is reached without. ConfigError if it is none that speaks HTTP."""
+    server = urlsplit(address)
+    if proxy_bypass(server.netloc.rpartition("@")[2]):
+        return None
+    proxies = getproxies_environment()
+    found = proxies.get(server.scheme) or proxies.get("all")
+    if not found:
+        return None
+    found = found if "://" in found else f"http://{found}"
+    if not found.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"the environment names a {found.partition(':')[0]} proxy; {server.hostname} is reached through HTTP "
+            "proxies only: name another one, or put it into no_proxy"
+        )
+    return found
