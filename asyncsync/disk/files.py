@@ -32,6 +32,15 @@ files in 50 trees was 26 ms late (p99, 2 cores), with 2 it is 8 ms late, and the
 hashes 4 GB/s."""
 
 
+@dataclass(slots=True)
+class Progress:
+    """What lets a body that broke off go on where the store has it, by another process too. ``token``: of an earlier
+    attempt; ``keep`` is called with that of this one, before a byte of it is sent."""
+
+    token: str | None
+    keep: Callable[[str], None]
+
+
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """``size`` bytes of a file from ``offset``: a body that is never in memory as a whole."""
@@ -41,6 +50,8 @@ class FileRange:
     size: int
     pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
     """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
+    progress: Progress | None = field(default=None, compare=False, repr=False)
+    """For stores with the trait ``goes_on``."""
 
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""

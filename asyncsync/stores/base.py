@@ -67,6 +67,8 @@ class Traits:
     max_key_bytes: int = 1024
     paces: bool = False
     """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
+    goes_on: bool = False
+    """Parts from files go on inside the part after a break: see :class:`asyncsync.disk.files.Progress`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 

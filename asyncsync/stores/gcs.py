@@ -42,7 +42,7 @@ log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, paces=True,
+    max_single_put=5 << 40, paces=True, goes_on=True,
 )  # fmt: skip
 _RESOURCE = "name,size,generation,crc32c,updated"
 _WRITTEN = "generation,crc32c,size"
@@ -132,7 +132,7 @@ class GcsStore(Store):
         name, sent = self._full(key), crc_to_text(crc32c)
         said = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
         document = b"".join((self._properties, more, said))
-        if isinstance(body, FileRange) and body.size > CHUNK:
+        if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
             assert self._sessions is not None  # made with the wire
             target = self._insert_target(wire, if_version, "resumable")
             answer = json.loads(await self._sessions.upload(name, target, document, body))

@@ -3,8 +3,8 @@
 A session outlives the attempt that broke: the next attempt with the same body asks how far it has come and goes on
 there. A chunk has 8 MiB, so that a break costs at most 8 MiB, and a body that is no larger goes in one request, which
 saves the round trip that opens a session. (Google asks for multiples of 256 KiB and advises 8 MiB: Cloud Storage
-documentation, "Resumable uploads".) Sessions live in memory only: what is sent in one piece has at most
-``multipart_threshold``, and the parts of what is larger are as small as a chunk, so the journal knows all that counts.
+documentation, "Resumable uploads".) The session of a part is kept in the journal (``FileRange.progress``), so another
+process goes on inside of it; others live in memory, for what is sent in one piece has at most ``multipart_threshold``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import NotFoundError, ThrottledError, UnavailableError
+from asyncsync.errors import NotFoundError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.gcs_wire import INCOMPLETE, Wire
 from asyncsync.stores.http1_connection import Answer
 
@@ -35,10 +35,12 @@ class Sessions:
     async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> bytes:
         """The answer's JSON. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
         key = (target, document, body.path, body.offset, body.size)
-        session, at = self._broken.pop(key, ""), 0
+        session, at = self._broken.pop(key, "") or _earlier(body), 0
         answer = await self._how_far(name, session, body.size) if session else None
         if answer is None:
             session = await self._wire.start_session(name, target, document, body.size)
+            if body.progress is not None:
+                body.progress.keep(session)
         elif answer.status != INCOMPLETE:
             return answer.content  # it was the answer that was lost
         else:
@@ -55,10 +57,12 @@ class Sessions:
         self._broken[key] = session
 
     async def _how_far(self, name: str, session: str, size: int) -> Answer | None:
-        """None: the session is gone."""
+        """None: the session is gone, or of no use; what else is wrong, a new one meets too."""
         try:
             return await self._wire.continue_session(name, session, None, f"bytes */{size}")
-        except NotFoundError:
+        except StoreError as error:
+            if error.retryable:
+                raise
             return None
 
     async def _fill(self, name: str, session: str, body: FileRange, at: int) -> bytes:
@@ -77,6 +81,15 @@ class Sessions:
                     f"insert {self._wire.where(name)}: the store kept {kept} bytes of {end} that were sent"
                 )
             at = kept
+
+
+def _earlier(body: FileRange) -> str:
+    """The session of another process, once: where that leads nowhere the next attempt begins anew."""
+    progress = body.progress
+    if progress is None:
+        return ""
+    token, progress.token = progress.token, None
+    return token or ""
 
 
 def acknowledged(answer: Answer) -> int:

@@ -270,6 +270,9 @@ class _Parts:
             self._parts[number] = Part(number, offset, size, there.etag, digest.crc32c)
             owner._account(0, size, 0)  # noqa: SLF001
             return
+        if owner._store.traits.goes_on:  # noqa: SLF001
+            part = Part(number, offset, size, "", digest.crc32c)
+            body = replace(body, progress=owner._uploads.progress(self._upload, part))  # noqa: SLF001
         part = await owner._store.put_part(self._upload, number, offset, body, crc32c=digest.crc32c)  # noqa: SLF001
         part = Part(number, offset, size, part.etag, digest.crc32c)
         self._parts[number] = part

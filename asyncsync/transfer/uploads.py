@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
+from asyncsync.disk.files import Progress
 from asyncsync.disk.journal import Journal, OpenUpload, Owed
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
 
 ABORT = "abort"
+_BEGUN = "begun "
+"""In place of the ETag of a part that is not finished; what follows lets it go on."""
 
 
 class OpenUploads:
@@ -82,6 +86,14 @@ class OpenUploads:
         self._journal.part_done(
             self._uri, upload.key, upload.upload_id, part.number, part.offset, part.size, part.etag, part.crc32c
         )
+
+    def progress(self, upload: Upload, part: Part) -> Progress:
+        """For the body of a part that is about to be sent. An earlier attempt counts if it had the same bytes."""
+        known = self._parts[upload.key].get(part.number)
+        token = None
+        if known is not None and known.etag.startswith(_BEGUN) and replace(known, etag=part.etag) == part:
+            token = known.etag.removeprefix(_BEGUN)
+        return Progress(token, lambda fresh: self.part_done(upload, replace(part, etag=_BEGUN + fresh)))
 
     def parts(self, upload: Upload, listed: Sequence[Part]) -> dict[int, Part]:
         """The parts that the store has, by number, with the CRC32C that we know; None where a crash came before the

@@ -2,11 +2,12 @@
 
 import os
 import re
+from dataclasses import replace
 
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange
+from asyncsync.disk.files import FileRange, Progress
 from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
@@ -15,7 +16,7 @@ from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
-from gcs_fake.replies import ApiError
+from gcs_fake.replies import ApiError, as_json
 
 MIB = 1 << 20
 CHUNK = 8 * MIB
@@ -164,3 +165,88 @@ async def test_a_part_over_8_mib_goes_on_too(gcs_strict, guarded, objects, body,
     await guarded.complete_multipart(upload, [part], crc32c=google_crc32c.value(data))
     assert objects["p/x"].data == data
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) <= SIZE + CHUNK
+
+
+# Another process: what it knows of a part is in its journal
+
+
+async def broken(gcs_strict, body, data, cut):
+    """A part of which so much has arrived when its process ended: the upload, and what the journal has."""
+    kept = []
+    gcs_strict.faults += [Fault("^PUT", 1, lose=True)] if cut is None else []
+    if cut is not None:
+        cut_chunks(gcs_strict, cut)
+    async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
+        upload = await first.create_multipart("x")
+        with pytest.raises(UnavailableError):
+            await first.put_part(upload, 1, 0, replace(body, progress=Progress(None, kept.append)))
+    (token,) = kept
+    gcs_strict.seen.clear()
+    return upload, token
+
+
+def cut_chunks(fake, kept):
+    """The next chunk breaks off when so many bytes of it are there."""
+    chunk, cuts = fake.sessions.chunk, iter([kept])
+
+    async def half(upload_id, headers, pieces):
+        if (count := next(cuts, None)) is None:
+            return await chunk(upload_id, headers, pieces)
+        come = b"".join([piece async for piece in pieces])
+        fake.sessions.open[upload_id].data += come[:count]
+        raise ApiError(503, "as planned")
+
+    fake.sessions.chunk = half
+
+
+@pytest.mark.parametrize("arrived", [0, 256 << 10, 5 * MIB])
+async def test_a_part_goes_on_in_another_process(gcs_strict, store, objects, body, data, arrived):
+    body = replace(body, size=CHUNK)
+    upload, token = await broken(gcs_strict, body, data, arrived)
+    part = await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, pytest.fail)))
+    assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
+    assert sum(seen.size for seen in gcs_strict.seen) == CHUNK - arrived
+    assert (await store.list_parts(upload))[0].etag == part.etag
+
+
+async def test_a_part_whose_last_answer_was_lost_is_not_sent_again(gcs_strict, store, body, data):
+    body = replace(body, size=CHUNK)
+    upload, token = await broken(gcs_strict, body, data, None)
+    part = await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, pytest.fail)))
+    assert (await store.list_parts(upload))[0].etag == part.etag
+    assert sum(seen.size for seen in gcs_strict.requests("^PUT")) == 0
+
+
+async def test_a_part_whose_session_is_gone_begins_anew(gcs_strict, store, objects, body, data):
+    body = replace(body, size=CHUNK)
+    upload, token = await broken(gcs_strict, body, data, MIB)
+    gcs_strict.sessions.open.clear()
+    kept = []
+    await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, kept.append)))
+    assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
+    assert len(kept) == 1
+    assert kept[0] != token
+
+
+async def test_a_session_that_gives_another_object_is_used_once(gcs_strict, guarded, objects, body, data):
+    """Some servers publish what is there when they are asked how far an upload is."""
+    upload, token = await broken(gcs_strict, replace(body, size=CHUNK), data, MIB)
+    chunk = gcs_strict.sessions.chunk
+
+    async def published(upload_id, headers, pieces):
+        if headers["Content-Range"].startswith("bytes */"):
+            return as_json({"generation": "1", "crc32c": "AAAAAA==", "size": str(MIB)})
+        return await chunk(upload_id, headers, pieces)
+
+    gcs_strict.sessions.chunk = published
+    body = replace(body, size=CHUNK, progress=Progress(token, lambda _: None))
+    await guarded.put_part(upload, 1, 0, body, crc32c=google_crc32c.value(data[:CHUNK]))
+    assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
+
+
+async def test_a_session_that_was_given_up_begins_anew(gcs_strict, store, objects, body, data):
+    body = replace(body, size=CHUNK)
+    upload, token = await broken(gcs_strict, body, data, MIB)
+    gcs_strict.faults += [Fault("^PUT", 1, 499)]
+    await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, lambda _: None)))
+    assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]

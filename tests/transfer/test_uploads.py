@@ -1,0 +1,65 @@
+"""What the journal knows of a part that is not finished."""
+
+from dataclasses import replace
+
+import pytest
+
+from asyncsync.disk.journal import Journal
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Part, Upload
+from asyncsync.transfer.uploads import OpenUploads
+
+UPLOAD = Upload("key", "id")
+PART = Part(3, 16, 8, "", 7)
+
+
+@pytest.fixture
+async def process(tmp_path):
+    """Another process with the same journal, each time."""
+
+    async def started():
+        uploads = OpenUploads("gs://b", await opened())
+        await uploads.load()
+        return uploads
+
+    journals = []
+
+    async def opened():
+        while journals:
+            await journals.pop().__aexit__(None, None, None)
+        journals.append(Journal.open(tmp_path / "journal.sqlite"))
+        return await journals[0].__aenter__()
+
+    yield started
+    await journals.pop().__aexit__(None, None, None)
+
+
+async def begun(process):
+    uploads = await process()
+    uploads.opened(UPLOAD, "/file", FileStat("file", 100, 0, 1, 0o644), 8)
+    uploads.progress(UPLOAD, PART).keep("token")
+    return await process()
+
+
+async def test_a_part_that_was_begun_can_go_on(process):
+    uploads = await begun(process)
+    assert uploads.progress(UPLOAD, PART).token == "token"
+    assert uploads.progress(UPLOAD, replace(PART, number=4)).token is None
+
+
+@pytest.mark.parametrize("other", [{"crc32c": 8}, {"size": 9}, {"offset": 0}])
+async def test_not_with_other_bytes(process, other):
+    assert (await begun(process)).progress(UPLOAD, replace(PART, **other)).token is None
+
+
+async def test_it_is_no_finished_part(process):
+    uploads = await begun(process)
+    assert uploads.parts(UPLOAD, []) == {}
+    there = replace(PART, etag="generation", offset=-1)
+    assert uploads.parts(UPLOAD, [there]) == {3: there}
+
+
+async def test_a_finished_part_does_not_go_on(process):
+    uploads = await begun(process)
+    uploads.part_done(UPLOAD, replace(PART, etag="generation"))
+    assert (await process()).progress(UPLOAD, PART).token is None
