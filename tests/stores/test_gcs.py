@@ -21,31 +21,12 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.budget import Budget
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
 
 MIB = 1 << 20
-AT_ONCE = RetryPolicy(attempts=3, base=0.0, cap=0.0)
-
-
-@pytest.fixture
-def objects(gcs_strict):
-    return gcs_strict.buckets["conformance"].objects
-
-
-@pytest.fixture
-async def store(gcs_strict):
-    async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def guarded(store):
-    return GuardedStore(store, Budget(max_concurrency=8), retry=AT_ONCE)
 
 
 # errors

@@ -11,8 +11,6 @@ from asyncsync.disk.files import FileRange, Progress
 from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.budget import Budget
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -21,23 +19,6 @@ from gcs_fake.replies import ApiError, as_json
 MIB = 1 << 20
 CHUNK = 8 * MIB
 SIZE = 2 * CHUNK + MIB + 7
-AT_ONCE = RetryPolicy(attempts=5, base=0.0, cap=0.0)
-
-
-@pytest.fixture
-def objects(gcs_strict):
-    return gcs_strict.buckets["conformance"].objects
-
-
-@pytest.fixture
-async def store(gcs_strict):
-    async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as opened:
-        yield opened
-
-
-@pytest.fixture
-def guarded(store):
-    return GuardedStore(store, Budget(max_concurrency=8), retry=AT_ONCE)
 
 
 @pytest.fixture(scope="module")
