@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, TransferConfig, pull, push, verify
+from asyncsync import (
+    CheckpointConfig,
+    Experiment,
+    RunConfig,
+    SyncConfig,
+    SyncEngine,
+    Syncer,
+    TransferConfig,
+    pull,
+    push,
+    verify,
+)
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.pruning import prune
@@ -62,6 +73,15 @@ async def test_a_tree_goes_up_and_comes_back(gcs_strict, objects, tree, tmp_path
     await pull("gs://conformance/run", tmp_path / "copy")
     assert same(tree, tmp_path / "copy")
     assert (await verify("gs://conformance/run", deep=True)).damaged == {}
+
+
+async def test_an_unchanged_tree_costs_no_request(gcs_strict, objects, tree):
+    config = SyncConfig(sync_artifacts=True)
+    async with Syncer(tree, "gs://conformance/run", config, transfer=PARTS) as syncer:
+        await syncer.sync_up()
+        gcs_strict.seen.clear()
+        report = await syncer.sync_up()
+    assert (report.files_sent, gcs_strict.seen) == (0, [])
 
 
 async def test_a_server_with_one_thread_and_a_short_queue_gets_each_request_once(gcp_storage_emulator, tmp_path):

@@ -173,7 +173,7 @@ class GcsStore(Store):
         where = wire.where(self._full(key))
         total, seen = 0, None if ranged else Checked(sink)
 
-        def expect(status: int, answer: Mapping[str, str]) -> int:
+        def expect(status: int, answer: Mapping[str, str]) -> int | None:
             nonlocal total
             check_version(where, if_version, answer.get("x-goog-generation"))
             come, total = content_bytes(where, status, answer, ranged=ranged)
@@ -184,7 +184,7 @@ class GcsStore(Store):
             answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
         except UnsatisfiableRangeError:
             return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
-        info = info_from_headers(key, total, answer)
+        info = info_from_headers(key, total if seen is None else seen.size, answer)
         if seen is not None and info.crc32c not in (None, seen.crc32c):
             raise IntegrityError(
                 f"get {where}: CRC32C {seen.crc32c:08x} came, {info.crc32c:08x} was said", retryable=True
@@ -227,7 +227,7 @@ class GcsStore(Store):
                 fields=f"done,rewriteToken,resource({_RESOURCE})",
                 **self._options.destination_query("destinationKmsKeyName"),
             )  # fmt: skip
-            answer = json.loads(await wire.post("rewrite", name, wire.target(path, params), b"", "application/json"))
+            answer = json.loads(await wire.post("rewrite", name, wire.target(path, params)))
             if answer["done"]:
                 return info_of(key, answer["resource"])
             token = answer["rewriteToken"]
@@ -322,7 +322,7 @@ class GcsStore(Store):
             ifGenerationMatch=generation_of(if_version), fields=_RESOURCE, **self._options.destination_query()
         )
         properties = {name: value for name, value in self._options.properties().items() if name != "storageClass"}
-        listed = [{"name": source.name, "generation": source.generation} for source in sources]
+        listed = [source.document() for source in sources]
         document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
         target = wire.target(wire.object_path(name, "/compose"), params)
         answer = await wire.post("compose", name, target, document, "application/json; charset=UTF-8")

@@ -60,18 +60,15 @@ def unix_of(when: str | None) -> float | None:
         return None
 
 
-def content_bytes(where: str, status: int, headers: Mapping[str, str], *, ranged: bool) -> tuple[int, int]:
-    """How many bytes an answer carries, and how many the object has."""
-    text = headers.get("content-length", headers.get("x-goog-stored-content-length", ""))
-    if not text.isdigit():
-        raise StoreError(f"get {where}: the answer does not say how long it is")
-    size = int(text)
-    total = headers.get("content-range", "").rpartition("/")[2]
-    if status == 206 and total.isdigit():
-        return size, int(total)
+def content_bytes(where: str, status: int, headers: Mapping[str, str], *, ranged: bool) -> tuple[int | None, int]:
+    """How many bytes an answer carries (None: it does not say) and, for a range, how many the object has."""
+    part = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("content-range", ""))
+    if status == 206 and part is not None:
+        return int(part[2]) - int(part[1]) + 1, int(part[3])
     if ranged:
         raise StoreError(f"get {where}: the store ignored the requested range")
-    return size, size
+    text = headers.get("content-length", headers.get("x-goog-stored-content-length", ""))
+    return int(text) if text.isdigit() else None, 0
 
 
 def check_version(where: str, wanted: str | None, found: str | None) -> None:
@@ -81,14 +78,15 @@ def check_version(where: str, wanted: str | None, found: str | None) -> None:
 
 
 class Checked:
-    """A sink that takes the CRC32C of what goes by."""
+    """A sink that takes the size and the CRC32C of what goes by."""
 
-    __slots__ = ("_sink", "crc32c")
+    __slots__ = ("_sink", "crc32c", "size")
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self.crc32c = 0
+        self.crc32c = self.size = 0
 
     async def __call__(self, piece: Piece) -> None:
         self.crc32c = crc32c_extend(self.crc32c, piece)
+        self.size += len(piece)
         await self._sink(piece)

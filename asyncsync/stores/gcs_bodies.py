@@ -19,6 +19,7 @@ CALLS = 100
 RELATED_TYPE = f"multipart/related; boundary={_BOUNDARY}"
 BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
 _STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
+_WHOSE = re.compile(rb"^Content-ID:\s*<?response-<?(\d+)>?", re.MULTILINE | re.IGNORECASE)
 
 
 def before_media(document: bytes) -> bytes:
@@ -36,8 +37,14 @@ def batch(paths: Sequence[str]) -> bytes:
     return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
 
 
-def batch_statuses(answer: bytes) -> list[tuple[int, bytes]]:
-    """Status of each call of a batch, in order, with what the answer says from there on."""
+def batch_statuses(answer: bytes) -> dict[int, tuple[int, bytes]]:
+    """Call -> its status, with what the answer says from there on. Answers come in any order, and name their call by
+    its Content-ID; where they do not, theirs is taken for that of the calls."""
     found = list(_STATUS.finditer(answer))
+    begins = [0] + [match.end() for match in found]
     ends = [match.start() for match in found[1:]] + [len(answer)]
-    return [(int(match[1]), answer[match.end() : end]) for match, end in zip(found, ends, strict=True)]
+    statuses: dict[int, tuple[int, bytes]] = {}
+    for place, (match, begin, end) in enumerate(zip(found, begins[:-1], ends, strict=True)):
+        whose = _WHOSE.findall(answer, begin, match.start())
+        statuses[int(whose[-1]) if whose else place] = int(match[1]), answer[match.end() : end]
+    return statuses

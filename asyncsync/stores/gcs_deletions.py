@@ -52,9 +52,10 @@ class Deletions:
             await self._singly(targets)
             return
         answers = batch_statuses(said)
-        if len(answers) != len(targets):
+        if set(answers) != set(range(len(targets))):
             raise StoreError(f"batch delete {wire.where('')}: {len(answers)} answers to {len(targets)} calls")
-        for target, (status, text) in zip(targets, answers, strict=True):
+        for number, (status, text) in answers.items():
+            target = targets[number]
             if status >= 300 and status != 404:
                 document = text.partition(b"{")
                 body = document[1] + document[2].rpartition(b"}")[0] + b"}"

@@ -36,6 +36,11 @@ class Source:
     name: str
     generation: str
 
+    def document(self) -> dict[str, object]:
+        """As a compose names it. A server that does not look for the generation may look at the condition."""
+        condition = {"ifGenerationMatch": self.generation}
+        return {"name": self.name, "generation": self.generation, "objectPreconditions": condition}
+
 
 def home_of(upload_id: str) -> str:
     return f"{HOME}{upload_id}/"

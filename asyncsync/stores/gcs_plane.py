@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.base import Sink
 from asyncsync.stores.http1 import Http1
-from asyncsync.stores.http1_connection import Answer
+from asyncsync.stores.http1_answer import Answer
 from asyncsync.stores.http1_pool import Host
 
 SERVER_SECONDS = 90.0
@@ -54,9 +54,10 @@ class Plane(Protocol):
         """The answer with its body, at most 16 MiB of it."""
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int], sink: Sink
+        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
     ) -> Answer:
-        """The body of a success goes to ``sink``; ``expect`` gives the bytes that must come."""
+        """The body of a success goes to ``sink``; ``expect`` gives the bytes that must come, None:
+        unknown."""
 
     async def close(self) -> None:
         """Free all connections."""
@@ -99,6 +100,6 @@ class OwnPlane:
         return await http.send(head + request.before, request.body, suffix=request.after, most=MOST)
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int], sink: Sink
+        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
     ) -> Answer:
         return await self._http.fetch(self._head(request, authorization), expect, sink)

@@ -20,7 +20,7 @@ from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs_plane import SERVER_SECONDS, Request
 from asyncsync.stores.http1 import too_short
-from asyncsync.stores.http1_connection import Answer, BrokenError
+from asyncsync.stores.http1_answer import Answer, BrokenError
 
 
 class _NoToken(Token):
@@ -80,7 +80,7 @@ class SdkPlane:
             response.release()
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int], sink: Sink
+        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
     ) -> Answer:
         response = await self._open(request, authorization)
         try:
@@ -100,12 +100,12 @@ class SdkPlane:
             response.release()
 
 
-async def _receive(response: aiohttp.ClientResponse, expected: int, sink: Sink) -> None:
+async def _receive(response: aiohttp.ClientResponse, expected: int | None, sink: Sink) -> None:
     got = 0
     async for piece in response.content.iter_chunked(PIECE):
         got += len(piece)
         await sink(piece)
-    if got != expected:
+    if expected not in (None, got):
         raise BrokenError(f"{got} bytes came instead of {expected}")
 
 

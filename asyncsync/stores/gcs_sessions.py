@@ -16,7 +16,7 @@ from dataclasses import replace
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import NotFoundError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.gcs_wire import INCOMPLETE, Wire
-from asyncsync.stores.http1_connection import Answer
+from asyncsync.stores.http1_answer import Answer
 
 CHUNK = 8 << 20
 KEPT = 256

@@ -17,7 +17,7 @@ from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
 from asyncsync.stores.gcs_errors import failure
 from asyncsync.stores.gcs_plane import Plane, Request
 from asyncsync.stores.http1 import too_short
-from asyncsync.stores.http1_connection import Answer, BrokenError
+from asyncsync.stores.http1_answer import Answer, BrokenError
 
 _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
@@ -76,9 +76,9 @@ class Wire:
         headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
         answer = await self._exchange("insert", name, Request("POST", target, headers, document))
         found = urlsplit(answer.headers.get("location", ""))
-        if not found.query:
+        if not found.path:
             raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
-        return f"{found.path}?{found.query}"
+        return f"{found.path}?{found.query}" if found.query else found.path
 
     async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
@@ -89,17 +89,17 @@ class Wire:
         """A request without a body; the answer's."""
         return (await self._exchange(operation, name, Request(method, target, _PLAIN))).content
 
-    async def post(self, operation: str, name: str, target: str, body: bytes, content_type: str) -> bytes:
+    async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
         """A request that makes the service work; the answer's body."""
-        headers = f"{_PLAIN}content-type: {content_type}\r\n"
+        headers = f"{_PLAIN}content-type: {content_type}\r\n" if body else _PLAIN
         return (await self._exchange(operation, name, Request("POST", target, headers, body, patient=True))).content
 
     async def read(
         self, name: str, params: Mapping[str, str], bounds: str, sink: Sink,
-        expect: Callable[[int, Mapping[str, str]], int],
+        expect: Callable[[int, Mapping[str, str]], int | None],
     ) -> Mapping[str, str]:  # fmt: skip
         """The media into ``sink``; ``bounds`` is the value of a Range header, or empty. ``expect`` takes status and
-        headers and gives the bytes that must come."""
+        headers and gives the bytes that must come, None: unknown."""
         # Who accepts gzip gets the bytes as they are stored; others get what was compressed undone.
         headers = "accept-encoding: gzip\r\n" + (f"range: {bounds}\r\n" if bounds else "")
         request = Request("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http1_connection import COLLECTED, SMALL, Answer, BrokenError, Connection, UnheardError
+from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError
+from asyncsync.stores.http1_connection import COLLECTED, SMALL, Connection
 from asyncsync.stores.http1_pool import Host, Pool
 from asyncsync.stores.watchdog import Watchdog
 
@@ -68,19 +69,24 @@ class Http1:
 
         return await self._exchange(once)
 
-    async def fetch(self, head: bytes, expect: Callable[[Answer], int], take: Take) -> Answer:
+    async def fetch(self, head: bytes, expect: Callable[[Answer], int | None], take: Take) -> Answer:
         """One request whose answer goes to ``take`` in pieces of at most 1 MiB, whose memory is used again.
 
-        ``expect`` is asked how many bytes must come; an answer of 300 and above is collected as by :meth:`send`.
+        ``expect`` is asked how many bytes must come (None: as many as there are in the chunks of the answer); an
+        answer of 300 and above is collected as by :meth:`send`.
         """
 
         async def once(connection: Connection) -> tuple[Answer, bool]:
             connection.write(head)
             answer = await self._answer(connection)
-            if answer.status < 300:
-                await self._receive(connection, expect(answer), take)
-            else:
+            if answer.status >= 300:
                 answer.content = await connection.collect()
+            elif connection.chunked:
+                await self._receive_chunks(connection, expect(answer), take)
+            elif (size := expect(answer)) is not None:
+                await self._receive(connection, size, take)
+            else:
+                raise BrokenError("the answer does not say how long it is")
             return answer, True
 
         return await self._exchange(once)
@@ -123,6 +129,16 @@ class Http1:
             self._watchdog.discard(connection)  # from here on it is the taker who is slow
             await take(piece)
             self._watchdog.add(connection)
+
+    async def _receive_chunks(self, connection: Connection, expected: int | None, take: Take) -> None:
+        got, room = 0, memoryview(bytearray(PIECE))
+        while size := await connection.read_chunk_into(room):
+            got += size
+            self._watchdog.discard(connection)
+            await take(room[:size])
+            self._watchdog.add(connection)
+        if expected not in (None, got):
+            raise BrokenError(f"the body ended after {got} of {expected} bytes")
 
     async def _write(self, connection: Connection, head: bytes, body: bytes | FileRange | None) -> bool:
         """False: the store answered before it had everything, so the connection cannot be used again."""

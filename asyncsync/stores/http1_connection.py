@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from dataclasses import dataclass
 
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.http1_acceptance import dropped
+from asyncsync.stores.http1_answer import Answer, BrokenError, chunk_size, length_of, parse_head
 from asyncsync.stores.http1_sendfile import FileSocket
 
 INBOX = 1 << 16
@@ -18,26 +18,6 @@ SMALL = 1 << 16
 COLLECTED = 1 << 16
 """Bytes of an answer that are kept in memory unless more are asked for: an error document has a few hundred."""
 _LINGER_NOT = struct.pack("ii", 1, 0)
-
-
-class BrokenError(Exception):
-    """The exchange broke: no connection, a reset, a stall, an answer that is not HTTP. Says nothing of the request's
-    fate: it may have been carried out."""
-
-
-class UnheardError(BrokenError):
-    """Not a byte of the request has arrived at the server's system."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """Status and headers (names in lower case) of an answer, and its body where it was collected."""
-
-    status: int
-    headers: dict[str, str]
-    keep: bool
-    """The connection may serve again."""
-    content: bytes = b""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -68,6 +48,8 @@ class Connection(asyncio.BufferedProtocol):
         self._current: Answer | None = None
         self._left: int | None = 0
         """Bytes of the current answer's body that are still to come; None: until the end, or chunked."""
+        self._chunk = 0
+        """Those of the current chunk."""
 
     # What the loop calls
 
@@ -241,18 +223,23 @@ class Connection(asyncio.BufferedProtocol):
     async def answer(self, *, bodiless: bool = False) -> Answer:
         """The head of the answer. ``bodiless``: no body follows, whatever the headers say."""
         while True:
-            end = self._raw.find(b"\r\n\r\n", self._start, self._end)
-            if end < 0:
-                if self._end - self._start == INBOX:
-                    raise BrokenError("the head of the answer is longer than 64 KiB")
-                await self._arrival()
-                continue
-            answer = parse_head(bytes(self._inbox[self._start : end]))
-            self._start = end + 4
+            answer = parse_head(await self._until(b"\r\n\r\n"))
             if answer.status >= 200:  # 1xx only says that there is more to come
                 self._current = answer
-                self._left = 0 if bodiless else _length(answer)
+                self._left = 0 if bodiless else length_of(answer)
                 return answer
+
+    async def _until(self, mark: bytes) -> bytes:
+        """What comes before ``mark``, which is left behind too."""
+        while True:
+            end = self._raw.find(mark, self._start, self._end)
+            if end >= 0:
+                found = bytes(self._inbox[self._start : end])
+                self._start = end + len(mark)
+                return found
+            if self._end - self._start == INBOX:
+                raise BrokenError("the head of the answer is longer than 64 KiB")
+            await self._arrival()
 
     async def read_into(self, target: bytearray | memoryview) -> int:
         """Fill ``target`` with what comes next; the bytes read are fewer only where the connection ends."""
@@ -267,13 +254,36 @@ class Connection(asyncio.BufferedProtocol):
         self._left = None if self._left is None else self._left - self._filled
         return self._filled
 
+    @property
+    def chunked(self) -> bool:
+        """How the body of the current answer comes: then by :meth:`read_chunk_into`."""
+        answer = self._current
+        return answer is not None and answer.headers.get("transfer-encoding", "").lower() == "chunked"
+
+    async def read_chunk_into(self, target: memoryview) -> int:
+        """The next bytes of a chunked body, as many as there are in a chunk; 0: that was all of it."""
+        if not self._chunk:
+            self._chunk = chunk_size(await self._until(b"\r\n"))
+            if not self._chunk:
+                while await self._until(b"\r\n"):
+                    pass  # a trailer
+                self._left = 0
+                return 0
+        target = target[: self._chunk]
+        if await self.read_into(target) < len(target):
+            raise BrokenError("the answer broke off")
+        self._chunk -= len(target)
+        if not self._chunk:
+            await self._until(b"\r\n")
+        return len(target)
+
     async def collect(self, most: int = COLLECTED) -> bytes:
         """The body of the current answer, its first ``most`` bytes."""
         answer = self._current
         assert answer is not None
         if self._left == 0:
             return b""
-        if answer.headers.get("transfer-encoding", "").lower() == "chunked":
+        if self.chunked:
             return await self._collect_chunks(most)
         if self._left is None:
             return await self._collect_rest(most)
@@ -284,14 +294,10 @@ class Connection(asyncio.BufferedProtocol):
         return bytes(content[:got])  # half an error document is better than none
 
     async def _collect_chunks(self, most: int) -> bytes:
-        raw = bytearray()
-        while True:
-            raw += self._take_inbox()
-            content, end = dechunk(bytes(raw))
-            if end or len(raw) > 2 * most:
-                self._left = 0 if end == len(raw) else None
-                return content
-            await self._arrival()
+        content, room = bytearray(), memoryview(bytearray(COLLECTED))
+        while len(content) < most and (got := await self.read_chunk_into(room)):
+            content += room[:got]
+        return bytes(content[:most])
 
     async def _collect_rest(self, most: int) -> bytes:
         raw = bytearray()
@@ -346,58 +352,3 @@ class Connection(asyncio.BufferedProtocol):
     def _wake_drained(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-
-
-def parse_head(head: bytes) -> Answer:
-    """Status line and headers; a header that comes twice is joined with a comma. BrokenError: this is not HTTP/1."""
-    lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = lines[0].partition(" ")
-    status = rest[:3]
-    if not version.startswith("HTTP/1.") or not status.isdigit():
-        raise BrokenError(f"this is no HTTP answer: {lines[0][:60]!r}")
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise BrokenError(f"this is no HTTP header: {line[:60]!r}")
-        name, value = name.lower(), value.strip()
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    wish = headers.get("connection", "").lower()
-    keep = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
-    return Answer(int(status), headers, keep)
-
-
-def _length(answer: Answer) -> int | None:
-    """Bytes of the body as the head tells; None: its end will show."""
-    if answer.status in (204, 304):
-        return 0
-    if "transfer-encoding" in answer.headers:
-        return None
-    text = answer.headers.get("content-length")
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise BrokenError(f"this is no Content-Length: {text[:60]!r}")
-    return int(text)
-
-
-def dechunk(raw: bytes) -> tuple[bytes, int]:
-    """The content of a chunked body, and where it ends in ``raw`` (0: not all of it is there)."""
-    pieces: list[bytes] = []
-    at = 0
-    while True:
-        line = raw.find(b"\r\n", at)
-        if line < 0:
-            return b"".join(pieces), 0
-        text = raw[at:line].partition(b";")[0].strip()
-        try:
-            size = int(text, 16)
-        except ValueError:
-            raise BrokenError(f"this is no chunk: {text[:60]!r}") from None
-        if size == 0:
-            trailer = raw.find(b"\r\n\r\n", line)
-            return b"".join(pieces), 0 if trailer < 0 else trailer + 4
-        pieces.append(raw[line + 2 : line + 2 + size])
-        at = line + 2 + size + 2
-        if at > len(raw):
-            return b"".join(pieces), 0

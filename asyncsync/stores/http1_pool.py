@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import aiohappyeyeballs
 
 from asyncsync.stores.http1_acceptance import Acceptance
-from asyncsync.stores.http1_connection import Answer, BrokenError, Connection, UnheardError
+from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError
+from asyncsync.stores.http1_connection import Connection
 
 KEEPALIVE_SECONDS = 12.0
 """S3 closes idle connections after about 20 s; a connection that it has closed would fail the next request."""

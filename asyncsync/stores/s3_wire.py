@@ -22,7 +22,8 @@ from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_connection import COLLECTED, Answer, BrokenError
+from asyncsync.stores.http1_answer import Answer, BrokenError
+from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
     EXPIRED,

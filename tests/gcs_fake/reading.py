@@ -110,8 +110,8 @@ def delete(bucket: Bucket, name: str, query: Mapping[str, str]) -> Reply:
     return Reply(204)
 
 
-def compose(bucket: Bucket, name: str, query: Mapping[str, str], body: bytes) -> Reply:
-    document = _document(body)
+def compose(bucket: Bucket, name: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> Reply:
+    document = _document(headers, body)
     sources = document.get("sourceObjects", [])
     if not 1 <= len(sources) <= MOST_SOURCES:
         raise ApiError(400, f"The number of source components provided ({len(sources)}) must be between 1 and 32.")
@@ -143,7 +143,10 @@ class Rewrites:
         self.step = 1 << 40
         self._open: dict[str, tuple[tuple[str, ...], int]] = {}
 
-    def run(self, source: Bucket, name: str, target: Bucket, new: str, query: Mapping[str, str], body: bytes) -> Reply:
+    def run(
+        self, source: Bucket, name: str, target: Bucket, new: str, query: Mapping[str, str],
+        headers: Mapping[str, str], body: bytes,
+    ) -> Reply:  # fmt: skip
         wanted = {"generation": query["sourceGeneration"]} if "sourceGeneration" in query else {}
         found = source.get(name, {**query, **wanted}, prefix="ifSource")
         check_preconditions(target.objects.get(new), query)
@@ -158,7 +161,7 @@ class Rewrites:
             answer["rewriteToken"] = secrets.token_urlsafe(12)
             self._open[answer["rewriteToken"]] = (same, done)
         else:
-            properties = {**found.properties, **(_document(body) if body else {})}
+            properties = {**found.properties, **(_document(headers, body) if body else {})}
             answer["resource"] = target.put(new, found.data, properties, query).resource(target.name)
         return as_json(answer, fields=query.get("fields"))
 
@@ -171,7 +174,9 @@ class Rewrites:
         return done
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def _document(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    if headers.get("Content-Type", "").partition(";")[0] != "application/json":
+        raise ApiError(400, "Media type is not supported: Content-Type must be application/json")
     try:
         document = json.loads(body)
     except ValueError as error:

@@ -21,6 +21,8 @@ class Reply:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    chunked: bool = False
+    """It does not tell its length."""
 
 
 class ApiError(Exception):

@@ -153,6 +153,8 @@ class GcsFake:
                 await request.read()
                 return as_json({"access_token": self.fresh_token, "expires_in": 3600, "token_type": "Bearer"})
             self._authorize(request)
+            if request.method in ("POST", "PUT") and not {"Content-Length", "Transfer-Encoding"} & _names(request):
+                raise ApiError(411, "POST requests require a Content-length header.")
             upload_id = query.get("upload_id")
             if path.startswith("/upload/") and upload_id and request.method in ("PUT", "DELETE"):
                 if request.method == "DELETE":
@@ -203,12 +205,12 @@ class GcsFake:
             return self._object(method, self._bucket(match[1]), unquote(match[2]), query, headers)
         if method == "POST" and (match := re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/]+)/compose", path)):
             _only(query, COMPOSE)
-            return reading.compose(self._bucket(match[1]), unquote(match[2]), query, body)
+            return reading.compose(self._bucket(match[1]), unquote(match[2]), query, headers, body)
         rewrite = r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)"
         if method == "POST" and (match := re.fullmatch(rewrite, path)):
             _only(query, REWRITE)
             source, target = self._bucket(match[1]), self._bucket(match[3])
-            return self.rewrites.run(source, unquote(match[2]), target, unquote(match[4]), query, body)
+            return self.rewrites.run(source, unquote(match[2]), target, unquote(match[4]), query, headers, body)
         raise ApiError(404, "Not Found")
 
     @staticmethod
@@ -232,6 +234,10 @@ async def _counted(request: web.Request, seen: Seen) -> AsyncIterator[bytes]:
         yield piece
 
 
+def _names(request: web.Request) -> set[str]:
+    return {name.title() for name in request.headers}
+
+
 def _query(target: str) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(target).query, keep_blank_values=True, strict_parsing=False))
 
@@ -243,4 +249,7 @@ def _only(query: dict[str, str], allowed: set[str]) -> None:
 
 
 def _response(reply: Reply) -> web.Response:
-    return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+    answer = web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+    if reply.chunked:
+        answer.enable_chunked_encoding()
+    return answer

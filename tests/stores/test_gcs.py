@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+from dataclasses import replace
 
 import google_crc32c
 import pytest
@@ -21,10 +22,11 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
+from asyncsync.stores.gcs_bodies import batch_statuses
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
 
 pytest.importorskip("gcloud.aio.auth")
-from gcs_fake import Fault
+from gcs_fake import Fault, reading
 
 MIB = 1 << 20
 
@@ -230,6 +232,30 @@ async def test_bytes_that_do_not_fit_the_checksum_are_refused(gcs_strict, store,
         await store.get("x")
 
 
+async def test_media_without_a_length_are_read_to_their_end(gcs_strict, store, monkeypatch):
+    """As some servers stream them; the range of a part of them tells its own."""
+    data = os.urandom(2 * MIB + 3)
+    info = await store.put("x", data)
+    whole = reading.media
+
+    def streamed(found, headers):
+        reply = whole(found, headers)
+        del reply.headers["x-goog-stored-content-length"]
+        reply.chunked = True
+        return reply
+
+    monkeypatch.setattr(reading, "media", streamed)
+    got = []
+
+    async def sink(piece):
+        got.append(bytes(piece))
+
+    assert await store.get("x") == (data, replace(info, modified=(await store.read("x", sink)).modified))
+    got.clear()
+    assert (await store.read("x", sink, start=MIB, length=MIB)).size == len(data)
+    assert b"".join(got) == data[MIB : 2 * MIB]
+
+
 async def test_conditions_travel_with_reads(gcs_strict, store):
     info = await store.put("x", b"12345")
 
@@ -249,6 +275,17 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
     await store.delete([*(f"{number} ä/b" for number in range(250)), "never was"])
     assert objects == {}
     assert len(gcs_strict.requests("POST /batch")) == len(gcs_strict.seen) == 3
+
+
+def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
+    answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\n\r\n\r\n".format
+    said = (answer(1, 404) + answer(0, 204) + answer(2, 503)).encode()
+    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404, 2: 503}
+
+
+def test_answers_of_a_batch_without_names_come_in_order():
+    said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n"
+    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404}
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -332,6 +369,30 @@ async def test_a_part_that_was_replaced_is_not_composed(store):
     await store.put_part(upload, 1, 0, b"2")
     with pytest.raises(NotFoundError):
         await store.complete_multipart(upload, parts)
+
+
+async def test_a_compose_names_the_generations_of_its_sources_and_demands_them(gcs_strict, store, monkeypatch):
+    seen = []
+    real = reading.compose
+
+    def compose(bucket, name, query, headers, body):
+        seen.extend(json.loads(body)["sourceObjects"])
+        return real(bucket, name, query, headers, body)
+
+    monkeypatch.setattr(reading, "compose", compose)
+    upload, parts = await upload_of(store, "x", [b"1", b"2"])
+    await store.complete_multipart(upload, parts)
+    assert [source["generation"] for source in seen] == [part.etag for part in parts]
+    assert all(source["objectPreconditions"] == {"ifGenerationMatch": source["generation"]} for source in seen)
+
+
+async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
+    await store.put("x", b"1")
+    await store.copy("x", "y")
+    (copy,) = gcs_strict.requests("rewriteTo")
+    headers = {name.lower(): value for name, value in copy.headers.items()}
+    assert headers["content-length"] == "0"
+    assert "content-type" not in headers
 
 
 async def test_an_append_sends_only_the_tail(gcs_strict, store, objects):

@@ -10,7 +10,8 @@ import pytest
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
 from asyncsync.stores.http1 import Http1
-from asyncsync.stores.http1_connection import COLLECTED, INBOX, BrokenError, dechunk, parse_head
+from asyncsync.stores.http1_answer import BrokenError, parse_head
+from asyncsync.stores.http1_connection import COLLECTED, INBOX
 from asyncsync.stores.http1_pool import Host
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -307,6 +308,45 @@ def test_headers_that_come_twice_are_joined():
     assert found.headers == {"a": "1, 3", "b": "2"}
 
 
-@pytest.mark.parametrize("raw", [b"", b"5", b"5\r\nhel", b"5\r\nhello", b"5\r\nhello\r\n", b"0\r\n", b"0\r\nT: x\r\n"])
-def test_a_chunked_body_that_is_not_all_there_has_no_end(raw):
-    assert dechunk(raw)[1] == 0
+@pytest.mark.parametrize(
+    "raw", [b"", b"5", b"5\r\nhel", b"5\r\nhello", b"5\r\nhello\r\n", b"0\r\n", b"0\r\nT: x\r\n", b"xyz\r\n"]
+)
+async def test_a_chunked_body_that_is_not_all_there_is_broken(raw):
+    whole = answer(raw, Transfer_Encoding="chunked")
+    for ask in (lambda http: http.send(REQUEST, None), lambda http: fetched(http, None)):
+        async with serving([whole], cut=True) as (http, _):
+            with pytest.raises(BrokenError):
+                await ask(http)
+
+
+CHUNKS = b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [11, None])
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+async def test_a_chunked_body_is_fetched_and_its_connection_serves_again(size, step):
+    raw = answer(CHUNKS, Transfer_Encoding="chunked")
+    pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
+    async with serving(pieces, pieces) as (http, made):
+        for _ in range(2):
+            assert (await fetched(http, size))[1] == b"hello world"
+        assert len(made) == 1
+
+
+async def test_chunks_of_any_size_are_given_in_pieces():
+    data = os.urandom(3 * MIB + 5)
+    raw = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+    async with serving([answer(raw, Transfer_Encoding="chunked")]) as (http, _):
+        assert (await fetched(http, len(data)))[1] == data
+
+
+async def test_another_size_than_was_expected_is_a_break():
+    async with serving([answer(CHUNKS, Transfer_Encoding="chunked")]) as (http, _):
+        with pytest.raises(BrokenError, match="11 of 12"):
+            await fetched(http, 12)
+
+
+async def test_a_body_that_must_be_fetched_tells_its_length():
+    async with serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
+        with pytest.raises(BrokenError, match="does not say how long"):
+            await fetched(http, None)

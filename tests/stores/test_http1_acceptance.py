@@ -10,7 +10,7 @@ import pytest
 from asyncsync.stores import http1_pool
 from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_acceptance import FEW, WINDOW, Acceptance, dropped
-from asyncsync.stores.http1_connection import BrokenError
+from asyncsync.stores.http1_answer import BrokenError
 from asyncsync.stores.http1_pool import Host
 
 MOST = 100

@@ -1,0 +1,67 @@
+"""What an HTTP/1.1 server says: heads, and the lines between chunks. And that it says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BrokenError(Exception):
+    """The exchange broke: no connection, a reset, a stall, an answer that is not HTTP. Says nothing of the request's
+    fate: it may have been carried out."""
+
+
+class UnheardError(BrokenError):
+    """Not a byte of the request has arrived at the server's system."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """Status and headers (names in lower case) of an answer, and its body where it was collected."""
+
+    status: int
+    headers: dict[str, str]
+    keep: bool
+    """The connection may serve again."""
+    content: bytes = b""
+
+
+def parse_head(head: bytes) -> Answer:
+    """Status line and headers; a header that comes twice is joined with a comma. BrokenError: this is not HTTP/1."""
+    lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    status = rest[:3]
+    if not version.startswith("HTTP/1.") or not status.isdigit():
+        raise BrokenError(f"this is no HTTP answer: {lines[0][:60]!r}")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BrokenError(f"this is no HTTP header: {line[:60]!r}")
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    wish = headers.get("connection", "").lower()
+    keep = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
+    return Answer(int(status), headers, keep)
+
+
+def length_of(answer: Answer) -> int | None:
+    """Bytes of the body as the head tells; None: its end will show."""
+    if answer.status in (204, 304):
+        return 0
+    if "transfer-encoding" in answer.headers:
+        return None
+    text = answer.headers.get("content-length")
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BrokenError(f"this is no Content-Length: {text[:60]!r}")
+    return int(text)
+
+
+def chunk_size(line: bytes) -> int:
+    """Of the line before a chunk; what follows a semicolon are its extensions."""
+    text = line.partition(b";")[0].strip()
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise BrokenError(f"this is no chunk: {text[:60]!r}") from None
