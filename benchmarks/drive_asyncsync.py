@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import cases
 from inside import Report, forget_requests
 
-import asyncsync.stores.s3  # noqa: F401  # imported here, so that its import is start-up and not work
 from asyncsync import RunConfig, SyncConfig, SyncEngine, Syncer, pull
 
 BUCKET = "bench"
+SCHEME = os.environ["BENCH_SCHEME"]
+importlib.import_module({"s3": "asyncsync.stores.s3", "gs": "asyncsync.stores.gcs"}[SCHEME])  # start-up, not work
 CONFIG = SyncConfig(sync_artifacts=True, sync_timeout=None)
 
 
@@ -24,7 +26,7 @@ def _options() -> dict[str, object]:
 
 
 def _syncer(source: Path, prefix: str) -> Syncer:
-    return Syncer(source, f"s3://{BUCKET}/{prefix}", CONFIG, storage_options=_options())
+    return Syncer(source, f"{SCHEME}://{BUCKET}/{prefix}", CONFIG, storage_options=_options())
 
 
 async def up(report: Report, source: Path, prefix: str) -> None:
@@ -41,7 +43,7 @@ async def engine(report: Report, source: Path, prefix: str) -> None:
 
 
 async def _experiment(source: Path, prefix: str) -> None:
-    run = RunConfig(name=source.name, storage_path=f"s3://{BUCKET}/{prefix}", sync_config=CONFIG,
+    run = RunConfig(name=source.name, storage_path=f"{SCHEME}://{BUCKET}/{prefix}", sync_config=CONFIG,
                     storage_options=_options())  # fmt: skip
     async with SyncEngine(run, local_dir=source.parent) as running:
         for trial in sorted(os.listdir(source)):
@@ -51,7 +53,7 @@ async def _experiment(source: Path, prefix: str) -> None:
 
 async def down(report: Report, target: Path, prefix: str) -> None:
     with report.work():
-        await pull(f"s3://{BUCKET}/{prefix}", target, storage_options=_options())
+        await pull(f"{SCHEME}://{BUCKET}/{prefix}", target, storage_options=_options())
 
 
 async def running(report: Report, source: Path, prefix: str, changed: str) -> None:

@@ -1,12 +1,13 @@
 """The peers that are libraries: `python drive_peers.py VERB PEER DIRECTORY PREFIX`, with the peers' own interpreter.
 
 Each does what its own documentation tells a user to do, with the same limits: 256 small requests at once, 8 parts of
-16 MiB of a large file. $BENCH_TRIALS: only so many directories.
+16 MiB of a large file. $BENCH_TRIALS: only so many directories; $BENCH_AT_ONCE: so many requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,9 +17,10 @@ from inside import Report
 
 BUCKET = "bench"
 REGION = "us-east-1"
-AT_ONCE = 256
+AT_ONCE = int(os.environ["BENCH_AT_ONCE"])
 PARTS_AT_ONCE = 8
 PART = 16 << 20
+PATIENCE = 300
 ENDPOINT = os.environ["BENCH_ENDPOINT"]
 CA = os.environ.get("BENCH_CA")
 
@@ -228,7 +230,66 @@ class PyarrowAsRay(Pyarrow):
             self.copy(f"{source}/{trial}", f"{BUCKET}/{prefix}/{trial}", self.api.LocalFileSystem(), self.s3)
 
 
-PEERS = {"obstore": Obstore, "aiobotocore": Aiobotocore, "boto3": Boto3, "s3fs": S3fs, "pyarrow-threads": Pyarrow,
+class GcloudAio:
+    def __init__(self) -> None:
+        import aiohttp
+        from gcloud.aio.storage import Storage
+
+        self.aiohttp, self.storage = aiohttp, Storage
+
+    @contextlib.asynccontextmanager
+    async def open(self):
+        connector = self.aiohttp.TCPConnector(limit=AT_ONCE)
+        async with self.aiohttp.ClientSession(connector=connector) as session:
+            yield self.storage(session=session)
+
+    async def up(self, source: Path, prefix: str) -> None:
+        async with self.open() as storage:
+
+            async def put(item: tuple[str, str]) -> None:
+                key, path = item
+                if os.path.getsize(path) > PART:
+                    with open(path, "rb") as file:  # noqa: ASYNC230  # it reads it in blocks of its own
+                        await storage.upload(BUCKET, key, file, timeout=PATIENCE)
+                else:
+                    await storage.upload(BUCKET, key, Path(path).read_bytes())
+
+            await _each(put, _files(source, prefix), AT_ONCE)
+
+    async def down(self, target: Path, prefix: str) -> None:
+        async with self.open() as storage:
+            listed = await storage.list_objects(BUCKET, params={"prefix": f"{prefix}/"})
+            items = list(listed["items"])
+            while token := listed.get("nextPageToken"):
+                listed = await storage.list_objects(BUCKET, params={"prefix": f"{prefix}/", "pageToken": token})
+                items += listed["items"]
+
+            async def get(item: tuple[str, int, str]) -> None:
+                key, _, path = item
+                Path(path).write_bytes(await storage.download(BUCKET, key, timeout=PATIENCE))
+
+            await _each(get, _data(((item["name"], int(item["size"])) for item in items), prefix, target), AT_ONCE)
+
+
+class Gcsfs:
+    def __init__(self) -> None:
+        # Otherwise it asks Google by gRPC what kind of bucket this is, which no emulator answers.
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+        import gcsfs
+
+        self.fs = gcsfs.GCSFileSystem(token="anon", endpoint_url=ENDPOINT)
+
+    async def up(self, source: Path, prefix: str) -> None:
+        put = lambda: self.fs.put(f"{source}/", f"{BUCKET}/{prefix}/", recursive=True, batch_size=AT_ONCE)  # noqa: E731
+        await asyncio.to_thread(put)
+
+    async def down(self, target: Path, prefix: str) -> None:
+        get = lambda: self.fs.get(f"{BUCKET}/{prefix}/", f"{target}/", recursive=True, batch_size=AT_ONCE)  # noqa: E731
+        await asyncio.to_thread(get)
+
+
+PEERS = {"obstore": Obstore, "gcloud-aio-storage": GcloudAio, "gcsfs": Gcsfs, "aiobotocore": Aiobotocore,
+         "boto3": Boto3, "s3fs": S3fs, "pyarrow-threads": Pyarrow,
          "pyarrow-as-ray": PyarrowAsRay}  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Job:
 @dataclass(frozen=True)
 class Peer:
     """`kinds`: what it can do. `call`: what a reader should know of how it is called. `patient`: too slow for more
-    than a few GiB."""
+    than a few GiB. `scheme`: of the cases that it takes part in; None: of all."""
 
     name: str
     distribution: str
@@ -44,13 +44,15 @@ class Peer:
     command: Callable[[Environment, Job], list[str]]
     call: str
     patient: bool = False
+    scheme: str | None = "s3"
 
     @property
     def ours(self) -> bool:
         return self.distribution == "asyncsync"
 
     def fits(self, case: Case) -> bool:
-        return case.kind in self.kinds and not (self.patient and case.data.total > 4 << 30)
+        knows = self.scheme in (None, case.scheme)
+        return knows and case.kind in self.kinds and not (self.patient and case.data.total > 4 << 30)
 
 
 _VERSIONS = """
@@ -157,7 +159,8 @@ def _rclone(known: Environment, job: Job) -> list[str]:
 
 
 PEERS = (
-    Peer("asyncsync", "asyncsync", ("up", "down", "again"), _asyncsync("up"), "`Syncer.sync_up` and `pull`, defaults"),
+    Peer("asyncsync", "asyncsync", ("up", "down", "again"), _asyncsync("up"), "`Syncer.sync_up` and `pull`, defaults",
+         scheme=None),
     Peer("asyncsync-engine", "asyncsync", ("up", "lag"), _asyncsync("engine"),
          "`SyncEngine`, each directory a trial with its own manifest and record, defaults"),
     Peer("asyncsync-running", "asyncsync", ("again",), _asyncsync("running"),
@@ -179,8 +182,13 @@ PEERS = (
          "s3transfer `TransferManager`, defaults (10 threads, 8 MiB parts)", patient=True),
     Peer("s3fs", "s3fs", ("up", "down"), _library("s3fs"),
          "`put` and `get` of the directory, `batch_size=256`", patient=True),
+    Peer("gcloud-aio-storage", "gcloud-aio-storage", ("up", "down"), _library("gcloud-aio-storage"),
+         "`upload` of the bytes, of the open file beyond 16 MiB, and `download`; 256 at once", scheme="gs"),
+    Peer("gcsfs", "gcsfs", ("up", "down"), _library("gcsfs"),
+         "`put` and `get` of the directory, `batch_size=256`", scheme="gs"),
 )  # fmt: skip
-QUICK = ("asyncsync", "asyncsync-engine", "asyncsync-running", "s5cmd", "obstore", "pyarrow-threads")
+QUICK = ("asyncsync", "asyncsync-engine", "asyncsync-running", "s5cmd", "obstore", "pyarrow-threads",
+         "gcloud-aio-storage", "gcsfs")  # fmt: skip
 
 
 def chosen(names: list[str] | None, known: Environment, *, quick: bool) -> list[Peer]:
@@ -196,6 +204,12 @@ def chosen(names: list[str] | None, known: Environment, *, quick: bool) -> list[
     if missing:
         print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
     return [peer for peer in found if peer.name not in missing]
+
+
+def at_once(job: Job) -> int:
+    """Requests of the libraries at once. gcp-storage-emulator drops what does not fit into its queue of five; with more
+    than that at once both its peers end with an error."""
+    return 5 if job.server.name == "gcp-storage-emulator" else AT_ONCE
 
 
 def share(peer: Peer, case: Case, server: str) -> int | None:

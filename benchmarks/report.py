@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cases import EMULATORS
+
 MB = 1e6
 UP = ("small", "large", "trials")
+GCS = ("gcsfs", "gcloud-aio-storage")
 LAGS = ("lag_p50_s", "lag_p99_s", "lag_max_s", "lag_idle_p99_s", "ran_p99_s", "ran_max_s")
 
 
@@ -92,6 +95,10 @@ class Results:
             / ours
         )
 
+    def part(self, case: str, server: str, of: str, key: str) -> float:
+        """What asyncsync needed of what `of` needed."""
+        return self.value(case, server, "asyncsync", key) / self.value(case, server, of, key)
+
     def peers(self, case: str, server: str) -> tuple[str, ...]:
         return tuple(name for name in self._rows[case, server] if not name.startswith("asyncsync"))
 
@@ -157,6 +164,28 @@ FIGURES = (
               "ms")
         for case, of in (("small", "small files"), ("large", "a large file"), ("trials", "trials"))
         for word, key, must, aim in (("p99", "lag_p99_s", 10, 3), ("max", "lag_max_s", 100, None))
+    ),
+    *(
+        _ratio(f"Cloud Storage, {what} on {server}: to the better of gcsfs and gcloud-aio-storage", case, server, GCS,
+               1.0, None)
+        for case, what, servers in (
+            ("gcs-small", "small files", ("sink", "sink-30ms", *EMULATORS)),
+            ("gcs-small-down", "small files down", EMULATORS),
+            ("gcs-large", "1 GiB", EMULATORS),
+            ("gcs-large-down", "1 GiB down", EMULATORS),
+        )
+        for server in servers
+    ),
+    *(
+        Figure(f"Cloud Storage, small files on {server}: CPU to gcloud-aio-storage's", 1.2, None,
+               lambda r, at=server: r.part("gcs-small", at, "gcloud-aio-storage", "work_cpu_s"),
+               lambda r, at=server: r.part("gcs-small", at, "gcloud-aio-storage", "cpu_s"), most=True)
+        for server in ("sink", "sink-30ms", *EMULATORS)
+    ),
+    *(
+        _most(f"Cloud Storage, {case}: peak memory", case, "gcp-storage-emulator", "asyncsync", "peak_bytes", 150, None,
+              "MB")
+        for case in ("gcs-large", "gcs-large-down")
     ),
     Figure("CPU per small file, all included", 0.25, 0.16, lambda r: r.per_file("small", "sink", "work_cpu_s"),
            lambda r: r.per_file("small", "sink", "cpu_s"), most=True, unit="ms"),

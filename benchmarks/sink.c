@@ -1,4 +1,4 @@
-// sink: an S3-shaped server that reads every request body to its end and throws it away, so that what a client costs
+// sink: an S3-shaped (and for small objects a Cloud-Storage-shaped) server that reads every request body to its end and throws it away, so that what a client costs
 // shows up and what a server costs does not. One thread, epoll; it listens on 127.0.0.1 only and ends with its parent.
 //
 //   cc -O2 -o sink sink.c -ldl
@@ -194,6 +194,8 @@ static const char *EMPTY = XML "<ListBucketResult" NS "<Name>b</Name><Prefix></P
 static const char *COPIED = XML "<CopyPartResult" NS "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>\"9b2cf535f27731c974343645a3985328\"</ETag></CopyPartResult>";
 static const char *DELETED = XML "<DeleteResult" NS "</DeleteResult>";
 
+static const char *INSERTED = "{\"kind\":\"storage#object\",\"name\":\"k\",\"bucket\":\"b\",\"generation\":\"1\",\"size\":\"1\"}"; // Cloud Storage's JSON API
+
 static const char *date(void) { // now, as HTTP writes it: clients compare it with their own clock
   static char text[40]; static time_t of; time_t t = time(0); struct tm tm;
   if (t != of) { of = t; gmtime_r(&t, &tm); strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &tm); }
@@ -216,7 +218,7 @@ static int reply(conn *c) {
   int n = snprintf(out, sizeof out, "HTTP/1.1 %s\r\nx-amz-request-id: R\r\nDate: %s\r\n", status, date());
   if (c->kind == NOT_FOUND) n += snprintf(out + n, sizeof out - n, "Content-Length: 0\r\n");
   else if (status[0] == '2' && status[2] == '0')
-    n += snprintf(out + n, sizeof out - n, "Content-Length: %zu\r\nContent-Type: application/xml\r\nETag: \"9b2cf535f27731c974343645a3985328\"\r\nLast-Modified: %s\r\n", length, date());
+    n += snprintf(out + n, sizeof out - n, "Content-Length: %zu\r\nContent-Type: application/%s\r\nETag: \"9b2cf535f27731c974343645a3985328\"\r\nLast-Modified: %s\r\n", length, body[0] == '{' ? "json" : "xml", date());
   n += snprintf(out + n, sizeof out - n, "\r\n");
   c->state = HEAD; c->head_length = 0; c->waiting = 0;
   int whole = !head && c->kind != NOT_FOUND && n + strlen(body) < sizeof out;
@@ -249,8 +251,20 @@ static void look_up(conn *c) { // HEAD: of the bucket or of a key
   if (name && remembering && slot_count && *slot_of(name)) { c->kind = FOUND; c->size = objects[*slot_of(name) - 1].size; }
 }
 
+static int of_cloud_storage(conn *c) { // its JSON API: uploads in one request, lists that are empty, buckets that are there and objects that are not
+  size_t path = strcspn(c->target, "?");
+  if (!strncmp(c->target, "/upload/storage/v1/", 19)) { n_put++; c->body = INSERTED; return 1; }
+  if (strncmp(c->target, "/storage/v1/", 12)) return 0;
+  n_get++;
+  if (path > 2 && !strncmp(c->target + path - 2, "/o", 2)) { n_list++; c->body = "{}"; }
+  else if (strstr(c->target, "/o/")) c->kind = NOT_FOUND;
+  else c->body = INSERTED;
+  return 1;
+}
+
 static void classify(conn *c) {
   char *query = strchr(c->target, '?'); c->body = 0; c->kind = ANSWER;
+  if (of_cloud_storage(c)) return;
   if (!strcmp(c->method, "PUT")) {
     if (query && strstr(query, "partNumber")) { n_part++; if (header(c->head, "x-amz-copy-source")) c->body = COPIED; } else n_put++;
   } else if (!strcmp(c->method, "POST")) {
