@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 
+from asyncsync.errors import StoreError
 from asyncsync.stores.base import Body, ObjectInfo, Part, Store, Upload
 from asyncsync.stores.guarded import GuardedStore, GuardedView
 from asyncsync.stores.waiting import Lane
@@ -28,20 +30,35 @@ class FencedView(GuardedView):
         self._fence = fence
         self._asking = asyncio.Lock()
         self._confirmed = float("-inf")
+        self._unanswered = 0
+        """How often the fence got no answer."""
+        self._why: StoreError | None = None
+        """The last time."""
 
     def doubt(self) -> None:
         """Ask again before the next write, however new the last answer is."""
         self._confirmed = float("-inf")
 
     async def _confirm(self) -> None:
+        """Who waits while another write asks shares its answer, or that there was none: with a store that is gone they
+        would ask one after the other, each for as long as its patience."""
         loop = asyncio.get_running_loop()
+        before = self._unanswered
         if loop.time() - self._confirmed < TRUSTED:
             return
         async with self._asking:
+            if self._unanswered > before and self._why is not None:
+                raise copy(self._why) from self._why
             began = loop.time()
-            if began - self._confirmed >= TRUSTED:
+            if began - self._confirmed < TRUSTED:
+                return
+            try:
                 await self._fence(self)
-                self._confirmed = began
+            except StoreError as error:
+                self._unanswered += 1
+                self._why = copy(error)  # without its traceback: that holds on to much
+                raise
+            self._confirmed = began
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None

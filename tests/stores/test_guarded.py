@@ -18,9 +18,11 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.recordfile import RecordFile
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD
+from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, GoneError
 from asyncsync.stores.budget import Budget, Outcome
+from asyncsync.stores.fenced import FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 from asyncsync.stores.waiting import Lane
 from asyncsync.testing import FaultyStore, MemoryStore
@@ -329,6 +331,22 @@ async def gone(world, requests=THRESHOLD):
     while world.guarded.healthy:
         await asyncio.sleep(0.001)
     return tasks
+
+
+async def test_the_writes_of_a_pass_wait_for_a_store_that_is_gone_together_and_not_one_after_the_other():
+    """Each asks first whether it still may write."""
+    world = World(slots=64, retry=RetryPolicy(patience=20.0))
+    await asyncio.gather(*await gone(world), return_exceptions=True)
+    record = RecordFile("record", lambda: b"ours")
+    fenced = FencedView(world.guarded, Lane.CHECKPOINT, "tree", record.confirm)
+    for _ in range(2):
+        began = world.now
+        writes = [fenced.put(str(number), b"x") for number in range(20)]
+        errors = await asyncio.gather(*writes, return_exceptions=True)
+        assert {type(error) for error in errors} == {GoneError}
+        assert world.now - began == pytest.approx(20.0, abs=0.1)
+    world.faults.clear()
+    await asyncio.gather(*(fenced.put(str(number), b"x") for number in range(20)))
 
 
 async def test_a_store_that_is_gone_is_seen_and_asked_by_one_request_at_a_time():
