@@ -31,7 +31,7 @@ SMALL = 1 << 20
 """Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
 BATCH_FILES, BATCH_BYTES = 128, 2 << 20
 LOW = 32
-"""Loaded files below which the next batch is read, while those are sent."""
+"""Loaded files below which the next batch is read, while those are sent; never more than two batches are in memory."""
 
 OnProgress = Callable[["Tally"], None]
 
@@ -143,7 +143,7 @@ class TreeUpload:
             share = self._store.share
 
     async def _next_small(self) -> Loaded | None:
-        while not self._ready or (self._small and not self._loading and len(self._ready) < LOW):
+        while not self._ready or self._runs_low():
             if self._loading:
                 await self._loaded.wait()  # what is being loaded is for all workers: a small tree is one batch
             elif self._small:
@@ -151,6 +151,11 @@ class TreeUpload:
             else:
                 return None
         return self._ready.popleft()
+
+    def _runs_low(self) -> bool:
+        if self._loading or not self._small or len(self._ready) >= LOW:
+            return False
+        return sum(len(loaded.data) for loaded in self._ready) < BATCH_BYTES
 
     async def _load_batch(self) -> None:
         batch: list[FileStat] = []
