@@ -22,6 +22,7 @@ from asyncsync.errors import SourceChangedError, StoreError, SyncError
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
+from asyncsync.stores.breaker import GoneError
 from asyncsync.transfer.assemble import Fate, LostSourceError, copy_object
 from asyncsync.transfer.large import LargeFile
 from asyncsync.transfer.sources import Catalogue, Sources
@@ -184,6 +185,15 @@ class TreeUpload:
             self.tally.vanished.append(path)
         else:
             self.tally.failures[path] = error
+        if isinstance(error, GoneError):
+            self._give_up(error)
+
+    def _give_up(self, error: GoneError) -> None:
+        """What has not begun would only wait for the store once more."""
+        left = [*(loaded.stat for loaded in self._ready), *self._small, *self._large]
+        self.tally.failures |= {file.path: error for file in left}
+        for queue in (self._ready, self._small, self._large):
+            queue.clear()
 
     async def _send_small(self, loaded: Loaded) -> None:
         stat, digest = loaded.stat, loaded.digest

@@ -1,0 +1,75 @@
+"""The workers of one tree: what they hold in memory, when they end, what a store that is gone costs them."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from asyncsync import Syncer, TransferConfig
+from asyncsync.disk.reading import Loaded
+from asyncsync.errors import SyncFailedError, UnavailableError
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.testing import inject_faults, reset_memory, run_virtual
+from asyncsync.transfer.session import PATIENCE
+from asyncsync.transfer.upload import BATCH_BYTES, TreeUpload
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def faults():
+    reset_memory()
+    yield inject_faults("b")
+    reset_memory()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    root.mkdir()
+    return root
+
+
+@pytest.mark.parametrize("size", [MIB, 600_000, 100_000])
+def test_no_more_than_two_batches_of_small_files_are_in_memory_before_they_are_sent(
+    faults, tree, monkeypatch, size
+) -> None:
+    for number in range(300 if size < MIB else 40):
+        (tree / str(number)).write_bytes(bytes(size))
+    held = []
+
+    class Watched(TreeUpload):
+        async def _load(self, batch: list[FileStat]) -> list[Loaded | OSError]:
+            held.append(sum(file.size for file in batch) + sum(len(loaded.data) for loaded in self._ready))
+            return await super()._load(batch)
+
+    monkeypatch.setattr("asyncsync.transfer.tree.TreeUpload", Watched)
+
+    async def main() -> None:
+        async with Syncer(tree, "memory://b/p") as syncer:
+            await syncer.sync_up()
+
+    run_virtual(main())
+    assert BATCH_BYTES < max(held) <= 2 * BATCH_BYTES
+
+
+def test_a_store_that_is_gone_costs_a_large_tree_no_more_than_a_small_one(faults, tree) -> None:
+    """Files that have not begun when the first ones have waited for it long enough do not wait as well."""
+    for number in range(200):
+        (tree / str(number)).write_bytes(b"x")
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with Syncer(tree, "memory://b/p", transfer=TransferConfig(max_concurrency=4)) as syncer:
+            (tree / "0").write_bytes(b"first")
+            await syncer.sync_up()
+            for number in range(200):
+                (tree / str(number)).write_bytes(b"changed")
+            faults.fail(error=UnavailableError("away"), times=None)
+            began = loop.time()
+            with pytest.raises(SyncFailedError) as caught:
+                await syncer.sync_up()
+            assert len(caught.value.failures) == 200
+            return loop.time() - began
+
+    assert run_virtual(main()) < 4 * PATIENCE
