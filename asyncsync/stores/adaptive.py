@@ -132,14 +132,15 @@ class Climb:
     1 GiB in 9.8 s four parts at a time, in 12.8 s sixteen at a time.
     """
 
-    __slots__ = ("_cut", "_hold", "_rate", "_samples", "_trying", "_window", "_work", "ceiling", "limit", "saturated")
+    __slots__ = ("_before", "_cut", "_hold", "_rate", "_samples", "_window", "_work", "ceiling", "limit", "saturated")
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self.limit = min(BULK_START, ceiling)
         self.saturated = False
         """Whether somebody had to wait in this window: only then does it say anything about the limit."""
-        self._trying = False
+        self._before = 0
+        """What to go back to if more turn out to be of no use; 0: more are not being tried."""
         self._hold = 0
         self._rate = 0.0
         self._window: float | None = None
@@ -150,7 +151,7 @@ class Climb:
         """The store asked for less. Requests sent before the last cut could not know of it and do not count."""
         if started >= self._cut:
             self.limit = max(1, self.limit // 2)
-            self._trying, self._hold, self._cut = False, HOLD, now
+            self._before, self._hold, self._cut = 0, HOLD, now
             self._open(now)
 
     def done(self, now: float, started: float, size: int) -> None:
@@ -168,15 +169,13 @@ class Climb:
             self._open(now)
 
     def _step(self, rate: float) -> None:
-        if self._trying and rate < GROWN * self._rate:
-            self.limit //= 2
-            self._trying, self._hold = False, HOLD
+        if self._before and rate < GROWN * self._rate:
+            self.limit, self._before, self._hold = self._before, 0, HOLD
             return
-        self._rate = rate
+        self._rate, self._before = rate, 0
         self._hold = max(0, self._hold - 1)
-        self._trying = not self._hold and self.limit < self.ceiling
-        if self._trying:
-            self.limit = min(self.ceiling, self.limit * 2)
+        if not self._hold and self.limit < self.ceiling:
+            self._before, self.limit = self.limit, min(self.ceiling, self.limit * 2)
 
     def _open(self, now: float) -> None:
         self._window, self._work, self._samples = now, 0, 0
