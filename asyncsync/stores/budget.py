@@ -106,7 +106,9 @@ class Budget:
         """
         bulk = size > SMALL
         if bulk:
-            await self._bulk.acquire(lane, owner)
+            if self._bulk.in_use >= self._bulk.limit:
+                self._slots.hurry(lane)
+            await self._bulk.acquire(lane, owner, small=True)  # among themselves they are all alike
         try:
             await self._slots.acquire(lane, owner, small=not bulk)
         except BaseException:

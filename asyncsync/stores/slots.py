@@ -14,6 +14,8 @@ class Slots:
     def __init__(self, rule: Adaptive | Climb, a_turn: int | None = None) -> None:
         self._rule, self._a_turn = rule, a_turn
         self._queue = WaitQueue()
+        self._large: dict[Waiter, None] = {}
+        """Those in the queue that are not small."""
         self.in_use = 0
         """Requests that have one."""
         self._begun = 0
@@ -45,12 +47,23 @@ class Slots:
             return
         waiter = Waiter(asyncio.get_running_loop().create_future(), lane, owner, small=small)
         self._queue.add(waiter)
+        if not small:
+            self._large[waiter] = None
         self._note_waiting()
         try:
             await waiter.future
         except BaseException:
             self._leave(waiter)
             raise
+
+    def hurry(self, lane: Lane) -> None:
+        """Large bodies that wait here, and are in a later lane, go with ``lane`` from now on: somebody there waits for
+        what they hold."""
+        for waiter in self._large:
+            if waiter.lane > lane:
+                self._queue.remove(waiter)
+                waiter.lane = lane
+                self._queue.add(waiter)
 
     def done(self, now: float, started: float, size: int) -> None:
         """A request took ``now - started`` seconds and moved ``size`` bytes; before its release."""
@@ -89,6 +102,7 @@ class Slots:
     def _grant(self) -> None:
         while self._queue.size and self._may_begin():
             waiter = self._queue.pop()
+            self._large.pop(waiter, None)
             waiter.granted = True
             if not waiter.future.done():  # a cancelled one leaves the queue here, and takes nothing
                 self._begin()
@@ -98,6 +112,7 @@ class Slots:
         """A cancelled waiter: it waits in the queue, or was granted a slot in the tick of its cancel."""
         if not waiter.granted:
             self._queue.remove(waiter)
+            self._large.pop(waiter, None)
         elif not waiter.future.cancelled():
             self.in_use -= 1
             self._grant()

@@ -263,6 +263,43 @@ async def test_large_bodies_leave_slots_to_small_ones():
     await sending
 
 
+@virtual
+async def test_a_checkpoints_large_body_does_not_wait_behind_artifacts_that_wait_for_their_turn():
+    """They have the slots for large bodies, and small bodies of checkpoints and artifacts are in their way."""
+    budget, server, loop = Budget(max_concurrency=8), Server(1e6, 0.05), asyncio.get_running_loop()
+
+    async def one(lane, owner, size):
+        grant = await budget.acquire(lane, owner, size)
+        await server.answer()
+        budget.release(grant, size, Outcome.DONE)
+
+    async def flood(lane, owner):
+        while True:
+            await one(lane, owner, 0)
+
+    async with asyncio.TaskGroup() as group:
+        flooding = [
+            group.create_task(flood(lane, f"{n}")) for lane in (Lane.CHECKPOINT, Lane.ARTIFACT) for n in range(32)
+        ]
+        flooding += [group.create_task(one(Lane.ARTIFACT, f"{n}", LARGE)) for n in range(20)]
+        await asyncio.sleep(1)
+        began = loop.time()
+        await one(Lane.CHECKPOINT, "c", LARGE)
+        assert loop.time() - began < 3
+        for task in flooding:
+            task.cancel()
+
+
+@pytest.mark.parametrize("ceiling", range(1, 20))
+def test_trying_more_large_bodies_in_vain_leaves_as_many_as_before(ceiling):
+    climb, now, limits = Climb(ceiling), 0.0, []
+    for _ in range(5000):
+        climb.saturated, now = True, now + 0.01
+        climb.done(now, now - 0.001, LARGE)
+        limits.append(climb.limit)
+    assert min(limits) == limits[0] == min(BULK_START, ceiling)
+
+
 def test_throttling_halves_the_large_ones_too():
     climb = Climb(256)
     for _ in range(50):
