@@ -12,7 +12,7 @@ from asyncsync.commit import CheckpointRunner
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import FlushReport
-from asyncsync.transfer.listing import for_each
+from asyncsync.stores.together import for_each
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine

@@ -14,8 +14,9 @@ from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
+from asyncsync.stores.together import for_each
 from asyncsync.transfer.catalog import parse_trial
-from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.reader import find, find_manifest, reading
 from asyncsync.verifying import CHECKPOINT_DIR
 

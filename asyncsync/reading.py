@@ -24,9 +24,10 @@ from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
+from asyncsync.stores.together import for_each
 from asyncsync.transfer.catalog import parse_trial, read_catalog
 from asyncsync.transfer.download import DownloadReport, download_tree
-from asyncsync.transfer.listing import for_each, list_directories
+from asyncsync.transfer.listing import list_directories
 from asyncsync.transfer.ranged import ReplacedError
 from asyncsync.transfer.reader import exists, find, find_manifest, reading
 

@@ -17,8 +17,8 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import RepairReport
 from asyncsync.stores.base import MISSING, Part
 from asyncsync.stores.guarded import GuardedView
+from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.opening import open_upload
 from asyncsync.transfer.session import Session
 from asyncsync.verifying import DEFAULT, Verification

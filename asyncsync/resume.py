@@ -12,8 +12,8 @@ from asyncsync.errors import CheckpointIncompleteError, NotFoundError
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Store
+from asyncsync.stores.together import for_each
 from asyncsync.transfer.download import download_tree
-from asyncsync.transfer.listing import for_each
 
 READERS = 64
 

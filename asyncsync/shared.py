@@ -16,7 +16,8 @@ from asyncsync.planning.ranks import GENERATION, RETURNED, SameFileError, failur
 from asyncsync.records import FailureRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.stores.together import for_each
+from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.reader import exists, find, find_manifest
 
 READERS = 16

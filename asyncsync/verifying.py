@@ -17,7 +17,8 @@ from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
-from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.stores.together import for_each
+from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.reader import exists, find, find_manifest, reading
 
 CHECKPOINT_DIR = re.compile(r"(?:.*/)?checkpoint_\d{6,}/")

@@ -15,7 +15,8 @@ from asyncsync.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.planning.manifest import Manifest
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
-from asyncsync.transfer.listing import for_each, list_directories
+from asyncsync.stores.together import for_each
+from asyncsync.transfer.listing import list_directories
 from asyncsync.transfer.reader import find, find_manifest, reading
 
 AT_ONCE = 64

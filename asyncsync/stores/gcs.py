@@ -37,6 +37,7 @@ from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_sessions import CHUNK, Sessions
 from asyncsync.stores.gcs_wire import Wire
+from asyncsync.stores.together import for_each
 
 log = logging.getLogger("asyncsync")
 
@@ -308,11 +309,12 @@ class GcsStore(Store):
     ) -> Sequence[layout.Source]:
         made: dict[int, layout.Source] = {}
 
-        async def step(index: int, group: Sequence[layout.Source]) -> None:
+        async def step(numbered: tuple[int, Sequence[layout.Source]]) -> None:
+            index, group = numbered
             key = layout.step_key(upload.upload_id, level, index)
             made[index] = layout.Source(self._full(key), (await self._compose(key, group, None)).version)
 
-        await layout.few_at_once([partial(step, index, group) for index, group in enumerate(layout.groups(sources))])
+        await for_each(enumerate(layout.groups(sources)), step, layout.AT_ONCE)
         return [made[index] for index in sorted(made)]
 
     async def _compose(self, key: str, sources: Sequence[layout.Source], if_version: str | None) -> ObjectInfo:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from urllib.parse import unquote
 
 from asyncsync.errors import NotFoundError, StoreError
 from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
-from asyncsync.stores.gcs_parts import few_at_once
+from asyncsync.stores.gcs_parts import AT_ONCE
 from asyncsync.stores.gcs_wire import Wire
+from asyncsync.stores.together import for_each
 
 
 class Deletions:
@@ -28,12 +28,12 @@ class Deletions:
         """A few requests at a time."""
         if self._batches and len(targets) > 1:
             chosen = [targets[start : start + CALLS] for start in range(0, len(targets), CALLS)]
-            await few_at_once([partial(self._batch, some) for some in chosen])
+            await for_each(chosen, self._batch, min(AT_ONCE, len(chosen)))
         else:
             await self._singly(targets)
 
     async def _singly(self, targets: Sequence[str]) -> None:
-        await few_at_once([partial(self._one, target) for target in targets])
+        await for_each(targets, self._one, min(AT_ONCE, len(targets)))
 
     async def _one(self, target: str) -> None:
         try:

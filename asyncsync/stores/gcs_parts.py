@@ -11,8 +11,7 @@ tail), but not of a range of one.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -103,19 +102,3 @@ def groups(sources: Sequence[Source]) -> list[Sequence[Source]]:
 def belongs_to(key: str) -> bytes:
     """Every object of an upload tells whose it is, so that whatever is left behind can be found."""
     return f', "metadata": {{"{KEY}": "{quote(key, safe="")}"}}'.encode()
-
-
-async def few_at_once(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """All of them, a few at a time; the first error ends the rest and is raised as it is."""
-    rest = iter(calls)
-
-    async def worker() -> None:
-        for call in rest:
-            await call()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for number in range(min(AT_ONCE, len(calls))):
-                group.create_task(worker(), name=f"gcs {number}")
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors

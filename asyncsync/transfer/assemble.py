@@ -23,7 +23,7 @@ from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
 from asyncsync.stores.breaker import GoneError
-from asyncsync.transfer.listing import first_of, for_each
+from asyncsync.stores.together import for_each, together
 from asyncsync.transfer.opening import open_upload
 from asyncsync.transfer.uploads import OpenUploads
 
@@ -188,15 +188,15 @@ class Assembly:
     async def _run(self) -> Origin | None:
         """Plan and carry out; the one object that makes all of it unnecessary, if there is one."""
         workers = min(len(self._hashing.cuts), PIECES_AT_ONCE)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in range(workers):
-                    group.create_task(self._worker(), name=f"assemble {self._key}#{index}")
-                whole = await self._plan()
-                for _ in range(workers):
-                    await self._todo.put(None)
-        except BaseExceptionGroup as errors:
-            raise first_of(errors) from errors
+        whole: Origin | None = None
+
+        async def plan() -> None:
+            nonlocal whole
+            whole = await self._plan()
+            for _ in range(workers):
+                await self._todo.put(None)
+
+        await together([plan(), *(self._worker() for _ in range(workers))], name=f"assemble {self._key}")
         return whole
 
     async def _plan(self) -> Origin | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from asyncsync.errors import IntegrityError, NotFoundError
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
-from asyncsync.transfer.listing import for_each, list_directories
+from asyncsync.stores.together import for_each
+from asyncsync.transfer.listing import list_directories
 from asyncsync.transfer.reader import find
 
 READERS = 128

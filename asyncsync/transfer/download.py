@@ -40,7 +40,8 @@ from asyncsync.errors import (
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Piece, Store
-from asyncsync.transfer.listing import for_each, list_all
+from asyncsync.stores.together import for_each
+from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.ranged import Intake, RangedFile, WrongSizeError, damaged
 
 PART = 16 << 20

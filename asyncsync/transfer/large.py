@@ -5,8 +5,6 @@ If the store may hold parts of it already, :mod:`asyncsync.transfer.assemble` se
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from dataclasses import replace
 
 from asyncsync.config import TransferConfig
@@ -19,6 +17,7 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import samples, trusted
 from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
 from asyncsync.transfer.opening import find_upload, open_upload
@@ -237,7 +236,6 @@ class _Parts:
         self._digests: dict[int, Digest] = {}
         self._parts: dict[int, Part] = {}
         self._owner, self._file, self._upload, self._done = owner, file, upload, done
-        self._left = deque(range(1, len(self.cuts) + 1))
 
     @property
     def digests(self) -> list[Digest]:
@@ -248,16 +246,8 @@ class _Parts:
         return [self._parts[number] for number in sorted(self._parts)]
 
     async def run(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in range(min(len(self.cuts), PARTS_AT_ONCE)):
-                    group.create_task(self._worker(), name=f"parts {self._upload.key}#{index}")
-        except ExceptionGroup as group_error:
-            raise group_error.exceptions[0] from group_error
-
-    async def _worker(self) -> None:
-        while self._left:
-            await self._send(self._left.popleft())
+        count = len(self.cuts)
+        await for_each(range(1, count + 1), self._send, min(count, PARTS_AT_ONCE))
 
     async def _send(self, number: int) -> None:
         owner = self._owner

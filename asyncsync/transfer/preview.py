@@ -15,9 +15,9 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
+from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import trusted
 from asyncsync.transfer.assemble import Hashing, copied_at_once, grid_of, limits_of
-from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.sources import Sources
 
 READERS = 8

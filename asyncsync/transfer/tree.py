@@ -26,8 +26,8 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import Fence, FencedView
+from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.listing import for_each
 from asyncsync.transfer.preview import Preview, SyncPlan
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
