@@ -113,8 +113,11 @@ class _Threads:
                 self._executor = ThreadPoolExecutor(self._count, thread_name_prefix=self._name)
             return self._executor
 
-    def hold(self) -> None:
+    def hold(self, count: int | None = None) -> None:
         with self._lock:
+            if count is not None and not self._holders and count != self._count:
+                self._count = count
+                self._end(wait=False)  # somebody who does not hold them has made them already
             self._holders += 1
 
     def release(self) -> None:
@@ -138,9 +141,10 @@ _hashers = _Threads(HASHERS, "asyncsync-hash")
 
 
 @contextmanager
-def worker_threads() -> Iterator[None]:
-    """Whoever does disk work holds the threads meanwhile; when nobody does, they end."""
-    _threads.hold()
+def worker_threads(count: int | None = None) -> Iterator[None]:
+    """Whoever does disk work holds the threads meanwhile; when nobody does, they end. ``count``: how many there are,
+    unless somebody holds them already."""
+    _threads.hold(count)
     _hashers.hold()
     try:
         yield

@@ -28,7 +28,7 @@ async def reading(
         bandwidth_limit=transfer.bandwidth_limit,
         memory_limit=transfer.memory_limit,
     )
-    with worker_threads():
+    with worker_threads(transfer.threads):
         async with inner:
             store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
             try:

@@ -75,7 +75,7 @@ class Session:
         journal = Journal.open(journal_path or state_dir() / "journal.sqlite3")
         uploads = OpenUploads(uri, journal)
         with ExitStack() as resources:
-            resources.enter_context(worker_threads())
+            resources.enter_context(worker_threads(transfer.threads))
             await journal.__aenter__()
             locks = TreeLocks()
             resources.callback(locks.close)
