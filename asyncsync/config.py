@@ -177,7 +177,8 @@ class TransferConfig:
     """How bytes travel. One budget per engine, shared by all trials."""
 
     max_concurrency: int = 256
-    """Most requests at once; the engine finds the useful number below it by itself."""
+    """Most requests at once; the engine finds the useful number below it by itself. It begins with 64, of which 4 may
+    carry bodies of more than 1 MiB."""
     part_size: int | None = None
     """Bytes per part of a large file; None: 16 MiB (Google Cloud Storage: 8 MiB), scaled up so that a file has under
     10,000 parts."""
@@ -186,7 +187,9 @@ class TransferConfig:
     bandwidth_limit: float | None = None
     """Most bytes per second, both directions together; None = no limit."""
     memory_limit: int | None = None
-    """Most bytes held for transfers: bounds the requests at once to ``memory_limit / 2 MiB``."""
+    """Most bytes held for requests under way: bounds those to ``memory_limit / 2 MiB``. In all, an upload holds
+    ``requests x 2 MiB``, ``1 MiB`` for each thread that hashes (2 to 8) and ``4 MiB`` of small files that were read
+    ahead for each tree that is being sent."""
     stall_timeout: Seconds = 30.0
     """A request that moves no byte in either direction for this long is ended and tried again."""
     connect_timeout: Seconds = 10.0
@@ -194,7 +197,8 @@ class TransferConfig:
     max_attempts: int = 6
     """Attempts in all per request, with full-jitter backoff between them."""
     threads: int = 16
-    """Most worker threads for disk work."""
+    """Most worker threads for disk work, beside those that hash. The process has them once: what was opened first
+    decides, until nothing is open any more."""
     request_cost_bytes: int = 64 * 1024
     """What a request costs, as bytes sent: a part of a file is copied inside the store only if that saves more.
     Default 64 KiB: about what a connection of 10 MB/s carries while one request is answered."""

@@ -32,7 +32,7 @@ WINDOW = 8
 HASHERS = 4
 """Parts of one file that are hashed at once."""
 PIECES_AT_ONCE = 16
-"""Requests per file; other files and trees use the rest of the slots."""
+"""Pieces of a file that are hashed, wait for a slot or are on their way; how many are, the budget says."""
 COPIES_AT_ONCE = 4
 """Of them copies: the store has to move their bytes too, within the time-out of a request."""
 

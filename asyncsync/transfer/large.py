@@ -25,7 +25,7 @@ from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
 
 PARTS_AT_ONCE = 16
-"""Requests per file; other files and trees use the rest of the slots."""
+"""Parts of a file that are hashed, wait for a slot or are on their way; how many are, the budget says."""
 
 
 class LargeFile:

@@ -14,8 +14,8 @@ from asyncsync.disk.files import HASHERS
 
 MIB = 1 << 20
 SLOTS = 4
-ALLOWED = (SLOTS * 2 + HASHERS + 2) * MIB
-"""Two pieces a slot, one a thread that hashes, one batch of small files; see the design page."""
+ALLOWED = (SLOTS * 2 + HASHERS + 4) * MIB
+"""Two pieces a slot, one a thread that hashes, two batches of small files; see the design page."""
 SPARE = 20 * MIB
 """For the allocator, and code that is used for the first time."""
 
