@@ -271,21 +271,13 @@ class GcloudAio:
             await _each(get, _data(((item["name"], int(item["size"])) for item in items), prefix, target), AT_ONCE)
 
 
-class Gcsfs:
+class Gcsfs(S3fs):
     def __init__(self) -> None:
         # Otherwise it asks Google by gRPC what kind of bucket this is, which no emulator answers.
         os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         import gcsfs
 
         self.fs = gcsfs.GCSFileSystem(token="anon", endpoint_url=ENDPOINT)
-
-    async def up(self, source: Path, prefix: str) -> None:
-        put = lambda: self.fs.put(f"{source}/", f"{BUCKET}/{prefix}/", recursive=True, batch_size=AT_ONCE)  # noqa: E731
-        await asyncio.to_thread(put)
-
-    async def down(self, target: Path, prefix: str) -> None:
-        get = lambda: self.fs.get(f"{BUCKET}/{prefix}/", f"{target}/", recursive=True, batch_size=AT_ONCE)  # noqa: E731
-        await asyncio.to_thread(get)
 
 
 PEERS = {"obstore": Obstore, "gcloud-aio-storage": GcloudAio, "gcsfs": Gcsfs, "aiobotocore": Aiobotocore,

@@ -20,7 +20,7 @@ import pytest
 import servers
 
 from asyncsync.disk.files import stop_threads
-from asyncsync.testing import VirtualTimeLoop, reset_memory
+from asyncsync.testing import Faults, VirtualTimeLoop, inject_faults, reset_memory
 
 LEAK_SECONDS = 2.0
 """Real seconds for a server's own threads and sockets to notice that their client is gone."""
@@ -61,6 +61,13 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     yield
     reset_memory()
+
+
+@pytest.fixture
+def faults() -> Faults:
+    """Of ``memory://b``, which is empty."""
+    reset_memory()
+    return inject_faults("b")
 
 
 # Leaks: tasks are looked for when the test function has ended, everything else when its fixtures are gone too.

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,11 @@ from asyncsync.errors import (
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.snapshot import Snapshot
-from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+from asyncsync.testing import Faults, MemoryStore, run_virtual
 
 MANIFEST = ".asyncsync/manifest.json"
 MIB = 1 << 20
 LARGE = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    reset_memory()
-    yield inject_faults("b")
-    reset_memory()
 
 
 @pytest.fixture

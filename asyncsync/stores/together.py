@@ -18,10 +18,8 @@ async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "toge
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work, name=f"{name} {number}") for number, work in enumerate(works)]
-            if tasks:
-                await asyncio.wait(
-                    tasks
-                )  # on leaving, CPython 3.11 counts its own cancel of us and never takes it back
+            if tasks:  # waited for in here: on leaving, CPython 3.11 counts its own cancel and never takes it back
+                await asyncio.wait(tasks)
     except BaseExceptionGroup as errors:
         if task.cancelling() > before:
             raise asyncio.CancelledError from None

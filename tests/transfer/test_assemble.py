@@ -13,7 +13,7 @@ from asyncsync.disk.reading import digest, stat_file
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
-from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+from asyncsync.testing import Faults, MemoryStore, run_virtual
 from asyncsync.transfer.large import LargeFile
 from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
@@ -21,20 +21,6 @@ from asyncsync.transfer.uploads import OpenUploads
 MIB, GIB = 1 << 20, 1 << 30
 CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
 MANIFEST = ".asyncsync/manifest.json"
-
-
-@pytest.fixture
-def faults():
-    reset_memory()
-    yield inject_faults("b")
-    reset_memory()
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "tree"
-    root.mkdir()
-    return root
 
 
 def send(root: Path, uri: str = "memory://b/p", **options):

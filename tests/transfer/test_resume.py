@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +14,11 @@ import pytest
 from asyncsync import TransferConfig, push
 from asyncsync.disk.journal import Journal, Owed, journal_path
 from asyncsync.errors import AccessDeniedError
-from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
+from asyncsync.testing import Faults, MemoryStore, run_virtual
 
 MIB = 1 << 20
 LARGE = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
 PARTS = 6
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    reset_memory()
-    yield inject_faults("b")
-    reset_memory()
 
 
 @pytest.fixture

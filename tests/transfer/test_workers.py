@@ -1,7 +1,6 @@
 """The workers of one tree: what they hold in memory, when they end, what a store that is gone costs them."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -9,25 +8,11 @@ from asyncsync import Syncer, TransferConfig
 from asyncsync.disk.reading import Loaded
 from asyncsync.errors import SyncFailedError, UnavailableError
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.testing import inject_faults, reset_memory, run_virtual
+from asyncsync.testing import run_virtual
 from asyncsync.transfer.session import PATIENCE
 from asyncsync.transfer.upload import BATCH_BYTES, TreeUpload
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def faults():
-    reset_memory()
-    yield inject_faults("b")
-    reset_memory()
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "tree"
-    root.mkdir()
-    return root
 
 
 @pytest.mark.parametrize("size", [MIB, 600_000, 100_000])

@@ -1,0 +1,13 @@
+"""What tests of transfers share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An empty directory to send."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    return root
