@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asyncsync.disk.files import FileRange, in_thread_stoppable
+from asyncsync.disk.files import FileRange, in_sender
 
 
 class FileSocket:
@@ -26,7 +26,7 @@ class FileSocket:
     async def offer(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
         """How many bytes the socket took, and whether it is full. OSError of the socket, or of the file."""
         with self._in_use() as descriptor:
-            return await in_thread_stoppable(lambda _: body.send_to(start, most, descriptor))
+            return await in_sender(lambda: body.send_to(start, most, descriptor))
 
     async def wait(self, ready: asyncio.Future[None]) -> None:
         """Wait for ``ready``, which is set when the socket takes more, or by the caller."""
