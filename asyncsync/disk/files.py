@@ -28,9 +28,9 @@ PIECE = 1 << 20
 THREADS = 16
 HASHERS = max(2, min(8, (os.cpu_count() or 2) // 2))
 """Threads for what uses the processor more than the disk: hashing, comparing, reading many small files, copying into
-sockets. They take cores and the interpreter's lock from the event loop, which waits for all that want it: with 16 of them
-a loop that sends 5,000 small files in 50 trees was 26 ms late (p99, 2 cores), with 2 it is 8 ms late, and the files cost
-a fifth less. One of them hashes 4 GB/s, or sends 2 GB/s."""
+sockets. They take cores and the interpreter's lock from the event loop, which waits for all that want it: with 16 of
+them a loop that sends 5,000 small files in 50 trees was 26 ms late (p99, 2 cores), with 2 it is 8 ms late, and the
+files cost a fifth less. One of them hashes 4 GB/s, or sends 2 GB/s."""
 GIVES_WAY = 5
 """How much nicer (as ``nice`` means it) worker threads are than the rest: a loop that sends 2 GiB is 6 ms late instead
 of 8 (p99, 2 cores), in the same time."""

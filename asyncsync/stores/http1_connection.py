@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.http1_acceptance import dropped
 from asyncsync.stores.http1_answer import Answer, BrokenError, chunk_size, length_of, parse_head
 from asyncsync.stores.http1_sendfile import FileSocket
+from asyncsync.stores.http1_tls import TlsTransport, can_send_files, sender_of_files
 
 INBOX = 1 << 16
 """Bytes that wait here while nobody reads: a head, and with it the whole of a small answer."""
@@ -40,9 +42,11 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._files: FileSocket | None = None
+        self._files: FileSocket | TlsTransport | None = None
         self._choked = False
         self._paused = False
+        self._ended = False
+        """The store said that it sends no more; what else ends a connection may have cut something off."""
         self._lost: BrokenError | None = None
         self._sent = self._received = 0
         self._current: Answer | None = None
@@ -69,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def eof_received(self) -> None:
+        self._ended = True
         self._lost = self._lost or BrokenError("the store closed the connection")
         self._wake()
 
@@ -121,6 +126,11 @@ class Connection(asyncio.BufferedProtocol):
     def settled(self) -> bool:
         """The transport holds nothing that was written: its memory may be used again."""
         return self._transport is not None and not self._transport.get_write_buffer_size()
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """Over TLS what a further connection to the same place can begin with."""
+        return self._transport.session if isinstance(self._transport, TlsTransport) else None
 
     def reusable(self) -> bool:
         """The answer has been read to its end, and both sides want to go on."""
@@ -177,23 +187,22 @@ class Connection(asyncio.BufferedProtocol):
                 self._drained = None
         self._broken_unless_answered()
 
-    # Files, where nothing has to be encrypted
+    # Files
 
     @property
     def sends_files(self) -> bool:
         """Whether :meth:`send_file` can go on where :meth:`write` has ended."""
         transport = self._transport
-        return transport is not None and FileSocket.serves(transport) and not transport.get_write_buffer_size()
+        return transport is not None and can_send_files(transport) and not transport.get_write_buffer_size()
 
     async def send_file(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
         """How many bytes the socket took, and whether it is full. BrokenError; what the file raises."""
         self._broken_unless_answered()
         assert self._transport is not None
-        if self._files is None:
-            self._files = FileSocket(self._loop, self._transport)
+        self._files = self._files or sender_of_files(self._loop, self._transport)
         try:
             count, full = await self._files.offer(body, start, most)
-        except ConnectionError as error:
+        except (ConnectionError, ssl.SSLError) as error:
             self._lost = self._lost or BrokenError(f"{type(error).__name__}: {error}")
             count, full = 0, True
         self._sent += count
@@ -286,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.chunked:
             return await self._collect_chunks(most)
         if self._left is None:
-            return await self._collect_rest(most)
+            return await self._collect_rest(most, answer)
         content = bytearray(min(self._left, most))
         got = await self.read_into(content)
         if got < len(content) and answer.status < 300:
@@ -299,12 +308,14 @@ class Connection(asyncio.BufferedProtocol):
             content += room[:got]
         return bytes(content[:most])
 
-    async def _collect_rest(self, most: int) -> bytes:
+    async def _collect_rest(self, most: int, answer: Answer) -> bytes:
         raw = bytearray()
         while self._lost is None and len(raw) < most:
             raw += self._take_inbox()
             if self._lost is None:
                 await self._wait()
+        if self._lost is not None and not self._ended and answer.status < 300:
+            raise self._broken(self._lost) from self._lost
         return bytes(raw + self._take_inbox())
 
     def _take_inbox(self) -> bytes:

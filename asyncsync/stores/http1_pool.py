@@ -14,6 +14,7 @@ import aiohappyeyeballs
 from asyncsync.stores.http1_acceptance import Acceptance
 from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError
 from asyncsync.stores.http1_connection import Connection
+from asyncsync.stores.http1_tls import secure
 
 KEEPALIVE_SECONDS = 12.0
 """S3 closes idle connections after about 20 s; a connection that it has closed would fail the next request."""
@@ -54,6 +55,8 @@ class Pool:
         self._addresses: list[aiohappyeyeballs.AddrInfoType] = []
         self._resolved = -DNS_SECONDS
         self._resolving = asyncio.Lock()
+        self._session: ssl.SSLSession | None = None
+        """What the next handshake can begin with: it saves both sides most of it."""
         self._closed = False
 
     async def close(self) -> None:
@@ -151,6 +154,7 @@ class Pool:
     def answered(self, connection: Connection, answer: Answer) -> None:
         """The first answer of a fresh connection has begun."""
         self._heard(connection)
+        self._session = connection.session or self._session
         now, waiting = self._loop.time(), bool(self._waiting)
         self._acceptance.answered(connection.began, now, keep=answer.keep, waiting=waiting)
         self._admit()
@@ -191,21 +195,21 @@ class Pool:
             connection.lose(UnheardError("the server takes no further connections"))
 
     async def _open_connection(self, patience: float) -> Connection | None:
-        tls = self._host.tls
+        connection = Connection(self._loop, self._open, self._stall_timeout)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                sock = await self._shake_hands(patience)
+                sock = await self._reach(patience)
                 if sock is None:
                     return None
-                _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._open, self._stall_timeout),
-                    sock=sock, ssl=tls, server_hostname=self._host.name if tls is not None else None,
-                )  # fmt: skip
+                if self._host.tls is None:
+                    await self._loop.create_connection(lambda: connection, sock=sock)
+                else:
+                    await secure(self._loop, sock, self._host.tls, self._host.name, connection, self._session)
         except TimeoutError as error:
             raise self._no_connection() from error
         return connection
 
-    async def _shake_hands(self, patience: float) -> socket.socket | None:
+    async def _reach(self, patience: float) -> socket.socket | None:
         addresses = await self._resolve()
         try:
             async with asyncio.timeout(patience):

@@ -1,60 +1,71 @@
-"""Files that the kernel sends by itself: half the processor time of reading and writing them, none on the loop."""
+"""Files that worker threads give to a socket; where nothing has to be encrypted, the kernel sends them by itself: half
+the processor time of reading and writing them."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from asyncsync.disk.files import FileRange, in_sender
 
+Give = Callable[[FileRange, int, int], tuple[int, bool]]
+"""Blocking on the disk: gives up to so many bytes of a file, from a place on, to a socket; how many it took, and
+whether it is full."""
+
 
 class FileSocket:
-    """A second descriptor of a connection's socket: the loop's transport watches the first one."""
+    """What sends files on a connection. ``close`` frees ``descriptor`` once nobody uses it any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
-        self._loop = loop
-        self._descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, give: Give, close: Callable[[], None]) -> None:
+        self._loop, self._descriptor = loop, descriptor
+        self._give, self._close = give, close
         self._used = self._closing = False
 
     @staticmethod
-    def serves(transport: asyncio.Transport) -> bool:
-        """Not where the bytes have to be encrypted first."""
-        return hasattr(os, "sendfile") and transport.get_extra_info("sslcontext") is None
+    def plain(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> FileSocket:
+        """By a second descriptor of the socket: the loop's transport watches the first one."""
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        give = partial(_give_plain, descriptor)
+        return FileSocket(loop, descriptor, give, partial(os.close, descriptor))
 
     async def offer(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
         """How many bytes the socket took, and whether it is full. OSError of the socket, or of the file."""
-        with self._in_use() as descriptor:
-            return await in_sender(lambda: body.send_to(start, most, descriptor))
+        with self._in_use():
+            return await in_sender(partial(self._give, body, start, most))
 
     async def wait(self, ready: asyncio.Future[None]) -> None:
         """Wait for ``ready``, which is set when the socket takes more, or by the caller."""
-        with self._in_use() as descriptor:
-            self._loop.add_writer(descriptor, _set, ready)
+        with self._in_use():
+            self._loop.add_writer(self._descriptor, set_result, ready)
             try:
                 await ready
             finally:
-                self._loop.remove_writer(descriptor)
+                self._loop.remove_writer(self._descriptor)
 
     def close(self) -> None:
         """Now, or when nobody uses it any more: its number must not become another's meanwhile."""
+        if not (self._used or self._closing):
+            self._close()
         self._closing = True
-        if not self._used and self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     @contextmanager
-    def _in_use(self) -> Iterator[int]:
+    def _in_use(self) -> Iterator[None]:
         self._used = True
         try:
-            yield self._descriptor
+            yield
         finally:
             self._used = False
             if self._closing:
-                self.close()
+                self._close()
 
 
-def _set(ready: asyncio.Future[None]) -> None:
+def _give_plain(descriptor: int, body: FileRange, start: int, most: int) -> tuple[int, bool]:
+    return body.send_to(start, most, descriptor)
+
+
+def set_result(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import shutil
 import ssl
-import subprocess
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,22 +20,6 @@ pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import GcsFake
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """An authority of our own and, signed by it, a certificate of 127.0.0.1: paths of authority, certificate, key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    made = tmp_path_factory.mktemp("tls")
-    new = "openssl req -newkey rsa:2048 -nodes"
-    extensions = "-addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
-    for command in (
-        f"{new} -x509 -days 1 -subj /CN=authority -keyout ca.key -out ca.pem",
-        f"{new} -x509 -days 1 -subj /CN=127.0.0.1 {extensions} -CA ca.pem -CAkey ca.key -keyout key.pem -out cert.pem",
-    ):
-        subprocess.run(command.split(), check=True, capture_output=True, cwd=made)
-    return tuple(str(made / name) for name in ("ca.pem", "cert.pem", "key.pem"))
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import asyncio
 import errno
 import os
-from contextlib import asynccontextmanager
+import ssl
 
 import pytest
+from http_wire import MIB, REQUEST, Wire, answer
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
@@ -14,57 +15,10 @@ from asyncsync.stores.http1_answer import BrokenError, parse_head
 from asyncsync.stores.http1_connection import COLLECTED, INBOX
 from asyncsync.stores.http1_pool import Host
 
-REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
-MIB = 1 << 20
 
-
-async def asked(reader):
-    """Whether there is a request; a long body behind it is read and dropped."""
-    try:
-        return await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError:
-        while await reader.read(50_000):
-            pass
-    return b""
-
-
-@asynccontextmanager
-async def serving(*answers, max_connections=4, cut=False):
-    """Each request is answered by the next of ``answers``: a list of pieces, sent one by one. ``cut`` closes after it.
-    Yields the client and the list of connections that were made."""
-    script, made, tasks = iter(answers), [], []
-
-    async def accept(reader, writer):
-        made.append(writer)
-        tasks.append(asyncio.current_task())
-        try:
-            while await asked(reader):
-                for piece in next(script):
-                    writer.write(piece)
-                    await writer.drain()
-                    await asyncio.sleep(0)
-                if cut:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    http = Http1(Host("127.0.0.1", port, None), stall_timeout=5, connect_timeout=5, max_connections=max_connections)
-    try:
-        yield http, made
-    finally:
-        await http.close()
-        server.close()
-        await asyncio.gather(*tasks)
-        await server.wait_closed()
-
-
-def answer(body=b"", status="200 OK", **headers):
-    lines = [f"HTTP/1.1 {status}", *[f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]]
-    return "\r\n".join([*lines, "\r\n"]).encode() + body
+@pytest.fixture(params=["plain", "tls"])
+def wire(request):
+    return Wire(request.getfixturevalue("certificate") if request.param == "tls" else None)
 
 
 async def fetched(http, size):
@@ -90,9 +44,9 @@ async def fetched(http, size):
         (answer(status="100 Continue") + answer(b"hi", Content_Length=2), b"hi"),
     ],
 )
-async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serves_again(raw, content, step):
+async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serves_again(wire, raw, content, step):
     pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
-    async with serving(pieces, pieces) as (http, made):
+    async with wire.serving(pieces, pieces) as (http, made):
         for _ in range(2):
             assert (await http.send(REQUEST, None)).content == content
         assert len(made) == 1
@@ -106,51 +60,51 @@ async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serv
         b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_a_connection_that_cannot_serve_again_is_not_used_again(raw):
-    async with serving([raw], [raw]) as (http, made):
+async def test_a_connection_that_cannot_serve_again_is_not_used_again(wire, raw):
+    async with wire.serving([raw], [raw]) as (http, made):
         await http.send(REQUEST, None)
         await http.send(REQUEST, None)
         assert len(made) == 2
 
 
-async def test_a_body_without_a_length_ends_with_the_connection():
-    async with serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
+async def test_a_body_without_a_length_ends_with_the_connection(wire):
+    async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
         assert (await http.send(REQUEST, None)).content == b"until the end"
 
 
-async def test_an_answer_to_head_has_no_body_whatever_it_says():
-    async with serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
+async def test_an_answer_to_head_has_no_body_whatever_it_says(wire):
+    async with wire.serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
         for _ in range(2):
             assert (await http.send(REQUEST, None, bodiless=True)).headers["content-length"] == "1000"
         assert len(made) == 1
 
 
 @pytest.mark.parametrize("size", [1, INBOX - 60, INBOX, INBOX + 1, MIB, MIB + 1, 3 * MIB + 5])
-async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(size):
+async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(wire, size):
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
     raw = answer(body, Content_Length=size)
-    async with serving([raw], [raw[:70], raw[70:]]) as (http, made):
+    async with wire.serving([raw], [raw[:70], raw[70:]]) as (http, made):
         for _ in range(2):
             found, got = await fetched(http, size)
             assert (found.status, got) == (200, body)
         assert len(made) == 1
 
 
-async def test_a_download_that_is_cut_says_how_much_came():
-    async with serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
+async def test_a_download_that_is_cut_says_how_much_came(wire):
+    async with wire.serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="1000 of 5000"):
             await fetched(http, 5000)
 
 
-async def test_an_error_in_place_of_a_download_is_collected():
-    async with serving([answer(b"<Error/>", "404 Not Found", Content_Length=8)]) as (http, _):
+async def test_an_error_in_place_of_a_download_is_collected(wire):
+    async with wire.serving([answer(b"<Error/>", "404 Not Found", Content_Length=8)]) as (http, _):
         found, got = await fetched(http, 5000)
         assert (found.status, found.content, got) == (404, b"<Error/>", b"")
 
 
-async def test_a_long_error_document_is_kept_to_its_limit():
-    async with serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
+async def test_a_long_error_document_is_kept_to_its_limit(wire):
+    async with wire.serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
         assert len((await http.send(REQUEST, None)).content) == COLLECTED
 
 
@@ -165,15 +119,15 @@ async def test_a_long_error_document_is_kept_to_its_limit():
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
     ],
 )
-async def test_what_is_not_http_is_a_broken_exchange(raw):
-    async with serving([raw]) as (http, _):
+async def test_what_is_not_http_is_a_broken_exchange(wire, raw):
+    async with wire.serving([raw]) as (http, _):
         with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
         assert http.busy == 0
 
 
-async def test_a_connection_that_the_store_closed_while_idle_is_not_used():
-    async with serving([answer(Content_Length=0)], [answer(Content_Length=0)]) as (http, made):
+async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
+    async with wire.serving([answer(Content_Length=0)], [answer(Content_Length=0)]) as (http, made):
         await http.send(REQUEST, None)
         made[0].close()
         await made[0].wait_closed()
@@ -182,14 +136,14 @@ async def test_a_connection_that_the_store_closed_while_idle_is_not_used():
         assert len(made) == 2
 
 
-async def test_no_more_connections_than_allowed_and_all_are_served():
-    async with serving(*[[answer(Content_Length=0)]] * 12, max_connections=3) as (http, made):
+async def test_no_more_connections_than_allowed_and_all_are_served(wire):
+    async with wire.serving(*[[answer(Content_Length=0)]] * 12, max_connections=3) as (http, made):
         await asyncio.gather(*(http.send(REQUEST, None) for _ in range(12)))
         assert len(made) == 3
 
 
-async def test_a_cancelled_request_frees_its_place():
-    async with serving([], [answer(Content_Length=0)], max_connections=1) as (http, _):
+async def test_a_cancelled_request_frees_its_place(wire):
+    async with wire.serving([], [answer(Content_Length=0)], max_connections=1) as (http, _):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await http.send(REQUEST, None)
@@ -197,15 +151,15 @@ async def test_a_cancelled_request_frees_its_place():
         assert (await http.send(REQUEST, None)).status == 200
 
 
-async def body_of(tmp_path, size, *, cut=False, read=True):
-    """What a server got of a file of ``size`` bytes, and the file's bytes; ``read``: whether it reads the body."""
+async def body_of(wire, tmp_path, size, *, cut=False):
+    """What a server got of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the beginning only."""
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     got = bytearray()
 
     async def accept(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        while read and len(got) < size - 10 and (piece := await reader.read(50_000)):
+        while len(got) < size - 10 and (piece := await reader.read(50_000)):
             got.extend(piece)
             if cut:
                 break
@@ -213,79 +167,65 @@ async def body_of(tmp_path, size, *, cut=False, read=True):
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    host = Host("127.0.0.1", server.sockets[0].getsockname()[1], None)
-    http = Http1(host, stall_timeout=5, connect_timeout=5, max_connections=1)
-    try:
+    async with wire.listening(accept) as http:
         found = await http.send(b"PUT /k HTTP/1.1\r\n\r\n", FileRange(str(tmp_path / "file"), 10, size - 10))
         assert found.status == 200
-    finally:
-        await http.close()
-        server.close()
-        await server.wait_closed()
     return bytes(got), content[10:]
 
 
 @pytest.mark.parametrize("size", [70_000, 3 * MIB, 12 * MIB])
-async def test_a_range_of_a_file_arrives_whole(tmp_path, size):
-    got, sent = await body_of(tmp_path, size)
+async def test_a_range_of_a_file_arrives_whole(wire, tmp_path, size):
+    got, sent = await body_of(wire, tmp_path, size)
     assert got == sent
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
-async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(monkeypatch, tmp_path, number):
+async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(wire, monkeypatch, tmp_path, number):
     def refuse(*_):
         raise OSError(number, "no")
 
     monkeypatch.setattr(os, "sendfile", refuse)
-    got, sent = await body_of(tmp_path, 3 * MIB)
+    got, sent = await body_of(wire, tmp_path, 3 * MIB)
     assert got == sent
 
 
-async def test_an_answer_in_the_middle_of_a_file_ends_the_sending(tmp_path):
-    got, sent = await body_of(tmp_path, 40 * MIB, cut=True)
+async def test_an_answer_in_the_middle_of_a_file_ends_the_sending(wire, tmp_path):
+    got, sent = await body_of(wire, tmp_path, 40 * MIB, cut=True)
     assert 0 < len(got) < len(sent)
 
 
-async def test_a_file_that_is_shorter_than_promised_is_a_changed_source(tmp_path):
+async def test_a_file_that_is_shorter_than_promised_is_a_changed_source(wire, tmp_path):
     (tmp_path / "file").write_bytes(bytes(MIB))
-    async with serving([]) as (http, _):
+    async with wire.serving([]) as (http, _):
         with pytest.raises(SourceChangedError, match="ends after"):
             await http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, 2 * MIB))
         assert http.busy == 0
 
 
-async def test_a_file_whose_sending_is_cancelled_is_let_go(tmp_path):
+async def test_a_file_whose_sending_is_cancelled_is_let_go(wire, tmp_path):
     (tmp_path / "file").write_bytes(bytes(40 * MIB))
-    reached, tasks = asyncio.Event(), []
+    reached = asyncio.Event()
 
     async def accept(reader, writer):
-        tasks.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         reached.set()
         try:
             await reader.read()
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLError):
             pass
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1000)
-    host = Host("127.0.0.1", server.sockets[0].getsockname()[1], None)
-    http = Http1(host, stall_timeout=5, connect_timeout=5, max_connections=1)
-    sending = asyncio.create_task(http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, 40 * MIB)))
-    await reached.wait()
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
-    assert http.busy == 0
-    await http.close()
-    await asyncio.gather(*tasks)
-    server.close()
-    await server.wait_closed()
+    async with wire.listening(accept, limit=1000) as http:
+        sending = asyncio.create_task(http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, 40 * MIB)))
+        await reached.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert http.busy == 0
 
 
-async def test_a_client_that_was_closed_sends_nothing_more():
-    async with serving([answer(Content_Length=0)]) as (http, _):
+async def test_a_client_that_was_closed_sends_nothing_more(wire):
+    async with wire.serving([answer(Content_Length=0)]) as (http, _):
         opening = asyncio.create_task(http.send(REQUEST, None))
         await asyncio.sleep(0)  # it is on its way to a connection
         await http.close()
@@ -311,10 +251,10 @@ def test_headers_that_come_twice_are_joined():
 @pytest.mark.parametrize(
     "raw", [b"", b"5", b"5\r\nhel", b"5\r\nhello", b"5\r\nhello\r\n", b"0\r\n", b"0\r\nT: x\r\n", b"xyz\r\n"]
 )
-async def test_a_chunked_body_that_is_not_all_there_is_broken(raw):
+async def test_a_chunked_body_that_is_not_all_there_is_broken(wire, raw):
     whole = answer(raw, Transfer_Encoding="chunked")
     for ask in (lambda http: http.send(REQUEST, None), lambda http: fetched(http, None)):
-        async with serving([whole], cut=True) as (http, _):
+        async with wire.serving([whole], cut=True) as (http, _):
             with pytest.raises(BrokenError):
                 await ask(http)
 
@@ -324,29 +264,29 @@ CHUNKS = b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n"
 
 @pytest.mark.parametrize("size", [11, None])
 @pytest.mark.parametrize("step", [1, 7, 10_000])
-async def test_a_chunked_body_is_fetched_and_its_connection_serves_again(size, step):
+async def test_a_chunked_body_is_fetched_and_its_connection_serves_again(wire, size, step):
     raw = answer(CHUNKS, Transfer_Encoding="chunked")
     pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
-    async with serving(pieces, pieces) as (http, made):
+    async with wire.serving(pieces, pieces) as (http, made):
         for _ in range(2):
             assert (await fetched(http, size))[1] == b"hello world"
         assert len(made) == 1
 
 
-async def test_chunks_of_any_size_are_given_in_pieces():
+async def test_chunks_of_any_size_are_given_in_pieces(wire):
     data = os.urandom(3 * MIB + 5)
     raw = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-    async with serving([answer(raw, Transfer_Encoding="chunked")]) as (http, _):
+    async with wire.serving([answer(raw, Transfer_Encoding="chunked")]) as (http, _):
         assert (await fetched(http, len(data)))[1] == data
 
 
-async def test_another_size_than_was_expected_is_a_break():
-    async with serving([answer(CHUNKS, Transfer_Encoding="chunked")]) as (http, _):
+async def test_another_size_than_was_expected_is_a_break(wire):
+    async with wire.serving([answer(CHUNKS, Transfer_Encoding="chunked")]) as (http, _):
         with pytest.raises(BrokenError, match="11 of 12"):
             await fetched(http, 12)
 
 
-async def test_a_body_that_must_be_fetched_tells_its_length():
-    async with serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
+async def test_a_body_that_must_be_fetched_tells_its_length(wire):
+    async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="does not say how long"):
             await fetched(http, None)
