@@ -43,7 +43,8 @@ class Breaker:
         """Called when the store is back."""
         self._failures = 0
         self._pause = FIRST_PAUSE
-        self._probe_at = 0.0
+        self._due = False
+        """The pause is over: a probe may go."""
         self._back_at = float("-inf")
         self._probing = False
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
@@ -117,7 +118,7 @@ class Breaker:
         self._cancel_timer()
 
     def _may_probe(self) -> bool:
-        return not self._probing and asyncio.get_running_loop().time() >= self._probe_at
+        return self._due and not self._probing
 
     async def _wait(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -131,11 +132,13 @@ class Breaker:
             raise
 
     def _schedule(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._probing = False
-        self._probe_at = loop.time() + self._pause
+        self._probing = self._due = False
         self._cancel_timer()
-        self._timer = loop.call_at(self._probe_at, self._wake)
+        self._timer = asyncio.get_running_loop().call_later(self._pause, self._pause_over)
+
+    def _pause_over(self) -> None:
+        self._due = True  # and not the clock: timers may be early, by less than it resolves
+        self._wake()
 
     def _wake(self) -> None:
         while self._waiters:

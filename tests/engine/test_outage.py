@@ -107,7 +107,7 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
             return back - gone, loop.time() - back
 
     noticed, caught_up = run_virtual(main())
-    assert noticed <= LONGEST_PAUSE
+    assert noticed < LONGEST_PAUSE + 0.02  # looked at every hundredth of a second
     assert caught_up < SPREAD + 2
 
 

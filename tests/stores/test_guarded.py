@@ -20,7 +20,7 @@ from asyncsync.errors import (
 )
 from asyncsync.recordfile import RecordFile
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, GoneError
+from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
 from asyncsync.stores.budget import Budget, Outcome
 from asyncsync.stores.fenced import FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
@@ -528,3 +528,16 @@ async def test_a_copy_that_is_not_answered_in_time_is_slow_and_the_store_not_gon
     assert not caught.value.retryable
     assert (world.view.requests, world.guarded.healthy, world.guarded.last_error) == (1, True, None)
     world.check()
+
+
+async def test_a_probe_goes_though_its_timer_is_early():
+    """asyncio runs a timer up to the clock's resolution before its time."""
+    loop = asyncio.get_running_loop()
+    breaker = Breaker("memory://b")
+    for _ in range(THRESHOLD):
+        breaker.failed(UnavailableError("away"), probe=False)
+    exact, began = loop.time, loop.time()
+    loop.time = lambda: exact() - (2.0**-22 if exact() > began else 0)
+    assert await breaker.enter(10.0)
+    breaker.abandoned(probe=True)
+    breaker.close()
