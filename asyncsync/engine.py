@@ -28,6 +28,7 @@ from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
+from asyncsync.stores.together import together
 from asyncsync.stores.waiting import Lane
 from asyncsync.stream import Emitter, EventStream, progress_event
 from asyncsync.transfer.session import Session
@@ -114,9 +115,8 @@ class SyncEngine:
         return self
 
     async def _start(self, session: Session) -> None:
-        await session.probe()
         store = session.view(Lane.RECORD, EXPERIMENT)
-        self.record, self.record_file = await open_record(store, self.run, self.role, resume=self.resume)
+        await together((session.probe(), self._open_record(store)), "start")
         warn_of_limits(session.store, self.emit)
         if self.resume and self.role.leads:
             self._known = await read_trials(store)
@@ -153,6 +153,9 @@ class SyncEngine:
             self._taken_up.add(job.trial)
             self._runner.accept(job)
         self._janitor.kick()
+
+    async def _open_record(self, store: Store) -> None:
+        self.record, self.record_file = await open_record(store, self.run, self.role, resume=self.resume)
 
     # what users call
 
@@ -278,10 +281,10 @@ class SyncEngine:
         await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
         return report
 
-    async def confirm(self, store: Store) -> None:
+    async def confirm(self, store: Store, since: float = float("inf")) -> None:
         """ConcurrentWriterError if another driver has taken the experiment over: then this one is to write nothing."""
         if self.role.is_driver:
-            await self.record_file.confirm(store)
+            await self.record_file.confirm(store, since)
 
     def progress(self) -> str:
         """How far the running or last sync of the experiment's own files is."""

@@ -18,7 +18,7 @@ class RecordFile:
     ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
     """
 
-    __slots__ = ("_answer", "_asked", "_attempt", "_encode", "_lock", "_lost", "_written", "key", "version")
+    __slots__ = ("_answer", "_asked", "_attempt", "_encode", "_heard", "_lock", "_lost", "_written", "key", "version")
 
     def __init__(self, key: str, encode: Callable[[], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
@@ -29,6 +29,8 @@ class RecordFile:
         self._attempt: bytes | None = None
         """What we tried to write without hearing the end of it."""
         self._lost = False
+        self._heard = float("-inf")
+        """When the store was last asked, on the loop's clock, and answered that it has ours."""
         self._asked = 0
         """How often the store was asked whether it still has ours."""
         self._answer: tuple[int, StoreError | None] = (0, None)
@@ -58,13 +60,16 @@ class RecordFile:
             await self._put(store, data)
             return True
 
-    async def confirm(self, store: Store) -> None:
+    async def confirm(self, store: Store, since: float = float("inf")) -> None:
         """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
         over leaves a record, so one that is gone is nobody's.
 
-        One HEAD; those who ask while one is under way share the next one, and its failure: with a store that is gone
-        they would wait for each other, each as long as its patience.
+        No request if the store was asked after ``since``, on the loop's clock, and then had ours. Else one HEAD; those
+        who ask while one is under way share the next one, and its failure: with a store that is gone they would wait
+        for each other, each as long as its patience.
         """
+        if self._heard >= since and self._attempt is None and not self._lost:
+            return
         before = self._asked
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
@@ -82,11 +87,13 @@ class RecordFile:
             self._answer = asking, None
 
     async def _ask(self, store: Store) -> None:
+        began = asyncio.get_running_loop().time()
         if self._attempt is not None and not self._lost:
             await self._settle(store)
         if self._lost or await self._version_there(store) not in (self.version, MISSING):
             self._lost = True
             raise self._conflict(store)
+        self._heard = began
 
     async def _version_there(self, store: Store) -> str:
         try:
@@ -95,13 +102,13 @@ class RecordFile:
             return MISSING
 
     async def _put(self, store: Store, data: bytes) -> None:
-        self._attempt = data
+        self._attempt, began = data, asyncio.get_running_loop().time()
         try:
             self.version = (await store.put(self.key, data, if_version=self.version)).version
         except PreconditionError as error:
             self._lost = True
             raise self._conflict(store) from error
-        self._written, self._attempt = xxh3_128_digest(data), None
+        self._written, self._attempt, self._heard = xxh3_128_digest(data), None, began
 
     async def _settle(self, store: Store) -> None:
         """An earlier write was cut off: find out whether it has landed."""

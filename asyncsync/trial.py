@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
-JUST_CLAIMED = 1.0
-"""Seconds for which having claimed a trial answers, once, whether it is ours."""
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
 
 
@@ -49,7 +47,6 @@ class Trial:
         "_changed",
         "_changed_since",
         "_claimed",
-        "_claimed_at",
         "_engine",
         "_lock",
         "_prepared",
@@ -102,7 +99,6 @@ class Trial:
         self._lock: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
         self._prepared = self._claimed = False
-        self._claimed_at = float("-inf")
         self._reported_dirs: frozenset[str] = frozenset()
 
     @property
@@ -206,24 +202,21 @@ class Trial:
     async def claim(self) -> None:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
         if not self._claimed:
-            new, began = not self.record_file.exists, asyncio.get_running_loop().time()
-            if await self.save() and self.ranks is None:
-                self._claimed_at = began
-                if new:
-                    self.tree.expect_nothing()
+            new = not self.record_file.exists
+            if await self.save() and new and self.ranks is None:
+                self.tree.expect_nothing()
             self._claimed = True
 
     async def save(self) -> bool:
         """Write the record if it has changed; whether it was written. ConcurrentWriterError."""
         return await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
 
-    async def confirm(self, store: Store) -> None:
-        """ConcurrentWriterError if another process runs the trial, or the experiment, by now."""
-        claimed, self._claimed_at = self._claimed_at, float("-inf")
-        if asyncio.get_running_loop().time() - claimed < JUST_CLAIMED:
-            return  # both have been asked for just now: by the write of the record, and before it
-        await self._engine.confirm(store)
-        await self.record_file.confirm(store)
+    async def confirm(self, store: Store, since: float = float("inf")) -> None:
+        """ConcurrentWriterError if another process runs the trial, or the experiment. What the store was asked before
+        ``since``, on the loop's clock, does not count; of a rank nothing does that it was not asked just for this."""
+        since = float("inf") if self.ranks is not None else since
+        await self._engine.confirm(store, since)
+        await self.record_file.confirm(store, since)
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.check(store)
 

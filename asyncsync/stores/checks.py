@@ -16,16 +16,15 @@ async def probe_checks(store: Store, key: str, data: bytes) -> Checks:
     """Write ``data`` under ``key`` with a CRC32C that is wrong; ``store`` is one without retries.
 
     A store that refuses it checks: nothing of the probe remains. One that takes it gets its best from now on: an
-    ETag that is the MD5 of what it received is compared with that of what was sent. One request, two where the store
-    does not check. A store that fails in another way just now keeps the benefit of the doubt.
+    ETag that is the MD5 of what it received is compared with that of what was sent. One request. A store that fails in
+    another way just now keeps the benefit of the doubt.
     """
     if store.traits.local or not store.traits.crc32c:
         return store.traits.checks
     try:
-        await store.put(key, data, crc32c=google_crc32c.value(data) ^ 1)
+        info = await store.put(key, data, crc32c=google_crc32c.value(data) ^ 1)
     except StoreError:  # IntegrityError, as it should be
         return store.traits.checks
-    info = await store.put(key, data)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     store.lower_checks("etag" if info.version == md5 else "none")
     return store.traits.checks

@@ -1,7 +1,8 @@
 """A view of the store that writes nothing for somebody who is no longer the writer.
 
 A process that was stopped for a while may have a successor by now. It is asked for at the first write of every pass,
-again whenever the last answer is older than ``TRUSTED``, and before what makes a checkpoint exist.
+again whenever the last answer is older than ``TRUSTED``, and before what makes a checkpoint exist. What the store said
+a moment ago, to another pass or to the write of a record, answers the first.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from asyncsync.stores.waiting import Lane
 TRUSTED = 10.0
 """Seconds for which an answer counts; so long may a pass go on that has lost its right to."""
 
-Fence = Callable[[Store], Awaitable[None]]
-"""Raises ConcurrentWriterError if somebody else is the writer now."""
+JUST_NOW = 1.0
+"""Seconds for which what the store said to others answers the first write of a pass."""
+
+Fence = Callable[[Store, float], Awaitable[None]]
+"""Raises ConcurrentWriterError if somebody else is the writer. What the store was asked before the time given, on the
+loop's clock, does not count."""
 
 
 class FencedView(GuardedView):
@@ -29,7 +34,7 @@ class FencedView(GuardedView):
         super().__init__(store.core, lane, owner)
         self._fence = fence
         self._asking = asyncio.Lock()
-        self._confirmed = float("-inf")
+        self._confirmed = self._doubted = float("-inf")
         self._unanswered = 0
         """How often the fence got no answer."""
         self._why: StoreError | None = None
@@ -37,7 +42,7 @@ class FencedView(GuardedView):
 
     def doubt(self) -> None:
         """Ask again before the next write, however new the last answer is."""
-        self._confirmed = float("-inf")
+        self._confirmed, self._doubted = float("-inf"), asyncio.get_running_loop().time()
 
     async def _confirm(self) -> None:
         """Who waits while another write asks shares its answer, or that there was none: with a store that is gone they
@@ -53,7 +58,7 @@ class FencedView(GuardedView):
             if began - self._confirmed < TRUSTED:
                 return
             try:
-                await self._fence(self)
+                await self._fence(self, max(self._doubted, began - JUST_NOW))
             except StoreError as error:
                 self._unanswered += 1
                 self._why = copy(error)  # without its traceback: that holds on to much

@@ -22,6 +22,7 @@ from asyncsync.stores.budget import Budget
 from asyncsync.stores.checks import probe_checks
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.together import together
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
@@ -31,6 +32,7 @@ DELETE, SWEEP = "delete", "sweep"
 PATIENCE = 20.0
 """Seconds that a request waits for a store that is gone; whole syncs are tried again after that by the engine."""
 PROBE = f"{META_DIR}/probe"
+MARKER = b"asyncsync was here to see whether it may write and read\n"
 
 
 @dataclass(slots=True)
@@ -108,10 +110,11 @@ class Session:
     async def probe(self) -> None:
         """Write and read a marker, so that a wrong bucket or a missing permission shows at start."""
         store = self.view(Lane.RECORD, "")
-        marker = b"asyncsync was here to see whether it may write and read\n"
-        await self._may("write", store.put(PROBE, marker))
-        await self._may("read", store.get(PROBE))
-        checks = await probe_checks(self.inner, PROBE, marker)
+        await self._may("write", store.put(PROBE, MARKER))
+        await together((self._may("read", store.get(PROBE)), self._see_what_it_checks()), "probe")
+
+    async def _see_what_it_checks(self) -> None:
+        checks = await probe_checks(self.inner, PROBE, MARKER)
         if checks != "crc32c" and not self.store.traits.local:
             best = "the MD5 that it answers is compared" if checks == "etag" else "its files are checked when read back"
             log.warning("%s does not check the CRC32C of what is sent: %s", self.uri, best)
