@@ -281,10 +281,9 @@ class SyncEngine:
         await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
         return report
 
-    async def confirm(self, store: Store, since: float = float("inf")) -> None:
+    async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """ConcurrentWriterError if another driver has taken the experiment over: then this one is to write nothing."""
-        if self.role.is_driver:
-            await self.record_file.confirm(store, since)
+        return await self.record_file.confirm(store, since) if self.role.is_driver else float("inf")
 
     def progress(self) -> str:
         """How far the running or last sync of the experiment's own files is."""

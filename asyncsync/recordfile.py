@@ -60,16 +60,16 @@ class RecordFile:
             await self._put(store, data)
             return True
 
-    async def confirm(self, store: Store, since: float = float("inf")) -> None:
+    async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
-        over leaves a record, so one that is gone is nobody's.
+        over leaves a record, so one that is gone is nobody's. Else when it was asked.
 
         No request if the store was asked after ``since``, on the loop's clock, and then had ours. Else one HEAD; those
         who ask while one is under way share the next one, and its failure: with a store that is gone they would wait
         for each other, each as long as its patience.
         """
-        if self._heard >= since and self._attempt is None and not self._lost:
-            return
+        if self._heard > since and self._attempt is None and not self._lost:
+            return self._heard
         before = self._asked
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
@@ -77,7 +77,7 @@ class RecordFile:
             if asked > before and failure is not None:
                 raise copy(failure) from failure
             if asked > before:
-                return
+                return self._heard
             self._asked = asking = self._asked + 1
             try:
                 await self._ask(store)
@@ -85,6 +85,7 @@ class RecordFile:
                 self._answer = asking, copy(error)  # without its traceback: that holds on to much
                 raise
             self._answer = asking, None
+            return self._heard
 
     async def _ask(self, store: Store) -> None:
         began = asyncio.get_running_loop().time()

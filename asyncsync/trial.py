@@ -211,14 +211,14 @@ class Trial:
         """Write the record if it has changed; whether it was written. ConcurrentWriterError."""
         return await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
 
-    async def confirm(self, store: Store, since: float = float("inf")) -> None:
+    async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """ConcurrentWriterError if another process runs the trial, or the experiment. What the store was asked before
         ``since``, on the loop's clock, does not count; of a rank nothing does that it was not asked just for this."""
         since = float("inf") if self.ranks is not None else since
-        await self._engine.confirm(store, since)
-        await self.record_file.confirm(store, since)
+        asked = min(await self._engine.confirm(store, since), await self.record_file.confirm(store, since))
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.check(store)
+        return asked
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""

@@ -2,7 +2,7 @@
 
 A process that was stopped for a while may have a successor by now. It is asked for at the first write of every pass,
 again whenever the last answer is older than ``TRUSTED``, and before what makes a checkpoint exist. What the store said
-a moment ago, to another pass or to the write of a record, answers the first.
+a moment before the pass began, to another or to the write of a record, answers the first.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ TRUSTED = 10.0
 """Seconds for which an answer counts; so long may a pass go on that has lost its right to."""
 
 JUST_NOW = 1.0
-"""Seconds for which what the store said to others answers the first write of a pass."""
+"""Seconds before a pass in which the store may have been asked for it by others."""
 
-Fence = Callable[[Store, float], Awaitable[None]]
-"""Raises ConcurrentWriterError if somebody else is the writer. What the store was asked before the time given, on the
-loop's clock, does not count."""
+Fence = Callable[[Store, float], Awaitable[float]]
+"""Raises ConcurrentWriterError if somebody else is the writer; else when the store was asked, on the loop's clock. What
+it was asked before the time given does not count."""
 
 
 class FencedView(GuardedView):
@@ -34,7 +34,7 @@ class FencedView(GuardedView):
         super().__init__(store.core, lane, owner)
         self._fence = fence
         self._asking = asyncio.Lock()
-        self._confirmed = self._doubted = float("-inf")
+        self._confirmed, self._from = float("-inf"), asyncio.get_running_loop().time() - JUST_NOW
         self._unanswered = 0
         """How often the fence got no answer."""
         self._why: StoreError | None = None
@@ -42,7 +42,7 @@ class FencedView(GuardedView):
 
     def doubt(self) -> None:
         """Ask again before the next write, however new the last answer is."""
-        self._confirmed, self._doubted = float("-inf"), asyncio.get_running_loop().time()
+        self._confirmed, self._from = float("-inf"), asyncio.get_running_loop().time()
 
     async def _confirm(self) -> None:
         """Who waits while another write asks shares its answer, or that there was none: with a store that is gone they
@@ -58,12 +58,11 @@ class FencedView(GuardedView):
             if began - self._confirmed < TRUSTED:
                 return
             try:
-                await self._fence(self, max(self._doubted, began - JUST_NOW))
+                self._confirmed = await self._fence(self, max(self._from, began - TRUSTED))
             except StoreError as error:
                 self._unanswered += 1
                 self._why = copy(error)  # without its traceback: that holds on to much
                 raise
-            self._confirmed = began
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None

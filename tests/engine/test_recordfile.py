@@ -50,12 +50,14 @@ async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure
 async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
     """A write is an answer as well; before ``since`` it does not count, nor does one whose end nobody heard."""
     store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda: b"ours")
-    before = asyncio.get_running_loop().time()
-    await record.save(store)
-    await record.confirm(store, before)
-    assert store.faults.count("head") == 0
+    loop = asyncio.get_running_loop()
+    before = loop.time()
     await asyncio.sleep(1)
-    later = asyncio.get_running_loop().time()
+    await record.save(store)
+    assert await record.confirm(store, before) == loop.time()
+    assert store.faults.count("head") == 0
+    later = loop.time()
+    await asyncio.sleep(1)
     await record.confirm(store, later)
     assert store.faults.count("head") == 1
     await record.confirm(store, later)
