@@ -63,8 +63,10 @@ class Pool:
         """Cut all connections and wait until they are gone. None can be made afterwards."""
         self._closed = True
         self._idle.clear()
-        for connection in tuple(self._open):
+        there = tuple(self._open)
+        for connection in there:  # all, then wait: one after the other takes a turn of the loop each
             connection.abort()
+        for connection in there:
             await connection.gone.wait()
 
     async def take(self) -> Connection:
