@@ -50,6 +50,11 @@ def stored(fake: GcsFake) -> int:
     return sum(len(item.data) for item in parts)
 
 
+def begun(fake: GcsFake) -> int:
+    """Bytes that it has of parts that are not finished."""
+    return sum(len(session.data) for session in fake.sessions.open.values() if session.answer is None)
+
+
 def peak_of(pid: int | str) -> float:
     """MiB."""
     text = Path(f"/proc/{pid}/status").read_text()
@@ -76,7 +81,7 @@ def run(room: Path, size: int, at: float) -> bool:
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
         time.sleep(0.5)  # what was on its way arrives
-        there, came = stored(fake), sum(seen.size for seen in fake.seen)
+        there, came = stored(fake) + begun(fake), sum(seen.size for seen in fake.seen)
         second = json.loads(start(big.parent, fake).communicate()[0])
         total = sum(seen.size for seen in fake.seen)
         item = fake.buckets["b"].objects["run/big"]

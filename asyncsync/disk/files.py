@@ -43,6 +43,8 @@ class Progress:
 
     token: str | None
     keep: Callable[[str], None]
+    there: int = 0
+    """Bytes that the store turned out to have of it: they are not sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class FileRange:
     """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
     """For stores with the trait ``goes_on``."""
+
+    @property
+    def there(self) -> int:
+        """Bytes of it that the store had of an earlier attempt."""
+        return 0 if self.progress is None else self.progress.there
 
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""

@@ -35,16 +35,19 @@ class Sessions:
     async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> bytes:
         """The answer's JSON. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
         key = (target, document, body.path, body.offset, body.size)
-        session, at = self._broken.pop(key, "") or _earlier(body), 0
+        ours, at = self._broken.pop(key, ""), 0
+        session = ours or _earlier(body)
         answer = await self._how_far(name, session, body.size) if session else None
-        if answer is None:
-            session = await self._wire.start_session(name, target, document, body.size)
-            if body.progress is not None:
-                body.progress.keep(session)
-        elif answer.status != INCOMPLETE:
-            return answer.content  # it was the answer that was lost
+        if answer is not None:
+            at = acknowledged(answer) if answer.status == INCOMPLETE else body.size
         else:
-            at = acknowledged(answer)
+            session = await self._wire.start_session(name, target, document, body.size)
+        if body.progress is not None and not (ours and answer):
+            body.progress.there = at
+            if answer is None:
+                body.progress.keep(session)
+        if answer is not None and answer.status != INCOMPLETE:
+            return answer.content  # it was the answer that was lost
         try:
             return await self._fill(name, session, body, at)
         except (asyncio.CancelledError, UnavailableError, ThrottledError):

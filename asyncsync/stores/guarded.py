@@ -146,7 +146,7 @@ class GuardedView(Store):
         paced, ahead = self._paced(body, size)
         once = partial(self._inner.put_part, upload, number, offset, paced, crc32c=crc32c)
         part = await self._run("put part of", upload.key, once, size, ahead)
-        self.bytes_sent += size
+        self.bytes_sent += size - (0 if isinstance(body, bytes) else body.there)
         return part
 
     async def read(

@@ -255,9 +255,9 @@ class _Parts:
         body = owner._range(self._file, offset, size)  # noqa: SLF001 (one room)
         digest = await in_hasher(digest_range, body)
         self._digests[number] = digest
-        there = self._done.get(number)
-        if there is not None and there.size == size and await _is_same(there, body, digest):
-            self._parts[number] = Part(number, offset, size, there.etag, digest.crc32c)
+        done = self._done.get(number)
+        if done is not None and done.size == size and await _is_same(done, body, digest):
+            self._parts[number] = Part(number, offset, size, done.etag, digest.crc32c)
             owner._account(0, size, 0)  # noqa: SLF001
             return
         if owner._store.traits.goes_on:  # noqa: SLF001
@@ -267,7 +267,7 @@ class _Parts:
         part = Part(number, offset, size, part.etag, digest.crc32c)
         self._parts[number] = part
         owner._uploads.part_done(self._upload, part)  # noqa: SLF001
-        owner._account(size, 0, 0)  # noqa: SLF001
+        owner._account(size - body.there, body.there, 0)  # noqa: SLF001
 
 
 async def _is_same(there: Part, body: FileRange, digest: Digest) -> bool:
