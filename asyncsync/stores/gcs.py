@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import google_crc32c
 
@@ -93,7 +93,8 @@ class GcsStore(Store):
             if self._wire is None:
                 plane = await self._new_plane()
                 access = Access(self._options, f"gs://{self._bucket}")
-                self._wire = Wire(self._bucket, access, plane, self._options.user_project)
+                base = urlsplit(self._options.endpoint()).path
+                self._wire = Wire(self._bucket, access, plane, self._options.user_project, base)
                 self._sessions, self._deletions = Sessions(self._wire), Deletions(self._wire)
             return self._wire
 

@@ -26,10 +26,12 @@ INCOMPLETE = 308
 
 
 class Wire:
-    """Requests of one bucket. Made inside a running loop; ``payer`` is the project that pays."""
+    """Requests of one bucket. Made inside a running loop; ``payer`` is the project that pays, ``base`` the path of the
+    server's address, which ``plane`` puts before every target."""
 
-    def __init__(self, bucket: str, access: Access, plane: Plane, payer: str | None) -> None:
+    def __init__(self, bucket: str, access: Access, plane: Plane, payer: str | None, base: str = "") -> None:
         self.bucket = bucket
+        self._base = base
         self._access = access
         self._plane = plane
         self._always = {} if payer is None else {"userProject": payer}
@@ -78,7 +80,8 @@ class Wire:
         found = urlsplit(answer.headers.get("location", ""))
         if not found.path:
             raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
-        return f"{found.path}?{found.query}" if found.query else found.path
+        path = found.path.removeprefix(self._base)
+        return f"{path}?{found.query}" if found.query else path
 
     async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""

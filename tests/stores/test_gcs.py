@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import google_crc32c
 import pytest
+from yarl import URL
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
@@ -86,6 +87,24 @@ async def test_a_missing_bucket_is_named(gcs_strict):
     async with open_store("gs://nowhere/p", options=gcs_strict.storage_options) as opened:
         with pytest.raises(NotFoundError, match="there is no bucket 'nowhere'"):
             await opened.put("x", b"1")
+
+
+async def test_a_path_in_the_address_of_the_server_goes_before_everything(gcs_strict, objects, tmp_path):
+    """The address of an upload session has it already, or not: a proxy may have put it there."""
+    (tmp_path / "f").write_bytes(bytes(9 * MIB))
+    reply, session = gcs_strict._reply, gcs_strict.sessions.start
+
+    async def below(request, seen):
+        assert request.raw_path.startswith("/base/")
+        return await reply(request.clone(rel_url=URL(request.raw_path.removeprefix("/base"), encoded=True)), seen)
+
+    gcs_strict._reply = below
+    options = gcs_strict.storage_options | {"endpoint_url": f"{gcs_strict.endpoint}/base"}
+    async with open_store("gs://conformance/p", options=options) as opened:
+        for number, where in enumerate((gcs_strict.endpoint, f"{gcs_strict.endpoint}/base")):
+            gcs_strict.sessions.start = lambda *given, where=where: session(*given[:-1], where)
+            await opened.put(f"{number}", FileRange(str(tmp_path / "f"), 0, 9 * MIB))
+            assert len((await opened.get(f"{number}"))[0]) == 9 * MIB
 
 
 async def test_a_broken_connection_is_unavailable(gcs_strict, store, tmp_path):
