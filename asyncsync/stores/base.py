@@ -155,7 +155,8 @@ class Store(ABC):
     ) -> ObjectInfo:
         """Feed the bytes ``start .. start+length`` to ``sink`` in pieces of at most about 1 MiB; return what the
         store says of the object. NotFoundError if there is none; PreconditionError if ``if_version`` differs;
-        UnavailableError if the body was cut. A length past the end gives what there is; length 0 gives nothing."""
+        UnavailableError if the body was cut. A length past the end gives what there is; length 0 gives nothing. The
+        version may be empty after a range without ``if_version``, where the server does not tell it."""
 
     @abstractmethod
     async def head(self, key: str) -> ObjectInfo:

@@ -192,7 +192,9 @@ class GcsStore(Store):
             raise IntegrityError(
                 f"get {where}: CRC32C {seen.crc32c:08x} came, {info.crc32c:08x} was said", retryable=True
             )
-        return info if info.version else await self._head(key, if_version)
+        if info.version or (ranged and if_version is None):  # who takes a part of whatever there is asks no further
+            return info
+        return await self._head(key, if_version)
 
     # Single objects
 

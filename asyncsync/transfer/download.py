@@ -226,7 +226,7 @@ class _Download:
                 self._done(entry.path, entry.size)
                 return
         key = self._prefix + entry.path
-        raise damaged(self._store, key, entry, 0, info or await self._store.head(key))
+        raise damaged(self._store, key, entry, 0, info if info and info.version else await self._store.head(key))
 
     async def _whole(self, entry: FileEntry) -> tuple[bytes, ObjectInfo | None]:
         pieces: list[bytes] = []

@@ -295,6 +295,28 @@ async def test_media_without_a_length_are_read_to_their_end(gcs_strict, store, m
     assert b"".join(got) == data[MIB : 2 * MIB]
 
 
+async def test_where_media_tell_no_generation_only_who_needs_it_asks_for_it(gcs_strict, store, monkeypatch):
+    info = await store.put("x", b"12345")
+    whole = reading.media
+
+    def untold(found, headers):
+        reply = whole(found, headers)
+        del reply.headers["x-goog-generation"]
+        return reply
+
+    async def sink(piece):
+        assert piece in (b"12345", b"2345")
+
+    async def requests(read):
+        gcs_strict.seen.clear()
+        return (await read).version, len(gcs_strict.seen)
+
+    monkeypatch.setattr(reading, "media", untold)
+    assert await requests(store.read("x", sink, start=1, length=9)) == ("", 1)
+    assert await requests(store.read("x", sink, start=1, length=9, if_version=info.version)) == (info.version, 2)
+    assert await requests(store.read("x", sink)) == (info.version, 2)
+
+
 async def test_conditions_travel_with_reads(gcs_strict, store):
     info = await store.put("x", b"12345")
 
