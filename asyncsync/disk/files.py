@@ -177,6 +177,11 @@ async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     return await loop.run_in_executor(_threads.get(), partial(func, *args, **kwargs))
 
 
+def begin_in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """The same for several who wait, none of whom may end it: it begins now, and runs to its end."""
+    return asyncio.get_running_loop().run_in_executor(_threads.get(), partial(func, *args, **kwargs))
+
+
 async def in_hasher(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """The same for work that costs more processor than disk."""
     loop = asyncio.get_running_loop()

@@ -43,6 +43,7 @@ from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.ranged import Intake, RangedFile, WrongSizeError, damaged
+from asyncsync.transfer.saving import Shelf
 
 PART = 16 << 20
 BATCH = 64
@@ -127,6 +128,7 @@ class _Download:
         self.landed: list[str] = []
         self._skipped = self._skipped_bytes = self._bytes = 0
         self._large = asyncio.Semaphore(SEGMENTS_AT_ONCE)
+        self._shelf = Shelf()
 
     @property
     def _uri(self) -> str:
@@ -220,7 +222,7 @@ class _Download:
         for _ in range(2):
             data, info = await self._whole(entry)
             landing = self._land(entry)
-            saved = await in_thread(landing.save, data)
+            saved = await self._shelf.save(landing, data)
             self._landings.discard(landing)
             if saved:
                 self._done(entry.path, entry.size)
