@@ -33,7 +33,7 @@ from asyncsync.stores.gcs_answers import (
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_deletions import Deletions
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
-from asyncsync.stores.gcs_options import GcsOptions, is_own, proxy_for
+from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_sessions import CHUNK, Sessions
 from asyncsync.stores.gcs_wire import Wire
@@ -78,8 +78,7 @@ class GcsStore(Store):
         self._deletions: Deletions | None = None
         self._opening = asyncio.Lock()
         self._closed = False
-        rendered = (json.dumps(self._options.properties(own=own))[:-1].encode() for own in (False, True))
-        self._properties = tuple(rendered)
+        self._properties = json.dumps(self._options.properties())[:-1].encode()
         self._insert_targets: dict[str | None, str] = {}
 
     async def __aenter__(self) -> GcsStore:
@@ -134,7 +133,7 @@ class GcsStore(Store):
             crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
         name, sent = self._full(key), crc_to_text(crc32c)
         said = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
-        document = b"".join((self._properties[is_own(key)], more, said))
+        document = b"".join((self._properties, more, said))
         if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
             assert self._sessions is not None  # made with the wire
             target = self._insert_target(wire, if_version, "resumable")
@@ -327,8 +326,7 @@ class GcsStore(Store):
         params = wire.params(
             ifGenerationMatch=generation_of(if_version), fields=_RESOURCE, **self._options.destination_query()
         )
-        properties = self._options.properties(own=is_own(key))
-        properties.pop("storageClass", None)  # it has that of the parts
+        properties = {name: value for name, value in self._options.properties().items() if name != "storageClass"}
         listed = [source.document() for source in sources]
         document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
         target = wire.target(wire.object_path(name, "/compose"), params)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 _BOUNDARY = secrets.token_hex(16)
 """One for all: 128 random bits are in nobody's data."""
 _BEFORE = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
-_BETWEEN = f"\r\n--{_BOUNDARY}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+_BETWEEN = (
+    f"\r\n--{_BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
+)
 AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 CALLS = 100

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
-from asyncsync.planning.manifest import META_DIR
 from asyncsync.stores.options import StoreOptions, given
 
 GOOGLE = "https://storage.googleapis.com"
@@ -43,10 +42,8 @@ class GcsOptions(StoreOptions):
     """The customer-managed key that encrypts new objects; default: the bucket's."""
     predefined_acl: str | None = None
     """Such as ``bucketOwnerFullControl``; not for buckets with uniform access."""
-    cache_control: str | None = None
-    """Of new objects; default: none for data, which Cloud Storage lets nobody cache unless everybody may read the
-    bucket (then for an hour: Cloud Storage documentation, "Object metadata"), ``no-cache, no-transform`` for what
-    asyncsync keeps beside them, because that is replaced under its name."""
+    cache_control: str = "no-cache, no-transform"
+    """Of new objects: neither caches nor gzip come between a reader and the bytes."""
     verify: bool | str = True
     """TLS: True checks the certificate, a path names the CA bundle to check with (of the server, and of who gives
     tokens), False does not check the server's."""
@@ -83,11 +80,10 @@ class GcsOptions(StoreOptions):
             return False
         return bool(self.credentials or self.token) or not self.endpoint().startswith("http://")
 
-    def properties(self, *, own: bool) -> dict[str, str]:
-        """What a new object is told beside its name and checksum; ``own``: it is no data, see :func:`is_own`."""
-        cache = self.cache_control or ("no-cache, no-transform" if own else None)
-        found = {"cacheControl": cache, "contentType": "application/octet-stream", "storageClass": self.storage_class}
-        return given(found)
+    def properties(self) -> dict[str, str]:
+        """What a new object is told beside its name and checksum."""
+        found = {"cacheControl": self.cache_control, "contentType": "application/octet-stream"}
+        return found if self.storage_class is None else found | {"storageClass": self.storage_class}
 
     def object_query(self) -> dict[str, str]:
         """Query parameters of a request that makes an object."""
@@ -96,11 +92,6 @@ class GcsOptions(StoreOptions):
     def destination_query(self, key: str = "kmsKeyName") -> dict[str, str]:
         """The same for compose and, with ``key="destinationKmsKeyName"``, rewrite."""
         return given({key: self.kms_key_name, "destinationPredefinedAcl": self.predefined_acl})
-
-
-def is_own(key: str) -> bool:
-    """Whether it is something that asyncsync keeps beside the data: manifests, records, parts."""
-    return key.startswith(f"{META_DIR}/") or f"/{META_DIR}/" in key
 
 
 def proxy_for(address: str) -> str | None:

@@ -91,7 +91,7 @@ class OwnPlane:
         length = f"content-length: {request.size}\r\n" if request.method != "GET" else ""
         return (
             f"{request.method} {self._base}{request.target} HTTP/1.1\r\nhost: {self._host}\r\n"
-            f"user-agent: asyncsync\r\n{request.headers}{signed}{length}\r\n"
+            f"user-agent: asyncsync\r\naccept: */*\r\n{request.headers}{signed}{length}\r\n"
         ).encode()
 
     async def send(self, request: Request, authorization: str | None) -> Answer:

@@ -232,29 +232,9 @@ async def test_options_reach_the_requests(gcs_strict, objects):
 # content
 
 
-@pytest.mark.parametrize("key", [".asyncsync/manifest.json", "trial/.asyncsync/trial.json"])
-async def test_nothing_caches_what_is_replaced_under_its_name(store, objects, key):
-    await store.put(key, b"1")
-    assert objects[f"p/{key}"].properties["cacheControl"] == "no-cache, no-transform"
-
-
-async def test_of_data_the_service_is_told_no_more_than_it_needs(store, objects):
-    """Each property costs the service, and an emulator that writes all that it has for each upload."""
-    await store.put("x.asyncsync/y", b"1")
-    assert "cacheControl" not in objects["p/x.asyncsync/y"].properties
-
-
-@pytest.mark.parametrize("parts", [False, True])
-async def test_cache_control_is_that_of_everything(gcs_strict, objects, parts):
-    options = {**gcs_strict.storage_options, "cache_control": "public, max-age=60"}
-    async with open_store("gs://conformance/p", options=options) as opened:
-        for key in ("x", ".asyncsync/manifest.json"):
-            if parts:
-                upload = await opened.create_multipart(key)
-                await opened.complete_multipart(upload, [await opened.put_part(upload, 1, 0, b"1")])
-            else:
-                await opened.put(key, b"1")
-            assert objects[f"p/{key}"].properties["cacheControl"] == "public, max-age=60"
+async def test_no_cache_and_no_gzip_comes_between(store, objects):
+    await store.put("x", b"1")
+    assert objects["p/x"].properties["cacheControl"] == "no-cache, no-transform"
 
 
 async def test_what_somebody_else_compressed_is_read_as_it_is_stored(gcs_strict, store):
