@@ -23,12 +23,13 @@ from asyncsync import (
     push,
     verify,
 )
-from asyncsync.errors import ConcurrentWriterError
+from asyncsync.errors import ConcurrentWriterError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.pruning import prune
 from asyncsync.stores import open_store
 
 pytest.importorskip("gcloud.aio.auth")
+from gcs_fake import Fault
 
 MIB = 1 << 20
 PARTS = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
@@ -148,6 +149,28 @@ async def test_prune_removes_uploads_that_nobody_completes(gcs_strict, objects):
     assert (await prune("gs://conformance/run")).uploads == ["never/finished"]
     await prune("gs://conformance/run", dry_run=False)
     assert objects == {}
+
+
+async def test_a_file_in_one_piece_goes_on_in_another_process(gcs_strict, objects, tmp_path):
+    """Its session is in the journal, as those of parts are."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "mid").write_bytes(os.urandom(25 * MIB))
+    once, chunks = TransferConfig(max_attempts=1), iter(range(9))
+    real = gcs_strict._fault
+
+    def third_breaks(seen):
+        return Fault("", cut=MIB) if seen.method == "PUT" and next(chunks) == 2 else real(seen)
+
+    gcs_strict._fault = third_breaks
+    with pytest.raises(SyncFailedError):
+        await push(root, "gs://conformance/run", transfer=once)
+    gcs_strict.seen.clear()
+    report = await push(root, "gs://conformance/run", transfer=once)
+    assert report.bytes_sent <= 9 * MIB
+    assert objects["run/mid"].data == (root / "mid").read_bytes()
+    assert sum(seen.size for seen in gcs_strict.requests("^PUT")) <= 9 * MIB
+    assert gcs_strict.requests("uploadType=resumable.*fields") == []
 
 
 # SIGKILL

@@ -68,7 +68,8 @@ class Traits:
     paces: bool = False
     """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
     goes_on: bool = False
-    """Parts from files go on inside the part after a break: see :class:`asyncsync.disk.files.Progress`."""
+    """Parts from files go on inside the part after a break, and so do files larger than ``part_size`` that go in one
+    piece: see :class:`asyncsync.disk.files.Progress`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 

@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import google_crc32c
@@ -23,11 +23,13 @@ from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, S
 from asyncsync.stores.gcs_answers import (
     Checked,
     check_version,
-    content_bytes,
     crc_to_text,
+    document_of,
     generation_of,
     info_from_headers,
     info_of,
+    media_bytes,
+    range_bytes,
     unix_of,
 )
 from asyncsync.stores.gcs_auth import Access
@@ -132,14 +134,15 @@ class GcsStore(Store):
         if crc32c is None:
             crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
         name, sent = self._full(key), crc_to_text(crc32c)
-        said = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
-        document = b"".join((self._properties, more, said))
+        own = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
+        document = b"".join((self._properties, more, own))
         if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
             assert self._sessions is not None  # made with the wire
             target = self._insert_target(wire, if_version, "resumable")
-            answer = json.loads(await self._sessions.upload(name, target, document, body))
+            answer = await self._sessions.upload(name, target, document, body)
         else:
-            answer = json.loads(await wire.upload(name, self._small_target(wire, if_version), document, body))
+            said = await wire.upload(name, self._small_target(wire, if_version), document, body)
+            answer = document_of(f"insert {wire.where(name)}", said)
         stored = answer.get("crc32c", sent)
         if stored != sent:
             raise IntegrityError(
@@ -175,10 +178,12 @@ class GcsStore(Store):
         where = wire.where(self._full(key))
         total, seen = 0, None if ranged else Checked(sink)
 
-        def expect(status: int, answer: Mapping[str, str]) -> int | None:
+        def expect(answer: Mapping[str, str]) -> int | None:
             nonlocal total
             check_version(where, if_version, answer.get("x-goog-generation"))
-            come, total = content_bytes(where, status, answer, ranged=ranged)
+            if not ranged:
+                return media_bytes(answer)
+            come, total = range_bytes(where, answer, start, length)
             return come
 
         params = wire.params(ifGenerationMatch=generation_of(if_version))
@@ -204,8 +209,9 @@ class GcsStore(Store):
         wire = self._wire or await self._open()
         name = self._full(key)
         target = wire.target(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
-        info = info_of(key, json.loads(await wire.ask("get", "GET", name, target)))
-        check_version(wire.where(name), if_version, info.version)
+        where = wire.where(name)
+        info = info_of(key, document_of(f"get {where}", await wire.ask("get", "GET", name, target)))
+        check_version(where, if_version, info.version)
         return info
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -231,7 +237,8 @@ class GcsStore(Store):
                 fields=f"done,rewriteToken,resource({_RESOURCE})",
                 **self._options.destination_query("destinationKmsKeyName"),
             )  # fmt: skip
-            answer = json.loads(await wire.post("rewrite", name, wire.target(path, params)))
+            said = await wire.post("rewrite", name, wire.target(path, params))
+            answer = document_of(f"rewrite {wire.where(name)}", said)
             if answer["done"]:
                 return info_of(key, answer["resource"])
             token = answer["rewriteToken"]
@@ -254,7 +261,7 @@ class GcsStore(Store):
             fields=f"{items},prefixes,nextPageToken",
         )  # fmt: skip
         answer = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
-        return cast("dict[str, Any]", json.loads(answer))
+        return document_of(f"list {wire.where(prefix)}", answer)
 
     # Multipart
 
@@ -331,7 +338,7 @@ class GcsStore(Store):
         document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
         target = wire.target(wire.object_path(name, "/compose"), params)
         answer = await wire.post("compose", name, target, document, "application/json; charset=UTF-8")
-        return info_of(key, json.loads(answer))
+        return info_of(key, document_of(f"compose {wire.where(name)}", answer))
 
     async def abort_multipart(self, upload: Upload) -> None:
         deletions = await self._open_deletions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from asyncsync.disk.hashing import crc32c_extend
-from asyncsync.errors import PreconditionError, StoreError
+from asyncsync.errors import PreconditionError, StoreError, UnavailableError
 from asyncsync.stores.base import MISSING, ObjectInfo, Piece, Sink
 
 
@@ -32,6 +33,18 @@ def crc_from_text(text: str | None) -> int | None:
 def generation_of(if_version: str | None) -> str | None:
     """The value of ``ifGenerationMatch``; 0 means that there must be no live object."""
     return "0" if if_version == MISSING else if_version
+
+
+def document_of(where: str, content: bytes) -> dict[str, Any]:
+    """The JSON object that a success carries. UnavailableError if it is none: it was cut, or somebody else answered.
+    What was asked for may have been done all the same."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UnavailableError(f"{where}: this is no answer of Cloud Storage: {content[:60]!r}")
+    return found
 
 
 def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
@@ -60,15 +73,25 @@ def unix_of(when: str | None) -> float | None:
         return None
 
 
-def content_bytes(where: str, status: int, headers: Mapping[str, str], *, ranged: bool) -> tuple[int | None, int]:
-    """How many bytes an answer carries (None: it does not say) and, for a range, how many the object has."""
+def range_bytes(where: str, headers: Mapping[str, str], start: int, length: int | None) -> tuple[int, int]:
+    """How many bytes the answer to a range carries, and how many the object has. StoreError if it is not that range.
+
+    The status is not looked at: servers that forget it (200 instead of 206) tell the bounds all the same.
+    """
     part = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("content-range", ""))
-    if status == 206 and part is not None:
-        return int(part[2]) - int(part[1]) + 1, int(part[3])
-    if ranged:
+    if part is None:
         raise StoreError(f"get {where}: the store ignored the requested range")
+    first, last, total = int(part[1]), int(part[2]), int(part[3])
+    end = total if length is None else min(start + length, total)
+    if (first, last + 1) != (start, end):
+        raise StoreError(f"get {where}: bytes {first}-{last} came instead of {start}-{end - 1}")
+    return end - start, total
+
+
+def media_bytes(headers: Mapping[str, str]) -> int | None:
+    """How many bytes an answer with a whole object carries; None: it does not say."""
     text = headers.get("content-length", headers.get("x-goog-stored-content-length", ""))
-    return int(text) if text.isdigit() else None, 0
+    return int(text) if text.isdigit() else None
 
 
 def check_version(where: str, wanted: str | None, found: str | None) -> None:

@@ -6,6 +6,7 @@ Its own cache renews in tasks that nobody owns and repeats a failure for a minut
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -19,6 +20,7 @@ from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, Una
 from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
+FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 FRESH = 0.9
 """The part of its life after which a token is renewed; Google's live an hour."""
 ANSWER_SECONDS = 10
@@ -70,12 +72,13 @@ class Access:
             self._until = self._now() + FRESH * answer.expires_in
 
     async def _open(self) -> Any:
-        path = self._options.credentials
+        path = self._options.credentials or os.environ.get(FILE)
         try:
             source = await in_thread(Token, service_file=path, scopes=SCOPES)
-        except (OSError, ValueError, KeyError) as error:
-            named = path or "GOOGLE_APPLICATION_CREDENTIALS"
-            raise ConfigError(f"{self._where}: credentials {named!r} cannot be used: {error}") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its JSON may be
+            raise ConfigError(f"{self._where}: credentials {path or FILE!r} cannot be used: {error}") from error
+        if path and source.token_type is Type.GCE_METADATA:  # it would ask the machine, whose rights are others
+            raise ConfigError(f"{self._where}: credentials {path!r} cannot be used: no JSON that can be read")
         if source.token_type is not Type.GCE_METADATA:  # that one is on the machine itself
             connector = aiohttp.TCPConnector(ssl=await in_thread(self._options.token_tls))
             self._session = aiohttp.ClientSession(connector=connector)

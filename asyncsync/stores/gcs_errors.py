@@ -35,7 +35,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     """The error for an answer that is not a success. Names of ``headers`` are in lower case."""
     message, reason = _said(body)
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
-    if status == 404 and "bucket" in message and "object" not in message.lower():
+    if status == 404 and "bucket" in message.lower() and "object" not in message.lower():
         return NotFoundError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
     if status in (400, 412) and _DAMAGED.search(message):
         return IntegrityError(text, retryable=True)
@@ -48,11 +48,12 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     if status in (405, 501):
         return UnsupportedError(text)
     wait = _retry_after(headers)
-    if status == 429 or (status == 403 and reason in _LIMITED) or (status >= 500 and wait is not None):
+    passing = status == 408 or status >= 500
+    if status == 429 or (status == 403 and reason in _LIMITED) or (passing and wait is not None):
         return ThrottledError(text, wait)
     if status in (401, 403):
         return AccessDeniedError(text)
-    if status == 408 or status >= 500:
+    if passing:
         return UnavailableError(text)
     return StoreError(text)
 

@@ -53,11 +53,27 @@ class GcsOptions(StoreOptions):
             raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
         if sum(map(bool, (self.anonymous, self.credentials, self.token))) > 1:
             raise ConfigError("storage options anonymous, credentials and token exclude each other: give one")
+        self.endpoint()
 
     def endpoint(self) -> str:
-        """Scheme and host of the server, without a slash at the end."""
+        """Scheme and host of the server, without a slash at the end. ConfigError if it is no address."""
         found = self.endpoint_url or os.environ.get(EMULATOR) or GOOGLE
-        return (found if "://" in found else f"http://{found}").rstrip("/")
+        full = (found if "://" in found else f"http://{found}").rstrip("/")
+        server = urlsplit(full)
+        try:
+            usable = server.scheme in ("http", "https") and bool(server.hostname) and server.port != 0
+        except ValueError:  # the port
+            usable = False
+        if not usable:
+            named = "storage option endpoint_url" if self.endpoint_url else EMULATOR
+            raise ConfigError(f"{named}={found!r} is no address: give http://host:port or https://host")
+        return full
+
+    def _emulated(self) -> bool:
+        """Whether the environment names an emulator. Google's clients send no credentials to one."""
+        if self.endpoint_url or not os.environ.get(EMULATOR):
+            return False
+        return not (urlsplit(self.endpoint()).hostname or "").endswith(".googleapis.com")
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """None for a plain connection. Blocking: reads certificates."""
@@ -75,10 +91,11 @@ class GcsOptions(StoreOptions):
         return replace(self, verify=self.verify or True).tls()
 
     def needs_token(self) -> bool:
-        """Whether requests carry one. Google's own credentials are never sent over a connection in the clear."""
-        if self.anonymous:
-            return False
-        return bool(self.credentials or self.token) or not self.endpoint().startswith("http://")
+        """Whether requests carry one. Credentials that are found, not given, go neither to an emulator nor over a
+        connection in the clear."""
+        if self.anonymous or self.credentials or self.token:
+            return not self.anonymous
+        return not (self._emulated() or self.endpoint().startswith("http://"))
 
     def properties(self) -> dict[str, str]:
         """What a new object is told beside its name and checksum."""

@@ -3,8 +3,8 @@
 A session outlives the attempt that broke: the next attempt with the same body asks how far it has come and goes on
 there. A chunk has 8 MiB, so that a break costs at most 8 MiB, and a body that is no larger goes in one request, which
 saves the round trip that opens a session. (Google asks for multiples of 256 KiB and advises 8 MiB: Cloud Storage
-documentation, "Resumable uploads".) The session of a part is kept in the journal (``FileRange.progress``), so another
-process goes on inside of it; others live in memory, for what is sent in one piece has at most ``multipart_threshold``.
+documentation, "Resumable uploads".) The session of a part or a file is kept in the journal (``FileRange.progress``), so
+another process goes on inside of it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from typing import Any
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import NotFoundError, StoreError, ThrottledError, UnavailableError
+from asyncsync.stores.gcs_answers import document_of
 from asyncsync.stores.gcs_wire import INCOMPLETE, Wire
-from asyncsync.stores.http1_answer import Answer
+from asyncsync.stores.http1_answer import Answer, BrokenError
 
 CHUNK = 8 << 20
 KEPT = 256
 """Most broken sessions that are remembered; the service forgets each after a week."""
 
+REFUSALS = 3
+"""After so many errors in a row for an answer to how far it is, a session is given up. That nobody answers is none."""
+
 _Body = tuple[str, bytes, str, int, int]
+_PASSING = (asyncio.CancelledError, UnavailableError, ThrottledError)
 
 
 class Sessions:
@@ -30,45 +36,68 @@ class Sessions:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._broken: dict[_Body, str] = {}
+        self._broken: dict[_Body, tuple[str, int, bool]] = {}
 
-    async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> bytes:
-        """The answer's JSON. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
+    async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> dict[str, Any]:
+        """What was made. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
         key = (target, document, body.path, body.offset, body.size)
-        ours, at = self._broken.pop(key, ""), 0
-        session = ours or _earlier(body)
-        answer = await self._how_far(name, session, body.size) if session else None
-        if answer is not None:
-            at = acknowledged(answer) if answer.status == INCOMPLETE else body.size
-        else:
+        session, refusals, ours = self._broken.pop(key, ("", 0, False))
+        session = session or _earlier(body)
+        try:
+            known = await self._how_far(name, session, body.size) if session else None
+        except _PASSING as error:
+            self._remember(key, session, refusals + _was_answered(error), ours=ours)
+            raise
+        if known is None:
             session = await self._wire.start_session(name, target, document, body.size)
-        if body.progress is not None and not (ours and answer):
+        at = body.size if isinstance(known, dict) else known or 0
+        if body.progress is not None and not (ours and known is not None):
             body.progress.there = at
-            if answer is None:
+            if known is None:
                 body.progress.keep(session)
-        if answer is not None and answer.status != INCOMPLETE:
-            return answer.content  # it was the answer that was lost
+        if isinstance(known, dict):
+            return known
         try:
             return await self._fill(name, session, body, at)
-        except (asyncio.CancelledError, UnavailableError, ThrottledError):
+        except _PASSING:
             self._remember(key, session)
             raise
 
-    def _remember(self, key: _Body, session: str) -> None:
+    def _remember(self, key: _Body, session: str, refusals: int = 0, *, ours: bool = True) -> None:
+        if refusals == REFUSALS:
+            return
         while len(self._broken) >= KEPT:
             del self._broken[next(iter(self._broken))]
-        self._broken[key] = session
+        self._broken[key] = session, refusals, ours
 
-    async def _how_far(self, name: str, session: str, size: int) -> Answer | None:
-        """None: the session is gone, or of no use; what else is wrong, a new one meets too."""
+    async def _how_far(self, name: str, session: str, size: int) -> int | dict[str, Any] | None:
+        """Bytes that the service has or, if it was the last answer that was lost, what was made. None: the session is
+        gone, or of no use; what else is wrong, a new one meets too."""
         try:
-            return await self._wire.continue_session(name, session, None, f"bytes */{size}")
+            answer = await self._wire.continue_session(name, session, None, f"bytes */{size}")
         except StoreError as error:
             if error.retryable:
                 raise
             return None
+        if answer.status == INCOMPLETE:
+            return acknowledged(answer)
+        made = self._made(name, answer)
+        return made if await self._is_live(name, made) else None
 
-    async def _fill(self, name: str, session: str, body: FileRange, at: int) -> bytes:
+    async def _is_live(self, name: str, made: dict[str, Any]) -> bool:
+        """A session tells for a week what it made, also when something else has replaced that since."""
+        target = self._wire.target(self._wire.object_path(name), self._wire.params(fields="generation"))
+        try:
+            found = await self._wire.ask("get", "GET", name, target)
+        except NotFoundError:
+            return False
+        now = document_of(f"get {self._wire.where(name)}", found)
+        return str(now.get("generation")) == str(made.get("generation"))
+
+    def _made(self, name: str, answer: Answer) -> dict[str, Any]:
+        return document_of(f"insert {self._wire.where(name)}", answer.content)
+
+    async def _fill(self, name: str, session: str, body: FileRange, at: int) -> dict[str, Any]:
         while True:
             end = min(at + CHUNK, body.size)
             chunk = replace(body, offset=body.offset + at, size=end - at)
@@ -77,7 +106,7 @@ class Sessions:
             except NotFoundError as error:
                 raise UnavailableError(f"{error}: the upload session is gone") from error
             if answer.status != INCOMPLETE:
-                return answer.content
+                return self._made(name, answer)
             kept = acknowledged(answer)
             if not at < kept <= end or kept == body.size:
                 raise UnavailableError(
@@ -93,6 +122,10 @@ def _earlier(body: FileRange) -> str:
         return ""
     token, progress.token = progress.token, None
     return token or ""
+
+
+def _was_answered(error: BaseException) -> bool:
+    return isinstance(error, StoreError) and not isinstance(error.__cause__, BrokenError)
 
 
 def acknowledged(answer: Answer) -> int:

@@ -80,13 +80,14 @@ class Wire:
         found = urlsplit(answer.headers.get("location", ""))
         if not found.path:
             raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
-        path = found.path.removeprefix(self._base)
+        # a server may know of the endpoint's path, or stand behind a proxy that strips it
+        path = found.path.removeprefix(self._base) if found.path.startswith(f"{self._base}/") else found.path
         return f"{path}?{found.query}" if found.query else path
 
     async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
         request = Request("PUT", session, f"{_PLAIN}content-range: {content_range}\r\n", body)
-        return await self._exchange("insert", name, request)
+        return await self._exchange("insert", name, request, also=INCOMPLETE)
 
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
         """A request without a body; the answer's."""
@@ -99,24 +100,26 @@ class Wire:
 
     async def read(
         self, name: str, params: Mapping[str, str], bounds: str, sink: Sink,
-        expect: Callable[[int, Mapping[str, str]], int | None],
+        expect: Callable[[Mapping[str, str]], int | None],
     ) -> Mapping[str, str]:  # fmt: skip
-        """The media into ``sink``; ``bounds`` is the value of a Range header, or empty. ``expect`` takes status and
-        headers and gives the bytes that must come, None: unknown."""
+        """The media into ``sink``; ``bounds`` is the value of a Range header, or empty. ``expect`` takes the headers
+        and gives the bytes that must come, None: unknown."""
         # Who accepts gzip gets the bytes as they are stored; others get what was compressed undone.
         headers = "accept-encoding: gzip\r\n" + (f"range: {bounds}\r\n" if bounds else "")
         request = Request("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
 
         async def once(signed: str | None) -> Answer:
-            return await self._plane.fetch(request, signed, lambda answer: expect(answer.status, answer.headers), sink)
+            return await self._plane.fetch(request, signed, lambda answer: expect(answer.headers), sink)
 
         return (await self._signed("get", name, once)).headers
 
-    async def _exchange(self, operation: str, name: str, request: Request) -> Answer:
-        return await self._signed(operation, name, lambda signed: self._plane.send(request, signed))
+    async def _exchange(self, operation: str, name: str, request: Request, also: int = 0) -> Answer:
+        return await self._signed(operation, name, lambda signed: self._plane.send(request, signed), also)
 
-    async def _signed(self, operation: str, name: str, once: Callable[[str | None], Awaitable[Answer]]) -> Answer:
-        """The answer if it is a success, its error otherwise."""
+    async def _signed(
+        self, operation: str, name: str, once: Callable[[str | None], Awaitable[Answer]], also: int = 0
+    ) -> Answer:
+        """The answer if it is a success or has the status ``also``, its error otherwise."""
         renewed = False
         while True:
             header = await self._authorization()
@@ -124,7 +127,7 @@ class Wire:
                 answer = await once(header)
             except BrokenError as error:
                 raise UnavailableError(f"{operation} {self.where(name)}: {error}") from error
-            if answer.status < 300 or answer.status == INCOMPLETE:
+            if answer.status < 300 or answer.status == also:
                 return answer
             if answer.status != 401 or renewed or not self._access.renewable:
                 raise failure(operation, self.where(name), answer.status, answer.headers, answer.content)

@@ -136,7 +136,7 @@ class GuardedView(Store):
         else:
             landed = partial(written_is_ours, self, key, body, crc32c)
             info = await self._run("put", key, once, size, ahead, landed=landed)
-        self.bytes_sent += size
+        self.bytes_sent += size - (0 if isinstance(body, bytes) else body.there)
         return info
 
     async def put_part(

@@ -16,7 +16,7 @@ from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import samples, trusted
 from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
@@ -104,11 +104,21 @@ class LargeFile:
             else:
                 self._account(0, 0, file.size)
                 return self._entry(file, digest.crc32c, 0, [digest], version), "copied"
-        info = await self._store.put(self._prefix + file.path, body, crc32c=digest.crc32c)
-        self._account(file.size, 0, 0)
+        info, there = await self._put_whole(file, body, digest.crc32c)
+        self._account(file.size - there, there, 0)
         entry = self._entry(file, digest.crc32c, 0, [digest], info.version)
         self._uploads.file_sent(self._prefix + file.path, entry)
         return entry, "sent"
+
+    async def _put_whole(self, file: FileStat, body: FileRange, crc32c: int) -> tuple[ObjectInfo, int]:
+        """The object, and how many of its bytes the store had from another process."""
+        key, traits = self._prefix + file.path, self._store.traits
+        if not traits.goes_on or file.size <= (traits.part_size or 0):
+            return await self._store.put(key, body, crc32c=crc32c), 0
+        progress = self._uploads.progress_of_whole(key, self._path(file), file, crc32c)
+        info = await self._store.put(key, replace(body, progress=progress), crc32c=crc32c)
+        self._uploads.whole_sent(key)
+        return info, progress.there
 
     async def _assemble(
         self, file: FileStat, own: FileEntry | None, candidates: list[Candidate]

@@ -17,6 +17,8 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
 
 ABORT = "abort"
+WHOLE = "in one piece"
+"""In place of the id of an upload: the store knows none, a file goes in one piece that can go on."""
 _BEGUN = "begun "
 """In place of the ETag of a part that is not finished; what follows lets it go on."""
 
@@ -95,6 +97,17 @@ class OpenUploads:
             token = known.etag.removeprefix(_BEGUN)
         return Progress(token, lambda fresh: self.part_done(upload, replace(part, etag=_BEGUN + fresh)))
 
+    def progress_of_whole(self, key: str, path: str, file: FileStat, crc32c: int) -> Progress:
+        """The same for a file that goes in one piece; :meth:`whole_sent` once it is there."""
+        if not self.is_open(key, WHOLE):
+            self.abandon_key(key)
+            self.opened(Upload(key, WHOLE), path, file, 0)
+        return self.progress(Upload(key, WHOLE), Part(1, 0, file.size, "", crc32c))
+
+    def whole_sent(self, key: str) -> None:
+        """Nothing of it has to go on."""
+        self.closed(Upload(key, WHOLE))
+
     def parts(self, upload: Upload, listed: Sequence[Part]) -> dict[int, Part]:
         """The parts that the store has, by number, with the CRC32C that we know; None where a crash came before the
         journal, or the store has another part than we sent."""
@@ -162,7 +175,8 @@ class OpenUploads:
 
     def abandon(self, upload: Upload) -> None:
         """Nobody will complete it: the janitor owes the store an abort."""
-        self._journal.owe(self._uri, ABORT, json.dumps({"key": upload.key, "upload_id": upload.upload_id}))
+        if upload.upload_id != WHOLE:
+            self._journal.owe(self._uri, ABORT, json.dumps({"key": upload.key, "upload_id": upload.upload_id}))
         self.closed(upload)
 
     def _forget(self, upload: Upload) -> None:

@@ -7,7 +7,7 @@ import re
 import ssl
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -37,8 +37,9 @@ REWRITE = {
 class Fault:
     """What happens to the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
 
-    ``status``: this answer, nothing is done. ``lose``: the request is served and its answer lost. ``cut``: the
-    connection is closed after that many bytes of the body (0: before any), nothing is served.
+    ``status``: this answer, nothing is done. ``lose``: the request is served and its answer lost; ``short``: of the
+    answer's body only so many bytes come. ``cut``: the connection is closed after that many bytes of the body (0:
+    before any), nothing is served.
     """
 
     pattern: str
@@ -46,6 +47,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     lose: bool = False
+    short: int | None = None
     cut: int | None = None
 
 
@@ -61,13 +63,17 @@ class Seen:
 
 
 class GcsFake:
-    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``. ``tls``: over HTTPS.
+    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``. ``tls``: over HTTPS. ``base``: a path, as
+    ``/gcs``, below which everything lies; ``hidden``: but the addresses that it tells do not have it.
 
     ``tokens`` None lets everybody in; else only bearers of one of them. ``POST /token`` hands out ``fresh_token``.
     """
 
-    def __init__(self, *buckets: str, tokens: set[str] | None = None, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
+    def __init__(
+        self, *buckets: str, tokens: set[str] | None = None, tls: ssl.SSLContext | None = None, base: str = "",
+        hidden: bool = False,
+    ) -> None:  # fmt: skip
+        self._tls, self._base, self._hidden = tls, base, hidden
         self.buckets = {name: Bucket(name) for name in buckets}
         self.sessions = uploading.Sessions()
         self.rewrites = reading.Rewrites()
@@ -106,7 +112,8 @@ class GcsFake:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
-        self.endpoint = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
+        self._server = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.endpoint = self._server + self._base
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -129,6 +136,8 @@ class GcsFake:
             return _response(ApiError(fault.status, "as planned", fault.headers).reply())
         reply = await self._reply(request, seen)
         seen.status = reply.status
+        if fault is not None and fault.short is not None:
+            reply = replace(reply, body=reply.body[: fault.short])
         return self._hang_up(request) if fault is not None and fault.lose else _response(reply)
 
     def _fault(self, seen: Seen) -> Fault | None:
@@ -147,7 +156,10 @@ class GcsFake:
     async def _reply(self, request: web.Request, seen: Seen) -> Reply:
         media = "alt=media" in request.query_string
         try:
-            path = request.raw_path.partition("?")[0].removeprefix("/download")  # where mediaLink points to
+            if not request.raw_path.startswith(f"{self._base}/"):
+                raise ApiError(404, "Not Found")
+            path = request.raw_path.partition("?")[0].removeprefix(self._base)
+            path = path.removeprefix("/download")  # where mediaLink points to
             query = _query(request.raw_path)
             if path == "/token":
                 await request.read()
@@ -185,7 +197,8 @@ class GcsFake:
         _only(query, INSERT)
         bucket = self._bucket(match[1])
         if query.get("uploadType") == "resumable":
-            return self.sessions.start(bucket, query, request.headers, body, self.endpoint)
+            told = self._server if self._hidden else self.endpoint
+            return self.sessions.start(bucket, query, request.headers, body, told)
         return uploading.single(bucket, query, request.headers, body)
 
     def _inner(self, method: str, target: str, headers: dict[str, str]) -> Reply:

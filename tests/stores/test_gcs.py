@@ -25,9 +25,11 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs_bodies import batch_statuses
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
+from asyncsync.stores.gcs_options import GcsOptions
 
 pytest.importorskip("gcloud.aio.auth")
-from gcs_fake import Fault, reading
+from gcs_fake import Fault, GcsFake, reading
+from gcs_fake.replies import Reply
 
 MIB = 1 << 20
 
@@ -63,7 +65,7 @@ async def test_statuses_are_errors_of_ours(gcs_strict, store, status, expected, 
         assert caught.value.retryable is retryable
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [408, 429, 503])
 async def test_retry_after_is_told(gcs_strict, store, status):
     gcs_strict.faults.append(Fault("POST", 1, status, {"Retry-After": "7"}))
     with pytest.raises(ThrottledError) as caught:
@@ -81,6 +83,14 @@ async def test_retry_after_is_told(gcs_strict, store, status):
 def test_a_refused_checksum_is_no_conflict(status, message):
     error = failure("insert", "gs://b/x", status, {}, json.dumps({"error": {"message": message}}).encode())
     assert (type(error), error.retryable) == (IntegrityError, True)
+
+
+def test_a_missing_bucket_is_known_from_what_servers_say_of_it():
+    for message in ("The specified bucket does not exist.", "Bucket b does not exist."):
+        said = json.dumps({"error": {"message": message}}).encode()
+        assert "there is no bucket 'b'" in str(failure("list", "gs://b/x", 404, {}, said))
+    said = json.dumps({"error": {"message": "No such object: b/bucket"}}).encode()
+    assert "there is no bucket" not in str(failure("get", "gs://b/bucket", 404, {}, said))
 
 
 async def test_a_missing_bucket_is_named(gcs_strict):
@@ -121,6 +131,36 @@ async def test_a_lost_answer_to_a_create_is_no_conflict(gcs_strict, guarded):
     info = await guarded.put("x", b"mine", if_version=MISSING)
     assert (await guarded.head("x")).version == info.version
     assert [seen.status for seen in gcs_strict.requests("POST")] == [200, 412]
+
+
+@pytest.mark.parametrize("short", [0, 1, 15])
+async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, short):
+    """Its length is told and right, so only its text shows it."""
+    patterns = ("POST /upload", "GET .*/o/p%2Fx", "GET .*prefix=", "rewriteTo", "compose")
+    gcs_strict.faults += [Fault(pattern, 1, short=short) for pattern in patterns]
+    info = await guarded.put("x", b"mine", if_version=MISSING)
+    assert (await guarded.head("x")).version == info.version
+    assert [found.key for found in (await guarded.list()).objects] == ["x"]
+    await guarded.copy("x", "y")
+    upload = await guarded.create_multipart("z")
+    part = await guarded.put_part(upload, 1, 0, b"data")
+    await guarded.complete_multipart(upload, [part], crc32c=google_crc32c.value(b"data"), if_version=MISSING)
+    assert guarded.retries == len(patterns)
+
+
+@pytest.mark.parametrize("said", [b"<html>log in</html>", b"[]", b'"x"', b"\xff"])
+async def test_an_answer_of_somebody_else_is_told(gcs_strict, store, monkeypatch, said):
+    monkeypatch.setattr(gcs_strict, "_call", lambda *_: Reply(200, said))
+    with pytest.raises(UnavailableError, match="no answer of Cloud Storage"):
+        await store.head("x")
+
+
+async def test_a_redirect_is_no_success(gcs_strict, store):
+    """308 is one too, except for a resumable upload."""
+    gcs_strict.faults.append(Fault("", 9, 308, {"Location": "https://elsewhere/"}))
+    for request in (store.put("x", b"1"), store.delete(["x"]), store.get("x")):
+        with pytest.raises(StoreError, match="HTTP 308"):
+            await request
 
 
 async def test_a_compose_whose_answer_was_lost_is_repeated(gcs_strict, guarded, objects):
@@ -185,6 +225,21 @@ async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
             await opened.put("a", b"1")
 
 
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "unknown"}', "{}"])
+async def test_a_credentials_file_that_says_nothing_is_no_reason_to_ask_the_machine(
+    gcs_strict, tmp_path, monkeypatch, text, given
+):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    options = {"endpoint_url": gcs_strict.endpoint.replace("http://", "https://")}
+    options |= {"credentials": str(path)} if given else {}
+    async with open_store("gs://conformance/p", options=options) as opened:
+        with pytest.raises(ConfigError, match=r"broken\.json"):
+            await opened.put("a", b"1")
+
+
 @pytest.mark.parametrize("spelled", ["http://{}", "{}", "http://{}/"])
 async def test_the_emulator_of_the_environment_is_used_without_a_token(gcs_strict, monkeypatch, spelled):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", spelled.format(gcs_strict.endpoint.removeprefix("http://")))
@@ -194,10 +249,54 @@ async def test_the_emulator_of_the_environment_is_used_without_a_token(gcs_stric
 
 
 @pytest.mark.parametrize(
+    ("emulator", "options", "needs"),
+    [
+        ("https://localhost:4443", {}, False),
+        ("https://localhost:4443", {"token": "given"}, True),
+        ("http://localhost:4443", {"credentials": "/file"}, True),
+        ("https://storage.googleapis.com", {}, True),
+        ("localhost:4443", {"endpoint_url": "https://private.example"}, True),
+        (None, {}, True),
+        (None, {"anonymous": True}, False),
+        (None, {"endpoint_url": "http://localhost:1"}, False),
+    ],
+)
+def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulator, options, needs):
+    if emulator:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    assert GcsOptions.parse(options).needs_token() is needs
+
+
+@pytest.mark.parametrize(
+    "address", ["grpc://localhost:1", "localhost:http", "localhost:99999", "http://", "http://:1/x"]
+)
+def test_what_is_no_address_is_told(monkeypatch, address):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is no address"):
+        open_store("gs://conformance/p")
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
+    """Itself it may or may not know of the path: one that a proxy strips is in no address of its own."""
+    (tmp_path / "f").write_bytes(os.urandom(9 * MIB))
+    with GcsFake("b", base="/storage/gcs", hidden=hidden) as fake:
+        async with open_store("gs://b/p", options=fake.storage_options) as opened:
+            await opened.put("x", FileRange(str(tmp_path / "f"), 0, 9 * MIB))
+            await opened.put("y", b"1")
+            await opened.copy("x", "z")
+            assert [info.key for info in (await opened.list()).objects] == ["x", "y", "z"]
+            assert (await opened.get("z"))[0] == (tmp_path / "f").read_bytes()
+            await opened.delete(["x", "y", "z"])
+        assert {seen.status for seen in fake.seen} == {200, 308}
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"region": "x"}, "'region' is not known"),
         ({"endpoint_url": "host:1"}, "must start with"),
+        ({"endpoint_url": "http://host:port"}, "is no address"),
         ({"anonymous": "yes"}, "True or False"),
         ({"token": ""}, "not empty"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
@@ -210,8 +309,6 @@ def test_options_are_checked(options, message):
 
 
 def test_a_token_is_not_shown():
-    from asyncsync.stores.gcs_options import GcsOptions
-
     assert "hush" not in repr(GcsOptions.parse({"token": "hush"}))
 
 
@@ -295,6 +392,42 @@ async def test_where_media_tell_no_generation_only_who_needs_it_asks_for_it(gcs_
     assert await requests(store.read("x", sink, start=1, length=9)) == ("", 1)
     assert await requests(store.read("x", sink, start=1, length=9, if_version=info.version)) == (info.version, 2)
     assert await requests(store.read("x", sink)) == (info.version, 2)
+
+
+async def read_with(store, monkeypatch, change):
+    """Bytes 2-5 of ten, from an answer that ``change`` was at."""
+    await store.put("x", b"0123456789")
+    media, got = reading.media, []
+
+    def changed(found, headers):
+        reply = media(found, headers)
+        change(reply)
+        return reply
+
+    monkeypatch.setattr(reading, "media", changed)
+
+    async def sink(piece):
+        got.append(bytes(piece))
+
+    await store.read("x", sink, start=2, length=4)
+    return b"".join(got)
+
+
+async def test_a_range_that_comes_with_another_status_is_taken(store, monkeypatch):
+    def change(reply):
+        reply.status = 200
+
+    assert await read_with(store, monkeypatch, change) == b"2345"
+
+
+@pytest.mark.parametrize("bounds", [None, "bytes 1-4/10", "bytes 2-4/10", "bytes 2-9/10", "bytes 2-5/*", "2-5/10"])
+async def test_another_range_is_refused(store, monkeypatch, bounds):
+    def change(reply):
+        del reply.headers["Content-Range"]
+        reply.headers |= {"Content-Range": bounds} if bounds else {}
+
+    with pytest.raises(StoreError, match=r"ignored the requested range|instead of 2-5"):
+        await read_with(store, monkeypatch, change)
 
 
 async def test_conditions_travel_with_reads(gcs_strict, store):

@@ -100,6 +100,32 @@ async def test_a_lost_last_answer_is_asked_for(gcs_strict, guarded, objects, bod
     assert chunks(gcs_strict)[3:] == [(-1, 200)]
 
 
+@pytest.mark.parametrize("short", [0, 10])
+async def test_a_last_answer_that_was_cut_short_is_asked_for(gcs_strict, guarded, objects, body, data, short):
+    counted(gcs_strict)
+    gcs_strict.faults += [Fault("^PUT .*#[23]", 2, short=short)]
+    info = await guarded.put("x", body, crc32c=google_crc32c.value(data), if_version=MISSING)
+    assert str(objects["p/x"].generation) == info.version
+    assert chunks(gcs_strict)[3:] == [(-1, 200), (-1, 200)]
+
+
+@pytest.mark.parametrize("fault", [Fault("", 2, 503), Fault("", 2, 429), Fault("", 3, cut=0)], ids=str)
+async def test_a_question_without_an_answer_is_asked_again(gcs_strict, guarded, objects, body, data, fault):
+    counted(gcs_strict)
+    gcs_strict.faults += [Fault("^PUT .*#1", 1, cut=MIB), replace(fault, pattern="^PUT .*#[2-5]")]
+    await guarded.put("x", body, crc32c=google_crc32c.value(data))
+    assert objects["p/x"].data == data
+    assert len(gcs_strict.requests("POST /upload")) == 1
+
+
+async def test_a_session_whose_questions_only_meet_errors_is_given_up(gcs_strict, guarded, objects, body, data):
+    counted(gcs_strict)
+    gcs_strict.faults += [Fault("^PUT .*#1", 1, cut=MIB), Fault("^PUT .*#[2-9]", 3, 503)]
+    await guarded.put("x", body, crc32c=google_crc32c.value(data))
+    assert objects["p/x"].data == data
+    assert [first for first, _ in chunks(gcs_strict)] == [0, CHUNK, -1, -1, -1, 0, CHUNK, 2 * CHUNK]
+
+
 async def test_a_session_that_is_gone_begins_anew(gcs_strict, guarded, objects, body, data):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#1", 1, 404), Fault("^PUT .*#2", 1, 410)]
@@ -200,6 +226,17 @@ async def test_a_part_whose_last_answer_was_lost_is_not_sent_again(gcs_strict, s
     assert body.there == CHUNK
     assert (await store.list_parts(upload))[0].etag == part.etag
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) == 0
+
+
+async def test_what_a_session_made_and_somebody_replaced_is_sent_again(gcs_strict, store, objects, body, data):
+    """A session tells for a week that it has made an object."""
+    counted(gcs_strict)
+    gcs_strict.faults += [Fault("^PUT .*#2", 1, lose=True)]
+    with pytest.raises(UnavailableError):
+        await store.put("x", body, crc32c=google_crc32c.value(data))
+    await store.put("x", b"another")
+    info = await store.put("x", body, crc32c=google_crc32c.value(data))
+    assert (objects["p/x"].data, str(objects["p/x"].generation)) == (data, info.version)
 
 
 async def test_a_part_whose_session_is_gone_begins_anew(gcs_strict, store, objects, body, data):

@@ -9,6 +9,8 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
 from asyncsync.transfer.uploads import OpenUploads
 
+FILE = FileStat("file", 100, 0, 1, 0o644)
+
 UPLOAD = Upload("key", "id")
 PART = Part(3, 16, 8, "", 7)
 
@@ -36,7 +38,7 @@ async def process(tmp_path):
 
 async def begun(process):
     uploads = await process()
-    uploads.opened(UPLOAD, "/file", FileStat("file", 100, 0, 1, 0o644), 8)
+    uploads.opened(UPLOAD, "/file", FILE, 8)
     uploads.progress(UPLOAD, PART).keep("token")
     return await process()
 
@@ -63,3 +65,37 @@ async def test_a_finished_part_does_not_go_on(process):
     uploads = await begun(process)
     uploads.part_done(UPLOAD, replace(PART, etag="generation"))
     assert (await process()).progress(UPLOAD, PART).token is None
+
+
+async def whole_begun(process):
+    uploads = await process()
+    uploads.progress_of_whole("key", "/file", FILE, 7).keep("token")
+    return await process()
+
+
+async def test_a_file_in_one_piece_can_go_on(process):
+    uploads = await whole_begun(process)
+    assert uploads.progress_of_whole("key", "/file", FILE, 7).token == "token"
+    assert uploads.progress_of_whole("other", "/file", FILE, 7).token is None
+
+
+@pytest.mark.parametrize(("size", "crc32c"), [(100, 8), (99, 7)])
+async def test_a_file_in_one_piece_does_not_go_on_with_other_bytes(process, size, crc32c):
+    uploads = await whole_begun(process)
+    assert uploads.progress_of_whole("key", "/file", FILE._replace(size=size), crc32c).token is None
+
+
+async def test_a_file_that_is_sent_in_one_piece_is_forgotten(process):
+    uploads = await whole_begun(process)
+    uploads.whole_sent("key")
+    assert (await process()).progress_of_whole("key", "/file", FILE, 7).token is None
+
+
+async def test_a_file_goes_in_one_piece_or_in_parts_and_only_parts_are_owed_an_abort(process):
+    uploads = await whole_begun(process)
+    assert uploads.find("key", 8) is None
+    assert await uploads._journal.owed("gs://b") == []
+    uploads.opened(UPLOAD, "/file", FILE, 8)
+    assert uploads.progress_of_whole("key", "/file", FILE, 7).token is None
+    (owed,) = await uploads._journal.owed("gs://b")
+    assert '"upload_id": "id"' in owed.payload
