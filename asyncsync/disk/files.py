@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -111,9 +111,10 @@ class FileRange:
 
 def give_way() -> None:
     """The calling thread goes behind the others where cores are scarce. Elsewhere than on Linux this is not to be had
-    for one thread."""
+    for one thread, and a sandbox may forbid it: then they are all alike."""
     if sys.platform == "linux":
-        os.nice(GIVES_WAY)
+        with suppress(PermissionError):
+            os.nice(GIVES_WAY)
 
 
 class _Threads:
