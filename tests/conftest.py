@@ -186,3 +186,17 @@ def gcs_strict():
     gcs_fake = pytest.importorskip("gcs_fake")
     with gcs_fake.GcsFake("conformance") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def on_uvloop():
+    """Runs a coroutine on uvloop. The first run opens a pipe that the process keeps."""
+    uvloop = pytest.importorskip("uvloop")
+
+    def run(main):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+
+    with shared():
+        run(asyncio.sleep(0))
+    return run

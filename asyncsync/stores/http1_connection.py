@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import struct
+from typing import cast
 
 from asyncsync.disk.files import FileRange
 from asyncsync.stores.http1_acceptance import dropped
@@ -58,8 +59,7 @@ class Connection(asyncio.BufferedProtocol):
     # What the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by their class
         self._registry.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -139,3 +139,22 @@ async def test_requests_that_are_cancelled_at_any_turn_leave_nothing(wire, tmp_p
             assert http.busy == 0
         assert sending.result().status == 200
         assert turns > 10
+
+
+def test_files_go_through_uvloop_too(wire, tmp_path, on_uvloop):
+    content = os.urandom(12 * MIB)
+    (tmp_path / "file").write_bytes(content)
+    got = bytearray()
+
+    async def accept(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        got.extend(await reader.readexactly(len(content)))
+        writer.write(answer(Content_Length=0))
+        writer.close()
+
+    async def main():
+        async with wire.listening(accept) as http:
+            return await http.send(REQUEST, FileRange(str(tmp_path / "file"), 0, len(content)))
+
+    assert on_uvloop(main()).status == 200
+    assert got == content
