@@ -16,7 +16,7 @@ from asyncsync.disk.cells import Cell, digest_cell
 from asyncsync.disk.files import FileRange, in_hasher
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.reading import Digest, digest_range, md5_range
-from asyncsync.errors import IntegrityError, StoreError
+from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.delta import Limits, Origin, Piece, Segment, pieces_of, whole_copy
 from asyncsync.planning.matching import Matches
@@ -176,9 +176,9 @@ class Assembly:
         parts = [self._parts[number] for number in sorted(self._parts)]
         try:
             info = await self._store.complete_multipart(self._upload, parts, crc32c=crc)
-        except IntegrityError as error:
-            if self._copied:
-                raise LostSourceError(f"{self._key}: put together from copies it was not what it should be") from error
+        except (IntegrityError, NotFoundError) as error:
+            if self._copied:  # some stores look for what is copied only now
+                raise LostSourceError(f"{self._key} could not be put together from copies: {error}") from error
             raise
         if info.crc32c is not None and info.crc32c != crc:
             raise IntegrityError(f"{self._store.uri}: {self._key} has checksum {info.crc32c:08x}, sent was {crc:08x}")

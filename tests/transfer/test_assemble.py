@@ -10,6 +10,7 @@ import pytest
 from asyncsync import SyncConfig, Syncer, TransferConfig, push
 from asyncsync.disk.journal import Journal
 from asyncsync.disk.reading import digest, stat_file
+from asyncsync.errors import NotFoundError
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
@@ -150,6 +151,17 @@ def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, op
     report = send(tree, sync_config=SyncConfig(delete=True))
     assert stored() == local(tree)
     assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
+
+
+def test_a_source_that_is_lost_when_the_file_is_put_together_costs_its_bytes_too(faults, tree) -> None:
+    """Stores that compose look at what is copied only then."""
+    (tree / "f").write_bytes(noise(32 * MIB))
+    send(tree)
+    patch(tree / "f", 0, b"!")
+    faults.fail(1, NotFoundError("a source is gone"), operation="complete_multipart")
+    report = send(tree)
+    assert stored() == local(tree)
+    assert report.bytes_sent >= 32 * MIB
 
 
 def test_copies_that_give_other_bytes_are_noticed_and_the_file_is_sent(faults, tree) -> None:
