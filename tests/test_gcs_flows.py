@@ -1,12 +1,15 @@
 """What works with s3:// works with gs://: trees, checkpoints, verify, prune, delta; and an upload survives SIGKILL."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,13 +26,13 @@ from asyncsync import (
     push,
     verify,
 )
-from asyncsync.errors import ConcurrentWriterError, SyncFailedError
+from asyncsync.errors import ConcurrentWriterError, StoreError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.pruning import prune
 from asyncsync.stores import open_store
 
 pytest.importorskip("gcloud.aio.auth")
-from gcs_fake import Fault
+from gcs_fake import Fault, reading
 
 MIB = 1 << 20
 PARTS = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
@@ -171,6 +174,101 @@ async def test_a_file_in_one_piece_goes_on_in_another_process(gcs_strict, object
     assert objects["run/mid"].data == (root / "mid").read_bytes()
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) <= 9 * MIB
     assert gcs_strict.requests("uploadType=resumable.*fields") == []
+
+
+# composed files have one writer too
+
+
+@pytest.fixture
+def large(tmp_path):
+    path = tmp_path / "tree/big"
+    path.parent.mkdir()
+    path.write_bytes(os.urandom(11 * MIB))
+    return path
+
+
+def theirs_comes_first(monkeypatch):
+    """Somebody else writes run/big just before each compose of it."""
+    real = reading.compose
+
+    def compose(bucket, name, *given):
+        if name == "run/big":
+            bucket.put(name, b"theirs", {}, {})
+        return real(bucket, name, *given)
+
+    monkeypatch.setattr(reading, "compose", compose)
+
+
+def change(path):
+    path.write_bytes(os.urandom(12 * MIB))
+
+
+def append(path):
+    with path.open("ab") as file:
+        file.write(os.urandom(2 * MIB))
+
+
+@pytest.mark.parametrize("then", [None, change, append])
+async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, large, monkeypatch, then):
+    """And what to do is said; the next sync of the one that is left puts it right."""
+    if then is not None:
+        await push(large.parent, "gs://conformance/run", transfer=PARTS)
+        then(large)
+    manifest = objects.get(f"run/{MANIFEST}")
+    with monkeypatch.context() as patch:
+        theirs_comes_first(patch)
+        with pytest.raises(ConcurrentWriterError, match=r"run/big: somebody else .* stop the other one, then sync"):
+            await push(large.parent, "gs://conformance/run", transfer=PARTS)
+        assert objects["run/big"].data == b"theirs"
+        assert objects.get(f"run/{MANIFEST}") is manifest
+    await push(large.parent, "gs://conformance/run", transfer=PARTS)
+    assert objects["run/big"].data == large.read_bytes()
+    assert not any("/parts/" in name for name in objects)
+
+
+async def test_a_compose_whose_answer_was_lost_is_not_repeated_by_the_sync(gcs_strict, objects, large):
+    gcs_strict.faults.append(Fault("run%2Fbig/compose", lose=True))
+    await push(large.parent, "gs://conformance/run", transfer=PARTS)
+    assert [seen.status for seen in gcs_strict.requests("/compose")] == [200, 412]
+    manifest = Manifest.from_bytes(objects[f"run/{MANIFEST}"].data)
+    assert manifest.files["big"].version == str(objects["run/big"].generation)
+    assert not any("/parts/" in name for name in objects)
+
+
+async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
+    for action in (None, append):
+        if action is not None:
+            action(large)
+        async with Syncer(large.parent, "gs://conformance/run", SyncConfig(), transfer=PARTS) as syncer:
+            plan = await syncer.plan()
+        report = await push(large.parent, "gs://conformance/run", transfer=PARTS)
+        assert (plan.requests, plan.bytes_sent) == (report.requests, report.bytes_sent)
+
+
+@pytest.mark.parametrize("then", [None, change, append])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"lose": True}, {"cut": 0}], ids=["refused", "lost", "cut"])
+async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, large, fault, then):
+    """Whichever of its requests failed: what an earlier sync has left is no other writer."""
+    real, once = gcs_strict._fault, replace(PARTS, max_attempts=1)
+    for number in itertools.count(1):
+        uri = f"gs://conformance/run{number}"
+        large.write_bytes(os.urandom(11 * MIB))
+        if then is not None:
+            await push(large.parent, uri, transfer=PARTS)
+            then(large)
+        requests = iter(range(1, 1000))
+        gcs_strict._fault = lambda _, requests=requests, number=number: (
+            Fault("", **fault) if next(requests) == number else None
+        )
+        with contextlib.suppress(SyncFailedError, StoreError):
+            await push(large.parent, uri, transfer=once)
+        gcs_strict._fault = real
+        await push(large.parent, uri, transfer=PARTS)
+        assert objects[f"run{number}/big"].data == large.read_bytes()
+        objects.clear()
+        if next(requests) <= number:  # it ended before its turn came
+            break
+    assert number > 8
 
 
 # SIGKILL

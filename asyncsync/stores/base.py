@@ -70,6 +70,9 @@ class Traits:
     goes_on: bool = False
     """Parts from files go on inside the part after a break, and so do files larger than ``part_size`` that go in one
     piece: see :class:`asyncsync.disk.files.Progress`."""
+    complete_asks: bool = False
+    """Completing an upload is repeated safely only where it names the version that it replaces, so that is asked for:
+    see :func:`asyncsync.stores.landed.complete_what_stands`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 

@@ -33,19 +33,19 @@ from asyncsync.stores.gcs_answers import (
     unix_of,
 )
 from asyncsync.stores.gcs_auth import Access
+from asyncsync.stores.gcs_compose import Composes
 from asyncsync.stores.gcs_deletions import Deletions
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_sessions import CHUNK, Sessions
 from asyncsync.stores.gcs_wire import Wire
-from asyncsync.stores.together import for_each
 
 log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, paces=True, goes_on=True,
+    max_single_put=5 << 40, paces=True, goes_on=True, complete_asks=True,
 )  # fmt: skip
 _RESOURCE = "name,size,generation,crc32c,updated"
 _WRITTEN = "generation,crc32c,size"
@@ -78,6 +78,7 @@ class GcsStore(Store):
         self._wire: Wire | None = None
         self._sessions: Sessions | None = None
         self._deletions: Deletions | None = None
+        self._composes: Composes | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
@@ -97,6 +98,7 @@ class GcsStore(Store):
                 base = urlsplit(self._options.endpoint()).path
                 self._wire = Wire(self._bucket, access, plane, self._options.user_project, base)
                 self._sessions, self._deletions = Sessions(self._wire), Deletions(self._wire)
+                self._composes = Composes(self._wire, self._options, _RESOURCE)
             return self._wire
 
     async def _new_plane(self) -> Plane:
@@ -298,13 +300,12 @@ class GcsStore(Store):
         whole = layout.combined(parts)
         if None not in (crc32c, whole) and crc32c != whole:
             raise IntegrityError(f"{self.uri}: the parts of {upload.key!r} have CRC32C {whole:08x}, not {crc32c:08x}")
+        await self._open()
+        assert self._composes is not None  # made with the wire
         own = partial(layout.part_key, upload.upload_id)
-        sources: Sequence[layout.Source] = [layout.source_of(part, self._full(own(part.number))) for part in parts]
-        level = 0
-        while len(sources) > layout.WIDTH:
-            level += 1
-            sources = await self._compose_level(upload, level, sources)
-        info = await self._compose(upload.key, sources, if_version)
+        sources = [layout.source_of(part, self._full(own(part.number))) for part in parts]
+        home = self._full(layout.home_of(upload.upload_id))
+        info = info_of(upload.key, await self._composes.run(self._full(upload.key), sources, home, if_version))
         expected = whole if crc32c is None else crc32c
         if None not in (info.crc32c, expected) and info.crc32c != expected:
             raise IntegrityError(f"compose {self.uri}/{upload.key}: CRC32C {info.crc32c:08x}, not {expected:08x}")
@@ -313,32 +314,6 @@ class GcsStore(Store):
         except StoreError as error:
             log.warning("%s: parts of %r stay until they are pruned: %s", self.uri, upload.key, error)
         return info
-
-    async def _compose_level(
-        self, upload: Upload, level: int, sources: Sequence[layout.Source]
-    ) -> Sequence[layout.Source]:
-        made: dict[int, layout.Source] = {}
-
-        async def step(numbered: tuple[int, Sequence[layout.Source]]) -> None:
-            index, group = numbered
-            key = layout.step_key(upload.upload_id, level, index)
-            made[index] = layout.Source(self._full(key), (await self._compose(key, group, None)).version)
-
-        await for_each(enumerate(layout.groups(sources)), step, layout.AT_ONCE)
-        return [made[index] for index in sorted(made)]
-
-    async def _compose(self, key: str, sources: Sequence[layout.Source], if_version: str | None) -> ObjectInfo:
-        wire = self._wire or await self._open()
-        name = self._full(key)
-        params = wire.params(
-            ifGenerationMatch=generation_of(if_version), fields=_RESOURCE, **self._options.destination_query()
-        )
-        properties = {name: value for name, value in self._options.properties().items() if name != "storageClass"}
-        listed = [source.document() for source in sources]
-        document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
-        target = wire.target(wire.object_path(name, "/compose"), params)
-        answer = await wire.post("compose", name, target, document, "application/json; charset=UTF-8")
-        return info_of(key, document_of(f"compose {wire.where(name)}", answer))
 
     async def abort_multipart(self, upload: Upload) -> None:
         deletions = await self._open_deletions()

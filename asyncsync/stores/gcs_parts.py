@@ -1,9 +1,9 @@
 """Multipart uploads on Cloud Storage: parts are objects of their own, composed when all are there.
 
 An upload lives below ``.asyncsync/parts/{upload id}/``: ``upload`` names its key, ``00001`` and so on are its parts,
-``1-00000`` and so on are intermediate results, because one request composes at most 32 objects. Each part is checked by
-its CRC32C when it arrives, and stays until the upload is completed or aborted, so an upload goes on after any break.
-No listing of the store shows them.
+``1-00000-...`` and so on are intermediate results, because one request composes at most 32 objects. Each part is
+checked by its CRC32C when it arrives, and stays until the upload is completed or aborted, so an upload goes on after
+any break. No listing of the store shows them.
 
 Composing takes whole objects only. So a part can be a copy of a whole object (an append: the old object, then its
 tail), but not of a range of one.
@@ -53,8 +53,9 @@ def marker_key(upload_id: str) -> str:
     return f"{HOME}{upload_id}/{MARKER}"
 
 
-def step_key(upload_id: str, level: int, index: int) -> str:
-    return f"{HOME}{upload_id}/{level}-{index:05}"
+def step_name(home: str, index: int, attempt: str) -> str:
+    """Of an intermediate result. An attempt to complete that is repeated makes its own."""
+    return f"{home}{index:05}-{attempt}"
 
 
 def number_of(key: str) -> int | None:

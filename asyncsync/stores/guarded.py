@@ -26,7 +26,7 @@ from asyncsync.stores.bandwidth import STEP, Payer
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
 from asyncsync.stores.budget import Budget, Grant, Outcome
-from asyncsync.stores.landed import body_size, completed_is_ours, written_is_ours
+from asyncsync.stores.landed import body_size, complete_what_stands, completed_is_ours, written_is_ours
 from asyncsync.stores.waiting import Lane
 
 T = TypeVar("T")
@@ -131,11 +131,8 @@ class GuardedView(Store):
         size = body_size(body)
         paced, ahead = self._paced(body, size)
         once = partial(self._inner.put, key, paced, crc32c=crc32c, if_version=if_version)
-        if if_version is None:
-            info = await self._run("put", key, once, size, ahead)
-        else:
-            landed = partial(written_is_ours, self, key, body, crc32c)
-            info = await self._run("put", key, once, size, ahead, landed=landed)
+        landed = None if if_version is None else partial(written_is_ours, self, key, body, crc32c)
+        info = await self._run("put", key, once, size, ahead, landed=landed)
         self.bytes_sent += size - (0 if isinstance(body, bytes) else body.there)
         return info
 
@@ -230,8 +227,10 @@ class GuardedView(Store):
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
+        if if_version is None and self.traits.complete_asks:
+            return await complete_what_stands(self, upload, parts, crc32c)
         once = partial(self._inner.complete_multipart, upload, parts, crc32c=crc32c, if_version=if_version)
-        landed = partial(completed_is_ours, self, upload.key, parts, crc32c)
+        landed = partial(completed_is_ours, self, upload, parts, crc32c)
         return await self._run("complete upload of", upload.key, self._timed(once), landed=landed)
 
     async def abort_multipart(self, upload: Upload) -> None:

@@ -6,13 +6,16 @@ had been faster. Only what is provably our own write counts: same size, and same
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import google_crc32c
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import NotFoundError, PreconditionError
-from asyncsync.stores.base import Body, ObjectInfo, Part, Piece, Store
+from asyncsync.errors import NotFoundError, PreconditionError, StoreError
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Piece, Store, Upload
+
+log = logging.getLogger("asyncsync")
 
 
 def body_size(body: Body) -> int:
@@ -32,15 +35,41 @@ async def written_is_ours(store: Store, key: str, body: Body, crc32c: int | None
     return info if await _same_bytes(store, info, body) else None
 
 
-async def completed_is_ours(store: Store, key: str, parts: Sequence[Part], crc32c: int | None) -> ObjectInfo | None:
-    """What the store has under ``key`` if size and CRC32C are those of the upload, else None.
+async def completed_is_ours(
+    store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None
+) -> ObjectInfo | None:
+    """What the store has under the key of ``upload`` if size and CRC32C are those of the upload, else None.
 
     Without a CRC on both sides nothing is proved: another object may have the same size.
     """
-    info = await _head(store, key)
+    info = await _head(store, upload.key)
     if info is None or info.crc32c is None or info.crc32c != crc32c:
         return None
-    return info if info.size == sum(part.size for part in parts) else None
+    if info.size != sum(part.size for part in parts):
+        return None
+    if store.traits.complete_asks:  # its parts are objects, and whoever lost the answer has not removed them
+        try:
+            await store.abort_multipart(upload)
+        except StoreError as error:
+            log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
+    return info
+
+
+async def complete_what_stands(store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None) -> ObjectInfo:
+    """Complete an upload over what is there now, whosever that is: a sync that was broken off may have left it.
+
+    All attempts name the version that was there before the first. PreconditionError if another object was written
+    since; one with the same bytes is as good as ours.
+    """
+    stands = await _head(store, upload.key)
+    version = MISSING if stands is None else stands.version
+    try:
+        return await store.complete_multipart(upload, parts, crc32c=crc32c, if_version=version)
+    except PreconditionError:
+        ours = await completed_is_ours(store, upload, parts, crc32c)
+        if ours is None:
+            raise
+        return ours
 
 
 async def _head(store: Store, key: str) -> ObjectInfo | None:

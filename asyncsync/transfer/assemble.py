@@ -24,7 +24,7 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
 from asyncsync.stores.breaker import GoneError
 from asyncsync.stores.together import for_each, together
-from asyncsync.transfer.opening import open_upload
+from asyncsync.transfer.opening import complete_upload, open_upload
 from asyncsync.transfer.uploads import OpenUploads
 
 WINDOW = 8
@@ -175,7 +175,7 @@ class Assembly:
         assert self._upload is not None
         parts = [self._parts[number] for number in sorted(self._parts)]
         try:
-            info = await self._store.complete_multipart(self._upload, parts, crc32c=crc)
+            info = await complete_upload(self._store, self._upload, parts, crc)
         except (IntegrityError, NotFoundError) as error:
             if self._copied:  # some stores look for what is copied only now
                 raise LostSourceError(f"{self._key} could not be put together from copies: {error}") from error

@@ -20,7 +20,7 @@ from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import samples, trusted
 from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
-from asyncsync.transfer.opening import find_upload, open_upload
+from asyncsync.transfer.opening import complete_upload, find_upload, open_upload
 from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
 
@@ -188,7 +188,7 @@ class LargeFile:
             raise
         try:
             crc = _combined_digests(sender.digests, file.size, size)
-            info = await self._store.complete_multipart(upload, sender.parts, crc32c=crc)
+            info = await complete_upload(self._store, upload, sender.parts, crc)
         except Exception as error:
             if not getattr(error, "retryable", False):
                 self._uploads.abandon(upload)

@@ -1,10 +1,12 @@
-"""Opening a multipart upload, or going on with one, so that the journal knows of it from the start."""
+"""Opening a multipart upload, or going on with one, so that the journal knows of it from the start; and its end."""
 
 from __future__ import annotations
 
-from asyncsync.errors import NotFoundError
+from collections.abc import Sequence
+
+from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.stores.base import Part, Store, Upload
+from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.transfer.uploads import OpenUploads
 
 
@@ -35,3 +37,14 @@ async def open_upload(
     uploads.opened(upload, path, file, part_size)
     uploads.settled(intention)
     return upload
+
+
+async def complete_upload(store: Store, upload: Upload, parts: Sequence[Part], crc: int) -> ObjectInfo:
+    """Publish the file. ConcurrentWriterError if somebody else has written it since the store was asked for it."""
+    try:
+        return await store.complete_multipart(upload, parts, crc32c=crc)
+    except PreconditionError as error:
+        raise ConcurrentWriterError(
+            f"{store.uri.rstrip('/')}/{upload.key}: somebody else has written it while we did, and theirs was left; "
+            f"only one process may sync a prefix: stop the other one, then sync again ({error})"
+        ) from error

@@ -113,7 +113,7 @@ class Preview:
         matches = Matches(candidates)
         size = grid_of(file, matches, self._store.traits, self._config)
         if not candidates:
-            return Plan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + 2)
+            return Plan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
         hashing = Hashing(path, file, matches, size, await trusted(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
@@ -125,4 +125,8 @@ class Preview:
         pieces, _ = pieces_of(segments, limits)
         sent = sum(piece.size for piece in pieces if piece.origin is None)
         action: Literal["send", "copy", "assemble"] = "assemble" if 0 < sent < file.size else "send" if sent else "copy"
-        return Plan(file.path, file.size, action, sent, file.size - sent, len(pieces) + 2)
+        return Plan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._around())
+
+    def _around(self) -> int:
+        """Requests of an upload beside its parts."""
+        return 3 if self._store.traits.complete_asks else 2

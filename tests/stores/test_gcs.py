@@ -26,10 +26,11 @@ from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs_bodies import batch_statuses
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
 from asyncsync.stores.gcs_options import GcsOptions
+from asyncsync.stores.gcs_parts import combined
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
-from gcs_fake.replies import Reply
+from gcs_fake.replies import ApiError, Reply
 
 MIB = 1 << 20
 
@@ -479,8 +480,6 @@ async def test_a_failure_inside_a_batch_is_told(gcs_strict, store, monkeypatch):
     inner = gcs_strict._inner
 
     def refuse(method, target, headers):
-        from gcs_fake.replies import ApiError
-
         if target.endswith("b"):
             raise ApiError(403, "no storage.objects.delete access")
         return inner(method, target, headers)
@@ -588,6 +587,154 @@ async def test_an_append_to_what_has_changed_is_refused(store):
     await store.put("log", b"new")
     with pytest.raises((NotFoundError, PreconditionError)):
         await store.complete_multipart(upload, [whole])
+
+
+# what a compose replaces
+
+
+async def complete_x(store, data=b"mine"):
+    upload = await store.create_multipart("x")
+    part = await store.put_part(upload, 1, 0, data)
+    return await store.complete_multipart(upload, [part], crc32c=google_crc32c.value(data))
+
+
+@pytest.fixture
+def before_compose(monkeypatch):
+    """Calls that are served just before the next composes of ``p/x``, one for each."""
+    calls = []
+    real = reading.compose
+
+    def compose(bucket, name, *given):
+        if name == "p/x" and calls:
+            calls.pop(0)(bucket)
+        return real(bucket, name, *given)
+
+    monkeypatch.setattr(reading, "compose", compose)
+    return calls
+
+
+def writes(data):
+    return lambda bucket: bucket.put("p/x", data, {}, {})
+
+
+def refuses(bucket):
+    raise ApiError(503, "not now")
+
+
+def conditions(gcs_strict):
+    """Object -> the generation at which each compose of it was to find it."""
+    composes = [URL(seen.target, encoded=True) for seen in gcs_strict.requests("/compose")]
+    return [(url.path.split("/o/")[1].removesuffix("/compose"), url.query["ifGenerationMatch"]) for url in composes]
+
+
+@pytest.mark.parametrize("count", [1, 32, 70])
+@pytest.mark.parametrize("old", [None, b"left by a sync that was broken off"])
+async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, guarded, objects, count, old):
+    """Intermediate results replace nothing."""
+    version = "0" if old is None else (await guarded.put("x", old)).version
+    upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(count)])
+    info = await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    *steps, (name, last) = conditions(gcs_strict)
+    assert (name, last) == ("p/x", version)
+    assert [condition for _, condition in steps] == ["0"] * (0 if count <= 32 else -(-count // 32))
+    assert str(objects["p/x"].generation) == info.version
+    assert list(objects) == ["p/x"]
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("between", [[writes(b"other")], [refuses, writes(b"other")]])
+async def test_what_somebody_else_writes_before_a_compose_stays(guarded, objects, before_compose, old, between):
+    """Between the question and the compose, and also between two attempts."""
+    if old is not None:
+        await guarded.put("x", old)
+    before_compose.extend(between)
+    with pytest.raises(PreconditionError, match="it has generation"):
+        await complete_x(guarded)
+    assert objects["p/x"].data == b"other"
+
+
+async def test_what_somebody_else_removes_before_a_compose_stays_removed(guarded, objects, before_compose):
+    await guarded.put("x", b"old")
+    before_compose.append(lambda bucket: bucket.objects.pop("p/x"))
+    with pytest.raises(PreconditionError, match="it has generation 0"):
+        await complete_x(guarded)
+    assert "p/x" not in objects
+
+
+async def test_the_same_bytes_of_another_are_as_good(guarded, objects, before_compose):
+    """Ranks may write a file of one name if it has the same content."""
+    before_compose.append(writes(b"mine"))
+    info = await complete_x(guarded)
+    assert {name: str(item.generation) for name, item in objects.items()} == {"p/x": info.version}
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("fault", [{"lose": True}, {"short": 5}])
+async def test_a_compose_whose_answer_was_lost_is_no_conflict(gcs_strict, guarded, objects, old, fault):
+    if old is not None:
+        await guarded.put("x", old)
+    gcs_strict.faults.append(Fault("/compose", 1, **fault))
+    info = await complete_x(guarded)
+    assert [seen.status for seen in gcs_strict.requests("/compose")] == [200, 412]
+    assert {name: str(item.generation) for name, item in objects.items()} == {"p/x": info.version}
+    assert objects["p/x"].data == b"mine"
+
+
+async def test_after_a_lost_answer_parts_that_cannot_be_removed_stay_for_prune(gcs_strict, guarded, objects):
+    gcs_strict.faults += [Fault("/compose", 1, lose=True), Fault("batch", 1, 403)]
+    await complete_x(guarded)
+    assert objects["p/x"].data == b"mine"
+    assert [found.key for found in await guarded.list_multiparts()] == ["x"]
+
+
+async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, guarded, objects):
+    upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(70)])
+    gcs_strict.faults.append(Fault("POST .*p%2Fx/compose", 1, 503))
+    await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    assert sorted(seen.status for seen in gcs_strict.requests("/compose")) == [200] * 7 + [503]
+    assert list(objects) == ["p/x"]
+
+
+async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded, monkeypatch):
+    """Servers that look at the condition only answer 412, as if it were the destination's."""
+    upload, parts = await upload_of(guarded, "x", [b"1"])
+    await guarded.put_part(upload, 1, 0, b"2")
+    real = reading._source
+
+    def only_the_condition(bucket, source):
+        return real(bucket, {name: value for name, value in source.items() if name != "generation"})
+
+    monkeypatch.setattr(reading, "_source", only_the_condition)
+    with pytest.raises(NotFoundError, match="what it is made of has changed"):
+        await guarded.complete_multipart(upload, parts)
+    assert [seen.status for seen in gcs_strict.requests("/compose")] == [412]
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_an_append_replaces_only_what_it_appends_to(guarded, objects, before_compose, late):
+    """Also where old generations are kept, which a compose could still read."""
+    old = await guarded.put("x", b"old")
+    upload = await guarded.create_multipart("x")
+    whole = await guarded.copy_part(upload, 1, 0, "x", 0, 3, if_source_version=old.version)
+    tail = await guarded.put_part(upload, 2, 3, b"tail")
+    if late:
+        before_compose.append(writes(b"other"))
+    else:
+        await guarded.put("x", b"other")
+    with pytest.raises(PreconditionError):
+        await guarded.complete_multipart(upload, [whole, tail], crc32c=google_crc32c.value(b"oldtail"))
+    assert objects["p/x"].data == b"other"
+
+
+async def test_an_append_whose_answer_was_lost_is_no_conflict(gcs_strict, guarded, objects):
+    old = await guarded.put("x", b"old")
+    upload = await guarded.create_multipart("x")
+    whole = await guarded.copy_part(upload, 1, 0, "x", 0, 3, if_source_version=old.version)
+    tail = await guarded.put_part(upload, 2, 3, b"tail")
+    gcs_strict.faults.append(Fault("/compose", 1, lose=True))
+    info = await guarded.complete_multipart(upload, [whole, tail], crc32c=google_crc32c.value(b"oldtail"))
+    assert {name: str(item.generation) for name, item in objects.items()} == {"p/x": info.version}
+    assert objects["p/x"].data == b"oldtail"
 
 
 async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict, store, objects):
