@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -109,7 +110,7 @@ class Database:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._inode = _inode(self._path)
             try:
-                connection = _connect(self._path)
+                connection = _connect_patiently(self._path)
             except (_NotOursError, sqlite3.DatabaseError) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
@@ -175,6 +176,19 @@ def _inode(path: Path) -> int | None:
         return path.stat().st_ino
     except FileNotFoundError:
         return None
+
+
+def _connect_patiently(path: Path) -> sqlite3.Connection:
+    """Those who open a file at the same moment, as the ranks of one machine do, are in each other's way, and SQLite
+    tells some of them at once, whatever its time-out."""
+    give_up = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            return _connect(path)
+        except sqlite3.OperationalError as error:
+            if not _is_locked(error) or time.monotonic() > give_up:
+                raise
+        time.sleep(random.uniform(0.005, 0.05))  # noqa: S311  spreads; in the journal's own thread
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:

@@ -10,6 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -267,6 +269,21 @@ async def test_a_file_locked_for_too_long_does_not_stop_the_work(path, monkeypat
         assert not journal.durable
         other.close()
     assert "another process keeps it locked" in caplog.text
+
+
+def test_those_who_open_a_new_file_at_the_same_moment_all_have_it(tmp_path):
+    """As the ranks of one machine do."""
+    for turn in range(20):
+        ready = threading.Barrier(6)
+
+        def start(path: Path = tmp_path / str(turn), ready: threading.Barrier = ready) -> bool:
+            ready.wait()
+            opened = database.Database(path)
+            opened.close()
+            return opened.durable
+
+        with ThreadPoolExecutor(6) as threads:
+            assert all(future.result() for future in [threads.submit(start) for _ in range(6)])
 
 
 async def test_two_processes_may_share_the_file(path):
