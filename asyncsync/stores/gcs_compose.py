@@ -79,18 +79,9 @@ class Composes:
 
     async def _explain(self, name: str, if_version: str, error: PreconditionError | NotFoundError) -> None:
         """Sources and destination are refused alike: only what is there now tells which it was."""
-        now = await self._generation(name)
+        now = await self._wire.generation(name)
         wanted = generation_of(if_version)
         if now != wanted:
             raise PreconditionError(f"{error}: it has generation {now}, not {wanted}") from error
         if isinstance(error, PreconditionError):
             raise NotFoundError(f"{error}: what it is made of has changed") from error
-
-    async def _generation(self, name: str) -> str:
-        """That of the live object; 0: there is none."""
-        target = self._wire.target(self._wire.object_path(name), self._wire.params(fields="generation"))
-        try:
-            found = await self._wire.ask("get", "GET", name, target)
-        except NotFoundError:
-            return "0"
-        return str(document_of(f"get {self._wire.where(name)}", found)["generation"])

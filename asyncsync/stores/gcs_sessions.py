@@ -86,13 +86,7 @@ class Sessions:
 
     async def _is_live(self, name: str, made: dict[str, Any]) -> bool:
         """A session tells for a week what it made, also when something else has replaced that since."""
-        target = self._wire.target(self._wire.object_path(name), self._wire.params(fields="generation"))
-        try:
-            found = await self._wire.ask("get", "GET", name, target)
-        except NotFoundError:
-            return False
-        now = document_of(f"get {self._wire.where(name)}", found)
-        return str(now.get("generation")) == str(made.get("generation"))
+        return await self._wire.generation(name) == str(made.get("generation"))
 
     def _made(self, name: str, answer: Answer) -> dict[str, Any]:
         return document_of(f"insert {self._wire.where(name)}", answer.content)

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
-from asyncsync.errors import UnavailableError
+from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Body, Sink
+from asyncsync.stores.gcs_answers import document_of
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
 from asyncsync.stores.gcs_errors import failure
@@ -92,6 +93,16 @@ class Wire:
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
         """A request without a body; the answer's."""
         return (await self._exchange(operation, name, Request(method, target, _PLAIN))).content
+
+    async def generation(self, name: str) -> str:
+        """That of the live object; 0: there is none."""
+        try:
+            found = await self.ask(
+                "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
+            )
+        except NotFoundError:
+            return "0"
+        return str(document_of(f"get {self.where(name)}", found).get("generation"))
 
     async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
         """A request that makes the service work; the answer's body."""

@@ -3,15 +3,14 @@
 import asyncio
 import socket
 from collections import deque
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing, suppress
 
 import pytest
+from http_wire import Wire
 
 from asyncsync.stores import http1_pool
-from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_acceptance import FEW, WINDOW, Acceptance, dropped
 from asyncsync.stores.http1_answer import BrokenError
-from asyncsync.stores.http1_pool import Host
 
 MOST = 100
 
@@ -117,24 +116,8 @@ async def mute(reader, writer):
             pass
 
 
-@asynccontextmanager
-async def client(serve, most=50):
-    tasks = []
-
-    async def accept(reader, writer):
-        tasks.append(asyncio.current_task())
-        await serve(reader, writer)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    host = Host("127.0.0.1", server.sockets[0].getsockname()[1], None)
-    http = Http1(host, stall_timeout=5, connect_timeout=5, max_connections=most)
-    try:
-        yield http
-    finally:
-        await http.close()
-        server.close()
-        await asyncio.gather(*tasks)
-        await server.wait_closed()
+def client(serve, most=50):
+    return Wire(None).listening(serve, max_connections=most)
 
 
 async def asked(http, times):
