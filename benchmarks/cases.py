@@ -107,7 +107,7 @@ CASES = (
     Case("lag-trials", "lag", FEW_TRIALS, ("sink",)),
     Case("gcs-small", "up", SMALL, ("sink", "sink-30ms", *EMULATORS), scheme="gs"),
     Case("gcs-small-down", "down", SMALL, EMULATORS, scheme="gs"),
-    Case("gcs-large", "up", GIB, ("gcp-storage-emulator",), scheme="gs"),
+    Case("gcs-large", "up", GIB, ("sink", "sink-30ms", "gcp-storage-emulator"), scheme="gs"),
     Case("gcs-large-down", "down", GIB, ("gcp-storage-emulator",), scheme="gs"),
 )
 

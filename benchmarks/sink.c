@@ -1,4 +1,4 @@
-// sink: an S3-shaped (and for small objects a Cloud-Storage-shaped) server that reads every request body to its end and throws it away, so that what a client costs
+// sink: an S3-shaped (and for uploads a Cloud-Storage-shaped) server that reads every request body to its end and throws it away, so that what a client costs
 // shows up and what a server costs does not. One thread, epoll; it listens on 127.0.0.1 only and ends with its parent.
 //
 //   cc -O2 -o sink sink.c -ldl
@@ -28,13 +28,14 @@
 #include <unistd.h>
 
 enum { HEAD, BODY, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER };      // where in a request a connection is
-enum { ANSWER, STATS, NOT_FOUND, FOUND, LISTING };                    // what it is answered with
+enum { ANSWER, STATS, NOT_FOUND, FOUND, LISTING, SESSION, GOES_ON };  // what it is answered with
 #define HEAD_MAX 65536
 
 typedef struct conn {
   int fd, state, head_length, close_after, waiting, kind, line_length;
   int64_t left, size;             // of the body: still to come; in all
-  char head[HEAD_MAX + 1], line[64], method[8], target[8192];
+  int64_t last;                   // of a resumable upload: the last byte that came
+  char head[HEAD_MAX + 1], line[64], method[8], target[8192], location[256];
   const char *body;
   void *ssl;
 } conn;
@@ -214,14 +215,16 @@ static int reply(conn *c) {
   char out[4096]; int head = !strcmp(c->method, "HEAD");
   const char *body = c->kind == STATS ? stats() : c->kind == LISTING ? listing(c->target) : c->body ? c->body : "";
   size_t length = c->kind == FOUND ? (size_t)c->size : head ? 0 : strlen(body);
-  const char *status = c->kind == NOT_FOUND ? "404 Not Found" : strcmp(c->method, "DELETE") ? "200 OK" : "204 No Content";
+  const char *status = c->kind == NOT_FOUND ? "404 Not Found" : c->kind == GOES_ON ? "308 Resume Incomplete" : strcmp(c->method, "DELETE") ? "200 OK" : "204 No Content";
   int n = snprintf(out, sizeof out, "HTTP/1.1 %s\r\nx-amz-request-id: R\r\nDate: %s\r\n", status, date());
   if (c->kind == NOT_FOUND) n += snprintf(out + n, sizeof out - n, "Content-Length: 0\r\n");
+  else if (c->kind == GOES_ON) n += snprintf(out + n, sizeof out - n, "Content-Length: 0\r\nRange: bytes=0-%lld\r\n", (long long)c->last);
   else if (status[0] == '2' && status[2] == '0')
     n += snprintf(out + n, sizeof out - n, "Content-Length: %zu\r\nContent-Type: application/%s\r\nETag: \"9b2cf535f27731c974343645a3985328\"\r\nLast-Modified: %s\r\n", length, body[0] == '{' ? "json" : "xml", date());
+  if (c->kind == SESSION) n += snprintf(out + n, sizeof out - n, "Location: %s\r\n", c->location);
   n += snprintf(out + n, sizeof out - n, "\r\n");
   c->state = HEAD; c->head_length = 0; c->waiting = 0;
-  int whole = !head && c->kind != NOT_FOUND && n + strlen(body) < sizeof out;
+  int whole = !head && c->kind != NOT_FOUND && c->kind != GOES_ON && n + strlen(body) < sizeof out;
   if (whole) { strcpy(out + n, body); n += strlen(body); }
   if (transmit(c, out, n) || (!whole && !head && c->kind == LISTING && transmit(c, body, strlen(body))) || c->close_after) return drop(c);
   return 0;
@@ -251,10 +254,23 @@ static void look_up(conn *c) { // HEAD: of the bucket or of a key
   if (name && remembering && slot_count && *slot_of(name)) { c->kind = FOUND; c->size = objects[*slot_of(name) - 1].size; }
 }
 
-static int of_cloud_storage(conn *c) { // its JSON API: uploads in one request, lists that are empty, buckets that are there and objects that are not
+static void insert(conn *c) { // in one request, or in a session that takes what comes
+  char *range = header(c->head, "content-range"), *host = header(c->head, "host"); long long total = -1;
+  n_put++; c->body = INSERTED;
+  if (!strcmp(c->method, "PUT")) {
+    n_put--; n_part++; c->last = -1;
+    if (range && sscanf(range, "bytes %*[0-9]-%lld/%lld", (long long *)&c->last, &total) >= 1 && c->last + 1 != total) c->kind = GOES_ON;
+  } else if (strstr(c->target, "uploadType=resumable")) {
+    n_put--; n_post++; c->kind = SESSION;
+    snprintf(c->location, sizeof c->location, "http%s://%.*s/upload/storage/v1/b/b/o?uploadType=resumable&upload_id=U1", tls ? "s" : "", host ? (int)strcspn(host, "\r") : 0, host ? host : "");
+  }
+}
+
+static int of_cloud_storage(conn *c) { // its JSON API: uploads, lists that are empty, buckets that are there and objects that are not
   size_t path = strcspn(c->target, "?");
-  if (!strncmp(c->target, "/upload/storage/v1/", 19)) { n_put++; c->body = INSERTED; return 1; }
+  if (!strncmp(c->target, "/upload/storage/v1/", 19)) { insert(c); return 1; }
   if (strncmp(c->target, "/storage/v1/", 12)) return 0;
+  if (!strcmp(c->method, "POST")) { n_post++; c->body = INSERTED; return 1; } // a compose
   n_get++;
   if (path > 2 && !strncmp(c->target + path - 2, "/o", 2)) { n_list++; c->body = "{}"; }
   else if (strstr(c->target, "/o/")) c->kind = NOT_FOUND;

@@ -1,7 +1,9 @@
 """SIGKILL in the middle of a large upload to the strict fake of Cloud Storage, then the same push again.
 
-``python tests/gcs_killing.py [--mib 1024] [--at 0.5]`` prints what was received twice and the memory of both
-processes; exit code 1 if that is more than 8 MiB, if a finished part was sent again, or the object is not the file.
+``python tests/gcs_killing.py [--mib 1024] [--at 0.5] [--forgetful] [--link MIB]`` prints what was received twice and
+the memory of both processes; exit code 1 if that is more than 8 MiB, if a finished part was sent again, or the object
+is not the file. ``--forgetful``: the server keeps nothing of a chunk that the kill cut. ``--link``: the path carries so
+many MiB a second until the kill.
 """
 
 from __future__ import annotations
@@ -28,19 +30,19 @@ CHUNK = 8 * MIB
 """What may be sent again, in all."""
 
 
-def push_and_tell(tree: str, uri: str, options: str) -> None:
+def push_and_tell(tree: str, uri: str, options: str, link: str) -> None:
     """In a process of its own: bytes sent, seconds, and the most memory it had."""
-    from asyncsync import push
+    from asyncsync import TransferConfig, push
 
-    began = time.monotonic()
-    report = asyncio.run(push(tree, uri, storage_options=json.loads(options)))
+    began, transfer = time.monotonic(), TransferConfig(bandwidth_limit=float(link) * MIB or None)
+    report = asyncio.run(push(tree, uri, storage_options=json.loads(options), transfer=transfer))
     seconds = time.monotonic() - began
     print(json.dumps({"sent": report.bytes_sent, "seconds": seconds, "peak_mib": peak_of("self")}))
 
 
-def start(tree: Path, fake: GcsFake) -> subprocess.Popen[str]:
+def start(tree: Path, fake: GcsFake, link: float) -> subprocess.Popen[str]:
     options = json.dumps(fake.storage_options)
-    command = [sys.executable, __file__, "--push", str(tree), "gs://b/run", options]
+    command = [sys.executable, __file__, "--push", str(tree), "gs://b/run", options, str(link)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -61,7 +63,7 @@ def peak_of(pid: int | str) -> float:
     return int(text.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def run(room: Path, size: int, at: float) -> bool:
+def run(room: Path, size: int, at: float, link: float, *, forgetful: bool) -> bool:
     os.environ["ASYNCSYNC_STATE_DIR"] = str(room / "state")
     big = room / "tree/big"
     big.parent.mkdir()
@@ -72,7 +74,8 @@ def run(room: Path, size: int, at: float) -> bool:
             crc = google_crc32c.extend(crc, piece)
             file.write(piece)
     with GcsFake("b") as fake:
-        killed = start(big.parent, fake)
+        fake.sessions.forgetful = forgetful
+        killed = start(big.parent, fake, link)
         while stored(fake) < at * size:
             if killed.poll() is not None:
                 raise SystemExit("the upload ended before it could be killed")
@@ -82,7 +85,7 @@ def run(room: Path, size: int, at: float) -> bool:
         killed.communicate()
         time.sleep(0.5)  # what was on its way arrives
         there, came = stored(fake) + begun(fake), sum(seen.size for seen in fake.seen)
-        second = json.loads(start(big.parent, fake).communicate()[0])
+        second = json.loads(start(big.parent, fake, 0).communicate()[0])
         total = sum(seen.size for seen in fake.seen)
         item = fake.buckets["b"].objects["run/big"]
         right = len(item.data) == size and google_crc32c.value(item.data) == crc
@@ -102,14 +105,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--at", type=float, default=0.5)
-    parser.add_argument("--push", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--forgetful", action="store_true")
+    parser.add_argument("--link", type=float, default=0)
+    parser.add_argument("--push", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.push:
         push_and_tell(*given.push)
         return
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it tells of each connection that the kill cut
     with tempfile.TemporaryDirectory(prefix="asyncsync-kill-") as room:
-        sys.exit(not run(Path(room), given.mib * MIB, given.at))
+        sys.exit(not run(Path(room), given.mib * MIB, given.at, given.link, forgetful=given.forgetful))
 
 
 if __name__ == "__main__":

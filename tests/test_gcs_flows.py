@@ -245,6 +245,22 @@ async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
         assert (plan.requests, plan.bytes_sent) == (report.requests, report.bytes_sent)
 
 
+async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, large):
+    await push(large.parent, "gs://conformance/run", transfer=PARTS)
+    with large.open("ab") as file:
+        file.write(os.urandom(27 * MIB))
+    gcs_strict.seen.clear()
+    gcs_strict.sessions.forgetful = True
+    chunks, real = iter(range(99)), gcs_strict._fault
+    gcs_strict._fault = lambda seen: Fault("", cut=MIB) if seen.method == "PUT" and next(chunks) == 4 else real(seen)
+    with pytest.raises(SyncFailedError):
+        await push(large.parent, "gs://conformance/run", transfer=replace(PARTS, max_attempts=1))
+    await push(large.parent, "gs://conformance/run", transfer=PARTS)
+    assert objects["run/big"].data == large.read_bytes()
+    assert sum(seen.size for seen in gcs_strict.seen) <= (27 + 8) * MIB + 65536
+    assert any(seen.headers["Content-Range"].startswith("bytes */") for seen in gcs_strict.requests("^PUT"))
+
+
 @pytest.mark.parametrize("then", [None, change, append])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"lose": True}, {"cut": 0}], ids=["refused", "lost", "cut"])
 async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, large, fault, then):

@@ -38,7 +38,8 @@ from asyncsync.stores.gcs_deletions import Deletions
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
-from asyncsync.stores.gcs_sessions import CHUNK, Sessions
+from asyncsync.stores.gcs_sessions import Sessions
+from asyncsync.stores.gcs_window import CHUNK
 from asyncsync.stores.gcs_wire import Wire
 
 log = logging.getLogger("asyncsync")

@@ -1,10 +1,9 @@
 """Resumable uploads: a body in chunks, and after a break only what the service has not acknowledged.
 
 A session outlives the attempt that broke: the next attempt with the same body asks how far it has come and goes on
-there. A chunk has 8 MiB, so that a break costs at most 8 MiB, and a body that is no larger goes in one request, which
-saves the round trip that opens a session. (Google asks for multiples of 256 KiB and advises 8 MiB: Cloud Storage
-documentation, "Resumable uploads".) The session of a part or a file is kept in the journal (``FileRange.progress``), so
-another process goes on inside of it.
+there. How large chunks are, :mod:`asyncsync.stores.gcs_window` says; a body that is no larger than one goes in one
+request, which saves the round trip that opens a session, unless it is to go on in another process: the session of a
+part or a file is kept in the journal (``FileRange.progress``).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import NotFoundError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.gcs_answers import document_of
+from asyncsync.stores.gcs_window import Window, Windows
 from asyncsync.stores.gcs_wire import INCOMPLETE, Wire
 from asyncsync.stores.http1_answer import Answer, BrokenError
 
-CHUNK = 8 << 20
 KEPT = 256
 """Most broken sessions that are remembered; the service forgets each after a week."""
 
@@ -37,9 +36,14 @@ class Sessions:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._broken: dict[_Body, tuple[str, int, bool]] = {}
+        self._windows = Windows(wire.trips)
 
     async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> dict[str, Any]:
         """What was made. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
+        with self._windows.of(body.path, _now()) as window:
+            return await self._upload(name, target, document, body, window)
+
+    async def _upload(self, name: str, target: str, document: bytes, body: FileRange, window: Window) -> dict[str, Any]:
         key = (target, document, body.path, body.offset, body.size)
         session, refusals, ours = self._broken.pop(key, ("", 0, False))
         session = session or _earlier(body)
@@ -58,7 +62,7 @@ class Sessions:
         if isinstance(known, dict):
             return known
         try:
-            return await self._fill(name, session, body, at)
+            return await self._fill(name, session, body, at, window)
         except _PASSING:
             self._remember(key, session)
             raise
@@ -91,22 +95,33 @@ class Sessions:
     def _made(self, name: str, answer: Answer) -> dict[str, Any]:
         return document_of(f"insert {self._wire.where(name)}", answer.content)
 
-    async def _fill(self, name: str, session: str, body: FileRange, at: int) -> dict[str, Any]:
+    async def _fill(self, name: str, session: str, body: FileRange, at: int, window: Window) -> dict[str, Any]:
         while True:
-            end = min(at + CHUNK, body.size)
-            chunk = replace(body, offset=body.offset + at, size=end - at)
+            size, answer = await window.take(body.size - at), None
             try:
-                answer = await self._wire.continue_session(name, session, chunk, f"bytes {at}-{end - 1}/{body.size}")
-            except NotFoundError as error:
-                raise UnavailableError(f"{error}: the upload session is gone") from error
+                answer = await self._chunk(name, session, body, at, at + size)
+            finally:
+                window.give(size, _now(), arrived=answer is not None)
             if answer.status != INCOMPLETE:
                 return self._made(name, answer)
-            kept = acknowledged(answer)
-            if not at < kept <= end or kept == body.size:
-                raise UnavailableError(
-                    f"insert {self._wire.where(name)}: the store kept {kept} bytes of {end} that were sent"
-                )
-            at = kept
+            at = self._kept(name, answer, at, at + size, body.size)
+
+    async def _chunk(self, name: str, session: str, body: FileRange, at: int, end: int) -> Answer:
+        chunk = replace(body, offset=body.offset + at, size=end - at)
+        try:
+            return await self._wire.continue_session(name, session, chunk, f"bytes {at}-{end - 1}/{body.size}")
+        except NotFoundError as error:
+            raise UnavailableError(f"{error}: the upload session is gone") from error
+
+    def _kept(self, name: str, answer: Answer, at: int, end: int, size: int) -> int:
+        kept = acknowledged(answer)
+        if at < kept <= end and kept < size:
+            return kept
+        raise UnavailableError(f"insert {self._wire.where(name)}: the store kept {kept} bytes of {end} that were sent")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _earlier(body: FileRange) -> str:

@@ -6,6 +6,8 @@ buffer a request.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -22,6 +24,8 @@ from asyncsync.stores.http1_answer import Answer, BrokenError
 
 _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
+LATEST = 64
+"""Round trips that are remembered."""
 INCOMPLETE = 308
 """A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
 
@@ -36,6 +40,8 @@ class Wire:
         self._access = access
         self._plane = plane
         self._always = {} if payer is None else {"userProject": payer}
+        self.trips: deque[float] = deque(maxlen=LATEST)
+        """Seconds that the latest requests took that carried next to nothing."""
 
     async def close(self) -> None:
         await self._plane.close()
@@ -77,7 +83,7 @@ class Wire:
     async def start_session(self, name: str, target: str, document: bytes, size: int) -> str:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
         headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
-        answer = await self._exchange("insert", name, Request("POST", target, headers, document))
+        answer = await self._trip("insert", name, Request("POST", target, headers, document))
         found = urlsplit(answer.headers.get("location", ""))
         if not found.path:
             raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
@@ -92,7 +98,7 @@ class Wire:
 
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
         """A request without a body; the answer's."""
-        return (await self._exchange(operation, name, Request(method, target, _PLAIN))).content
+        return (await self._trip(operation, name, Request(method, target, _PLAIN))).content
 
     async def generation(self, name: str) -> str:
         """That of the live object; 0: there is none."""
@@ -123,6 +129,12 @@ class Wire:
             return await self._plane.fetch(request, signed, lambda answer: expect(answer.headers), sink)
 
         return (await self._signed("get", name, once)).headers
+
+    async def _trip(self, operation: str, name: str, request: Request) -> Answer:
+        began = asyncio.get_running_loop().time()
+        answer = await self._exchange(operation, name, request)
+        self.trips.append(asyncio.get_running_loop().time() - began)
+        return answer
 
     async def _exchange(self, operation: str, name: str, request: Request, also: int = 0) -> Answer:
         return await self._signed(operation, name, lambda signed: self._plane.send(request, signed), also)

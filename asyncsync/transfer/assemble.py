@@ -24,7 +24,7 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
 from asyncsync.stores.breaker import GoneError
 from asyncsync.stores.together import for_each, together
-from asyncsync.transfer.opening import complete_upload, open_upload
+from asyncsync.transfer.opening import complete_upload, going_on, open_upload
 from asyncsync.transfer.uploads import OpenUploads
 
 WINDOW = 8
@@ -285,9 +285,11 @@ class Assembly:
         body = FileRange(self._path, piece.offset, piece.size)
         if crc is None:
             crc = (await in_hasher(digest_range, body)).crc32c
+        part = Part(number, piece.offset, piece.size, "", crc)
+        body = going_on(self._store, self._uploads, self._upload, part, body)
         part = await self._store.put_part(self._upload, number, piece.offset, body, crc32c=crc)
         self._fate = "sent"
-        self._account(piece.size, 0, 0)
+        self._account(piece.size - body.there, body.there, 0)
         return Part(number, piece.offset, piece.size, part.etag, crc)
 
     def _crc_of(self, piece: Piece) -> int | None:

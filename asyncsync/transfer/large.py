@@ -20,7 +20,7 @@ from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import samples, trusted
 from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
-from asyncsync.transfer.opening import complete_upload, find_upload, open_upload
+from asyncsync.transfer.opening import complete_upload, find_upload, going_on, open_upload
 from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
 
@@ -270,9 +270,8 @@ class _Parts:
             self._parts[number] = Part(number, offset, size, done.etag, digest.crc32c)
             owner._account(0, size, 0)  # noqa: SLF001
             return
-        if owner._store.traits.goes_on:  # noqa: SLF001
-            part = Part(number, offset, size, "", digest.crc32c)
-            body = replace(body, progress=owner._uploads.progress(self._upload, part))  # noqa: SLF001
+        part = Part(number, offset, size, "", digest.crc32c)
+        body = going_on(owner._store, owner._uploads, self._upload, part, body)  # noqa: SLF001
         part = await owner._store.put_part(self._upload, number, offset, body, crc32c=digest.crc32c)  # noqa: SLF001
         part = Part(number, offset, size, part.etag, digest.crc32c)
         self._parts[number] = part

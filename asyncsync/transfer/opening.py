@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from asyncsync.disk.files import FileRange
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
@@ -37,6 +39,12 @@ async def open_upload(
     uploads.opened(upload, path, file, part_size)
     uploads.settled(intention)
     return upload
+
+
+def going_on(store: Store, uploads: OpenUploads, upload: Upload, part: Part, body: FileRange) -> FileRange:
+    """The body of a part that is about to be sent. Where the store can, it goes on where an earlier attempt broke off,
+    that of another process too."""
+    return replace(body, progress=uploads.progress(upload, part)) if store.traits.goes_on else body
 
 
 async def complete_upload(store: Store, upload: Upload, parts: Sequence[Part], crc: int) -> ObjectInfo:

@@ -79,6 +79,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self.open: dict[str, Session] = {}
+        self.forgetful = False
+        """Whether nothing is kept of a chunk that is cut in the middle, as a server may have it."""
 
     def start(self, bucket: Bucket, query: dict[str, str], headers: Mapping[str, str], body: bytes, base: str) -> Reply:
         properties = json.loads(body) if body else {}
@@ -134,7 +136,7 @@ class Sessions:
                 at += len(piece)
                 session.data += fresh
         except BaseException:  # cut in the middle: what is kept is a multiple of 256 KiB
-            del session.data[max(have, len(session.data) // GRAIN * GRAIN) :]
+            del session.data[have if self.forgetful else max(have, len(session.data) // GRAIN * GRAIN) :]
             raise
         if stop is not None and at != stop:
             del session.data[have:]

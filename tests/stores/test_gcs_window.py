@@ -1,0 +1,132 @@
+"""What a file has under way to Cloud Storage without an answer is one chunk, however many parts travel side by side."""
+
+import asyncio
+import os
+
+import google_crc32c
+import pytest
+
+from asyncsync.disk.files import FileRange, Progress
+from asyncsync.stores.gcs_window import CHUNK, GRAIN, LEAST, NEAR, TRIPS, Window, Windows
+
+pytest.importorskip("gcloud.aio.auth")
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def window(*trips, bodies=1):
+    made = Window(trips, 0.0)
+    made.bodies = bodies
+    return made
+
+
+async def test_a_part_by_itself_has_a_whole_chunk():
+    assert await window().take(GIB) == CHUNK
+
+
+async def test_what_is_left_may_be_less_than_a_chunk():
+    assert await window(bodies=9).take(7) == 7
+
+
+@pytest.mark.parametrize("bodies", [2, 3, 16])
+async def test_parts_side_by_side_have_one_chunk_between_them(bodies):
+    shared = window(bodies=bodies)
+    takes = [asyncio.ensure_future(shared.take(GIB)) for _ in range(bodies)]
+    await asyncio.sleep(0)
+    assert [take.result() for take in takes if take.done()] == [LEAST] * (CHUNK // LEAST)
+    for _ in range(bodies):
+        shared.give(LEAST, 0.0, arrived=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert all(take.done() for take in takes)
+
+
+async def test_who_is_cancelled_while_waiting_has_taken_nothing():
+    shared = window(bodies=2)
+    assert [await shared.take(GIB), await shared.take(GIB)] == [LEAST, LEAST]
+    third = asyncio.ensure_future(shared.take(GIB))
+    await asyncio.sleep(0)
+    third.cancel()
+    await asyncio.gather(third, return_exceptions=True)
+    shared.give(LEAST, 0.0, arrived=False)
+    assert await shared.take(GIB) == LEAST
+
+
+@pytest.mark.parametrize(
+    ("trip", "speed", "limit"),
+    [
+        (NEAR * 0.99, 900 * MIB, CHUNK),
+        (0.1, 10 * MIB, CHUNK),  # narrow
+        (0.1, 100 * MIB, TRIPS * 10 * MIB),
+    ],
+)
+def test_a_long_wide_way_has_what_it_carries_in_a_few_round_trips(trip, speed, limit):
+    made = window(trip, 3 * trip)
+    made.give(speed // 2, 0.5, arrived=True)
+    assert made.limit == pytest.approx(limit, rel=1e-6)
+
+
+def test_what_broke_off_says_nothing_for_the_speed_and_little_time_neither():
+    made = window(0.1)
+    made.give(100 * MIB, 0.01, arrived=True)
+    assert made.limit == CHUNK
+    made.give(900 * MIB, 1.0, arrived=False)
+    assert made.limit == TRIPS * 10 * MIB
+
+
+def test_a_way_that_becomes_slow_has_less():
+    made = window(0.1)
+    made.give(200 * MIB, 1.0, arrived=True)
+    made.give(1 * MIB, 2.0, arrived=True)
+    assert made.limit == CHUNK
+
+
+@pytest.mark.parametrize("bodies", range(1, 20))
+async def test_a_chunk_that_is_not_the_last_is_a_multiple_of_256_kib(bodies):
+    made = window(0.1, bodies=bodies)
+    made.give(123 * MIB, 1.0, arrived=True)
+    size = await made.take(GIB)
+    assert size % GRAIN == 0
+    assert LEAST <= size <= CHUNK
+
+
+def test_a_file_that_is_sent_no_more_is_forgotten():
+    windows = Windows(())
+    with windows.of("a", 0.0) as first, windows.of("a", 1.0) as second, windows.of("b", 1.0) as other:
+        assert first is second
+        assert first is not other
+        assert first.bodies == 2
+    with windows.of("a", 2.0) as third:
+        assert third is not first
+        assert third.bodies == 1
+
+
+async def test_what_is_under_way_to_the_server_is_one_chunk(gcs_strict, store, tmp_path):
+    data = os.urandom(6 * CHUNK)
+    (tmp_path / "f").write_bytes(data)
+    real, under_way, most = gcs_strict.sessions.chunk, 0, 0
+
+    async def chunk(upload_id, headers, pieces):
+        nonlocal under_way, most
+        size = int(headers["Content-Length"])
+        under_way += size
+        most = max(most, under_way)
+        try:
+            return await real(upload_id, headers, pieces)
+        finally:
+            under_way -= size
+
+    gcs_strict.sessions.chunk = chunk
+    await store.list()
+    upload = await store.create_multipart("x")
+
+    async def part(number):
+        at = (number - 1) * CHUNK
+        body = FileRange(str(tmp_path / "f"), at, CHUNK, progress=Progress(None, lambda _: None))
+        return await store.put_part(upload, number, at, body, crc32c=google_crc32c.value(data[at : at + CHUNK]))
+
+    parts = await asyncio.gather(*map(part, range(1, 7)))
+    info = await store.complete_multipart(upload, parts)
+    assert info.crc32c == google_crc32c.value(data)
+    assert CHUNK // 2 < most <= CHUNK
