@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 import google_crc32c
 
 from asyncsync.disk.files import FileRange, in_thread
-from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores import gcs_parts as layout
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.gcs_answers import (
@@ -34,10 +34,11 @@ from asyncsync.stores.gcs_answers import (
 )
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_compose import Composes
-from asyncsync.stores.gcs_deletions import Deletions
+from asyncsync.stores.gcs_deletions import Deletions, Doomed
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
+from asyncsync.stores.gcs_repeats import Repeats
 from asyncsync.stores.gcs_sessions import Sessions
 from asyncsync.stores.gcs_window import CHUNK
 from asyncsync.stores.gcs_wire import Wire
@@ -78,6 +79,7 @@ class GcsStore(Store):
         }
         self._wire: Wire | None = None
         self._sessions: Sessions | None = None
+        self._repeats: Repeats | None = None
         self._deletions: Deletions | None = None
         self._composes: Composes | None = None
         self._opening = asyncio.Lock()
@@ -98,7 +100,8 @@ class GcsStore(Store):
                 access = Access(self._options, f"gs://{self._bucket}")
                 base = urlsplit(self._options.endpoint()).path
                 self._wire = Wire(self._bucket, access, plane, self._options.user_project, base)
-                self._sessions, self._deletions = Sessions(self._wire), Deletions(self._wire)
+                self._sessions, self._repeats = Sessions(self._wire), Repeats(self._wire)
+                self._deletions = Deletions(self._wire, self._repeats)
                 self._composes = Composes(self._wire, self._options, _RESOURCE)
             return self._wire
 
@@ -144,8 +147,7 @@ class GcsStore(Store):
             target = self._insert_target(wire, if_version, "resumable")
             answer = await self._sessions.upload(name, target, document, body)
         else:
-            said = await wire.upload(name, self._small_target(wire, if_version), document, body)
-            answer = document_of(f"insert {wire.where(name)}", said)
+            answer = await self._insert_once(wire, name, document, body, if_version)
         stored = answer.get("crc32c", sent)
         if stored != sent:
             raise IntegrityError(
@@ -153,6 +155,21 @@ class GcsStore(Store):
             )
         size = len(body) if isinstance(body, bytes) else body.size
         return ObjectInfo(key, size, str(answer["generation"]), crc32c)
+
+    async def _insert_once(
+        self, wire: Wire, name: str, document: bytes, body: Body, if_version: str | None
+    ) -> dict[str, Any]:
+        assert self._repeats is not None  # made with the wire
+        met = await self._repeats.generation(name) if if_version is None else None
+        try:
+            with self._repeats.writing([name]):
+                target = self._small_target(wire, if_version if met is None else met)
+                said = await wire.upload(name, target, document, body)
+                return document_of(f"insert {wire.where(name)}", said)
+        except PreconditionError as error:
+            if met is None:
+                raise
+            raise UnavailableError(f"{error}: it was written while we asked for it") from error
 
     def _small_target(self, wire: Wire, if_version: str | None) -> str:
         found = self._insert_targets.get(if_version)
@@ -219,7 +236,7 @@ class GcsStore(Store):
 
     async def delete(self, keys: Sequence[str]) -> None:
         deletions = await self._open_deletions()
-        await deletions.delete([deletions.target(self._full(key)) for key in keys])
+        await deletions.delete([Doomed(self._full(key)) for key in keys])
 
     async def _open_deletions(self) -> Deletions:
         await self._open()
@@ -229,14 +246,14 @@ class GcsStore(Store):
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
     ) -> ObjectInfo:
-        """In as many steps as the service wants."""
+        """In as many steps as the service wants, over what is there when it begins."""
         wire = self._wire or await self._open()
         name, target = self._full(source), quote(self._full(key), safe="")
         path = wire.object_path(name, f"/rewriteTo/b/{self._bucket}/o/{target}")
-        token: str | None = None
+        met, token = await wire.generation(self._full(key)), None
         while True:
             params = wire.params(
-                ifSourceGenerationMatch=if_source_version, rewriteToken=token,
+                ifSourceGenerationMatch=if_source_version, ifGenerationMatch=met, rewriteToken=token,
                 fields=f"done,rewriteToken,resource({_RESOURCE})",
                 **self._options.destination_query("destinationKmsKeyName"),
             )  # fmt: skip
@@ -319,7 +336,7 @@ class GcsStore(Store):
     async def abort_multipart(self, upload: Upload) -> None:
         deletions = await self._open_deletions()
         found = await self._objects_below(layout.home_of(upload.upload_id), "name,generation")
-        await deletions.delete([deletions.target(item["name"], item["generation"]) for item in found])
+        await deletions.delete([Doomed(item["name"], item["generation"]) for item in found])
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
         found = await self._objects_below(layout.home_of(upload.upload_id), "name,size,generation,crc32c")

@@ -1,0 +1,47 @@
+"""Repeating a write of which nobody knows whether it was done.
+
+Cloud Storage calls inserts, rewrites and deletions idempotent only where they name the generation that they meet
+(documentation, "Retry strategy"). To ask for it before every insert would double the requests. So only who repeats
+asks, and whoever repeats is the one whose answer was lost, or who was refused in passing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from asyncsync.errors import StoreError
+from asyncsync.stores.gcs_wire import Wire
+
+MOST = 4096
+"""Objects that are remembered; a session has fewer requests under way by far."""
+
+
+class Repeats:
+    """The objects of one bucket whose last write broke off."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._broken: dict[str, None] = {}
+
+    async def generation(self, name: str) -> str | None:
+        """What the next write is to name: the live generation, "0" if there is none, or None: nothing is repeated."""
+        return await self._wire.generation(name) if name in self._broken else None
+
+    @contextmanager
+    def writing(self, names: Sequence[str]) -> Iterator[None]:
+        """Around the request."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or (isinstance(error, StoreError) and error.retryable):
+                self._remember(names)
+            raise
+        for name in names:
+            self._broken.pop(name, None)
+
+    def _remember(self, names: Sequence[str]) -> None:
+        self._broken.update(dict.fromkeys(names))
+        while len(self._broken) > MOST:
+            del self._broken[next(iter(self._broken))]
