@@ -281,6 +281,7 @@ async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, l
         gcs_strict._fault = real
         await push(large.parent, uri, transfer=PARTS)
         assert objects[f"run{number}/big"].data == large.read_bytes()
+        assert [name for name in objects if "/parts/" in name] == []
         objects.clear()
         if next(requests) <= number:  # it ended before its turn came
             break

@@ -330,6 +330,8 @@ class GcsStore(Store):
         try:
             await self.abort_multipart(upload)
         except StoreError as error:
+            if error.retryable:
+                raise  # whoever repeats this finds the object made, and removes what is left
             log.warning("%s: parts of %r stay until they are pruned: %s", self.uri, upload.key, error)
         return info
 

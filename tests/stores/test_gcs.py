@@ -745,6 +745,18 @@ async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict
     assert [found.key for found in await store.list_multiparts()] == ["x"]
 
 
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"cut": 0}, {"lose": True}], ids=str)
+@pytest.mark.parametrize("request_", ["GET .*prefix=", "batch"])
+@pytest.mark.parametrize("version", [None, MISSING])
+async def test_what_is_not_removed_at_once_after_a_compose_is_removed_later(
+    gcs_strict, guarded, objects, request_, fault, version
+):
+    upload, parts = await upload_of(guarded, "x", [b"1", b"2"])
+    gcs_strict.faults.append(Fault(request_, 2, **fault))
+    info = await guarded.complete_multipart(upload, parts, if_version=version, crc32c=google_crc32c.value(b"12"))
+    assert (list(objects), str(objects["p/x"].generation)) == (["p/x"], info.version)
+
+
 async def test_random_requests_are_cut_and_the_next_attempt_is_right(gcs_strict, guarded, objects, tmp_path):
     rng = random.Random(5)
     data = os.urandom(3 * MIB)
