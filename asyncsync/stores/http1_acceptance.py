@@ -24,6 +24,9 @@ SAME = 1.15
 """A mean delay up to this multiple of that with few, or of a lesser one, says that the server takes more."""
 RISEN = 1.35
 """One beyond this multiple says that they only wait for each other."""
+HOLD = 32
+"""Windows after which more are tried again, when they were of no use: by chance a window may look better than it was,
+and at a server with room for five a few of them in a row cost a second."""
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
 _ACKED = slice(120, 128)
 """``tcpi_bytes_acked`` of ``struct tcp_info`` (linux/tcp.h): bytes that the other system has, and one for the SYN."""
@@ -40,13 +43,14 @@ def dropped(sock: socket.socket) -> bool:
 class Acceptance:
     """``limit`` is how many fresh connections may be under way now, ``most`` at most."""
 
-    __slots__ = ("_base", "_count", "_keeps", "_most", "_opened", "_total", "limit")
+    __slots__ = ("_base", "_count", "_hold", "_keeps", "_most", "_opened", "_total", "limit")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.limit = min(FEW, most)
         self._keeps = False
         self._base = float("inf")
+        self._hold = 0
         self._open(float("-inf"))
 
     def _open(self, now: float) -> None:
@@ -54,7 +58,7 @@ class Acceptance:
 
     def overflowed(self, now: float) -> None:
         """The server's system dropped what was sent to it."""
-        self.limit = min(FEW, self._most)
+        self.limit, self._hold = min(FEW, self._most), HOLD
         self._open(now)
 
     def answered(self, began: float, now: float, *, keep: bool, waiting: bool) -> None:
@@ -73,7 +77,8 @@ class Acceptance:
     def _adapt(self, mean: float, *, waiting: bool) -> None:
         few = min(FEW, self._most)
         self._base = mean if self.limit == few else min(self._base, mean)
+        self._hold = max(0, self._hold - 1)
         if mean > RISEN * self._base:
-            self.limit = max(few, self.limit * 3 // 4)
-        elif waiting and mean <= SAME * self._base:
+            self.limit, self._hold = max(few, self.limit * 3 // 4), HOLD
+        elif waiting and not self._hold and mean <= SAME * self._base:
             self.limit = min(self._most, self.limit + max(1, self.limit // 8))

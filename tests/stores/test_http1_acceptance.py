@@ -1,6 +1,7 @@
 """How many connections at once a server is given to accept."""
 
 import asyncio
+import random
 import socket
 from collections import deque
 from contextlib import closing, suppress
@@ -63,6 +64,18 @@ def test_a_server_with_one_thread_is_given_few():
     acceptance = Acceptance(MOST)
     served(acceptance, 3000, lambda n: 0.001 * n)
     assert acceptance.limit <= FEW + 1
+
+
+def test_where_times_vary_by_chance_few_stay_few():
+    acceptance, rng, limits = Acceptance(MOST), random.Random(3), []
+
+    def seconds(n):
+        limits.append(acceptance.limit)
+        return 0.001 * n * rng.uniform(0.4, 1.6)
+
+    served(acceptance, 20_000, seconds)
+    assert max(limits) <= 5
+    assert sum(limits) / len(limits) < FEW + 0.5
 
 
 @pytest.mark.parametrize("room", [12, 30])
