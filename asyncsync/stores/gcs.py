@@ -160,7 +160,7 @@ class GcsStore(Store):
         self, wire: Wire, name: str, document: bytes, body: Body, if_version: str | None
     ) -> dict[str, Any]:
         assert self._repeats is not None  # made with the wire
-        met = await self._repeats.generation(name) if if_version is None else None
+        met = None if if_version is not None else (await self._repeats.standing([name])).get(name)
         try:
             with self._repeats.writing([name]):
                 target = self._small_target(wire, if_version if met is None else met)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asyncsync.errors import NotFoundError, StoreError
 from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
@@ -34,6 +34,8 @@ class Deletions:
     async def delete(self, objects: Sequence[Doomed]) -> None:
         """A few requests at a time."""
         objects = await self._guarded(objects)
+        if not objects:
+            return
         with self._repeats.writing([each.name for each in objects if each.generation is None]):
             if self._batches and len(objects) > 1:
                 chosen = [objects[start : start + CALLS] for start in range(0, len(objects), CALLS)]
@@ -43,16 +45,10 @@ class Deletions:
 
     async def _guarded(self, objects: Sequence[Doomed]) -> Sequence[Doomed]:
         """Who deletes again names what is there now; what is not there needs no more."""
-        found: dict[int, Doomed] = {}
-
-        async def look(numbered: tuple[int, Doomed]) -> None:
-            number, each = numbered
-            met = None if each.generation else await self._repeats.generation(each.name)
-            if met != "0":
-                found[number] = Doomed(each.name, each.generation, met)
-
-        await for_each(enumerate(objects), look, min(AT_ONCE, len(objects)))
-        return [found[number] for number in sorted(found)]
+        met = await self._repeats.standing([each.name for each in objects if each.generation is None])
+        if not met:
+            return objects
+        return [replace(each, met=met.get(each.name)) for each in objects if met.get(each.name) != "0"]
 
     def _target(self, each: Doomed) -> str:
         params = self._wire.params(generation=each.generation, ifGenerationMatch=each.met)

@@ -1,8 +1,8 @@
 """Repeating a write of which nobody knows whether it was done.
 
 Cloud Storage calls inserts, rewrites and deletions idempotent only where they name the generation that they meet
-(documentation, "Retry strategy"). To ask for it before every insert would double the requests. So only who repeats
-asks, and whoever repeats is the one whose answer was lost, or who was refused in passing.
+(documentation, "Retry strategy"). To ask for it before every write would double the requests. So only who repeats asks:
+whoever lost the answer to a write of the same object, or was refused in passing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from asyncsync.errors import StoreError
+from asyncsync.stores.gcs_parts import AT_ONCE
 from asyncsync.stores.gcs_wire import Wire
+from asyncsync.stores.together import for_each
 
 MOST = 4096
 """Objects that are remembered; a session has fewer requests under way by far."""
@@ -25,9 +27,17 @@ class Repeats:
         self._wire = wire
         self._broken: dict[str, None] = {}
 
-    async def generation(self, name: str) -> str | None:
-        """What the next write is to name: the live generation, "0" if there is none, or None: nothing is repeated."""
-        return await self._wire.generation(name) if name in self._broken else None
+    async def standing(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of ``names`` that are written again, with their live generation ("0": there is none)."""
+        again = [name for name in names if name in self._broken]
+        found: dict[str, str] = {}
+
+        async def look(name: str) -> None:
+            found[name] = await self._wire.generation(name)
+
+        if again:
+            await for_each(again, look, min(AT_ONCE, len(again)))
+        return found
 
     @contextmanager
     def writing(self, names: Sequence[str]) -> Iterator[None]:
