@@ -40,7 +40,7 @@ class Sessions:
 
     async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> dict[str, Any]:
         """What was made. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
-        with self._windows.of(body.path, _now()) as window:
+        with self._windows.of(body.path) as window:
             return await self._upload(name, target, document, body, window)
 
     async def _upload(self, name: str, target: str, document: bytes, body: FileRange, window: Window) -> dict[str, Any]:
@@ -97,11 +97,11 @@ class Sessions:
 
     async def _fill(self, name: str, session: str, body: FileRange, at: int, window: Window) -> dict[str, Any]:
         while True:
-            size, answer = await window.take(body.size - at), None
+            size = await window.take(body.size - at)
             try:
                 answer = await self._chunk(name, session, body, at, at + size)
             finally:
-                window.give(size, _now(), arrived=answer is not None)
+                window.give(size)
             if answer.status != INCOMPLETE:
                 return self._made(name, answer)
             at = self._kept(name, answer, at, at + size, body.size)
@@ -118,10 +118,6 @@ class Sessions:
         if at < kept <= end and kept < size:
             return kept
         raise UnavailableError(f"insert {self._wire.where(name)}: the store kept {kept} bytes of {end} that were sent")
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _earlier(body: FileRange) -> str:

@@ -1,4 +1,4 @@
-"""What a file has under way to Cloud Storage without an answer is one chunk, however many parts travel side by side."""
+"""What a file has under way to a near service without an answer is one chunk, however many parts travel."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import google_crc32c
 import pytest
 
 from asyncsync.disk.files import FileRange, Progress
-from asyncsync.stores.gcs_window import CHUNK, GRAIN, LEAST, NEAR, TRIPS, Window, Windows
+from asyncsync.stores.gcs_window import CHUNK, FAR, GRAIN, LEAST, Window, Windows
 
 pytest.importorskip("gcloud.aio.auth")
 
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 
 def window(*trips, bodies=1):
-    made = Window(trips, 0.0)
+    made = Window(trips)
     made.bodies = bodies
     return made
 
@@ -36,7 +36,7 @@ async def test_parts_side_by_side_have_one_chunk_between_them(bodies):
     await asyncio.sleep(0)
     assert [take.result() for take in takes if take.done()] == [LEAST] * (CHUNK // LEAST)
     for _ in range(bodies):
-        shared.give(LEAST, 0.0, arrived=True)
+        shared.give(LEAST)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert all(take.done() for take in takes)
@@ -49,55 +49,53 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing():
     await asyncio.sleep(0)
     third.cancel()
     await asyncio.gather(third, return_exceptions=True)
-    shared.give(LEAST, 0.0, arrived=False)
+    shared.give(LEAST)
     assert await shared.take(GIB) == LEAST
 
 
-@pytest.mark.parametrize(
-    ("trip", "speed", "limit"),
-    [
-        (NEAR * 0.99, 900 * MIB, CHUNK),
-        (0.1, 10 * MIB, CHUNK),  # narrow
-        (0.1, 100 * MIB, TRIPS * 10 * MIB),
-    ],
-)
-def test_a_long_wide_way_has_what_it_carries_in_a_few_round_trips(trip, speed, limit):
-    made = window(trip, 3 * trip)
-    made.give(speed // 2, 0.5, arrived=True)
-    assert made.limit == pytest.approx(limit, rel=1e-6)
+@pytest.mark.parametrize("trips", [(), (FAR * 0.9,), (10 * FAR, FAR * 0.9, 3 * FAR)])
+async def test_a_near_service_has_one_chunk_of_a_file(trips):
+    shared = window(*trips, bodies=4)
+    assert [await shared.take(GIB), await shared.take(GIB)] == [LEAST, LEAST]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(shared.take(GIB), 0)
 
 
-def test_what_broke_off_says_nothing_for_the_speed_and_little_time_neither():
-    made = window(0.1)
-    made.give(100 * MIB, 0.01, arrived=True)
-    assert made.limit == CHUNK
-    made.give(900 * MIB, 1.0, arrived=False)
-    assert made.limit == TRIPS * 10 * MIB
+async def test_a_far_service_has_a_chunk_of_each_part():
+    shared = window(FAR, 3 * FAR, bodies=4)
+    assert [await shared.take(GIB) for _ in range(4)] == [CHUNK] * 4
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(shared.take(GIB), 0)
 
 
-def test_a_way_that_becomes_slow_has_less():
-    made = window(0.1)
-    made.give(200 * MIB, 1.0, arrived=True)
-    made.give(1 * MIB, 2.0, arrived=True)
-    assert made.limit == CHUNK
+async def test_a_service_that_turns_out_to_be_near_has_no_more_until_it_has_answered():
+    trips = [FAR]
+    shared = Window(trips)
+    shared.bodies = 2
+    assert [await shared.take(GIB), await shared.take(GIB)] == [CHUNK, CHUNK]
+    trips.append(FAR / 2)
+    waiting = asyncio.ensure_future(shared.take(GIB))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        shared.give(CHUNK)
+    assert await waiting == LEAST
 
 
 @pytest.mark.parametrize("bodies", range(1, 20))
 async def test_a_chunk_that_is_not_the_last_is_a_multiple_of_256_kib(bodies):
-    made = window(0.1, bodies=bodies)
-    made.give(123 * MIB, 1.0, arrived=True)
-    size = await made.take(GIB)
+    size = await window(bodies=bodies).take(GIB)
     assert size % GRAIN == 0
     assert LEAST <= size <= CHUNK
 
 
 def test_a_file_that_is_sent_no_more_is_forgotten():
     windows = Windows(())
-    with windows.of("a", 0.0) as first, windows.of("a", 1.0) as second, windows.of("b", 1.0) as other:
+    with windows.of("a") as first, windows.of("a") as second, windows.of("b") as other:
         assert first is second
         assert first is not other
         assert first.bodies == 2
-    with windows.of("a", 2.0) as third:
+    with windows.of("a") as third:
         assert third is not first
         assert third.bodies == 1
 
