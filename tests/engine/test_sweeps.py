@@ -87,9 +87,10 @@ async def train(root: Path) -> None:
         await trial.finish()
 
 
-async def end_of_ranks(root: Path) -> list[list[str] | BaseException]:
+async def end_of_ranks(root: Path, begun: asyncio.Barrier | None = None) -> list[list[str] | BaseException]:
     """Two ranks, two checkpoints; resumed if they are there. A rank that fails ends, as a process would. What became
-    of each: the names of its checkpoints, or its error."""
+    of each: the names of its checkpoints, or its error. ``begun``: none sends any of it before the other is there; who
+    comes when the other has given up cannot tell that from what was before, and waits for ``commit_timeout``."""
     run = RunConfig(
         name="exp", storage_path="memory://b", transfer=TransferConfig(max_attempts=1),
         sync_config=SyncConfig(sync_period=1000, sync_timeout=500),
@@ -103,6 +104,9 @@ async def end_of_ranks(root: Path) -> list[list[str] | BaseException]:
         local = root / f"machine{rank}"
         async with SyncEngine(run, local_dir=local, resume=True, role="worker", rank=rank, world_size=2) as engine:
             trial = engine.trial("t")
+            if begun is not None:
+                await trial.report({"step": -1})
+                await begun.wait()
             reports = [await trial.report({"step": step}, source) for step in range(2)]
             await trial.finish()
             return [report.checkpoint.name for report in reports if report.checkpoint is not None]
@@ -359,7 +363,7 @@ def test_a_rank_that_is_refused_whatever_write_of_a_checkpoint_tells_the_other(t
     """Both end soon: one with the refusal, the other with its name; or the checkpoint was whole all the same."""
 
     async def timed(root: Path) -> tuple[list[list[str] | BaseException], float]:
-        return await end_of_ranks(root), asyncio.get_running_loop().time()
+        return await end_of_ranks(root, asyncio.Barrier(2)), asyncio.get_running_loop().time()
 
     told, n = 0, 1
     while True:
