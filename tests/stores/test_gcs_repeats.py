@@ -66,13 +66,13 @@ async def test_who_writes_between_the_question_and_the_repetition_is_asked_for_a
 
 
 async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects, asked, monkeypatch):
-    arrived, real = asyncio.Event(), gcs_strict._reply
+    arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict._reply
     loop = asyncio.get_running_loop()
 
     async def late(request, seen):
         reply = await real(request, seen)
         loop.call_soon_threadsafe(arrived.set)
-        await asyncio.sleep(0.05)
+        await gone.wait()
         return reply
 
     monkeypatch.setattr(gcs_strict, "_reply", late)
@@ -81,6 +81,7 @@ async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects,
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    gcs_strict._loop.call_soon_threadsafe(gone.set)
     monkeypatch.setattr(gcs_strict, "_reply", real)
     await store.put("x", b"new")
     assert f"ifGenerationMatch={int(generation(objects, 'p/x')) - 1}" in asked[-1]
