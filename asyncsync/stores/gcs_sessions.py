@@ -134,6 +134,7 @@ def _was_answered(error: BaseException) -> bool:
 
 
 def acknowledged(answer: Answer) -> int:
-    """Bytes that the service has for good; without a Range header it has none."""
+    """Bytes that the service has for good; without a Range header it has none. Nor with ``bytes=0-0``, as
+    gcp-storage-emulator writes it: what is kept of an unfinished body is a multiple of 256 KiB."""
     found = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("range", "").replace(" ", ""))
-    return int(found[1]) + 1 if found else 0
+    return int(found[1]) + 1 if found and int(found[1]) else 0

@@ -11,6 +11,8 @@ from asyncsync.disk.files import FileRange, Progress
 from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
+from asyncsync.stores.budget import Budget
+from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -283,3 +285,32 @@ async def test_a_session_that_was_given_up_begins_anew(gcs_strict, store, object
     gcs_strict.faults += [Fault("^PUT", 1, 499)]
     await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, lambda _: None)))
     assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "gcs_strict",
+        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),  # says bytes=0-0 where there is nothing
+        pytest.param("fake_gcs_server", marks=pytest.mark.server),  # ends a session that it is asked about
+    ],
+)
+async def test_a_session_that_was_opened_and_not_used_is_gone_on_with(request, server, body, data):
+    """So the end of a process leaves those that waited for their turn."""
+    options = request.getfixturevalue(server).storage_options
+    async with open_store("gs://conformance/unused", options=options) as opened:
+        upload = await opened.create_multipart("x")
+        kept = []
+
+        def keep(token):
+            kept.append(token)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await opened.put_part(upload, 1, 0, replace(body, progress=Progress(None, keep)))
+        again = replace(body, progress=Progress(kept[0], kept.append))
+        guarded = GuardedStore(opened, Budget(), retry=RetryPolicy(attempts=3, base=0.0, cap=0.0))
+        part = await guarded.put_part(upload, 1, 0, again, crc32c=google_crc32c.value(data))
+        assert (again.there, part.size) == (0, SIZE)
+        info = await opened.complete_multipart(upload, [part])
+        assert info.crc32c == google_crc32c.value(data)
