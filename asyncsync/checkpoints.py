@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from asyncsync.disk.copying import copy_tree
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
+from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
 from asyncsync.records import CheckpointRecord
@@ -136,6 +135,8 @@ class CheckpointJob:
     """Set for one that is written down: the next process goes on with it, see :mod:`asyncsync.pending`."""
     written_as: str = ""
     """Its name in the journal, if an earlier process accepted it."""
+    step: int | None = None
+    """Of the training, as it was reported; ranks are matched by it."""
 
     @property
     def name(self) -> str:
@@ -177,9 +178,10 @@ async def upload(
     info = {
         "checkpoint": job.name,
         "number": job.number,
+        "step": job.step,
         "metrics": job.metrics,
         "metadata": job.metadata,
-        "time": time.time(),
+        "time": wall_time(),
         **(more or {}),
     }
     if job.token:
@@ -201,7 +203,7 @@ async def persist(attempt: Callable[[], Awaitable[T]], again: Again) -> T:
             if not may_pass(error) or not again.after(str(error)):
                 raise
         tries += 1
-        await again.rest(random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)), began)  # noqa: S311
+        await again.rest(dice().uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)), began)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -220,7 +222,7 @@ def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
         metadata=job.metadata,
         files=report.files_sent + report.files_copied + report.files_skipped,
         bytes=report.bytes_total,
-        time=time.time(),
+        time=wall_time(),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from asyncsync.disk.journal import state_dir
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event
+from asyncsync.injected import wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
 from asyncsync.pending import left_behind, take_up
@@ -238,7 +238,7 @@ class SyncEngine:
     async def _leave(self, error: BaseException | None) -> dict[str, BaseException]:
         self._running = False
         self.record.status = "finished" if error is None else "interrupted"
-        self.record.updated = time.time()
+        self.record.updated = wall_time()
         drain = Drain(self, self._runner)
         if await self._drain(drain, None if error is None else self.exit_grace):
             return drain.failures
@@ -312,7 +312,7 @@ class SyncEngine:
         """A trial is new or has another status: the driver's record says so at its next sync."""
         if self.record.trials.get(trial.name) != trial.record.status:
             self.record.trials[trial.name] = trial.record.status
-            self.record.updated = time.time()
+            self.record.updated = wall_time()
 
     async def restore_trial(self, trial: Trial) -> None:
         """What a resumed trial needs before its first report."""

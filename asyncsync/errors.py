@@ -88,6 +88,10 @@ class UnavailableError(StoreError, ConnectionError):
     retryable = True
 
 
+class LeaseExpiredError(UnavailableError):
+    """A write was not begun, or not ended, because the right to it was not confirmed in time. It is asked for again."""
+
+
 class ThrottledError(StoreError):
     """The store asks for fewer requests (429, 503 SlowDown). ``retry_after`` is in seconds, if it said so."""
 

@@ -5,8 +5,9 @@ Times are Unix seconds (``time.time()``), durations seconds, sizes bytes.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
+
+from asyncsync.injected import wall_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,7 @@ class Event:
     """Base of all events. ``tree`` is the prefix below the experiment, ``""`` for the experiment itself."""
 
     tree: str
-    time: float = field(default_factory=time.time)
+    time: float = field(default_factory=wall_time)
 
     @property
     def kind(self) -> str:

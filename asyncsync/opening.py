@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from asyncsync.config import RunConfig
 from asyncsync.disk.results import as_json
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
+from asyncsync.injected import wall_time
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
@@ -76,7 +76,7 @@ def _whole(value: object) -> bool:
 
 async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool) -> tuple[ExperimentRecord, RecordFile]:
     """Take the experiment's record over, or start a new one; only the driver's is ever written."""
-    now = time.time()
+    now = wall_time()
     record, version = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now), MISSING
     if role.is_driver:
         try:
@@ -101,7 +101,7 @@ def _config(run: RunConfig) -> dict[str, Any]:
 
 def new_record(run: RunConfig, role: Role, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
     """The record of a trial that starts now."""
-    now, params = time.time(), as_json(params or {})
+    now, params = wall_time(), as_json(params or {})
     return TrialRecord(name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now)
 
 
@@ -109,7 +109,7 @@ def take_over(record: TrialRecord, role: Role, params: Mapping[str, Any] | None)
     """The record of a trial that goes on: whoever had it loses it when this is written."""
     record.epoch += 1
     record.world_size = role.world_size
-    record.status, record.error, record.updated = "running", None, time.time()
+    record.status, record.error, record.updated = "running", None, wall_time()
     if params is not None:
         record.params = as_json(params)
 

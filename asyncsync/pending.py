@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.checkpoints import CheckpointHandle, CheckpointJob, checkpoint_name, size_of
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import CheckpointIncompleteError, ConcurrentWriterError
+from asyncsync.injected import token
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
 from asyncsync.transfer.reader import find_manifest
@@ -40,7 +41,7 @@ def write_down(engine: SyncEngine, trial: Trial, job: CheckpointJob) -> None:
     """Plain: it is safe once the journal is flushed. A rank cannot go on alone, so nothing is written down for one."""
     if engine.role.world_size > 1:
         return
-    job.token = os.urandom(8).hex()
+    job.token = token()
     payload = {
         ID: job.token,
         "directory": job.directory,

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from asyncsync.errors import (
     ConcurrentWriterError,
     NotFoundError,
 )
+from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
     GENERATION,
@@ -60,7 +59,7 @@ class Ranks:
     def __init__(self, engine: SyncEngine, name: str, *, resumed: bool) -> None:
         role = engine.role
         self.rank, self.world_size = role.rank, role.world_size
-        self.claim = RankRecord(name, role.rank, role.world_size, updated=time.time())
+        self.claim = RankRecord(name, role.rank, role.world_size, updated=wall_time())
         self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.claim.to_bytes)
         self._engine, self._name = engine, name
         self._resumed = self._may_follow = resumed
@@ -165,7 +164,7 @@ class Ranks:
             job.number, job.tree = job.number + shift, None
             job.handle.name = checkpoint_name(job.number)
             job.handle.uri = f"{trial.uri}/{job.handle.name}"
-        self.claim.generation, self.claim.updated = leader.epoch, time.time()
+        self.claim.generation, self.claim.updated = leader.epoch, wall_time()
         self._returned = False
         await self.file.save(store)
         return True
@@ -246,7 +245,7 @@ class Ranks:
                 raise LostError(job.handle.uri, self.world_size, seen.given_up)
             if left <= 0:
                 raise self._late(job, seen.missing)
-            await asyncio.sleep(min(left, random.uniform(pause / 2, pause)))  # noqa: S311  spreads the looks of all
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
             pause = min(pause * 1.5, MOST_BETWEEN)
 
     def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import CheckpointIncompleteError, NotFoundError
+from asyncsync.injected import wall_time
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Store
@@ -104,5 +104,5 @@ def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
         metadata=dict(info.get("metadata", {})),
         files=len(manifest.files),
         bytes=manifest.bytes_total,
-        time=float(info.get("time", time.time())),
+        time=float(info.get("time", wall_time())),
     )

@@ -6,7 +6,6 @@ It never transfers anything itself, and an idle tree costs it a heap entry.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from asyncsync.config import SyncConfig
 from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
 from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncTimedOut, SyncWarning
+from asyncsync.injected import dice
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
 from asyncsync.stores.breaker import SPREAD
@@ -199,7 +199,7 @@ class Scheduler:
         """The store is back: trees that wait out a failure are tried soon, and not all at once."""
         now = self._loop.time()
         for key in self._schedule.forgive():
-            self._schedule.hasten(key, now + random.uniform(0, SPREAD))  # noqa: S311  spreads, guards nothing
+            self._schedule.hasten(key, now + dice().uniform(0, SPREAD))
         self.inbox.nudge()
 
     def cancel_running(self) -> None:

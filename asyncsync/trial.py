@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from asyncsync.disk.files import in_thread
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.injected import wall_time
 from asyncsync.pending import forget_uploads, write_down
 from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
@@ -242,7 +242,7 @@ class Trial:
             self.failures.append((f"{self.key}/{job.name}", error, job.handle))
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
-                self.last_durable, self.last_durable_time = job.number, time.time()
+                self.last_durable, self.last_durable_time = job.number, wall_time()
             self._touch()
 
     def untold(self) -> dict[str, BaseException]:
@@ -301,7 +301,7 @@ class Trial:
         self._prepared = True
 
     def _touch(self) -> None:
-        self.record.updated, now = time.time(), asyncio.get_running_loop().time()
+        self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
         self.dirty_since = now if self.dirty_since is None else self.dirty_since
         self._changed_since = now if self._changed_since is None else self._changed_since
 
@@ -325,7 +325,7 @@ class Trial:
             await self._engine.gate.passed()
             self._engine.check_open()
         job = self._job(source, mode, delete_local, metrics, metadata, size)
-        row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(time.time())}
+        row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(wall_time())}
         if job is not None:
             row["checkpoint_dir_name"] = job.name
         if self._engine.role.leads:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +34,28 @@ files cost a fifth less. One of them hashes 4 GB/s, or sends 2 GB/s."""
 GIVES_WAY = 5
 """How much nicer (as ``nice`` means it) worker threads are than the rest: a loop that sends 2 GiB is 6 ms late instead
 of 8 (p99, 2 cores), in the same time."""
+
+
+class Lease(Protocol):
+    """The right to write, for a while: see :mod:`asyncsync.stores.fenced`."""
+
+    def check(self) -> None:
+        """LeaseExpiredError if nobody has confirmed it for too long. Plain, from any thread: a body is checked before
+        its first byte is handed to the socket, and again before its last piece."""
+
+    async def keep(self) -> None:
+        """Have it confirmed again in good time, by a body that takes long. Raises what the fence raises."""
+
+
+class LeasedBytes(bytes):
+    """A body in memory that is only sent under a lease."""
+
+    lease: Lease
+
+
+def lease_of(body: object) -> Lease | None:
+    """The lease under which a body is to be sent."""
+    return getattr(body, "lease", None)
 
 
 @dataclass(slots=True)
@@ -58,6 +80,8 @@ class FileRange:
     """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
     """For stores with the trait ``goes_on``."""
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+    """Under which it is sent."""
 
     @property
     def there(self) -> int:

@@ -11,8 +11,6 @@ is safe from ``kill -9`` once it is written, some milliseconds later; ``await fl
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from typing import Any, TypeVar
 from asyncsync.disk.database import Database, Row
 from asyncsync.disk.state import state_dir, tree_lock
 from asyncsync.errors import EngineClosedError
+from asyncsync.injected import token, wall_time
 
 __all__ = [
     "Journal", "OpenPart", "OpenUpload", "Owed", "PendingCheckpoint", "TreeState", "journal_path", "state_dir",
@@ -159,7 +158,7 @@ class Journal:
 
     def save_tree(self, tree: str, manifest: bytes, version: str) -> None:
         """The last manifest of ``tree``, and the version that the store gave it."""
-        self._record("INSERT OR REPLACE INTO trees VALUES (?, ?, ?, ?)", _blob(tree), manifest, version, time.time())
+        self._record("INSERT OR REPLACE INTO trees VALUES (?, ?, ?, ?)", _blob(tree), manifest, version, wall_time())
 
     def forget_tree(self, tree: str) -> None:
         """Nothing is known of ``tree`` any more."""
@@ -179,7 +178,7 @@ class Journal:
         # An inode may be larger than SQLite's signed integers, so it is kept as text.
         file = (_blob(local_path), size, mtime_ns, str(inode), part_size)
         self._record(
-            "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?,?,?)", uri, key, upload_id, *file, time.time()
+            "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?,?,?)", uri, key, upload_id, *file, wall_time()
         )
 
     def part_done(
@@ -214,7 +213,7 @@ class Journal:
 
     def file_sent(self, uri: str, key: str, entry_json: str) -> None:
         """A large file is in the store; until a manifest names it, only this row says so."""
-        self._record("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", uri, _blob(key), entry_json, time.time())
+        self._record("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", uri, _blob(key), entry_json, wall_time())
 
     def file_named(self, uri: str, key: str) -> None:
         """A manifest names it, or it is gone."""
@@ -230,8 +229,8 @@ class Journal:
     def owe(self, uri: str, kind: str, payload: str) -> int:
         """Record cleanup before anything else is awaited; the result is for :meth:`paid`."""
         # Several processes share the file, so ids are random rather than counted.
-        number = int.from_bytes(os.urandom(7), "big")
-        self._record("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", number, uri, kind, payload, time.time())
+        number = int(token(7), 16)
+        self._record("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", number, uri, kind, payload, wall_time())
         return number
 
     def paid(self, number: int) -> None:
@@ -247,7 +246,7 @@ class Journal:
 
     def checkpoint_accepted(self, uri: str, trial: str, name: str, payload_json: str) -> None:
         """A checkpoint was taken over and must become durable, if need be after a restart."""
-        row = (uri, trial, name, payload_json, time.time())
+        row = (uri, trial, name, payload_json, wall_time())
         self._record("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)", *row)
 
     def checkpoint_closed(self, uri: str, trial: str, name: str) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange
+from asyncsync.disk.files import FileRange, Lease, LeasedBytes, lease_of
 from asyncsync.errors import IntegrityError
 
 Body = bytes | FileRange
@@ -31,6 +31,11 @@ Piece = bytes | memoryview
 
 Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
+
+__all__ = [
+    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "ObjectInfo", "Page", "Part", "Piece",
+    "Sink", "Store", "Traits", "Upload", "lease_of",
+]  # fmt: skip
 
 UNSHARED = 1 << 16
 """What a store says that has no limits to share."""
@@ -49,6 +54,8 @@ class Traits:
 
     scheme: str
     conditional_writes: bool = True
+    conditional_copy: bool = True
+    """A copy can be made to create only: :meth:`Store.copy` with ``if_version``. Where it cannot, that is refused."""
     multipart: bool = True
     range_copy: bool = True
     """``copy_part`` copies any range; else only whole objects."""
@@ -177,11 +184,13 @@ class Store(ABC):
 
     @abstractmethod
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         """Copy one object inside the store without moving its bytes through us, in one request. ``size`` of the source,
         where it is known, may save another; NotFoundError, PreconditionError, StoreError for more bytes than
-        ``traits.max_single_put``: those take an upload and :meth:`copy_part`, so that its caller knows of it."""
+        ``traits.max_single_put``: those take an upload and :meth:`copy_part`, so that its caller knows of it.
+        ``if_version``: ``MISSING`` only creates, where ``traits.conditional_copy``; other values are refused."""
 
     @abstractmethod
     async def create_multipart(self, key: str) -> Upload:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
 from asyncsync.errors import UnavailableError
+from asyncsync.injected import dice
 
 log = logging.getLogger("asyncsync")
 
@@ -109,7 +109,7 @@ class Breaker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await back.wait()
-                    await asyncio.sleep(random.uniform(0, SPREAD))  # noqa: S311  spreads, guards nothing
+                    await asyncio.sleep(dice().uniform(0, SPREAD))
         finally:
             self.on_back.discard(back.set)
 

@@ -81,10 +81,13 @@ class FencedView(GuardedView):
         await super().delete(keys)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         await self._confirm()
-        return await super().copy(source, key, if_source_version=if_source_version, size=size)
+        return await super().copy(
+            source, key, if_source_version=if_source_version, size=size, if_version=if_version
+        )
 
     async def create_multipart(self, key: str) -> Upload:
         await self._confirm()

@@ -22,6 +22,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.injected import dice
 from asyncsync.stores.bandwidth import STEP, Payer
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
@@ -207,9 +208,11 @@ class GuardedView(Store):
             await self._control("delete", keys[0], partial(self._inner.delete, keys))
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
-        once = partial(self._inner.copy, source, key, if_source_version=if_source_version, size=size)
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        only = {} if if_version is None else {"if_version": if_version}
+        once = partial(self._inner.copy, source, key, if_source_version=if_source_version, size=size, **only)
         return await self._run("copy", source, self._copying(self._timed(once)))
 
     async def create_multipart(self, key: str) -> Upload:
@@ -370,7 +373,7 @@ class GuardedStore(GuardedView):
         self, inner: Store, budget: Budget, *, retry: RetryPolicy | None = None,
         request_timeout: float | None = 120.0, random: Random | None = None,
     ) -> None:  # fmt: skip
-        rng = random or Random()  # noqa: S311  spreads retries, guards nothing
+        rng = random or dice()
         core = _Core(inner, budget, retry or RetryPolicy(), request_timeout, rng)
         super().__init__(core, Lane.ARTIFACT, "")
 

@@ -48,6 +48,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._now
 
+    def lease_time(self) -> float:
+        """The same clock: a lease runs out in virtual time, too."""
+        return self._now
+
     @property
     def outstanding(self) -> int:
         """Thread jobs whose end the loop has not seen yet."""
