@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 _MACHINE = random.SystemRandom()
@@ -29,6 +30,12 @@ def lease_time() -> float:
     if ask is not None:
         return float(ask())
     return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
+
+def lease_clock() -> Callable[[], float]:
+    """:func:`lease_time` as it is for the running loop, to be asked from any thread."""
+    ask = getattr(_loop(), "lease_time", None)
+    return lease_time if ask is None else ask
 
 
 def dice() -> random.Random:
