@@ -50,5 +50,16 @@ def token(size: int = 8) -> str:
     return os.urandom(size).hex() if ask is None else ask().randbytes(size).hex()
 
 
+def process_identity() -> str | None:
+    """Which simulated process this is, see :mod:`asyncsync.disk.process`; None: a real one."""
+    ask = getattr(_loop(), "process_identity", None)
+    return None if ask is None else str(ask())
+
+
+def process_ended(identity: str) -> bool:
+    """Whether that is known of a simulated process."""
+    return bool(_loop().process_ended(identity))
+
+
 def _loop() -> Any:
     return asyncio._get_running_loop()  # noqa: SLF001  None instead of an exception: this is asked for every piece
