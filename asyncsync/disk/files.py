@@ -60,7 +60,7 @@ class LeasedKey(str):
     lease: Lease
 
 
-class LeasedKeys(tuple[str, ...]):
+class LeasedKeys(tuple[str, ...]):  # noqa: SLOT001  a tuple cannot have slots of its own
     """Keys that are deleted only under a lease."""
 
     lease: Lease

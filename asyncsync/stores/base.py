@@ -33,8 +33,8 @@ Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
 __all__ = [
-    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "LeasedKey", "LeasedKeys", "ObjectInfo", "Page", "Part", "Piece",
-    "Sink", "Store", "Traits", "Upload", "lease_of",
+    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "LeasedKey", "LeasedKeys",
+    "ObjectInfo", "Page", "Part", "Piece", "Sink", "Store", "Traits", "Upload", "lease_of",
 ]  # fmt: skip
 
 UNSHARED = 1 << 16
