@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,6 +28,8 @@ COPY_CHUNK = 16 << 20
 
 _FICLONE = 0x40049409  # linux/fs.h: make the whole target share the blocks of the source
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
+_CANNOT_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}
@@ -253,13 +256,38 @@ def _publish_new(temporary: str, target: str, where: str, permit: Permit) -> Non
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
-        with _locked(target):  # no hard links here: safe among ourselves
+        _rename_new(temporary, target, where, permit)
+    else:
+        os.unlink(temporary)
+
+
+def _rename_new(temporary: str, target: str, where: str, permit: Permit) -> None:
+    """Where there are no hard links: by a rename that does not replace, where the system has one. Else those of us who
+    create only, or replace one version, exclude each other."""
+    permit.check()
+    try:
+        rename_exclusive(temporary, target)
+    except FileExistsError as error:
+        raise PreconditionError(f"{where} exists already") from error
+    except OSError as error:
+        if error.errno not in _CANNOT_RENAME:
+            raise
+        with _locked(target):
             if os.path.lexists(target):
                 raise PreconditionError(f"{where} exists already") from error
             permit.check()
             os.replace(temporary, target)
-    else:
-        os.unlink(temporary)
+
+
+def rename_exclusive(old: str, new: str) -> None:
+    """Rename, unless ``new`` exists: FileExistsError. OSError with ENOSYS or EINVAL where system or file system have no
+    such call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28, musl 1.2.6
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), old)
+    if rename(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), old, None, new)
 
 
 def _current(target: str) -> str:
