@@ -65,7 +65,7 @@ class Http1:
         LeaseExpiredError, and the request has not become whole. BrokenError, also for a success before the whole
         request had left; what reading the file raises.
         """
-        if lease is None:
+        if lease is None and type(body) is not bytes:
             lease = lease_of(body)
 
         async def once(connection: Connection) -> tuple[Answer, bool]:
@@ -158,7 +158,7 @@ class Http1:
         if lease is not None:
             lease.check()
         if body is None or (isinstance(body, bytes) and len(body) <= (SMALL if lease is None else AT_ONCE)):
-            connection.request(head + (body or b"") + suffix)
+            connection.request(head + body + suffix if body else head + suffix)
             return True
         size = len(body) if isinstance(body, bytes) else body.size
         connection.request(head, size + len(suffix))

@@ -34,6 +34,8 @@ _HINT = (
 def check_result(operation: str, where: str, status: int, headers: Mapping[str, str], content: bytes) -> Element | None:
     """The document of a success (status 2xx), None for operations that have none. The error that it holds; else
     UnavailableError for what is not documented."""
+    if operation in _ETAG_HEADER and names_etag(status, headers):
+        return None
     if operation in _NO_CONTENT:
         if status != 204 and (status != 200 or content.strip()):
             raise _foreign(operation, where, f"HTTP {status} with {_glimpse(content)}")
@@ -44,9 +46,7 @@ def check_result(operation: str, where: str, status: int, headers: Mapping[str, 
     if status != 200:
         raise _foreign(operation, where, f"HTTP {status} instead of 200")
     if known is None:
-        if not headers.get("etag", "").strip(' "'):
-            raise _foreign(operation, where, "HTTP 200 without an ETag")
-        return None
+        raise _foreign(operation, where, "HTTP 200 without an ETag")
     name, needed = known
     root = document(content)
     if root is None:
@@ -59,6 +59,11 @@ def check_result(operation: str, where: str, status: int, headers: Mapping[str, 
     if needed and not text_of(root, needed).strip(' "'):
         raise _foreign(operation, where, f"HTTP 200 with a {name} without {needed}")
     return root
+
+
+def names_etag(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a body that was sent is acknowledged."""
+    return status == 200 and bool(headers.get("etag", "").strip(' "'))
 
 
 def _foreign(operation: str, where: str, what: str) -> UnavailableError:

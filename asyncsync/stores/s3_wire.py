@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread, lease_of
+from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
@@ -34,7 +34,7 @@ from asyncsync.stores.s3_errors import (
     parse_failure,
     server_time,
 )
-from asyncsync.stores.s3_results import check_result
+from asyncsync.stores.s3_results import check_result, names_etag
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
 from asyncsync.stores.s3_target import Access, Target
 from asyncsync.stores.s3_xml import complete_document, delete_document, failed_deletes, text_of
@@ -98,22 +98,24 @@ class Wire:
 
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
-        lease = lease_of(body)
+        lease = None
         if isinstance(body, FileRange) and body.size <= PIECE:
-            body = await _whole(body)
-        answer, _ = await self._send(_Call(operation, "PUT", key, query, headers, body, lease))
+            lease, body = body.lease, await _whole(body)
+        call = _Call(operation, "PUT", key, query, headers, body, lease)
+        answer = await self._send(call)
+        if not names_etag(answer.status, answer.headers):
+            self._result(call, answer)
         return answer.headers
 
     async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
         """HeadObject; the headers of the answer."""
-        answer, _ = await self._send(_Call("HeadObject", "HEAD", key, "", headers, None))
-        return answer.headers
+        return (await self._send(_Call("HeadObject", "HEAD", key, "", headers, None))).headers
 
     async def create(self, key: str, headers: dict[str, str]) -> tuple[str, Mapping[str, str]]:
         """CreateMultipartUpload; the upload's id and the headers of the answer."""
-        answer, result = await self._send(_Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b""))
-        assert result is not None
-        return text_of(result, "UploadId"), answer.headers
+        call = _Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b"")
+        answer = await self._send(call)
+        return text_of(self._document(call, answer), "UploadId"), answer.headers
 
     async def complete(
         self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
@@ -133,13 +135,13 @@ class Wire:
         return await self._said(call)
 
     async def _said(self, call: _Call) -> Mapping[str, str]:
-        _, result = await self._send(call)
-        assert result is not None
+        result = self._document(call, await self._send(call))
         return {name: text_of(result, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
 
     async def delete(self, key: str) -> None:
         """DeleteObject."""
-        await self._send(_Call("DeleteObject", "DELETE", key, "", {}, None))
+        call = _Call("DeleteObject", "DELETE", key, "", {}, None)
+        self._result(call, await self._send(call))
 
     async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
@@ -147,23 +149,29 @@ class Wire:
         md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": md5}
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
-        _, result = await self._send(_Call("DeleteObjects", "POST", "", "delete=", headers, body), most=_DOCUMENT)
-        assert result is not None
-        return failed_deletes(result)
+        call = _Call("DeleteObjects", "POST", "", "delete=", headers, body)
+        return failed_deletes(self._document(call, await self._send(call, most=_DOCUMENT)))
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
-        await self._send(_Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None))
+        call = _Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None)
+        self._result(call, await self._send(call))
 
-    async def _send(self, call: _Call, most: int = COLLECTED) -> tuple[Answer, Element | None]:
-        """The answer, and the document that is its result, where there is to be one: see :func:`check_result`."""
+    def _result(self, call: _Call, answer: Answer) -> Element | None:
+        """See :func:`check_result`."""
+        where = self.where(call.key)
+        return check_result(call.operation, where, answer.status, answer.headers, answer.content)
 
+    def _document(self, call: _Call, answer: Answer) -> Element:
+        result = self._result(call, answer)
+        assert result is not None
+        return result
+
+    async def _send(self, call: _Call, most: int = COLLECTED) -> Answer:
         async def once(http: Http1, head: bytes) -> Answer:
             return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most, lease=call.lease)
 
-        answer = await self._exchange(call, once)
-        where = self.where(call.key)
-        return answer, check_result(call.operation, where, answer.status, answer.headers, answer.content)
+        return await self._exchange(call, once)
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
