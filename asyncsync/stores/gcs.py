@@ -47,7 +47,7 @@ log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, paces=True, goes_on=True, complete_asks=True,
+    max_single_put=5 << 40, conditional_copy=True, paces=True, goes_on=True, complete_asks=True,
 )  # fmt: skip
 _RESOURCE = "name,size,generation,crc32c,updated"
 _WRITTEN = "generation,crc32c,size"
@@ -244,13 +244,18 @@ class GcsStore(Store):
         return self._deletions
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
-        """In as many steps as the service wants, over what is there when it begins."""
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        """In as many steps as the service wants, each of which names the generation that it replaces: without
+        ``if_version`` the one that is there when the first begins."""
+        if if_version not in (None, MISSING):
+            raise StoreError(f"{self.uri}: a copy to {key!r} can only be made to create, not to replace {if_version}")
         wire = self._wire or await self._open()
         name, target = self._full(source), quote(self._full(key), safe="")
         path = wire.object_path(name, f"/rewriteTo/b/{self._bucket}/o/{target}")
-        met, token = await wire.generation(self._full(key)), None
+        met = await wire.generation(self._full(key)) if if_version is None else generation_of(if_version)
+        token = None
         while True:
             params = wire.params(
                 ifSourceGenerationMatch=if_source_version, ifGenerationMatch=met, rewriteToken=token,

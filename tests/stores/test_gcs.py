@@ -497,6 +497,42 @@ async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objec
     assert len(gcs_strict.requests("rewriteTo")) == 3
 
 
+@pytest.mark.parametrize("size", [0, 10])
+async def test_a_copy_that_only_creates_says_so_in_every_step_and_asks_nothing_before(gcs_strict, store, objects, size):
+    await store.put("x", bytes(size))
+    gcs_strict.rewrites.step = 4
+    gcs_strict.seen.clear()
+    info = await store.copy("x", "y", if_version=MISSING)
+    assert str(objects["p/y"].generation) == info.version
+    assert {URL(seen.target, encoded=True).query["ifGenerationMatch"] for seen in gcs_strict.seen} == {"0"}
+    assert len(gcs_strict.seen) == len(gcs_strict.requests("rewriteTo")) == max(1, -(-size // 4))
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_a_copy_that_only_creates_replaces_nothing(gcs_strict, store, objects, monkeypatch, written):
+    """Whether it was there before, or came between two steps."""
+    await store.put("x", b"0123456789")
+    gcs_strict.rewrites.step, run, steps = 4, gcs_strict.rewrites.run, iter(range(9))
+
+    def step(source, *given):
+        if next(steps) == written:
+            source.put("p/y", b"theirs", {}, {})
+        return run(source, *given)
+
+    monkeypatch.setattr(gcs_strict.rewrites, "run", step)
+    with pytest.raises(PreconditionError):
+        await store.copy("x", "y", if_version=MISSING)
+    assert objects["p/y"].data == b"theirs"
+
+
+async def test_a_copy_replaces_no_version_that_is_named(gcs_strict, store):
+    info = await store.put("x", b"1")
+    gcs_strict.seen.clear()
+    with pytest.raises(StoreError, match="only be made to create"):
+        await store.copy("x", "x", if_version=info.version)
+    assert gcs_strict.seen == []
+
+
 # uploads in parts
 
 
@@ -566,6 +602,44 @@ async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
     headers = {name.lower(): value for name, value in copy.headers.items()}
     assert headers["content-length"] == "0"
     assert "content-type" not in headers
+
+
+@pytest.mark.parametrize("size", [1, 2 * MIB, 9 * MIB])
+async def test_what_only_creates_replaces_nothing_that_came_while_it_was_sent(
+    gcs_strict, store, objects, tmp_path, monkeypatch, size
+):
+    """A session tells its condition when it is opened, and is held to it at its end."""
+    (tmp_path / "f").write_bytes(bytes(size))
+    bucket = gcs_strict.buckets["conformance"]
+    real = bucket.put
+
+    def put(name, data, properties, query, **more):
+        assert query["ifGenerationMatch"] == "0"
+        real(name, b"theirs", {}, {})
+        return real(name, data, properties, query, **more)
+
+    monkeypatch.setattr(bucket, "put", put)
+    with pytest.raises(PreconditionError):
+        await store.put("x", FileRange(str(tmp_path / "f"), 0, size), if_version=MISSING)
+    assert objects["p/x"].data == b"theirs"
+
+
+async def test_a_session_whose_end_is_refused_is_not_gone_on_with(gcs_strict, store, objects, tmp_path):
+    (tmp_path / "f").write_bytes(bytes(9 * MIB))
+    body = FileRange(str(tmp_path / "f"), 0, 9 * MIB)
+    start = gcs_strict.sessions.start
+
+    def late(bucket, *given):
+        reply = start(bucket, *given)
+        bucket.put("p/x", b"theirs", {}, {})
+        return reply
+
+    gcs_strict.sessions.start = late
+    for _ in range(2):
+        with pytest.raises(PreconditionError, match="HTTP 412"):
+            await store.put("x", body, if_version=MISSING)
+    assert objects["p/x"].data == b"theirs"
+    assert [seen.status for seen in gcs_strict.seen] == [200, 308, 412, 412]
 
 
 async def test_an_append_sends_only_the_tail(gcs_strict, store, objects):
