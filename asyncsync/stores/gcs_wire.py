@@ -7,6 +7,7 @@ buffer a request.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
@@ -14,10 +15,10 @@ from urllib.parse import quote, urlencode, urlsplit
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Body, Sink
-from asyncsync.stores.gcs_answers import document_of
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
-from asyncsync.stores.gcs_errors import failure
+from asyncsync.stores.gcs_documents import document_of, number_of, refuse
+from asyncsync.stores.gcs_errors import NoBucketError, failure
 from asyncsync.stores.gcs_plane import Plane, Request
 from asyncsync.stores.http1 import too_short
 from asyncsync.stores.http1_answer import Answer, BrokenError
@@ -84,9 +85,12 @@ class Wire:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
         headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
         answer = await self._trip("insert", name, Request("POST", target, headers, document))
-        found = urlsplit(answer.headers.get("location", ""))
-        if not found.path:
-            raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
+        try:
+            found = urlsplit(answer.headers.get("location", ""))
+        except ValueError:  # brackets around what is no address
+            found = urlsplit("")
+        if not is_session(f"{found.path}?{found.query}"):
+            refuse(f"insert {self.where(name)}", "its Location names no upload session")
         # a server may know of the endpoint's path, or stand behind a proxy that strips it
         path = found.path.removeprefix(self._base) if found.path.startswith(f"{self._base}/") else found.path
         return f"{path}?{found.query}" if found.query else path
@@ -106,9 +110,12 @@ class Wire:
             found = await self.ask(
                 "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
             )
+        except NoBucketError:
+            raise
         except NotFoundError:
             return "0"
-        return str(document_of(f"get {self.where(name)}", found).get("generation"))
+        where = f"get {self.where(name)}"
+        return str(number_of(where, document_of(where, found), "generation", least=1))
 
     async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
         """A request that makes the service work; the answer's body."""
@@ -163,6 +170,11 @@ class Wire:
             await self._access.renew(header)
             header = self._access.current()[1]
         return header
+
+
+def is_session(target: str) -> bool:
+    """Whether it can be the target of a request: some server said so, or a journal."""
+    return re.fullmatch("/[!-~]{1,8192}", target) is not None
 
 
 async def _whole(body: FileRange) -> bytes:

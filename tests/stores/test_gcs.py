@@ -23,7 +23,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs_bodies import batch_statuses
+from asyncsync.stores.gcs_bodies import batch_answers
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
 from asyncsync.stores.gcs_options import GcsOptions
 from asyncsync.stores.gcs_parts import combined
@@ -453,14 +453,14 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
 
 
 def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
-    answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\n\r\n\r\n".format
-    said = (answer(1, 404) + answer(0, 204) + answer(2, 503)).encode()
-    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404, 2: 503}
+    answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
+    said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
+    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
 def test_answers_of_a_batch_without_names_come_in_order():
-    said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n"
-    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404}
+    said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
+    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
