@@ -264,8 +264,9 @@ class GcsStore(Store):
         return (await self._rewrites.run(self._full(source), name, if_source_version, met, size)).info(key)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        seen: set[str | None] = set()
         while True:
-            page = await self._page(self._prefix + prefix, _ITEM, delimiter, token)
+            page = await self._page(self._prefix + prefix, _ITEM, seen, delimiter, token)
             skip, token = len(self._prefix), page.token
             items = (item for item in page.items if len(item["name"]) > skip)
             objects = (self._item(item).info(item["name"][skip:]) for item in items)
@@ -277,8 +278,10 @@ class GcsStore(Store):
     def _item(self, item: Document) -> Resource:
         return resource_of(f"list {self.uri}", item, item["name"], None)
 
-    async def _page(self, prefix: str, fields: str, delimiter: str = "", token: str | None = None) -> Listing:
-        """One that lies behind the page before: the service goes through names in their order."""
+    async def _page(
+        self, prefix: str, fields: str, seen: set[str | None], delimiter: str = "", token: str | None = None
+    ) -> Listing:
+        """``seen`` are the tokens of the pages before: one that comes again would make a circle of them."""
         wire = self._wire or await self._open()
         params = wire.params(
             prefix=prefix or None, delimiter=delimiter or None, pageToken=token, maxResults="1000",
@@ -286,8 +289,9 @@ class GcsStore(Store):
         )  # fmt: skip
         said = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
         page = listing_of(f"list {wire.where(prefix)}", said, prefix)
-        if page.token is not None and page.token == token:
-            refuse(f"list {wire.where(prefix)}", "'nextPageToken' is that of this page")
+        seen.add(token)
+        if page.token is not None and page.token in seen:
+            refuse(f"list {wire.where(prefix)}", "'nextPageToken' is that of a page before")
         return page
 
     # Multipart
@@ -377,9 +381,10 @@ class GcsStore(Store):
 
     async def _objects_below(self, prefix: str, fields: str) -> Sequence[Document]:
         found: list[Document] = []
+        seen: set[str | None] = set()
         token: str | None = None
         while True:
-            page = await self._page(self._prefix + prefix, fields, token=token)
+            page = await self._page(self._prefix + prefix, fields, seen, token=token)
             found += page.items
             token = page.token
             if token is None:
