@@ -22,6 +22,8 @@ SERVER_SECONDS = 90.0
 PATIENT_CONNECTIONS = 16
 MOST = 1 << 24
 """Bytes of an answer that are kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
+INCOMPLETE = 308
+"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
 _PORTS = {"http": 80, "https": 443}
 
 

@@ -19,8 +19,9 @@ from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.gcs_answers import kept_bytes
 from asyncsync.stores.gcs_documents import Resource, written_of
+from asyncsync.stores.gcs_plane import INCOMPLETE
 from asyncsync.stores.gcs_window import Window, Windows
-from asyncsync.stores.gcs_wire import INCOMPLETE, Wire, is_session
+from asyncsync.stores.gcs_wire import Wire, is_session
 from asyncsync.stores.http1_answer import Answer, BrokenError
 
 KEPT = 256
@@ -130,11 +131,13 @@ class Sessions:
         return written_of(where, answer.content, insert.name, self._wire.bucket, insert.body.size, insert.crc32c)
 
     async def _fill(self, insert: Insert, session: str, at: int, window: Window) -> Resource:
-        size, sent = insert.body.size, at
+        size, sent, lease = insert.body.size, at, insert.body.lease
         try:
             while True:
                 taken = await window.take(size - at)
                 try:
+                    if lease is not None:
+                        await lease.keep()  # it may have waited for its turn
                     sent = at + taken
                     answer = await self._chunk(insert, session, at, sent)
                 finally:

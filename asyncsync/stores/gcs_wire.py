@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, LeasedBytes, in_thread, lease_of
 from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
 from asyncsync.stores.gcs_documents import document_of, number_of, refuse
 from asyncsync.stores.gcs_errors import NoBucketError, failure
-from asyncsync.stores.gcs_plane import Plane, Request
+from asyncsync.stores.gcs_plane import INCOMPLETE, Plane, Request
 from asyncsync.stores.http1 import too_short
 from asyncsync.stores.http1_answer import Answer, BrokenError
 
@@ -27,8 +27,6 @@ _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
 LATEST = 64
 """Round trips that are remembered."""
-INCOMPLETE = 308
-"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
 
 
 class Wire:
@@ -72,11 +70,12 @@ class Wire:
 
     async def upload(self, name: str, target: str, document: bytes, body: Body) -> bytes:
         """Metadata and media in one request; the answer's JSON."""
+        lease = lease_of(body)
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
         head = before_media(document)
         if isinstance(body, bytes):
-            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)))
+            request = Request("POST", target, _RELATED, _leased(b"".join((head, body, AFTER)), lease))
         else:
             request = Request("POST", target, _RELATED, body, head, AFTER)
         return (await self._exchange("insert", name, request)).content
@@ -175,6 +174,14 @@ class Wire:
 def is_session(target: str) -> bool:
     """Whether it can be the target of a request: some server said so, or a journal."""
     return re.fullmatch("/[!-~]{1,8192}", target) is not None
+
+
+def _leased(data: bytes, lease: Lease | None) -> bytes:
+    if lease is None:
+        return data
+    found = LeasedBytes(data)
+    found.lease = lease
+    return found
 
 
 async def _whole(body: FileRange) -> bytes:

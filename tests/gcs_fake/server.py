@@ -37,8 +37,8 @@ REWRITE = {
 class Fault:
     """What happens to the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
 
-    ``status``: this answer, with ``body`` or an error document; nothing is done. ``lose``: the request is served and its
-    answer lost; ``short``: of the answer's body only so many bytes come; ``change``: its body goes through that.
+    ``status``: this answer, with ``body`` or an error document; nothing is done. ``lose``: the request is served and
+    its answer lost; ``short``: of the answer's body only so many bytes come; ``change``: its body goes through that.
     ``cut``: the connection is closed after that many bytes of the body (0:
     before any), nothing is served.
     """

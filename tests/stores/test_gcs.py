@@ -219,6 +219,24 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (200, b""), (200, b"<html>log in</html>"), (200, b"[]"), (200, b'"x"'), (200, b'{"expires_in": 5}'),
+        (200, b'{"access_token": "x"}'), (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
+        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'), (200, b'{"access_token": "", "expires_in": 5}'),
+        (200, b"[" * 60_000), (500, b""), (503, b"{}"), (429, b""),
+    ],
+)  # fmt: skip
+async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
+    gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
+    async with open_store("gs://conformance/p", options=credentials) as opened:
+        with pytest.raises(UnavailableError, match="no access token"):
+            await opened.put("a", b"1")
+        gcs_strict.faults.clear()
+        await opened.put("a", b"1")
+
+
 async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
     options = {"endpoint_url": gcs_strict.endpoint, "credentials": "/nowhere.json"}
     async with open_store("gs://conformance/p", options=options) as opened:

@@ -174,7 +174,7 @@ async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store,
     if name == "head" and fields == {"size": "3"}:
         return  # who asks does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
-    with pytest.raises(UnavailableError, match=r"no answer of Cloud Storage: .*(name|bucket|size|generation|crc32c|of)"):
+    with pytest.raises(UnavailableError, match="no answer of Cloud Storage: it"):
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
 
 
@@ -183,7 +183,7 @@ async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket,
     if fields in ({"size": "3"}, {"name": "p/new "}):
         return  # so they may be
     bucket.faults.append(Fault("prefix=", 1, change=changed(**fields)))
-    with pytest.raises(UnavailableError, match="list gs://conformance.*no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match=r"list gs://conformance.*no answer of Cloud Storage"):
         await store.list()
 
 
@@ -268,7 +268,11 @@ async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
 
 def inner(status, body=b"", call=None):
     whose = b"" if call is None else b"Content-ID: <response-%d>\r\n" % call
-    return b"--b\r\nContent-Type: application/http\r\n%s\r\nHTTP/1.1 %d Said\r\nA: b\r\n\r\n%s\r\n" % (whose, status, body)
+    return b"--b\r\nContent-Type: application/http\r\n%s\r\nHTTP/1.1 %d Said\r\nA: b\r\n\r\n%s\r\n" % (
+        whose,
+        status,
+        body,
+    )
 
 
 GONE = inner(204, call=0)
@@ -292,7 +296,7 @@ GONE = inner(204, call=0)
 )  # fmt: skip
 async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
     bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
-    with pytest.raises(UnavailableError, match="delete gs://conformance/.*no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*no answer of Cloud Storage"):
         await store.delete(["old", "more"])
 
 
@@ -366,16 +370,14 @@ async def session_of(gcs_strict, tmp_path, key, **condition):
         kept.append(token)
         raise KeyboardInterrupt
 
-    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=Progress(None, lambda token: keep(token)))
+    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=Progress(None, keep))
     async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
         with pytest.raises(KeyboardInterrupt):
             await first.put(key, body, **condition)
     return kept[0]
 
 
-@pytest.mark.parametrize(
-    ("key", "condition"), [("new", {}), ("another", {"if_version": MISSING})]
-)
+@pytest.mark.parametrize(("key", "condition"), [("new", {}), ("another", {"if_version": MISSING})])
 async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
     bucket, store, objects, tmp_path, key, condition
 ):
@@ -391,7 +393,9 @@ async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
     assert objects["p/same"].data == bytes(BIG)
 
 
-@pytest.mark.parametrize("token", ["", "#", "x", "/a b#", "/a\r\nHost: x#", "http://elsewhere/#", "/upload?upload_id=5"])
+@pytest.mark.parametrize(
+    "token", ["", "#", "x", "/a b#", "/a\r\nHost: x#", "http://elsewhere/#", "/upload?upload_id=5"]
+)
 @pytest.mark.parametrize("marked", [False, True])
 async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_path, token, marked):
     if marked:
@@ -418,7 +422,7 @@ class Saying:
         answer = self._says(request)
         if answer.status < 300:
             expected = expect(answer)
-            assert expected is None or 0 <= expected
+            assert expected is None or expected >= 0
             if answer.content:
                 await sink(memoryview(answer.content))
         return answer
