@@ -255,8 +255,7 @@ class GcsStore(Store):
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
         """Without ``if_version`` it replaces what is there when it begins, and nothing else."""
-        if if_version not in (None, MISSING):
-            raise StoreError(f"{self.uri}: a copy to {key!r} can only be made to create, not to replace {if_version}")
+        self.check_copy_condition(key, if_version)
         wire = self._wire or await self._open()
         assert self._rewrites is not None  # made with the wire
         name = self._full(key)

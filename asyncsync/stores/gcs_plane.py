@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from asyncsync.disk.files import FileRange
+from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.base import Sink
 from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_answer import Answer
@@ -40,6 +40,8 @@ class Request:
     after: bytes = b""
     patient: bool = False
     """The service may be silent for a while before it answers."""
+    lease: Lease | None = None
+    """Under which the body is sent: LeaseExpiredError, and nobody can carry the request out."""
 
     @property
     def size(self) -> int:

@@ -18,7 +18,7 @@ from gcloud.aio.auth import Token
 from gcloud.aio.storage import Storage
 from yarl import URL
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread, lease_of
+from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import AsyncsyncError
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs_plane import INCOMPLETE, MOST, SERVER_SECONDS, Request
@@ -163,7 +163,7 @@ class _Outgoing(Payload):
             raise
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        request, lease = self._request, lease_of(self._request.body)
+        request, lease = self._request, self._request.lease
         at, size = 0, _size_of(request.body)
         while not self._handed:
             end = min(at + PIECE, size)

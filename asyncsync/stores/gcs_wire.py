@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, LeasedBytes, in_thread, lease_of
+from asyncsync.disk.files import PIECE, FileRange, in_thread, lease_of
 from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs_auth import Access
@@ -75,9 +75,9 @@ class Wire:
             body = await _whole(body)
         head = before_media(document)
         if isinstance(body, bytes):
-            request = Request("POST", target, _RELATED, _leased(b"".join((head, body, AFTER)), lease))
+            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)), lease=lease)
         else:
-            request = Request("POST", target, _RELATED, body, head, AFTER)
+            request = Request("POST", target, _RELATED, body, head, AFTER, lease=lease)
         return (await self._exchange("insert", name, request)).content
 
     async def start_session(self, name: str, target: str, document: bytes, size: int) -> str:
@@ -96,7 +96,8 @@ class Wire:
 
     async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
-        request = Request("PUT", session, f"{_PLAIN}content-range: {content_range}\r\n", body)
+        headers = f"{_PLAIN}content-range: {content_range}\r\n"
+        request = Request("PUT", session, headers, body, lease=lease_of(body))
         return await self._exchange("insert", name, request, also=INCOMPLETE)
 
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
@@ -174,14 +175,6 @@ class Wire:
 def is_session(target: str) -> bool:
     """Whether it can be the target of a request: some server said so, or a journal."""
     return re.fullmatch("/[!-~]{1,8192}", target) is not None
-
-
-def _leased(data: bytes, lease: Lease | None) -> bytes:
-    if lease is None:
-        return data
-    found = LeasedBytes(data)
-    found.lease = lease
-    return found
 
 
 async def _whole(body: FileRange) -> bytes:

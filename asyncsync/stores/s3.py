@@ -19,7 +19,8 @@ from urllib.parse import quote
 import google_crc32c
 
 from asyncsync.disk.files import FileRange, in_thread
-from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
 from asyncsync.stores.s3_direct import DirectAccess, direct
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from asyncsync.stores.s3_client import S3Client
     from asyncsync.stores.s3_sdk import SdkPlane
 
+PROBE_COPY = ".asyncsync/probe-copy"
+"""How the names of objects begin that find out whether a copy can create only. They are removed at once."""
 _UNSATISFIABLE = "InvalidRange"
 
 
@@ -68,6 +71,9 @@ class S3Store(Store):
         self._closed = False
         self._object_headers = self._options.object_headers()
         self._common = self._options.request_params()
+        self._conditional_copy: bool | None = None
+        """Whether a copy can create only; None: nobody has asked."""
+        self._probing = asyncio.Lock()
         self._whole_checksum = True
         """Whether the store takes the CRC32C of a whole multipart object; what it says on creating one decides."""
 
@@ -151,14 +157,14 @@ class S3Store(Store):
     ) -> ObjectInfo:
         headers = {**self._object_headers, **_condition(if_version)}
         answer, crc32c = await self._send("PutObject", self._full(key), "", headers, body, crc32c)
-        return ObjectInfo(key, _size(body), _version(answer.get("etag")), crc32c)
+        return ObjectInfo(key, _size(body), _version(answer["etag"]), crc32c)
 
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
         query = _part_query(upload, number)
         answer, crc32c = await self._send("UploadPart", self._full(upload.key), query, {}, body, crc32c)
-        return Part(number, offset, _size(body), _version(answer.get("etag")), crc32c)
+        return Part(number, offset, _size(body), _version(answer["etag"]), crc32c)
 
     async def _send(
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
@@ -167,7 +173,7 @@ class S3Store(Store):
         if not self._checks():
             answer = await plane.put(operation, key, query, headers, body)
             if self.traits.etag_md5:
-                await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer.get("etag")), body)
+                await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer["etag"]), body)
             return answer, None
         if crc32c is None:
             crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
@@ -234,23 +240,67 @@ class S3Store(Store):
                 raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        if if_version is not None:
+            await self._learn_to_create_by_copy(key, if_version)
         if size is None:
             found = await self._head(source, if_source_version)
             size, if_source_version = found.size, found.version
         if size > self.traits.max_single_put:
             raise StoreError(f"{self.uri}: {source} has {size} bytes, more than one request copies: copy it in parts")
         plane = self._plane or await self._open_plane()
-        headers = self._object_headers | _source_condition(if_source_version)
+        headers = self._object_headers | _source_condition(if_source_version) | _condition(if_version)
         if self._checks():
             headers["x-amz-checksum-algorithm"] = "CRC32C"
         said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers)
-        version = _version(said.get("ETag"))
+        version = _version(said["ETag"])
         crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
-        if not version or (crc is None and version != if_source_version):
-            return await self.head(key)  # else it is known to be what was asked for
-        return ObjectInfo(key, size, version, crc)
+        if crc is None and version != if_source_version:
+            return await self._see_copy(key, size, version)
+        return ObjectInfo(key, size, version, crc)  # it is known to be what was asked for
+
+    async def _see_copy(self, key: str, size: int, version: str) -> ObjectInfo:
+        """What the store says of a copy that it has just made. UnavailableError if something else is there: what was
+        there before proves nothing."""
+        found = await self.head(key)
+        if (found.size, found.version) != (size, version):
+            raise UnavailableError(
+                f"CopyObject {self.uri}/{key}: the store says that it made {size} bytes with ETag {version!r}, but has "
+                f"{found.size} bytes with ETag {found.version!r}"
+            )
+        return found
+
+    async def _learn_to_create_by_copy(self, key: str, if_version: str) -> None:
+        """Some servers do not know this condition of a copy, and overwrite: ours is tried out before it is trusted.
+        StoreError where it does not hold."""
+        async with self._probing:
+            if self._conditional_copy is None:
+                self._conditional_copy = await self._creates_by_copy()
+                self.traits = replace(self.traits, conditional_copy=self._conditional_copy)
+        self.check_copy_condition(key, if_version)
+
+    async def _creates_by_copy(self) -> bool:
+        """Whether a small object is copied to a new name once, and is refused the second time. Transient errors are
+        raised: they tell nothing."""
+        name = f"{PROBE_COPY}-{token()}"
+        plane = self._plane or await self._open_plane()
+
+        async def copy() -> StoreError | None:
+            headers = self._object_headers | _condition(MISSING)
+            try:
+                await plane.copy("CopyObject", self._full(name), "", self._full(f"{name}-source"), headers)
+            except StoreError as error:
+                if error.retryable:
+                    raise
+                return error
+            return None
+
+        await self.put(f"{name}-source", b"asyncsync")
+        creates = await copy() is None and isinstance(await copy(), PreconditionError)
+        await self.delete([name, f"{name}-source"])
+        return creates
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
@@ -295,9 +345,7 @@ class S3Store(Store):
         headers |= _source_condition(if_source_version)
         query = _part_query(upload, number)
         said = await plane.copy("UploadPartCopy", self._full(upload.key), query, self._full(source), headers)
-        version = _version(said.get("ETag"))
-        if not version:
-            raise StoreError(f"UploadPartCopy {plane.where(self._full(upload.key))}: the answer has no ETag")
+        version = _version(said["ETag"])
         return Part(number, offset, length, version, crc_from_text(said.get("ChecksumCRC32C"), None, ""))
 
     async def complete_multipart(
@@ -310,7 +358,7 @@ class S3Store(Store):
             headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(whole)}
         plane = self._plane or await self._open_plane()
         answer = await plane.complete(key, upload.upload_id, parts, headers, checksums=self._checks())
-        version = _version(answer.get("ETag"))
+        version = _version(answer["ETag"])
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
         if whole is not None and stored is not None and stored != whole:
             raise IntegrityError(

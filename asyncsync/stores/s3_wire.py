@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
+from xml.etree.ElementTree import Element
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
@@ -33,9 +34,10 @@ from asyncsync.stores.s3_errors import (
     parse_failure,
     server_time,
 )
+from asyncsync.stores.s3_results import check_result
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
 from asyncsync.stores.s3_target import Access, Target
-from asyncsync.stores.s3_xml import complete_document, delete_document, element, failed_deletes
+from asyncsync.stores.s3_xml import complete_document, delete_document, failed_deletes, text_of
 
 _DOCUMENT = 8 << 20
 """Most bytes of an answer that names a thousand keys."""
@@ -97,28 +99,28 @@ class Wire:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
-        return (await self._send(_Call(operation, "PUT", key, query, headers, body))).headers
+        answer, _ = await self._send(_Call(operation, "PUT", key, query, headers, body))
+        return answer.headers
 
     async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
         """HeadObject; the headers of the answer."""
-        return (await self._send(_Call("HeadObject", "HEAD", key, "", headers, None))).headers
+        answer, _ = await self._send(_Call("HeadObject", "HEAD", key, "", headers, None))
+        return answer.headers
 
     async def create(self, key: str, headers: dict[str, str]) -> tuple[str, Mapping[str, str]]:
         """CreateMultipartUpload; the upload's id and the headers of the answer."""
-        answer = await self._send(_Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b""))
-        upload_id = element(answer.content.decode(), "UploadId")
-        if not upload_id:
-            raise StoreError(f"CreateMultipartUpload {self.where(key)}: the answer names no upload")
-        return upload_id, answer.headers
+        answer, result = await self._send(_Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b""))
+        assert result is not None
+        return text_of(result, "UploadId"), answer.headers
 
     async def complete(
         self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
     ) -> Mapping[str, str]:
-        """CompleteMultipartUpload; what the answer says: ETag, ChecksumCRC32C, ChecksumType, each may be empty."""
+        """CompleteMultipartUpload; what the answer says: ETag, and ChecksumCRC32C, ChecksumType, which may be empty."""
         body = complete_document(parts, checksums=checksums)
         headers |= {"content-type": "application/xml", "x-amz-content-sha256": sha256(body).hexdigest()}
         call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body)
-        return self._said(call, await self._send(call))
+        return await self._said(call)
 
     async def copy(
         self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
@@ -126,13 +128,12 @@ class Wire:
         """CopyObject, UploadPartCopy from the key ``source``; what the answer says, as for :meth:`complete`."""
         headers["x-amz-copy-source"] = quote(f"{self._bucket}/{source}", safe="/~")
         call = _Call(operation, "PUT", key, query, headers, b"")
-        return self._said(call, await self._send(call))
+        return await self._said(call)
 
-    def _said(self, call: _Call, answer: Answer) -> Mapping[str, str]:
-        text = answer.content.decode("utf-8", "replace")
-        if "<Error>" in text:  # it may come after a 200, which says only that the store has begun
-            raise parse_failure(call.operation, self.where(call.key), 200, answer.headers, answer.content).error()
-        return {name: element(text, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
+    async def _said(self, call: _Call) -> Mapping[str, str]:
+        _, result = await self._send(call)
+        assert result is not None
+        return {name: text_of(result, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
 
     async def delete(self, key: str) -> None:
         """DeleteObject."""
@@ -144,18 +145,23 @@ class Wire:
         md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": md5}
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
-        answer = await self._send(_Call("DeleteObjects", "POST", "", "delete=", headers, body), most=_DOCUMENT)
-        return failed_deletes(answer.content.decode("utf-8", "replace"))
+        _, result = await self._send(_Call("DeleteObjects", "POST", "", "delete=", headers, body), most=_DOCUMENT)
+        assert result is not None
+        return failed_deletes(result)
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
         await self._send(_Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None))
 
-    async def _send(self, call: _Call, most: int = COLLECTED) -> Answer:
+    async def _send(self, call: _Call, most: int = COLLECTED) -> tuple[Answer, Element | None]:
+        """The answer, and the document that is its result, where there is to be one: see :func:`check_result`."""
+
         async def once(http: Http1, head: bytes) -> Answer:
             return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most)
 
-        return await self._exchange(call, once)
+        answer = await self._exchange(call, once)
+        where = self.where(call.key)
+        return answer, check_result(call.operation, where, answer.status, answer.headers, answer.content)
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]

@@ -546,7 +546,7 @@ async def test_a_copy_that_only_creates_replaces_nothing(gcs_strict, store, obje
 async def test_a_copy_replaces_no_version_that_is_named(gcs_strict, store):
     info = await store.put("x", b"1")
     gcs_strict.seen.clear()
-    with pytest.raises(StoreError, match="only be made to create"):
+    with pytest.raises(StoreError, match="can only create"):
         await store.copy("x", "x", if_version=info.version)
     assert gcs_strict.seen == []
 

@@ -204,7 +204,11 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate[1:])
     data = bytes(range(256)) * 8192
-    async with scripted(lambda request: OK, tls=tls, verify=certificate[0]) as (store, script):
+
+    def say(request):
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+    async with scripted(say, tls=tls, verify=certificate[0]) as (store, script):
         await store.put("k", data)
         await store.copy("k", "l", size=4)
         assert script.requests[0].body == data
@@ -228,7 +232,9 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
         (fault("404 Not Found", "NoSuchKey"), NotFoundError, False),
         (fault("403 Forbidden", "AccessDenied"), AccessDeniedError, False),
         (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
-        (fault("409 Conflict", "ConditionalRequestConflict"), PreconditionError, False),
+        (fault("409 Conflict", "ConditionalRequestConflict"), UnavailableError, True),
+        (fault("409 Conflict", "OperationAborted"), UnavailableError, True),
+        (fault("501 Not Implemented", "NotImplemented"), StoreError, False),
         (fault("503 Service Unavailable", "SlowDown"), ThrottledError, True),
         (reply("429 Too Many Requests"), ThrottledError, True),
         (fault("500 Internal Server Error", "InternalError"), UnavailableError, True),
@@ -434,7 +440,7 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
 # What is put right once
 
 
-@pytest.mark.parametrize("call", ["put", "head"])
+@pytest.mark.parametrize("call", ["put", "copy"])
 async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
     ahead = 3600
     seen = []
@@ -443,7 +449,7 @@ async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
         seen.append(request.headers["x-amz-date"])
         if len(seen) == 1:
             return fault("403 Forbidden", "RequestTimeTooSkewed", Date=formatdate(time.time() + ahead, usegmt=True))
-        return reply(ETag='"abc"')
+        return OK if call == "put" else copied(crc=7)
 
     async with scripted(answer) as (store, _):
         await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
@@ -519,21 +525,33 @@ async def test_a_copy_is_one_signed_request_that_names_its_source_encoded():
         (copied(crc=7), ["PUT"]),
         (copied(etag="old"), ["PUT"]),
         (copied(), ["PUT", "HEAD"]),
-        (OK, ["PUT", "HEAD"]),
     ],
-    ids=["a checksum", "the ETag of the source", "another ETag", "nothing"],
+    ids=["a checksum", "the ETag of the source", "another ETag"],
 )
 async def test_a_copy_is_looked_at_again_only_if_the_answer_does_not_show_what_it_is(answer, methods):
     def say(request):
         if request.method == "PUT":
             return answer
-        return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 4\r\n\r\n'
+        made = "Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT"
+        return f'HTTP/1.1 200 OK\r\nETag: "abc"\r\n{made}\r\nContent-Length: 4\r\n\r\n'.encode()
 
     async with scripted(say) as (store, script):
         info = await store.copy("a", "k", if_source_version="old", size=4)
     assert [request.method for request in script.requests] == methods
     assert info.size == 4
-    assert (info.version == "seen") is (len(methods) == 2)
+    assert (info.modified is not None) is (len(methods) == 2)
+
+
+@pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
+async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+    def say(request):
+        if request.method == "PUT":
+            return copied(etag="abc")
+        return f"HTTP/1.1 200 OK\r\nETag: {there[0]}\r\nContent-Length: {there[1]}\r\n\r\n".encode()
+
+    async with scripted(say) as (store, _):
+        with pytest.raises(UnavailableError, match="says that it made 4 bytes"):
+            await store.copy("a", "k", if_source_version="old", size=4)
 
 
 async def test_a_copy_whose_size_is_not_known_asks_the_source_and_keeps_to_what_it_saw():
@@ -561,6 +579,75 @@ async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
             else:
                 await store.copy_part(s3_module.Upload("k", "u"), 1, 0, "a", 0, 9)
     assert len(script.requests) == 1
+
+
+class Bucket:
+    """What a server says that knows, or does not know, that a copy may create only."""
+
+    def __init__(self, say):
+        self.say, self.keys = say, {"/bucket/p/a"}
+
+    def __call__(self, request):
+        if request.method != "PUT":
+            return reply(body=b"<DeleteResult></DeleteResult>")
+        if "x-amz-copy-source" in request.headers and (said := self.say(request, request.target in self.keys)):
+            return said
+        self.keys.add(request.target)
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+
+def keeps_to_the_condition(request, there):
+    refused = there and request.headers.get("if-none-match") == "*"
+    return fault("412 Precondition Failed", "PreconditionFailed") if refused else None
+
+
+async def test_whether_a_copy_can_create_only_is_tried_out_once_on_names_of_its_own():
+    async with scripted(Bucket(keeps_to_the_condition)) as (store, script):
+        copies = (store.copy("a", key, size=4, if_version=MISSING) for key in ("k", "l"))
+        await asyncio.gather(*copies)
+        with pytest.raises(PreconditionError):
+            await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
+    tried = [r for r in script.requests if "probe-copy" in r.target or r.method == "POST"]
+    assert [r.method for r in tried] == ["PUT", "PUT", "PUT", "POST"]
+    assert len(script.requests) == len(tried) + 3
+    assert all(r.headers["if-none-match"] == "*" for r in script.requests if "x-amz-copy-source" in r.headers)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda request, there: None,
+        lambda request, there: fault("400 Bad Request", "InvalidArgument"),
+        lambda request, there: fault("501 Not Implemented", "NotImplemented"),
+        lambda request, there: reply("501 Not Implemented"),
+        lambda request, there: fault("412 Precondition Failed", "PreconditionFailed"),
+    ],
+    ids=["overwrites", "400", "501", "501 without a document", "412 for what is not there"],
+)
+async def test_a_copy_that_the_server_cannot_make_on_condition_is_not_made(say):
+    async with scripted(Bucket(say)) as (store, script):
+        for _ in range(2):
+            with pytest.raises(StoreError, match="send its bytes") as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert not caught.value.retryable
+        assert not store.traits.conditional_copy
+    assert not any(request.target == "/bucket/p/k" for request in script.requests)
+
+
+async def test_a_copy_is_tried_out_again_where_the_server_was_only_away():
+    away = [reply("503 Service Unavailable"), fault("409 Conflict", "ConditionalRequestConflict")]
+
+    def say(request, there):
+        return away.pop() if away else keeps_to_the_condition(request, there)
+
+    async with scripted(Bucket(say)) as (store, _):
+        for _ in range(2):
+            with pytest.raises(StoreError) as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert caught.value.retryable
+        await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
 
 
 async def test_a_copied_part_names_its_range():
