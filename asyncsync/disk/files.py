@@ -112,6 +112,8 @@ class FileRange:
         at = start
         with open(self.path, "rb", buffering=0) as file:
             while at < end:
+                if self.lease is not None:
+                    self.lease.check()
                 try:
                     count = os.sendfile(descriptor, file.fileno(), self.offset + at, end - at)
                 except BlockingIOError:

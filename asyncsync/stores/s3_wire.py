@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread, lease_of
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
@@ -54,6 +54,7 @@ class _Call:
     query: str
     headers: dict[str, str]
     body: bytes | FileRange | None
+    lease: Lease | None = None
 
 
 class Wire:
@@ -97,9 +98,10 @@ class Wire:
 
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
+        lease = lease_of(body)
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
-        answer, _ = await self._send(_Call(operation, "PUT", key, query, headers, body))
+        answer, _ = await self._send(_Call(operation, "PUT", key, query, headers, body, lease))
         return answer.headers
 
     async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
@@ -157,7 +159,7 @@ class Wire:
         """The answer, and the document that is its result, where there is to be one: see :func:`check_result`."""
 
         async def once(http: Http1, head: bytes) -> Answer:
-            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most)
+            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most, lease=call.lease)
 
         answer = await self._exchange(call, once)
         where = self.where(call.key)
