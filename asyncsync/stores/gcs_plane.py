@@ -101,7 +101,9 @@ class OwnPlane:
     async def send(self, request: Request, authorization: str | None) -> Answer:
         http = self._patient if request.patient else self._http
         head = self._head(request, authorization)
-        return await http.send(head + request.before, request.body, suffix=request.after, most=MOST)
+        return await http.send(
+            head + request.before, request.body, suffix=request.after, most=MOST, lease=request.lease, also=INCOMPLETE
+        )
 
     async def fetch(
         self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
