@@ -135,7 +135,7 @@ class _Outgoing(Payload):
         super().__init__(request)
         self._request, self._size = request, request.size
         self._transport: asyncio.Transport | None = None
-        self._handed = False
+        self._handed = self._left = False
         self.error: Exception | None = None
         """Why it was not sent."""
 
@@ -146,7 +146,9 @@ class _Outgoing(Payload):
     @property
     def gone(self) -> bool:
         """All of it has left this process."""
-        return self._handed and (self._transport is None or not self._transport.get_write_buffer_size())
+        if self._left or self._transport is None:
+            return self._left
+        return self._handed and not self._transport.get_write_buffer_size()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         raise TypeError("it is sent, and read by nobody else")
@@ -176,6 +178,7 @@ class _Outgoing(Payload):
             await writer.write(piece)
             await writer.drain()
             at = end
+        self._left = True
 
 
 def _size_of(body: bytes | FileRange | None) -> int:

@@ -37,9 +37,9 @@ REWRITE = {
 class Fault:
     """What happens to the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
 
-    ``status``: this answer, with ``body`` or an error document; nothing is done. ``lose``: the request is served and
-    its answer lost; ``short``: of the answer's body only so many bytes come; ``change``: its body goes through that.
-    ``cut``: the connection is closed after that many bytes of the body (0:
+    ``status``: this answer, with an error document at once, or with ``body`` when the request is there; nothing is
+    done. ``lose``: the request is served and its answer lost; ``short``: of the answer's body only so many bytes come;
+    ``change``: its body goes through that. ``cut``: the connection is closed after that many bytes of the body (0:
     before any), nothing is served.
     """
 
@@ -137,6 +137,7 @@ class GcsFake:
         if fault is not None and fault.status is not None:
             seen.status = fault.status
             if fault.body is not None:
+                await request.read()
                 return _response(Reply(fault.status, fault.body, fault.headers))
             return _response(ApiError(fault.status, "as planned", fault.headers).reply())
         reply = await self._reply(request, seen)

@@ -459,6 +459,54 @@ async def test_conditions_travel_with_reads(gcs_strict, store):
     assert f"ifGenerationMatch={info.version}" in gcs_strict.seen[-1].target
 
 
+# the clock of the service
+
+
+async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict, store, objects, tmp_path):
+    """On the clock of the service: who wrote something knows by it what time it is there."""
+    (tmp_path / "f").write_bytes(bytes(9 * MIB))
+    upload, parts = await upload_of(store, "composed", [b"1"])
+    told = {
+        "put": (await store.put("put", b"1")),
+        "session": (await store.put("session", FileRange(str(tmp_path / "f"), 0, 9 * MIB))),
+        "composed": (await store.complete_multipart(upload, parts)),
+        "copy": (await store.copy("put", "copy")),
+    }
+    listed = {info.key: info for info in (await store.list()).objects}
+    for key, info in told.items():
+        assert info.modified == int(objects[f"p/{key}"].created)
+        assert info == listed[key] == await store.head(key)
+
+
+@pytest.mark.parametrize(
+    ("updated", "unix"),
+    [
+        ("1970-01-01T00:01:40Z", 100.0), ("1970-01-01T02:01:40.5+02:00", 100.5),
+        ("1970-01-01T00:01:40.123456789Z", 100.123456), ("1970-01-01T00:01:40", None), ("yesterday", None), ("", None),
+        (100, None), ([], None), ("9999-99-99T00:00:00Z", None), ("0001-01-01T00:00:00+23:59", -62135683140.0),
+    ],
+)  # fmt: skip
+async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix):
+    """Least of all in the zone of this machine."""
+
+    def change(body):
+        return json.dumps(json.loads(body) | {"updated": updated}).encode()
+
+    gcs_strict.faults.append(Fault("POST", 1, change=change))
+    assert (await store.put("x", b"1")).modified == unix
+
+
+async def test_where_the_time_of_a_change_is_not_told_that_of_the_making_counts(gcs_strict, store):
+    def change(body):
+        document = json.loads(body)
+        document["timeCreated"] = document.pop("updated")
+        return json.dumps(document).encode()
+
+    gcs_strict.faults.append(Fault("POST", 1, change=change))
+    info = await store.put("x", b"1")
+    assert info.modified == (await store.head("x")).modified
+
+
 # deleting, copying, listing
 
 

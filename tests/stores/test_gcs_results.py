@@ -174,7 +174,7 @@ async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store,
     if name == "head" and fields == {"size": "3"}:
         return  # who asks does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
-    with pytest.raises(UnavailableError, match="no answer of Cloud Storage: it"):
+    with pytest.raises(UnavailableError, match=rf"no answer of Cloud Storage: (it|'{next(iter(fields))}') "):
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
 
 
