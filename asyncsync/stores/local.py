@@ -22,7 +22,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.stores import local_files as disk
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local_list import list_page
 from asyncsync.stores.local_sweep import sweep
 from asyncsync.stores.local_uploads import UPLOADS, Uploads
@@ -77,13 +77,14 @@ class LocalStore(Store):
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        target = self._path(key)
+        target, lease = self._path(key), lease_of(body)
 
         def work(stop: threading.Event) -> ObjectInfo:
+            permit = disk.Permit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source:  # outside `_mapped`: its absence is not the store's
-                    return self._write(key, target, source, stop, crc32c, if_version)
-            return self._write(key, target, body, stop, crc32c, if_version)
+                    return self._write(key, target, source, permit, crc32c, if_version)
+            return self._write(key, target, body, permit, crc32c, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -174,7 +175,7 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, stop, None, if_version)
+                return self._write(key, target, opened, disk.Permit(stop), None, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -185,15 +186,16 @@ class LocalStore(Store):
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
-        where = self._where(upload.key)
+        where, lease = self._where(upload.key), lease_of(body)
 
         def work(stop: threading.Event) -> Part:
+            permit = disk.Permit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source, self._mapped(upload.key):
-                    return self._uploads.put_part(upload, number, offset, source, crc32c, stop)
+                    return self._uploads.put_part(upload, number, offset, source, crc32c, permit)
             with self._mapped(upload.key):
                 checked = disk.check_crc(where, body, crc32c)
-                return self._uploads.put_part(upload, number, offset, body, checked, stop)
+                return self._uploads.put_part(upload, number, offset, body, checked, permit)
 
         return await in_thread_stoppable(work)
 
@@ -208,7 +210,7 @@ class LocalStore(Store):
                 if start < 0 or length < 1 or start + length > opened.size:
                     raise StoreError(f"{self._where(source)}: no range of {length} bytes at {start}")
                 piece = disk.Source(opened.fd, opened.path, start, length, opened.found)
-                return self._uploads.put_part(upload, number, offset, piece, None, stop)
+                return self._uploads.put_part(upload, number, offset, piece, None, disk.Permit(stop))
 
         return await in_thread_stoppable(work)
 
@@ -219,7 +221,8 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             disk.beneath(os.path.dirname(target), self.root)
-            found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, stop)
+            permit = disk.Permit(stop)
+            found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, permit)
             return _info(upload.key, found, known)
 
         return await self._upload_call(upload.key, work)
@@ -245,12 +248,12 @@ class LocalStore(Store):
         return await in_thread_stoppable(work)
 
     def _write(
-        self, key: str, target: str, body: bytes | disk.Source, stop: threading.Event,
+        self, key: str, target: str, body: bytes | disk.Source, permit: disk.Permit,
         crc32c: int | None, if_version: str | None,
     ) -> ObjectInfo:  # fmt: skip
         with self._mapped(key):
             disk.beneath(os.path.dirname(target), self.root)
-            found, checked = disk.write_file(target, body, self._where(key), stop, crc32c, if_version)
+            found, checked = disk.write_file(target, body, self._where(key), permit, crc32c, if_version)
             return _info(key, found, checked)
 
     @contextlib.contextmanager

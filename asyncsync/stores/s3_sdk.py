@@ -7,6 +7,7 @@ Slower, and a part is in memory as a whole: ``slots x part size``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,7 +15,7 @@ import aiohttp
 from botocore.exceptions import BotoCoreError
 from multidict import CIMultiDict
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, Lease, in_thread, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import too_short
@@ -65,7 +66,9 @@ class SdkPlane:
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body; the headers of the answer."""
         data = body if isinstance(body, bytes) else await in_thread(_read, body)
-        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=data, **_of_part(query)))
+        lease = lease_of(body)
+        sent = data if lease is None else _LeasedBody(data, lease)
+        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=sent, **_of_part(query)))
 
     async def copy(
         self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
@@ -134,6 +137,18 @@ class SdkPlane:
         if "MpuObjectSize" in params:
             params["MpuObjectSize"] = int(params["MpuObjectSize"])
         return await self._client.call(operation, self.where(key), Key=key, **params, **more, **self._common)
+
+
+class _LeasedBody(BytesIO):
+    """A body that aiobotocore takes in pieces, none of them without the lease."""
+
+    def __init__(self, data: bytes, lease: Lease) -> None:
+        super().__init__(data)
+        self._lease = lease
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._lease.check()
+        return super().read(size)
 
 
 def _of_part(query: str) -> dict[str, Any]:

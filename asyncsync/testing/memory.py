@@ -21,7 +21,7 @@ from asyncsync.errors import (
     SourceChangedError,
     StoreError,
 )
-from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 
 PAGE = 1000
 
@@ -130,6 +130,7 @@ class MemoryStore(Store):
         data = await self._begin("put", key, body=body)
         _check_crc(self._where(key), data, crc32c)
         self._check_version(key, if_version)
+        _check_lease(body)
         return self._store(key, data, _etag(data))
 
     async def read(
@@ -198,6 +199,7 @@ class MemoryStore(Store):
     ) -> Part:
         data = await self._begin("put_part", upload.key, body=body)
         _check_crc(self._where(upload.key), data, crc32c)
+        _check_lease(body)
         return self._keep_part(upload, number, offset, data)
 
     async def copy_part(
@@ -332,6 +334,13 @@ def _check_crc(where: str, data: bytes, crc32c: int | None) -> None:
     actual = google_crc32c.value(data)
     if actual != crc32c:
         raise IntegrityError(f"{where}: CRC32C is {actual:08x}, sent was {crc32c:08x}", retryable=True)
+
+
+def _check_lease(body: Body) -> None:
+    """At the moment at which the write takes effect."""
+    lease = lease_of(body)
+    if lease is not None:
+        lease.check()
 
 
 def split_uri(uri: str) -> tuple[str, str]:
