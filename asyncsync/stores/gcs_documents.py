@@ -59,10 +59,17 @@ class Rewrite:
     moved: int = 0
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def document_of(where: str, content: bytes) -> Document:
     """The JSON object that a success carries."""
     try:
-        found = json.loads(content, parse_constant=_refuse_constant)
+        found = _DECODER.decode(content.decode())
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -125,7 +132,7 @@ def listing_of(where: str, content: bytes, prefix: str) -> Listing:
 
 def refuse(where: str, why: str) -> NoReturn:
     """The response is not the one that is documented."""
-    raise UnavailableError(f"{where}: this is no answer of Cloud Storage: {why}")
+    raise UnavailableError(f"{where}: not a response of Cloud Storage: {why}")
 
 
 def is_text(value: object) -> bool:
@@ -179,7 +186,3 @@ def _crc_of(where: str, found: Document) -> int | None:
 
 def _unusable(found: Document, field: str) -> str:
     return f"{field!r} is {reprlib.repr(found[field])}" if field in found else f"it has no {field!r}"
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")

@@ -152,7 +152,7 @@ async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, sh
 @pytest.mark.parametrize("said", [b"<html>log in</html>", b"[]", b'"x"', b"\xff"])
 async def test_an_answer_of_somebody_else_is_told(gcs_strict, store, monkeypatch, said):
     monkeypatch.setattr(gcs_strict, "_call", lambda *_: Reply(200, said))
-    with pytest.raises(UnavailableError, match="no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match="not a response of Cloud Storage"):
         await store.head("x")
 
 

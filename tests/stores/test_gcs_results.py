@@ -116,7 +116,7 @@ async def test_a_success_that_says_something_else_is_a_failed_request(bucket, st
     bucket.faults.append(Fault(operation.pattern, 1, 200, body=FOREIGN[said]))
     with pytest.raises(UnavailableError) as caught:
         await operation.call(store, str(tmp_path / "f"))
-    assert str(caught.value).startswith(f"{operation.name}: this is no answer of Cloud Storage: ")
+    assert str(caught.value).startswith(f"{operation.name}: not a response of Cloud Storage: ")
     assert caught.value.retryable
     assert "p/new" not in objects
     assert {"p/old", "p/more"} <= set(objects)
@@ -174,7 +174,7 @@ async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store,
     if name == "head" and fields == {"size": "3"}:
         return  # who asks does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
-    with pytest.raises(UnavailableError, match=rf"no answer of Cloud Storage: (it|'{next(iter(fields))}') "):
+    with pytest.raises(UnavailableError, match=rf"not a response of Cloud Storage: (it|'{next(iter(fields))}') "):
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
 
 
@@ -183,7 +183,7 @@ async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket,
     if fields in ({"size": "3"}, {"name": "p/new "}):
         return  # so they may be
     bucket.faults.append(Fault("prefix=", 1, change=changed(**fields)))
-    with pytest.raises(UnavailableError, match=r"list gs://conformance.*no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match=r"list gs://conformance.*not a response of Cloud Storage"):
         await store.list()
 
 
@@ -219,7 +219,7 @@ async def test_numbers_may_be_numbers(bucket, store):
 )  # fmt: skip
 async def test_a_step_of_a_copy_is_done_or_names_the_next(bucket, store, objects, said):
     bucket.faults.append(Fault("rewriteTo", 1, 200, body=said))
-    with pytest.raises(UnavailableError, match="rewrite gs://conformance/p/old: this is no answer"):
+    with pytest.raises(UnavailableError, match="rewrite gs://conformance/p/old: not a response"):
         await store.copy("old", "new")
     assert "p/new" not in objects
 
@@ -247,7 +247,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
 async def test_a_page_has_what_was_asked_for(bucket, store, more):
     said = json.dumps({"kind": "storage#objects", **more}).encode()
     bucket.faults.append(Fault("prefix=", 1, 200, body=said))
-    with pytest.raises(UnavailableError, match="list gs://conformance/p/: this is no answer"):
+    with pytest.raises(UnavailableError, match="list gs://conformance/p/: not a response"):
         await store.list()
 
 
@@ -296,7 +296,7 @@ GONE = inner(204, call=0)
 )  # fmt: skip
 async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
     bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
-    with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*not a response of Cloud Storage"):
         await store.delete(["old", "more"])
 
 
