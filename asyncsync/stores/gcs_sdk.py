@@ -19,7 +19,6 @@ from gcloud.aio.storage import Storage
 from yarl import URL
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread
-from asyncsync.errors import AsyncsyncError
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs_plane import INCOMPLETE, MOST, SERVER_SECONDS, Request
 from asyncsync.stores.http1 import too_short
@@ -137,7 +136,7 @@ class _Outgoing(Payload):
         self._transport: asyncio.Transport | None = None
         self._handed = self._left = False
         self.error: Exception | None = None
-        """Why it was not sent."""
+        """Why no more of it was sent, where that is not the connection's fault."""
 
     @property
     def autoclose(self) -> bool:
@@ -157,28 +156,27 @@ class _Outgoing(Payload):
         self._transport = cast("Any", writer).transport
         if self._transport is not None:
             self._transport.set_write_buffer_limits(1, 0)  # of 0 asyncio's TLS makes a standstill
-        try:
-            await self._write(writer)
-        except Exception as error:
-            if isinstance(error, AsyncsyncError) or not isinstance(error, aiohttp.ClientError | OSError):
-                self.error = error  # else it is the connection's
-            raise
-
-    async def _write(self, writer: AbstractStreamWriter) -> None:
-        request, lease = self._request, self._request.lease
-        at, size = 0, _size_of(request.body)
+        at, size = 0, _size_of(self._request.body)
         while not self._handed:
             end = min(at + PIECE, size)
-            piece = await _piece(request, at, end)
-            if lease is not None:
-                if at:
-                    await lease.keep()
-                lease.check()
+            try:
+                piece = await self._leased(at, end)
+            except Exception as error:
+                self.error = error
+                raise
             self._handed = end == size
             await writer.write(piece)
             await writer.drain()
             at = end
         self._left = True
+
+    async def _leased(self, at: int, end: int) -> bytes:
+        piece, lease = await _piece(self._request, at, end), self._request.lease
+        if lease is not None:
+            if at:
+                await lease.keep()
+            lease.check()
+        return piece
 
 
 def _size_of(body: bytes | FileRange | None) -> int:

@@ -1,8 +1,9 @@
-"""A request is whole only when its last byte has left: until then no answer is a success, and who loses the lease of a
-body has not sent what can be carried out. By our own client, and by that for proxies."""
+"""A request is whole only when its last byte has left: until then no response is a success, and who loses the lease
+of a body has not sent what can be carried out. By our own client, and by that for proxies."""
 
 import asyncio
 import json
+import os
 import re
 import socket
 
@@ -10,7 +11,7 @@ import google_crc32c
 import pytest
 
 from asyncsync.disk.files import FileRange, LeasedBytes, Progress
-from asyncsync.errors import LeaseExpiredError, UnavailableError
+from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import GcsStore
 from asyncsync.stores.gcs_answers import crc_to_text
@@ -224,5 +225,19 @@ async def test_the_last_piece_is_not_sent_while_the_one_before_waits(opened, pat
 
     async with Server(data[:size], before_reading=full) as server, opened(server) as store:
         with pytest.raises(LeaseExpiredError):
+            await store.put("x", body, crc32c=google_crc32c.value(data[:size]))
+    assert server.whole == []
+
+
+@pytest.mark.parametrize("left", [None, 0, 3 * MIB])
+@pytest.mark.parametrize("kind", ["file", "session"])
+async def test_a_file_that_is_gone_or_shorter_is_no_fault_of_the_store(opened, path, data, kind, left):
+    body, size = bodies(path, data)[kind]
+    if left is None:
+        os.remove(path)
+    else:
+        os.truncate(path, left)
+    async with Server(data[:size]) as server, opened(server) as store:
+        with pytest.raises(FileNotFoundError if left is None else SourceChangedError):
             await store.put("x", body, crc32c=google_crc32c.value(data[:size]))
     assert server.whole == []
