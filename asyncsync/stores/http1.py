@@ -57,13 +57,13 @@ class Http1:
 
     async def send(
         self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED,
-        suffix: bytes = b"", lease: Lease | None = None,
+        suffix: bytes = b"", lease: Lease | None = None, also: int = 0,
     ) -> Answer:  # fmt: skip
         """One request; its answer with the first ``most`` bytes of its body (``bodiless``: none, as after HEAD).
 
         ``suffix`` goes out behind the body. ``lease``: under which the body is sent, unless it says that itself;
-        LeaseExpiredError, and the request has not become whole. BrokenError, also for a success before the whole
-        request had left; what reading the file raises.
+        LeaseExpiredError, and the request has not become whole. BrokenError, also for a success (or the status
+        ``also``) before the whole request had left; what reading the file raises.
         """
         if lease is None and type(body) is not bytes:
             lease = lease_of(body)
@@ -72,7 +72,7 @@ class Http1:
             complete = await self._write(connection, head, body, suffix, lease)
             answer = await self._answer(connection, bodiless=bodiless)
             complete = complete and not connection.early
-            if answer.status < 300 and not complete:
+            if (answer.status < 300 or answer.status == also) and not complete:
                 connection.early = True
                 raise BrokenError(f"HTTP {answer.status} came before the whole request had left")
             answer.content = await connection.collect(most)
