@@ -56,6 +56,14 @@ class CheckpointIncompleteError(AsyncsyncError):
     """A checkpoint has no commit record, or lacks some of what the record names."""
 
 
+class CheckpointRetiredError(CheckpointIncompleteError):
+    """A checkpoint was retired after its record was read; ``newest`` is the URI of its trial's newest one, or None."""
+
+    def __init__(self, message: str, newest: str | None = None) -> None:
+        super().__init__(message)
+        self.newest = newest
+
+
 class StoreError(AsyncsyncError):
     """A store refused or failed a request. ``retryable`` says whether the same request may succeed later."""
 

@@ -55,6 +55,12 @@ def parse_trial(store: Store, prefix: str, data: bytes) -> TrialRecord:
         raise ValueError(f"{store.uri.rstrip('/')}/{prefix}{TRIAL_RECORD}: {error}") from error
 
 
+async def read_trial(store: Store, prefix: str) -> TrialRecord | None:
+    """The record of the trial at ``prefix`` as it is now, or None; ValueError or IntegrityError if it is damaged."""
+    data = await find(store, prefix + TRIAL_RECORD)
+    return None if data is None else parse_trial(store, prefix, data)
+
+
 async def _experiment(store: Store) -> ExperimentRecord | None:
     """None for a record that cannot be read: everything in it is in the trials' records too, except their order."""
     try:

@@ -17,6 +17,10 @@ from asyncsync.stores.guarded import GuardedStore, GuardedView, RetryPolicy
 from asyncsync.stores.waiting import Lane
 
 
+class NoManifestError(CheckpointIncompleteError):
+    """A prefix has no manifest at all."""
+
+
 @asynccontextmanager
 async def reading(
     uri: str | os.PathLike[str], transfer: TransferConfig, options: Mapping[str, object] | None
@@ -66,9 +70,9 @@ async def find_manifest(store: Store, prefix: str, name: str = MANIFEST) -> Mani
 
 
 async def read_manifest(store: Store, prefix: str) -> Manifest:
-    """The manifest of a prefix; CheckpointIncompleteError if there is none."""
+    """The manifest of a prefix; NoManifestError if there is none."""
     manifest = await find_manifest(store, prefix)
     if manifest is None:
         where = f"{store.uri.rstrip('/')}/{prefix}".rstrip("/")
-        raise CheckpointIncompleteError(f"{where} has no manifest: it was never completed, or was deleted since")
+        raise NoManifestError(f"{where} has no manifest: it was never completed, or was deleted since")
     return manifest
