@@ -27,7 +27,8 @@ class SyncReport:
     files_vanished: int = 0
     """Files that were gone when they were to be read; left out, not an error."""
     files_deleted: int = 0
-    """Objects deleted because their file is gone, where ``SyncConfig(delete=True)``."""
+    """Objects deleted because their file is gone, where ``SyncConfig(delete=True)``; of ``pull(exact=True)``, files and
+    links that were removed here."""
     files_copied: int = 0
     """Files that the store copied from an equal one it had, such as those that were renamed."""
 
