@@ -151,6 +151,7 @@ def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
 
 
 def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
+    trial.checkpoints.sort(key=lambda item: item.number)
     output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")

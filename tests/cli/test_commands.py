@@ -104,7 +104,7 @@ def test_an_exact_pull_leaves_nothing_else(
     result = invoke("pull", url, copy, "--exact")
     assert (result.exit_code, "1 deleted" in result.stdout) == (0, True)
     assert not (copy / "old").exists()
-    assert answer("pull", url, tmp_path, "--exact", code=2)["error"]["type"] == "ConfigError"  # it holds the home
+    assert answer("pull", url, tree.parent, "--exact", code=2)["error"]["type"] == "ConfigError"  # it holds the home
 
 
 def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree: Path, url: str) -> None:
