@@ -55,6 +55,9 @@ class VerifyReport:
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
+    replaced: list[str] = field(default_factory=list)
+    """Those of ``damaged`` that are another object (ETag, generation) than the manifest means: somebody has written it
+    anew since, and nothing has rotted."""
 
     @property
     def ok(self) -> bool:
