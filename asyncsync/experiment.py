@@ -21,6 +21,7 @@ from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
     ConfigError,
+    IntegrityError,
     SyncError,
 )
 from asyncsync.events import Progress
@@ -273,15 +274,27 @@ class Experiment:
             self.trial(name)
 
         async def look() -> Candidates[CheckpointView]:
-            access = self.access
-            now = await Experiment.open(self.uri, storage_options=access.options, transfer=access.transfer)
-            return _candidates(now.trials, name)
+            return _candidates(await self._now(name), name)
 
         async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
             return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
 
         where = self.uri if name is None else f"{self.uri}/{name}"
         return await restore_newest(_candidates(self.trials, name), look, Path(target), where, fetch)
+
+    async def _now(self, trial: str | None) -> list[TrialView]:
+        """The trials as their records tell them now; of one trial only its own is read."""
+        access = self.access
+        if trial is None:
+            now = await Experiment.open(self.uri, storage_options=access.options, transfer=access.transfer)
+            return now.trials
+        uri = f"{self.uri}/{trial}"
+        async with reading(uri, access.transfer, access.options) as store:
+            try:
+                record = await read_trial(store, "")
+            except (ValueError, IntegrityError) as error:
+                return [TrialView(trial, uri, "unreadable", error=str(error))]
+        return [] if record is None else [_view(trial, uri, record, access)]
 
     def _of(self, trial: str | TrialView | None) -> list[CheckpointView]:
         if trial is None:

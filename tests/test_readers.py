@@ -119,6 +119,22 @@ async def test_a_retired_checkpoint_is_not_replaced_by_an_older_one_that_was_kep
     assert (await experiment.restore(tmp_path / "r")).checkpoint.number == 2
 
 
+async def test_a_second_look_at_one_trial_reads_its_record_alone(tmp_path):
+    writer = Writer()
+    writer.commit()
+    for name in ("u", "v"):
+        await put_trial(writer.store, name, {"checkpoint_000000": ({"w": b"w"}, {})})
+    experiment = await Experiment.open(URI)
+    writer.commit()
+    writer.store.requests.clear()
+    assert (await experiment.restore(tmp_path / "r", "t")).checkpoint.number == 1
+    assert {key.split("/")[1] for _, key in writer.store.requests} == {"t"}
+    writer.store._store("t/" + TRIAL_RECORD, b"{", "broken")
+    writer._delete(1)
+    with pytest.raises(CheckpointIncompleteError, match=r"none of the 1 checkpoints .*not a trial record"):
+        await experiment.restore(tmp_path / "s", "t")
+
+
 async def test_what_came_after_an_empty_look_is_restored(tmp_path):
     store = MemoryStore("lab", "exp")
     await put_experiment(store, t="running")

@@ -6,12 +6,13 @@ outside the target can be reached, whatever is renamed meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from asyncsync.disk.landing import remove_stale
 from asyncsync.disk.scan import TEMPORARY
@@ -22,6 +23,8 @@ from asyncsync.planning.manifest import META_DIR
 SHOWN = 5
 """How many paths an error message names."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What opening a directory gives that was removed, or replaced by a file or a link, since it was seen."""
 
 
 def remove_files(target: str, paths: Collection[str]) -> None:
@@ -136,9 +139,15 @@ class ExactTarget:
         pending = [""]
         while pending:
             directory = pending.pop()
-            with self._opened(directory) as descriptor:
+            try:
+                opened = self._open(directory)
+            except OSError as error:
+                if directory and error.errno in _GONE:
+                    continue
+                raise
+            try:
                 names: list[str] = []
-                with os.scandir(descriptor) as entries:
+                with os.scandir(opened) as entries:
                     for entry in entries:
                         if entry.name == META_DIR:
                             raise self._refused(f"asyncsync keeps {directory or 'it'} in step (there is {META_DIR})")
@@ -146,20 +155,20 @@ class ExactTarget:
                             pending.append(f"{directory}{entry.name}/")
                         else:
                             names.append(entry.name)
-                yield directory, names, descriptor
+                yield directory, names, opened
+            finally:
+                os.close(opened)
 
-    @contextmanager
-    def _opened(self, directory: str) -> Iterator[int]:
-        """One directory below the target, reached through real directories only."""
+    def _open(self, directory: str) -> int:
+        """A descriptor of one directory below the target, reached through real directories only."""
         descriptor = os.open(self._root, _DIRECTORY)
-        try:
-            for step in directory.split("/")[:-1]:
+        for step in directory.split("/")[:-1]:
+            try:
                 inner = os.open(step, _DIRECTORY, dir_fd=descriptor)
+            finally:
                 os.close(descriptor)
-                descriptor = inner
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            descriptor = inner
+        return descriptor
 
     def _remove(self, path: str, name: str, descriptor: int) -> bool:
         full = f"{self._root}/{path}"
@@ -169,9 +178,13 @@ class ExactTarget:
         return True
 
     def _remove_empty(self, directory: str) -> None:
-        parent, _, name = directory.rpartition("/")
-        with suppress(OSError), self._opened(f"{parent}/" if parent else "") as descriptor:
-            os.rmdir(name, dir_fd=descriptor)
+        parent, slash, name = directory.rpartition("/")
+        with suppress(OSError):  # not empty, or gone
+            descriptor = self._open(parent + slash)
+            try:
+                os.rmdir(name, dir_fd=descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _is_file(name: str, descriptor: int) -> bool:

@@ -151,6 +151,30 @@ async def test_a_pushed_tree_replaces_what_was_pulled_before(tmp_path):
         assert contents(tmp_path / "copy") == files
 
 
+@pytest.mark.parametrize("where", ["a", "a/b"])
+async def test_a_directory_that_becomes_a_link_while_it_is_cleared_leads_nowhere(both, tmp_path, monkeypatch, where):
+    """Swapped after it was seen, before it is opened."""
+    target, outside = tmp_path / "model", tmp_path / "outside"
+    (target / "a" / "b").mkdir(parents=True)
+    (outside / "b").mkdir(parents=True)
+    for name in ("file", "b/file"):
+        (target / "a" / name).write_bytes(b"x")
+        (outside / name).write_bytes(b"precious")
+    real, swapped = os.scandir, []
+
+    def scandir(path):
+        entries = real(path)
+        if (target / "tok").is_file() and (target / where).is_dir() and not swapped:  # all is in place: it is cleared
+            swapped.append((target / where).rename(tmp_path / "was"))
+            (target / where).symlink_to(outside)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    await both[1].download(target, exact=True)
+    assert swapped
+    assert contents(outside) == {"file": b"precious", "b/file": b"precious"}
+
+
 @pytest.mark.parametrize("where", ["", "t", "deep/er"])
 async def test_a_directory_that_asyncsync_keeps_in_step_is_refused(both, tmp_path, where):
     """A running trial's directory, an experiment's, a store: at any depth."""
