@@ -254,6 +254,27 @@ async def test_a_pull_has_what_came_in_place_of_what_was_retired(tmp_path):
             return
 
 
+async def test_a_pull_of_one_checkpoint_that_is_deleted_meanwhile_leaves_nothing_of_it(tmp_path):
+    """At the n-th request, for every n: the whole checkpoint, or an error and no file."""
+    errors = 0
+    for at in itertools.count(1):
+        assert at < MOST_CALLS
+        reset_memory()
+        writer, faults, target = Writer(), inject_faults("lab"), tmp_path / f"{at}"
+        writer.commit()
+        fault = faults.hook(at, writer.commit)
+        try:
+            await pull(f"{URI}/t/checkpoint_000000", target)
+        except CheckpointIncompleteError:
+            errors += 1
+            assert contents(target) == {}
+        else:
+            assert contents(target) == writer.files(0)
+        if fault.seen < at:
+            assert errors > 3
+            return
+
+
 async def test_an_older_checkpoint_that_is_whole_is_taken_where_nothing_was_retired(tmp_path):
     store = MemoryStore("lab", "exp")
     await put_trial(store, "t", {f"checkpoint_00000{at}": ({"w": b"%d" % at}, {}) for at in range(2)})

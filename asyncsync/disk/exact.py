@@ -12,7 +12,8 @@ import stat
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import groupby
 
 from asyncsync.disk.landing import remove_stale
 from asyncsync.disk.scan import TEMPORARY
@@ -24,17 +25,19 @@ SHOWN = 5
 """How many paths an error message names."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What opening a directory gives that was removed, or replaced by a file or a link, since it was seen."""
+"""What opening gives where there is no directory, or a link to one."""
 
 
 def remove_files(target: str, paths: Collection[str]) -> None:
     """Remove files that a download put into ``target``, by relative path, and directories that are empty then."""
-    for path in paths:
-        with suppress(FileNotFoundError):
-            os.unlink(f"{target}/{path}")
+    root = os.path.realpath(target)
+    for directory, group in groupby(sorted(paths), key=lambda path: path[: path.rfind("/") + 1]):
+        with _below(root, directory) as descriptor:
+            for path in group if descriptor is not None else ():
+                with suppress(FileNotFoundError):
+                    os.unlink(path[len(directory) :], dir_fd=descriptor)
     for parent in sorted(_parents(paths), reverse=True):
-        with suppress(OSError):  # not empty: it holds something else
-            os.rmdir(f"{target}/{parent}")
+        _remove_empty(root, parent)
 
 
 def remove_empty(target: str) -> None:
@@ -65,9 +68,8 @@ class ExactTarget:
         for what, place in places.items():
             if self._holds(os.path.realpath(place)):
                 raise self._refused(f"it holds {what}")
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for _ in self._walk():
-                continue
+        for _ in self._walk():
+            continue
 
     def make_room(self, paths: Collection[str]) -> None:
         """Set aside directories that have the name of a file to come, and files and links in the place of its
@@ -104,7 +106,7 @@ class ExactTarget:
                 except OSError as error:
                     failures[path] = error
         for directory in reversed(directories[1:]):  # each one comes after the one that holds it
-            self._remove_empty(directory.rstrip("/"))
+            _remove_empty(self._root, directory.rstrip("/"))
         if failures:
             text = "; ".join(f"{path}: {error.strerror}" for path, error in list(failures.items())[:SHOWN])
             raise SyncFailedError(
@@ -139,13 +141,9 @@ class ExactTarget:
         pending = [""]
         while pending:
             directory = pending.pop()
-            try:
-                opened = self._open(directory)
-            except OSError as error:
-                if directory and error.errno in _GONE:
+            with _below(self._root, directory) as opened:
+                if opened is None:
                     continue
-                raise
-            try:
                 names: list[str] = []
                 with os.scandir(opened) as entries:
                     for entry in entries:
@@ -156,19 +154,6 @@ class ExactTarget:
                         else:
                             names.append(entry.name)
                 yield directory, names, opened
-            finally:
-                os.close(opened)
-
-    def _open(self, directory: str) -> int:
-        """A descriptor of one directory below the target, reached through real directories only."""
-        descriptor = os.open(self._root, _DIRECTORY)
-        for step in directory.split("/")[:-1]:
-            try:
-                inner = os.open(step, _DIRECTORY, dir_fd=descriptor)
-            finally:
-                os.close(descriptor)
-            descriptor = inner
-        return descriptor
 
     def _remove(self, path: str, name: str, descriptor: int) -> bool:
         full = f"{self._root}/{path}"
@@ -177,14 +162,35 @@ class ExactTarget:
         os.unlink(name, dir_fd=descriptor)
         return True
 
-    def _remove_empty(self, directory: str) -> None:
-        parent, slash, name = directory.rpartition("/")
-        with suppress(OSError):  # not empty, or gone
-            descriptor = self._open(parent + slash)
-            try:
-                os.rmdir(name, dir_fd=descriptor)
-            finally:
-                os.close(descriptor)
+
+@contextmanager
+def _below(root: str, directory: str) -> Iterator[int | None]:
+    """A descriptor of one directory (``""``, or a path that ends in ``/``), reached through real directories only; None
+    if it is not there: it was removed, or a file or link has taken its place since it was seen."""
+    descriptor: int | None = None
+    try:
+        for step in [root, *directory.split("/")[:-1]]:
+            above, descriptor = descriptor, os.open(step, _DIRECTORY, dir_fd=descriptor)
+            if above is not None:
+                os.close(above)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if error.errno not in _GONE:
+            raise
+        descriptor = None
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_empty(root: str, directory: str) -> None:
+    parent, slash, name = directory.rpartition("/")
+    with suppress(OSError), _below(root, parent + slash) as descriptor:  # not empty
+        if descriptor is not None:
+            os.rmdir(name, dir_fd=descriptor)
 
 
 def _is_file(name: str, descriptor: int) -> bool:

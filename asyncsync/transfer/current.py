@@ -19,7 +19,7 @@ from asyncsync.planning.manifest import Manifest
 from asyncsync.stores.base import Store
 from asyncsync.transfer.download import DownloadReport, download_tree
 from asyncsync.transfer.ranged import ReplacedError
-from asyncsync.transfer.reader import find_manifest, read_manifest
+from asyncsync.transfer.reader import NoManifestError, find_manifest, read_manifest
 
 TRIES = 4
 """How often a tree is read anew that somebody is changing."""
@@ -126,8 +126,9 @@ async def download_current(
     """:func:`download_tree` by the manifest that is there; what counts of it is returned too.
 
     If that fails and there is another manifest by then, that one counts: all files of ``target`` are of one manifest,
-    and what only an earlier one named goes. ``room``: the exact target that ``prefix`` lies in. ``patient``: objects
-    newer than their manifest are waited for, a sync is between its files and its manifest.
+    and what only an earlier one named goes. If there is none any more, all that was fetched goes. ``room``: the exact
+    target that ``prefix`` lies in. ``patient``: objects newer than their manifest are waited for, a sync is between its
+    files and its manifest.
 
     NoManifestError, ConfigError if nothing was selected; the rest as for :func:`download_tree`.
     """
@@ -148,7 +149,11 @@ async def download_current(
             except (AsyncsyncError, OSError) as error:
                 attempt += 1
                 waits = patient and _is_moving(error)
-                if attempt == TRIES or not (waits or await _is_replaced(store, prefix, whole)):
+                now = await _manifest_now(store, prefix, whole)
+                if now is None:
+                    await in_thread(remove_files, os.fspath(target), put)
+                    raise _deleted(store, prefix) from error
+                if attempt == TRIES or not (waits or now != whole):
                     raise
                 if waits:
                     await asyncio.sleep(PAUSE * 2 ** (attempt - 1))
@@ -170,12 +175,19 @@ def _nothing_selected(store: Store, prefix: str, selection: Selection, manifest:
     )
 
 
-async def _is_replaced(store: Store, prefix: str, manifest: Manifest) -> bool:
-    """Whether there is another manifest now. One that is gone, or cannot be read, is no reason to try again."""
-    with suppress(AsyncsyncError):
-        found = await find_manifest(store, prefix)
-        return found is not None and found != manifest
-    return False
+async def _manifest_now(store: Store, prefix: str, before: Manifest) -> Manifest | None:
+    """The manifest that is there now, or None; one that cannot be read changes nothing."""
+    try:
+        return await find_manifest(store, prefix)
+    except AsyncsyncError:
+        return before
+
+
+def _deleted(store: Store, prefix: str) -> NoManifestError:
+    where = f"{store.uri.rstrip('/')}/{prefix}".rstrip("/")
+    return NoManifestError(
+        f"{where} was deleted while it was downloaded: it has no manifest now; what was fetched of it was removed"
+    )
 
 
 def _is_moving(error: Exception) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from stored import put_experiment, put_tree, put_trial
 
 from asyncsync import ConfigError, IntegrityError, SyncFailedError, pull
+from asyncsync.disk.exact import remove_files
 from asyncsync.experiment import Experiment
 from asyncsync.testing import MemoryStore, inject_faults
 
@@ -173,6 +174,19 @@ async def test_a_directory_that_becomes_a_link_while_it_is_cleared_leads_nowhere
     await both[1].download(target, exact=True)
     assert swapped
     assert contents(outside) == {"file": b"precious", "b/file": b"precious"}
+
+
+def test_what_a_failed_download_takes_back_is_not_taken_from_behind_a_link(tmp_path):
+    """The directory that it had put files into was swapped for a link before they are removed."""
+    target, outside = tmp_path / "model", tmp_path / "outside"
+    for directory in (target / "a" / "b", target / "c", outside / "b"):
+        directory.mkdir(parents=True)
+        (directory / "file").write_bytes(b"precious")
+    (target / "a").rename(tmp_path / "was")
+    (target / "a").symlink_to(outside)
+    remove_files(str(target), ["a/b/file", "c/file", "gone/file", "gone"])
+    assert contents(outside) == {"b/file": b"precious"}
+    assert everything(target) == {"a"}
 
 
 @pytest.mark.parametrize("where", ["", "t", "deep/er"])
