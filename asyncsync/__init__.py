@@ -9,6 +9,7 @@ from asyncsync.errors import (
     CheckpointIncompleteError,
     ConcurrentWriterError,
     ConfigError,
+    DamagedError,
     EngineClosedError,
     ExperimentExistsError,
     IntegrityError,
@@ -29,8 +30,7 @@ from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
 from asyncsync.verifying import verify
-
-__version__ = "0.1.0"
+from asyncsync.version import __version__
 
 __all__ = [
     "AccessDeniedError",
@@ -40,6 +40,7 @@ __all__ = [
     "CheckpointIncompleteError",
     "ConcurrentWriterError",
     "ConfigError",
+    "DamagedError",
     "EngineClosedError",
     "EngineStatus",
     "Experiment",

@@ -56,7 +56,8 @@ class CheckpointView:
     access: Access = field(default_factory=Access, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
-        """Every file with its size and checksums; CheckpointIncompleteError if it is gone."""
+        """Every file with its size and checksums; CheckpointIncompleteError if it is gone, DamagedError if it
+        cannot be read."""
         async with reading(self.uri, self.access.transfer, self.access.options) as store:
             return await read_manifest(store, "")
 
@@ -218,7 +219,7 @@ def _trial(name: str, base: str, catalog: Catalog, access: Access) -> TrialView:
     record = catalog.trials.get(name)
     if record is None:
         if name in catalog.unreadable:
-            return TrialView(name, uri, "unreadable", error=catalog.unreadable[name])
+            return TrialView(name, uri, "unreadable", error=str(catalog.unreadable[name]))
         status = catalog.experiment.trials[name] if catalog.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started, and nothing of it has reached the store yet
     return _view(name, uri, record, access)

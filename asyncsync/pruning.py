@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from asyncsync.config import TransferConfig
-from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError
+from asyncsync.errors import DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.together import for_each
-from asyncsync.transfer.catalog import parse_trial
 from asyncsync.transfer.listing import list_all
-from asyncsync.transfer.reader import find, find_manifest, reading
+from asyncsync.transfer.reader import find, find_manifest, find_record, reading
 from asyncsync.verifying import CHECKPOINT_DIR
 
 DAY = 86400.0
@@ -43,7 +42,8 @@ async def prune(
     numbers, so a trial whose record changed within ``older_than`` may still be about to commit what comes after its
     newest: that is left alone whatever its age, uploads included.
 
-    Never touched: whatever a manifest or a record names, and everything that is not a checkpoint directory. With
+    Never touched: whatever a manifest or a record names, or may name that cannot be read (the report says so), and
+    everything that is not a checkpoint directory. With
     ``dry_run`` (the default) nothing is removed and the report says what would be. Give a longer ``older_than`` where
     a single file takes longer than a day to upload.
 
@@ -65,6 +65,7 @@ async def prune(
             dry_run=dry_run, uploads=sorted(upload.key for upload in uploads),
             checkpoints=sorted(item.prefix for item in garbage), objects=sum(len(item.keys) for item in garbage),
             bytes=sum(item.size for item in garbage), requests=store.requests, seconds=time.monotonic() - started,
+            unreadable=owned.unreadable,
         )  # fmt: skip
 
 
@@ -133,12 +134,16 @@ class _Owned:
     store: Store
     objects: Mapping[str, ObjectInfo]
     before: float
-    paths: dict[str, frozenset[str]] = field(default_factory=dict)
+    paths: dict[str, frozenset[str] | None] = field(default_factory=dict)
     records: dict[str, TrialRecord | None] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Record or manifest -> why it cannot be read. What it may name is left alone."""
 
     async def is_garbage(self, directory: _Directory) -> bool:
         """Nobody names it, and nobody is about to."""
         trial = _parent(directory.prefix)
+        if await self.is_unreadable(trial):
+            return False
         record = await self.record(trial)
         if record is not None and directory.name in {item.name for item in record.checkpoints}:
             return False
@@ -151,6 +156,8 @@ class _Owned:
         prefix = _directory(key)
         if not prefix:
             return False
+        if await self.is_unreadable(_parent(prefix)):
+            return True
         record = await self.record(_parent(prefix))
         return record is not None and record.updated > self.before and _Directory(prefix).number > _newest(record)
 
@@ -158,27 +165,33 @@ class _Owned:
         for prefix in _above(directory.prefix):
             if prefix + MANIFEST in self.objects:
                 paths = await self._manifest(prefix)
-                if any(key[len(prefix) :] in paths for key in directory.keys):
+                if paths is None or any(key[len(prefix) :] in paths for key in directory.keys):
                     return True
         return False
 
-    async def record(self, trial: str, *, again: bool = False) -> TrialRecord | None:
-        """The record of a trial's prefix; CheckpointIncompleteError if it cannot be read."""
-        if trial not in self.records or again:
+    async def is_unreadable(self, trial: str) -> bool:
+        """Whether the record of a trial's prefix cannot be read: what is below it may all be named there."""
+        if trial + TRIAL_RECORD not in self.unreadable:
             try:
-                data = await find(self.store, trial + TRIAL_RECORD)
-                self.records[trial] = None if data is None else parse_trial(self.store, trial, data)
-            except (ValueError, IntegrityError) as error:
-                raise CheckpointIncompleteError(f"nothing was pruned, a record cannot be read: {error}") from error
+                await self.record(trial)
+            except DamagedError as error:
+                self.unreadable[trial + TRIAL_RECORD] = str(error)
+        return trial + TRIAL_RECORD in self.unreadable
+
+    async def record(self, trial: str, *, again: bool = False) -> TrialRecord | None:
+        """The record of a trial's prefix; DamagedError if it cannot be read."""
+        if trial not in self.records or again:
+            self.records[trial] = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
         return self.records[trial]
 
-    async def _manifest(self, prefix: str) -> frozenset[str]:
+    async def _manifest(self, prefix: str) -> frozenset[str] | None:
+        """The paths that a manifest names; None if it cannot be read."""
         if prefix not in self.paths:
             try:
                 manifest = await find_manifest(self.store, prefix)
-            except IntegrityError as error:
-                raise CheckpointIncompleteError(f"nothing was pruned, a manifest cannot be read: {error}") from error
-            self.paths[prefix] = frozenset(manifest.files if manifest is not None else ())
+                self.paths[prefix] = frozenset(manifest.files if manifest is not None else ())
+            except DamagedError as error:
+                self.unreadable[prefix + MANIFEST], self.paths[prefix] = str(error), None
         return self.paths[prefix]
 
 
