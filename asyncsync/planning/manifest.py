@@ -224,6 +224,8 @@ class Manifest:
             except json.JSONDecodeError:  # another layout, or broken: the whole of it decides
                 head = loads(data)
                 check_format(head)
+                if type(head["files"]) is not list:
+                    raise TypeError("its files are no list")
                 return cls._of(head, head["files"])
 
     @classmethod

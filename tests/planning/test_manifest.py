@@ -192,7 +192,7 @@ def test_a_file_that_is_there_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"format": value} for value in (None, True, 0, -1, 1.0, "1", [], {})]
-    + [{"files": value} for value in (None, 1, "a", {"a": 1}, [1], [None], [[]])]
+    + [{"files": value} for value in (None, 1, "a", "", {}, {"a": 1}, [1], [None], [[]])]
     + [{"info": value} for value in (None, [], "x", 1)]
     + [{"by": value} for value in (None, 1, [])]
     + [{"info": {name: "x"}} for name in ("time", "metrics", "metadata", "scanned_ns", "generation")]
