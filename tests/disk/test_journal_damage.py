@@ -215,7 +215,7 @@ async def test_no_damage_of_the_journal_gets_into_a_manifest(tmp_path):
         other.close()
         places = [manifest.index(field, manifest.index(b'"path":"c')) + len(field) for field in FIELDS]
         at = places[turn] if turn < len(places) else (turn - len(places)) * len(manifest) // 26
-        damaged = manifest[:at] + bytes([manifest[at] ^ 1]) + manifest[at + 1 :]
+        damaged = manifest[:at] + bytes([manifest[at] ^ 4]) + manifest[at + 1 :]
         edit(journal_path(), "UPDATE trees SET manifest = ?", damaged)
         (source / "b").write_bytes(b"B" * (5000 + turn))
         await push(source, store)
