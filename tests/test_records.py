@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stored import put_experiment, put_tree, put_trial
 
 from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, pull, verify
-from asyncsync.errors import DamagedError
+from asyncsync.errors import ConfigError, DamagedError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.document import DocumentError
 from asyncsync.records import CheckpointRecord, ExperimentRecord, FailureRecord, RankRecord, Record, TrialRecord
@@ -305,6 +305,25 @@ async def test_what_a_later_asyncsync_wrote_is_there_after_this_one_went_on(stor
         await engine.trial("b").report({"loss": 0.5}, checkpoint=checkpoint(tmp_path))
     for key in ("b/.asyncsync/trial.json", ".asyncsync/experiment.json", "b/.asyncsync/manifest.json"):
         assert json.loads(store.contents[key])["owner"] == "tomorrow", key
+
+
+@pytest.mark.parametrize("levels", [380, 395, 950, 5000])
+async def test_metrics_that_a_record_could_not_be_read_with_are_refused_and_cost_nothing(store, tmp_path, levels):
+    deep = 1
+    for _ in range(levels):
+        deep = [deep]
+    around = {}
+    around["itself"] = around
+    async with engine_of(tmp_path) as engine:
+        trial = engine.trial("a")
+        for metrics in ({"deep": deep}, around):
+            if metrics is around or levels > 390:
+                with pytest.raises(ConfigError, match="must be JSON of at most 390 levels"):
+                    await trial.report(metrics)
+        await trial.report({"loss": 0.5} if levels > 390 else {"deep": deep}, checkpoint=checkpoint(tmp_path))
+    async with engine_of(tmp_path) as engine:
+        await engine.trial("a").report({"loss": 0.25})
+    assert (await Experiment.open(URI)).trial("a").metrics == {"loss": 0.25}
 
 
 @pytest.mark.parametrize("name", ["checkpoint_\u00b2", "checkpoint_\u0663", "checkpoint_" + "9" * 40, "checkpoint_-1"])

@@ -20,6 +20,8 @@ FORMAT = 1
 DEEPEST = 400
 """Levels of lists and objects in a document. Python's parser and encoder stop at about 900, fewer the deeper the call;
 what is read here can be written again from wherever that happens."""
+LARGEST = 1 << 30
+"""Bytes of a document that is parsed at once; manifests are parsed line by line. In memory it is ten times as large."""
 MOST = 1 << 63
 """Numbers are below this: what counts bytes, files or reports never gets there."""
 LAST_TIME = 253_402_300_800.0
@@ -47,6 +49,8 @@ def parsing(kind: str) -> Iterator[None]:
 
 def loads(data: bytes) -> dict[str, Any]:
     """The object that ``data`` is. TypeError, ValueError or RecursionError if it is none: for :func:`parsing`."""
+    if len(data) > LARGEST:
+        raise ValueError(f"it has {len(data)} bytes")
     raw = json.loads(data.decode())
     if not isinstance(raw, dict):
         raise TypeError("it is not an object")
@@ -54,11 +58,11 @@ def loads(data: bytes) -> dict[str, Any]:
     return raw
 
 
-def check_depth(value: Any) -> None:
-    """ValueError if ``value`` has more than DEEPEST levels. Level by level, without recursion."""
+def check_depth(value: Any, most: int = DEEPEST) -> None:
+    """ValueError if ``value`` has more than ``most`` levels. Level by level, without recursion."""
     level, depth = [value], 0
     while level:
-        if depth > DEEPEST:
+        if depth > most:
             raise ValueError("it is nested too deeply")
         depth += 1
         level = [
