@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from asyncsync.config import check_name
@@ -44,12 +45,8 @@ class _Fields:
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
         """From a parsed object. KeyError or ValueError if a field is missing or wrong."""
-        known = {item.name: item for item in fields(cls) if item.name != "extra"}
-        values = {
-            name: (item.metadata.get("check") or CHECKS[str(item.type)])(name, raw[name])
-            for name, item in known.items()
-            if name in raw
-        }
+        known = _checks(cls)  # type: ignore[arg-type]  a class is hashable
+        values = {name: check(name, raw[name]) for name, check in known.items() if name in raw}
         try:
             return cls(**values, extra={name: value for name, value in raw.items() if name not in known})
         except TypeError as error:
@@ -57,8 +54,14 @@ class _Fields:
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
-        known = {item.name: _plain(getattr(self, item.name)) for item in fields(self) if item.name != "extra"}
-        return {**self.extra, **known}
+        return {**self.extra, **{name: _plain(getattr(self, name)) for name in _checks(type(self))}}  # type: ignore[arg-type]
+
+
+@cache
+def _checks(kind: type[_Fields]) -> dict[str, Check]:
+    """How each field of the class is checked, by name."""
+    known = [item for item in fields(kind) if item.name != "extra"]
+    return {item.name: item.metadata.get("check") or CHECKS[str(item.type)] for item in known}
 
 
 @dataclass(slots=True)
