@@ -10,6 +10,7 @@ from asyncsync.errors import (
     CheckpointRetiredError,
     ConcurrentWriterError,
     ConfigError,
+    DamagedError,
     EngineClosedError,
     ExperimentExistsError,
     IntegrityError,
@@ -30,8 +31,7 @@ from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
 from asyncsync.verifying import verify
-
-__version__ = "0.1.0"
+from asyncsync.version import __version__
 
 __all__ = [
     "AccessDeniedError",
@@ -42,6 +42,7 @@ __all__ = [
     "CheckpointRetiredError",
     "ConcurrentWriterError",
     "ConfigError",
+    "DamagedError",
     "EngineClosedError",
     "EngineStatus",
     "Experiment",

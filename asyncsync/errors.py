@@ -90,6 +90,16 @@ class IntegrityError(StoreError):
         self.retryable = retryable
 
 
+class DamagedError(IntegrityError, SyncError):
+    """A record, a manifest or a rank's part in the store cannot be read: it is damaged, contradicts itself, names paths
+    that would leave a target, or was written by a newer asyncsync. The message begins with ``uri``, the object's
+    address; trying again is of no use."""
+
+    def __init__(self, message: str, *, uri: str = "") -> None:
+        super().__init__(message)
+        self.uri = uri
+
+
 class UnavailableError(StoreError, ConnectionError):
     """The store does not answer, broke the connection, or answered 5xx."""
 

@@ -21,19 +21,19 @@ from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
     ConfigError,
-    IntegrityError,
+    DamagedError,
     SyncError,
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import score
-from asyncsync.records import CheckpointRecord, TrialRecord
+from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.report import VerifyReport
 from asyncsync.restoring import Candidates, RestoreReport, is_not_whole, restore_newest
-from asyncsync.transfer.catalog import Catalog, read_catalog, read_trial
+from asyncsync.transfer.catalog import Catalog, read_catalog
 from asyncsync.transfer.current import Selection, download_exactly
 from asyncsync.transfer.download import DownloadReport
-from asyncsync.transfer.reader import read_manifest, reading
+from asyncsync.transfer.reader import find_record, read_manifest, reading
 from asyncsync.verifying import verify
 
 DEFAULT = TransferConfig()
@@ -67,7 +67,8 @@ class CheckpointView:
     access: Access = field(default_factory=Access, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
-        """Every file with its size and checksums; CheckpointRetiredError or CheckpointIncompleteError if it is gone."""
+        """Every file with its size and checksums; CheckpointRetiredError or CheckpointIncompleteError if it is gone,
+        DamagedError if it cannot be read."""
         async with self._told_if_retired(), reading(self.uri, self.access.transfer, self.access.options) as store:
             return await read_manifest(store, "")
 
@@ -137,8 +138,8 @@ class CheckpointView:
         access = self.access
         try:
             async with reading(self.uri.removesuffix(f"/{self.name}"), access.transfer, access.options) as store:
-                record = await read_trial(store, "")
-        except (AsyncsyncError, ValueError):
+                record = await find_record(store, TRIAL_RECORD, TrialRecord)
+        except AsyncsyncError:
             return None  # nobody knows; the error that we have says what is wrong
         if record is None or self.name in {item.name for item in record.checkpoints}:
             return None
@@ -291,8 +292,8 @@ class Experiment:
         uri = f"{self.uri}/{trial}"
         async with reading(uri, access.transfer, access.options) as store:
             try:
-                record = await read_trial(store, "")
-            except (ValueError, IntegrityError) as error:
+                record = await find_record(store, TRIAL_RECORD, TrialRecord)
+            except DamagedError as error:
                 return [TrialView(trial, uri, "unreadable", error=str(error))]
         return [] if record is None else [_view(trial, uri, record, access)]
 
@@ -325,7 +326,7 @@ def _trial(name: str, base: str, catalog: Catalog, access: Access) -> TrialView:
     record = catalog.trials.get(name)
     if record is None:
         if name in catalog.unreadable:
-            return TrialView(name, uri, "unreadable", error=catalog.unreadable[name])
+            return TrialView(name, uri, "unreadable", error=str(catalog.unreadable[name]))
         status = catalog.experiment.trials[name] if catalog.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started, and nothing of it has reached the store yet
     return _view(name, uri, record, access)

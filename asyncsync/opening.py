@@ -21,6 +21,7 @@ from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import MISSING, Store
+from asyncsync.transfer.reader import get_record
 
 log = logging.getLogger("asyncsync")
 MOST_RANKS = 99_999
@@ -75,13 +76,14 @@ def _whole(value: object) -> bool:
 
 
 async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool) -> tuple[ExperimentRecord, RecordFile]:
-    """Take the experiment's record over, or start a new one; only the driver's is ever written."""
+    """Take the experiment's record over, or start a new one; only the driver's is ever written. DamagedError if the
+    one that is there cannot be read: nobody but its owner can say what is to become of it."""
     now = wall_time()
     record, version = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now), MISSING
     if role.is_driver:
         try:
             await store.head(EXPERIMENT_RECORD)
-            data, info = await store.get(EXPERIMENT_RECORD)
+            there = await get_record(store, EXPERIMENT_RECORD, ExperimentRecord) if resume else None
         except NotFoundError:
             pass
         else:
@@ -89,9 +91,10 @@ async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool)
                 raise ExperimentExistsError(
                     f"{run.uri} holds an experiment already: pass resume=True to continue it, or another name"
                 )
-            record, version = ExperimentRecord.from_bytes(data), info.version
-            record.epoch += 1
-            record.status, record.updated = "running", now
+            if there is not None:
+                record, version = there
+                record.epoch += 1
+                record.status, record.updated = "running", now
     return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version)
 
 
@@ -128,8 +131,13 @@ def warn_of_limits(store: Store, emit: Callable[[Event], None]) -> None:
             f"{store.uri} has no conditional writes: asyncsync cannot stop two processes that write to the same trial "
             "or prefix; see to it that there is only one"
         )
-        log.warning("%s", message)
-        emit(SyncWarning(tree="", message=message))
+        warn(emit, "", message)
+
+
+def warn(emit: Callable[[Event], None], tree: str, message: str) -> None:
+    """Say it to the listeners, and to who reads the log."""
+    log.warning("%s", message)
+    emit(SyncWarning(tree=tree, message=message))
 
 
 def watch_signal() -> None:

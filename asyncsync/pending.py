@@ -79,6 +79,8 @@ async def left_behind(session: Session, role: str) -> list[Left]:
 def take_up(engine: SyncEngine, left: list[Left]) -> Iterator[CheckpointJob]:
     """Plain: the trials go on, and so do their checkpoints, in the order in which they were reported."""
     for item in left:
+        if engine.is_damaged(item.trial):
+            continue  # it stays written down, for when the trial can be read again
         params = None if engine.knows(item.trial) else item.payload["params"]  # its record had not reached the store
         trial = engine.trials.get(item.trial) or engine.trial(item.trial, params=params)
         number = item.payload["number"]

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from asyncsync.config import Seconds, TransferConfig
-from asyncsync.errors import CheckpointIncompleteError, ConfigError, IntegrityError, NotFoundError, SyncFailedError
+from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.together import for_each
-from asyncsync.transfer.catalog import parse_trial
 from asyncsync.transfer.clock import store_time
 from asyncsync.transfer.listing import list_all
-from asyncsync.transfer.reader import exists, find_manifest, reading
+from asyncsync.transfer.reader import exists, find_manifest, find_record, reading
 from asyncsync.verifying import CHECKPOINT_DIR
 
 DAY = 86400.0
@@ -50,14 +49,14 @@ async def prune(
     is left alone whatever its age, and so are uploads of its artifacts. Each directory is looked at again right before
     it is deleted.
 
-    Never touched: whatever a manifest or a record names, and everything that is not a checkpoint directory. With
+    Never touched: whatever a manifest or a record names, or may name that cannot be read (the report says so), and
+    everything that is not a checkpoint directory. With
     ``dry_run`` (the default) nothing is removed and the report says what would be. Give a longer ``older_than`` where
     a single file takes longer than a day to upload.
 
     Raises:
         ConfigError: ``older_than`` is no age: negative, not a number, more than a century.
         SyncError: the store does not tell the time.
-        CheckpointIncompleteError: a record or manifest cannot be read.
         SyncFailedError: parts of an upload are still there after it was aborted five times: run it again later.
     """
     limit, started = _age(older_than), time.monotonic()
@@ -66,8 +65,10 @@ async def prune(
         every = await store.list_multiparts("")
         garbage: list[_Directory] = []
         uploads: list[Upload] = []
+        unreadable: dict[str, str] = {}
         if every or any(map(_directory, objects)):  # else there is nothing whose age matters
             owned = _Owned(store, objects, await store_time(store) - limit)
+            unreadable = owned.unreadable
             garbage = await owned.garbage(every)
             uploads = [item for item in every if await owned.is_abandoned(item, every)]
             if not dry_run:
@@ -77,6 +78,7 @@ async def prune(
             dry_run=dry_run, uploads=sorted(upload.key for upload in uploads),
             checkpoints=sorted(item.prefix for item in garbage), objects=sum(len(item.keys) for item in garbage),
             bytes=sum(item.size for item in garbage), requests=store.requests, seconds=time.monotonic() - started,
+            unreadable=unreadable,
         )  # fmt: skip
 
 
@@ -151,12 +153,13 @@ class _Owned:
     """What manifests and records above a directory name; each is read once. ``before`` is by the store's clock."""
 
     store: Store
-    objects: Mapping[str, ObjectInfo]
+    objects: dict[str, ObjectInfo]
     before: float
     directories: dict[str, _Directory] = field(init=False)
-    paths: dict[str, frozenset[str]] = field(default_factory=dict)
-    records: dict[str, tuple[TrialRecord, float | None] | None] = field(default_factory=dict)
-    """With the time at which the store has got them."""
+    paths: dict[str, frozenset[str] | None] = field(default_factory=dict)
+    records: dict[str, TrialRecord | None] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Record or manifest -> why it cannot be read. What it may name is left alone."""
 
     def __post_init__(self) -> None:
         self.directories = _directories(self.objects, self.before)
@@ -176,8 +179,7 @@ class _Owned:
             return False
         prefix = _directory(upload.key)
         if not prefix:
-            trials = [above for above in _above(upload.key) if above + TRIAL_RECORD in self.objects]
-            return not [trial for trial in trials if await self._is_live(trial)]
+            return not any(self._is_live(above) for above in _above(upload.key))
         directory = self.directories.get(prefix)
         if directory is not None and not directory.is_old:
             return False
@@ -186,7 +188,10 @@ class _Owned:
 
     async def is_garbage(self, directory: _Directory) -> bool:
         """Nobody names it, and nobody is about to."""
-        record = await self._record(_parent(directory.prefix))
+        trial = _parent(directory.prefix)
+        if await self._is_unreadable(trial):
+            return False
+        record = await self._record(trial)
         if record is not None and directory.name in {item.name for item in record.checkpoints}:
             return False
         if directory.committed:
@@ -196,7 +201,7 @@ class _Owned:
     async def look_again(self, directory: _Directory) -> _Directory | None:
         """The directory as it is now, if it still is garbage: somebody may go on with it, or have completed or adopted
         it since. What lies in it is asked last, right before it is deleted."""
-        self.records.pop(_parent(directory.prefix), None)
+        await self._read_again(_parent(directory.prefix))
         if not await self.is_garbage(directory):
             return None
         if not all(_is_old(item.started, self.before) for item in await self.store.list_multiparts(directory.prefix)):
@@ -204,46 +209,60 @@ class _Owned:
         now = _directories(await list_all(self.store, directory.prefix), self.before).get(directory.prefix)
         return now if now is not None and now.is_old and now.committed == directory.committed else None
 
+    async def _read_again(self, trial: str) -> None:
+        """The record of a trial as it is now, and then when it was written."""
+        self.records.pop(trial, None)
+        await self._is_unreadable(trial)
+        try:
+            self.objects[trial + TRIAL_RECORD] = await self.store.head(trial + TRIAL_RECORD)
+        except NotFoundError:
+            self.objects.pop(trial + TRIAL_RECORD, None)
+
     async def _is_coming(self, directory: _Directory) -> bool:
         """Whether a running trial may be about to commit it."""
         trial = _parent(directory.prefix)
+        if await self._is_unreadable(trial):
+            return True
         record = await self._record(trial)
-        return record is not None and directory.number > _newest(record) and await self._is_live(trial)
+        return record is not None and directory.number > _newest(record) and self._is_live(trial)
 
-    async def _is_live(self, trial: str) -> bool:
+    def _is_live(self, trial: str) -> bool:
         """Whether the record of a trial is young: its process may be there."""
-        await self._record(trial)
-        found = self.records[trial]
-        return found is not None and not _is_old(found[1], self.before)
+        info = self.objects.get(trial + TRIAL_RECORD)
+        return info is not None and not _is_old(info.modified, self.before)
 
     async def _is_in_a_manifest(self, directory: _Directory) -> bool:
         for prefix in _above(directory.prefix):
             if prefix + MANIFEST in self.objects:
                 paths = await self._manifest(prefix)
-                if any(key[len(prefix) :] in paths for key in directory.keys):
+                if paths is None or any(key[len(prefix) :] in paths for key in directory.keys):
                     return True
         return False
 
-    async def _record(self, trial: str) -> TrialRecord | None:
-        """The record of a trial's prefix; CheckpointIncompleteError if it cannot be read."""
-        if trial not in self.records:
+    async def _is_unreadable(self, trial: str) -> bool:
+        """Whether the record of a trial's prefix cannot be read: what is below it may all be named there."""
+        key = trial + TRIAL_RECORD
+        if key not in self.unreadable:
             try:
-                data, info = await self.store.get(trial + TRIAL_RECORD)
-                self.records[trial] = parse_trial(self.store, trial, data), info.modified
-            except NotFoundError:
-                self.records[trial] = None
-            except (ValueError, IntegrityError) as error:
-                raise CheckpointIncompleteError(f"nothing was pruned, a record cannot be read: {error}") from error
-        found = self.records[trial]
-        return None if found is None else found[0]
+                await self._record(trial)
+            except DamagedError as error:
+                self.unreadable[key] = str(error)
+        return key in self.unreadable
 
-    async def _manifest(self, prefix: str) -> frozenset[str]:
+    async def _record(self, trial: str) -> TrialRecord | None:
+        """The record of a trial's prefix; DamagedError if it cannot be read."""
+        if trial not in self.records:
+            self.records[trial] = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
+        return self.records[trial]
+
+    async def _manifest(self, prefix: str) -> frozenset[str] | None:
+        """The paths that a manifest names; None if it cannot be read."""
         if prefix not in self.paths:
             try:
                 manifest = await find_manifest(self.store, prefix)
-            except IntegrityError as error:
-                raise CheckpointIncompleteError(f"nothing was pruned, a manifest cannot be read: {error}") from error
-            self.paths[prefix] = frozenset(manifest.files if manifest is not None else ())
+                self.paths[prefix] = frozenset(manifest.files if manifest is not None else ())
+            except DamagedError as error:
+                self.unreadable[prefix + MANIFEST], self.paths[prefix] = str(error), None
         return self.paths[prefix]
 
 

@@ -19,11 +19,11 @@ from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
 from asyncsync.stores.together import for_each
-from asyncsync.transfer.catalog import parse_trial, read_catalog
+from asyncsync.transfer.catalog import read_catalog
 from asyncsync.transfer.current import Selection, clear, download_current, exactly
 from asyncsync.transfer.download import DownloadReport
 from asyncsync.transfer.listing import list_directories
-from asyncsync.transfer.reader import NoManifestError, exists, find, reading
+from asyncsync.transfer.reader import NoManifestError, exists, find, find_record, reading
 
 TREES_AT_ONCE = 16
 ROUNDS = 100
@@ -50,6 +50,7 @@ async def pull(
 
     Raises:
         CheckpointIncompleteError: there is no manifest and no record at ``uri``, or objects are missing.
+        DamagedError: the trial's record or the manifest cannot be read.
         IntegrityError: bytes are not what the manifest says.
         SyncFailedError: anything else, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
@@ -130,7 +131,7 @@ class _Pull:
         found: list[_Wanted] = []
         for prefix in sorted(retired):
             for name in await self._named_now(prefix) or ():
-                tree = _Wanted(f"{prefix}{check_name('checkpoint', name)}/", trial=prefix, optional=True)
+                tree = _Wanted(f"{prefix}{name}/", trial=prefix, optional=True)
                 if tree.prefix not in self.known:
                     found.append(tree)
         return found
@@ -138,9 +139,9 @@ class _Pull:
     async def _trees(self) -> list[_Wanted]:
         if await find(self.store, EXPERIMENT_RECORD) is not None:
             return await self._experiment()
-        data = await find(self.store, TRIAL_RECORD)
-        if data is not None:
-            return await self._trial("", self._parse("", data))
+        record = await find_record(self.store, TRIAL_RECORD, TrialRecord)
+        if record is not None:
+            return await self._trial("", record)
         if await exists(self.store, MANIFEST):
             return [_Wanted("")]
         try:
@@ -150,12 +151,6 @@ class _Pull:
                 f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Look at the "
                 "address; a push that was interrupted has to be run again"
             ) from None
-
-    def _parse(self, prefix: str, data: bytes) -> TrialRecord:
-        try:
-            return parse_trial(self.store, prefix, data)
-        except ValueError as error:
-            raise CheckpointIncompleteError(str(error)) from error
 
     async def _experiment(self) -> list[_Wanted]:
         catalog = await read_catalog(self.store)
@@ -168,21 +163,17 @@ class _Pull:
         await for_each(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
         for name in sorted(found):
             trees.extend(found[name])
-        self.failures.update(
-            (name, CheckpointIncompleteError(f"{self.store.uri}/{name}: its record cannot be read: {why}"))
-            for name, why in catalog.unreadable.items()
-        )
+        self.failures.update(catalog.unreadable)
         return trees
 
     async def _trial(self, prefix: str, record: TrialRecord) -> list[_Wanted]:
         """The trial's own tree, those of its other ranks, and its checkpoints."""
         names = await list_directories(self.store, prefix)
         ranks = [name for name in names if name.startswith("rank_") and name.removeprefix("rank_").isdigit()]
-        checkpoints = [check_name("checkpoint", item.name) for item in record.checkpoints]
         return [
             _Wanted(prefix, optional=True),
             *(_Wanted(f"{prefix}{name}/", optional=True) for name in ranks),
-            *(_Wanted(f"{prefix}{name}/", trial=prefix) for name in checkpoints),
+            *(_Wanted(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
         ]
 
     async def _tree(self, tree: _Wanted, concurrency: int) -> None:
@@ -219,8 +210,8 @@ class _Pull:
 
     async def _named_now(self, trial: str) -> list[str] | None:
         """Names of the checkpoints in a trial's record; None if that is gone."""
-        data = await find(self.store, trial + TRIAL_RECORD)
-        return None if data is None else [item.name for item in self._parse(trial, data).checkpoints]
+        record = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
+        return None if record is None else [item.name for item in record.checkpoints]
 
     def _tell(self, prefix: str, progress: Progress) -> None:
         """One line for all trees; totals grow as manifests are read."""

@@ -100,3 +100,5 @@ class PruneReport:
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Record or manifest -> why it cannot be read: whatever it may name was left alone."""

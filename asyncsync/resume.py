@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import CheckpointIncompleteError, NotFoundError
+from asyncsync.errors import DamagedError
 from asyncsync.injected import wall_time
-from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
+from asyncsync.planning.manifest import META_DIR, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.download import download_tree
+from asyncsync.transfer.reader import find_manifest, get_record
 
 READERS = 64
+NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
+"""Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
@@ -30,30 +35,32 @@ async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
             return [name for name in names if name and name != META_DIR]
 
 
-async def read_trials(store: Store) -> dict[str, tuple[TrialRecord, str]]:
-    """Every trial's record and its version, read in parallel."""
+async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
+    """Every trial's record and its version, read in parallel; and why those that cannot be read cannot, by trial."""
     names = await sub_prefixes(store)
     found: dict[str, tuple[TrialRecord, str]] = {}
+    damaged: dict[str, DamagedError] = {}
 
     async def read(name: str) -> None:
         try:
-            data, info = await store.get(f"{name}/{TRIAL_RECORD}")
-        except NotFoundError:
+            there = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
+        except DamagedError as error:
+            damaged[name] = error
             return
-        found[name] = (TrialRecord.from_bytes(data), info.version)
+        if there is not None:
+            there[0].name = name  # its directory decides: it may have been copied or renamed
+            found[name] = there
 
     await for_each(names, read, min(READERS, len(names)))
-    return found
+    return found, damaged
 
 
 async def restore_files(store: Store, prefix: str, root: Path, *, only_missing: bool = True) -> None:
     """Bring back what this machine lacks of a tree: appending to a file that is not here would overwrite the stored
-    one with its tail. What is here is newer and stays."""
-    try:
-        data, _ = await store.get(prefix + MANIFEST)
-    except NotFoundError:
+    one with its tail. What is here is newer and stays. DamagedError if the manifest cannot be read."""
+    manifest = await find_manifest(store, prefix)
+    if manifest is None:
         return
-    manifest = Manifest.from_bytes(data)
     if only_missing:
         here = await in_thread(_here, str(root), list(manifest.files))
         manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
@@ -65,34 +72,30 @@ def _here(root: str, paths: list[str]) -> set[str]:
     return {path for path in paths if os.path.lexists(f"{root}/{path}")}
 
 
-async def adopt_checkpoints(store: Store, record: TrialRecord) -> None:
+async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[str], None]) -> None:
     """Number on above whatever is there, and take in what was committed but not registered when the writer died.
 
     A directory without a manifest keeps its number for ever, so two checkpoints never mix. What is older than the
-    newest one in the record was retired, and is being deleted: it does not come back.
+    newest one in the record was retired, and is being deleted: it does not come back. One whose manifest cannot be
+    read stays where it is, and ``warn`` is told.
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
     for name in await sub_prefixes(store, f"{record.name}/"):
-        number = name.removeprefix("checkpoint_")
-        if name == number or not number.isdigit():
+        match = NUMBERED.fullmatch(name)
+        if match is None:
             continue
-        record.next_checkpoint = max(record.next_checkpoint, int(number) + 1)
-        if int(number) > newest:
-            found = await _committed(store, f"{record.name}/{name}/")
-            if found is not None:
-                record.checkpoints.append(_record(name, int(number), found))
+        number = int(match[1])
+        record.next_checkpoint = max(record.next_checkpoint, number + 1)
+        if number <= newest:
+            continue
+        try:
+            found = await find_manifest(store, f"{record.name}/{name}/")
+        except DamagedError as error:
+            warn(f"{record.name}/{name} is not taken in: {error}")
+            continue
+        if found is not None:
+            record.checkpoints.append(_record(name, number, found))
     record.checkpoints.sort(key=lambda item: item.number)
-
-
-async def _committed(store: Store, prefix: str) -> Manifest | None:
-    try:
-        data, _ = await store.get(prefix + MANIFEST)
-    except NotFoundError:
-        return None
-    try:
-        return Manifest.from_bytes(data)
-    except ValueError as error:
-        raise CheckpointIncompleteError(f"{store.uri}/{prefix}{MANIFEST}: {error}") from error
 
 
 def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
@@ -104,5 +107,5 @@ def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
         metadata=dict(info.get("metadata", {})),
         files=len(manifest.files),
         bytes=manifest.bytes_total,
-        time=float(info.get("time", wall_time())),
+        time=info.get("time", wall_time()),
     )

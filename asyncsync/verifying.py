@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import in_hasher
 from asyncsync.disk.hashing import crc32c_extend
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError
+from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
@@ -20,7 +20,7 @@ from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
-from asyncsync.transfer.reader import exists, find, find_manifest, reading
+from asyncsync.transfer.reader import exists, find_manifest, find_record, reading
 
 CHECKPOINT_DIR = re.compile(r"(?:.*/)?checkpoint_\d{6,}/")
 """The innermost checkpoint directory that a key lies in."""
@@ -144,7 +144,7 @@ class Verification:
     async def _tree(self, prefix: str) -> None:
         try:
             manifest = await find_manifest(self.store, prefix)  # None: it was retired since it was listed
-        except IntegrityError as error:
+        except DamagedError as error:
             self.damaged[prefix + MANIFEST] = str(error)
             self.unreadable.add(prefix)
         else:
@@ -246,18 +246,17 @@ class Verification:
         await for_each(names, self._trial, min(64, self.workers))
         if EXPERIMENT_RECORD in self.objects:
             try:
-                ExperimentRecord.from_bytes(await find(self.store, EXPERIMENT_RECORD) or b"")
-            except (ValueError, TypeError, IntegrityError) as error:
+                await find_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
+            except DamagedError as error:
                 self.damaged[EXPERIMENT_RECORD] = str(error)
 
     async def _trial(self, key: str, *, again: bool = False) -> None:
         try:
-            data = await find(self.store, key)
-            if data is None:
-                return
-            record = TrialRecord.from_bytes(data)
-        except (ValueError, TypeError, KeyError, IntegrityError) as error:
+            record = await find_record(self.store, key, TrialRecord)
+        except DamagedError as error:
             self.damaged[key] = str(error)
+            return
+        if record is None:
             return
         trial = key[: -len(TRIAL_RECORD)]
         for checkpoint in record.checkpoints:

@@ -10,7 +10,7 @@ import pytest
 from stored import put_experiment, put_tree, put_trial
 
 from asyncsync import CheckpointConfig, RunConfig, SyncEngine
-from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, ConfigError, SyncError
+from asyncsync.errors import AccessDeniedError, ConfigError, SyncError
 from asyncsync.pruning import DAY, prune
 from asyncsync.records import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
@@ -114,7 +114,7 @@ LAST_LOOKS = {
     "manifest": ("list", "a/checkpoint_000002/"),
     "file": ("list", "a/checkpoint_000002/"),
     "upload": ("list_multiparts", "a/checkpoint_000002/"),
-    "record": ("read", "a/.asyncsync/trial.json"),
+    "record": ("head", "a/.asyncsync/trial.json"),
 }
 
 
@@ -278,13 +278,29 @@ async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_
     assert other.contents == {"run/checkpoint_000001/x": b"x"}
 
 
-async def test_prune_does_nothing_while_a_record_cannot_be_read(store):
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    await store.put("a/.asyncsync/trial.json", b"{")
+@pytest.mark.parametrize("damage", [b"{", b"", b"[" * 100_000, b'{"format":2,"kind":"trial"}'])
+async def test_prune_leaves_a_trial_alone_whose_record_cannot_be_read_and_goes_on_with_the_others(store, damage):
+    await put_trial(store, "b", {})
+    for trial in ("a", "b"):
+        await put_tree(store, f"{trial}/checkpoint_000002/", FILES, manifest=False)
+        await store.create_multipart(f"{trial}/checkpoint_000003/big")
+    await store.put("a/.asyncsync/trial.json", damage)
     days_later(store)
-    with pytest.raises(CheckpointIncompleteError, match="nothing was pruned"):
-        await prune(URI, dry_run=False)
+    report = await prune(URI, dry_run=False)
+    assert report.checkpoints == ["b/checkpoint_000002/"]
+    assert report.uploads == ["b/checkpoint_000003/big"]
+    assert list(report.unreadable) == ["a/.asyncsync/trial.json"]
+    assert report.unreadable["a/.asyncsync/trial.json"].startswith(f"{URI}/a/.asyncsync/trial.json is ")
     assert "a/checkpoint_000002/empty" in store.contents
+
+
+async def test_prune_leaves_what_an_unreadable_manifest_may_name(store):
+    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
+    await store.put("a/.asyncsync/manifest.json", b"{")
+    days_later(store)
+    report = await prune(URI, dry_run=False)
+    assert report.checkpoints == []
+    assert list(report.unreadable) == ["a/.asyncsync/manifest.json"]
 
 
 async def test_prune_aborts_old_uploads_until_no_part_is_left(store):

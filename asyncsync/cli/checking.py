@@ -120,6 +120,7 @@ async def prune(output: Output, settings: Settings, *, url: str, yes: bool, dry_
         f"{verb} {count(len(report.uploads), 'open upload')} and {count(len(report.checkpoints), 'checkpoint')} "
         f"({count(report.objects, 'object')}, {human_bytes(report.bytes)})"
     )
+    output.lines([f"left alone: {why}" for why in report.unreadable.values()], before="")
     if not yes and (report.uploads or report.checkpoints):
         output.line("dry run: nothing was removed; --yes removes it")
     output.document({"ok": True, "uri": uri, **jsonable(report)})
