@@ -147,7 +147,7 @@ async def _with_clocks(name, *clocks):
     await store.put(f"{name}/{TRIAL_RECORD}", record.to_bytes())
 
 
-@pytest.mark.parametrize("clocks", list(itertools.permutations((1000.0, -3600.0, 4e9))))
+@pytest.mark.parametrize("clocks", list(itertools.permutations((1000.0, 500.0, 4e9))))
 async def test_within_a_trial_the_number_decides_whatever_the_clock_said(tmp_path, clocks):
     await _with_clocks("t", *clocks)
     experiment = await Experiment.open(URI)
