@@ -85,7 +85,9 @@ class FencedView(GuardedView):
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
         await self._confirm()
-        return await super().copy(source, key, if_source_version=if_source_version, size=size, if_version=if_version)
+        return await super().copy(
+            source, key, if_source_version=if_source_version, size=size, if_version=if_version
+        )
 
     async def create_multipart(self, key: str) -> Upload:
         await self._confirm()
