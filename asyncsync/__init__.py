@@ -7,8 +7,10 @@ from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
     CheckpointIncompleteError,
+    CheckpointRetiredError,
     ConcurrentWriterError,
     ConfigError,
+    DamagedError,
     EngineClosedError,
     ExperimentExistsError,
     IntegrityError,
@@ -29,8 +31,7 @@ from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
 from asyncsync.verifying import verify
-
-__version__ = "0.1.0"
+from asyncsync.version import __version__
 
 __all__ = [
     "AccessDeniedError",
@@ -38,8 +39,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointIncompleteError",
+    "CheckpointRetiredError",
     "ConcurrentWriterError",
     "ConfigError",
+    "DamagedError",
     "EngineClosedError",
     "EngineStatus",
     "Experiment",

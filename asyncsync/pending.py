@@ -100,6 +100,8 @@ def take_up(engine: SyncEngine, left: list[Left]) -> Iterator[CheckpointJob]:
     """Plain: the trials go on, and so do their checkpoints, in the order in which they were reported. Those of an
     experiment that is not this one, though it has its name, are forgotten."""
     for item in left:
+        if engine.is_damaged(item.trial):
+            continue  # it stays written down, for when the trial can be read again
         record = engine.known_record(item.trial)
         if not _is_of_this_run(item.payload, engine.record.nonce, record.nonce if record is not None else None):
             engine.session.journal.checkpoint_closed(engine.uri, item.trial, item.name)

@@ -13,10 +13,15 @@ import aiofiles.os
 
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import TEMPORARY
+from asyncsync.errors import ConfigError
+from asyncsync.planning.document import DEEPEST, check_depth
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
 """Always synced, whatever ``sync_artifacts`` says."""
+
+ABOVE = 10
+"""Levels of a record, or of what stands in a journal, above the metrics in it; more than there are."""
 
 
 def plain(value: object) -> object:
@@ -31,8 +36,16 @@ def plain(value: object) -> object:
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``value`` that holds JSON types only."""
-    copy: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+    """A copy of ``value`` that holds JSON types only. ConfigError if it holds itself, or more levels than a record that
+    has it can be read with."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+        check_depth(copy, DEEPEST - ABOVE)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(
+            f"metrics, metadata and parameters must be JSON of at most {DEEPEST - ABOVE} levels: {why}"
+        ) from None
     return copy
 
 

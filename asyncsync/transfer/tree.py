@@ -16,13 +16,13 @@ from asyncsync.disk.files import in_hasher
 from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
-    CheckpointIncompleteError,
     ConcurrentWriterError,
     NotFoundError,
     PreconditionError,
     SyncFailedError,
 )
 from asyncsync.planning.changes import SCANNED, Changes, Comparison
+from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
@@ -32,7 +32,7 @@ from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.listing import versions_below
 from asyncsync.transfer.preview import Preview, SyncPlan
-from asyncsync.transfer.reader import exists, find_manifest
+from asyncsync.transfer.reader import exists, find_manifest, get_manifest
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 from asyncsync.transfer.writes import CollisionError, Creating, Replacing
@@ -262,7 +262,7 @@ class Tree:
         if state.manifest is not None and state.version is not None:
             try:
                 self._manifest = await in_hasher(Manifest.from_bytes, state.manifest)
-            except ValueError:
+            except DocumentError:
                 self._session.journal.forget_tree(self.identity)
             else:
                 self._version, self._from_journal = state.version, True
@@ -272,15 +272,10 @@ class Tree:
     async def _fetch(self, store: Store) -> None:
         try:
             await store.head(self._key)  # most often there is none, and a HEAD says so for less
-            data, info = await store.get(self._key)
+            found = await get_manifest(store, self._key)
         except NotFoundError:
-            self._manifest, self._version = None, MISSING
-            return
-        try:
-            self._manifest = await in_hasher(Manifest.from_bytes, data)
-        except ValueError as error:
-            raise CheckpointIncompleteError(f"{store.uri}/{self._key}: {error}") from error
-        self._version = info.version
+            found = None
+        self._manifest, self._version = found if found is not None else (None, MISSING)
 
     async def _compare(self, store: Store, rules: Rules) -> tuple[Snapshot, Changes]:
         """The directory beside the last manifest."""
@@ -435,7 +430,7 @@ class Tree:
             files[path] = replace(files[path], inode=0)  # its time says nothing while it is written through memory
         info = last.info if last is not None else self._options.info or {}
         differs = last is None or bool(gone) or any(_differs(old.get(path), entry) for path, entry in fresh.items())
-        new = Manifest(files, {**info, SCANNED: scanned})
+        new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
         return new, new.to_bytes(), differs
 
     async def _write(self, store: Store, data: bytes) -> str:

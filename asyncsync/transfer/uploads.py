@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from asyncsync.disk.files import Progress
@@ -44,7 +45,8 @@ class OpenUploads:
                 part.number: Part(part.number, part.offset, part.size, part.etag, part.crc32c) for part in upload.parts
             }
         for key, line in (await self._journal.files_sent(self._uri)).items():
-            self._sent[key] = FileEntry.parse(json.loads(line))
+            with suppress(KeyError, TypeError, ValueError):  # an older asyncsync was less strict: it is read again
+                self._sent[key] = FileEntry.parse(json.loads(line))
 
     def find(self, key: str, part_size: int) -> Upload | None:
         """The open upload of this key, if its parts are cut alike; else it is owed an abort.

@@ -93,6 +93,20 @@ def test_the_document_of_push_and_pull(answer: Answer, tree: Path, url: str, tmp
     assert pushed["warnings"] == []
 
 
+def test_an_exact_pull_leaves_nothing_else(
+    invoke: Invoke, answer: Answer, tree: Path, url: str, tmp_path: Path
+) -> None:
+    answer("push", tree, url)
+    copy = tmp_path / "copy"
+    (copy / "old").mkdir(parents=True)
+    (copy / "old" / "model.bin").write_bytes(b"x")
+    assert answer("pull", url, copy)["files_deleted"] == 0
+    result = invoke("pull", url, copy, "--exact")
+    assert (result.exit_code, "1 deleted" in result.stdout) == (0, True)
+    assert not (copy / "old").exists()
+    assert answer("pull", url, tree.parent, "--exact", code=2)["error"]["type"] == "ConfigError"  # it holds the home
+
+
 def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree: Path, url: str) -> None:
     result = invoke("push", tree, url, "--dry-run", "--exclude", "*.tmp")
     assert [line.split("\t")[0:3:2] for line in result.stdout.splitlines()[1:3]] == [
@@ -216,6 +230,7 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     result = invoke("verify", store, "--deep")
     assert result.exit_code == 3
     assert "\ndamaged: sub/b.bin: " in result.stdout
+    assert "\nreplaced since its manifest was written: sub/b.bin\n" in result.stdout
     assert "\nmissing: a.txt\n" in result.stdout
     document = answer("verify", store, "--deep", code=3)
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
