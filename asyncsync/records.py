@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from asyncsync.config import check_name
 from asyncsync.planning.document import (
     FORMAT,
+    __version__,
     check_format,
     loads,
     mapping,
@@ -24,7 +25,6 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
-from asyncsync.version import __version__
 
 EXPERIMENT_RECORD = ".asyncsync/experiment.json"
 TRIAL_RECORD = ".asyncsync/trial.json"
@@ -45,7 +45,7 @@ class _Fields:
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
         """From a parsed object. KeyError or ValueError if a field is missing or wrong."""
-        known = _checks(cls)  # type: ignore[arg-type]  a class is hashable
+        known = _checks(cls)  # type: ignore[arg-type]
         values = {name: check(name, raw[name]) for name, check in known.items() if name in raw}
         try:
             return cls(**values, extra={name: value for name, value in raw.items() if name not in known})
