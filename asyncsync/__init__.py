@@ -24,6 +24,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.experiment import Experiment
+from asyncsync.planning.document import __version__
 from asyncsync.reading import pull
 from asyncsync.repairing import repair
 from asyncsync.report import RepairReport, SyncReport, VerifyReport
@@ -31,7 +32,6 @@ from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
 from asyncsync.verifying import verify
-from asyncsync.version import __version__
 
 __all__ = [
     "AccessDeniedError",

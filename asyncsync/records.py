@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from asyncsync.config import check_name
 from asyncsync.planning.document import (
     FORMAT,
+    __version__,
     check_format,
     loads,
     mapping,
@@ -24,7 +25,6 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
-from asyncsync.version import __version__
 
 EXPERIMENT_RECORD = ".asyncsync/experiment.json"
 TRIAL_RECORD = ".asyncsync/trial.json"

@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import put_experiment, put_tree, put_trial
 
-from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, pull, verify
+from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, __version__, pull, verify
 from asyncsync.errors import ConfigError, DamagedError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.document import DocumentError
 from asyncsync.records import CheckpointRecord, ExperimentRecord, FailureRecord, RankRecord, Record, TrialRecord
 from asyncsync.testing import MemoryStore, reset_memory
-from asyncsync.version import __version__
 
 KINDS = (TrialRecord, ExperimentRecord, RankRecord, FailureRecord)
 RECORDS = (

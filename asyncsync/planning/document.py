@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from asyncsync.version import __version__
-
+__version__ = "0.1.0"
+"""Of the whole package: documents name the asyncsync that wrote them."""
 FORMAT = 1
 DEEPEST = 400
 """Levels of lists and objects in a document. Python's parser and encoder stop at about 900, fewer the deeper the call;

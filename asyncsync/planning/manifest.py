@@ -15,6 +15,7 @@ from asyncsync.planning.crc32c import crc32c_of_parts
 from asyncsync.planning.document import (
     FORMAT,
     MOST,
+    __version__,
     check_depth,
     check_format,
     loads,
@@ -25,7 +26,6 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
-from asyncsync.version import __version__
 
 META_DIR = ".asyncsync"
 MANIFEST = f"{META_DIR}/manifest.json"

@@ -15,6 +15,7 @@ from servers import S3Server
 
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine
 from asyncsync.errors import AccessDeniedError
+from asyncsync.stores import open_store
 from asyncsync.testing import inject_faults
 
 from .conftest import Invoke
@@ -304,6 +305,30 @@ def test_ls_of_a_storage_path_shows_its_experiments(invoke: Invoke, answer: Answ
     assert document["kind"] == "experiments"
     assert document["experiments"][0]["uri"] == f"{storage}/sweep"
     assert document["experiments"][0]["trials"] == {"failed": 1, "finished": 1}
+
+
+async def _put(url: str, key: str, data: bytes) -> None:
+    async with open_store(url) as store:
+        await store.put(key, data)
+
+
+def test_ls_shows_the_experiments_beside_one_that_cannot_be_read(invoke: Invoke, answer: Answer, storage: str) -> None:
+    asyncio.run(_put(storage, "later/.asyncsync/experiment.json", b'{"format":2,"by":"asyncsync 9.0"}'))
+    rows = [line.split("\t") for line in invoke("ls", storage).stdout.splitlines()]
+    assert [row[:2] for row in rows[1:3]] == [["later", "unreadable"], ["sweep", "finished"]]
+    assert rows[3][0].startswith("later unreadable: ")
+    assert (
+        "/later/.asyncsync/experiment.json is of format 2, written by a newer asyncsync (asyncsync 9.0)" in rows[3][0]
+    )
+    assert [item["status"] for item in answer("ls", storage)["experiments"]] == ["unreadable", "finished"]
+
+
+def test_prune_names_what_it_leaves_alone(invoke: Invoke, answer: Answer, storage: str) -> None:
+    asyncio.run(_put(storage, "sweep/t0/.asyncsync/trial.json", b"{"))
+    asyncio.run(_put(storage, "sweep/t0/checkpoint_000009/weights", b"w"))
+    arguments = ("prune", f"{storage}/sweep", "--older-than", "0")
+    assert "left alone: " in invoke(*arguments).stdout
+    assert list(answer(*arguments)["unreadable"]) == ["t0/.asyncsync/trial.json"]
 
 
 def test_ls_of_an_experiment_shows_its_trials(invoke: Invoke, answer: Answer, storage: str) -> None:

@@ -9,9 +9,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncsync import __version__
 from asyncsync.planning.document import DEEPEST, DocumentError
 from asyncsync.planning.manifest import FileEntry, Manifest
-from asyncsync.version import __version__
 
 DIGEST = "0123456789abcdef" * 2
 TEXT = st.text(st.characters(codec="utf-8"))
