@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import DamagedError
@@ -123,5 +124,10 @@ def _record(name: str, number: int | None, manifest: Manifest) -> CheckpointReco
     """What the manifest says of the checkpoint; KeyError or ValueError if that is none."""
     info = manifest.info
     told = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
-    found: dict[str, Any] = {"name": name, "number": info["number"] if number is None else number, "time": wall_time(), **told}
+    found: dict[str, Any] = {
+        "name": name,
+        "number": info["number"] if number is None else number,
+        "time": wall_time(),
+        **told,
+    }
     return CheckpointRecord.of({**found, "files": len(manifest.files), "bytes": manifest.bytes_total})
