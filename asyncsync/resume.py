@@ -123,7 +123,7 @@ async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
 def _record(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:
     """What the manifest says of the checkpoint; KeyError or ValueError if that is none."""
     info = manifest.info
-    told = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
+    told: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
     found: dict[str, Any] = {
         "name": name,
         "number": info["number"] if number is None else number,

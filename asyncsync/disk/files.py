@@ -71,6 +71,12 @@ def lease_of(written: object) -> Lease | None:
     return getattr(written, "lease", None)
 
 
+def check_lease(lease: Lease | None) -> None:
+    """LeaseExpiredError if there is one and it has expired."""
+    if lease is not None:
+        lease.check()
+
+
 @dataclass(slots=True)
 class Progress:
     """What lets a body that broke off go on where the store has it, by another process too. ``token``: of an earlier

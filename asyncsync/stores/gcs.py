@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, check_lease, in_thread, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores import gcs_parts as layout
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
@@ -243,6 +243,7 @@ class GcsStore(Store):
 
     async def delete(self, keys: Sequence[str]) -> None:
         deletions = await self._open_deletions()
+        check_lease(lease_of(keys))
         await deletions.delete([Doomed(self._full(key)) for key in keys])
 
     async def _open_deletions(self) -> Deletions:
@@ -260,6 +261,7 @@ class GcsStore(Store):
         assert self._rewrites is not None  # made with the wire
         name = self._full(key)
         met = await wire.generation(name) if if_version is None else "0"
+        check_lease(lease_of(key))
         return (await self._rewrites.run(self._full(source), name, if_source_version, met, size)).info(key)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
@@ -333,6 +335,7 @@ class GcsStore(Store):
         own = partial(layout.part_key, upload.upload_id)
         sources = [layout.source_of(part, self._full(own(part.number))) for part in parts]
         home = self._full(layout.home_of(upload.upload_id))
+        check_lease(upload.lease)
         made = await self._composes.run(self._full(upload.key), sources, home, if_version)
         info, size = made.info(upload.key), sum(part.size for part in parts)
         expected = whole if crc32c is None else crc32c

@@ -149,11 +149,12 @@ class LocalStore(Store):
     async def delete(self, keys: Sequence[str]) -> None:
         if len(keys) > _MAX_DELETE:
             raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {_MAX_DELETE} are allowed")
-        paths = {key: self._path(key) for key in keys}
+        paths, lease = {key: self._path(key) for key in keys}, lease_of(keys)
 
         def work(stop: threading.Event) -> None:
+            permit = disk.Permit(stop, lease)
             for key, path in paths.items():
-                disk.check_stop(stop)
+                permit.check()
                 with self._mapped(key):
                     disk.beneath(os.path.dirname(path), self.root)
                     disk.unlink(path)
@@ -170,12 +171,12 @@ class LocalStore(Store):
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
-        origin, target = self._path(source), self._path(key)
+        origin, target, lease = self._path(source), self._path(key), lease_of(key)
         self.check_copy_condition(key, if_version)
 
         def work(stop: threading.Event) -> ObjectInfo:
             with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, disk.Permit(stop), None, if_version)
+                return self._write(key, target, opened, disk.Permit(stop, lease), None, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -221,7 +222,7 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             disk.beneath(os.path.dirname(target), self.root)
-            permit = disk.Permit(stop)
+            permit = disk.Permit(stop, upload.lease)
             found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, permit)
             return _info(upload.key, found, known)
 

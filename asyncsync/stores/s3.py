@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, in_thread, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
@@ -227,14 +227,14 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         if len(keys) == 1:
             try:
-                await plane.delete(self._full(keys[0]))
+                await plane.delete(self._full(keys[0]), lease_of(keys))
             except NotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
             return
         if not keys:
             return
-        for key, code, message in await plane.delete_many([self._full(key) for key in keys]):
+        for key, code, message in await plane.delete_many([self._full(key) for key in keys], lease_of(keys)):
             if code not in ("NoSuchKey", "NotFound"):
                 status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
                 raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
@@ -254,7 +254,7 @@ class S3Store(Store):
         headers = self._object_headers | _source_condition(if_source_version) | _condition(if_version)
         if self._checks():
             headers["x-amz-checksum-algorithm"] = "CRC32C"
-        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers)
+        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers, lease_of(key))
         version = _version(said["ETag"])
         crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
         if crc is None and version != if_source_version:
@@ -357,7 +357,7 @@ class S3Store(Store):
         if whole is not None:
             headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(whole)}
         plane = self._plane or await self._open_plane()
-        answer = await plane.complete(key, upload.upload_id, parts, headers, checksums=self._checks())
+        answer = await plane.complete(key, upload.upload_id, parts, headers, lease_of(upload), checksums=self._checks())
         version = _version(answer["ETag"])
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
         if whole is not None and stored is not None and stored != whole:

@@ -15,7 +15,7 @@ import aiohttp
 from botocore.exceptions import BotoCoreError
 from multidict import CIMultiDict
 
-from asyncsync.disk.files import FileRange, Lease, in_thread, lease_of
+from asyncsync.disk.files import FileRange, Lease, check_lease, in_thread, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import too_short
@@ -71,20 +71,23 @@ class SdkPlane:
         return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=sent, **_of_part(query)))
 
     async def copy(
-        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str], lease: Lease | None = None
     ) -> Mapping[str, str]:
         """CopyObject, UploadPartCopy from the key ``source``; what the answer says."""
+        check_lease(lease)
         origin = {"Bucket": self._bucket, "Key": source}
         answer = await self._call(_OPERATIONS[operation], key, headers, CopySource=origin, **_of_part(query))
         said: Mapping[str, str] = answer.get(_COPIED[operation], {})
         return said
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, lease: Lease | None = None) -> None:
         """DeleteObject."""
+        check_lease(lease)
         await self._call("delete_object", key, {})
 
-    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+    async def delete_many(self, keys: Sequence[str], lease: Lease | None = None) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
+        check_lease(lease)
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = await self._client.call("delete_objects", self.where(""), Delete=wanted, **self._common)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in answer.get("Errors", ())]
@@ -120,9 +123,11 @@ class SdkPlane:
         return str(answer["UploadId"]), _headers(answer)
 
     async def complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
-    ) -> Mapping[str, str]:
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], lease: Lease | None = None, *,
+        checksums: bool,
+    ) -> Mapping[str, str]:  # fmt: skip
         """CompleteMultipartUpload; what the answer says."""
+        check_lease(lease)
         listed = [_listed(part, checksums=checksums) for part in parts]
         return await self._call(
             "complete_multipart_upload", key, headers, UploadId=upload_id, MultipartUpload={"Parts": listed}

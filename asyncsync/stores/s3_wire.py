@@ -118,38 +118,39 @@ class Wire:
         return text_of(self._document(call, answer), "UploadId"), answer.headers
 
     async def complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
-    ) -> Mapping[str, str]:
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], lease: Lease | None = None, *,
+        checksums: bool,
+    ) -> Mapping[str, str]:  # fmt: skip
         """CompleteMultipartUpload; what the answer says: ETag, and ChecksumCRC32C, ChecksumType, which may be empty."""
         body = complete_document(parts, checksums=checksums)
         headers |= {"content-type": "application/xml", "x-amz-content-sha256": sha256(body).hexdigest()}
-        call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body)
+        call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body, lease)
         return await self._said(call)
 
     async def copy(
-        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str], lease: Lease | None = None
     ) -> Mapping[str, str]:
         """CopyObject, UploadPartCopy from the key ``source``; what the answer says, as for :meth:`complete`."""
         headers["x-amz-copy-source"] = quote(f"{self._bucket}/{source}", safe="/~")
-        call = _Call(operation, "PUT", key, query, headers, b"")
+        call = _Call(operation, "PUT", key, query, headers, b"", lease)
         return await self._said(call)
 
     async def _said(self, call: _Call) -> Mapping[str, str]:
         result = self._document(call, await self._send(call))
         return {name: text_of(result, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, lease: Lease | None = None) -> None:
         """DeleteObject."""
-        call = _Call("DeleteObject", "DELETE", key, "", {}, None)
+        call = _Call("DeleteObject", "DELETE", key, "", {}, None, lease)
         self._result(call, await self._send(call))
 
-    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+    async def delete_many(self, keys: Sequence[str], lease: Lease | None = None) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
         body = delete_document(keys)
         md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": md5}
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
-        call = _Call("DeleteObjects", "POST", "", "delete=", headers, body)
+        call = _Call("DeleteObjects", "POST", "", "delete=", headers, body, lease)
         return failed_deletes(self._document(call, await self._send(call, most=_DOCUMENT)))
 
     async def abort(self, key: str, upload_id: str) -> None:
