@@ -1,0 +1,47 @@
+"""What a simulation replaces: the clocks and the dice. Everybody else gets those of the machine.
+
+A loop that has a method ``wall_time`` or ``lease_time``, or a method ``dice`` that gives a :class:`random.Random`, is
+asked for it, see :mod:`asyncsync.testing.simulation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from typing import Any
+
+_MACHINE = random.SystemRandom()
+_BOOT = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def wall_time() -> float:
+    """Unix seconds, as this machine believes: for people, never for what is decided."""
+    ask = getattr(_loop(), "wall_time", None)
+    return time.time() if ask is None else float(ask())
+
+
+def lease_time() -> float:
+    """Seconds on a clock that goes on while the process, or the machine, is stopped (CLOCK_BOOTTIME; where there is
+    none the monotonic clock, which stands still in a suspended machine)."""
+    ask = getattr(_loop(), "lease_time", None)
+    if ask is not None:
+        return float(ask())
+    return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
+
+def dice() -> random.Random:
+    """For pauses and the like; it guards nothing."""
+    ask = getattr(_loop(), "dice", None)
+    return _MACHINE if ask is None else ask()
+
+
+def token(size: int = 8) -> str:
+    """So many random bytes, in hexadecimal: a name that nobody else has."""
+    ask = getattr(_loop(), "dice", None)
+    return os.urandom(size).hex() if ask is None else ask().randbytes(size).hex()
+
+
+def _loop() -> Any:
+    return asyncio._get_running_loop()  # noqa: SLF001  None instead of an exception: this is asked for every piece
