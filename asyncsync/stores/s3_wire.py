@@ -23,7 +23,7 @@ from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError
+from asyncsync.stores.http1_answer import Answer, BrokenError, is_number
 from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
@@ -293,11 +293,11 @@ def wire_serves(bucket: str) -> bool:
 def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:
     """How many bytes an answer carries, and how many the object has."""
     text = headers.get("content-length", "")
-    if not text.isdigit():
+    if not is_number(text):
         raise StoreError(f"{operation} {where}: the answer has no Content-Length")
     size = int(text)
     total = headers.get("content-range", "").rpartition("/")[2]
-    if status == 206 and total.isdigit():
+    if status == 206 and is_number(total):
         return size, int(total)
     if ranged:
         raise StoreError(f"{operation} {where}: the store ignored the requested range")
