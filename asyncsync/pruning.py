@@ -10,6 +10,7 @@ from functools import partial
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError
+from asyncsync.injected import wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import PruneReport
@@ -50,7 +51,7 @@ async def prune(
     SyncFailedError if parts of an upload are still there after it was aborted five times: run it again later.
     """
     started = time.monotonic()
-    before = time.time() - older_than
+    before = wall_time() - older_than
     async with reading(uri, transfer, storage_options) as store:
         objects = await list_all(store, "")
         owned = _Owned(store, objects, before)

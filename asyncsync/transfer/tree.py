@@ -20,6 +20,7 @@ from asyncsync.errors import (
     PreconditionError,
     SyncFailedError,
 )
+from asyncsync.injected import wall_time
 from asyncsync.planning.changes import SCANNED, Changes, Comparison
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat, Snapshot
@@ -129,7 +130,7 @@ class Tree:
         """
         started = time.monotonic()
         store = self._store()
-        scanned = time.time_ns()
+        scanned = int(wall_time() * 1e9)
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
