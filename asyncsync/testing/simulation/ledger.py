@@ -243,7 +243,7 @@ class Ledger:
                     self.broken("named, not whole", f"{trial}/{name} at the end: {problem}")
         for part in self.reports:
             if not part.whole and not part.removed_by_user and not self._kept(part):
-                self.broken("deleted, not stored", f"{part.directory} of {part.by}, report {part.number}")
+                self.broken("deleted, not stored", f"report {part.number} of {part.by}")
 
     def _kept(self, part: Reported) -> bool:
         return all(os.path.exists(f"{part.directory}/{path}") for path in part.files)
@@ -273,7 +273,8 @@ class Ledger:
             return
         if item.name in seen.dropped:
             self.broken("acknowledged, dropped", f"{where}: {seen.dropped[item.name]}")
-        elif item.name not in seen.names:
+        elif item.name not in seen.names and not part.rank:
+            # another rank than 0 hears of it when it is whole; who resumes takes in what rank 0 had not named yet
             self.broken("acknowledged, not named", f"{where}: the record names {sorted(seen.names)}")
         elif problem := self.problem(item.trial, item.name):
             self.broken("acknowledged, not whole", f"{where}: {problem}")

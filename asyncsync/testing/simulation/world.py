@@ -269,7 +269,7 @@ class World:
         self.processes.append(process)
         if trouble != "none":
             process.trouble = trouble
-            process.trouble_at = self.dice.randrange(1, 70)
+            process.trouble_at = self.dice.randrange(1, 50)
         self.ledger.note(f"start {process.name} on {machine.name}, {trouble} at {process.trouble_at}")
         process.spawn(self.loop, program(process).run())
         return process
