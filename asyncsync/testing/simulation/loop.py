@@ -47,13 +47,13 @@ class Machine:
 
 
 class TreeLocks:
-    """What :mod:`asyncsync.disk.state` keeps in a file: a lock belongs to a process, which may take it again."""
+    """What :mod:`asyncsync.disk.state` keeps in a file: a lock belongs to a process, which may take it several times."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def take(self, tree: str, *, alone: bool) -> str:
-        """BlockingIOError's counterpart: ConcurrentWriterError if another process of the machine has it."""
+        """ConcurrentWriterError if another process of the machine has it; with ``alone`` also if this one has."""
         from asyncsync.errors import ConcurrentWriterError
 
         holders = self._process.machine.locks.setdefault(tree, [])
@@ -134,9 +134,7 @@ class Process:
 
     def _release(self, loop: SimulationLoop) -> None:
         while self.held:
-            gate = self.held.popleft()
-            if not gate.cancelled:
-                loop.call_soon(gate.callback, *gate.args, context=gate.context)
+            loop.again(self.held.popleft())
 
 
 class Gate:
@@ -156,6 +154,8 @@ class Gate:
         return self.handle is not None and self.handle.cancelled()
 
     def __call__(self) -> None:
+        if self.cancelled:
+            return  # while it was kept, or since
         if self.process.runs:
             self.callback(*self.args)
         else:
@@ -258,6 +258,10 @@ class SimulationLoop(VirtualTimeLoop):
         gate = Gate(process, callback, args, context)
         gate.handle = handle = super().call_at(when, gate, context=context)
         return handle
+
+    def again(self, gate: Gate) -> None:
+        """What was kept is due; its owner may still cancel it by the handle that it has."""
+        super().call_soon(gate, context=gate.context)
 
     def in_world(self, when: float, callback: Callable[..., object], *args: Any) -> None:
         """At this time, whatever became of the process that asked for it."""
