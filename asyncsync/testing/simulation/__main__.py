@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from asyncsync.testing.simulation import Outcome, simulate
+from asyncsync.testing.simulation.world import TROUBLES
 
 SHOWN = 20
 COLLECT = 50
@@ -26,11 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that run them")
     parser.add_argument("--corpus", metavar="FILE", help="run the seeds in this file, one a line, instead")
     parser.add_argument("--no-conditional-writes", action="store_true", help="on a store that cannot do them")
+    parser.add_argument("--without", default="", help=f"troubles that are left out, of {', '.join(TROUBLES)}")
+    parser.add_argument("--explain", action="store_true", help="say of each failure which troubles it needs")
     parser.add_argument("--trace", action="store_true", help="print every event")
     options = parser.parse_args(arguments)
     seeds = _corpus(options.corpus) if options.corpus else range(options.first, options.first + options.seeds)
     started = time.monotonic()
-    one = partial(simulate, conditional_writes=not options.no_conditional_writes, trace=options.trace)
+    without = frozenset(filter(None, options.without.split(",")))
+    if unknown := without - set(TROUBLES):
+        parser.error(f"--without: there is no {', '.join(sorted(unknown))}")
+    plain = partial(simulate, conditional_writes=not options.no_conditional_writes)
+    one = partial(plain, trace=options.trace, without=without)
     kinds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     failed: list[int] = []
@@ -45,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             kinds.update({item.kind for item in outcome.violations})
             if len(failed) <= SHOWN:
                 print(f"seed {outcome.seed} ({outcome.digest}): {outcome.violations[0]}", flush=True)
+                if options.explain:
+                    print(f"  it needs {', '.join(needed(plain, outcome, without)) or 'nothing'}", flush=True)
     seconds = time.monotonic() - started
     where = f"{min(seeds)}-{max(seeds)}" if done else ""
     print(f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
@@ -55,6 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         print("failed: " + " ".join(map(str, failed[:1000])))
     return 1 if failed else 0
+
+
+def needed(one: partial[Outcome], outcome: Outcome, without: Iterable[str] = ()) -> list[str]:
+    """Troubles without which the same promise is not broken."""
+    left_out = set(without)
+    kind = outcome.violations[0].kind
+    for trouble in TROUBLES:
+        tried = one(outcome.seed, without=left_out | {trouble})
+        if any(item.kind == kind for item in tried.violations):
+            left_out.add(trouble)
+    return [trouble for trouble in TROUBLES if trouble not in left_out]
 
 
 def _corpus(path: str) -> list[int]:

@@ -152,8 +152,9 @@ class Training(Program):
         source, part = self._make(trial, step)
         mode = UploadMode.ASYNC if self.dice.random() < 0.5 else UploadMode.SYNC
         limit = None
-        if not self.life.calm and self.dice.random() < 0.08:
-            limit = self.dice.uniform(0, 3)
+        roll, seconds = self.dice.random(), self.dice.uniform(0, 3)
+        if roll < 0.08 and not self.life.calm and self.world.plan.has("timeouts"):
+            limit = seconds
         more: dict[str, Any] = {"step": step} if TAKES_STEP else {}
         try:
             async with asyncio.timeout(limit):
@@ -205,7 +206,7 @@ class Training(Program):
 
     def _make(self, trial: Trial, step: int) -> tuple[Checkpoint | str, Reported]:
         """A directory of a few files, new or the last one with new bytes in it."""
-        reuse = not self.life.calm and self.dice.random() < 0.3
+        reuse = self.dice.random() < 0.3 and not self.life.calm and self.world.plan.has("meddling")
         number = len(self.ledger.reports)
         directory = f"{self.process.machine.root}/latest-{self.process.pid}" if reuse else (
             f"{self.process.machine.root}/step-{number}")  # fmt: skip
@@ -214,7 +215,7 @@ class Training(Program):
             files[f"opt/o{self.life.rank}.bin"] = self._bytes(number, 50)
         if self.life.world_size == 1 and self.dice.random() < 0.3:
             files["frozen.bin"] = SHARED
-        owned = not reuse and self.dice.random() < 0.6
+        owned = self.dice.random() < 0.6 and not reuse
         for path, data in files.items():
             self.world.write(self.process, f"{directory}/{path}", data)
         if reuse:
@@ -235,7 +236,7 @@ class Training(Program):
     async def _meddle(self, part: Reported) -> None:
         """Training goes on with the directory that it has lent, or somebody removes it."""
         roll = self.dice.random()
-        if roll > 0.2 or self.life.calm:
+        if roll > 0.2 or self.life.calm or not self.world.plan.has("meddling"):
             return
         await asyncio.sleep(self.dice.uniform(0, 0.4))
         if not os.path.isdir(part.directory):

@@ -8,9 +8,9 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.testing.memory import forget_buckets
@@ -25,6 +25,12 @@ ARTIFACT_LATENESS = 45.0
 its client has gone. Objects that are created once may be asked for at any later time."""
 QUIET = 3 * HOURS
 """Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
+
+TROUBLES = (
+    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes", "readers",
+    "timeouts",
+)  # fmt: skip
+"""What ``without`` can leave out, to find which of them a failure needs."""
 
 WEATHERS = (
     CALM,
@@ -61,12 +67,14 @@ class Plan:
     wipes: bool
     clock_steps: bool
     conditional: bool
+    without: frozenset[str] = frozenset()
 
     @classmethod
-    def draw(cls, dice: random.Random, *, conditional: bool) -> Plan:
-        """From the seed."""
+    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> Plan:
+        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one writer
+        of everything at a time then, and nothing lands late."""
         kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
-        return cls(
+        plan = cls(
             kind=kind,
             keep=dice.choice((None, 1, 1, 2, 3)),
             sync_period=dice.choice((3.0, 30.0, 300.0)),
@@ -86,7 +94,18 @@ class Plan:
             wipes=dice.random() < 0.1,
             clock_steps=dice.random() < 0.15,
             conditional=conditional,
+            without=without,
         )
+        off = {name: False for name in ("storms", "wipes", "clock_steps", "prunes") if name in without}
+        if "readers" in without:
+            plan = replace(plan, readers=0)
+        if not conditional and kind == "rivals":
+            plan = replace(plan, kind="solo")
+        return replace(plan, **off)
+
+    def has(self, trouble: str) -> bool:
+        """Whether it may happen in this schedule."""
+        return trouble not in self.without
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +128,29 @@ class Outcome:
         return not self.violations
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How schedules are run, beside the seed."""
+
+    conditional_writes: bool = True
+    trace: bool = False
+    without: frozenset[str] = frozenset()
+
+
 class World:
     """``root``: an empty directory, on a file system in memory if speed matters."""
 
-    def __init__(self, seed: int, root: str, loop: SimulationLoop, *, conditional: bool, trace: bool) -> None:
+    def __init__(self, seed: int, root: str, loop: SimulationLoop, options: Options) -> None:
         self.seed, self.root, self.loop = seed, root, loop
         self.dice = random.Random(f"{seed} plan")  # noqa: S311
-        self.plan = Plan.draw(self.dice, conditional=conditional)
+        self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
         self.network = Network(
-            loop, f"world-{seed}", random.Random(f"{seed} network"), conditional=conditional  # noqa: S311
-        )
+            loop, f"world-{seed}", random.Random(f"{seed} network"),  # noqa: S311
+            conditional=options.conditional_writes,
+        )  # fmt: skip
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
         self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
-        if trace:
+        if options.trace:
             self.ledger.lines = []
         self.machines = [self._machine(f"m{number}") for number in range(self.plan.machines)]
         self.processes: list[Process] = []
@@ -218,14 +247,17 @@ class World:
             ranks.append(start(rank, resume=resume, trouble=trouble if rank == struck else "none"))
         await asyncio.wait([process.gone for process in ranks], return_when=asyncio.FIRST_COMPLETED)
         if trouble != "none" and not ranks[struck].ended and self.dice.random() < 0.5:
-            await asyncio.sleep(self.dice.uniform(0, 20))
+            await self._between_ranks()
             ranks.append(start(struck, resume=True, trouble="none"))
         elif trouble != "none" and self.dice.random() < 0.7:
-            await asyncio.sleep(self.dice.uniform(0, 20))
+            await self._between_ranks()
             for process in ranks:
                 if process.alive and not process.stopped:
                     self._strike(process, self.dice.choice(("kill", "cancel")))
         await asyncio.wait([process.gone for process in ranks])
+
+    async def _between_ranks(self) -> None:
+        await asyncio.sleep(self.dice.uniform(0, 20) if self.plan.conditional else 60)
 
     async def _lives(self, trials: tuple[str, ...], role: str, count: int, *, rivals: bool = False) -> None:
         for number in range(count):
@@ -238,7 +270,8 @@ class World:
             await self._between()
 
     async def _between(self) -> None:
-        await asyncio.sleep(self.dice.choice((0.1, self.dice.uniform(0, 5), self.dice.uniform(0, 60))))
+        pause = self.dice.choice((0.1, self.dice.uniform(0, 5), self.dice.uniform(0, 60)))
+        await asyncio.sleep(pause if self.plan.conditional else 60 + pause)
         if self.plan.wipes and self.dice.random() < 0.5:
             for key in [key for key in self.network.bucket.objects if key.startswith(f"{NAME}/")]:
                 del self.network.bucket.objects[key]
@@ -297,7 +330,7 @@ class World:
                 self._strike(process, trouble)
 
     def _strike(self, process: Process, trouble: str) -> None:
-        if not process.alive or self.quiet:
+        if not process.alive or self.quiet or not self.plan.has(trouble):
             return
         self.ledger.note(f"{trouble} {process.name}")
         self.ledger.count(trouble)
@@ -313,7 +346,7 @@ class World:
         elif trouble == "partition":
             process.partitioned = True
             self.loop.in_world(self.loop.time() + min(for_seconds, 400), self._heal, process)
-        if trouble != "cancel":
+        if trouble == "kill" or (trouble != "cancel" and self.plan.conditional):
             self._gone(process)
 
     def _go_on(self, process: Process) -> None:
@@ -335,8 +368,11 @@ class World:
 
     async def _storms(self) -> None:
         while True:
-            self.network.weather = self.dice.choice(WEATHERS)
-            self.ledger.note(f"weather {WEATHERS.index(self.network.weather)}")
+            weather = self.dice.choice(WEATHERS)
+            self.ledger.note(f"weather {WEATHERS.index(weather)}")
+            if not self.plan.has("late") or not self.plan.conditional:
+                weather = replace(weather, late=0.0)
+            self.network.weather = weather
             await asyncio.sleep(self.dice.uniform(1, 120))
 
     async def _clock_steps(self) -> None:
@@ -438,17 +474,23 @@ class World:
                 task.cancel()
 
 
-def simulate(seed: int, *, conditional_writes: bool = True, trace: bool = False, root: str | None = None) -> Outcome:
+def simulate(
+    seed: int, *, conditional_writes: bool = True, trace: bool = False, without: Iterable[str] = (),
+    root: str | None = None,
+) -> Outcome:  # fmt: skip
     """Run one schedule; the same seed gives the same one, event by event.
 
-    ``root``: a directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm``
-    where there is one. ``trace`` keeps every line of it in the outcome.
+    ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
+    ``without``: troubles (of :data:`TROUBLES`) that are left out, to see which of them a failure needs. ``root``: a
+    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there is
+    one.
     """
+    options = Options(conditional_writes, trace, frozenset(without))
     place = root or _place()
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
     loop = SimulationLoop(random.Random(f"{seed} loop"))  # noqa: S311
-    world = World(seed, place, loop, conditional=conditional_writes, trace=trace)
+    world = World(seed, place, loop, options)
     ledger = world.ledger
     connect(world.network)
     before = _descriptors()
