@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 _MACHINE = random.SystemRandom()
@@ -31,6 +32,12 @@ def lease_time() -> float:
     if ask is not None:
         return float(ask())
     return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
+
+def lease_clock() -> Callable[[], float]:
+    """:func:`lease_time` as it is for the running loop, to be asked from any thread."""
+    ask = getattr(_loop(), "lease_time", None)
+    return lease_time if ask is None else ask
 
 
 def dice() -> random.Random:
@@ -73,6 +80,17 @@ def tree_locks() -> Any:
     """The locks of a simulated machine, see :mod:`asyncsync.disk.state`; None on a real one."""
     ask = getattr(_loop(), "tree_locks", None)
     return None if ask is None else ask()
+
+
+def process_identity() -> str | None:
+    """Which simulated process this is, see :mod:`asyncsync.disk.process`; None: a real one."""
+    ask = getattr(_loop(), "process_identity", None)
+    return None if ask is None else str(ask())
+
+
+def process_ended(identity: str) -> bool:
+    """Whether that is known of a simulated process."""
+    return bool(_loop().process_ended(identity))
 
 
 def _loop() -> Any:

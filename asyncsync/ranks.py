@@ -223,7 +223,7 @@ class Ranks:
         if self._returned:
             more[RETURNED] = True
         return await upload(
-            self._engine.session, f"{self._name}/", job, self._engine.run.sync_config, again, trial.confirm,
+            self._engine.session, f"{self._name}/", job, again, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
 

@@ -218,6 +218,16 @@ class SimulationLoop(VirtualTimeLoop):
         del machine
         return set()
 
+    def process_identity(self) -> str | None:
+        """Of the process whose code is running, see :mod:`asyncsync.disk.process`."""
+        process = PROCESS.get()
+        return None if process is None else f"{process.machine.name} {process.pid}"
+
+    def process_ended(self, identity: str) -> bool:
+        """Whether the machine whose code is running had such a process, and has it no more."""
+        process, (machine, _, pid) = PROCESS.get(), identity.partition(" ")
+        return process is not None and machine == process.machine.name and not self.process_alive(int(pid))
+
     def state_directory(self) -> str:
         """Of the machine whose code is running."""
         process = PROCESS.get()
