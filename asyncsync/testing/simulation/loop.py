@@ -73,8 +73,9 @@ class TreeLocks:
 class Process:
     """A simulated process. ``main`` is its program's task."""
 
-    def __init__(self, name: str, pid: int, machine: Machine, dice: random.Random) -> None:
-        self.name, self.pid, self.machine, self.dice = name, pid, machine, dice
+    def __init__(self, name: str, pid: int, machine: Machine, seed: str) -> None:
+        self.name, self.pid, self.machine = name, pid, machine
+        self.dice, self.network_dice = random.Random(seed), random.Random(f"{seed} network")  # noqa: S311
         self.tree_locks = TreeLocks(self)
         self.main: asyncio.Task[None] | None = None
         self.killed = self.stopped = self.ended = False

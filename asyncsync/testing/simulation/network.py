@@ -92,8 +92,8 @@ def draw(weather: Weather, dice: random.Random, *, most_late: float) -> Fate:
 class Network:
     """What all processes of a world share: the bucket, the weather, and what hears of each request that has landed."""
 
-    def __init__(self, loop: SimulationLoop, bucket: str, dice: random.Random, *, conditional: bool) -> None:
-        self.loop, self.dice = loop, dice
+    def __init__(self, loop: SimulationLoop, bucket: str, *, conditional: bool) -> None:
+        self.loop = loop
         self.conditional = conditional
         self.inner = MemoryStore(bucket, min_part_size=MIN_PART_SIZE, page_size=50)
         self.bucket: Bucket = self.inner.bucket
@@ -230,7 +230,7 @@ class SimulatedStore(Store):
         try:
             first = body.read(0, body.size // 2)
             if body.size > MIN_PART_SIZE:
-                await asyncio.sleep(self._process.dice.uniform(0, self._network.weather.latency))
+                await asyncio.sleep(self._process.network_dice.uniform(0, self._network.weather.latency))
             data = first + body.read(len(first), body.size - len(first))
         except FileNotFoundError as error:
             raise SourceChangedError(f"{body.path} is gone") from error
@@ -264,8 +264,8 @@ class SimulatedStore(Store):
     def _fate(self, operation: str, key: str, version: str | None) -> Fate:
         network, process = self._network, self._process
         if process.partitioned:
-            return Fate(None, None, network.dice.uniform(0, network.weather.patience), "no route to host")
-        return draw(network.weather, network.dice, most_late=network.most_late(operation, key, version))
+            return Fate(None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host")
+        return draw(network.weather, process.network_dice, most_late=network.most_late(operation, key, version))
 
 
 class _Request:
@@ -290,7 +290,7 @@ class _Request:
 
     def left(self) -> None:
         """Its sender does not wait any more."""
-        if not self._landed and self._network.dice.random() < self._network.weather.withdrawn:
+        if not self._landed and self._process.network_dice.random() < self._network.weather.withdrawn:
             self._withdrawn = self._answer.cancelled()
 
     def _land(self) -> None:

@@ -28,7 +28,7 @@ QUIET = 3 * HOURS
 
 TROUBLES = (
     "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes", "readers",
-    "timeouts",
+    "timeouts", "ranks",
 )  # fmt: skip
 """What ``without`` can leave out, to find which of them a failure needs."""
 
@@ -99,7 +99,7 @@ class Plan:
         off = {name: False for name in ("storms", "wipes", "clock_steps", "prunes") if name in without}
         if "readers" in without:
             plan = replace(plan, readers=0)
-        if not conditional and kind == "rivals":
+        if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
             plan = replace(plan, kind="solo")
         return replace(plan, **off)
 
@@ -143,11 +143,12 @@ class World:
     def __init__(self, seed: int, root: str, loop: SimulationLoop, options: Options) -> None:
         self.seed, self.root, self.loop = seed, root, loop
         self.dice = random.Random(f"{seed} plan")  # noqa: S311
+        self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
+        """Each with dice of its own, so that leaving one out changes nothing of the others."""
         self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
         self.network = Network(
-            loop, f"world-{seed}", random.Random(f"{seed} network"),  # noqa: S311
-            conditional=options.conditional_writes,
-        )  # fmt: skip
+            loop, f"world-{seed}", conditional=options.conditional_writes
+        )
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
         self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
         if options.trace:
@@ -297,12 +298,13 @@ class World:
         self, program: Callable[[Process], Program], name: str, machine: Machine, trouble: str = "none"
     ) -> Process:
         pid = 100 + len(self.processes)
-        process = Process(f"{name}-{pid}", pid, machine, random.Random(f"{self.seed} {pid}"))  # noqa: S311
+        number = sum(other.name.startswith(f"{name}-") for other in self.processes)
+        process = Process(f"{name}-{pid}", pid, machine, f"{self.seed} {name} {number}")
         process.gone = self.loop.create_future()
         self.processes.append(process)
         if trouble != "none":
             process.trouble = trouble
-            process.trouble_at = self.dice.randrange(1, 50)
+            process.trouble_at = process.network_dice.randrange(1, 50)
         self.ledger.note(f"start {process.name} on {machine.name}, {trouble} at {process.trouble_at}")
         process.spawn(self.loop, program(process).run())
         return process
@@ -323,7 +325,7 @@ class World:
         process.requests += 1
         if process.trouble != "none" and process.requests == process.trouble_at and not self.quiet:
             trouble, process.trouble = process.trouble, "none"
-            delay = self.dice.choice((0.0, 0.0, self.dice.uniform(0, 0.1), self.dice.uniform(0, 15)))
+            delay = self.rolls["strikes"].choice((0.0, 0.0, self.rolls["strikes"].uniform(0, 0.1), self.rolls["strikes"].uniform(0, 15)))
             if delay:
                 self.loop.in_world(self.loop.time() + delay, self._strike, process, trouble)
             else:
@@ -334,7 +336,7 @@ class World:
             return
         self.ledger.note(f"{trouble} {process.name}")
         self.ledger.count(trouble)
-        for_seconds = self.dice.choice((self.dice.uniform(0, 15), self.dice.uniform(0, 200), self.dice.uniform(0, 5000)))
+        for_seconds = self.rolls["strikes"].choice((self.rolls["strikes"].uniform(0, 15), self.rolls["strikes"].uniform(0, 200), self.rolls["strikes"].uniform(0, 5000)))
         if trouble == "kill":
             process.kill()
         elif trouble == "stop":
@@ -368,27 +370,27 @@ class World:
 
     async def _storms(self) -> None:
         while True:
-            weather = self.dice.choice(WEATHERS)
+            weather = self.rolls["storms"].choice(WEATHERS)
             self.ledger.note(f"weather {WEATHERS.index(weather)}")
             if not self.plan.has("late") or not self.plan.conditional:
                 weather = replace(weather, late=0.0)
             self.network.weather = weather
-            await asyncio.sleep(self.dice.uniform(1, 120))
+            await asyncio.sleep(self.rolls["storms"].uniform(1, 120))
 
     async def _clock_steps(self) -> None:
         while True:
-            await asyncio.sleep(self.dice.uniform(1, 120))
-            machine, seconds = self.dice.choice(self.machines), self.dice.choice((1, -1)) * self.dice.uniform(1, 90000)
+            await asyncio.sleep(self.rolls["clocks"].uniform(1, 120))
+            machine, seconds = self.rolls["clocks"].choice(self.machines), self.rolls["clocks"].choice((1, -1)) * self.rolls["clocks"].uniform(1, 90000)
             machine.clock_offset += seconds
             self.ledger.note(f"clock of {machine.name} by {seconds:.0f}")
 
     async def _onlookers(self) -> None:
         for number in range(self.plan.readers):
-            await asyncio.sleep(self.dice.uniform(0, 30))
+            await asyncio.sleep(self.rolls["onlookers"].uniform(0, 30))
             machine = self._machine(f"reader{number}")
             self._start(lambda process: Reader(self, process, 3), "reader", machine)
         if self.plan.prunes:
-            await asyncio.sleep(self.dice.uniform(0, 60))
+            await asyncio.sleep(self.rolls["onlookers"].uniform(0, 60))
             self._start(lambda process: Pruning(self, process), "prune", self._machine("prune"))
 
     def _most_late(self, operation: str, key: str, version: str | None) -> float:
