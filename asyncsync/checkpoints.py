@@ -123,7 +123,7 @@ class CheckpointJob:
 
     trial: str
     source: Accepted | None
-    """Its files, as they were when it was accepted; None if there are none any more, see ``problem``."""
+    """Its files, as they were when it was accepted; None if they are gone and were not written down."""
     number: int
     handle: CheckpointHandle
     metrics: dict[str, Any]
@@ -209,9 +209,9 @@ async def upload(
     The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
     ``record`` and ``more``: another name for the manifest, and what else it says.
     """
-    if job.source is None:
-        assert job.problem is not None
+    if job.problem is not None:
         raise job.problem
+    assert job.source is not None
     info = {
         ID: job.token,
         "checkpoint": job.name,

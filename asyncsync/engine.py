@@ -21,7 +21,7 @@ from asyncsync.events import Event
 from asyncsync.injected import wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
-from asyncsync.pending import Left, left_behind, take_up
+from asyncsync.pending import Left, forget_suspended, left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
@@ -256,6 +256,10 @@ class SyncEngine:
         self._running = False
         self.record.status = "finished" if error is None else "interrupted"
         self.record.updated = wall_time()
+        if error is None:
+            for trial in self.trials.values():
+                trial.give_up_suspended()
+            forget_suspended(self)
         drain = Drain(self, self._runner)
         if await self._drain(drain, None if error is None else self.exit_grace):
             return drain.failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from asyncsync.checkpoints import CheckpointHandle, CheckpointJob
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted import Accepted, accept
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConcurrentWriterError
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
@@ -56,6 +57,8 @@ def write_down(engine: SyncEngine, trial: Trial, job: CheckpointJob) -> None:
         ID: job.token,
         "path": source.path,
         "digest": source.digest,
+        "single": source.single,
+        "looked": source.looked,
         "files": [file[:4] for file in source.files] if len(source.files) <= LISTED else None,
         "number": job.number,
         "step": job.step,
@@ -139,24 +142,34 @@ def _is_free(session: Session, lock: str) -> bool:
 
 
 def _look(payload: Mapping[str, Any]) -> tuple[Accepted | None, AsyncsyncError | None]:
-    """The files if they are as they were accepted; else why not."""
-    path = payload.get("path") or payload["directory"]
+    """The files, and if they are not as they were accepted, why."""
+    path, before = payload.get("path") or payload["directory"], _listed(payload)
     try:
         found = accept(path)
         if payload.get("digest") in (None, found.digest):
             return found, None
-        if payload["files"] is not None:
-            before = [FileStat(path, size, mtime, inode, 0) for path, size, mtime, inode in payload["files"]]
-            Accepted(found.root, tuple(before), found.single, found.looked).check()
-        raise found.changed(["files"])
+        if before is not None:
+            before.check()
+        return before, found.changed(["its files"])
     except AsyncsyncError as error:
-        return None, error
+        return before, error
+
+
+def _listed(payload: Mapping[str, Any]) -> Accepted | None:
+    """The files as they were accepted, if they are written down."""
+    if payload.get("files") is None:
+        return None
+    files = tuple(FileStat(path, size, mtime, inode, 0) for path, size, mtime, inode in payload["files"])
+    root, looked = payload["path"], payload["looked"]
+    if payload["single"]:
+        return Accepted(os.path.dirname(root), files, single=True, looked=looked)
+    return Accepted(root, files, single=False, looked=looked)
 
 
 async def look_back(store: Store, trial: Trial, job: CheckpointJob) -> SyncReport | None:
     """How far the earlier process got with a checkpoint: the report of one that it committed, else None.
 
-    CheckpointIncompleteError or SourceChangedError if its files are not there as they were, and it was not committed.
+    CheckpointIncompleteError or SourceChangedError if its files are not as they were, and it was not committed.
     """
     await trial.prepare()
     manifest = await find_manifest(store, f"{trial.key}/{job.name}/")
@@ -166,9 +179,16 @@ async def look_back(store: Store, trial: Trial, job: CheckpointJob) -> SyncRepor
         raise type(job.problem)(
             f"checkpoint {job.handle.uri} was accepted by an earlier process and is lost: {job.problem}"
         )
-    if job.source is None:
-        raise CheckpointIncompleteError(f"checkpoint {job.handle.uri} is lost: its files are gone")
     return None
+
+
+def forget_suspended(engine: SyncEngine) -> None:
+    """The run is over, and nobody has reported them again. Plain."""
+    for trial, items in engine.suspended.items():
+        for item in items:
+            engine.session.journal.checkpoint_closed(engine.uri, trial, item.name)
+            engine.session.uploads.abandon_below(f"{trial}/{item.name}/")
+    engine.suspended.clear()
 
 
 def forget_uploads(engine: SyncEngine, trial: Trial) -> None:

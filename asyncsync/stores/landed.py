@@ -52,11 +52,10 @@ async def completed_is_ours(
             return None
     elif info.crc32c != crc32c:
         return None
-    if store.traits.complete_asks:  # its parts are objects, and whoever lost the answer has not removed them
-        try:
-            await store.abort_multipart(upload)
-        except StoreError as error:
-            log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
+    try:  # the object may come from a copy, and the upload be open still; or its parts are objects
+        await store.abort_multipart(upload)
+    except StoreError as error:
+        log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
     return info
 
 
