@@ -47,6 +47,8 @@ class Reported:
     era: int
     whole: bool = False
     """Whether the store was seen to hold a manifest and every byte of it."""
+    stored_as: str = ""
+    """Then: the name of the checkpoint."""
     removed_by_user: bool = False
 
 
@@ -187,7 +189,7 @@ class Ledger:
             return
         for part in self.reports:
             if part.trial == trial and not part.whole and not self._differs(part, f"{NAME}/{trial}/{name}/"):
-                part.whole = True
+                part.whole, part.stored_as = True, name
 
     def problem(self, trial: str, name: str) -> str | None:
         """Why a checkpoint is not whole: its manifest is missing, or what it names is not there."""
@@ -237,6 +239,7 @@ class Ledger:
         """All that was promised, once everything is quiet."""
         for item in self.acknowledged:
             self._check(item, "at the end")
+        self._check_order()
         for trial, seen in sorted(self._trials.items()):
             for name in seen.names:
                 if problem := self.problem(trial, name):
@@ -269,7 +272,7 @@ class Ledger:
         if part.era != self.era:
             return
         seen = self._trials.get(item.trial, _TrialSeen())
-        if item.name in seen.retired:
+        if item.name in seen.retired or (item.name not in seen.names and self._made_obsolete(item, seen)):
             return
         if item.name in seen.dropped:
             self.broken("acknowledged, dropped", f"{where}: {seen.dropped[item.name]}")
@@ -280,6 +283,23 @@ class Ledger:
             self.broken("acknowledged, not whole", f"{where}: {problem}")
         elif problem := self._differs(part, f"{NAME}/{item.trial}/{item.name}/"):
             self.broken("acknowledged, changed", f"{where}: {problem}")
+
+    def _made_obsolete(self, item: Acknowledged, seen: _TrialSeen) -> bool:
+        """It came behind newer ones, as when time was short: the write that would have named it retired it."""
+        number = _number(item.name)
+        return self._keep is not None and sum(other > number for other in seen.names.values()) >= self._keep
+
+    def _check_order(self) -> None:
+        """What one process reported later has a higher number: else retention takes the newer for the older."""
+        last: dict[tuple[str, str], Reported] = {}
+        for part in self.reports:
+            if not part.whole or part.era != self.era:
+                continue
+            before = last.get((part.by, part.trial))
+            if before is not None and _number(before.stored_as) >= _number(part.stored_as):
+                text = f"{part.trial}: {part.by} reported {before.stored_as} before {part.stored_as}"
+                self.broken("numbers against the order of reports", text)
+            last[part.by, part.trial] = part
 
     def _differs(self, part: Reported, prefix: str) -> str | None:
         for path, data in part.files.items():
@@ -292,3 +312,7 @@ class Ledger:
 
     def _json(self, key: str) -> dict[str, Any]:
         return json.loads(self._bucket.objects[key].data)  # type: ignore[no-any-return]
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
