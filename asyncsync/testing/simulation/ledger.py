@@ -5,6 +5,7 @@ manifests."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -190,6 +191,7 @@ class Ledger:
         for part in self.reports:
             if part.trial == trial and not part.whole and not self._differs(part, f"{NAME}/{trial}/{name}/"):
                 part.whole, part.stored_as = True, name
+                self._check_order(trial, part.by)
 
     def problem(self, trial: str, name: str) -> str | None:
         """Why a checkpoint is not whole: its manifest is missing, or what it names is not there."""
@@ -239,7 +241,6 @@ class Ledger:
         """All that was promised, once everything is quiet."""
         for item in self.acknowledged:
             self._check(item, "at the end")
-        self._check_order()
         for trial, seen in sorted(self._trials.items()):
             for name in seen.names:
                 if problem := self.problem(trial, name):
@@ -289,17 +290,13 @@ class Ledger:
         number = _number(item.name)
         return self._keep is not None and sum(other > number for other in seen.names.values()) >= self._keep
 
-    def _check_order(self) -> None:
+    def _check_order(self, trial: str, by: str) -> None:
         """What one process reported later has a higher number: else retention takes the newer for the older."""
-        last: dict[tuple[str, str], Reported] = {}
-        for part in self.reports:
-            if not part.whole or part.era != self.era:
-                continue
-            before = last.get((part.by, part.trial))
-            if before is not None and _number(before.stored_as) >= _number(part.stored_as):
-                text = f"{part.trial}: {part.by} reported {before.stored_as} before {part.stored_as}"
+        mine = [part for part in self.reports if part.whole and (part.trial, part.by, part.era) == (trial, by, self.era)]
+        for before, part in itertools.pairwise(mine):
+            if _number(before.stored_as) >= _number(part.stored_as):
+                text = f"{trial}: {by} reported {before.stored_as} before {part.stored_as}"
                 self.broken("numbers against the order of reports", text)
-            last[part.by, part.trial] = part
 
     def _differs(self, part: Reported, prefix: str) -> str | None:
         for path, data in part.files.items():
