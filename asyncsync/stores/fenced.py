@@ -22,6 +22,9 @@ from asyncsync.stores.waiting import Lane
 TRUSTED = 10.0
 """Seconds for which an answer counts; so long may a pass go on that has lost its right to."""
 
+OUTLIVED = TRUSTED + 5.0
+"""Seconds after which nothing that a replaced writer has handed to the network is still on its way."""
+
 RENEWED = 5.0
 """Seconds after which a body that is still being sent asks again."""
 
