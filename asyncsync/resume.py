@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+from xxhash import xxh3_128
+
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import CheckpointIncompleteError, NotFoundError
+from asyncsync.errors import CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.injected import wall_time
-from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
+from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
-from asyncsync.stores.base import Store
+from asyncsync.stores.base import Piece, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.download import download_tree
+from asyncsync.transfer.listing import versions_below
+
+log = logging.getLogger("asyncsync")
 
 READERS = 64
+LOOKS = 3
+"""How often files are looked at again that turn out to be others than their manifest says: their writer may be alive."""
+SHOWN = 5
+"""How many paths a message names."""
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
@@ -57,8 +69,49 @@ async def restore_files(store: Store, prefix: str, root: Path, *, only_missing: 
     if only_missing:
         here = await in_thread(_here, str(root), list(manifest.files))
         manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
-    if manifest.files:
-        await download_tree(store, prefix, manifest, root, concurrency=8)
+    for left in reversed(range(LOOKS)):
+        if not manifest.files:
+            return
+        try:
+            await download_tree(store, prefix, manifest, root, concurrency=8)
+        except (IntegrityError, SyncFailedError):
+            replaced = await _replaced(store, prefix, manifest)
+            if not replaced or not left:
+                raise
+            manifest = Manifest({**manifest.files, **replaced}, manifest.info)
+        else:
+            return
+
+
+async def _replaced(store: Store, prefix: str, manifest: Manifest) -> dict[str, FileEntry]:
+    """Files that are others in the store than the manifest says. A process that died in a sync, or was replaced in one,
+    has sent them and written no manifest after: they are the newest that there is, and what was asked for."""
+    there = await versions_below(store, prefix)
+    changed = [entry for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version]
+    found = {entry.path: await _as_stored(store, prefix, entry) for entry in changed}
+    if found:
+        names = ", ".join(sorted(found)[:SHOWN])
+        log.warning(
+            "%s/%s: %d file(s) are newer than the manifest, an earlier process did not come to write it: they are "
+            "restored as they are (%s)", store.uri.rstrip("/"), prefix, len(found), names,
+        )  # fmt: skip
+    return found
+
+
+async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
+    """What a manifest would say of the object as it is now. Reads it whole, in pieces."""
+    digest, size, crc = xxh3_128(), 0, 0
+
+    async def take(piece: Piece) -> None:
+        nonlocal size, crc
+        digest.update(piece)
+        size, crc = size + len(piece), google_crc32c.extend(crc, bytes(piece))
+
+    info = await store.read(prefix + entry.path, take)
+    return replace(
+        entry, size=size, crc32c=crc, part_size=0, parts=(digest.hexdigest(),), part_crcs=(crc,), version=info.version,
+        mtime_ns=int((info.modified or 0) * 1e9), inode=0, samples="",
+    )  # fmt: skip
 
 
 def _here(root: str, paths: list[str]) -> set[str]:
