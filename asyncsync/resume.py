@@ -19,13 +19,13 @@ from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Piece, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.download import download_tree
-from asyncsync.transfer.listing import versions_below
+from asyncsync.transfer.listing import list_all, versions_below
 
 log = logging.getLogger("asyncsync")
 
 READERS = 64
 LOOKS = 3
-"""How often files are looked at again that turn out to be others than their manifest says: their writer may be alive."""
+"""How often files are looked at again that are not what their manifest says: their writer may be alive."""
 SHOWN = 5
 """How many paths a message names."""
 
@@ -149,16 +149,18 @@ def _number(name: str) -> int | None:
 
 
 async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
-    """The first path that the manifest names and the store lacks, or has in another size; empty: none. One listing."""
-    sizes: dict[str, int] = {}
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, token=token)
-        sizes.update((item.key[len(prefix) :], item.size) for item in page.objects)
-        token = page.token
-        if token is None:
-            break
-    return next((path for path, entry in sorted(manifest.files.items()) if sizes.get(path) != entry.size), "")
+    """The first path that the manifest names and the store lacks, or has in another version; empty: none. One listing.
+
+    Sizes alone do not do: a manifest that landed late may lie beside files of another process."""
+    there = await list_all(store, prefix)
+
+    def differs(entry: FileEntry) -> bool:
+        info = there.get(prefix + entry.path)
+        if info is None or info.size != entry.size:
+            return True
+        return bool(entry.version and info.version) and info.version != entry.version
+
+    return next((path for path, entry in sorted(manifest.files.items()) if differs(entry)), "")
 
 
 async def _committed(store: Store, prefix: str) -> Manifest | None:
