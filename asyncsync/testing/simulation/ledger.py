@@ -175,12 +175,21 @@ class Ledger:
                 self.broken("named, not whole", f"{where}: {name}: {problem}")
         for name, number in seen.names.items():
             if name not in names:
-                newer = sum(other > number for other in numbers)
-                if self._keep is not None and newer >= self._keep:
+                newer = [other for other, its in names.items() if its > number]
+                if self._keep is not None and len(newer) >= self._keep:
                     seen.retired.add(name)
+                    self._check_retired(trial, name, newer)
                 else:
                     seen.dropped[name] = f"left out by {by}, which names {sorted(names)}"
         seen.epoch, seen.following, seen.names = max(epoch, seen.epoch), max(following, seen.following), names
+
+    def _check_retired(self, trial: str, name: str, newer: list[str]) -> None:
+        """What retires a checkpoint was reported after it, not only given a higher number."""
+        order = {part.stored_as: part.number for part in self.reports if part.whole and part.trial == trial}
+        later = [other for other in newer if order.get(other, 0) > order.get(name, 0)]
+        acknowledged = any((item.trial, item.name) == (trial, name) for item in self.acknowledged)
+        if acknowledged and len(later) < (self._keep or 0):
+            self.broken("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
 
     def _manifest_landed(self, trial: str, name: str) -> None:
         problem = self.problem(trial, name)
