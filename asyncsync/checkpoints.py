@@ -142,6 +142,8 @@ class CheckpointJob:
     """Whether the next process goes on with it by itself, see :mod:`asyncsync.pending`."""
     begun: bool = False
     """Whether something of it may be in the store since an earlier process."""
+    registered: bool = False
+    """Whether the record, as it is here, names it: nothing else of that name is another's then."""
     written_as: str = ""
     """Its name in the journal, if it is written down."""
     problem: AsyncsyncError | None = None
@@ -176,7 +178,7 @@ class CheckpointJob:
         """It gets another number, because this one is another checkpoint's. ``uri`` is the trial's."""
         self.number, self.handle.name = number, checkpoint_name(number)
         self.handle.uri = f"{uri}/{self.handle.name}"
-        self.tree, self.begun = None, False
+        self.tree, self.begun, self.registered = None, False, False
 
 
 @dataclass(frozen=True, slots=True)

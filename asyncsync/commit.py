@@ -127,7 +127,7 @@ class CheckpointRunner:
             trial.job_ended(job, stopped(job))
             raise
         except (AsyncsyncError, OSError) as error:
-            if job.name in trial.stored:
+            if job.registered and job.name in trial.stored:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
             elif self._engine.stopped:  # no verdict: the cancel came when the answer did
                 trial.job_ended(job, stopped(job))
@@ -217,14 +217,17 @@ class CheckpointRunner:
                 self._step_over(trial, job, error)
 
     def _step_over(self, trial: Trial, job: CheckpointJob, error: CollisionError) -> None:
-        """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number."""
+        """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
+        was reported later gets a higher number still, or it would count as the older one."""
         log.warning("%s gets another number: %s", job.handle.uri, error)
-        self._engine.session.uploads.abandon_below(f"{trial.key}/{job.name}/")
-        cross_out(self._engine.session, job)
-        number = trial.record.next_checkpoint
-        trial.record.next_checkpoint = number + 1
-        job.rename(number, trial.uri)
-        write_down(self._engine, trial, job)
+        later = trial.jobs[trial.jobs.index(job) + 1 :]
+        for one in [job, *(other for other in later if not other.named and not other.registered)]:
+            self._engine.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
+            cross_out(self._engine.session, one)
+            number = trial.record.next_checkpoint
+            trial.record.next_checkpoint = number + 1
+            one.rename(number, trial.uri)
+            write_down(self._engine, trial, one)
 
     async def _recall(self, trial: Trial, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
@@ -249,6 +252,7 @@ class CheckpointRunner:
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
             record.checkpoints.sort(key=lambda item: item.number)  # the newest may have gone first
+        job.registered = True
         retired = to_retire(
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
@@ -276,7 +280,7 @@ class CheckpointRunner:
         waits = isinstance(error, SyncTimeoutError) and job.mode is UploadMode.SYNC and trial.ranks is None
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
-        trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
+        trial.unregister(job)
         try:
             if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
                 trial.suspend(job)

@@ -1,7 +1,9 @@
-"""What a simulation replaces: the clocks and the dice. Everybody else gets those of the machine.
+"""What a simulation replaces: the clocks, the dice, and which process and machine this is. Everybody else gets those of
+the real machine.
 
-A loop that has a method ``wall_time`` or ``lease_time``, or a method ``dice`` that gives a :class:`random.Random`, is
-asked for it, see :mod:`asyncsync.testing.simulation`.
+A loop that has a method ``wall_time`` or ``lease_time``, a method ``dice`` that gives a :class:`random.Random`, or one of
+``process_id``, ``process_alive``, ``state_directory`` and ``tree_locks``, is asked for it: see
+:mod:`asyncsync.testing.simulation`.
 """
 
 from __future__ import annotations
@@ -48,6 +50,36 @@ def token(size: int = 8) -> str:
     """So many random bytes, in hexadecimal: a name that nobody else has."""
     ask = getattr(_loop(), "dice", None)
     return os.urandom(size).hex() if ask is None else ask().randbytes(size).hex()
+
+
+def process_id() -> int:
+    """Of this process."""
+    ask = getattr(_loop(), "process_id", None)
+    return os.getpid() if ask is None else int(ask())
+
+
+def process_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    ask = getattr(_loop(), "process_alive", None)
+    if ask is not None:
+        return bool(ask(pid))
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is somebody else's
+    return True
+
+
+def state_directory() -> str | None:
+    """The state directory of a simulated machine; None on a real one."""
+    ask = getattr(_loop(), "state_directory", None)
+    return None if ask is None else str(ask())
+
+
+def tree_locks() -> Any:
+    """The locks of a simulated machine, see :mod:`asyncsync.disk.state`; None on a real one."""
+    ask = getattr(_loop(), "tree_locks", None)
+    return None if ask is None else ask()
 
 
 def process_identity() -> str | None:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+from xxhash import xxh3_128
+
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import DamagedError
+from asyncsync.errors import DamagedError, IntegrityError, SyncFailedError
 from asyncsync.injected import wall_time
-from asyncsync.planning.manifest import META_DIR, Manifest
+from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
-from asyncsync.stores.base import Store
+from asyncsync.stores.base import Piece, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.download import download_tree
+from asyncsync.transfer.listing import list_all, versions_below
 from asyncsync.transfer.reader import find_manifest, get_record
+
+log = logging.getLogger("asyncsync")
 
 READERS = 64
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
+LOOKS = 3
+"""How often files are looked at again that are not what their manifest says: their writer may be alive."""
+SHOWN = 5
+"""How many paths a message names."""
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
@@ -64,8 +76,49 @@ async def restore_files(store: Store, prefix: str, root: Path, *, only_missing: 
     if only_missing:
         here = await in_thread(_here, str(root), list(manifest.files))
         manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
-    if manifest.files:
-        await download_tree(store, prefix, manifest, root, concurrency=8)
+    for left in reversed(range(LOOKS)):
+        if not manifest.files:
+            return
+        try:
+            await download_tree(store, prefix, manifest, root, concurrency=8)
+        except (IntegrityError, SyncFailedError):
+            replaced = await _replaced(store, prefix, manifest)
+            if not replaced or not left:
+                raise
+            manifest = Manifest({**manifest.files, **replaced}, manifest.info)
+        else:
+            return
+
+
+async def _replaced(store: Store, prefix: str, manifest: Manifest) -> dict[str, FileEntry]:
+    """Files that are others in the store than the manifest says. A process that died in a sync, or was replaced in one,
+    has sent them and written no manifest after: they are the newest that there is, and what was asked for."""
+    there = await versions_below(store, prefix)
+    changed = [entry for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version]
+    found = {entry.path: await _as_stored(store, prefix, entry) for entry in changed}
+    if found:
+        names = ", ".join(sorted(found)[:SHOWN])
+        log.warning(
+            "%s/%s: %d file(s) are newer than the manifest, an earlier process did not come to write it: they are "
+            "restored as they are (%s)", store.uri.rstrip("/"), prefix, len(found), names,
+        )  # fmt: skip
+    return found
+
+
+async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
+    """What a manifest would say of the object as it is now. Reads it whole, in pieces."""
+    digest, size, crc = xxh3_128(), 0, 0
+
+    async def take(piece: Piece) -> None:
+        nonlocal size, crc
+        digest.update(piece)
+        size, crc = size + len(piece), google_crc32c.extend(crc, bytes(piece))
+
+    info = await store.read(prefix + entry.path, take)
+    return replace(
+        entry, size=size, crc32c=crc, part_size=0, parts=(digest.hexdigest(),), part_crcs=(crc,), version=info.version,
+        mtime_ns=int((info.modified or 0) * 1e9), inode=0, samples="",
+    )  # fmt: skip
 
 
 def _here(root: str, paths: list[str]) -> set[str]:
@@ -108,16 +161,18 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
 
 
 async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
-    """The first path that the manifest names and the store lacks, or has in another size; empty: none. One listing."""
-    sizes: dict[str, int] = {}
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, token=token)
-        sizes.update((item.key[len(prefix) :], item.size) for item in page.objects)
-        token = page.token
-        if token is None:
-            break
-    return next((path for path, entry in sorted(manifest.files.items()) if sizes.get(path) != entry.size), "")
+    """The first path that the manifest names and the store lacks, or has in another version; empty: none. One listing.
+
+    Sizes alone do not do: a manifest that landed late may lie beside files of another process."""
+    there = await list_all(store, prefix)
+
+    def differs(entry: FileEntry) -> bool:
+        info = there.get(prefix + entry.path)
+        if info is None or info.size != entry.size:
+            return True
+        return bool(entry.version and info.version) and info.version != entry.version
+
+    return next((path for path, entry in sorted(manifest.files.items()) if differs(entry)), "")
 
 
 def _record(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:

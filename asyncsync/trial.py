@@ -518,10 +518,19 @@ class Trial:
             self.give_up(self._suspended)
             self._suspended = None
 
+    def unregister(self, job: CheckpointJob) -> None:
+        """Plain: the record is not going to name it. What it names of another process stays, whatever its name."""
+        if job.registered:
+            self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
+            job.registered = False
+
     def give_up(self, job: CheckpointJob) -> None:
-        """It will never be durable. Plain; what is in the store of it is deleted once the record says so."""
+        """It will never be durable. Plain; what is in the store of it is deleted once the record says so. Not what the
+        record names: another process used the number, or this is in the store after all."""
         cross_out(self._engine.session, job)
-        self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
+        self.unregister(job)
+        if any(item.name == job.name for item in self.record.checkpoints):
+            return
         if job.tree is None and not job.begun:
             return  # nothing was sent
         self._engine.session.uploads.abandon_below(f"{self.key}/{job.name}/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.reading import digest_range, stat_file
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
+from asyncsync.injected import wall_time
 from asyncsync.planning.changes import RACY_NS
 from asyncsync.planning.snapshot import FileStat, Snapshot
 
@@ -122,7 +122,7 @@ def accept(path: str) -> Accepted:
     CheckpointIncompleteError if it is not there, holds no file, or holds what cannot be sent: a link that leads nowhere
     or in a circle, or a name that no store could hold.
     """
-    path, looked = os.path.abspath(path), time.time_ns()
+    path, looked = os.path.abspath(path), int(wall_time() * 1e9)
     if os.path.isfile(path):
         root, name = os.path.split(path)
         return Accepted(root, (stat_file(root, name),), single=True, looked=looked, mapped=mapped_below(root))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asyncsync.errors import ConcurrentWriterError
+from asyncsync.injected import state_directory, tree_locks
 
 log = logging.getLogger("asyncsync")
 
@@ -24,7 +25,7 @@ FLOCK = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
 
 def state_dir() -> Path:
     """``$ASYNCSYNC_STATE_DIR``, else ``$XDG_STATE_HOME/asyncsync``, else ``~/.local/state/asyncsync``."""
-    own = os.environ.get("ASYNCSYNC_STATE_DIR")
+    own = state_directory() or os.environ.get("ASYNCSYNC_STATE_DIR")
     if own:
         return Path(own).expanduser()
     base = os.environ.get("XDG_STATE_HOME")
@@ -124,6 +125,7 @@ class TreeLocks:
     """
 
     def __init__(self) -> None:
+        self._file = tree_locks() or _file
         self._places: list[int] = []
         self._warned = False
 
@@ -131,7 +133,7 @@ class TreeLocks:
         """ConcurrentWriterError, which names the process, if another one works on ``tree``; with ``alone`` also if
         somebody in this process does."""
         try:
-            place = _file.take(tree, alone=alone)
+            place = self._file.take(tree, alone=alone)
         except OSError as error:
             if not self._warned:
                 log.warning("cannot lock %s (%s): a second process on it would go unnoticed", tree, error)
@@ -142,7 +144,7 @@ class TreeLocks:
     def close(self) -> None:
         """Free everything."""
         while self._places:
-            _file.release(self._places.pop())
+            self._file.release(self._places.pop())
 
 
 @contextmanager

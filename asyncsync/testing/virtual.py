@@ -63,6 +63,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise ValueError(f"time cannot go back: {seconds}")
         self._now += seconds
 
+    def turned(self) -> None:
+        """Called once a turn of the loop. For subclasses; what it raises ends :func:`run_virtual`."""
+
     def run_in_executor(  # type: ignore[override]  # the stubs say Future, as here; only the generics differ
         self, executor: concurrent.futures.Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
@@ -97,6 +100,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._loop.turned()
         if timeout is not None and timeout <= 0:
             return super().select(0)
         if self._loop.outstanding:

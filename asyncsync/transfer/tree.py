@@ -21,6 +21,7 @@ from asyncsync.errors import (
     PreconditionError,
     SyncFailedError,
 )
+from asyncsync.injected import wall_time
 from asyncsync.planning.changes import SCANNED, Changes, Comparison
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
@@ -148,7 +149,7 @@ class Tree:
         started = time.monotonic()
         store = self._store()
         accepted = self._options.accepted
-        scanned = time.time_ns() if accepted is None else accepted.looked
+        scanned = int(wall_time() * 1e9) if accepted is None else accepted.looked
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)

@@ -6,13 +6,13 @@ What is owed to the store is written to the journal by plain calls, before anyth
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from asyncsync.disk.files import Progress
 from asyncsync.disk.journal import Journal, OpenUpload, Owed
+from asyncsync.injected import process_alive, process_id
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
@@ -143,7 +143,7 @@ class OpenUploads:
 
     def in_hand(self, kind: str, **payload: str) -> int:
         """Owed from the moment on at which this process is gone; for :meth:`settled` if it comes to that itself."""
-        number = self._journal.owe(self._uri, kind, json.dumps({**payload, "pid": os.getpid()}))
+        number = self._journal.owe(self._uri, kind, json.dumps({**payload, "pid": process_id()}))
         self._in_hand.add(number)
         return number
 
@@ -159,7 +159,7 @@ class OpenUploads:
     def is_in_hand(self, owed: Owed) -> bool:
         """Whether somebody who is alive still sees to it."""
         pid = json.loads(owed.payload).get("pid")
-        return owed.id in self._in_hand if pid == os.getpid() else pid is not None and _is_alive(pid)
+        return owed.id in self._in_hand if pid == process_id() else pid is not None and process_alive(pid)
 
     def is_open(self, key: str, upload_id: str) -> bool:
         """Whether somebody is still going to complete it."""
@@ -186,11 +186,3 @@ class OpenUploads:
     def _forget(self, upload: Upload) -> None:
         self._open.pop(upload.key, None)
         self._parts.pop(upload.key, None)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it is somebody else's
-    return True

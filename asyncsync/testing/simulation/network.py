@@ -1,0 +1,357 @@
+"""The way to the store: requests are refused, lost, answered by nobody, and land late whatever became of their sender."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from asyncsync.config import TransferConfig
+from asyncsync.errors import SourceChangedError, StoreError, ThrottledError, UnavailableError
+from asyncsync.stores import register_scheme
+from asyncsync.stores.base import (
+    Body,
+    ObjectInfo,
+    Page,
+    Part,
+    Piece,
+    Sink,
+    Store,
+    Traits,
+    Upload,
+    lease_of,
+)
+from asyncsync.testing.memory import Bucket, MemoryStore, split_uri
+from asyncsync.testing.simulation.loop import PROCESS, Process, SimulationLoop
+
+T = TypeVar("T")
+
+SCHEME = "simulated"
+PART_SIZE = 1500
+MIN_PART_SIZE = 500
+MIN_RANGE_SOURCE = 400
+"""Bytes: files of a simulation are small, and are to travel in every way that there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How likely things go wrong, per request, and how long they take in seconds."""
+
+    refused: float = 0.0
+    """Answered with an error, without effect."""
+    lost: float = 0.0
+    """Never reaches the store; the sender waits ``patience``."""
+    unanswered: float = 0.0
+    """Takes effect; the answer is lost."""
+    late: float = 0.0
+    """Takes effect up to ``lateness`` later; the sender has given up before, most often."""
+    lateness: float = 600.0
+    withdrawn: float = 0.5
+    """If its sender gives it up while it is under way, it still never lands."""
+    patience: float = 30.0
+    latency: float = 0.05
+
+
+CALM = Weather()
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one request, in seconds from now; None: never."""
+
+    lands: float | None
+    answers: float | None
+    """After it has landed."""
+    fails: float | None
+    """The sender hears of an error, if it has not heard of anything before."""
+    error: str = "connection reset by peer"
+    throttled: bool = False
+
+
+def draw(weather: Weather, dice: random.Random, *, most_late: float) -> Fate:
+    """The fate of a request that goes out now. ``most_late`` bounds how late it may land."""
+    there, back = dice.uniform(0, weather.latency), dice.uniform(0, weather.latency)
+    roll = dice.random()
+    if roll < weather.refused:
+        return Fate(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
+    roll -= weather.refused
+    if roll < weather.lost:
+        return Fate(None, None, dice.uniform(0, weather.patience), "no answer")
+    roll -= weather.lost
+    if roll < weather.unanswered:
+        return Fate(there, None, there + dice.uniform(0, weather.patience))
+    roll -= weather.unanswered
+    if roll < weather.late:
+        late = min(most_late, weather.lateness) * dice.random() ** 3
+        return Fate(late, back, dice.uniform(0, weather.patience))
+    return Fate(there, back, None)
+
+
+class Network:
+    """What all processes of a world share: the bucket, the weather, and what hears of each request that has landed."""
+
+    def __init__(self, loop: SimulationLoop, bucket: str, *, conditional: bool) -> None:
+        self.loop = loop
+        self.conditional = conditional
+        self.inner = MemoryStore(bucket, min_part_size=MIN_PART_SIZE, page_size=50)
+        self.bucket: Bucket = self.inner.bucket
+        self.bucket.clock = loop.true_time
+        self.bucket_name = bucket
+        self.weather = CALM
+        self.most_late: Callable[[str, str, str | None], float] = lambda operation, key, version: float("inf")
+        self.sent: Callable[[Process, str, str], None] = lambda process, operation, key: None
+        self.landed: Callable[[Process, str, str, str], None] = lambda process, operation, key, result: None
+        self.under_way = 0
+        """Requests that have not landed yet and may."""
+
+
+class SimulatedStore(Store):
+    """The store as one process sees it."""
+
+    def __init__(self, network: Network, process: Process, prefix: str) -> None:
+        self._network, self._process = network, process
+        self._inner = MemoryStore(network.bucket_name, prefix, min_part_size=MIN_PART_SIZE, page_size=50)
+        self._inner.bucket = network.bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self.uri = f"{SCHEME}://{network.bucket_name}/{prefix}".rstrip("/")
+        conditional = network.conditional
+        self.traits: Traits = replace(
+            self._inner.traits, scheme=SCHEME, part_size=PART_SIZE, min_range_source=MIN_RANGE_SOURCE,
+            conditional_writes=conditional, conditional_copy=conditional,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    async def put(
+        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        data, only = await self._hand_over(body), self._only(if_version)
+        return await self._send(
+            "put", key, lambda: self._inner.put(key, data, crc32c=crc32c, if_version=only), version=only
+        )
+
+    async def read(
+        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        async def whole() -> tuple[ObjectInfo, list[bytes]]:
+            pieces: list[bytes] = []
+
+            async def keep(piece: Piece) -> None:
+                pieces.append(bytes(piece))
+
+            info = await self._inner.read(key, keep, start=start, length=length, if_version=if_version)
+            return info, pieces
+
+        info, pieces = await self._send("read", key, whole, changes=False)
+        for piece in pieces:
+            await sink(piece)
+        return info
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._send("head", key, lambda: self._inner.head(key), changes=False)
+
+    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        return await self._send(
+            "list", prefix, lambda: self._inner.list(prefix, delimiter=delimiter, token=token), changes=False
+        )
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._send("delete", "\n".join(keys), lambda: self._inner.delete(keys))
+
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        only = self._only(if_version)
+        more: dict[str, Any] = {} if only is None else {"if_version": only}
+        return await self._send(
+            "copy", key,
+            lambda: self._inner.copy(source, key, if_source_version=if_source_version, size=size, **more),
+            version=only,
+        )  # fmt: skip
+
+    async def create_multipart(self, key: str) -> Upload:
+        return await self._send("create_multipart", key, lambda: self._inner.create_multipart(key))
+
+    async def put_part(
+        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
+    ) -> Part:
+        data = await self._hand_over(body)
+        return await self._send(
+            "put_part", upload.key, lambda: self._inner.put_part(upload, number, offset, data, crc32c=crc32c)
+        )
+
+    async def copy_part(
+        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        if_source_version: str | None = None,
+    ) -> Part:  # fmt: skip
+        return await self._send(
+            "copy_part", upload.key,
+            lambda: self._inner.copy_part(
+                upload, number, offset, source, start, length, if_source_version=if_source_version
+            ),
+        )  # fmt: skip
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        only = self._only(if_version)
+        return await self._send(
+            "complete_multipart", upload.key,
+            lambda: self._inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=only),
+            version=only,
+        )  # fmt: skip
+
+    async def abort_multipart(self, upload: Upload) -> None:
+        await self._send("abort_multipart", upload.key, lambda: self._inner.abort_multipart(upload))
+
+    async def list_parts(self, upload: Upload) -> Sequence[Part]:
+        return await self._send("list_parts", upload.key, lambda: self._inner.list_parts(upload), changes=False)
+
+    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
+        return await self._send("list_multiparts", prefix, lambda: self._inner.list_multiparts(prefix), changes=False)
+
+    def _only(self, if_version: str | None) -> str | None:
+        return if_version if self._network.conditional else None
+
+    async def _hand_over(self, body: Body) -> bytes:
+        """Give the body to the network. As with a real store the lease is looked at before the first byte and before
+        the last; a process that is stopped in between hands over the rest when it is continued."""
+        lease = lease_of(body)
+        if lease is not None:
+            lease.check()
+        if isinstance(body, bytes):
+            return bytes(body)
+        try:
+            first = body.read(0, body.size // 2)
+            if body.size > MIN_PART_SIZE:
+                await asyncio.sleep(self._process.network_dice.uniform(0, self._network.weather.latency))
+            data = first + body.read(len(first), body.size - len(first))
+        except FileNotFoundError as error:
+            raise SourceChangedError(f"{body.path} is gone") from error
+        if len(data) != body.size:
+            raise SourceChangedError(f"{body.path} has become shorter")
+        if lease is not None:
+            lease.check()
+        return data
+
+    async def _send(
+        self, operation: str, key: str, apply: Callable[[], Coroutine[Any, Any, T]], *, changes: bool = True,
+        version: str | None = None,
+    ) -> T:  # fmt: skip
+        network, process, loop = self._network, self._process, self._network.loop
+        key = "\n".join(self._prefix + one for one in key.split("\n"))
+        network.sent(process, operation, key)
+        await asyncio.sleep(0)  # whatever the world does to us at this request happens here
+        if process.ghost:
+            raise UnavailableError("the simulation is over")
+        fate = self._fate(operation, key, version)
+        answer: asyncio.Future[T] = loop.create_future()
+        request = _Request(network, process, operation, key, apply, answer, fate, changes=changes)
+        request.start()
+        process.under_way += 1
+        try:
+            return await answer
+        finally:
+            process.under_way -= 1
+            request.left()
+
+    def _fate(self, operation: str, key: str, version: str | None) -> Fate:
+        network, process = self._network, self._process
+        if process.partitioned:
+            return Fate(None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host")
+        return draw(network.weather, process.network_dice, most_late=network.most_late(operation, key, version))
+
+
+class _Request:
+    """One on its way. All of its callbacks are the world's: they come whatever becomes of the sender."""
+
+    def __init__(
+        self, network: Network, process: Process, operation: str, key: str,
+        apply: Callable[[], Coroutine[Any, Any, Any]], answer: asyncio.Future[Any], fate: Fate, *, changes: bool,
+    ) -> None:  # fmt: skip
+        self._network, self._process, self._operation, self._key = network, process, operation, key
+        self._apply, self._answer, self._fate, self._changes = apply, answer, fate, changes
+        self._withdrawn = False
+        self._landed = False
+
+    def start(self) -> None:
+        loop, fate = self._network.loop, self._fate
+        if fate.lands is not None:
+            self._network.under_way += self._changes
+            loop.in_world(loop.time() + fate.lands, self._land)
+        if fate.fails is not None:
+            loop.in_world(loop.time() + fate.fails, self._fail)
+
+    def left(self) -> None:
+        """Its sender does not wait any more."""
+        if not self._landed and self._process.network_dice.random() < self._network.weather.withdrawn:
+            self._withdrawn = self._answer.cancelled()
+
+    def _land(self) -> None:
+        network, loop = self._network, self._network.loop
+        self._landed = True
+        network.under_way -= self._changes
+        if self._withdrawn or (not self._changes and self._answer.done()):
+            return
+        error, result = None, None
+        try:
+            result = at_once(self._apply())
+        except StoreError as refused:
+            error = refused
+        if self._changes:
+            network.landed(self._process, self._operation, self._key, type(error).__name__ if error else "ok")
+        if self._fate.answers is not None:
+            loop.in_world(loop.time() + self._fate.answers, self._tell, result, error)
+
+    def _tell(self, result: object, error: StoreError | None) -> None:
+        if self._answer.done() or self._process.partitioned:
+            if self._process.partitioned:
+                self._network.loop.in_world(self._network.loop.time() + self._network.weather.patience, self._fail)
+            return
+        if error is not None:
+            self._answer.set_exception(error)
+        else:
+            self._answer.set_result(result)
+
+    def _fail(self) -> None:
+        if self._answer.done():
+            return
+        text = f"{SCHEME}: {self._fate.error}"
+        self._answer.set_exception(ThrottledError(text) if self._fate.throttled else UnavailableError(text))
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine of the memory store, which only ever yields to the loop."""
+    while True:
+        try:
+            work.send(None)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+_networks: dict[str, Network] = {}
+
+
+def connect(network: Network) -> None:
+    """Stores of its bucket's name lead there from now on."""
+    _networks[network.bucket_name] = network
+
+
+def disconnect(network: Network) -> None:
+    """The schedule is over."""
+    del _networks[network.bucket_name]
+
+
+def _open(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> SimulatedStore:
+    del options, transfer
+    name, prefix = split_uri(uri)
+    process = PROCESS.get()
+    assert process is not None, "a simulated store belongs to a simulated process"
+    return SimulatedStore(_networks[name], process, prefix)
+
+
+register_scheme(SCHEME, _open)

@@ -1,0 +1,315 @@
+"""What runs in the simulated processes: training loops, readers, ``prune``. They use the library as users do, and tell
+the ledger what they were promised."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import shutil
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncsync.checkpoints import Checkpoint, CheckpointHandle
+from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
+from asyncsync.engine import SyncEngine
+from asyncsync.errors import AsyncsyncError, EngineClosedError, ExperimentExistsError
+from asyncsync.experiment import Experiment
+from asyncsync.pruning import prune
+from asyncsync.testing.simulation.ledger import NAME, Reported
+from asyncsync.testing.simulation.loop import Process
+from asyncsync.testing.simulation.network import PART_SIZE
+from asyncsync.trial import Trial
+
+if TYPE_CHECKING:
+    from asyncsync.testing.simulation.world import World
+
+TAKES_STEP = "step" in inspect.signature(Trial.report).parameters
+SHARED = b"shared|" + b"the same in every step " * 30
+PADDING = bytes(range(32, 127)) * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How one process that trains is started."""
+
+    trials: tuple[str, ...]
+    reports: int = 2
+    resume: bool = False
+    role: str = "driver"
+    rank: int = 0
+    world_size: int = 1
+    calm: bool = False
+    """Nothing strange: no changes of sources, no cancelled reports; it is to end well."""
+
+
+@dataclass(slots=True)
+class Promises:
+    """What one process was given, and has not been told the end of."""
+
+    handles: list[tuple[CheckpointHandle, Reported]] = field(default_factory=list)
+    watchers: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class Program:
+    """One process' code."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.world, self.process, self.dice = world, process, process.dice
+        self.ledger = world.ledger
+
+    async def run(self) -> None:
+        """All of it; whatever happens, the world hears how it ended."""
+        how = "well"
+        try:
+            await self.work()
+        except asyncio.CancelledError:
+            how = "cancelled"
+        except AsyncsyncError as error:
+            how = type(error).__name__
+            self.process.error = f"{how}: {error}"
+        except BaseException as error:
+            how = type(error).__name__
+            if not self.process.ghost:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{Path(last.filename).name}:{last.name}"
+                self.ledger.broken("unexpected error", f"{how} in {place} of {self.process.name}: {_text(error)}")
+            self.process.error = how
+        self.world.ended(self.process, how)
+
+    async def work(self) -> None:
+        """What it is for."""
+        raise NotImplementedError
+
+
+def _text(error: BaseException) -> str:
+    inner = getattr(error, "exceptions", None)
+    return str(error)[:200] if not inner else f"{error} {[_text(one) for one in inner]}"
+
+
+class Training(Program):
+    """A driver, a worker or a rank that trains."""
+
+    def __init__(self, world: World, process: Process, life: Life) -> None:
+        super().__init__(world, process)
+        self.life = life
+        self.promises = Promises()
+        self.steps: dict[str, int] = {}
+
+    async def work(self) -> None:
+        life, plan = self.life, self.world.plan
+        run = RunConfig(
+            name=NAME, storage_path=self.world.uri,
+            sync_config=SyncConfig(
+                sync_period=plan.sync_period, sync_timeout=plan.sync_timeout, sync_artifacts=plan.sync_artifacts
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=plan.keep, commit_timeout=plan.commit_timeout),
+            transfer=TransferConfig(
+                max_concurrency=plan.concurrency, multipart_threshold=PART_SIZE, request_cost_bytes=0
+            ),
+        )  # fmt: skip
+        resume = life.resume
+        while True:
+            engine = SyncEngine(
+                run, local_dir=f"{self.process.machine.root}/{self._local()}", resume=resume, role=life.role,
+                rank=life.rank, world_size=life.world_size, exit_grace=20.0,
+            )  # fmt: skip
+            try:
+                async with engine:
+                    self.process.sessions.append(engine.session)
+                    await self._train(engine)
+            except ExperimentExistsError:
+                if resume:
+                    raise
+                resume = True
+            else:
+                return
+            finally:
+                await self._end_of_promises()
+
+    def _local(self) -> str:
+        return f"rank{self.life.rank}" if self.life.rank else "local"
+
+    async def _train(self, engine: SyncEngine) -> None:
+        trials = [engine.trial(name, params={"lr": 1}) for name in self.life.trials]
+        for trial in trials:
+            self.steps[trial.name] = await self.world.first_step(trial.name, self.life)
+        for number in range(self.life.reports):
+            for trial in trials:
+                think = min(self.world.plan.think, 2.0) if self.life.calm else self.world.plan.think
+                await asyncio.sleep(self.dice.uniform(0, think))
+                await self._step(engine, trial, last=number == self.life.reports - 1)
+        if self.dice.random() < 0.4:
+            for trial in trials:
+                await trial.finish()
+
+    async def _step(self, engine: SyncEngine, trial: Trial, *, last: bool) -> None:
+        step, self.steps[trial.name] = self.steps[trial.name], self.steps[trial.name] + 1
+        self._write_artifacts(trial, step)
+        source, part = self._make(trial, step)
+        mode = UploadMode.ASYNC if self.dice.random() < 0.5 else UploadMode.SYNC
+        limit = None
+        roll, seconds = self.dice.random(), self.dice.uniform(0, 3)
+        if roll < 0.08 and not self.life.calm and self.world.plan.has("timeouts"):
+            limit = seconds
+        more: dict[str, Any] = {"step": step} if TAKES_STEP else {}
+        try:
+            async with asyncio.timeout(limit):
+                report = await trial.report({"step": step}, source, upload=mode, **more)
+        except TimeoutError as error:
+            if isinstance(error, AsyncsyncError):
+                self._refused(error)
+            return
+        except EngineClosedError:
+            raise
+        except AsyncsyncError as error:
+            self._refused(error)
+            return
+        assert report.checkpoint is not None
+        if mode is UploadMode.SYNC:
+            self.ledger.acknowledge(part, report.checkpoint.name)
+            return
+        self.promises.handles.append((report.checkpoint, part))
+        self.promises.watchers.append(asyncio.create_task(self._watch(report.checkpoint, part)))
+        if not self.life.calm:
+            await self._meddle(part)
+
+    def _refused(self, error: AsyncsyncError) -> None:
+        """A report failed: most users end then, some go on."""
+        self.ledger.note(f"refused {self.process.name} {type(error).__name__}")
+        if self.life.calm or self.dice.random() < 0.5:
+            raise error
+
+    async def _watch(self, handle: CheckpointHandle, part: Reported) -> None:
+        try:
+            await handle.durable()
+        except AsyncsyncError as error:
+            self.ledger.note(f"not durable {self.process.name} {type(error).__name__}")
+            if self.life.calm:
+                self.process.error = f"{type(error).__name__}: {error}"
+        else:
+            self.ledger.acknowledge(part, handle.name)
+
+    async def _end_of_promises(self) -> None:
+        for watcher in self.promises.watchers:
+            watcher.cancel()
+        await asyncio.gather(*self.promises.watchers, return_exceptions=True)
+        for handle, part in self.promises.handles:
+            if handle.is_durable and not self.process.ghost:
+                self.ledger.acknowledge(part, handle.name)
+        self.promises = Promises()
+
+    # files
+
+    def _make(self, trial: Trial, step: int) -> tuple[Checkpoint | str, Reported]:
+        """A directory of a few files, new or the last one with new bytes in it."""
+        reuse = self.dice.random() < 0.3 and not self.life.calm and self.world.plan.has("meddling")
+        number = len(self.ledger.reports)
+        directory = f"{self.process.machine.root}/latest-{self.process.pid}" if reuse else (
+            f"{self.process.machine.root}/step-{number}")  # fmt: skip
+        files = {f"w{self.life.rank}.bin": self._bytes(number, self.dice.choice((40, 300, 4000)))}
+        if self.dice.random() < 0.5:
+            files[f"opt/o{self.life.rank}.bin"] = self._bytes(number, 50)
+        if self.life.world_size == 1 and self.dice.random() < 0.3:
+            files["frozen.bin"] = SHARED
+        owned = self.dice.random() < 0.6 and not reuse
+        for path, data in files.items():
+            self.world.write(self.process, f"{directory}/{path}", data)
+        if reuse:
+            for path in ("opt/o0.bin", "frozen.bin"):
+                if path not in files and os.path.exists(f"{directory}/{path}"):
+                    os.unlink(f"{directory}/{path}")
+            for earlier in self.ledger.reports:
+                if earlier.directory == directory:
+                    earlier.removed_by_user = True
+        part = self.ledger.report(trial.name, step, self.life.rank, directory, files, self.process.name, owned=owned)
+        return (Checkpoint.take(directory) if owned else directory), part
+
+    def _bytes(self, number: int, size: int) -> bytes:
+        return f"report {number}|".encode() + PADDING[:size]
+
+    async def _meddle(self, part: Reported) -> None:
+        """Training goes on with the directory that it has lent, or somebody removes it."""
+        roll = self.dice.random()
+        if roll > 0.2 or self.life.calm or not self.world.plan.has("meddling"):
+            return
+        await asyncio.sleep(self.dice.uniform(0, 0.4))
+        if not os.path.isdir(part.directory):
+            return
+        part.removed_by_user = True
+        path = self.dice.choice(sorted(part.files))
+        if roll < 0.06:
+            shutil.rmtree(part.directory)
+        elif roll < 0.12:
+            os.unlink(f"{part.directory}/{path}")
+        else:
+            other = b"report 999999|" + part.files[path][14:]
+            self.world.write(self.process, f"{part.directory}/{path}", other[: len(part.files[path])])
+        self.ledger.note(f"meddled {self.process.name} {path}")
+
+    def _write_artifacts(self, trial: Trial, step: int) -> None:
+        if self.world.plan.sync_artifacts:
+            text = f"{self.process.name} step {step} " * self.dice.choice((1, 10, 100))
+            self.world.write(self.process, f"{trial.dir}/art.log", text.encode())
+
+
+class Reader(Program):
+    """Somebody who looks at the experiment and gets checkpoints back."""
+
+    def __init__(self, world: World, process: Process, looks: int, *, calm: bool = False) -> None:
+        super().__init__(world, process)
+        self.looks, self.calm = looks, calm
+
+    async def work(self) -> None:
+        for number in range(self.looks):
+            await asyncio.sleep(0 if self.calm else self.dice.uniform(0, 40))
+            target = f"{self.process.machine.root}/read-{self.process.pid}-{number}"
+            try:
+                trial, name = await self._get(target)
+            except AsyncsyncError as error:
+                self.ledger.note(f"reader {self.process.name} {type(error).__name__}")
+                if self.calm:
+                    raise
+                continue
+            files = _files(target)
+            self.ledger.note(f"reader {self.process.name} got {trial}/{name} {len(files)}")
+            self.ledger.count("read")
+            if problem := self.ledger.mixed(files):
+                self.ledger.broken("reader got wrong bytes", f"{trial}/{name}: {problem}")
+            shutil.rmtree(target)
+
+    async def _get(self, target: str) -> tuple[str, str]:
+        experiment = await Experiment.open(f"{self.world.uri}/{NAME}")
+        if self.calm or self.dice.random() < 0.5:
+            await asyncio.sleep(0 if self.calm else self.dice.uniform(0, 5))
+            report = await experiment.restore(target)
+            return report.checkpoint.trial, report.checkpoint.name
+        found = experiment.latest_checkpoint()
+        if found is None:
+            raise EngineClosedError("there is none yet")
+        await asyncio.sleep(self.dice.uniform(0, 5))
+        await found.download(target)
+        return found.trial, found.name
+
+
+class Pruning(Program):
+    """A user who tidies up while others work."""
+
+    async def work(self) -> None:
+        for _ in range(2):
+            await asyncio.sleep(self.dice.uniform(0, 100))
+            await prune(f"{self.world.uri}/{NAME}", dry_run=False, older_than=self.world.plan.prune_age)
+
+
+def _files(root: str) -> Mapping[str, bytes]:
+    found = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = os.path.relpath(f"{directory}/{name}", root)
+            if not path.startswith(".asyncsync"):
+                with open(f"{directory}/{name}", "rb") as file:
+                    found[path] = file.read()
+    return found

@@ -1,0 +1,556 @@
+"""One schedule: machines, processes, a store, and a world that is against them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.testing.memory import forget_buckets
+from asyncsync.testing.simulation.ledger import NAME, Ledger, Violation
+from asyncsync.testing.simulation.loop import EPOCH, EndlessError, Machine, Process, SimulationLoop
+from asyncsync.testing.simulation.network import CALM, SCHEME, Network, Weather, connect, disconnect
+from asyncsync.testing.simulation.programs import Life, Program, Pruning, Reader, Training
+
+HOURS = 3600.0
+ARTIFACT_LATENESS = 45.0
+"""Seconds after which nothing lands any more on a name that is written again in place: what a server still works on when
+its client has gone. Objects that are created once may be asked for at any later time."""
+QUIET = 3 * HOURS
+"""Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
+
+TROUBLES = (
+    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes", "readers",
+    "timeouts", "ranks",
+)  # fmt: skip
+"""What ``without`` can leave out, to find which of them a failure needs."""
+
+WEATHERS = (
+    CALM,
+    Weather(refused=0.15),
+    Weather(lost=0.08, unanswered=0.05, patience=20),
+    Weather(unanswered=0.15, patience=10),
+    Weather(late=0.10, lateness=120, patience=15, withdrawn=0.2),
+    Weather(late=0.15, lateness=3000, patience=10, withdrawn=0.1),
+    Weather(refused=0.05, lost=0.03, unanswered=0.05, late=0.08, lateness=900, patience=30, latency=0.5),
+    Weather(latency=2.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is the same for all of one schedule."""
+
+    kind: str
+    keep: int | None
+    sync_period: float
+    sync_timeout: float
+    sync_artifacts: bool
+    commit_timeout: float
+    concurrency: int
+    think: float
+    prune_age: float
+    machines: int
+    trials: int
+    lives: int
+    ranks: int
+    readers: int
+    prunes: bool
+    storms: bool
+    wipes: bool
+    clock_steps: bool
+    conditional: bool
+    without: frozenset[str] = frozenset()
+
+    @classmethod
+    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> Plan:
+        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one writer
+        of everything at a time then, and nothing lands late."""
+        kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
+        plan = cls(
+            kind=kind,
+            keep=dice.choice((None, 1, 1, 2, 3)),
+            sync_period=dice.choice((3.0, 30.0, 300.0)),
+            sync_timeout=dice.choice((20.0, 120.0, 1800.0)),
+            sync_artifacts=dice.random() < 0.5,
+            commit_timeout=dice.choice((20.0, 120.0)),
+            concurrency=dice.choice((2, 16)),
+            think=dice.choice((0.5, 10.0, 40.0)),
+            prune_age=dice.choice((2 * HOURS, 24 * HOURS)),
+            machines=dice.choice((1, 2, 3)),
+            trials=dice.choice((1, 1, 2)) if kind != "ranks" else 1,
+            lives=dice.choice((1, 2, 2, 3)),
+            ranks=dice.choice((2, 2, 3, 4)),
+            readers=dice.choice((0, 1, 1, 2)),
+            prunes=dice.random() < 0.2,
+            storms=dice.random() < 0.8,
+            wipes=dice.random() < 0.1,
+            clock_steps=dice.random() < 0.15,
+            conditional=conditional,
+            without=without,
+        )
+        off = {name: False for name in ("storms", "wipes", "clock_steps", "prunes") if name in without}
+        if "readers" in without:
+            plan = replace(plan, readers=0)
+        if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
+            plan = replace(plan, kind="solo")
+        return replace(plan, **off)
+
+    def has(self, trouble: str) -> bool:
+        """Whether it may happen in this schedule."""
+        return trouble not in self.without
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one schedule. ``digest`` is that of its trace: equal for equal seeds."""
+
+    seed: int
+    violations: tuple[Violation, ...]
+    digest: str
+    events: int
+    seconds: float
+    """Of virtual time."""
+    counts: dict[str, int] = field(default_factory=dict)
+    trace: tuple[str, ...] = ()
+    plan: Plan | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.violations
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How schedules are run, beside the seed."""
+
+    conditional_writes: bool = True
+    trace: bool = False
+    without: frozenset[str] = frozenset()
+
+
+class World:
+    """``root``: an empty directory, on a file system in memory if speed matters."""
+
+    def __init__(self, seed: int, root: str, loop: SimulationLoop, options: Options) -> None:
+        self.seed, self.root, self.loop = seed, root, loop
+        self.dice = random.Random(f"{seed} plan")  # noqa: S311
+        self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
+        """Each with dice of its own, so that leaving one out changes nothing of the others."""
+        self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
+        self.network = Network(loop, f"world-{seed}", conditional=options.conditional_writes)
+        self.uri = f"{SCHEME}://{self.network.bucket_name}"
+        self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
+        if options.trace:
+            self.ledger.lines = []
+        self.machines = [self._machine(f"m{number}") for number in range(self.plan.machines)]
+        self.processes: list[Process] = []
+        self._written = 0
+        self._steps: dict[str, int] = {}
+        self._over = self.quiet = False
+        loop.pids = self._pids  # type: ignore[method-assign]
+        self.network.sent, self.network.landed = self._sent, self._landed
+        self.network.most_late = self._most_late
+
+    # what programs use
+
+    def write(self, process: Process, path: str, data: bytes) -> None:
+        """A file as the process would write it now: its time is that of the machine's clock."""
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path + ".new", "wb") as file:
+            file.write(data)
+        self._written += 1
+        at = int((EPOCH + self.loop.time() + process.machine.clock_offset) * 1e9) + self._written
+        os.utime(path + ".new", ns=(at, at))
+        os.replace(path + ".new", path)
+
+    async def first_step(self, trial: str, life: Life) -> int:
+        """Where training goes on: a single process has steps of its own, ranks go on from the newest checkpoint."""
+        if life.world_size == 1:
+            self._steps[trial] = self._steps.get(trial, 0) + 100
+            return self._steps[trial]
+        newest = -1
+        for key, found in self.network.bucket.objects.items():
+            if key.startswith(f"{NAME}/{trial}/checkpoint_") and key.endswith(MANIFEST):
+                newest = max(newest, int(Manifest.from_bytes(found.data).info.get("metrics", {}).get("step", -1)))
+        return newest + 1
+
+    def ended(self, process: Process, how: str) -> None:
+        """A process has come to its end by itself."""
+        if process.ghost:
+            return
+        process.ended = True
+        for session in process.sessions:
+            if session.budget.in_use or session.budget.waiting:
+                self.ledger.broken("slot left", f"{process.name}: {session.budget.in_use} in use")
+        if process.under_way:
+            self.ledger.broken("request left", f"{process.name}: {process.under_way}")
+        self.ledger.note(f"end {process.name} {how}")
+        self._gone(process)
+
+    # the schedule
+
+    async def run(self) -> None:
+        """All of it, then the checks."""
+        helpers = [asyncio.create_task(work) for work in self._troubles()]
+        try:
+            await getattr(self, f"_{self.plan.kind}")()
+            await self._calm_down(helpers)
+            await self._last_life()
+            self.ledger.check_end()
+        finally:
+            self._over = True
+            await self._bury()
+
+    async def _solo(self) -> None:
+        await self._lives(self._trial_names(), "driver", self.plan.lives)
+
+    async def _rivals(self) -> None:
+        await self._lives(self._trial_names(), "driver", max(2, self.plan.lives), rivals=True)
+
+    async def _workers(self) -> None:
+        async def later(name: str) -> None:
+            await asyncio.sleep(self.dice.uniform(0, 20))
+            await self._lives((name,), "worker", self.plan.lives)
+
+        await asyncio.gather(self._lives(("a",), "driver", self.plan.lives), later("b"), later("c"))
+
+    async def _ranks(self) -> None:
+        for number in range(self.plan.lives):
+            await self._job(resume=number > 0, trouble=self._trouble(last=number == self.plan.lives - 1))
+            await self._between()
+
+    async def _job(self, *, resume: bool, trouble: str, calm: bool = False) -> None:
+        """All ranks are started; what strikes one of them ends the job, or that rank comes back alone."""
+        size, reports = self.plan.ranks, 1 if calm else self.dice.choice((1, 2, 3))
+        struck = self.dice.randrange(size)
+        ranks: list[Process] = []
+
+        def start(rank: int, *, resume: bool, trouble: str) -> Process:
+            role = "driver" if rank == 0 else "worker"
+            life = Life(("a",), reports, resume, role, rank, size, calm)
+            machine = self.machines[rank % len(self.machines)]
+            return self._start(lambda process: Training(self, process, life), f"{role}{rank}", machine, trouble)
+
+        for rank in range(size):
+            if not calm:
+                await asyncio.sleep(self.dice.choice((0.0, self.dice.uniform(0, 10))))
+            ranks.append(start(rank, resume=resume, trouble=trouble if rank == struck else "none"))
+        await asyncio.wait([process.gone for process in ranks], return_when=asyncio.FIRST_COMPLETED)
+        if trouble != "none" and not ranks[struck].ended and self.dice.random() < 0.5:
+            await self._between_ranks()
+            ranks.append(start(struck, resume=True, trouble="none"))
+        elif trouble != "none" and self.dice.random() < 0.7:
+            await self._between_ranks()
+            for process in ranks:
+                if process.alive and not process.stopped:
+                    self._strike(process, self.dice.choice(("kill", "cancel")))
+        await asyncio.wait([process.gone for process in ranks])
+
+    async def _between_ranks(self) -> None:
+        await asyncio.sleep(self.dice.uniform(0, 20) if self.plan.conditional else 60)
+
+    async def _lives(self, trials: tuple[str, ...], role: str, count: int, *, rivals: bool = False) -> None:
+        for number in range(count):
+            last = number == count - 1
+            trouble = "rival" if rivals and not last and self.dice.random() < 0.6 else self._trouble(last=last)
+            life = Life(trials, self.dice.choice((1, 2, 3)), number > 0 or self.dice.random() < 0.3, role)
+            machine = self.dice.choice(self.machines)
+            process = self._start(lambda process, life=life: Training(self, process, life), role, machine, trouble)  # type: ignore[misc]
+            await asyncio.wait([process.gone])
+            await self._between()
+
+    async def _between(self) -> None:
+        pause = self.dice.choice((0.1, self.dice.uniform(0, 5), self.dice.uniform(0, 60)))
+        await asyncio.sleep(pause if self.plan.conditional else 60 + pause)
+        if self.plan.wipes and self.dice.random() < 0.5:
+            for key in [key for key in self.network.bucket.objects if key.startswith(f"{NAME}/")]:
+                del self.network.bucket.objects[key]
+            self.ledger.wiped()
+
+    def _trial_names(self) -> tuple[str, ...]:
+        return ("a", "b")[: self.plan.trials]
+
+    def _trouble(self, *, last: bool) -> str:
+        if last:
+            return self.dice.choices(("none", "stop", "partition"), (5, 2, 2))[0]
+        kinds = ("none", "kill", "stop", "cancel", "partition")
+        return self.dice.choices(kinds, (1, 4, 4, 2, 2))[0]
+
+    # processes
+
+    def _machine(self, name: str) -> Machine:
+        root = f"{self.root}/{name}"
+        os.makedirs(root)
+        return Machine(name, root)
+
+    def _start(
+        self, program: Callable[[Process], Program], name: str, machine: Machine, trouble: str = "none"
+    ) -> Process:
+        pid = 100 + len(self.processes)
+        number = sum(other.name.startswith(f"{name}-") for other in self.processes)
+        process = Process(f"{name}-{pid}", pid, machine, f"{self.seed} {name} {number}")
+        process.gone = self.loop.create_future()
+        self.processes.append(process)
+        if trouble != "none":
+            process.trouble = trouble
+            process.trouble_at = process.network_dice.randrange(1, 50)
+        self.ledger.note(f"start {process.name} on {machine.name}, {trouble} at {process.trouble_at}")
+        process.spawn(self.loop, program(process).run())
+        return process
+
+    def _pids(self, machine: Machine) -> set[int]:
+        return {process.pid for process in self.processes if process.machine is machine and process.alive}
+
+    @staticmethod
+    def _gone(process: Process) -> None:
+        """Whoever waits for its place may have it."""
+        if not process.gone.done():
+            process.gone.set_result(None)
+
+    # trouble
+
+    def _sent(self, process: Process, operation: str, key: str) -> None:
+        del operation, key
+        process.requests += 1
+        if process.trouble != "none" and process.requests == process.trouble_at and not self.quiet:
+            trouble, process.trouble = process.trouble, "none"
+            delay = self.rolls["strikes"].choice(
+                (0.0, 0.0, self.rolls["strikes"].uniform(0, 0.1), self.rolls["strikes"].uniform(0, 15))
+            )
+            if delay:
+                self.loop.in_world(self.loop.time() + delay, self._strike, process, trouble)
+            else:
+                self._strike(process, trouble)
+
+    def _strike(self, process: Process, trouble: str) -> None:
+        if not process.alive or self.quiet or not self.plan.has(trouble):
+            return
+        self.ledger.note(f"{trouble} {process.name}")
+        self.ledger.count(trouble)
+        for_seconds = self.rolls["strikes"].choice(
+            (
+                self.rolls["strikes"].uniform(0, 15),
+                self.rolls["strikes"].uniform(0, 200),
+                self.rolls["strikes"].uniform(0, 5000),
+            )
+        )
+        if trouble == "kill":
+            process.kill()
+        elif trouble == "stop":
+            process.stop()
+            self.loop.in_world(self.loop.time() + for_seconds, self._go_on, process)
+        elif trouble == "cancel":
+            assert process.main is not None
+            process.main.cancel()
+        elif trouble == "partition":
+            process.partitioned = True
+            self.loop.in_world(self.loop.time() + min(for_seconds, 400), self._heal, process)
+        if trouble == "kill" or (trouble != "cancel" and self.plan.conditional):
+            self._gone(process)
+
+    def _go_on(self, process: Process) -> None:
+        if process.stopped:
+            self.ledger.note(f"go on {process.name}")
+            process.go_on(self.loop)
+
+    def _heal(self, process: Process) -> None:
+        if process.partitioned:
+            self.ledger.note(f"heal {process.name}")
+            process.partitioned = False
+
+    def _troubles(self) -> Iterator[asyncio._CoroutineLike[None]]:
+        if self.plan.storms:
+            yield self._storms()
+        if self.plan.clock_steps:
+            yield self._clock_steps()
+        yield self._onlookers()
+
+    async def _storms(self) -> None:
+        while True:
+            weather = self.rolls["storms"].choice(WEATHERS)
+            self.ledger.note(f"weather {WEATHERS.index(weather)}")
+            if not self.plan.has("late") or not self.plan.conditional:
+                weather = replace(weather, late=0.0)
+            self.network.weather = weather
+            await asyncio.sleep(self.rolls["storms"].uniform(1, 120))
+
+    async def _clock_steps(self) -> None:
+        while True:
+            await asyncio.sleep(self.rolls["clocks"].uniform(1, 120))
+            machine, seconds = (
+                self.rolls["clocks"].choice(self.machines),
+                self.rolls["clocks"].choice((1, -1)) * self.rolls["clocks"].uniform(1, 90000),
+            )
+            machine.clock_offset += seconds
+            self.ledger.note(f"clock of {machine.name} by {seconds:.0f}")
+
+    async def _onlookers(self) -> None:
+        for number in range(self.plan.readers):
+            await asyncio.sleep(self.rolls["onlookers"].uniform(0, 30))
+            machine = self._machine(f"reader{number}")
+            self._start(lambda process: Reader(self, process, 3), "reader", machine)
+        if self.plan.prunes:
+            await asyncio.sleep(self.rolls["onlookers"].uniform(0, 60))
+            self._start(lambda process: Pruning(self, process), "prune", self._machine("prune"))
+
+    def _most_late(self, operation: str, key: str, version: str | None) -> float:
+        """In-place writes are bounded; what is created once, replaces a version, or is a checkpoint's, is not."""
+        if version is not None or "/checkpoint_" in key or operation in ("list", "head", "read"):
+            return float("inf")
+        return ARTIFACT_LATENESS
+
+    def _landed(self, process: Process, operation: str, key: str, result: str) -> None:
+        if not self._over:
+            self.ledger.landed(process.name, operation, key, result)
+
+    # the end
+
+    async def _calm_down(self, helpers: list[asyncio.Task[None]]) -> None:
+        """Nothing goes wrong any more: all come to an end by themselves."""
+        self.quiet = True
+        self.network.weather = CALM
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        self.ledger.note("calm")
+        for process in self.processes:
+            self._heal(process)
+            self._go_on(process)
+        await self._wait_for_all()
+        while self.network.under_way:
+            await asyncio.sleep(100)
+        await asyncio.sleep(60)
+
+    async def _wait_for_all(self) -> None:
+        waiting = [process.main for process in self.processes if process.alive and process.main is not None]
+        if not waiting:
+            return
+        _, left = await asyncio.wait(waiting, timeout=QUIET)
+        for process in self.processes:
+            if process.main in left:
+                self.ledger.broken("does not end", f"{process.name}, {QUIET:.0f} s after the last fault")
+                process.kill()
+
+    async def _last_life(self) -> None:
+        """Whatever happened: the experiment goes on, ends well, and can be read."""
+        if self.dice.random() < 0.2:
+            return
+        first = len(self.processes)
+        if self.plan.kind == "ranks":
+            await self._job(resume=True, trouble="none", calm=True)
+        else:
+            life = Life(self._trial_names(), 1, resume=True, calm=True)
+            machine = self.dice.choice(self.machines)
+            self._start(lambda process: Training(self, process, life), "last", machine)
+        await self._wait_for_all()
+        await asyncio.sleep(100)
+        failed = [process.error for process in self.processes[first:] if process.error]
+        for error in failed:
+            self.ledger.broken("cannot go on", error)
+        if not failed:
+            for trial in self._trial_names() if self.plan.kind != "ranks" else ("a",):
+                self.ledger.check_tree(trial)
+        reader = self._start(lambda process: Reader(self, process, 1, calm=True), "reader", self._machine("last"))
+        await self._wait_for_all()
+        if reader.error and not failed:
+            self.ledger.broken("cannot be read", reader.error)
+
+    async def _bury(self) -> None:
+        """What killed processes left: their tasks, so that nothing leaks out of the simulation."""
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for process in self.processes:
+            if process.killed:
+                process.haunt(self.loop)
+        mine = {process for process in self.processes if process.killed}
+        for task in sorted(left, key=hash):
+            owner = getattr(task, "process", None)
+            if owner not in mine and not self.ledger.violations:
+                self.ledger.broken("task left", f"{getattr(owner, 'name', 'world')}: {task.get_coro()}")
+            task.cancel()
+        for _ in range(50):
+            left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            if not left:
+                return
+            await asyncio.wait(left, timeout=60)
+            for task in left:
+                task.cancel()
+
+
+def simulate(
+    seed: int, *, conditional_writes: bool = True, trace: bool = False, without: Iterable[str] = (),
+    root: str | None = None,
+) -> Outcome:  # fmt: skip
+    """Run one schedule; the same seed gives the same one, event by event.
+
+    ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
+    ``without``: troubles (of :data:`TROUBLES`) that are left out, to see which of them a failure needs. ``root``: a
+    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there is
+    one.
+    """
+    options = Options(conditional_writes, trace, frozenset(without))
+    place = root or _place()
+    shutil.rmtree(place, ignore_errors=True)
+    os.makedirs(place)
+    loop = SimulationLoop(random.Random(f"{seed} loop"))  # noqa: S311
+    world = World(seed, place, loop, options)
+    ledger = world.ledger
+    connect(world.network)
+    before = _descriptors()
+    try:
+        with _quiet(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+            loop.set_exception_handler(lambda _, context: _unhandled(world, context))
+            try:
+                runner.run(world.run())
+            except EndlessError as error:
+                ledger.broken("endless", str(error))
+        if (after := _descriptors()) > before and not ledger.violations:
+            ledger.broken("descriptor left", f"{before} -> {after}")
+    finally:
+        disconnect(world.network)
+        forget_buckets()
+        shutil.rmtree(place, ignore_errors=True)
+    return Outcome(
+        seed, tuple(ledger.violations), ledger.digest(), ledger.events, loop.time(), ledger.counts,
+        tuple(ledger.lines or ()), world.plan,
+    )  # fmt: skip
+
+
+def _unhandled(world: World, context: dict[str, object]) -> None:
+    if not world._over:  # noqa: SLF001
+        world.ledger.broken("unhandled", f"{context.get('message')}: {context.get('exception')!r}")
+
+
+def _descriptors() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd")) - 2  # the loop that is made before, and closed after
+    except FileNotFoundError:
+        return 0
+
+
+def _place() -> str:
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else os.environ.get("TMPDIR", "/tmp")  # noqa: S108
+    return f"{base}/asyncsync-simulation-{os.getpid()}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's log, and without a collector that comes at moments of its own."""
+    log, level = logging.getLogger("asyncsync"), logging.getLogger("asyncsync").level
+    log.setLevel(logging.CRITICAL + 1)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if collecting:
+            gc.enable()
