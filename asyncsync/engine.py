@@ -23,6 +23,7 @@ from asyncsync.events import Event
 from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
+from asyncsync.ownership import InUse
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
@@ -93,6 +94,8 @@ class SyncEngine:
         self._known: dict[str, tuple[TrialRecord, str]] = {}
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
+        self.being_reported: list[InUse] = []
+        """What reports that are being accepted just now consist of, in all trials."""
         self.suspended: dict[str, list[Left]] = {}
         """By trial: checkpoints of an earlier process that go on if they are reported again."""
         self.recheck_at: float | None = None
@@ -404,8 +407,8 @@ class SyncEngine:
         return self._known[trial][0] if trial in self._known else None
 
     def directories(self) -> list[str]:
-        """Where its trials write."""
-        return [trial.tree.root for trial in self.trials.values()]
+        """Where its trials write, and where asyncsync keeps its state."""
+        return [*(trial.tree.root for trial in self.trials.values()), str(state_dir())]
 
     def accept(self, job: CheckpointJob) -> None:
         """Plain: a checkpoint is to become durable."""

@@ -68,7 +68,7 @@ class Accepted:
         gone = [path for path in before if path not in now]
         if gone:
             raise CheckpointIncompleteError(
-                f"{self.path}: {_some(gone)} vanished since the checkpoint was reported; keep the directory until it "
+                f"{self.path}: {some(gone)} vanished since the checkpoint was reported; keep the directory until it "
                 "is durable, or report Checkpoint.snapshot(directory)"
             )
         other = [path for path, file in now.items() if path not in before or not file.same_content_as(before[path])]
@@ -80,7 +80,7 @@ class Accepted:
     def changed(self, paths: Iterable[str]) -> SourceChangedError:
         """The error that says so."""
         return SourceChangedError(
-            f"{self.path}: {_some(sorted(paths))} changed since the checkpoint was reported, so that it would mix two "
+            f"{self.path}: {some(sorted(paths))} changed since the checkpoint was reported, so that it would mix two "
             "states; write each checkpoint to a directory of its own, or report Checkpoint.snapshot(directory)"
         )
 
@@ -165,9 +165,9 @@ def _absolute(path: str) -> str:
 
 def _refuse(path: str, found: Snapshot) -> None:
     if found.broken:
-        raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {_some(found.broken)}")
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {some(found.broken)}")
     if found.refused:
-        names = _some([repr(name) for name in found.refused])
+        names = some([repr(name) for name in found.refused])
         raise CheckpointIncompleteError(f"the checkpoint {path!r} has names that are not UTF-8: {names}")
     if not found.files:
         raise CheckpointIncompleteError(
@@ -175,7 +175,8 @@ def _refuse(path: str, found: Snapshot) -> None:
         )
 
 
-def _some(paths: Sequence[str]) -> str:
+def some(paths: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return ", ".join(paths[:SHOWN]) + more
 

@@ -20,7 +20,7 @@ from asyncsync import (
     UploadMode,
 )
 from asyncsync.errors import CheckpointIncompleteError
-from asyncsync.events import CheckpointFailed, Event
+from asyncsync.events import CheckpointFailed
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.testing import run_virtual
 
@@ -160,8 +160,6 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
     before, path, left, count = files_of(root), "", dict[str, bytes](), 0
 
     async def main() -> None:
-        events: list[Event] = []
-
         def strike() -> None:
             nonlocal path, left, count
             count += any(job.name not in trial.stored for job in trial.jobs)
@@ -200,8 +198,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
                 assert stored(bench, again.checkpoint.name)
         if error is not None:
             assert not [key for key in bench.keys() if key.startswith(f"t/{name}/")]
-        async for event in stream:
-            events.append(event)
+        events = [event async for event in stream]
         failed = [event.checkpoint for event in events if isinstance(event, CheckpointFailed)]
         assert failed == ([name] if error is not None else [])
 
