@@ -34,6 +34,7 @@ from asyncsync.opening import (
     warn_of_limits,
     watch_signal,
 )
+from asyncsync.ownership import InUse
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
@@ -106,6 +107,8 @@ class SyncEngine:
         """Trials whose record cannot be read, and why: nobody writes to them."""
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
+        self.being_reported: list[InUse] = []
+        """What reports that are being accepted just now consist of, in all trials."""
         self.suspended: dict[str, list[Left]] = {}
         """By trial: checkpoints of an earlier process that go on if they are reported again."""
         self.recheck_at: float | None = None
@@ -422,8 +425,8 @@ class SyncEngine:
         return self._known[trial][0] if trial in self._known else None
 
     def directories(self) -> list[str]:
-        """Where its trials write."""
-        return [trial.tree.root for trial in self.trials.values()]
+        """Where its trials write, and where asyncsync keeps its state."""
+        return [*(trial.tree.root for trial in self.trials.values()), str(state_dir())]
 
     def accept(self, job: CheckpointJob) -> None:
         """Plain: a checkpoint is to become durable."""

@@ -164,8 +164,8 @@ def _listed(payload: Mapping[str, Any]) -> Accepted | None:
     files = tuple(FileStat(path, size, mtime, inode, 0) for path, size, mtime, inode in payload["files"])
     root, looked = payload["path"], payload["looked"]
     if payload["single"]:
-        return Accepted(os.path.dirname(root), files, single=True, looked=looked)
-    return Accepted(root, files, single=False, looked=looked)
+        root = os.path.dirname(root)
+    return Accepted(root, os.path.realpath(root), files, single=payload["single"], looked=looked)
 
 
 async def look_back(store: Store, trial: Trial, job: CheckpointJob) -> SyncReport | None:

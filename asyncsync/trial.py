@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name
 from asyncsync.config import UploadMode, check_name
-from asyncsync.disk.accepted import Accepted, accept
+from asyncsync.disk.accepted import Accepted, accept, some
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
-from asyncsync.disk.scan import Rules
-from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.disk.scan import Rules, is_own_name
+from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.events import SyncWarning
 from asyncsync.injected import lease_time, token, wall_time
 from asyncsync.opening import Role
 from asyncsync.ownership import InUse, refuse_directory
@@ -29,7 +30,7 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import OUTLIVED
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.tree import Tree, TreeOptions
+from asyncsync.transfer.tree import Tree, TreeOptions, longest_path
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -195,7 +196,7 @@ class Trial:
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
         number = check_step(step, self._engine.role, source)
-        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, self._checked(name))
+        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, check_checkpoint(name))
         await self._engine.gate.passed()
         self._engine.check_open()
         if not self._engine.scheduler.has(self.key):
@@ -412,17 +413,32 @@ class Trial:
             return Rules(only=OWN_FILES)
         return Rules(
             tuple(config.include), tuple(config.exclude), config.symlinks,
-            self._reported_dirs | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
+            self._reported_dirs | self._own_names() | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
         )  # fmt: skip
 
     async def _accept(self, wanted: Wanted, source: Checkpoint | None) -> CheckpointHandle | None:
-        files = None
         if source is not None and wanted.mode is UploadMode.ASYNC:
             await self.settled(self._engine.run.checkpoint_config.max_pending_checkpoints - 1)
             await self._engine.gate.passed()
             self._engine.check_open()
-        if source is not None:
-            files = await in_thread(self._look, source, self._engine.directories(), self._in_use())
+        if source is None:
+            return await self._record(wanted, None, None)
+        in_use = self._in_use()
+        claim = InUse(str(source.path), f"another report of {self.key}", source.owned)
+        self._engine.being_reported.append(claim)
+        try:
+            most = self._longest(wanted)
+            files = await in_thread(self._look, source, self._engine.directories(), in_use, most)
+            if wanted.name is not None:
+                await self._refuse_taken(wanted.name, files)
+            return await self._record(wanted, source, files)
+        finally:
+            self._engine.being_reported.remove(claim)
+
+    async def _record(
+        self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
+    ) -> CheckpointHandle | None:
+        """The row, and with it the checkpoint: from there on there is no way back."""
         job = None
         if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
             job = self._job(wanted, source, files)
@@ -442,18 +458,30 @@ class Trial:
         return self._not_uploaded(source) if source is not None else None
 
     @staticmethod
-    def _look(source: Checkpoint, trials: list[str], in_use: list[InUse]) -> Accepted:
-        """In a worker thread."""
+    def _look(source: Checkpoint, trials: list[str], in_use: list[InUse], most: int) -> Accepted:
+        """In a worker thread. ``most``: bytes of a path."""
         files = accept(str(source.path))
         refuse_directory(files, owned=source.owned, trials=trials, in_use=in_use)
+        long = [file.path for file in files.files if len(file.path) * 4 > most and len(file.path.encode()) > most]
+        if long:
+            raise CheckpointIncompleteError(
+                f"the checkpoint {files.path!r} has names that are longer than the store allows ({most} bytes here): "
+                f"{some(long)}"
+            )
+        files.digest, files.size  # noqa: B018  known from now on: the event loop is not to go over all files
         return files
+
+    def _longest(self, wanted: Wanted) -> int:
+        """Bytes that a path in the checkpoint may have."""
+        name = wanted.name or checkpoint_name(self.record.next_checkpoint)
+        return longest_path(self._engine.session.store, f"{self.key}/{name}/")
 
     def _in_use(self) -> list[InUse]:
         trials = self._engine.trials.values()
         return [
             InUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
             for trial in trials for job in trial.jobs if job.source is not None
-        ]  # fmt: skip
+        ] + self._engine.being_reported  # fmt: skip
 
     def _recorded(self, wanted: Wanted, job: CheckpointJob | None) -> None:
         """Plain: the row is in result.json, and all that belongs to it follows."""
@@ -464,9 +492,10 @@ class Trial:
             return
         if job.source is not None and not (inside := os.path.relpath(job.source.path, self.tree.root)).startswith(".."):
             self._reported_dirs |= {inside}
-        self._reported_dirs |= {job.name} if job.named else set()
         self.record.next_checkpoint = max(self.record.next_checkpoint, job.number + 1)
         self.jobs.append(job)
+        for warning in job.source.warnings if job.source is not None else ():
+            self._engine.emit(SyncWarning(tree=f"{self.key}/{job.name}", message=warning))
         if not job.written_as:
             write_down(self._engine, self, job)
         self._engine.accept(job)
@@ -494,8 +523,7 @@ class Trial:
         found, self._suspended = self._suspended, None
         if found is None:
             return None
-        same = found.source is not None and (found.source.path, found.source.digest) == (files.path, files.digest)
-        if same and wanted.name in (None, found.name) and wanted.step == found.step:
+        if found.is_of(files) and wanted.name in (None, found.name) and wanted.step == found.step:
             return found
         self.give_up(found)
         return None
@@ -538,19 +566,26 @@ class Trial:
             self.record.given_up.append(job.name)
             self._touch()
 
-    def _checked(self, name: str | None) -> str | None:
-        """ConfigError if a checkpoint cannot be called so."""
-        if name is None:
-            return None
-        check_name("report(name=...)", name)
-        taken = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
-        if name in taken or name in self.record.given_up or name in OWN_FILES:
+    async def _refuse_taken(self, name: str, files: Accepted) -> None:
+        """ConfigError if the trial has something of this name: its artifacts and its checkpoints share a prefix."""
+        self._take_suspended()
+        suspended = self._suspended
+        again = suspended is not None and suspended.name == name and suspended.is_of(files)
+        if name in self._own_names() and not again:
             raise ConfigError(f"report(name={name!r}) is not usable: trial {self.name!r} has that already")
-        if RESERVED.match(name):
+        there = await in_thread(os.path.lexists, f"{self.tree.root}/{name}")
+        if there or await self.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000"
+                f"report(name={name!r}) is not usable: trial {self.name!r} has an artifact of this name; give the "
+                "checkpoint another one"
             )
-        return name
+
+    def _own_names(self) -> frozenset[str]:
+        """Directories of the trial's prefix that are checkpoints, or what is left of some."""
+        names = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
+        names |= {item.name for item in self._engine.suspended.get(self.key, ())}
+        names |= {self._suspended.name} if self._suspended is not None else set()
+        return frozenset(names | set(self.record.given_up))
 
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
         handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
@@ -571,6 +606,19 @@ def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool 
             "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
             "Checkpoint.take(directory)"
         )
+
+
+def check_checkpoint(name: str | None) -> str | None:
+    """ConfigError if a checkpoint cannot be called so in any trial."""
+    if name is None:
+        return None
+    check_name("report(name=...)", name)
+    if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
+        raise ConfigError(
+            f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000, "
+            "result.json and x.asyncsync-tmp"
+        )
+    return name
 
 
 def check_step(step: object, role: Role, source: Checkpoint | None) -> int | None:

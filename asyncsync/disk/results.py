@@ -75,16 +75,24 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
 
 
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
-    """Blocking: one line in result.json, flushed, and one row in progress.csv.
+    """Blocking: one line in result.json, flushed, and one row in progress.csv, or nothing: OSError leaves both as they
+    were.
 
     The columns of the CSV are those of its first row; further ones are only in result.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _end_torn_line(directory / RESULTS)
-    with open(directory / RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-    _append_csv(directory / PROGRESS, flatten(row))
+    before = {path: path.stat().st_size if path.exists() else 0 for path in (directory / RESULTS, directory / PROGRESS)}
+    try:
+        with open(directory / RESULTS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        _append_csv(directory / PROGRESS, flatten(row))
+    except OSError:
+        for path, size in before.items():
+            if path.exists():
+                os.truncate(path, size)
+        raise
 
 
 def _end_torn_line(path: Path) -> None:

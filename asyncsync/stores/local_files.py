@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange, Lease
+from asyncsync.disk.files import PIECE, FileRange, Lease, never_waiting
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.errors import IntegrityError, PreconditionError, SourceChangedError, StoreError
 from asyncsync.stores.base import MISSING, Body
@@ -125,7 +125,7 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(body: FileRange) -> Iterator[Source]:
-    fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = never_waiting(body.path, os.O_RDONLY)
     try:
         yield Source(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:

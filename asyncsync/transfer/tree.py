@@ -202,6 +202,14 @@ class Tree:
         self._manifest, self._version = manifest, version
         self._from_journal = self._guessed = False
 
+    async def has_below(self, name: str) -> bool:
+        """Whether something that was sent and not deleted lies in this directory of the prefix."""
+        known = [self._known()]
+        if self._manifest is None:
+            known.append(await find_manifest(self._session.view(self._options.lane, self.prefix), self.prefix))
+        paths = (path for manifest in known if manifest is not None for path in manifest.files)
+        return any(path == name or path.startswith(f"{name}/") for path in paths)
+
     def expect_nothing(self) -> None:
         """The prefix is new, as far as its owner knows: no manifest is looked for before there is one to write. Should
         one be there, the conditional write finds it, and it is taken over then."""
@@ -320,7 +328,7 @@ class Tree:
         return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
 
     def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
-        most = store.traits.max_key_bytes - len(self.prefix.encode())
+        most = longest_path(store, self.prefix)
         bad = {path: ValueError("the name is not UTF-8") for path in snapshot.refused}
         for file in snapshot.files:
             if len(file.path) * 4 > most and len(file.path.encode()) > most:
@@ -487,6 +495,12 @@ class Tree:
             files_vanished=len(tally.vanished),
             files_deleted=deleted,
         )
+
+
+def longest_path(store: Store, prefix: str) -> int:
+    """Bytes that a path below ``prefix`` may have; what the store's own prefix takes is not there for it."""
+    above = store.uri.partition("://")[2].partition("/")[2]
+    return store.traits.max_key_bytes - len(f"{above}/{prefix}".encode())
 
 
 def _raise_if_lost(tally: Tally) -> None:
