@@ -61,6 +61,15 @@ class Wanted:
     name: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a record says of checkpoints: those it names, and of those that it gives up which are still in memory."""
+
+    names: frozenset[str]
+    leaving: frozenset[str]
+    given_up: tuple[str, ...]
+
+
 class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
@@ -76,10 +85,12 @@ class Trial:
         "_reported_dirs",
         "_saving",
         "_suspended",
+        "_written",
         "dirty_since",
         "doubtful",
         "failing_since",
         "failures",
+        "freed",
         "jobs",
         "key",
         "last_durable",
@@ -123,7 +134,11 @@ class Trial:
         """Names of checkpoints that are being retired: the record without them is on its way."""
         self.stored: frozenset[str] = frozenset()
         """Names of the checkpoints in the record that was stored last."""
+        self.freed: set[str] = set()
+        """Names that the record in the store gives up, though their data is gone: not to be used before it is written."""
         self._saving: asyncio.Lock | None = None
+        self._written = _Named(self.stored, frozenset(), ())
+        """What the record says that was written last, or is on its way."""
         self._owed: set[str] = set()
         """Names in the record's ``given_up`` whose deletion is owed to the store."""
         self._suspended: CheckpointJob | None = None
@@ -275,20 +290,26 @@ class Trial:
         what it retires leaves our memory, and what it gives up is deleted."""
         self._saving = lock = self._saving or asyncio.Lock()
         async with lock:
-            leaving = frozenset(self.leaving)
-            names = [item.name for item in self.record.checkpoints if item.name not in leaving]
-            given_up = [*self.record.given_up, *sorted(leaving)]
             saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
             if self._engine.role.leads:
-                self._stored(frozenset(names), leaving, given_up)
+                self._stored(self._written if saved else self._named())
         return saved
 
-    def _stored(self, names: frozenset[str], leaving: frozenset[str], given_up: list[str]) -> None:
-        """Plain."""
-        record, self.stored = self.record, names
+    def _named(self) -> _Named:
+        leaving = frozenset(self.leaving)
+        names = frozenset(item.name for item in self.record.checkpoints) - leaving
+        return _Named(names, leaving, (*self.record.given_up, *sorted(leaving)))
+
+    def _stored(self, written: _Named) -> None:
+        """Plain. If a checkpoint that the store names now has failed meanwhile, what it retires stays: the next record
+        names that again."""
+        record, self.stored = self.record, written.names
+        self.freed &= set(written.given_up)
+        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else frozenset[str]()
         record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
         record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
-        self._engine.owe(self, [name for name in given_up if name not in self._owed])
+        given_up = [name for name in written.given_up if name in record.given_up and name not in self._owed]
+        self._engine.owe(self, given_up)
         self._owed.update(given_up)
 
     def deleted(self, name: str) -> None:
@@ -296,10 +317,20 @@ class Trial:
         self._owed.discard(name)
         if name in self.record.given_up:
             self.record.given_up.remove(name)
+            self.freed.add(name)
+            if self._changed is not None:
+                self._changed.set()
+
+    async def deletion(self, name: str) -> None:
+        """Wait until what the record gives up under this name is gone."""
+        while name in self.record.given_up:
+            await self._change()
 
     def _encode(self, stamp: str) -> bytes:
         """The record as it is to be stored: what is being retired is not in it, but stays here until it is stored."""
         record = self.record
+        if stamp:
+            self._written = self._named()
         if self.leaving:
             kept = [item for item in record.checkpoints if item.name not in self.leaving]
             record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.leaving)])
@@ -329,10 +360,13 @@ class Trial:
     async def settled(self, most: int = 0) -> None:
         """Wait until at most ``most`` checkpoints are not durable."""
         while len(self.jobs) > most:
-            if self._changed is None:
-                self._changed = asyncio.Event()
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        self._changed.clear()
+        await self._changed.wait()
 
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or will never be."""
