@@ -62,6 +62,7 @@ class BlockingTrial:
         metrics: Mapping[str, Any],
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         *,
+        step: int | None = None,
         upload: UploadMode = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -70,10 +71,14 @@ class BlockingTrial:
 
         async def call() -> Report:
             return await self._trial.report(
-                metrics, checkpoint, upload=upload, delete_local=delete_local, metadata=metadata
+                metrics, checkpoint, step=step, upload=upload, delete_local=delete_local, metadata=metadata
             )
 
         return BlockingReport(self._portal, self._portal.call(call))
+
+    def skip(self, step: int, reason: str) -> None:
+        """See :meth:`asyncsync.Trial.skip`."""
+        self._portal.call(self._trial.skip, step, reason)
 
     def sync(self) -> SyncReport:
         """See :meth:`asyncsync.Trial.sync`."""

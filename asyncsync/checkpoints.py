@@ -137,6 +137,8 @@ class CheckpointJob:
     """Its name in the journal, if an earlier process accepted it."""
     step: int | None = None
     """Of the training, as it was reported; ranks are matched by it."""
+    given_up: str = ""
+    """Why this rank gives it up, in its own words: there is nothing to send."""
 
     @property
     def name(self) -> str:

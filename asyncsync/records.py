@@ -97,6 +97,9 @@ class FailureRecord:
     generation: int
     """Epoch of the trial's record that this was part of; in another one it says nothing."""
     reason: str
+    step: int = -1
+    """The latest training step that is given up: who reports a later one goes on under the next number. -1: written by
+    a version without steps."""
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""
@@ -106,6 +109,28 @@ class FailureRecord:
     def from_bytes(cls, data: bytes) -> FailureRecord:
         """Parse; ValueError if it is no failure's record."""
         return cls(**_decode("failure", data))
+
+
+@dataclass(slots=True)
+class OutcomeRecord:
+    """Whether a checkpoint of several ranks is committed or given up: created once, by the first rank that knows."""
+
+    rank: int
+    """Who wrote it; -1 if it is committed, so that all who may write it write the same bytes."""
+    generation: int
+    step: int
+    """Committed: its training step. Given up: as in :class:`FailureRecord`."""
+    committed: bool
+    reason: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON."""
+        return _encode("outcome", asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> OutcomeRecord:
+        """Parse; ValueError if it is no outcome."""
+        return cls(**_decode("outcome", data))
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
+from asyncsync.shared import LostError
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.tree import Tree, TreeOptions
@@ -121,6 +123,7 @@ class Trial:
         metrics: Mapping[str, Any],
         checkpoint: CheckpointSource | None = None,
         *,
+        step: int | None = None,
         upload: UploadMode = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -133,6 +136,8 @@ class Trial:
         Args:
             metrics: JSON values; nested mappings are fine. One line in ``result.json``, one row in ``progress.csv``.
             checkpoint: a directory, or ``Checkpoint.take/lend/snapshot``.
+            step: the training step, 0 or more. Where several ranks train the trial it is required with a checkpoint:
+                their parts only make one checkpoint if they are of the same step.
             upload: SYNC returns when it is durable, ASYNC when it is accepted (it waits while
                 ``max_pending_checkpoints`` of this trial are not durable yet), NO_UPLOAD sends nothing.
             delete_local: delete the directory once durable; default: only for ASYNC and a directory that asyncsync
@@ -141,6 +146,13 @@ class Trial:
         """
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
+        if step is not None:
+            step = _as_step(step)
+        elif source is not None and self.ranks is not None:
+            raise ConfigError(
+                "report(checkpoint=...) needs step=... where several ranks train the trial: counting reports cannot "
+                "notice that a rank skipped one"
+            )
         await self._engine.gate.passed()
         self._engine.check_open()
         if not self._engine.scheduler.has(self.key):
@@ -148,13 +160,41 @@ class Trial:
         self.raise_failures()
         async with self._locked():
             await self.prepare()
-            handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}))
+            handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}), step)
         if handle is not None and upload is UploadMode.SYNC:
             await handle.durable()
             config = self._engine.run.sync_config
             if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
                 await self.sync()
         return Report(dict(metrics), handle)
+
+    async def skip(self, step: int, reason: str) -> None:
+        """Tell the other ranks that this one makes no checkpoint of ``step``, instead of reporting it; or give up one
+        that it has reported and that is not durable yet.
+
+        Their reports of that step raise CheckpointIncompleteError with this rank and ``reason``, whether they come
+        before or after this; the next step is for all of them again. Returns when they can know. Does nothing where
+        one process trains the trial. Raises what keeps it from telling them.
+        """
+        step = _as_step(step)
+        await self._engine.gate.passed()
+        self._engine.check_open()
+        if self.ranks is None:
+            return
+        async with self._locked():
+            await self.prepare()
+            job = next((job for job in self.jobs if job.step == step), None)
+            if job is None:
+                job = self._nothing(step, str(reason))
+                self.record.next_checkpoint = job.number + 1
+                self.jobs.append(job)
+                await self._engine.scheduler.inbox.put(job)
+        if not job.given_up:
+            await self.ranks.give_up(self, job, str(reason))
+        try:
+            await job.handle.durable()
+        except LostError:
+            return
 
     async def sync(self) -> SyncReport:
         """Sync the trial's files and record now, and wait for it. Raises why it failed."""
@@ -316,7 +356,7 @@ class Trial:
 
     async def _accept(
         self, metrics: dict[str, Any], source: Checkpoint | None, mode: UploadMode, delete_local: bool | None,
-        metadata: dict[str, Any],
+        metadata: dict[str, Any], step: int | None,
     ) -> CheckpointHandle | None:  # fmt: skip
         metrics, metadata = as_json(metrics), as_json(metadata)
         size = await size_of(str(source.path)) if source is not None else 0
@@ -325,6 +365,8 @@ class Trial:
             await self._engine.gate.passed()
             self._engine.check_open()
         job = self._job(source, mode, delete_local, metrics, metadata, size)
+        if job is not None:
+            job.step = step
         row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(wall_time())}
         if job is not None:
             row["checkpoint_dir_name"] = job.name
@@ -362,6 +404,15 @@ class Trial:
             asyncio.get_running_loop().time(),
         )  # fmt: skip
 
+    def _nothing(self, step: int, reason: str) -> CheckpointJob:
+        """In place of a checkpoint that this rank does not make."""
+        number = self.record.next_checkpoint
+        name = checkpoint_name(number)
+        return CheckpointJob(
+            self.key, "", number, CheckpointHandle(name, f"{self.uri}/{name}"), {}, {}, False, 0,
+            asyncio.get_running_loop().time(), step=step, given_up=reason or "no reason given",
+        )  # fmt: skip
+
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
         handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
         handle.told = True
@@ -371,6 +422,16 @@ class Trial:
 
 def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
     return source if source is None or isinstance(source, Checkpoint) else Checkpoint.lend(source)
+
+
+def _as_step(step: object) -> int:
+    try:
+        number = -1 if isinstance(step, bool) else operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
+    return number
 
 
 def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
