@@ -334,7 +334,8 @@ class Ranks:
         return f"rank {self.rank} gave up step {job.step}: {job.given_up}"
 
     def _lost(self, job: CheckpointJob, reason: str, step: int) -> LostError:
-        return LostError(job.handle.uri, self.world_size, reason, step)
+        ours = "" if step == job.step else f"; rank {self.rank} came with step {job.step}"
+        return LostError(job.handle.uri, self.world_size, reason, step, ours)
 
     def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
         limit, names = self._commit_seconds, ", ".join(map(str, missing))

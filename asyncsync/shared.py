@@ -50,9 +50,10 @@ R = TypeVar("R", FailureRecord, OutcomeRecord)
 class LostError(CheckpointIncompleteError):
     """A checkpoint will not be whole. ``reason`` is what all ranks are told, ``step`` the latest that is given up."""
 
-    def __init__(self, uri: str, world_size: int, reason: str, step: int) -> None:
+    def __init__(self, uri: str, world_size: int, reason: str, step: int, ours: str = "") -> None:
         super().__init__(
-            f"checkpoint {uri} is not whole: of {world_size} ranks, {reason}. What the others sent is left for prune"
+            f"checkpoint {uri} is not whole: of {world_size} ranks, {reason}{ours}. What the others sent is left for "
+            "prune"
         )
         self.reason, self.step = reason, step
 
