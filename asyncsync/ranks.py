@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from asyncsync.checkpoints import Again, CheckpointJob, checkpoint_name, persist, upload
 from asyncsync.errors import (
     AsyncsyncError,
+    CheckpointIncompleteError,
     ConcurrentWriterError,
     NotFoundError,
     SyncFailedError,
@@ -219,7 +220,7 @@ class Ranks:
         while not self.leads and not self._begun:
             await persist(partial(self._leader, self._store()), again)
             if not self._begun and loop.time() - began >= limit:
-                raise self._late(job, [0])
+                raise CheckpointIncompleteError(str(self._late(job, [0])))  # there is no generation to tell
             await asyncio.sleep(PATIENCE / 20)
         while self._returned and not self._waited and loop.time() - began < PATIENCE:
             if not await persist(partial(self._follow, trial), again):
@@ -347,7 +348,7 @@ class Ranks:
 
         A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
         """
-        if not self._engine.session.store.healthy or not (self.leads or self._begun):
+        if not (self.leads or self._begun) or not (job.given_up or self._engine.session.store.healthy):
             return False
         reason, step = f"rank {self.rank} failed: {error}", _step(job)
         if isinstance(error, LostError):
@@ -358,6 +359,8 @@ class Ranks:
                     return False
                 self._leave(trial, job)
         except AsyncsyncError as untold:
+            if job.given_up:
+                raise  # who gives it up waits for just this
             log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
             return False
         return True

@@ -145,7 +145,46 @@ def check_agreement(bench: Bench, plan: Plan, heard: Verdicts) -> None:
     assert numbers == sorted(numbers)
 
 
-@pytest.mark.parametrize("seed", range(40))
+# ranks that die
+
+
+class Job:
+    """Ranks that all report the same steps, and of which some die: each comes back, and goes on behind the newest
+    checkpoint that is whole then. Steps are multiples of 10, so those of a restored run are the same again."""
+
+    def __init__(self, bench: Bench, dice: random.Random, of: int, *, last: int = 200) -> None:
+        self.bench, self.dice, self.of, self.last = bench, dice, of, last
+        self.heard = Verdicts()
+        self.keep = CheckpointConfig(commit_timeout=60)
+
+    async def run(self, *deaths: tuple[float, tuple[int, ...]]) -> None:
+        """Until every rank has reported the last step. ``deaths``: when, and who."""
+        slow_store(self.bench, self.dice)
+        alive = {number: self._start(number, resume=False) for number in range(self.of)}
+        for after, who in deaths:
+            await asyncio.sleep(after)
+            for number in who:
+                alive[number].cancel()
+            await asyncio.gather(*(alive[number] for number in who), return_exceptions=True)
+            for number in sorted(who, key=lambda _: self.dice.random()):
+                await asyncio.sleep(self.dice.choice((0, self.dice.uniform(0, 30))))
+                alive[number] = self._start(number, resume=True)
+        await asyncio.gather(*alive.values())
+
+    def _start(self, number: int, *, resume: bool) -> asyncio.Task[None]:
+        return asyncio.create_task(self._life(number, resume=resume), name=f"rank {number}")
+
+    async def _life(self, number: int, *, resume: bool) -> None:
+        restored = max(committed(self.bench, self.of), default=-10)
+        engine = rank(self.bench, number, of=self.of, keep=self.keep, resume=resume, exit_grace=0.001)
+        async with engine:
+            for step in range(restored + 10, self.last + 1, 10):
+                await asyncio.sleep(self.dice.uniform(5, 10))
+                work = engine.trial("t").report({}, source(self.bench, number, step), step=step)
+                await self.heard.hear(number, step, work)
+
+
+@pytest.mark.parametrize("seed", range(25))
 def test_what_all_ranks_report_is_durable_and_all_else_is_told_to_who_reported_it(bench: Bench, seed: int) -> None:
     """At once: no time-out has to pass for it."""
     dice = random.Random(seed)
@@ -162,9 +201,34 @@ def test_what_all_ranks_report_is_durable_and_all_else_is_told_to_who_reported_i
             assert f"gave up step {step}: no memory" in str(error) or f" step {step}" in str(error), error
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(25))
 def test_ranks_agree_on_what_is_lost_however_their_time_outs_fall(bench: Bench, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.random(dice, commit_timeout=dice.choice((1, 3, 10)))
     heard, _ = run_virtual(run(bench, plan, dice))
     check_agreement(bench, plan, heard)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_rank_that_dies_and_comes_back_is_in_step_again(bench: Bench, seed: int) -> None:
+    dice = random.Random(seed)
+    of = dice.randint(2, 4)
+    lost = dice.randrange(1, of)
+    job = Job(bench, dice, of)
+    run_virtual(job.run(*((dice.uniform(5, 60), (lost,)) for _ in range(dice.randint(1, 3)))))
+    stored = committed(bench, of)
+    assert max(stored) == job.last
+    for step, verdicts in job.heard.by_step.items():
+        durable = {error is None for number, error in verdicts.items() if number != lost}
+        assert durable <= {step in stored}, (step, verdicts)
+        assert verdicts.get(lost, 1) is not None or step in stored
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_ranks_that_all_die_begin_again_behind_the_newest_whole_one(bench: Bench, seed: int) -> None:
+    """Their steps go back then, and they are in step at once."""
+    dice = random.Random(seed)
+    of = dice.randint(2, 4)
+    job = Job(bench, dice, of, last=100)
+    run_virtual(job.run(*((dice.uniform(5, 60), tuple(range(of))) for _ in range(dice.randint(1, 3)))))
+    assert max(committed(bench, of)) == job.last
