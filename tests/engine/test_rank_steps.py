@@ -267,7 +267,7 @@ def test_nothing_is_asked_of_the_store_before_the_first_byte_of_a_checkpoint(ben
     run_virtual(main())
     asked = [item for item in bench.faults.requests if "checkpoint_000001" in item.key]
     first = asked[0]
-    assert (first.operation, first.key) == ("put", f"exp/t/checkpoint_000001/shard_{who}")
+    assert (first.operation, first.key) == ("put", f"t/checkpoint_000001/shard_{who}")
     assert bench.puts("checkpoint_000001/.asyncsync/") == N + 2
 
 
