@@ -63,6 +63,7 @@ class BlockingTrial:
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         *,
         step: int | None = None,
+        name: str | None = None,
         upload: UploadMode = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -71,7 +72,7 @@ class BlockingTrial:
 
         async def call() -> Report:
             return await self._trial.report(
-                metrics, checkpoint, step=step, upload=upload, delete_local=delete_local, metadata=metadata
+                metrics, checkpoint, step=step, name=name, upload=upload, delete_local=delete_local, metadata=metadata
             )
 
         return BlockingReport(self._portal, self._portal.call(call))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncsync.config import SyncConfig
+from asyncsync.config import UploadMode
+from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.copying import copy_tree
-from asyncsync.disk.files import in_thread
-from asyncsync.disk.scan import Rules
-from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, SyncFailedError
+from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
@@ -22,12 +21,15 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.fenced import Fence
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.session import Session
-from asyncsync.transfer.tree import Tree, TreeOptions
+from asyncsync.transfer.tree import ID, Tree, TreeOptions
 
 T = TypeVar("T")
 
 LAST_TRIES = 2
 """How often something is tried at the end of a run, each time with all attempts of its requests."""
+STUCK = 4
+"""Attempts in a row that may end by their time-out with bytes on their way and none acknowledged: the first sends as
+always, the others one file at a time in small parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +122,63 @@ class CheckpointJob:
     """One accepted checkpoint on its way."""
 
     trial: str
-    directory: str
+    source: Accepted | None
+    """Its files, as they were when it was accepted; None if they are gone and were not written down."""
     number: int
     handle: CheckpointHandle
     metrics: dict[str, Any]
     metadata: dict[str, Any]
+    mode: UploadMode
     delete_local: bool
-    size: int
-    """Bytes at risk until it is durable."""
     accepted: float
     """On the event loop's clock."""
-    tree: Tree | None = field(default=None)
-    token: str = ""
-    """Set for one that is written down: the next process goes on with it, see :mod:`asyncsync.pending`."""
-    written_as: str = ""
-    """Its name in the journal, if an earlier process accepted it."""
+    token: str
+    """Tells it from any other checkpoint, of the same name too."""
     step: int | None = None
     """Of the training, as it was reported; ranks are matched by it."""
     given_up: str = ""
     """Why this rank gives it up, in its own words: there is nothing to send."""
+    named: bool = False
+    """Whether the user chose its name."""
+    goes_on: bool = False
+    """Whether the next process goes on with it by itself, see :mod:`asyncsync.pending`."""
+    begun: bool = False
+    """Whether something of it may be in the store since an earlier process."""
+    written_as: str = ""
+    """Its name in the journal, if it is written down."""
+    problem: AsyncsyncError | None = None
+    """Why its files cannot be sent any more, if an earlier process accepted it."""
+    tree: Tree | None = None
+    stuck: int = 0
+    """Attempts in a row in which bytes moved and none were acknowledged."""
 
     @property
     def name(self) -> str:
         """Such as ``checkpoint_000003``."""
         return self.handle.name
+
+    @property
+    def size(self) -> int:
+        """Bytes at risk until it is durable."""
+        return self.source.size if self.source is not None else 0
+
+    def moved(self) -> bool:
+        """Whether the attempt that was just ended by its time-out is to be gone on with: bytes moved. Some must get to
+        the end, too: after an attempt in which none did less is sent at once; STUCK of them in a row are a failure."""
+        if self.tree is None or not self.tree.moves:
+            return False
+        if self.tree.moved:
+            self.stuck = 0
+            return True
+        self.stuck += 1
+        self.tree.send_less_at_once()
+        return self.stuck < STUCK
+
+    def rename(self, number: int, uri: str) -> None:
+        """It gets another number, because this one is another checkpoint's. ``uri`` is the trial's."""
+        self.number, self.handle.name = number, checkpoint_name(number)
+        self.handle.uri = f"{uri}/{self.handle.name}"
+        self.tree, self.begun = None, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +200,6 @@ async def upload(
     session: Session,
     prefix: str,
     job: CheckpointJob,
-    config: SyncConfig,
     again: Again,
     fence: Fence | None = None,
     *,
@@ -174,10 +208,14 @@ async def upload(
 ) -> SyncReport:
     """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
 
-    The caller bounds it in time. Raises what cannot pass. ``record`` and ``more``: another name for the manifest, and
-    what else it says.
+    The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
+    ``record`` and ``more``: another name for the manifest, and what else it says.
     """
+    if job.problem is not None:
+        raise job.problem
+    assert job.source is not None
     info = {
+        ID: job.token,
         "checkpoint": job.name,
         "number": job.number,
         "step": job.step,
@@ -186,11 +224,11 @@ async def upload(
         "time": wall_time(),
         **(more or {}),
     }
-    if job.token:
-        info["id"] = job.token
-    rules = Rules(tuple(config.include), tuple(config.exclude), config.symlinks)
-    options = TreeOptions(lambda: rules, Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence)
-    tree = job.tree = job.tree or Tree(session, job.directory, f"{prefix}{job.name}/", options)
+    options = TreeOptions(
+        lane=Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence, accepted=job.source,
+        begun=job.begun,
+    )  # fmt: skip
+    tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
     return await persist(tree.sync_once, again)
 
 
@@ -222,25 +260,8 @@ def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
         number=job.number,
         metrics=job.metrics,
         metadata=job.metadata,
-        files=report.files_sent + report.files_copied + report.files_skipped,
+        files=len(job.source.files) if job.source is not None else report.files_skipped,
         bytes=report.bytes_total,
         time=wall_time(),
+        step=job.step,
     )
-
-
-async def size_of(directory: str) -> int:
-    """Bytes below a directory; CheckpointIncompleteError if it is none."""
-
-    def add_up() -> int:
-        total = 0
-        for root, _, names in os.walk(directory):
-            for name in names:
-                try:
-                    total += os.lstat(f"{root}/{name}").st_size
-                except FileNotFoundError:
-                    continue
-        return total
-
-    if not await in_thread(os.path.isdir, directory):
-        raise CheckpointIncompleteError(f"the checkpoint {directory!r} is not a directory on this machine")
-    return await in_thread(add_up)

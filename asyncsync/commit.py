@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from asyncsync.checkpoints import LAST_TRIES, Again, CheckpointJob, may_pass, persist, record_of, upload
+from asyncsync.checkpoints import LAST_TRIES, STUCK, Again, CheckpointJob, may_pass, persist, record_of, upload
+from asyncsync.config import UploadMode
+from asyncsync.disk.accepted import SHOWN, Accepted
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
-from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, CheckpointRetired, SyncFailed
-from asyncsync.pending import cross_out, look_back
+from asyncsync.events import (
+    CheckpointAccepted,
+    CheckpointDurable,
+    CheckpointFailed,
+    CheckpointRetired,
+    SyncFailed,
+    SyncWarning,
+)
+from asyncsync.pending import cross_out, look_back, write_down
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.retention import to_retire
 from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
+from asyncsync.resume import not_whole
 from asyncsync.scheduler import within
 from asyncsync.stores.waiting import Lane
+from asyncsync.transfer.reader import read_manifest
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.sources import recall
+from asyncsync.transfer.tree import ID
+from asyncsync.transfer.writes import CollisionError
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -32,10 +46,12 @@ RECALLED_FROM = 1 << 20
 
 
 class CheckpointRunner:
-    """Takes jobs from the engine's inbox. Files first, then the manifest, then the record, then retirement."""
+    """Takes jobs from its inbox. Files first, then the manifest, then the record, then retirement."""
 
-    def __init__(self, engine: SyncEngine, group: asyncio.TaskGroup, owed: Callable[[], None]) -> None:
-        self._engine, self._group, self._owed = engine, group, owed
+    def __init__(self, engine: SyncEngine, group: asyncio.TaskGroup) -> None:
+        self.inbox: asyncio.Queue[CheckpointJob] = asyncio.Queue()
+        """Accepted checkpoints. Bounded by ``max_pending_checkpoints`` and the reports that wait, in each trial."""
+        self._engine, self._group = engine, group
         self._running: dict[str, asyncio.Task[None]] = {}
         self._only: Mapping[str, CheckpointJob] | None = None
         self._sending: dict[str, CheckpointJob] = {}
@@ -44,10 +60,12 @@ class CheckpointRunner:
         """Trials whose runner is being interrupted, to begin again."""
         self._recalled: set[str] = set()
 
-    def accept(self, job: CheckpointJob) -> None:
-        """A job has come out of the inbox."""
-        self._engine.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
-        self._start(self._engine.trials[job.trial])
+    async def run(self) -> None:
+        """Start what comes in; ends only by cancel."""
+        while True:
+            job = await self.inbox.get()
+            self._engine.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
+            self._start(self._engine.trials[job.trial])
 
     def only(self, jobs: Mapping[str, CheckpointJob]) -> None:
         """Time is short: of each trial just this one, now; what else is being sent is interrupted."""
@@ -71,6 +89,10 @@ class CheckpointRunner:
         self._yielding.clear()
         for task in self._running.values():
             task.cancel()
+        for trial in self._engine.trials.values():
+            if trial.key not in self._running:
+                for job in list(trial.jobs):
+                    trial.job_ended(job, stopped(job))
 
     def _start(self, trial: Trial) -> None:
         if trial.key not in self._running and self._next(trial) is not None:
@@ -88,6 +110,9 @@ class CheckpointRunner:
                 await self._one(trial, job)
         finally:
             self._running.pop(trial.key, None)
+            if self._engine.stopped:
+                for job in list(trial.jobs):
+                    trial.job_ended(job, stopped(job))
             if trial.key in self._yielding:
                 self._yielding.discard(trial.key)
                 self._start(trial)
@@ -99,14 +124,17 @@ class CheckpointRunner:
         except asyncio.CancelledError:
             if trial.key in self._yielding:
                 raise
-            trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
+            trial.job_ended(job, stopped(job))
             raise
         except (AsyncsyncError, OSError) as error:
-            if self._engine.stopped:  # no verdict: the cancel came when the answer did
-                trial.job_ended(job, EngineClosedError(f"the engine stopped before {job.handle.uri} was durable"))
+            if job.name in trial.stored:
+                report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
+            elif self._engine.stopped:  # no verdict: the cancel came when the answer did
+                trial.job_ended(job, stopped(job))
+                return
             else:
                 await self._failed(trial, job, error)
-            return
+                return
         seconds = asyncio.get_running_loop().time() - started
         self._engine.emit(
             CheckpointDurable(
@@ -115,22 +143,36 @@ class CheckpointRunner:
                 seconds=seconds,
             )
         )  # fmt: skip
-        if job.delete_local:
-            await in_thread(shutil.rmtree, job.directory, ignore_errors=True)
-        if job.token:
-            cross_out(self._engine.session, job)
+        if job.delete_local and job.source is not None:
+            await self._remove_local(trial, job, job.source)
+        cross_out(self._engine.session, job)
+        if job.goes_on:
             await self._engine.session.journal.flush()  # before a later one can retire it: it must not come back then
         trial.job_ended(job)
         config = self._engine.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
             await self._engine.scheduler.ask(trial.key, force=True)
 
+    async def _remove_local(self, trial: Trial, job: CheckpointJob, source: Accepted) -> None:
+        """What is not as it was sent stays, and is told."""
+        stayed = await in_thread(source.remove)
+        if stayed:
+            names = ", ".join(stayed[:SHOWN]) + (f" and {len(stayed) - SHOWN} more" if len(stayed) > SHOWN else "")
+            message = f"{source.path}: {names} came or changed after {trial.key}/{job.name} was sent, and stayed"
+            self._engine.emit(SyncWarning(tree=trial.key, message=message))
+
     async def _within(self, trial: Trial, job: CheckpointJob) -> SyncReport:
-        """``sync_timeout`` bounds what we send, not how long other ranks take."""
-        work = self._make_durable(trial, job)
-        if trial.ranks is not None:
-            return await work
-        return await within(self._engine.run.sync_config.timeout, work, lambda: self._progress(job))
+        """``sync_timeout`` bounds what we send, not how long other ranks take. An attempt in which bytes moved is gone
+        on with: by us if nobody waits for it, else by who reports the directory again."""
+        timeout = self._engine.run.sync_config.timeout
+        while trial.ranks is None:
+            try:
+                return await within(timeout, self._make_durable(trial, job), lambda: self._progress(job))
+            except SyncTimeoutError as error:
+                if not job.moved() or job.mode is UploadMode.SYNC:
+                    raise
+                self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=str(error)))
+        return await self._make_durable(trial, job)
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
@@ -157,16 +199,32 @@ class CheckpointRunner:
 
     async def _send(self, session: Session, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         done = None
-        if job.written_as:
+        if job.begun and job.tree is None:
             store = session.view(Lane.CHECKPOINT, trial.key)
             done = await persist(lambda: look_back(store, trial, job), again)
         await persist(trial.claim, again)
         if trial.ranks is not None:
             return await self._with_the_others(trial, trial.ranks, job, again)
-        config = self._engine.run.sync_config
-        if done is None:
-            await self._recall(trial, job)
-        return done or await upload(session, f"{trial.key}/", job, config, again, trial.confirm)
+        if done is not None:
+            return done
+        await self._recall(trial, job)
+        while True:
+            try:
+                return await upload(session, f"{trial.key}/", job, again, trial.confirm)
+            except CollisionError as error:
+                if job.named:
+                    raise
+                self._step_over(trial, job, error)
+
+    def _step_over(self, trial: Trial, job: CheckpointJob, error: CollisionError) -> None:
+        """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number."""
+        log.warning("%s gets another number: %s", job.handle.uri, error)
+        self._engine.session.uploads.abandon_below(f"{trial.key}/{job.name}/")
+        cross_out(self._engine.session, job)
+        number = trial.record.next_checkpoint
+        trial.record.next_checkpoint = number + 1
+        job.rename(number, trial.uri)
+        write_down(self._engine, trial, job)
 
     async def _recall(self, trial: Trial, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
@@ -185,55 +243,61 @@ class CheckpointRunner:
         return report
 
     async def _register(self, trial: Trial, job: CheckpointJob, report: SyncReport, again: Again) -> None:
-        """Name it in the record, in the same write without those that it retires; only then their data goes."""
+        """Name it in the record, in the same write without those that it retires; only once that is stored they leave
+        our memory, and their data goes."""
         record, keep = trial.record, self._engine.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
             record.checkpoints.sort(key=lambda item: item.number)  # the newest may have gone first
-        retired = set(
-            to_retire(
-                record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
-            )
+        retired = to_retire(
+            record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
-        record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
-        await persist(trial.save, again)
+        if retired and not self._engine.session.store.traits.conditional_writes:
+            await persist(partial(self._see_that_it_is_whole, trial, job), again)
+        trial.leaving.update(retired)
+        try:
+            await persist(trial.save, again)
+        finally:
+            trial.leaving.clear()
         for name in sorted(retired):
-            self._engine.session.owe_delete(f"{trial.key}/{name}/")
+            self._engine.session.catalogue.forget(f"{trial.key}/{name}/")
             self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
-        if retired:
-            self._owed()
+
+    async def _see_that_it_is_whole(self, trial: Trial, job: CheckpointJob) -> None:
+        """Where a store cannot keep two processes apart, the newest is looked at before an older one goes."""
+        store, prefix = self._engine.session.view(Lane.RECORD, trial.key), f"{trial.key}/{job.name}/"
+        manifest = await read_manifest(store, prefix)
+        if manifest.info.get(ID) != job.token or (wrong := await not_whole(store, prefix, manifest)):
+            raise CollisionError(f"{job.handle.uri} was written over by another process: {wrong or MANIFEST}")
 
     async def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
-        """It will never be durable: nothing of it is to stay in the store. Except one that is written down, if the
-        reason may pass: the next process goes on with it."""
-        goes_on = bool(job.token) and may_pass(error)
-        if not goes_on:
-            cross_out(self._engine.session, job)
-        trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
+        """It will never be durable: nothing of it is to stay in the store. Except one that the next process goes on
+        with because the reason may pass, and one whose bytes moved: whoever reports it again goes on with that."""
+        waits = isinstance(error, SyncTimeoutError) and job.mode is UploadMode.SYNC and trial.ranks is None
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
+        trial.record.checkpoints = [item for item in trial.record.checkpoints if item.name != job.name]
         try:
-            alone = trial.ranks is None  # other ranks may still be sending to it, and prune knows what nobody named
-            if job.tree is not None and alone and not goes_on and await self._is_ours(trial):
-                self._engine.session.owe_delete(f"{trial.key}/{job.name}/")
-                self._owed()
+            if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
+                trial.suspend(job)
+                error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
+            elif not (job.goes_on and may_pass(error)):
+                trial.give_up(job)
+                await self._tell_the_record(trial)
         finally:  # whoever waits is told, also when the engine stops just now
             self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
             trial.job_ended(job, error)
 
-    async def _is_ours(self, trial: Trial) -> bool:
-        """Whether we still are the trial's one writer, and its record says that this checkpoint's number is used up.
-
-        Only then may its directory be deleted: a successor may have given the same name to another checkpoint. If the
-        store does not say, what was sent stays for ``prune``.
-        """
-        if not self._engine.session.store.healthy:
-            return False
-        store = self._engine.session.view(Lane.RECORD, trial.key)
+    async def _tell_the_record(self, trial: Trial) -> None:
+        """What it gives up is deleted once that is stored; if that does not work now, the next sync does it."""
+        if not self._engine.session.store.healthy or not trial.record.given_up:
+            return
         try:
             await trial.save()
-            await trial.confirm(store)
         except AsyncsyncError as error:
-            log.warning("what was sent of a failed checkpoint of %s stays in the store: %s", trial.uri, error)
-            return False
-        return True
+            log.warning("what was sent of a failed checkpoint of %s stays in the store for now: %s", trial.uri, error)
+
+
+def stopped(job: CheckpointJob) -> EngineClosedError:
+    """Why a checkpoint is not durable that the engine did not come to."""
+    return EngineClosedError(f"the engine stopped before {job.handle.uri} was durable")

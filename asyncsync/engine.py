@@ -21,13 +21,14 @@ from asyncsync.events import Event
 from asyncsync.injected import wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
-from asyncsync.pending import left_behind, take_up
+from asyncsync.pending import Left, forget_suspended, left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
+from asyncsync.stores.fenced import Fence
 from asyncsync.stores.together import together
 from asyncsync.stores.waiting import Lane
 from asyncsync.stream import Emitter, EventStream, progress_event
@@ -90,6 +91,8 @@ class SyncEngine:
         self._known: dict[str, tuple[TrialRecord, str]] = {}
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
+        self.suspended: dict[str, list[Left]] = {}
+        """By trial: checkpoints of an earlier process that go on if they are reported again."""
         self._running = False
         self._session: Session | None = None
 
@@ -131,13 +134,15 @@ class SyncEngine:
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         self._janitor = Janitor(session)
-        self._runner = CheckpointRunner(self, self._group, self._janitor.kick)
-        self.scheduler = Scheduler(
-            self.run.sync_config, self._group, self.emit, on_item=self._on_item, on_failure=self._on_failure
-        )
+        self._runner = CheckpointRunner(self, self._group)
+        self.scheduler = Scheduler(self.run.sync_config, self._group, self.emit, on_failure=self._on_failure)
+        session.on_deleted = self._deleted
+        session.fence_of = self._fence_of
+        session.nonce = session.uploads.nonce = self.record.nonce
         self._tasks = [
             self._group.create_task(self.scheduler.run(), name="asyncsync scheduler"),
             self._group.create_task(self._janitor.run(), name="asyncsync janitor"),
+            self._group.create_task(self._runner.run(), name="asyncsync checkpoints"),
             self._group.create_task(session.watch(), name="asyncsync watch"),
         ]
         session.breaker.on_back |= {self.scheduler.hurry, self._janitor.kick}
@@ -151,7 +156,7 @@ class SyncEngine:
             self.scheduler.add(self)
         for job in take_up(self, left):
             self._taken_up.add(job.trial)
-            self._runner.accept(job)
+            self.accept(job)
         self._janitor.kick()
 
     async def _open_record(self, store: Store) -> None:
@@ -222,7 +227,7 @@ class SyncEngine:
         failures: dict[str, BaseException] = {}
         try:
             if self._alive():
-                failures = await self._leave(error)
+                failures = await self._leave_in_time(error)
         finally:
             if self._handle_signals:
                 asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
@@ -230,15 +235,31 @@ class SyncEngine:
         if error is None:
             raise_failures(failures)
         elif failures:
-            error.add_note("asyncsync: not durable: " + "; ".join(f"{key}: {why}" for key, why in failures.items()))
+            error.add_note(_not_durable(failures))
 
     def _alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
+
+    async def _leave_in_time(self, error: BaseException | None) -> dict[str, BaseException]:
+        """A cancel while the block is left ends the waiting, not the grace."""
+        try:
+            return await self._leave(error)
+        except asyncio.CancelledError as cancelled:
+            if error is not None:
+                raise
+            failures = await self._leave(cancelled)
+            if failures:
+                cancelled.add_note(_not_durable(failures))
+            raise
 
     async def _leave(self, error: BaseException | None) -> dict[str, BaseException]:
         self._running = False
         self.record.status = "finished" if error is None else "interrupted"
         self.record.updated = wall_time()
+        if error is None:
+            for trial in self.trials.values():
+                trial.give_up_suspended()
+            forget_suspended(self)
         drain = Drain(self, self._runner)
         if await self._drain(drain, None if error is None else self.exit_grace):
             return drain.failures
@@ -356,9 +377,37 @@ class SyncEngine:
         name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
         return f"{name} rank {self.role.rank}" if self.role.rank else name
 
-    def knows(self, trial: str) -> bool:
-        """Whether the store has a record of this trial, which goes on if it is asked for."""
-        return trial in self._known
+    def known_record(self, trial: str) -> TrialRecord | None:
+        """What the store says of this trial, if it has a record of it."""
+        if trial in self.trials:
+            return self.trials[trial].record if self.trials[trial].record_file.exists else None
+        return self._known[trial][0] if trial in self._known else None
+
+    def directories(self) -> list[str]:
+        """Where its trials write."""
+        return [trial.tree.root for trial in self.trials.values()]
+
+    def accept(self, job: CheckpointJob) -> None:
+        """Plain: a checkpoint is to become durable."""
+        self._runner.inbox.put_nowait(job)
+
+    def owe(self, trial: Trial, names: list[str]) -> None:
+        """What the trial's record gives up is to be deleted: it stands there."""
+        for name in names:
+            self.session.owe_delete(trial.key, name, trial.record.nonce)
+        if names:
+            self._janitor.kick()
+
+    def _deleted(self, trial: str, name: str) -> None:
+        if trial in self.trials:
+            self.trials[trial].deleted(name)
+
+    def _fence_of(self, key: str) -> Fence | None:
+        """Who may write below this key is asked there; None: not we."""
+        trial = self.trials.get(key.partition("/")[0])
+        if trial is not None:
+            return trial.confirm
+        return self.confirm if self.role.is_driver else None
 
     def origins(self, trial: Trial) -> list[str]:
         """Prefixes of checkpoints of an earlier process that have much in common with the next one of ``trial``: its
@@ -378,10 +427,6 @@ class SyncEngine:
         skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials)
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
 
-    def _on_item(self, item: object) -> None:
-        if isinstance(item, CheckpointJob):
-            self._runner.accept(item)
-
     def _on_failure(self, key: str, error: BaseException) -> None:
         """A background sync failed; it is tried again. The trial is told at its next report, but of what may pass only
         once it has lasted: a store that is away for a minute must not end a training loop."""
@@ -393,3 +438,7 @@ class SyncEngine:
         if not may_pass(error) or now - trial.failing_since >= TOLERATED:
             trial.failures = [item for item in trial.failures if item[0] != key]
             trial.failures.append((key, error, None))
+
+
+def _not_durable(failures: Mapping[str, BaseException]) -> str:
+    return "asyncsync: not durable: " + "; ".join(f"{key}: {why}" for key, why in failures.items())

@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 _MACHINE = random.SystemRandom()
@@ -31,6 +32,12 @@ def lease_time() -> float:
     return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
 
 
+def lease_clock() -> Callable[[], float]:
+    """:func:`lease_time` as it is for the running loop, to be asked from any thread."""
+    ask = getattr(_loop(), "lease_time", None)
+    return lease_time if ask is None else ask
+
+
 def dice() -> random.Random:
     """For pauses and the like; it guards nothing."""
     ask = getattr(_loop(), "dice", None)
@@ -41,6 +48,17 @@ def token(size: int = 8) -> str:
     """So many random bytes, in hexadecimal: a name that nobody else has."""
     ask = getattr(_loop(), "dice", None)
     return os.urandom(size).hex() if ask is None else ask().randbytes(size).hex()
+
+
+def process_identity() -> str | None:
+    """Which simulated process this is, see :mod:`asyncsync.disk.process`; None: a real one."""
+    ask = getattr(_loop(), "process_identity", None)
+    return None if ask is None else str(ask())
+
+
+def process_ended(identity: str) -> bool:
+    """Whether that is known of a simulated process."""
+    return bool(_loop().process_ended(identity))
 
 
 def _loop() -> Any:

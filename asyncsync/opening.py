@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync.config import RunConfig
+from asyncsync.disk.process import this_process
 from asyncsync.disk.results import as_json
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
-from asyncsync.injected import wall_time
+from asyncsync.injected import token, wall_time
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import MISSING, Store
+from asyncsync.transfer.reader import find
 
 log = logging.getLogger("asyncsync")
 MOST_RANKS = 99_999
@@ -77,8 +79,10 @@ def _whole(value: object) -> bool:
 async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool) -> tuple[ExperimentRecord, RecordFile]:
     """Take the experiment's record over, or start a new one; only the driver's is ever written."""
     now = wall_time()
-    record, version = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now), MISSING
+    record = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now)
+    version = MISSING
     if role.is_driver:
+        record.nonce, record.runner = token(), this_process()
         try:
             await store.head(EXPERIMENT_RECORD)
             data, info = await store.get(EXPERIMENT_RECORD)
@@ -92,6 +96,10 @@ async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool)
             record, version = ExperimentRecord.from_bytes(data), info.version
             record.epoch += 1
             record.status, record.updated = "running", now
+            record.nonce, record.runner = record.nonce or token(), this_process()
+    elif resume:
+        data_there = await find(store, EXPERIMENT_RECORD)
+        record.nonce = ExperimentRecord.from_bytes(data_there).nonce if data_there is not None else ""
     return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version)
 
 
@@ -102,12 +110,16 @@ def _config(run: RunConfig) -> dict[str, Any]:
 def new_record(run: RunConfig, role: Role, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
     """The record of a trial that starts now."""
     now, params = wall_time(), as_json(params or {})
-    return TrialRecord(name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now)
+    return TrialRecord(
+        name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now, nonce=token(),
+        runner=this_process(),
+    )  # fmt: skip
 
 
 def take_over(record: TrialRecord, role: Role, params: Mapping[str, Any] | None) -> None:
     """The record of a trial that goes on: whoever had it loses it when this is written."""
     record.epoch += 1
+    record.nonce, record.runner = record.nonce or token(), this_process()
     record.world_size = role.world_size
     record.status, record.error, record.updated = "running", None, wall_time()
     if params is not None:

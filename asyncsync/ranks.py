@@ -269,8 +269,9 @@ class Ranks:
 
     @staticmethod
     def _is_over(trial: Trial, job: CheckpointJob, word: FailureRecord) -> bool:
-        """Whether our step is lost, and not only the number; so it is where the next one is whole already."""
-        return word.step >= _step(job) or (trial.last_durable or 0) > job.number
+        """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
+        user chose the name."""
+        return word.step >= _step(job) or job.named or (trial.last_durable or 0) > job.number
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
@@ -287,7 +288,7 @@ class Ranks:
         if self._returned:
             more[RETURNED] = True
         sending = upload(
-            self._engine.session, f"{self._name}/", job, self._engine.run.sync_config, again, trial.confirm,
+            self._engine.session, f"{self._name}/", job, again, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
         try:
@@ -389,6 +390,7 @@ def _renumber(trial: Trial, first: int, shift: int) -> None:
     trial.record.next_checkpoint += shift
     for job in trial.jobs:
         if job.number >= first:
-            job.number, job.tree = job.number + shift, None
-            job.handle.name = checkpoint_name(job.number)
-            job.handle.uri = f"{trial.uri}/{job.handle.name}"
+            if job.named:
+                job.number += shift  # where it is, is the user's word
+            else:
+                job.rename(job.number + shift, trial.uri)

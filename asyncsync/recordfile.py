@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from copy import copy
 
 from xxhash import xxh3_128_digest
 
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError, StoreError
-from asyncsync.stores.base import MISSING, Store
+from asyncsync.injected import lease_time, token
+from asyncsync.records import WRITER
+from asyncsync.stores.base import MISSING, ObjectInfo, Store
 
 
 class RecordFile:
-    """Writes what ``encode`` gives, when it differs from what was written last.
+    """Writes what ``encode`` gives, when it differs from what was written last. ``encode`` is given the writer and
+    revision that go into the document as ``WRITER``.
 
     ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
+
+    A write whose fate is not known may still land. It is settled by writing a further revision over the version that
+    it wanted to replace: either that succeeds, and the earlier one is refused from then on, or the earlier one is there
+    already, and is replaced.
     """
 
-    __slots__ = ("_answer", "_asked", "_attempt", "_encode", "_heard", "_lock", "_lost", "_written", "key", "version")
+    __slots__ = (
+        "_answer", "_asked", "_encode", "_heard", "_lock", "_lost", "_revision", "_token", "_unsure", "_written", "key",
+        "version",
+    )  # fmt: skip
 
-    def __init__(self, key: str, encode: Callable[[], bytes], version: str = MISSING) -> None:
+    def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
         self._encode = encode
+        self._token, self._revision = token(), 0
         self._lock: asyncio.Lock | None = None
         self._written: bytes | None = None
         """Digest of what the store has: the record itself would double the memory of an idle trial."""
-        self._attempt: bytes | None = None
-        """What we tried to write without hearing the end of it."""
+        self._unsure = False
+        """Whether we tried to write without hearing the end of it."""
         self._lost = False
         self._heard = float("-inf")
-        """When the store was last asked, on the loop's clock, and answered that it has ours."""
+        """When the store was last asked, on the lease's clock, and answered that it has ours."""
         self._asked = 0
         """How often the store was asked whether it still has ours."""
         self._answer: tuple[int, StoreError | None] = (0, None)
@@ -41,34 +53,36 @@ class RecordFile:
         """Whether the store has it."""
         return self.version != MISSING
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else writes it now."""
+        return self._lost
+
     def is_current(self) -> bool:
         """Whether the store has what ``encode`` gives now."""
-        return self._written == xxh3_128_digest(self._encode())
+        return not self._unsure and self._written == self._digest()
 
     async def save(self, store: Store) -> bool:
-        """Write if anything changed; whether it was written. ConcurrentWriterError if somebody else did: from then on
-        nothing more is written."""
+        """Write if anything changed, or if the fate of an earlier write is not known; whether it was written.
+        ConcurrentWriterError if somebody else did: from then on nothing more is written."""
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
-            data = self._encode()
-            if xxh3_128_digest(data) == self._written:
+            if self.is_current():
                 return False
             if self._lost:
                 raise self._conflict(store)
-            if self._attempt is not None:
-                await self._settle(store)
-            await self._put(store, data)
+            await self._put(store)
             return True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
         over leaves a record, so one that is gone is nobody's. Else when it was asked.
 
-        No request if the store was asked after ``since``, on the loop's clock, and then had ours. Else one HEAD; those
+        No request if the store was asked after ``since``, on the lease's clock, and then had ours. Else one HEAD; those
         who ask while one is under way share the next one, and its failure: with a store that is gone they would wait
         for each other, each as long as its patience.
         """
-        if self._heard > since and self._attempt is None and not self._lost:
+        if self._heard > since and not self._unsure and not self._lost:
             return self._heard
         before = self._asked
         self._lock = lock = self._lock or asyncio.Lock()
@@ -88,10 +102,10 @@ class RecordFile:
             return self._heard
 
     async def _ask(self, store: Store) -> None:
-        began = asyncio.get_running_loop().time()
-        if self._attempt is not None and not self._lost:
-            await self._settle(store)
-        if self._lost or await self._version_there(store) not in (self.version, MISSING):
+        began = lease_time()
+        if self._unsure and not self._lost:
+            await self._put(store)
+        elif self._lost or await self._version_there(store) not in (self.version, MISSING):
             self._lost = True
             raise self._conflict(store)
         self._heard = began
@@ -102,27 +116,57 @@ class RecordFile:
         except NotFoundError:
             return MISSING
 
-    async def _put(self, store: Store, data: bytes) -> None:
-        self._attempt, began = data, asyncio.get_running_loop().time()
+    async def _put(self, store: Store) -> None:
+        if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
+            await self._adopt_ours(store)  # the store itself would not refuse it
+        unsure, self._unsure = self._unsure, True
+        self._revision += 1
+        digest, began = self._digest(), lease_time()
         try:
-            self.version = (await store.put(self.key, data, if_version=self.version)).version
+            info = await self._replace(store)
+        except PreconditionError as error:
+            if not unsure:
+                self._lost = True
+                raise self._conflict(store) from error
+            await self._adopt_ours(store)
+            info = await self._replace_ours(store)
+        self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
+
+    async def _replace(self, store: Store) -> ObjectInfo:
+        return await store.put(self.key, self._encode(self._stamp()), if_version=self.version)
+
+    async def _replace_ours(self, store: Store) -> ObjectInfo:
+        try:
+            return await self._replace(store)
         except PreconditionError as error:
             self._lost = True
             raise self._conflict(store) from error
-        self._written, self._attempt, self._heard = xxh3_128_digest(data), None, began
 
-    async def _settle(self, store: Store) -> None:
-        """An earlier write was cut off: find out whether it has landed."""
+    async def _adopt_ours(self, store: Store) -> None:
+        """An earlier write of ours has landed after all: take its version. ConcurrentWriterError if it is not ours."""
         try:
             data, info = await store.get(self.key)
         except NotFoundError:
-            data, info = b"", None
-        if info is not None and data == self._attempt:
-            self.version, self._written = info.version, xxh3_128_digest(data)
-        elif (info.version if info is not None else MISSING) != self.version:
+            self.version = MISSING
+            return
+        if not self._is_ours(data):
             self._lost = True
             raise self._conflict(store)
-        self._attempt = None
+        self.version = info.version
+
+    def _is_ours(self, data: bytes) -> bool:
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError):
+            return False
+        stamp = document.get(WRITER) if isinstance(document, dict) else None
+        return isinstance(stamp, str) and stamp.startswith(f"{self._token}/")
+
+    def _stamp(self) -> str:
+        return f"{self._token}/{self._revision}"
+
+    def _digest(self) -> bytes:
+        return xxh3_128_digest(self._encode(""))
 
     def _conflict(self, store: Store) -> ConcurrentWriterError:
         return ConcurrentWriterError(

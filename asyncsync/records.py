@@ -14,6 +14,9 @@ from typing import Any
 FORMAT = 1
 EXPERIMENT_RECORD = ".asyncsync/experiment.json"
 TRIAL_RECORD = ".asyncsync/trial.json"
+WRITER = "writer"
+"""Key in a record: which writer's how-manieth write this was, so that no two writes are equal, see
+:class:`asyncsync.recordfile.RecordFile`."""
 
 
 @dataclass(slots=True)
@@ -28,6 +31,8 @@ class CheckpointRecord:
     bytes: int = 0
     time: float = 0.0
     """When it became durable."""
+    step: int | None = None
+    """Of the training, if it was told."""
 
 
 @dataclass(slots=True)
@@ -50,12 +55,19 @@ class TrialRecord:
     """How many ranks train it; this record is rank 0's."""
     first_checkpoint: int = 0
     """Number from which on this epoch counts; the other ranks take it from here."""
+    nonce: str = ""
+    """Tells it from an earlier trial of the same name in the same place."""
+    given_up: list[str] = field(default_factory=list)
+    """Names of checkpoints whose data is to go, or is going: retired ones, and such as were not to be. They do not come
+    back, and only what stands here is deleted."""
+    runner: str = ""
+    """The process that runs it, see :mod:`asyncsync.disk.process`."""
     started: float = 0.0
     updated: float = 0.0
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, stamp: str = "") -> bytes:
         """The record as JSON."""
-        return _encode("trial", asdict(self))
+        return _encode("trial", {**asdict(self), WRITER: stamp})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TrialRecord:
@@ -79,9 +91,9 @@ class RankRecord:
     """Epoch of the trial's record that this rank takes part in."""
     updated: float = 0.0
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, stamp: str = "") -> bytes:
         """The record as JSON."""
-        return _encode("rank", asdict(self))
+        return _encode("rank", {**asdict(self), WRITER: stamp})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RankRecord:
@@ -145,10 +157,14 @@ class ExperimentRecord:
     epoch: int = 1
     started: float = 0.0
     updated: float = 0.0
+    nonce: str = ""
+    """Tells it from an earlier experiment of the same name in the same place."""
+    runner: str = ""
+    """The driver, see :mod:`asyncsync.disk.process`."""
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, stamp: str = "") -> bytes:
         """The record as JSON."""
-        return _encode("experiment", asdict(self))
+        return _encode("experiment", {**asdict(self), WRITER: stamp})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ExperimentRecord:
@@ -167,6 +183,7 @@ def _decode(kind: str, data: bytes) -> dict[str, Any]:
         raise ValueError(f"not a {kind} record: {error}") from error
     if not isinstance(raw, dict) or raw.pop("kind", None) != kind:
         raise ValueError(f"not a {kind} record")
+    raw.pop(WRITER, None)
     version = raw.pop("format", None)
     if version != FORMAT:
         raise ValueError(f"{kind} record of format {version} is not known to this version (knows {FORMAT})")

@@ -66,22 +66,46 @@ def _here(root: str, paths: list[str]) -> set[str]:
 
 
 async def adopt_checkpoints(store: Store, record: TrialRecord) -> None:
-    """Number on above whatever is there, and take in what was committed but not registered when the writer died.
+    """Number on above whatever is there, and take in what was committed but not registered when the writer died, if all
+    of it is there: what is taken in may retire another one.
 
     A directory without a manifest keeps its number for ever, so two checkpoints never mix. What is older than the
-    newest one in the record was retired, and is being deleted: it does not come back.
+    newest one in the record was retired, and so was what the record gives up: it does not come back.
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
+    known = {item.name for item in record.checkpoints} | set(record.given_up)
     for name in await sub_prefixes(store, f"{record.name}/"):
-        number = name.removeprefix("checkpoint_")
-        if name == number or not number.isdigit():
+        number = _number(name)
+        if number is not None:
+            record.next_checkpoint = max(record.next_checkpoint, number + 1)
+        if name in known or (number is not None and number <= newest):
             continue
-        record.next_checkpoint = max(record.next_checkpoint, int(number) + 1)
-        if int(number) > newest:
-            found = await _committed(store, f"{record.name}/{name}/")
-            if found is not None:
-                record.checkpoints.append(_record(name, int(number), found))
+        found = await _committed(store, f"{record.name}/{name}/")
+        if found is None or found.info.get("checkpoint") != name:
+            continue
+        item = _record(name, int(found.info.get("number", -1)), found)
+        record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
+        if item.number > newest and not await not_whole(store, f"{record.name}/{name}/", found):
+            record.checkpoints.append(item)
     record.checkpoints.sort(key=lambda item: item.number)
+
+
+def _number(name: str) -> int | None:
+    number = name.removeprefix("checkpoint_")
+    return int(number) if name != number and number.isdecimal() and number.isascii() else None
+
+
+async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
+    """The first path that the manifest names and the store lacks, or has in another size; empty: none. One listing."""
+    sizes: dict[str, int] = {}
+    token: str | None = None
+    while True:
+        page = await store.list(prefix, token=token)
+        sizes.update((item.key[len(prefix) :], item.size) for item in page.objects)
+        token = page.token
+        if token is None:
+            break
+    return next((path for path, entry in sorted(manifest.files.items()) if sizes.get(path) != entry.size), "")
 
 
 async def _committed(store: Store, prefix: str) -> Manifest | None:
@@ -105,4 +129,5 @@ def _record(name: str, number: int, manifest: Manifest) -> CheckpointRecord:
         files=len(manifest.files),
         bytes=manifest.bytes_total,
         time=float(info.get("time", wall_time())),
+        step=info.get("step"),
     )

@@ -111,12 +111,11 @@ class Scheduler:
         group: asyncio.TaskGroup,
         emit: Callable[[Event], None],
         *,
-        on_item: Callable[[object], None] | None = None,
         on_failure: Callable[[str, BaseException], None] | None = None,
     ) -> None:
         self.inbox = Inbox()
         self._config, self._group, self._emit = config, group, emit
-        self._on_item, self._on_failure = on_item, on_failure
+        self._on_failure = on_failure
         self._schedule: Schedule[str] = Schedule()
         self._members: dict[str, Member] = {}
         self._waiting: dict[str, list[asyncio.Future[SyncReport]]] = {}
@@ -169,8 +168,6 @@ class Scheduler:
                 item = await self.inbox.get()
                 if isinstance(item, SyncRequest):
                     self._request(item)
-                elif item is not None and self._on_item is not None:
-                    self._on_item(item)
         finally:
             if timer is not None:
                 timer.cancel()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name, size_of
-from asyncsync.config import UploadMode
-from asyncsync.disk.files import in_thread
+from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name
+from asyncsync.config import UploadMode, check_name
+from asyncsync.disk.accepted import Accepted, accept
+from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
-from asyncsync.injected import wall_time
-from asyncsync.pending import forget_uploads, write_down
+from asyncsync.injected import token, wall_time
+from asyncsync.opening import Role
+from asyncsync.ownership import InUse, refuse_directory
+from asyncsync.pending import cross_out, forget_uploads, job_of, write_down
 from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
+RESERVED = re.compile(r"checkpoint_\d|rank_\d")
+"""Beginnings of names that asyncsync gives."""
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
 
 
@@ -42,6 +48,18 @@ class Report:
     checkpoint: CheckpointHandle | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a report asks for, checked."""
+
+    metrics: dict[str, Any]
+    metadata: dict[str, Any]
+    mode: UploadMode
+    delete_local: bool | None
+    step: int | None
+    name: str | None
+
+
 class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
@@ -51,9 +69,12 @@ class Trial:
         "_claimed",
         "_engine",
         "_lock",
+        "_owed",
         "_prepared",
         "_preparing",
         "_reported_dirs",
+        "_saving",
+        "_suspended",
         "dirty_since",
         "failing_since",
         "failures",
@@ -61,10 +82,12 @@ class Trial:
         "key",
         "last_durable",
         "last_durable_time",
+        "leaving",
         "ranks",
         "record",
         "record_file",
         "resumed",
+        "stored",
         "tree",
     )  # fmt: skip
 
@@ -78,7 +101,7 @@ class Trial:
         self.ranks = Ranks(engine, record.name, resumed=resumed) if engine.role.world_size > 1 else None
         """Only for a trial that several processes train."""
         if self.ranks is None or self.ranks.leads:
-            self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", record.to_bytes, version)
+            self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version)
         else:
             self.record_file = self.ranks.file
         where = engine.role.directory(record.name)
@@ -89,6 +112,15 @@ class Trial:
             ),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []
+        self.leaving: set[str] = set()
+        """Names of checkpoints that are being retired: the record without them is on its way."""
+        self.stored: frozenset[str] = frozenset()
+        """Names of the checkpoints in the record that was stored last."""
+        self._saving: asyncio.Lock | None = None
+        self._owed: set[str] = set()
+        """Names in the record's ``given_up`` whose deletion is owed to the store."""
+        self._suspended: CheckpointJob | None = None
+        """Of a SYNC report that ended by its time-out while bytes moved."""
         self.failures: list[tuple[str, BaseException, CheckpointHandle | None]] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
@@ -124,6 +156,7 @@ class Trial:
         checkpoint: CheckpointSource | None = None,
         *,
         step: int | None = None,
+        name: str | None = None,
         upload: UploadMode = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -131,28 +164,32 @@ class Trial:
         """Record metrics, and make a checkpoint durable.
 
         Reports of a trial take effect in order, whatever their modes. A failure of an earlier ASYNC checkpoint or
-        background sync that nobody waited for is raised here, before anything of this report is recorded.
+        background sync that nobody waited for is raised here, before anything of this report is recorded. A report that
+        is cancelled has been recorded with its checkpoint, or nothing of it has.
+
+        All regular files that the directory holds when it is accepted are the checkpoint: no filter applies, links are
+        followed. If one of them changes or vanishes before all are in the store, the checkpoint fails with
+        SourceChangedError or CheckpointIncompleteError.
 
         Args:
             metrics: JSON values; nested mappings are fine. One line in ``result.json``, one row in ``progress.csv``.
-            checkpoint: a directory, or ``Checkpoint.take/lend/snapshot``.
-            step: the training step, 0 or more. Where several ranks train the trial it is required with a checkpoint:
-                their parts only make one checkpoint if they are of the same step.
+            checkpoint: a directory or one file, or ``Checkpoint.take/lend/snapshot``. ConfigError if it holds the
+                trial's own files; CheckpointIncompleteError if it is not there or holds no file.
+            step: of the training, 0 or more; kept with the checkpoint. With several ranks it is required, and what they
+                are matched by.
+            name: of the checkpoint's directory in the store, instead of ``checkpoint_000000`` and up; new in the trial.
             upload: SYNC returns when it is durable, ASYNC when it is accepted (it waits while
-                ``max_pending_checkpoints`` of this trial are not durable yet), NO_UPLOAD sends nothing.
-            delete_local: delete the directory once durable; default: only for ASYNC and a directory that asyncsync
-                owns (``Checkpoint.take``). Refused for a directory that was only lent.
+                ``max_pending_checkpoints`` of this trial are not durable yet), NO_UPLOAD sends nothing. After a
+                SyncTimeoutError of SYNC, reporting the same unchanged directory goes on where it ended.
+            delete_local: delete the files once durable; default: only for ASYNC and a directory that asyncsync
+                owns (``Checkpoint.take``). Refused for a directory that was only lent. What is not as it was sent
+                stays, and a SyncWarning names it.
             metadata: JSON values kept with the checkpoint.
         """
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
-        if step is not None:
-            step = _as_step(step)
-        elif source is not None and self.ranks is not None:
-            raise ConfigError(
-                "report(checkpoint=...) needs step=... where several ranks train the trial: counting reports cannot "
-                "notice that a rank skipped one"
-            )
+        number = check_step(step, self._engine.role, source)
+        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, self._checked(name))
         await self._engine.gate.passed()
         self._engine.check_open()
         if not self._engine.scheduler.has(self.key):
@@ -160,7 +197,7 @@ class Trial:
         self.raise_failures()
         async with self._locked():
             await self.prepare()
-            handle = await self._accept(dict(metrics), source, upload, delete_local, dict(metadata or {}), step)
+            handle = await self._accept(wanted, source)
         if handle is not None and upload is UploadMode.SYNC:
             await handle.durable()
             config = self._engine.run.sync_config
@@ -176,19 +213,19 @@ class Trial:
         before or after this; the next step is for all of them again. Returns when they can know. Does nothing where
         one process trains the trial. Raises what keeps it from telling them.
         """
-        step = _as_step(step)
+        number = as_step(step)
         await self._engine.gate.passed()
         self._engine.check_open()
         if self.ranks is None:
             return
         async with self._locked():
             await self.prepare()
-            job = next((job for job in self.jobs if job.step == step), None)
+            job = next((job for job in self.jobs if job.step == number), None)
             if job is None:
-                job = self._nothing(step, str(reason))
+                job = self._nothing(number, str(reason))
                 self.record.next_checkpoint = job.number + 1
                 self.jobs.append(job)
-                await self._engine.scheduler.inbox.put(job)
+                self._engine.accept(job)
         if not job.given_up:
             await self.ranks.give_up(self, job, str(reason))
         try:
@@ -212,6 +249,7 @@ class Trial:
         self.record.error = None if error is None else str(error) or type(error).__name__
         self._touch()
         await self.settled()
+        self.give_up_suspended()
         self._engine.trial_changed(self)
         await self.sync()
         self._engine.scheduler.remove(self.key)
@@ -248,8 +286,39 @@ class Trial:
             self._claimed = True
 
     async def save(self) -> bool:
-        """Write the record if it has changed; whether it was written. ConcurrentWriterError."""
-        return await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
+        """Write the record if it has changed; whether it was written. ConcurrentWriterError. Only once it is written,
+        what it retires leaves our memory, and what it gives up is deleted."""
+        self._saving = lock = self._saving or asyncio.Lock()
+        async with lock:
+            leaving = frozenset(self.leaving)
+            names = [item.name for item in self.record.checkpoints if item.name not in leaving]
+            given_up = [*self.record.given_up, *sorted(leaving)]
+            saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
+            if self._engine.role.leads:
+                self._stored(frozenset(names), leaving, given_up)
+        return saved
+
+    def _stored(self, names: frozenset[str], leaving: frozenset[str], given_up: list[str]) -> None:
+        """Plain."""
+        record, self.stored = self.record, names
+        record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
+        record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
+        self._engine.owe(self, [name for name in given_up if name not in self._owed])
+        self._owed.update(given_up)
+
+    def deleted(self, name: str) -> None:
+        """What was given up is gone from the store."""
+        self._owed.discard(name)
+        if name in self.record.given_up:
+            self.record.given_up.remove(name)
+
+    def _encode(self, stamp: str) -> bytes:
+        """The record as it is to be stored: what is being retired is not in it, but stays here until it is stored."""
+        record = self.record
+        if self.leaving:
+            kept = [item for item in record.checkpoints if item.name not in self.leaving]
+            record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.leaving)])
+        return record.to_bytes(stamp)
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """ConcurrentWriterError if another process runs the trial, or the experiment. What the store was asked before
@@ -354,63 +423,141 @@ class Trial:
             self._reported_dirs | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
         )  # fmt: skip
 
-    async def _accept(
-        self, metrics: dict[str, Any], source: Checkpoint | None, mode: UploadMode, delete_local: bool | None,
-        metadata: dict[str, Any], step: int | None,
-    ) -> CheckpointHandle | None:  # fmt: skip
-        metrics, metadata = as_json(metrics), as_json(metadata)
-        size = await size_of(str(source.path)) if source is not None else 0
-        if source is not None and mode is UploadMode.ASYNC:
+    async def _accept(self, wanted: Wanted, source: Checkpoint | None) -> CheckpointHandle | None:
+        files = None
+        if source is not None and wanted.mode is UploadMode.ASYNC:
             await self.settled(self._engine.run.checkpoint_config.max_pending_checkpoints - 1)
             await self._engine.gate.passed()
             self._engine.check_open()
-        job = self._job(source, mode, delete_local, metrics, metadata, size)
-        if job is not None:
-            job.step = step
-        row = {**metrics, "training_iteration": self.record.reports + 1, "timestamp": int(wall_time())}
+        if source is not None:
+            files = await in_thread(self._look, source, self._engine.directories(), self._in_use())
+        job = None
+        if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
+            job = self._job(wanted, source, files)
+        row = {**wanted.metrics, "training_iteration": self.record.reports + 1, "timestamp": int(wall_time())}
         if job is not None:
             row["checkpoint_dir_name"] = job.name
+        cancelled = None
         if self._engine.role.leads:
-            await in_thread(append_result, self.dir, {**row, **metrics})
-        self.record.reports += 1
-        self.record.metrics = metrics
-        self._touch()
+            _, cancelled = await in_thread_to_its_end(append_result, self.dir, {**row, **wanted.metrics})
+        self._recorded(wanted, job)
+        if cancelled is not None:
+            raise cancelled
         if job is not None:
-            self.record.next_checkpoint = job.number + 1
-            self.jobs.append(job)
-            if source is not None and source.owned and mode is UploadMode.ASYNC:
-                write_down(self._engine, self, job)
-            await self._engine.scheduler.inbox.put(job)
-            if job.token:
+            if job.goes_on:
                 await self._engine.session.journal.flush()
             return job.handle
         return self._not_uploaded(source) if source is not None else None
 
-    def _job(
-        self, source: Checkpoint | None, mode: UploadMode, delete_local: bool | None, metrics: dict[str, Any],
-        metadata: dict[str, Any], size: int,
-    ) -> CheckpointJob | None:  # fmt: skip
-        if source is None or mode is UploadMode.NO_UPLOAD:
-            return None
-        directory = os.path.abspath(source.path)
-        inside = os.path.relpath(directory, self.tree.root)
-        if not inside.startswith(".."):
+    @staticmethod
+    def _look(source: Checkpoint, trials: list[str], in_use: list[InUse]) -> Accepted:
+        """In a worker thread."""
+        files = accept(str(source.path))
+        refuse_directory(files, owned=source.owned, trials=trials, in_use=in_use)
+        return files
+
+    def _in_use(self) -> list[InUse]:
+        trials = self._engine.trials.values()
+        return [
+            InUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
+            for trial in trials for job in trial.jobs if job.source is not None
+        ]  # fmt: skip
+
+    def _recorded(self, wanted: Wanted, job: CheckpointJob | None) -> None:
+        """Plain: the row is in result.json, and all that belongs to it follows."""
+        self.record.reports += 1
+        self.record.metrics = wanted.metrics
+        self._touch()
+        if job is None:
+            return
+        if job.source is not None and not (inside := os.path.relpath(job.source.path, self.tree.root)).startswith(".."):
             self._reported_dirs |= {inside}
-        number = self.record.next_checkpoint
-        name = checkpoint_name(number)
-        delete = delete_local if delete_local is not None else (mode is UploadMode.ASYNC and source.owned)
-        return CheckpointJob(
-            self.key, directory, number, CheckpointHandle(name, f"{self.uri}/{name}"), metrics, metadata, delete, size,
-            asyncio.get_running_loop().time(),
+        self._reported_dirs |= {job.name} if job.named else set()
+        self.record.next_checkpoint = max(self.record.next_checkpoint, job.number + 1)
+        self.jobs.append(job)
+        if not job.written_as:
+            write_down(self._engine, self, job)
+        self._engine.accept(job)
+
+    def _job(self, wanted: Wanted, source: Checkpoint, files: Accepted) -> CheckpointJob:
+        delete = wanted.delete_local
+        if delete is None:
+            delete = wanted.mode is UploadMode.ASYNC and source.owned
+        goes_on = source.owned and wanted.mode is UploadMode.ASYNC and self._engine.role.world_size == 1
+        found = self._suspended_with(files, wanted)
+        number = found.number if found is not None else self.record.next_checkpoint
+        name = found.name if found is not None else wanted.name or checkpoint_name(number)
+        job = CheckpointJob(
+            self.key, files, number, CheckpointHandle(name, f"{self.uri}/{name}"), wanted.metrics, wanted.metadata,
+            wanted.mode, delete, asyncio.get_running_loop().time(), token(), step=wanted.step,
+            named=wanted.name is not None, goes_on=goes_on,
         )  # fmt: skip
+        if found is not None:
+            job.token, job.written_as, job.begun, job.tree = found.token, found.written_as, True, found.tree
+        return job
+
+    def _suspended_with(self, files: Accepted, wanted: Wanted) -> CheckpointJob | None:
+        """The checkpoint that was cut short by its time-out, if this is the same; if not, nobody goes on with it."""
+        self._take_suspended()
+        found, self._suspended = self._suspended, None
+        if found is None:
+            return None
+        same = found.source is not None and (found.source.path, found.source.digest) == (files.path, files.digest)
+        if same and wanted.name in (None, found.name) and wanted.step == found.step:
+            return found
+        self.give_up(found)
+        return None
+
+    def _take_suspended(self) -> None:
+        """What an earlier process left so; only the last one can be gone on with."""
+        for left in self._engine.suspended.pop(self.key, ()):
+            if self._suspended is not None:
+                self.give_up(self._suspended)
+            self._suspended = job_of(self, left, UploadMode.SYNC)
+
+    def suspend(self, job: CheckpointJob) -> None:
+        """A report of the same directory goes on with it."""
+        self._suspended = job
+
+    def give_up_suspended(self) -> None:
+        """Nobody has gone on with it: nothing of it stays."""
+        self._take_suspended()
+        if self._suspended is not None:
+            self.give_up(self._suspended)
+            self._suspended = None
+
+    def give_up(self, job: CheckpointJob) -> None:
+        """It will never be durable. Plain; what is in the store of it is deleted once the record says so."""
+        cross_out(self._engine.session, job)
+        self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
+        if job.tree is None and not job.begun:
+            return  # nothing was sent
+        self._engine.session.uploads.abandon_below(f"{self.key}/{job.name}/")
+        if self.ranks is None and job.name not in self.record.given_up:  # other ranks may still be sending to it
+            self.record.given_up.append(job.name)
+            self._touch()
+
+    def _checked(self, name: str | None) -> str | None:
+        """ConfigError if a checkpoint cannot be called so."""
+        if name is None:
+            return None
+        check_name("report(name=...)", name)
+        taken = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
+        if name in taken or name in self.record.given_up or name in OWN_FILES:
+            raise ConfigError(f"report(name={name!r}) is not usable: trial {self.name!r} has that already")
+        if RESERVED.match(name):
+            raise ConfigError(
+                f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000"
+            )
+        return name
 
     def _nothing(self, step: int, reason: str) -> CheckpointJob:
         """In place of a checkpoint that this rank does not make."""
         number = self.record.next_checkpoint
         name = checkpoint_name(number)
         return CheckpointJob(
-            self.key, "", number, CheckpointHandle(name, f"{self.uri}/{name}"), {}, {}, False, 0,
-            asyncio.get_running_loop().time(), step=step, given_up=reason or "no reason given",
+            self.key, None, number, CheckpointHandle(name, f"{self.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
+            asyncio.get_running_loop().time(), token(), step=step, given_up=reason or "no reason given",
         )  # fmt: skip
 
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
@@ -424,16 +571,6 @@ def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
     return source if source is None or isinstance(source, Checkpoint) else Checkpoint.lend(source)
 
 
-def _as_step(step: object) -> int:
-    try:
-        number = -1 if isinstance(step, bool) else operator.index(step)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
-    return number
-
-
 def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
     if not isinstance(mode, UploadMode):
         raise ConfigError(f"report(upload={mode!r}) is not usable: it must be an UploadMode")
@@ -442,6 +579,29 @@ def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool 
             "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
             "Checkpoint.take(directory)"
         )
+
+
+def check_step(step: object, role: Role, source: Checkpoint | None) -> int | None:
+    """ConfigError if it is no step, or if several ranks could not be matched without one."""
+    if step is None:
+        if role.world_size > 1 and source is not None:
+            raise ConfigError(
+                f"report(checkpoint=...) needs step=... where world_size={role.world_size}: the ranks are matched by "
+                "it, and counting reports cannot notice that one of them skipped one"
+            )
+        return None
+    return as_step(step)
+
+
+def as_step(step: object) -> int:
+    """ConfigError if it is no step."""
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(step, bool):
+        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
+    return number
 
 
 def _existing(root: str, names: frozenset[str]) -> frozenset[str]:

@@ -202,6 +202,22 @@ async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     return await loop.run_in_executor(_threads.get(), partial(func, *args, **kwargs))
 
 
+async def in_thread_to_its_end(
+    func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> tuple[T, asyncio.CancelledError | None]:
+    """The same for what must be known to have been done: a cancel waits until ``func`` has returned, and is handed to
+    the caller, who raises it once the consequences are drawn. What ``func`` raises is raised, or a cancel before it."""
+    future, cancelled = begin_in_thread(func, *args, **kwargs), None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and future.exception() is not None:
+        raise cancelled
+    return future.result(), cancelled
+
+
 def begin_in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
     """The same for several who wait, none of whom may end it: it begins now, and runs to its end."""
     return asyncio.get_running_loop().run_in_executor(_threads.get(), partial(func, *args, **kwargs))

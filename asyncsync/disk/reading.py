@@ -76,12 +76,13 @@ def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
     return identity.hexdigest()
 
 
-def load(root: str, files: Sequence[FileStat]) -> list[Loaded | OSError | SourceChangedError]:
-    """Read small files whole; for each, what was read or why not. FileNotFoundError: it vanished."""
-    return [_load_one(root, file.path) for file in files]
+def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[Loaded | OSError | SourceChangedError]:
+    """Read small files whole; for each, what was read or why not. FileNotFoundError: it vanished. ``fixed``: only what
+    is as ``files`` say counts."""
+    return [_load_one(root, file.path, file if fixed else None) for file in files]
 
 
-def _load_one(root: str, path: str) -> Loaded | OSError | SourceChangedError:
+def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
     try:
         for _ in range(TRIES):
             descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
@@ -91,6 +92,8 @@ def _load_one(root: str, path: str) -> Loaded | OSError | SourceChangedError:
                 unchanged = len(data) == before.size and before.same_content_as(FileStat.of(path, os.fstat(descriptor)))
             finally:
                 os.close(descriptor)
+            if fixed is not None and not (unchanged and before.same_content_as(fixed)):
+                return SourceChangedError(f"{path}: changed since the checkpoint was reported")
             if unchanged:
                 return Loaded(before, data, digest(data))
     except OSError as error:

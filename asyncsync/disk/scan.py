@@ -37,6 +37,8 @@ class Rules:
     """Files that count whatever the patterns say."""
     skip_numbered: bool = False
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
+    whole: bool = False
+    """Nothing may be left out but sockets, pipes and devices: what else would be is told in ``Snapshot.broken``."""
     skip_marked: bool = False
     """Leave out top directories that hold an ``.asyncsync``: somebody else syncs them."""
 
@@ -94,7 +96,7 @@ class _Walk:
             os.close(descriptor)
         for name, here in deeper:
             if here in above:
-                self.found.warnings.append(f"{prefix}{name}: skipped, the link leads back to a directory above it")
+                self._left_out(f"{prefix}{name}", "the link leads back to a directory above it")
                 continue
             before = self._count()
             try:
@@ -111,9 +113,11 @@ class _Walk:
         plain, same, found = self._everything, self._same, self.found
         for entry in entries:
             name = entry.name
-            if META_DIR in name and (name == META_DIR or name.endswith(TEMPORARY)):
-                continue
             path = prefix + name
+            if META_DIR in name and (name == META_DIR or name.endswith(TEMPORARY)):
+                if self._rules.whole:
+                    self._left_out(path, "asyncsync keeps names like this for itself")
+                continue
             try:
                 if plain and name.isascii() and entry.is_file(follow_symlinks=False):
                     info = entry.stat(follow_symlinks=False)
@@ -187,8 +191,14 @@ class _Walk:
             why = "the link points to nothing"
         else:
             return True
-        self.found.warnings.append(f"{path}: skipped, {why}")
+        self._left_out(path, why)
         return False
+
+    def _left_out(self, path: str, why: str) -> None:
+        if self._rules.whole:
+            self.found.broken.append(f"{path}: {why}")
+        else:
+            self.found.warnings.append(f"{path}: skipped, {why}")
 
     def _inside(self, target: str) -> bool:
         return target == self._real_root or target.startswith(self._real_root + os.sep)

@@ -36,6 +36,8 @@ class Snapshot:
     files: list[FileStat] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """What a checkpoint may not hold, and why: links that lead nowhere, names of our own."""
     same: int = 0
     """Files that were known as they are."""
     bytes_total: int = 0

@@ -20,7 +20,7 @@ from typing import Literal
 import google_crc32c
 
 from asyncsync.disk.files import FileRange, Lease, LeasedBytes, lease_of
-from asyncsync.errors import IntegrityError
+from asyncsync.errors import IntegrityError, StoreError
 
 Body = bytes | FileRange
 """What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
@@ -236,6 +236,13 @@ class Store(ABC):
     async def sweep(self) -> int:
         """Remove what killed writers have left beside the objects, where such a thing is possible; how much."""
         return 0
+
+    def check_copy_condition(self, key: str, if_version: str | None) -> None:
+        """StoreError unless a copy to ``key`` can be made on that condition: see :meth:`copy`. Plain call."""
+        if if_version not in (None, MISSING):
+            raise StoreError(f"{self.uri}: a copy to {key!r} can only create, not replace version {if_version!r}")
+        if if_version == MISSING and not self.traits.conditional_copy:
+            raise StoreError(f"{self.uri} cannot copy on the condition that {key!r} is missing: send its bytes instead")
 
     def lower_checks(self, checks: Checks) -> None:
         """The store turned out not to check a CRC32C: say so in ``traits``, and do what helps instead. Plain call."""

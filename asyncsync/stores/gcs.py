@@ -244,8 +244,9 @@ class GcsStore(Store):
         return self._deletions
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         """In as many steps as the service wants, over what is there when it begins."""
         wire = self._wire or await self._open()
         name, target = self._full(source), quote(self._full(key), safe="")

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from asyncsync.errors import (
     IntegrityError,
+    LeaseExpiredError,
     NotFoundError,
     PreconditionError,
     StoreError,
@@ -92,9 +93,10 @@ class _Resume:
 
 class GuardedView(Store):
     """The store as one tree uses it. Cheap; closing it does nothing. Raises what the store raises, after all
-    attempts, with a note of how many there were."""
+    attempts, with a note of how many there were. Without ``slots`` its requests take none: they are those that
+    others wait for who may hold them all."""
 
-    def __init__(self, core: _Core, lane: Lane, owner: str) -> None:
+    def __init__(self, core: _Core, lane: Lane, owner: str, *, slots: bool = True) -> None:
         self.uri = core.inner.uri
         self.lane = lane
         self.owner = owner
@@ -106,6 +108,7 @@ class GuardedView(Store):
         """Bytes of bodies that the store acknowledged."""
         self._core = core
         self._inner = core.inner
+        self._slots = slots
 
     @property
     def traits(self) -> Traits:  # type: ignore[override]  # those of the store inside, which may find out more later
@@ -133,7 +136,7 @@ class GuardedView(Store):
         paced, ahead = self._paced(body, size)
         once = partial(self._inner.put, key, paced, crc32c=crc32c, if_version=if_version)
         landed = None if if_version is None else partial(written_is_ours, self, key, body, crc32c)
-        info = await self._run("put", key, once, size, ahead, landed=landed)
+        info = await self._run("put", key, once, size, ahead, landed=landed, writes=True)
         self.bytes_sent += size - (0 if isinstance(body, bytes) else body.there)
         return info
 
@@ -143,7 +146,7 @@ class GuardedView(Store):
         size = body_size(body)
         paced, ahead = self._paced(body, size)
         once = partial(self._inner.put_part, upload, number, offset, paced, crc32c=crc32c)
-        part = await self._run("put part of", upload.key, once, size, ahead)
+        part = await self._run("put part of", upload.key, once, size, ahead, writes=True)
         self.bytes_sent += size - (0 if isinstance(body, bytes) else body.there)
         return part
 
@@ -205,7 +208,7 @@ class GuardedView(Store):
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
-            await self._control("delete", keys[0], partial(self._inner.delete, keys))
+            await self._control("delete", keys[0], partial(self._inner.delete, keys), writes=True)
 
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
@@ -213,10 +216,10 @@ class GuardedView(Store):
     ) -> ObjectInfo:  # fmt: skip
         only = {} if if_version is None else {"if_version": if_version}
         once = partial(self._inner.copy, source, key, if_source_version=if_source_version, size=size, **only)
-        return await self._run("copy", source, self._copying(self._timed(once)))
+        return await self._run("copy", source, self._copying(self._timed(once)), writes=True)
 
     async def create_multipart(self, key: str) -> Upload:
-        return await self._control("create upload of", key, partial(self._inner.create_multipart, key))
+        return await self._control("create upload of", key, partial(self._inner.create_multipart, key), writes=True)
 
     async def copy_part(
         self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
@@ -225,7 +228,7 @@ class GuardedView(Store):
         once = partial(
             self._inner.copy_part, upload, number, offset, source, start, length, if_source_version=if_source_version
         )
-        return await self._run("copy part of", source, self._copying(self._timed(once)))
+        return await self._run("copy part of", source, self._copying(self._timed(once)), writes=True)
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
@@ -234,7 +237,7 @@ class GuardedView(Store):
             return await complete_what_stands(self, upload, parts, crc32c)
         once = partial(self._inner.complete_multipart, upload, parts, crc32c=crc32c, if_version=if_version)
         landed = partial(completed_is_ours, self, upload, parts, crc32c)
-        return await self._run("complete upload of", upload.key, self._timed(once), landed=landed)
+        return await self._run("complete upload of", upload.key, self._timed(once), landed=landed, writes=True)
 
     async def abort_multipart(self, upload: Upload) -> None:
         await self._control("abort upload of", upload.key, partial(self._inner.abort_multipart, upload))
@@ -247,8 +250,15 @@ class GuardedView(Store):
 
     # -- the guard
 
-    async def _control(self, verb: str, key: str, once: Callable[[], Awaitable[T]]) -> T:
-        return await self._run(verb, key, self._timed(once))
+    async def _permit(self) -> None:
+        """Before each attempt that writes; raises if there is no right to."""
+
+    def _permitted(self) -> bool:
+        """Whether the right still stands after the attempt has waited for its turn."""
+        return True
+
+    async def _control(self, verb: str, key: str, once: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
+        return await self._run(verb, key, self._timed(once), writes=writes)
 
     def _timed(self, once: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
         """A request without a body shows no progress that a store could watch: it gets a time limit."""
@@ -284,21 +294,22 @@ class GuardedView(Store):
 
     async def _run(
         self, verb: str, key: str, once: Callable[[], Awaitable[T]], size: int = 0, ahead: int = 0, *,
-        moved: _Resume | None = None, landed: Callable[[], Awaitable[T | None]] | None = None,
+        moved: _Resume | None = None, landed: Callable[[], Awaitable[T | None]] | None = None, writes: bool = False,
     ) -> T:  # fmt: skip
         """Attempts until one succeeds. ``ahead``: bytes that each of them pays for before it starts. ``landed`` looks
-        whether a write whose answer was lost is in the store."""
+        whether a write whose answer was lost is in the store. ``writes``: each attempt needs the right to."""
         policy = self._core.retry
         attempt, asked = 1, asyncio.get_running_loop().time()
         while True:
             try:
-                return await self._attempt(once, size, ahead, moved, asked)
+                return await self._attempt(once, size, ahead, moved, asked, writes=writes)
             except StoreError as error:
-                if attempt > 1 and landed is not None and isinstance(error, PreconditionError | NotFoundError):
+                last = attempt >= policy.attempts or _is_final(error, moved)
+                if landed is not None and _may_have_landed(error, attempt, last=last):
                     ours = await landed()
                     if ours is not None:
                         return ours
-                if attempt >= policy.attempts or _is_final(error, moved):
+                if last:
                     error.add_note(f"{self.uri}: {verb} {key!r}, attempt {attempt} of {policy.attempts}")
                     raise
                 pause = policy.pause(attempt, error, self._core.rng)
@@ -307,13 +318,14 @@ class GuardedView(Store):
             self.retries += 1
 
     async def _attempt(
-        self, once: Callable[[], Awaitable[T]], size: int, ahead: int, moved: _Resume | None, asked: float
-    ) -> T:
+        self, once: Callable[[], Awaitable[T]], size: int, ahead: int, moved: _Resume | None, asked: float, *,
+        writes: bool,
+    ) -> T:  # fmt: skip
         """One attempt, with a slot. ``asked``: when the request was made."""
         core = self._core
         if ahead and core.budget.paced:
             await core.budget.pay(ahead, self.lane)
-        grant, probe = await self._enter(size, asked)
+        grant, probe = await (self._admitted(size, asked) if writes else self._enter(size, asked))
         before = 0 if moved is None else moved.delivered
         outcome = Outcome.FAILED
         answered = False
@@ -321,6 +333,8 @@ class GuardedView(Store):
         try:
             result = await once()
             outcome, answered = Outcome.DONE, True
+        except LeaseExpiredError:
+            raise  # says nothing of the store
         except UnavailableError as error:
             core.breaker.failed(error, probe=probe)
             probe = False
@@ -334,25 +348,47 @@ class GuardedView(Store):
                 core.breaker.answered()
             elif probe:
                 core.breaker.abandoned(probe=True)
-            core.budget.release(grant, size if moved is None else moved.delivered - before, outcome)
+            self._release(grant, size if moved is None else moved.delivered - before, outcome)
         return result
 
-    async def _enter(self, size: int, asked: float) -> tuple[Grant, bool]:
+    async def _admitted(self, size: int, asked: float) -> tuple[Grant | None, bool]:
+        """As :meth:`_enter`, with the right to write when this returns: the wait for a slot may outlast it."""
+        while True:
+            await self._permit()
+            grant, probe = await self._enter(size, asked)
+            if self._permitted():
+                return grant, probe
+            self._core.breaker.abandoned(probe=probe)
+            self._release(grant, 0, Outcome.FAILED)
+
+    def _release(self, grant: Grant | None, size: int, outcome: Outcome) -> None:
+        if grant is not None:
+            self._core.budget.release(grant, size, outcome)
+
+    async def _enter(self, size: int, asked: float) -> tuple[Grant | None, bool]:
         """Wait for the store to be there, and for a slot. Returns the slot, and whether the attempt is a probe."""
-        breaker, budget = self._core.breaker, self._core.budget
+        breaker = self._core.breaker
         while True:
             probe = False
             if breaker.open:
                 give_up = max(asked, breaker.since) + self._core.retry.patience
                 probe = await breaker.enter(give_up - asyncio.get_running_loop().time())
             try:
-                grant = await budget.acquire(self.lane, self.owner, size)
+                grant = await self._core.budget.acquire(self.lane, self.owner, size) if self._slots else None
             except BaseException:
                 breaker.abandoned(probe=probe)
                 raise
             if probe or not breaker.open:
                 return grant, probe
-            budget.release(grant, 0, Outcome.FAILED)  # it went away while we waited for the slot
+            self._release(grant, 0, Outcome.FAILED)  # it went away while we waited for the slot
+
+
+def _may_have_landed(error: StoreError, attempt: int, *, last: bool) -> bool:
+    """Whether an attempt may have done what was wanted: an earlier one whose answer was lost, if this one is refused;
+    any of them, if there will be no further one and the store is there to be asked."""
+    if isinstance(error, PreconditionError | NotFoundError):
+        return attempt > 1
+    return last and error.retryable and not isinstance(error, GoneError)
 
 
 def _is_final(error: StoreError, moved: _Resume | None) -> bool:

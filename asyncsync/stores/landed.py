@@ -6,6 +6,7 @@ had been faster. Only what is provably our own write counts: same size, and same
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -40,18 +41,21 @@ async def completed_is_ours(
 ) -> ObjectInfo | None:
     """What the store has under the key of ``upload`` if size and CRC32C are those of the upload, else None.
 
-    Without a CRC on both sides nothing is proved: another object may have the same size.
+    Without a CRC on both sides the ETag has to be that of an object made of just these parts; without that nothing is
+    proved: another object may have the same size.
     """
     info = await _head(store, upload.key)
-    if info is None or info.crc32c is None or info.crc32c != crc32c:
+    if info is None or info.size != sum(part.size for part in parts):
         return None
-    if info.size != sum(part.size for part in parts):
+    if info.crc32c is None or crc32c is None:
+        if info.version != multipart_etag(parts):
+            return None
+    elif info.crc32c != crc32c:
         return None
-    if store.traits.complete_asks:  # its parts are objects, and whoever lost the answer has not removed them
-        try:
-            await store.abort_multipart(upload)
-        except StoreError as error:
-            log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
+    try:  # the object may come from a copy, and the upload be open still; or its parts are objects
+        await store.abort_multipart(upload)
+    except StoreError as error:
+        log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
     return info
 
 
@@ -70,6 +74,18 @@ async def complete_what_stands(store: Store, upload: Upload, parts: Sequence[Par
         if ours is None:
             raise
         return ours
+
+
+def multipart_etag(parts: Sequence[Part]) -> str | None:
+    """The ETag of an object of several parts, where those of the parts are MD5s: the MD5 of these, and how many there
+    are (Amazon S3 User Guide, "Checking object integrity"). None if they are not."""
+    try:
+        digests = [bytes.fromhex(part.etag.strip('"')) for part in parts]
+    except ValueError:
+        return None
+    if not digests or any(len(digest) != hashlib.md5(usedforsecurity=False).digest_size for digest in digests):
+        return None
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
 
 
 async def _head(store: Store, key: str) -> ObjectInfo | None:

@@ -166,13 +166,15 @@ class LocalStore(Store):
             await in_thread_stoppable(work)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         origin, target = self._path(source), self._path(key)
+        self.check_copy_condition(key, if_version)
 
         def work(stop: threading.Event) -> ObjectInfo:
             with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, stop, None, None)
+                return self._write(key, target, opened, stop, None, if_version)
 
         return await in_thread_stoppable(work)
 

@@ -229,7 +229,6 @@ def publish(temporary: str, target: str, where: str, if_version: str | None) -> 
 def _publish_new(temporary: str, target: str, where: str) -> None:
     try:
         os.link(temporary, target, follow_symlinks=False)
-        os.unlink(temporary)
     except FileExistsError as error:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target) from error
@@ -241,6 +240,8 @@ def _publish_new(temporary: str, target: str, where: str) -> None:
             if os.path.lexists(target):
                 raise PreconditionError(f"{where} exists already") from error
             os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
 
 
 def _current(target: str) -> str:

@@ -19,7 +19,8 @@ from urllib.parse import quote
 import google_crc32c
 
 from asyncsync.disk.files import FileRange, in_thread
-from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError
+from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
 from asyncsync.stores.s3_direct import DirectAccess, direct
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from asyncsync.stores.s3_client import S3Client
     from asyncsync.stores.s3_sdk import SdkPlane
 
+PROBE_COPY = ".asyncsync/probe-copy"
+"""How the names of objects begin that find out whether a copy can create only. They are removed at once."""
 _UNSATISFIABLE = "InvalidRange"
 
 
@@ -68,6 +71,9 @@ class S3Store(Store):
         self._closed = False
         self._object_headers = self._options.object_headers()
         self._common = self._options.request_params()
+        self._conditional_copy: bool | None = None
+        """Whether a copy can create only; None: nobody has asked."""
+        self._probing = asyncio.Lock()
         self._whole_checksum = True
         """Whether the store takes the CRC32C of a whole multipart object; what it says on creating one decides."""
 
@@ -234,15 +240,18 @@ class S3Store(Store):
                 raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        if if_version is not None:
+            await self._learn_to_create_by_copy(key, if_version)
         if size is None:
             found = await self._head(source, if_source_version)
             size, if_source_version = found.size, found.version
         if size > self.traits.max_single_put:
             raise StoreError(f"{self.uri}: {source} has {size} bytes, more than one request copies: copy it in parts")
         plane = self._plane or await self._open_plane()
-        headers = self._object_headers | _source_condition(if_source_version)
+        headers = self._object_headers | _source_condition(if_source_version) | _condition(if_version)
         if self._checks():
             headers["x-amz-checksum-algorithm"] = "CRC32C"
         said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers)
@@ -251,6 +260,36 @@ class S3Store(Store):
         if not version or (crc is None and version != if_source_version):
             return await self.head(key)  # else it is known to be what was asked for
         return ObjectInfo(key, size, version, crc)
+
+    async def _learn_to_create_by_copy(self, key: str, if_version: str) -> None:
+        """Some servers do not know this condition of a copy, and overwrite: ours is tried out before it is trusted.
+        StoreError where it does not hold."""
+        async with self._probing:
+            if self._conditional_copy is None:
+                self._conditional_copy = await self._creates_by_copy()
+                self.traits = replace(self.traits, conditional_copy=self._conditional_copy)
+        self.check_copy_condition(key, if_version)
+
+    async def _creates_by_copy(self) -> bool:
+        """Whether a small object is copied to a new name once, and is refused the second time. Transient errors are
+        raised: they tell nothing."""
+        name = f"{PROBE_COPY}-{token()}"
+        plane = self._plane or await self._open_plane()
+
+        async def copy() -> StoreError | None:
+            headers = self._object_headers | _condition(MISSING)
+            try:
+                await plane.copy("CopyObject", self._full(name), "", self._full(f"{name}-source"), headers)
+            except StoreError as error:
+                if error.retryable:
+                    raise
+                return error
+            return None
+
+        await self.put(f"{name}-source", b"asyncsync")
+        creates = await copy() is None and isinstance(await copy(), PreconditionError)
+        await self.delete([name, f"{name}-source"])
+        return creates
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}

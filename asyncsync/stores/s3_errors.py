@@ -25,7 +25,8 @@ SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound"})
-_CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_TRANSIENT = frozenset({"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError"})
+"""ConditionalRequestConflict: two writes met, and the condition was not looked at."""
 _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
 _DENIED = frozenset(
     {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AllAccessDisabled"} | EXPIRED
@@ -57,7 +58,7 @@ class Failure:
             return NotFoundError(f"{text}: there is no bucket {self.bucket!r}")
         if code in _MISSING or status == 404:
             return NotFoundError(text)
-        if status == 412 or code in _CONFLICT:
+        if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
         if code in _DAMAGED or (status == 400 and "checksum" in said.lower()):
             return IntegrityError(text, retryable=True)
@@ -65,7 +66,9 @@ class Failure:
             return ThrottledError(text, retry_after(self.headers))
         if status in (401, 403) or code in _DENIED:
             return AccessDeniedError(text)
-        if status >= 500 or code in ("RequestTimeout", "OperationAborted", "InternalError"):
+        if status == 501 or code == "NotImplemented":
+            return StoreError(text)
+        if status >= 500 or code in _TRANSIENT:
             return UnavailableError(text)
         return StoreError(text)
 

@@ -180,10 +180,13 @@ class FaultyStore(Store):
         await self._run("delete", "\n".join(keys), lambda: self.inner.delete(keys))
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         return await self._run(
-            "copy", key, lambda: self.inner.copy(source, key, if_source_version=if_source_version, size=size)
+            "copy",
+            key,
+            lambda: self.inner.copy(source, key, if_source_version=if_source_version, size=size, if_version=if_version),
         )
 
     async def create_multipart(self, key: str) -> Upload:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import google_crc32c
@@ -99,7 +99,8 @@ class MemoryStore(Store):
     ) -> None:
         prefix = prefix.strip("/")
         self.uri = f"memory://{name}/{prefix}" if prefix else f"memory://{name}"
-        self.traits = Traits("memory", min_part_size=min_part_size, min_range_source=min_part_size)
+        traits = Traits("memory", min_part_size=min_part_size, min_range_source=min_part_size)
+        self.traits = replace(traits, conditional_copy=traits.conditional_writes)
         self.latency = latency
         self.bucket = _buckets.setdefault(name, Bucket()) if name else Bucket()
         self._root = prefix + "/" if prefix else ""
@@ -177,10 +178,13 @@ class MemoryStore(Store):
             self.bucket.objects.pop(self._root + key, None)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None
-    ) -> ObjectInfo:
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        self.check_copy_condition(key, if_version)
         await self._begin("copy", key)
         found = self._source(source, if_source_version)
+        self._check_version(key, if_version)
         return self._store(key, found.data, found.version)
 
     async def create_multipart(self, key: str) -> Upload:

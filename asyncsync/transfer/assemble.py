@@ -24,8 +24,9 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
 from asyncsync.stores.breaker import GoneError
 from asyncsync.stores.together import for_each, together
-from asyncsync.transfer.opening import complete_upload, going_on, open_upload
+from asyncsync.transfer.opening import going_on, open_upload
 from asyncsync.transfer.uploads import OpenUploads
+from asyncsync.transfer.writes import LostSourceError, Replacing
 
 WINDOW = 8
 """Parts that are hashed before the next pieces are decided."""
@@ -40,10 +41,6 @@ Account = Callable[[int, int, int], None]
 """Takes bytes sent, bytes that an earlier upload had sent, bytes copied."""
 Fate = Literal["sent", "copied", "unchanged"]
 """Bytes of the file travelled; the store copied all of it; the store had it under its own name."""
-
-
-class LostSourceError(StoreError):
-    """What was to be copied could not be: the file is to be sent whole."""
 
 
 def limits_of(traits: Traits, config: TransferConfig, part_size: int) -> Limits:
@@ -136,8 +133,11 @@ class Assembly:
     def __init__(
         self, store: Store, key: str, path: str, file: FileStat, part_size: int, *, config: TransferConfig,
         matches: Matches, uploads: OpenUploads, account: Account, known: Mapping[int, Cell],
+        writes: Replacing | None = None,
     ) -> None:  # fmt: skip
         self._store, self._key, self._path, self._file = store, key, path, file
+        self._writes = writes or Replacing(store)
+        self._at_once = config.max_concurrency + 1
         self._account, self._uploads = account, uploads
         self._part_size = part_size
         self._limits = limits_of(store.traits, config, part_size)
@@ -165,7 +165,7 @@ class Assembly:
         if whole is not None and whole.key == self._key:
             return Assembled(self._part_size, crc, digests, whole.version, "unchanged")
         if whole is not None:
-            version = await copy_object(self._store, whole, self._key, crc)
+            version = await self._writes.copy(whole, self._key, crc)
             self._account(0, 0, whole.total)
             return Assembled(self._part_size, crc, digests, version, "copied")
         info = await self._complete(crc)
@@ -175,7 +175,7 @@ class Assembly:
         assert self._upload is not None
         parts = [self._parts[number] for number in sorted(self._parts)]
         try:
-            info = await complete_upload(self._store, self._upload, parts, crc)
+            info = await self._writes.complete(self._upload, parts, crc)
         except (IntegrityError, NotFoundError) as error:
             if self._copied:  # some stores look for what is copied only now
                 raise LostSourceError(f"{self._key} could not be put together from copies: {error}") from error
@@ -187,7 +187,7 @@ class Assembly:
 
     async def _run(self) -> Origin | None:
         """Plan and carry out; the one object that makes all of it unnecessary, if there is one."""
-        workers = min(len(self._hashing.cuts), PIECES_AT_ONCE)
+        workers = min(len(self._hashing.cuts), PIECES_AT_ONCE, self._at_once)
         whole: Origin | None = None
 
         async def plan() -> None:
@@ -222,7 +222,11 @@ class Assembly:
     def _whole(self, segments: list[Segment]) -> Origin | None:
         """The one object that makes the upload unnecessary."""
         whole = whole_copy(segments)
-        if whole is None or whole.key == self._key or copied_at_once(whole, self._store.traits, self._limits):
+        if (
+            whole is None
+            or whole.key == self._key
+            or (self._writes.copies_whole() and copied_at_once(whole, self._store.traits, self._limits))
+        ):
             return whole
         return None
 
@@ -316,16 +320,3 @@ def grid_of(file: FileStat, matches: Matches, traits: Traits, config: TransferCo
         max_parts=most,
     )  # fmt: skip
     return matches.part_size(size, file.size, most)
-
-
-async def copy_object(store: Store, origin: Origin, key: str, crc: int) -> str:
-    """Copy a whole object inside the store; its new version. LostSourceError if that did not give the right bytes."""
-    try:
-        info = await store.copy(origin.key, key, if_source_version=origin.version, size=origin.total)
-    except GoneError:
-        raise
-    except StoreError as error:
-        raise LostSourceError(f"{origin.key} could not be copied to {key}: {error}") from error
-    if info.size != origin.total or info.crc32c not in (None, crc):
-        raise LostSourceError(f"{origin.key} was copied to {key}, but is not what its manifest says")
-    return info.version

@@ -19,10 +19,11 @@ from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.appending import samples, trusted
-from asyncsync.transfer.assemble import Account, Assembly, Fate, LostSourceError, copy_object, grid_of
-from asyncsync.transfer.opening import complete_upload, find_upload, going_on, open_upload
+from asyncsync.transfer.assemble import Account, Assembly, Fate, grid_of
+from asyncsync.transfer.opening import find_upload, going_on, open_upload
 from asyncsync.transfer.sources import Sources
 from asyncsync.transfer.uploads import OpenUploads
+from asyncsync.transfer.writes import LostSourceError, Replacing
 
 PARTS_AT_ONCE = 16
 """Parts of a file that are hashed, wait for a slot or are on their way; how many are, the budget says."""
@@ -33,15 +34,17 @@ class LargeFile:
 
     def __init__(
         self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account,
-        sources: Sources,
+        sources: Sources, writes: Replacing | None = None,
     ) -> None:  # fmt: skip
+        self._writes = writes or Replacing(store)
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads, self._account, self._sources = uploads, account, sources
 
     async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
         """The entry for the manifest and what became of the file.
 
-        SourceChangedError if the file changed each time it was read; FileNotFoundError if it is gone; StoreError.
+        SourceChangedError if the file changed each time it was read, or at all where the state to send is fixed;
+        FileNotFoundError if it is gone; StoreError.
         """
         last: Exception | None = None
         for _ in range(TRIES):
@@ -61,6 +64,9 @@ class LargeFile:
                     self._uploads.abandon_key(self._prefix + file.path)
                     raise last
                 return entry, sent
+            if self._writes.fixed:
+                self._uploads.abandon_key(self._prefix + file.path)
+                raise SourceChangedError(f"{file.path}: changed since the checkpoint was reported")
             file, last = now, None
         self._uploads.abandon_key(self._prefix + file.path)
         raise SourceChangedError(
@@ -73,11 +79,14 @@ class LargeFile:
         unnamed = self._uploads.sent(self._prefix + file.path)
         own = unnamed if unnamed is not None and unnamed.part_size else known
         candidates = self._sources.candidates(file, own)
-        if candidates:
+        while candidates:
+            copies = self._writes.copies_whole()
             try:
                 return await self._assemble(file, own, candidates)
             except LostSourceError:
                 self._uploads.abandon_key(self._prefix + file.path)
+            if self._writes.copies_whole() == copies:
+                break  # else it just turned out that the store copies only into parts
         return await self._multipart(file), "sent"
 
     def _path(self, file: FileStat) -> str:
@@ -98,7 +107,7 @@ class LargeFile:
         equal = self._sources.equal(file.size, digest.crc32c, (digest.xxh3,))
         if equal is not None:
             try:
-                version = await copy_object(self._store, equal.origin(), self._prefix + file.path, digest.crc32c)
+                version = await self._writes.copy(equal.origin(), self._prefix + file.path, digest.crc32c)
             except LostSourceError:
                 pass  # its bytes are here: they are sent
             else:
@@ -114,9 +123,9 @@ class LargeFile:
         """The object, and how many of its bytes the store had from another process."""
         key, traits = self._prefix + file.path, self._store.traits
         if not traits.goes_on or file.size <= (traits.part_size or 0):
-            return await self._store.put(key, body, crc32c=crc32c), 0
+            return await self._writes.put(key, body, crc32c), 0
         progress = self._uploads.progress_of_whole(key, self._path(file), file, crc32c)
-        info = await self._store.put(key, replace(body, progress=progress), crc32c=crc32c)
+        info = await self._writes.put(key, replace(body, progress=progress), crc32c)
         self._uploads.whole_sent(key)
         return info, progress.there
 
@@ -137,7 +146,7 @@ class LargeFile:
         work = Assembly(
             self._store, key, self._path(file), file, size, config=self._config, matches=matches,
             uploads=self._uploads, account=self._account,
-            known=await trusted(self._path(file), file, own, size, self._config),
+            known=await trusted(self._path(file), file, own, size, self._config), writes=self._writes,
         )  # fmt: skip
         try:
             done = await work.run(begun, parts)
@@ -188,7 +197,7 @@ class LargeFile:
             raise
         try:
             crc = _combined_digests(sender.digests, file.size, size)
-            info = await complete_upload(self._store, upload, sender.parts, crc)
+            info = await self._writes.complete(upload, sender.parts, crc)
         except Exception as error:
             if not getattr(error, "retryable", False):
                 self._uploads.abandon(upload)
@@ -257,7 +266,8 @@ class _Parts:
 
     async def run(self) -> None:
         count = len(self.cuts)
-        await for_each(range(1, count + 1), self._send, min(count, PARTS_AT_ONCE))
+        most = self._owner._config.max_concurrency + 1  # noqa: SLF001  one more: it is hashed meanwhile
+        await for_each(range(1, count + 1), self._send, min(count, PARTS_AT_ONCE, most))
 
     async def _send(self, number: int) -> None:
         owner = self._owner

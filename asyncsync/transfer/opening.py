@@ -1,14 +1,13 @@
-"""Opening a multipart upload, or going on with one, so that the journal knows of it from the start; and its end."""
+"""Opening a multipart upload, or going on with one, so that the journal knows of it from the start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
+from asyncsync.errors import NotFoundError
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
+from asyncsync.stores.base import Part, Store, Upload
 from asyncsync.transfer.uploads import OpenUploads
 
 
@@ -45,14 +44,3 @@ def going_on(store: Store, uploads: OpenUploads, upload: Upload, part: Part, bod
     """The body of a part that is about to be sent. Where the store can, it goes on where an earlier attempt broke off,
     that of another process too."""
     return replace(body, progress=uploads.progress(upload, part)) if store.traits.goes_on else body
-
-
-async def complete_upload(store: Store, upload: Upload, parts: Sequence[Part], crc: int) -> ObjectInfo:
-    """Publish the file. ConcurrentWriterError if somebody else has written it since the store was asked for it."""
-    try:
-        return await store.complete_multipart(upload, parts, crc32c=crc)
-    except PreconditionError as error:
-        raise ConcurrentWriterError(
-            f"{store.uri.rstrip('/')}/{upload.key}: somebody else has written it while we did, and theirs was left; "
-            f"only one process may sync a prefix: stop the other one, then sync again ({error})"
-        ) from error

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import worker_threads
 from asyncsync.disk.journal import Journal, state_dir
 from asyncsync.disk.state import TreeLocks
-from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
+from asyncsync.errors import AccessDeniedError, ConcurrentWriterError, NotFoundError, StoreError
+from asyncsync.injected import lease_time
 from asyncsync.planning.manifest import MANIFEST, META_DIR
+from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Store, Upload
 from asyncsync.stores.breaker import Breaker
@@ -24,6 +26,7 @@ from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.guarded import GuardedStore, RetryPolicy
 from asyncsync.stores.together import together
 from asyncsync.stores.waiting import Lane
+from asyncsync.transfer.reader import find
 from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads
 
@@ -56,6 +59,12 @@ class Session:
     """The store itself, if it is a directory of this machine."""
     presence: int | None = None
     """What the journal says of this process for as long as it is there."""
+    nonce: str = ""
+    """Of the experiment, if it is one's."""
+    fence_of: Callable[[str], Fence | None] = field(default=lambda _: None)
+    """For a key: what says whether we may write there; None: nobody is known to ask."""
+    on_deleted: Callable[[str, str], None] = field(default=lambda _trial, _name: None)
+    """Hears of a trial's checkpoint that is gone from the store, as it was owed."""
 
     @classmethod
     async def open(
@@ -140,9 +149,10 @@ class Session:
             with suppress(StoreError):  # still gone, or there is an answer: either way the breaker knows
                 await store.head(PROBE)
 
-    def owe_delete(self, prefix: str) -> None:
-        """The data below ``prefix`` is to go, as soon as the janitor comes to it."""
-        self.journal.owe(self.uri, DELETE, json.dumps({"prefix": prefix}))
+    def owe_delete(self, trial: str, name: str, nonce: str) -> None:
+        """A checkpoint that the record of this very trial gives up is to go, as soon as the janitor comes to it."""
+        prefix = f"{trial}/{name}/"
+        self.journal.owe(self.uri, DELETE, json.dumps({"trial": trial, "name": name, "nonce": nonce}))
         self.uploads.abandon_below(prefix)
         self.catalogue.forget(prefix)
 
@@ -157,26 +167,79 @@ class Session:
                 continue
             try:
                 if owed.kind == ABORT:
-                    await self._abort(store, payload["key"], payload["upload_id"])
+                    await self._abort(store, payload)
                 elif owed.kind == DELETE:
-                    await delete_prefix(store, payload["prefix"])
+                    await self._delete(payload)
                 elif owed.kind == SWEEP and self.local is not None:
                     await self.local.sweep()
-            except StoreError as error:
+            except (StoreError, ConcurrentWriterError) as error:
                 log.warning("cleaning up %s (%s) failed, it stays owed: %s", self.uri, owed.kind, error)
                 continue
             self.journal.paid(owed.id)
             paid += 1
         return paid
 
-    async def _abort(self, store: Store, key: str, upload_id: str) -> None:
-        """Abort one upload; without an id, all of that key that nobody is going to complete."""
+    async def _delete(self, payload: Mapping[str, str]) -> None:
+        """Delete a checkpoint that its trial's record gives up, and nothing else: the experiment may be another one by
+        now, or somebody may have taken it in again."""
+        trial, name = payload.get("trial"), payload.get("name")
+        if trial is None or name is None:
+            return  # written by a version that did not say whose it is: prune knows
+        given_up = GivenUp(trial, name, payload["nonce"])
+        store = self.view(Lane.ARTIFACT, "janitor", given_up.confirm)
+        try:
+            await delete_prefix(store, f"{trial}/{name}/")
+        except NotGivenUpError as error:
+            log.info("%s/%s/%s is not deleted: %s", self.uri, trial, name, error)
+        self.on_deleted(trial, name)
+
+    async def _abort(self, store: Store, payload: Mapping[str, str]) -> None:
+        """Abort one upload; without an id, all of that key that nobody is going to complete, if we are who writes
+        there. An upload without an id of an earlier experiment is nobody's."""
+        key, upload_id = payload["key"], payload["upload_id"]
         if upload_id:
             await store.abort_multipart(Upload(key, upload_id))
             return
+        if payload.get("nonce", "") != self.nonce:
+            return
+        fence = self.fence_of(key)
+        if fence is not None:
+            await fence(store, float("inf"))
+        elif self.nonce:
+            raise ConcurrentWriterError(f"{key} is not ours to write just now")
         for upload in await store.list_multiparts(key):
             if upload.key == key and not self.uploads.is_open(key, upload.upload_id):
                 await store.abort_multipart(upload)
+
+
+class NotGivenUpError(Exception):
+    """A checkpoint is not to be deleted after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A checkpoint that the record of its trial gives up: numbers are never used again by that trial, so who finds it
+    there may delete it, whoever runs the trial now."""
+
+    trial: str
+    name: str
+    nonce: str
+
+    async def confirm(self, store: Store, since: float) -> float:
+        """NotGivenUpError unless the record says so; else when it was asked."""
+        asked = lease_time()
+        data = await find(store, f"{self.trial}/{TRIAL_RECORD}")
+        if data is None:
+            raise NotGivenUpError("the trial has no record any more")
+        try:
+            record = TrialRecord.from_bytes(data)
+        except ValueError as error:
+            raise NotGivenUpError(f"the trial's record cannot be read: {error}") from error
+        if record.nonce != self.nonce:
+            raise NotGivenUpError("the trial is another one of the same name")
+        if self.name not in record.given_up or self.name in {item.name for item in record.checkpoints}:
+            raise NotGivenUpError("the trial's record does not give it up")
+        return asked
 
 
 async def delete_prefix(store: Store, prefix: str) -> int:

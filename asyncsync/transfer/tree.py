@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncsync.config import TransferConfig
+from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.files import in_hasher
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
@@ -29,13 +30,17 @@ from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.preview import Preview, SyncPlan
+from asyncsync.transfer.reader import exists, find_manifest
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
+from asyncsync.transfer.writes import CollisionError, Creating, Replacing
 
 DELETED = 1000
 """Keys that one request deletes."""
 DELETES_AT_ONCE = 4
 SHOWN = 5
+NARROW = 5 << 20
+"""Bytes of the parts of an upload that was cut short before any of its parts was done."""
 """How many paths an error message names."""
 
 
@@ -59,6 +64,14 @@ class TreeOptions:
     """Name of the manifest below the prefix; that of a rank where several write one checkpoint."""
     fence: Fence | None = None
     """Is asked before anything is written, and again before a manifest that makes a new prefix exist."""
+    accepted: Accepted | None = None
+    """Just these files, in the state that this says, or nothing; ``rules`` do not count then."""
+    begun: bool = False
+    """Whether something of it may be in the store, sent by an earlier process."""
+
+
+ID = "id"
+"""Key in a manifest's info: tells a checkpoint from another one of the same name."""
 
 
 def pair(root: str, uri: str, prefix: str) -> str:
@@ -70,8 +83,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_files", "_from_journal", "_guessed", "_manifest", "_options", "_session", "_uncommitted", "_upload",
-        "_version", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_narrow", "_options", "_session", "_uncommitted",
+        "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -83,6 +96,8 @@ class Tree:
         self._uncommitted: Manifest | None = None
         """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
         self._upload: TreeUpload | None = None
+        self._view: Store | None = None
+        self._narrow, self._begun = False, options.begun
         self._files: Sequence[FileStat] = ()
 
     @property
@@ -129,14 +144,19 @@ class Tree:
         """
         started = time.monotonic()
         store = self._store()
-        scanned = time.time_ns()
+        accepted = self._options.accepted
+        scanned = time.time_ns() if accepted is None else accepted.looked
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
+        if accepted is not None:
+            await self._see_that_it_is_new(store)
         tally = await self._send(store, changes.send, scanned, on_progress)
         _raise_if_lost(tally)
         if tally.failures and self._options.whole:
+            await self._check_source(sent=False)
             raise self.failed(tally)
+        await self._check_source(sent=True)
         if tally.entries or gone or self._manifest is None or self._uncommitted is not None:
             # an entry that was in doubt and could not be looked at again stays in doubt
             await self._commit(store, gone, self._scanned() if tally.failures else scanned)
@@ -185,11 +205,36 @@ class Tree:
     def _key(self) -> str:
         return self.prefix + self._options.record
 
-    def _store(self) -> Store:
-        return self._session.view(self._options.lane, self.prefix, self._options.fence)
-
     def _forget(self) -> None:
         self._manifest = self._version = None
+
+    def _store(self) -> Store:
+        store = self._view = self._session.view(self._options.lane, self.prefix, self._options.fence)
+        return store
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the running or last pass that the store has acknowledged."""
+        tally = self._upload.tally if self._upload is not None else Tally()
+        return tally.bytes_sent + tally.bytes_copied
+
+    @property
+    def moves(self) -> bool:
+        """Whether bytes of the running or last pass were on their way."""
+        return self.moved > 0 or (isinstance(self._view, FencedView) and self._view.steps > 0)
+
+    def send_less_at_once(self) -> None:
+        """From now on one file at a time, in the smallest parts, so that some are done before the time is over."""
+        self._narrow = True
+
+    async def _check_source(self, *, sent: bool) -> None:
+        """That a checkpoint's files still are what was accepted, and what was ``sent``, if everything was."""
+        accepted = self._options.accepted
+        if accepted is None:
+            return
+        entries = self._uncommitted.files if self._uncommitted is not None else {}
+        crcs = {path: entry.crc32c for path, entry in entries.items()} if sent else None
+        await in_hasher(accepted.check, crcs)
 
     async def _load(self, store: Store) -> None:
         """Know the last manifest: from memory, else the journal, else the store."""
@@ -226,11 +271,22 @@ class Tree:
     async def _compare(self, store: Store, rules: Rules) -> tuple[Snapshot, Changes]:
         """The directory beside the last manifest."""
         await self._load(store)
+        if self._options.accepted is not None:
+            return self._rest(self._options.accepted, store)
         snapshot, changes = await in_hasher(self._look, rules, self._known())
         self._refuse_names(snapshot, store)
         if self._from_journal:
             snapshot, changes = await self._confirm(store, snapshot, changes)
         return snapshot, changes
+
+    def _rest(self, accepted: Accepted, store: Store) -> tuple[Snapshot, Changes]:
+        """What was accepted and has not been sent yet."""
+        sent = self._uncommitted.files if self._uncommitted is not None else {}
+        files = [file for file in accepted.files if file.path not in sent]
+        snapshot = Snapshot(files, list(accepted.warnings), same=len(accepted.files) - len(files))
+        snapshot.bytes_total = accepted.size
+        self._refuse_names(snapshot, store)
+        return snapshot, Changes(files, snapshot.same, [])
 
     async def _confirm(self, store: Store, snapshot: Snapshot, changes: Changes) -> tuple[Snapshot, Changes]:
         """Ask once a process whether the manifest in the journal still stands.
@@ -265,7 +321,25 @@ class Tree:
 
     def _transfer(self) -> TransferConfig:
         config = self._session.transfer
-        return replace(config, append_only=()) if self._options.checksum else config
+        if self._options.checksum or self._options.accepted is not None:
+            config = replace(config, append_only=())
+        if self._narrow:
+            config = replace(config, max_concurrency=1, part_size=self._narrowest(config))
+        return config
+
+    def _narrowest(self, config: TransferConfig) -> int:
+        least = max(NARROW, self._session.store.traits.min_part_size)
+        return min(least, config.part_size or least)
+
+    async def _see_that_it_is_new(self, store: Store) -> None:
+        """Where the store cannot create only, nothing may be there before the first byte of ours; CollisionError."""
+        if store.traits.conditional_writes or self._begun:
+            return
+        if (await store.list(self.prefix)).objects:
+            raise CollisionError(
+                f"{self.uri} holds something already: another process writes a checkpoint of this name"
+            )
+        self._begun = True
 
     def _known(self) -> Manifest | None:
         """The last manifest, and what has been sent since."""
@@ -295,6 +369,7 @@ class Tree:
             known=self._known(),
             catalogue=session.catalogue,
             on_progress=on_progress,
+            writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
         self._files = files
         try:
@@ -343,10 +418,13 @@ class Tree:
         return new, new.to_bytes(), differs
 
     async def _write(self, store: Store, data: bytes) -> str:
+        self._begun = True
         if self._options.fresh and isinstance(store, FencedView):
             store.doubt()
         version, self._version = self._version, None  # not known while it is written: a broken off put may have landed
         try:
+            if self._options.accepted is not None:
+                return await self._create(store, data)
             return (await store.put(self._key, data, if_version=version)).version
         except PreconditionError as error:
             self._session.journal.forget_tree(self.identity)
@@ -354,6 +432,21 @@ class Tree:
             raise ConcurrentWriterError(
                 f"{where}: somebody else has written its manifest since we read it; only one process may sync a prefix"
             ) from error
+
+    async def _create(self, store: Store, data: bytes) -> str:
+        """The manifest that makes a checkpoint exist; CollisionError if another checkpoint has one there."""
+        try:
+            if not store.traits.conditional_writes and await exists(store, self._key):
+                raise PreconditionError(f"{self._key} is there already")
+            return (await store.put(self._key, data, if_version=MISSING)).version
+        except PreconditionError as error:
+            there = await find_manifest(store, self.prefix, self._options.record)
+            ours = (self._options.info or {}).get(ID)
+            if there is None or ours is None or there.info.get(ID) != ours:
+                raise CollisionError(
+                    f"{self.uri} is a checkpoint of another process: nothing of it was written over"
+                ) from error
+            return (await store.head(self._key)).version
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]

@@ -23,10 +23,11 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.stores.breaker import GoneError
-from asyncsync.transfer.assemble import Fate, LostSourceError, copy_object
+from asyncsync.transfer.assemble import Fate
 from asyncsync.transfer.large import LargeFile
 from asyncsync.transfer.sources import Catalogue, Sources
 from asyncsync.transfer.uploads import OpenUploads
+from asyncsync.transfer.writes import LostSourceError, Replacing
 
 SMALL = 1 << 20
 """Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
@@ -80,8 +81,10 @@ class TreeUpload:
         known: Manifest | None = None,
         catalogue: Catalogue | None = None,
         on_progress: OnProgress | None = None,
+        writes: Replacing | None = None,
     ) -> None:
         self.tally = Tally()
+        self._writes = writes or Replacing(store)
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads = uploads
         self._known = known.files if known is not None else {}
@@ -175,13 +178,13 @@ class TreeUpload:
         self._loading = True
         self._loaded.clear()
         try:
-            return await in_hasher(load, self._root, batch)
+            return await in_hasher(load, self._root, batch, fixed=self._writes.fixed)
         finally:
             self._loading = False
             self._loaded.set()
 
     def _failed(self, path: str, error: BaseException) -> None:
-        if isinstance(error, FileNotFoundError) and not isinstance(error, StoreError):
+        if isinstance(error, FileNotFoundError) and not isinstance(error, StoreError) and not self._writes.fixed:
             self.tally.vanished.append(path)
         else:
             self.tally.failures[path] = error
@@ -205,7 +208,7 @@ class TreeUpload:
             version = await self._copy_small(loaded)
             copied = version is not None
             if version is None:
-                version = (await self._store.put(self._prefix + stat.path, loaded.data, crc32c=digest.crc32c)).version
+                version = (await self._writes.put(self._prefix + stat.path, loaded.data, digest.crc32c)).version
         except (StoreError, SyncError) as error:
             self._failed(stat.path, error)
             return
@@ -223,14 +226,15 @@ class TreeUpload:
         if equal is None:
             return None
         try:
-            return await copy_object(self._store, equal.origin(), self._prefix + stat.path, digest.crc32c)
+            return await self._writes.copy(equal.origin(), self._prefix + stat.path, digest.crc32c)
         except LostSourceError:
             return None
 
     async def _send_large(self, file: FileStat) -> None:
         large = LargeFile(
-            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources
-        )
+            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources,
+            self._writes,
+        )  # fmt: skip
         try:
             entry, fate = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:

@@ -31,6 +31,8 @@ class OpenUploads:
         self._open: dict[str, OpenUpload] = {}
         self._parts: dict[str, dict[int, Part]] = {}
         self._in_hand: set[int] = set()
+        self.nonce = ""
+        """Of the experiment, if it is one's."""
         self._sent: dict[str, FileEntry] = {}
         """Large files in the store that no manifest names yet, by key."""
 
@@ -129,7 +131,7 @@ class OpenUploads:
 
         The result is for :meth:`settled`, once it is known.
         """
-        number = self.in_hand(ABORT, key=key, upload_id="")
+        number = self.in_hand(ABORT, key=key, upload_id="", nonce=self.nonce)
         try:
             await self._journal.flush()
         except BaseException:

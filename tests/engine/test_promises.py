@@ -153,7 +153,7 @@ def test_leaving_normally_makes_everything_durable(bench: Bench) -> None:
         async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
             for index in range(5):
                 trial = engine.trial(f"t{index}", params={"lr": index})
-                await trial.report({"loss": 1.0}, bench.checkpoint(), upload=UploadMode.ASYNC)
+                await trial.report({"loss": 1.0}, bench.checkpoint(f"c{index}"), upload=UploadMode.ASYNC)
                 (trial.dir / "late.log").write_text("last words")
         with pytest.raises(EngineClosedError):
             engine.trial("x")

@@ -10,7 +10,7 @@ from asyncsync.testing import FaultyStore, MemoryStore
 
 
 async def test_another_version_in_the_store_is_another_writers():
-    store, record = MemoryStore(), RecordFile("record", lambda: b"ours")
+    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     await record.confirm(store)
     await store.put("record", b"theirs")
@@ -20,7 +20,7 @@ async def test_another_version_in_the_store_is_another_writers():
 
 async def test_a_record_that_is_gone_is_nobodys():
     """A successor leaves its record; whoever deletes one, or a server that keeps nothing, is none."""
-    store, record = MemoryStore(), RecordFile("record", lambda: b"ours")
+    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     await store.delete(["record"])
     await record.confirm(store)
@@ -28,7 +28,7 @@ async def test_a_record_that_is_gone_is_nobodys():
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
 async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure(error: Exception | None) -> None:
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     hang = store.faults.hang(operation="head")
     first = asyncio.create_task(record.confirm(store))
@@ -49,7 +49,7 @@ async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure
 @pytest.mark.virtual_time
 async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
     """A write is an answer as well; before ``since`` it does not count, nor does one whose end nobody heard."""
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     loop = asyncio.get_running_loop()
     before = loop.time()
     await asyncio.sleep(1)

@@ -364,6 +364,56 @@ async def test_a_copy_can_insist_on_a_version(store, rule):
 # conditions
 
 
+async def test_a_copy_can_create_only(store, rule):
+    rule("copies to create only")
+    await store.put("x", b"12345")
+    await store.put("taken", b"other")
+    await store.copy("x", "new", if_version=MISSING)
+    assert (await store.get("new"))[0] == b"12345"
+    before = await store.head("taken")
+    for key in ("taken", "new", "taken"):
+        with pytest.raises(PreconditionError):
+            await store.copy("x", key, if_version=MISSING)
+    assert await store.head("taken") == before
+    assert (await store.get("taken"))[0] == b"other"
+    assert sorted(info.key for info in (await everything(store))[0]) == ["new", "taken", "x"]
+
+
+async def test_a_copy_that_cannot_create_only_is_refused_and_makes_nothing(store, rule):
+    """The store says so in its traits, once it was asked for one."""
+    await store.put("x", b"12345")
+    with contextlib.suppress(StoreError):
+        await store.copy("x", "new", if_version=MISSING)
+    if store.traits.conditional_copy:
+        pytest.skip("copies to create only")
+    for key in ("x2", "x"):
+        with pytest.raises(StoreError) as caught:
+            await store.copy("x", key, if_version=MISSING)
+        assert not caught.value.retryable
+        assert not isinstance(caught.value, PreconditionError)
+    assert [info.key for info in (await everything(store))[0]] == ["x"]
+
+
+async def test_a_copy_replaces_no_version_that_it_is_given(store):
+    info = await store.put("x", b"12345")
+    await store.put("y", b"other")
+    with pytest.raises(StoreError):
+        await store.copy("x", "y", if_version=info.version)
+    assert (await store.get("y"))[0] == b"other"
+
+
+async def test_one_of_many_copies_creates(store, rule):
+    rule("copies to create only")
+    rule("one of many racers creates")
+    bodies = [f"racer {number}".encode() for number in range(8)]
+    for number, body in enumerate(bodies):
+        await store.put(f"{number}", body)
+    copies = (store.copy(f"{number}", "x", if_version=MISSING) for number in range(len(bodies)))
+    results = await asyncio.gather(*copies, return_exceptions=True)
+    (winner,) = outcome(results)
+    assert (await store.get("x"))[0] == bodies[results.index(winner)]
+
+
 async def test_create_only_creates(store, rule):
     rule("writes on a condition")
     await store.put("x", b"first", if_version=MISSING)

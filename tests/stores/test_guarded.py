@@ -337,7 +337,7 @@ async def test_the_writes_of_a_pass_wait_for_a_store_that_is_gone_together_and_n
     """Each asks first whether it still may write."""
     world = World(slots=64, retry=RetryPolicy(patience=20.0))
     await asyncio.gather(*await gone(world), return_exceptions=True)
-    record = RecordFile("record", lambda: b"ours")
+    record = RecordFile("record", lambda _: b"ours")
     fenced = FencedView(world.guarded, Lane.CHECKPOINT, "tree", record.confirm)
     for _ in range(2):
         began = world.now

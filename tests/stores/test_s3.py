@@ -228,7 +228,9 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
         (fault("404 Not Found", "NoSuchKey"), NotFoundError, False),
         (fault("403 Forbidden", "AccessDenied"), AccessDeniedError, False),
         (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
-        (fault("409 Conflict", "ConditionalRequestConflict"), PreconditionError, False),
+        (fault("409 Conflict", "ConditionalRequestConflict"), UnavailableError, True),
+        (fault("409 Conflict", "OperationAborted"), UnavailableError, True),
+        (fault("501 Not Implemented", "NotImplemented"), StoreError, False),
         (fault("503 Service Unavailable", "SlowDown"), ThrottledError, True),
         (reply("429 Too Many Requests"), ThrottledError, True),
         (fault("500 Internal Server Error", "InternalError"), UnavailableError, True),
@@ -561,6 +563,75 @@ async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
             else:
                 await store.copy_part(s3_module.Upload("k", "u"), 1, 0, "a", 0, 9)
     assert len(script.requests) == 1
+
+
+class Bucket:
+    """What a server says that knows, or does not know, that a copy may create only."""
+
+    def __init__(self, say):
+        self.say, self.keys = say, {"/bucket/p/a"}
+
+    def __call__(self, request):
+        if request.method != "PUT":
+            return reply(body=b"<DeleteResult></DeleteResult>")
+        if "x-amz-copy-source" in request.headers and (said := self.say(request, request.target in self.keys)):
+            return said
+        self.keys.add(request.target)
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+
+def keeps_to_the_condition(request, there):
+    refused = there and request.headers.get("if-none-match") == "*"
+    return fault("412 Precondition Failed", "PreconditionFailed") if refused else None
+
+
+async def test_whether_a_copy_can_create_only_is_tried_out_once_on_names_of_its_own():
+    async with scripted(Bucket(keeps_to_the_condition)) as (store, script):
+        copies = (store.copy("a", key, size=4, if_version=MISSING) for key in ("k", "l"))
+        await asyncio.gather(*copies)
+        with pytest.raises(PreconditionError):
+            await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
+    tried = [r for r in script.requests if "probe-copy" in r.target or r.method == "POST"]
+    assert [r.method for r in tried] == ["PUT", "PUT", "PUT", "POST"]
+    assert len(script.requests) == len(tried) + 3
+    assert all(r.headers["if-none-match"] == "*" for r in script.requests if "x-amz-copy-source" in r.headers)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda request, there: None,
+        lambda request, there: fault("400 Bad Request", "InvalidArgument"),
+        lambda request, there: fault("501 Not Implemented", "NotImplemented"),
+        lambda request, there: reply("501 Not Implemented"),
+        lambda request, there: fault("412 Precondition Failed", "PreconditionFailed"),
+    ],
+    ids=["overwrites", "400", "501", "501 without a document", "412 for what is not there"],
+)
+async def test_a_copy_that_the_server_cannot_make_on_condition_is_not_made(say):
+    async with scripted(Bucket(say)) as (store, script):
+        for _ in range(2):
+            with pytest.raises(StoreError, match="send its bytes") as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert not caught.value.retryable
+        assert not store.traits.conditional_copy
+    assert not any(request.target == "/bucket/p/k" for request in script.requests)
+
+
+async def test_a_copy_is_tried_out_again_where_the_server_was_only_away():
+    away = [reply("503 Service Unavailable"), fault("409 Conflict", "ConditionalRequestConflict")]
+
+    def say(request, there):
+        return away.pop() if away else keeps_to_the_condition(request, there)
+
+    async with scripted(Bucket(say)) as (store, _):
+        for _ in range(2):
+            with pytest.raises(StoreError) as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert caught.value.retryable
+        await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
 
 
 async def test_a_copied_part_names_its_range():

@@ -32,6 +32,8 @@ DIFFERENCES = {
     ("gcp-storage-emulator", "writes on a condition"): _CONDITIONS,
     ("gcp-storage-emulator", "completes on a condition"): _CONDITIONS,
     ("gcp-storage-emulator", "copies on a condition"): _CONDITIONS,
+    ("gcp-storage-emulator", "copies to create only"): _CONDITIONS,
+    ("fake-gcs-server", "copies to create only"): "it ignores conditions of rewrite",
     ("gcp-storage-emulator", "one of many racers creates"): _CONDITIONS,
     ("gcp-storage-emulator", "one of many racers replaces"): _CONDITIONS,
     ("gcp-storage-emulator", "serves thousands of requests"): _PAGES,

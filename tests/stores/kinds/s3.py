@@ -24,6 +24,8 @@ KINDS = {name: partial(s3, name) for name in SERVERS}
 
 DIFFERENCES = {
     ("moto", "refuses a wrong checksum"): "moto accepts any checksum and echoes it",
+    ("moto", "copies to create only"): "moto does not know the condition, and overwrites",
+    ("ministack", "copies to create only"): "ministack does not know the condition, and overwrites",
     ("moto", "copies on a condition"): "moto does not enforce CopySourceIfMatch",
     ("moto", "forgets an aborted upload"): "moto answers 500 to whatever comes after an abort",
     ("moto", "takes no part of an aborted upload"): "moto answers 500 to whatever comes after an abort",

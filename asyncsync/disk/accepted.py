@@ -1,0 +1,182 @@
+"""A checkpoint's files as they were when it was accepted: just these are sent, or nothing is. Blocking."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from xxhash import xxh3_128
+
+from asyncsync.disk.files import FileRange
+from asyncsync.disk.reading import digest_range, stat_file
+from asyncsync.disk.scan import Rules, scan
+from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
+from asyncsync.planning.changes import RACY_NS
+from asyncsync.planning.snapshot import FileStat, Snapshot
+
+WHOLE = Rules(symlinks="follow", whole=True)
+"""Filters are for artifacts; links are followed, also out of the directory."""
+SHOWN = 5
+"""How many paths an error names."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What was there. ``single``: the checkpoint is one file in ``root``, and what else is there is nobody's."""
+
+    root: str
+    files: tuple[FileStat, ...]
+    single: bool
+    looked: int
+    """Wall-clock nanoseconds just before the directory was read."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The directory, or the one file."""
+        return f"{self.root}/{self.files[0].path}" if self.single else self.root
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for what has the same files in the same state. XXH3-128, hexadecimal."""
+        identity = xxh3_128()
+        for file in self.files:
+            identity.update(repr(file[:4]).encode("utf-8", "surrogateescape"))
+        return identity.hexdigest()
+
+    def check(self, crcs: Mapping[str, int] | None = None) -> None:
+        """That everything is still as it was. SourceChangedError or CheckpointIncompleteError names what is not.
+
+        ``crcs``: CRC32C of what was sent of each file, if all of them were. Files that had just been written when they
+        were accepted are read once more: within a tick of the clock they may have changed without another time.
+        """
+        now = self._now()
+        before = {file.path: file for file in self.files}
+        gone = [path for path in before if path not in now]
+        if gone:
+            raise CheckpointIncompleteError(
+                f"{self.path}: {_some(gone)} vanished since the checkpoint was reported; keep the directory until it "
+                "is durable, or report Checkpoint.snapshot(directory)"
+            )
+        other = [path for path, file in now.items() if path not in before or not file.same_content_as(before[path])]
+        if not other and crcs is not None:
+            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
+        if other:
+            raise self.changed(other)
+
+    def changed(self, paths: Iterable[str]) -> SourceChangedError:
+        """The error that says so."""
+        return SourceChangedError(
+            f"{self.path}: {_some(sorted(paths))} changed since the checkpoint was reported, so that it would mix two "
+            "states; write each checkpoint to a directory of its own, or report Checkpoint.snapshot(directory)"
+        )
+
+    def remove(self) -> list[str]:
+        """Delete the files that are as they were when they were sent, and the directories that are empty then; the
+        paths that stay. Of a link only the link goes, and nothing behind one."""
+        root = os.path.realpath(self.root)
+        stayed = {file.path for file in self.files if not _remove(root, file)}
+        if self.single:
+            return sorted(stayed)
+        stayed |= set(_remove_empty(root))
+        if not stayed and os.path.islink(self.root):
+            os.unlink(self.root)
+        return sorted(stayed)
+
+    def _now(self) -> dict[str, FileStat]:
+        if self.single:
+            try:
+                return {file.path: stat_file(self.root, file.path) for file in self.files}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        try:
+            found = scan(self.root, WHOLE)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        if found.broken or found.refused:
+            raise self.changed([*found.broken, *found.refused])
+        return {file.path: file for file in found.files}
+
+    def _just_written(self) -> list[FileStat]:
+        return [file for file in self.files if file.mtime_ns >= self.looked - RACY_NS]
+
+    def _crc(self, file: FileStat) -> int:
+        return digest_range(FileRange(f"{self.root}/{file.path}", 0, file.size)).crc32c
+
+
+def accept(path: str) -> Accepted:
+    """Look at a directory, or at one file, that is to be a checkpoint.
+
+    CheckpointIncompleteError if it is not there, holds no file, or holds what cannot be sent: a link that leads nowhere
+    or in a circle, or a name that no store could hold.
+    """
+    path, looked = os.path.abspath(path), time.time_ns()
+    if os.path.isfile(path):
+        root, name = os.path.split(path)
+        return Accepted(root, (stat_file(root, name),), single=True, looked=looked)
+    try:
+        found = scan(path, WHOLE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointIncompleteError(
+            f"the checkpoint {path!r} is neither a directory nor a file on this machine"
+        ) from error
+    _refuse(path, found)
+    files = tuple(sorted(found.files))
+    return Accepted(path, files, single=False, looked=looked, warnings=tuple(found.warnings))
+
+
+def _refuse(path: str, found: Snapshot) -> None:
+    if found.broken:
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {_some(found.broken)}")
+    if found.refused:
+        names = _some([repr(name) for name in found.refused])
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} has names that are not UTF-8: {names}")
+    if not found.files:
+        raise CheckpointIncompleteError(
+            f"the checkpoint {path!r} holds no file: report a directory after everything has been written to it"
+        )
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(paths[:SHOWN]) + more
+
+
+def _remove(root: str, file: FileStat) -> bool:
+    """Whether the file is gone from its directory."""
+    path = root
+    for name in file.path.split("/"):
+        path = f"{path}/{name}"
+        if os.path.islink(path):
+            break  # what is behind it is not ours
+    try:
+        if not os.path.islink(path) and not stat_file(root, file.path).same_content_as(file):
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _remove_empty(root: str) -> list[str]:
+    """Delete the directories that are empty; the paths of what keeps the others."""
+    found = []
+    for parent, directories, files in os.walk(root, topdown=False):
+        here = os.path.relpath(parent, root)
+        names = [*files, *(name for name in directories if os.path.islink(f"{parent}/{name}"))]
+        found += [os.path.normpath(f"{here}/{name}") for name in names]
+        try:
+            os.rmdir(parent)
+        except OSError:
+            continue  # something is in it, or came meanwhile: it stays
+    return found

@@ -1,0 +1,104 @@
+"""How objects come to be: artifacts are written over what is there, the files of a checkpoint are only created.
+
+Two processes that are both alive may use the same number for a checkpoint. Who is second finds the first one's object
+in its way, and takes another number; nothing that was acknowledged is ever written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreError
+from asyncsync.planning.delta import Origin
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Store, Upload
+from asyncsync.stores.breaker import GoneError
+from asyncsync.stores.landed import completed_is_ours, written_is_ours
+
+
+class LostSourceError(Exception):
+    """The store does not hold what was to be copied, or cannot copy it; the bytes have to be sent."""
+
+
+class CollisionError(ConcurrentWriterError):
+    """Another checkpoint has an object of this name: this one needs another number."""
+
+
+class Replacing:
+    """Writes over what is there."""
+
+    fixed = False
+    """Whether the files are those of a fixed list, in the state that this says."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def put(self, key: str, body: Body, crc32c: int) -> ObjectInfo:
+        """Write one object. StoreError."""
+        return await self._store.put(key, body, crc32c=crc32c)
+
+    async def copy(self, origin: Origin, key: str, crc32c: int) -> str:
+        """Copy a whole object inside the store; its version. LostSourceError if that did not give the right bytes."""
+        return await self._copy(origin, key, crc32c, None)
+
+    def copies_whole(self) -> bool:
+        """Whether the store can copy a whole object in the way that is wanted."""
+        return True
+
+    async def complete(self, upload: Upload, parts: Sequence[Part], crc32c: int) -> ObjectInfo:
+        """Publish an upload. ConcurrentWriterError if somebody else has written it since the store was asked for it."""
+        try:
+            return await self._store.complete_multipart(upload, parts, crc32c=crc32c)
+        except PreconditionError as error:
+            raise ConcurrentWriterError(
+                f"{self._store.uri.rstrip('/')}/{upload.key}: somebody else has written it while we did, and theirs "
+                f"was left; only one process may sync a prefix: stop the other one, then sync again ({error})"
+            ) from error
+
+    async def _copy(self, origin: Origin, key: str, crc32c: int, if_version: str | None) -> str:
+        only = {} if if_version is None else {"if_version": if_version}
+        try:
+            info = await self._store.copy(origin.key, key, if_source_version=origin.version, size=origin.total, **only)
+        except GoneError:
+            raise
+        except StoreError as error:
+            raise LostSourceError(f"{origin.key} could not be copied to {key}: {error}") from error
+        if info.size != origin.total or info.crc32c not in (None, crc32c):
+            raise LostSourceError(f"{origin.key} was copied to {key}, but is not what its manifest says")
+        return info.version
+
+
+class Creating(Replacing):
+    """Only creates. What is there already and has the right bytes is ours: of an attempt whose answer was lost, or of
+    the process that began this checkpoint. CollisionError if it has others."""
+
+    fixed = True
+
+    async def put(self, key: str, body: Body, crc32c: int) -> ObjectInfo:
+        try:
+            return await self._store.put(key, body, crc32c=crc32c, if_version=MISSING)
+        except PreconditionError as error:
+            return self._ours(key, await written_is_ours(self._store, key, body, crc32c), error)
+
+    async def copy(self, origin: Origin, key: str, crc32c: int) -> str:
+        if not self.copies_whole():
+            raise LostSourceError(f"{self._store.uri} cannot be told that a copy is only to create {key}")
+        conditional = self._store.traits.conditional_writes
+        return await self._copy(origin, key, crc32c, MISSING if conditional else None)
+
+    def copies_whole(self) -> bool:
+        traits = self._store.traits
+        return traits.conditional_copy or not traits.conditional_writes
+
+    async def complete(self, upload: Upload, parts: Sequence[Part], crc32c: int) -> ObjectInfo:
+        try:
+            return await self._store.complete_multipart(upload, parts, crc32c=crc32c, if_version=MISSING)
+        except PreconditionError as error:
+            return self._ours(upload.key, await completed_is_ours(self._store, upload, parts, crc32c), error)
+
+    def _ours(self, key: str, info: ObjectInfo | None, error: PreconditionError) -> ObjectInfo:
+        if info is None:
+            raise CollisionError(
+                f"{self._store.uri.rstrip('/')}/{key} is there already, with other bytes: another process writes a "
+                "checkpoint of this name; nothing of it was overwritten"
+            ) from error
+        return info
