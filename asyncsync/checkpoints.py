@@ -137,7 +137,7 @@ class CheckpointJob:
     step: int | None = None
     """Of the training, as it was reported; ranks are matched by it."""
     given_up: str = ""
-    """Why this rank gives it up, in its own words: there is nothing to send."""
+    """Why this rank gives it up, as in "rank 3 gave up step 7: ...": there is nothing to send."""
     named: bool = False
     """Whether the user chose its name."""
     goes_on: bool = False
@@ -260,7 +260,7 @@ def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
         number=job.number,
         metrics=job.metrics,
         metadata=job.metadata,
-        files=len(job.source.files) if job.source is not None else report.files_skipped,
+        files=max(len(job.source.files) if job.source is not None else 0, report.files_skipped),  # of all ranks
         bytes=report.bytes_total,
         time=wall_time(),
         step=job.step,

@@ -35,6 +35,7 @@ from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
     GENERATION,
     RETURNED,
+    SameFileError,
     claim_name,
     part_name,
 )
@@ -43,10 +44,11 @@ from asyncsync.records import TRIAL_RECORD, FailureRecord, RankRecord, TrialReco
 from asyncsync.report import SyncReport
 from asyncsync.resume import sub_prefixes
 from asyncsync.scheduler import within
-from asyncsync.shared import LostError, Seen, SharedCheckpoint
+from asyncsync.shared import ConflictError, LostError, Seen, SharedCheckpoint
 from asyncsync.stores.base import Store
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.reader import exists, find
+from asyncsync.transfer.writes import CollisionError
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -195,11 +197,10 @@ class Ranks:
         try:
             await self._wait_for_rank_0(trial, job, again)
             report = await self._take_part(trial, job, again)
-        except ConcurrentWriterError:
-            self._unsure = True
-            raise  # it is no longer ours to write, or each rank sees by itself what is wrong
         except (AsyncsyncError, OSError) as error:
             self._unsure = True
+            if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
+                raise  # it is no longer ours to write, or each rank sees by itself what is wrong
             if not await self._give_up(trial, job, error):
                 raise
             report = SyncReport()
@@ -235,7 +236,7 @@ class Ranks:
                 await persist(partial(self._follow, trial), again)
             seen = await self._arrive(trial, job, again)
             if seen.lost is None and self.rank in seen.missing:
-                report, seen = await self._send(trial, job, again)
+                report, seen = await self._send(trial, job, again, patience)
             verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, again, patience)
             if verdict is None:  # rank 0 has begun a new generation
                 patience.left = self._commit_seconds
@@ -257,12 +258,12 @@ class Ranks:
         committed all the same."""
         stands: FailureRecord | None = lost
         if not self._is_over(trial, job, lost):
-            give_up = partial(self._shared(trial, job.name, job).give_up, lost.reason, lost.step)
-            stands = await persist(give_up, again)
+            shared = self._shared(trial, job.name, job)
+            stands = await persist(partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), again)
         if stands is None:
             return True
         if self._is_over(trial, job, stands):
-            raise self._lost(job, stands.reason, stands.step)
+            raise self._lost(job, stands)
         log.warning("%s is not whole: %s; step %s gets the next number", job.handle.uri, stands.reason, job.step)
         self._leave(trial, job)
         return False
@@ -281,7 +282,9 @@ class Ranks:
         _renumber(trial, job.number, 1)
         self._unsure = True
 
-    async def _send(self, trial: Trial, job: CheckpointJob, again: Again) -> tuple[SyncReport, Seen]:
+    async def _send(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience
+    ) -> tuple[SyncReport, Seen]:
         """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
         in the way of ours."""
         more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
@@ -293,12 +296,42 @@ class Ranks:
         )  # fmt: skip
         try:
             report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
-        except (SyncFailedError, ConcurrentWriterError):
+        except CollisionError as error:
+            return SyncReport(), await self._in_our_way(trial, job, again, patience, error)
+        except SyncFailedError:
             seen = await self._shared(trial, job.name, job).look(every=True)
             if seen.lost is None or self._is_over(trial, job, seen.lost):
                 raise
             return SyncReport(), seen
         return report, Seen()
+
+    async def _in_our_way(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
+    ) -> Seen:
+        """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
+        else of a process that is gone, and then all ranks take the next number."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        path = error.key.removeprefix(f"{self._name}/{job.name}/")
+        while True:
+            shared = self._shared(trial, job.name, job)
+            seen = await persist(partial(shared.look, every=True), again)
+            if seen.whole:  # of whatever step
+                return await persist(partial(shared.arrive, resumed=self._may_follow), again)
+            if seen.lost is not None:
+                return seen
+            owner = await persist(partial(shared.owner_of, path), again)
+            if owner is not None:
+                both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
+                raise self._lost(job, self._word(str(both), _step(job), conflict=True))
+            if self._may_follow or set(seen.missing) <= {self.rank}:
+                reason = f"rank {self.rank} found {path!r} of a process that is gone in the way of its own"
+                return Seen(lost=self._word(reason, _step(job) - 1))
+            patience.left = left = deadline - loop.time()
+            if left <= 0:
+                raise error
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
+            pause = min(pause * 1.5, MOST_BETWEEN)
 
     async def _wait(self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
         """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
@@ -319,7 +352,7 @@ class Ranks:
             if left <= 0:
                 self._before_us = frozenset()  # nobody has begun a new generation: the others are alive
                 if seen.lost is not None:
-                    raise self._lost(job, seen.lost.reason, seen.lost.step)
+                    raise self._lost(job, seen.lost)
                 raise self._late(job, seen.missing)
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
             pause = min(pause * 1.5, MOST_BETWEEN)
@@ -330,19 +363,23 @@ class Ranks:
 
     def _check_given_up(self, job: CheckpointJob) -> None:
         if job.given_up:
-            raise self._lost(job, self._resigned(job), _step(job))
+            raise self._lost(job, self._word(self._resigned(job), _step(job)))
 
     def _resigned(self, job: CheckpointJob) -> str:
-        return f"rank {self.rank} gave up step {job.step}: {job.given_up}"
+        return f"rank {self.rank} {job.given_up}"
 
-    def _lost(self, job: CheckpointJob, reason: str, step: int) -> LostError:
-        ours = "" if step == job.step else f"; rank {self.rank} came with step {job.step}"
-        return LostError(job.handle.uri, self.world_size, reason, step, ours)
+    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict)
+
+    def _lost(self, job: CheckpointJob, word: FailureRecord) -> LostError:
+        ours = "" if word.step == job.step else f"; rank {self.rank} came with step {job.step}"
+        kind = ConflictError if word.conflict else LostError
+        return kind(job.handle.uri, self.world_size, word.reason, word.step, ours)
 
     def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
         limit, names = self._commit_seconds, ", ".join(map(str, missing))
         reason = f"rank(s) {names} did not send their part within commit_timeout={limit:g} s"
-        return self._lost(job, reason, _step(job))
+        return self._lost(job, self._word(reason, _step(job)))
 
     async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:
         """Tell the others, if there is a generation to tell. True: it just became whole all the same.
@@ -351,11 +388,14 @@ class Ranks:
         """
         if not (self.leads or self._begun) or not (job.given_up or self._engine.session.store.healthy):
             return False
-        reason, step = f"rank {self.rank} failed: {error}", _step(job)
+        reason, step, conflict = f"rank {self.rank} failed: {error}", _step(job), isinstance(error, ConflictError)
         if isinstance(error, LostError):
             reason, step = error.reason, error.step
         try:
-            while (stands := await self._shared(trial, job.name, job).give_up(reason, step)) is not None:
+            while True:
+                stands = await self._shared(trial, job.name, job).give_up(reason, step, conflict=conflict)
+                if stands is None:
+                    return True
                 if self._is_over(trial, job, stands):
                     return False
                 self._leave(trial, job)
@@ -364,7 +404,6 @@ class Ranks:
                 raise  # who gives it up waits for just this
             log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
             return False
-        return True
 
     def _shared(self, trial: Trial, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(

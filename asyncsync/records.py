@@ -112,6 +112,8 @@ class FailureRecord:
     step: int = -1
     """The latest training step that is given up: who reports a later one goes on under the next number. -1: written by
     a version without steps."""
+    conflict: bool = False
+    """Whether two ranks have written one file with different content."""
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""
@@ -134,6 +136,8 @@ class OutcomeRecord:
     """Committed: its training step. Given up: as in :class:`FailureRecord`."""
     committed: bool
     reason: str = ""
+    conflict: bool = False
+    """As in :class:`FailureRecord`."""
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""

@@ -58,6 +58,10 @@ class LostError(CheckpointIncompleteError):
         self.reason, self.step = reason, step
 
 
+class ConflictError(LostError, ConcurrentWriterError):
+    """It will not be whole because two ranks have written one file with different content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a rank sees of a checkpoint."""
@@ -138,21 +142,34 @@ class SharedCheckpoint:
         reason = f"rank {self.rank} reported step {earlier} before it was started again, and step {self.step} now"
         return Seen(missing, self._word(reason, min(-1 if earlier is None else earlier, self.step)))
 
+    async def owner_of(self, path: str) -> int | None:
+        """Which other rank has this file in its part."""
+        came = set(range(self.world_size)) - {self.rank, *self._missing(await self._listed())}
+        owners: list[int] = []
+
+        async def read(rank: int) -> None:
+            part = await find_manifest(self.store, self.prefix, part_name(rank, self.world_size))
+            if part is not None and part.info.get(GENERATION) == self.generation and path in part.files:
+                owners.append(rank)
+
+        await for_each(sorted(came), read, READERS)
+        return min(owners, default=None)
+
     async def failures(self) -> frozenset[tuple[str, str]]:
         """Keys and versions of what was said against it, in whatever generation."""
         there = await self._listed()
         names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
         return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
 
-    async def give_up(self, reason: str, step: int) -> FailureRecord | None:
+    async def give_up(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord | None:
         """Leave word why, so that nobody waits for it, and who comes later does not complete it; ``step`` is the latest
         that is given up. What stands: the word of whoever was first; None if it is whole with our step all the same.
 
         Our own record comes first: while it is there, nobody who comes back takes the outcome away again.
         """
-        ours = self._word(reason[:LONGEST_REASON], step)
+        ours = self._word(reason[:LONGEST_REASON], step, conflict=conflict)
         await self.store.put(self.prefix + failure_name(self.rank, self.world_size), ours.to_bytes())
-        stands = await self._decide(OutcomeRecord(self.rank, self.generation, ours.step, False, ours.reason))
+        stands = await self._decide(OutcomeRecord(self.rank, self.generation, step, False, ours.reason, conflict))
         if not stands.committed:
             return _failure(stands)
         if not await exists(self.store, self.prefix + MANIFEST):
@@ -186,8 +203,8 @@ class SharedCheckpoint:
     def _version(self, name: str, there: Mapping[str, str]) -> tuple[str, str]:
         return f"{self.prefix}{META_DIR}/{name}", there[name]
 
-    def _word(self, reason: str, step: int) -> FailureRecord:
-        return FailureRecord(self.rank, self.generation, reason, step)
+    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.generation, reason, step, conflict)
 
     async def _read(self, name: str, kind: type[R]) -> R | None:
         """A record of this generation."""
@@ -330,4 +347,4 @@ def _short(name: str) -> str:
 
 
 def _failure(outcome: OutcomeRecord) -> FailureRecord:
-    return FailureRecord(outcome.rank, outcome.generation, outcome.reason, outcome.step)
+    return FailureRecord(outcome.rank, outcome.generation, outcome.reason, outcome.step, outcome.conflict)

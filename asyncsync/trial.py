@@ -17,7 +17,7 @@ from asyncsync.disk.accepted import Accepted, accept
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
-from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.errors import AsyncsyncError, ConfigError, EngineClosedError, SyncError, SyncFailedError
 from asyncsync.injected import token, wall_time
 from asyncsync.opening import Role
 from asyncsync.ownership import InUse, refuse_directory
@@ -222,12 +222,9 @@ class Trial:
             await self.prepare()
             job = next((job for job in self.jobs if job.step == number), None)
             if job is None:
-                job = self._nothing(number, str(reason))
-                self.record.next_checkpoint = job.number + 1
-                self.jobs.append(job)
-                self._engine.accept(job)
+                job = self._nothing(number, f"gave up step {number}: {reason}")
         if not job.given_up:
-            await self.ranks.give_up(self, job, str(reason))
+            await self.ranks.give_up(self, job, f"gave up step {number}: {reason}")
         try:
             await job.handle.durable()
         except LostError:
@@ -347,7 +344,7 @@ class Trial:
         if self._changed is not None:
             self._changed.set()
         job.handle.settle(error)
-        if error is not None and not job.handle.told:
+        if error is not None and not job.handle.told and not job.given_up:
             self.failures.append((f"{self.key}/{job.name}", error, job.handle))
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
@@ -430,7 +427,12 @@ class Trial:
             await self._engine.gate.passed()
             self._engine.check_open()
         if source is not None:
-            files = await in_thread(self._look, source, self._engine.directories(), self._in_use())
+            try:
+                files = await in_thread(self._look, source, self._engine.directories(), self._in_use())
+            except AsyncsyncError as error:
+                if self.ranks is not None and wanted.mode is not UploadMode.NO_UPLOAD:
+                    self._nothing(wanted.step, f"failed: {error}")  # the other ranks may wait for it
+                raise
         job = None
         if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
             job = self._job(wanted, source, files)
@@ -551,14 +553,18 @@ class Trial:
             )
         return name
 
-    def _nothing(self, step: int, reason: str) -> CheckpointJob:
-        """In place of a checkpoint that this rank does not make."""
+    def _nothing(self, step: int | None, reason: str) -> CheckpointJob:
+        """Accept, in place of a checkpoint that this rank does not make, the task to tell the others. Plain."""
         number = self.record.next_checkpoint
         name = checkpoint_name(number)
-        return CheckpointJob(
+        job = CheckpointJob(
             self.key, None, number, CheckpointHandle(name, f"{self.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
-            asyncio.get_running_loop().time(), token(), step=step, given_up=reason or "no reason given",
+            asyncio.get_running_loop().time(), token(), step=step, given_up=reason,
         )  # fmt: skip
+        self.record.next_checkpoint = number + 1
+        self.jobs.append(job)
+        self._engine.accept(job)
+        return job
 
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
         handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())

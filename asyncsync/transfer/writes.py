@@ -20,7 +20,11 @@ class LostSourceError(Exception):
 
 
 class CollisionError(ConcurrentWriterError):
-    """Another checkpoint has an object of this name: this one needs another number."""
+    """Another checkpoint has an object of this name: this one needs another number. ``key``: of the object."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Replacing:
@@ -99,6 +103,7 @@ class Creating(Replacing):
         if info is None:
             raise CollisionError(
                 f"{self._store.uri.rstrip('/')}/{key} is there already, with other bytes: another process writes a "
-                "checkpoint of this name; nothing of it was overwritten"
+                "checkpoint of this name; nothing of it was overwritten",
+                key,
             ) from error
         return info

@@ -76,12 +76,10 @@ def test_a_rank_that_is_not_async_reports_its_step_or_gives_it_up(tmp_path: Path
         for n in range(2)
     ]
     with ranks[0] as zero, ranks[1] as one:
-        reports = [
-            engine.trial("t").report({}, checkpoint(tmp_path, f"{n}"), step=1, upload=UploadMode.ASYNC)
-            for n, engine in enumerate((zero, one))
-        ]
-        for report in reports:
-            report.checkpoint.durable()
+        (checkpoint(tmp_path, "other") / "weights").rename(tmp_path / "other" / "of_rank_1")
+        first = zero.trial("t").report({}, checkpoint(tmp_path, "shard"), step=1, upload=UploadMode.ASYNC)
+        one.trial("t").report({}, tmp_path / "other", step=1)
+        first.checkpoint.durable()
         waiting = zero.trial("t").report({}, checkpoint(tmp_path, "lost"), step=2, upload=UploadMode.ASYNC)
         one.trial("t").skip(2, reason="no memory")
         with pytest.raises(CheckpointIncompleteError, match="rank 1 gave up step 2: no memory"):

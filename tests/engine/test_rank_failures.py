@@ -22,7 +22,13 @@ from rankbench import (
 )
 
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine, UploadMode
-from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, SyncFailedError, SyncTimeoutError
+from asyncsync.errors import (
+    AccessDeniedError,
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    SyncFailedError,
+    SyncTimeoutError,
+)
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import failure_name
 from asyncsync.records import FailureRecord
@@ -81,14 +87,47 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
             engines = await world(bench, stack)
             sources = [shard(bench, n) for n in range(N)]
             (sources[2] / os.fsdecode(b"\xff")).write_bytes(b"")
-            return await together(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
+            errors = await together(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
+            assert now() < AT_ONCE
+            assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
+            return errors
 
-    first, second, third = run_virtual(main())
-    assert isinstance(third, SyncFailedError)
-    for error in (first, second):
+    for number, error in enumerate(run_virtual(main())):
         assert isinstance(error, CheckpointIncompleteError)
-        assert "rank 2 failed: " in str(error)
-        assert "could not hold these names" in str(error)
+        assert ("rank 2 failed: " in str(error)) == (number != 2)
+        assert "names that are not UTF-8" in str(error)
+
+
+@pytest.mark.parametrize("wrong", ["empty", "gone", "changes", "vanishes"])
+def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reason(bench: Bench, wrong: str) -> None:
+    async def main() -> list[object]:
+        async with AsyncExitStack() as stack:
+            engines = await world(bench, stack)
+            await all_report(bench, engines, "a")
+            sources = [shard(bench, n, "b") for n in range(N)]
+            path = sources[1] / "shard_1.pt"
+            if wrong in ("empty", "gone"):
+                path.unlink()
+            if wrong == "gone":
+                sources[1].rmdir()
+            change = {"changes": lambda: path.write_bytes(b"other" * 100), "vanishes": path.unlink}
+            if wrong in change:
+                key = "rank-00000-of-00003.json"  # when another rank's part has been sent
+                hang = bench.faults.hang(key="checkpoint_000001/shard_1", operation="put")
+                bench.faults.hook(
+                    1, lambda: (change[wrong](), hang.release.set()), key=key, operation="put", after=True
+                )
+            began = now()
+            errors = await together(*(e.trial("t").report({}, sources[n], step=40) for n, e in enumerate(engines)))
+            assert now() - began < AT_ONCE
+            assert len(set(await all_report(bench, engines, "next"))) == 1
+            return errors
+
+    for number, error in enumerate(run_virtual(main())):
+        assert isinstance(error, AsyncsyncError)
+        assert ("rank 1 failed: " in str(error)) == (number != 1)
+        assert "shard1b" in str(error)
+    assert len(record(bench).checkpoints) == 2
 
 
 def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:

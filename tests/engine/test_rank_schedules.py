@@ -75,7 +75,9 @@ def slow_store(bench: Bench, dice: random.Random) -> None:
 
 
 def source(bench: Bench, number: int, step: int) -> Path:
-    return bench.checkpoint(f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step), "config": b"{}"})
+    return bench.checkpoint(
+        f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step), "config": b"%d" % step}
+    )
 
 
 async def train(
@@ -128,6 +130,7 @@ def committed(bench: Bench, of: int) -> dict[int, str]:
         assert sorted(manifest.files) == ["config", *(f"shard_{n}" for n in range(of))]
         for number in range(of):
             assert contents[f"t/{name}/shard_{number}"] == b"%d %d" % (number, step)
+        assert contents[f"t/{name}/config"] == b"%d" % step
         assert step not in found
         found[step] = name
     return found
