@@ -143,13 +143,14 @@ class SharedCheckpoint:
         return Seen(missing, self._word(reason, min(-1 if earlier is None else earlier, self.step)))
 
     async def owner_of(self, path: str) -> int | None:
-        """Which other rank has this file in its part."""
+        """Which other rank has this file in its part of our step."""
         came = set(range(self.world_size)) - {self.rank, *self._missing(await self._listed())}
         owners: list[int] = []
 
         async def read(rank: int) -> None:
             part = await find_manifest(self.store, self.prefix, part_name(rank, self.world_size))
-            if part is not None and part.info.get(GENERATION) == self.generation and path in part.files:
+            ours = part is not None and (part.info.get(GENERATION), part.info.get(STEP)) == (self.generation, self.step)
+            if part is not None and ours and path in part.files:
                 owners.append(rank)
 
         await for_each(sorted(came), read, READERS)
