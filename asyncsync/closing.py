@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from asyncsync.checkpoints import LAST_TRIES, may_pass
 from asyncsync.commit import CheckpointRunner
 from asyncsync.errors import AsyncsyncError, SyncFailedError
+from asyncsync.injected import lease_time
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import FlushReport
 from asyncsync.stores.together import for_each
@@ -66,6 +67,7 @@ class Drain:
             await self._urgent()
         else:
             await self._settled()
+            await self._outlive()
         await self._sync(self._engine.member_keys())
         if urgent:
             await self._settled()
@@ -108,6 +110,14 @@ class Drain:
     async def _settled(self) -> None:
         for trial in self._engine.trials.values():
             await trial.settled()
+
+    async def _outlive(self) -> None:
+        """What a process that was replaced may have written over is looked at before the end."""
+        for trial in self._scheduled():
+            with suppress(AsyncsyncError):  # the sync that follows tells
+                await trial.outlive()
+        if self._engine.recheck_at is not None:
+            await asyncio.sleep(max(0.0, self._engine.recheck_at - lease_time()))
 
     def _scheduled(self) -> list[Trial]:
         return [trial for trial in self._engine.trials.values() if self._scheduler.has(trial.key)]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from asyncsync.closing import OWN, Drain, Gate, raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
+from asyncsync.disk.process import Presence
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import EngineClosedError, SyncError
 from asyncsync.events import Event
-from asyncsync.injected import wall_time
+from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
@@ -28,7 +30,7 @@ from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
-from asyncsync.stores.fenced import Fence
+from asyncsync.stores.fenced import OUTLIVED, Fence
 from asyncsync.stores.together import together
 from asyncsync.stores.waiting import Lane
 from asyncsync.stream import Emitter, EventStream, progress_event
@@ -93,6 +95,9 @@ class SyncEngine:
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
         self.suspended: dict[str, list[Left]] = {}
         """By trial: checkpoints of an earlier process that go on if they are reported again."""
+        self.recheck_at: float | None = None
+        """When the lease of a driver that may not have ended is over, on the lease's clock: then its own files are
+        compared with what the store has."""
         self._running = False
         self._session: Session | None = None
 
@@ -109,10 +114,12 @@ class SyncEngine:
 
     async def __aenter__(self) -> SyncEngine:
         check_apart(self.local_dir, self.uri)
+        self._presence = Presence()
         self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
         try:
             await self._start(self._session)
         except BaseException:
+            self._presence.leave()
             await self._session.close()
             raise
         return self
@@ -126,6 +133,8 @@ class SyncEngine:
         if self.role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self.record_file.save(store)
+            if self._before.may_still_write():
+                self.recheck_at = lease_time() + OUTLIVED
             if self.resume:
                 await restore_files(store, "", self.local_dir)
         alone = self.role.world_size == 1
@@ -160,7 +169,9 @@ class SyncEngine:
         self._janitor.kick()
 
     async def _open_record(self, store: Store) -> None:
-        self.record, self.record_file = await open_record(store, self.run, self.role, resume=self.resume)
+        self.record, self.record_file, self._before = await open_record(
+            store, self.run, self.role, self._presence.name, resume=self.resume
+        )
 
     # what users call
 
@@ -290,6 +301,7 @@ class SyncEngine:
             cancelled = error if isinstance(error, asyncio.CancelledError) else None
             await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
         finally:
+            self._presence.leave()
             self._emitter.close()
             if session is not None:
                 await session.close()
@@ -298,6 +310,9 @@ class SyncEngine:
 
     async def sync_once(self) -> SyncReport:
         """One attempt at the experiment's own files and record; the scheduler's business."""
+        if self.recheck_at is not None and lease_time() >= self.recheck_at:
+            await self._tree.recheck()
+            self.recheck_at = None
         report = await self._tree.sync_once(self.progress_of(EXPERIMENT))
         await self.record_file.save(self.session.view(Lane.RECORD, EXPERIMENT))
         return report
@@ -366,11 +381,16 @@ class SyncEngine:
         known = self._known.pop(name, None)
         if known is None:
             return Trial(
-                self, new_record(self.run, self.role, name, params), resumed=self.resume and not self.role.leads
-            )
+                self, new_record(self.run, self.role, self._presence.name, name, params),
+                resumed=self.resume and not self.role.leads,
+            )  # fmt: skip
         record, version = known
-        take_over(record, self.role, params)
-        return Trial(self, record, version, resumed=True)
+        before = take_over(record, self.role, self._presence.name, params)
+        if before.runner == self._before.runner:
+            before = replace(before, running=before.running and self._before.running)  # it ended with its engine
+        trial = Trial(self, record, version, resumed=True)
+        trial.doubtful = before.may_still_write()
+        return trial
 
     def lock_name(self, trial: str) -> str:
         """What a trial's directory is locked as."""

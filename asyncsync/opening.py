@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync.config import RunConfig
-from asyncsync.disk.process import this_process
+from asyncsync.disk.process import Presence
 from asyncsync.disk.results import as_json
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
@@ -76,13 +76,29 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool) -> tuple[ExperimentRecord, RecordFile]:
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """Who wrote a record before us."""
+
+    runner: str = ""
+    running: bool = False
+    """Whether it has not said that it was done."""
+
+    def may_still_write(self) -> bool:
+        """Whether requests of it may be on their way, until its lease has run out."""
+        return self.running and not Presence.has_ended(self.runner)
+
+
+async def open_record(
+    store: Store, run: RunConfig, role: Role, runner: str, *, resume: bool
+) -> tuple[ExperimentRecord, RecordFile, Predecessor]:
     """Take the experiment's record over, or start a new one; only the driver's is ever written."""
+    before = Predecessor()
     now = wall_time()
     record = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now)
     version = MISSING
     if role.is_driver:
-        record.nonce, record.runner = token(), this_process()
+        record.nonce, record.runner = token(), runner
         try:
             await store.head(EXPERIMENT_RECORD)
             data, info = await store.get(EXPERIMENT_RECORD)
@@ -94,36 +110,39 @@ async def open_record(store: Store, run: RunConfig, role: Role, *, resume: bool)
                     f"{run.uri} holds an experiment already: pass resume=True to continue it, or another name"
                 )
             record, version = ExperimentRecord.from_bytes(data), info.version
+            before = Predecessor(record.runner, record.status == "running")
             record.epoch += 1
             record.status, record.updated = "running", now
-            record.nonce, record.runner = record.nonce or token(), this_process()
+            record.nonce, record.runner = record.nonce or token(), runner
     elif resume:
         data_there = await find(store, EXPERIMENT_RECORD)
         record.nonce = ExperimentRecord.from_bytes(data_there).nonce if data_there is not None else ""
-    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version)
+    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), before
 
 
 def _config(run: RunConfig) -> dict[str, Any]:
     return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
 
 
-def new_record(run: RunConfig, role: Role, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
+def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
     """The record of a trial that starts now."""
     now, params = wall_time(), as_json(params or {})
     return TrialRecord(
         name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now, nonce=token(),
-        runner=this_process(),
+        runner=runner,
     )  # fmt: skip
 
 
-def take_over(record: TrialRecord, role: Role, params: Mapping[str, Any] | None) -> None:
-    """The record of a trial that goes on: whoever had it loses it when this is written."""
+def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
+    """The record of a trial that goes on: whoever had it, which is returned, loses it when this is written."""
+    before = Predecessor(record.runner, record.status == "running")
     record.epoch += 1
-    record.nonce, record.runner = record.nonce or token(), this_process()
+    record.nonce, record.runner = record.nonce or token(), runner
     record.world_size = role.world_size
     record.status, record.error, record.updated = "running", None, wall_time()
     if params is not None:
         record.params = as_json(params)
+    return before
 
 
 def make_directory(local_dir: Path, trial: str, role: Role) -> None:

@@ -18,7 +18,7 @@ from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import AsyncsyncError, ConfigError, EngineClosedError, SyncError, SyncFailedError
-from asyncsync.injected import token, wall_time
+from asyncsync.injected import lease_time, token, wall_time
 from asyncsync.opening import Role
 from asyncsync.ownership import InUse, refuse_directory
 from asyncsync.pending import cross_out, forget_uploads, job_of, write_down
@@ -28,6 +28,7 @@ from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.shared import LostError
 from asyncsync.stores.base import MISSING, Store
+from asyncsync.stores.fenced import OUTLIVED
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.tree import Tree, TreeOptions
 
@@ -76,6 +77,7 @@ class Trial:
         "_saving",
         "_suspended",
         "dirty_since",
+        "doubtful",
         "failing_since",
         "failures",
         "jobs",
@@ -84,6 +86,7 @@ class Trial:
         "last_durable_time",
         "leaving",
         "ranks",
+        "recheck_at",
         "record",
         "record_file",
         "resumed",
@@ -112,6 +115,10 @@ class Trial:
             ),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []
+        self.doubtful = False
+        """Whether another process that ran it may not have ended."""
+        self.recheck_at: float | None = None
+        """When the lease of that is over, on the lease's clock: then its artifacts are looked at."""
         self.leaving: set[str] = set()
         """Names of checkpoints that are being retired: the record without them is on its way."""
         self.stored: frozenset[str] = frozenset()
@@ -246,6 +253,7 @@ class Trial:
         self.record.error = None if error is None else str(error) or type(error).__name__
         self._touch()
         await self.settled()
+        await self.outlive()
         self.give_up_suspended()
         self._engine.trial_changed(self)
         await self.sync()
@@ -258,6 +266,9 @@ class Trial:
         """One attempt at files and record."""
         await self.prepare()
         await self.claim()
+        if self.recheck_at is not None and lease_time() >= self.recheck_at:
+            await self.tree.recheck()
+            self.recheck_at = None
         self._changed_since = None
         if self._reported_dirs:
             self._reported_dirs = await in_thread(_existing, self.tree.root, self._reported_dirs)
@@ -280,6 +291,8 @@ class Trial:
             new = not self.record_file.exists
             if await self.save() and new and self.ranks is None:
                 self.tree.expect_nothing()
+            if self.doubtful:
+                self.doubtful, self.recheck_at = False, lease_time() + OUTLIVED
             self._claimed = True
 
     async def save(self) -> bool:
@@ -325,6 +338,14 @@ class Trial:
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.check(store)
         return asked
+
+    async def outlive(self) -> None:
+        """Wait until nothing of the process that ran it before can be on its way any more."""
+        if self.doubtful:
+            await self.prepare()
+            await self.claim()
+        if self.recheck_at is not None:
+            await asyncio.sleep(max(0.0, self.recheck_at - lease_time()))
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from xxhash import xxh3_128
 
 from asyncsync.disk.files import FileRange
+from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.reading import digest_range, stat_file
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
@@ -32,6 +33,8 @@ class Accepted:
     single: bool
     looked: int
     """Wall-clock nanoseconds just before the directory was read."""
+    mapped: frozenset[str] = frozenset()
+    """Paths of files that were written through memory just then."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -56,7 +59,7 @@ class Accepted:
         """That everything is still as it was. SourceChangedError or CheckpointIncompleteError names what is not.
 
         ``crcs``: CRC32C of what was sent of each file, if all of them were. Files that had just been written when they
-        were accepted are read once more: within a tick of the clock they may have changed without another time.
+        were accepted, or are written through memory, are read once more: they may have changed without another time.
         """
         now = self._now()
         before = {file.path: file for file in self.files}
@@ -106,7 +109,8 @@ class Accepted:
         return {file.path: file for file in found.files}
 
     def _just_written(self) -> list[FileStat]:
-        return [file for file in self.files if file.mtime_ns >= self.looked - RACY_NS]
+        mapped = self.mapped | mapped_below(self.root, fresh=True)
+        return [file for file in self.files if file.mtime_ns >= self.looked - RACY_NS or file.path in mapped]
 
     def _crc(self, file: FileStat) -> int:
         return digest_range(FileRange(f"{self.root}/{file.path}", 0, file.size)).crc32c
@@ -121,7 +125,7 @@ def accept(path: str) -> Accepted:
     path, looked = os.path.abspath(path), time.time_ns()
     if os.path.isfile(path):
         root, name = os.path.split(path)
-        return Accepted(root, (stat_file(root, name),), single=True, looked=looked)
+        return Accepted(root, (stat_file(root, name),), single=True, looked=looked, mapped=mapped_below(root))
     try:
         found = scan(path, WHOLE)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -130,7 +134,8 @@ def accept(path: str) -> Accepted:
         ) from error
     _refuse(path, found)
     files = tuple(sorted(found.files))
-    return Accepted(path, files, single=False, looked=looked, warnings=tuple(found.warnings))
+    mapped = mapped_below(path)
+    return Accepted(path, files, single=False, looked=looked, mapped=mapped, warnings=tuple(found.warnings))
 
 
 def _refuse(path: str, found: Snapshot) -> None:

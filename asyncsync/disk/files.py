@@ -53,9 +53,22 @@ class LeasedBytes(bytes):
     lease: Lease
 
 
-def lease_of(body: object) -> Lease | None:
-    """The lease under which a body is to be sent."""
-    return getattr(body, "lease", None)
+class LeasedKey(str):
+    """The key that a copy is made under, only under a lease."""
+
+    __slots__ = ("lease",)
+    lease: Lease
+
+
+class LeasedKeys(tuple[str, ...]):  # noqa: SLOT001  a tuple cannot have slots of its own
+    """Keys that are deleted only under a lease."""
+
+    lease: Lease
+
+
+def lease_of(written: object) -> Lease | None:
+    """The lease under which a body is to be sent, an upload completed, a copy made, or keys deleted."""
+    return getattr(written, "lease", None)
 
 
 @dataclass(slots=True)

@@ -1,34 +1,52 @@
-"""Which process this is, so that another one on the same machine can tell whether it has ended."""
+"""Which process an engine is in, so that another one on the same machine can tell whether it has ended."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
-from asyncsync.injected import process_ended, process_identity
+from asyncsync.injected import process_ended, process_identity, token
 
 _STARTED = 19
 """Field of ``/proc/PID/stat`` after the name: when the process was started, in ticks since the machine was, proc(5)."""
 
 
-def this_process() -> str:
-    """Machine since its last start, process name space, number and start; empty where that cannot be told."""
-    if (simulated := process_identity()) is not None:
-        return simulated
-    return _identity(os.getpid())
+class Presence:
+    """An engine that is there. ``name`` says which: machine since its last start, process name space, number and start
+    of the process, and one more number; empty where that cannot be told."""
+
+    _there: ClassVar[set[str]] = set()
+
+    def __init__(self) -> None:
+        process = _process()
+        self.name = f"{process} {token(4)}" if process else ""
+        self._there.add(self.name)
+
+    def leave(self) -> None:
+        """It has ended, and does nothing more."""
+        self._there.discard(self.name)
+
+    @classmethod
+    def has_ended(cls, name: str) -> bool:
+        """Whether this is known of an engine: of one on another machine, or in another container, it is not."""
+        process, _, _ = name.rpartition(" ")
+        if not process:
+            return False
+        if process == _process():
+            return name not in cls._there
+        if process_identity() is not None:
+            return process_ended(process)
+        here, _, which = process.rpartition(" ")
+        number, _, _ = which.partition("/")
+        if not number.isdecimal() or not here or here != _here():
+            return False
+        return _identity(int(number)) != process
 
 
-def has_ended(identity: str) -> bool:
-    """Whether this is known of a process: on another machine, or in another container, it is not."""
-    if not identity:
-        return False
-    if process_identity() is not None:
-        return process_ended(identity)
-    here, _, process = identity.rpartition(" ")
-    number, _, _ = process.partition("/")
-    if not number.isdecimal() or not here or here != _here():
-        return False
-    return _identity(int(number)) != identity
+def _process() -> str:
+    simulated = process_identity()
+    return _identity(os.getpid()) if simulated is None else simulated
 
 
 def _identity(number: int) -> str:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, Lease, LeasedBytes, lease_of
+from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys, lease_of
 from asyncsync.errors import IntegrityError, StoreError
 
 Body = bytes | FileRange
@@ -33,8 +33,8 @@ Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
 __all__ = [
-    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "ObjectInfo", "Page", "Part", "Piece",
-    "Sink", "Store", "Traits", "Upload", "lease_of",
+    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "LeasedKey", "LeasedKeys",
+    "ObjectInfo", "Page", "Part", "Piece", "Sink", "Store", "Traits", "Upload", "lease_of",
 ]  # fmt: skip
 
 UNSHARED = 1 << 16
@@ -120,6 +120,8 @@ class Upload:
     key: str
     upload_id: str
     started: float | None = None
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+    """Under which it is to be completed."""
 
 
 @dataclass(frozen=True, slots=True)

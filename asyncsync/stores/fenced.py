@@ -9,18 +9,21 @@ piece is. What the store said a moment before the pass began, to another or to t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from dataclasses import replace
 
 from asyncsync.errors import LeaseExpiredError, StoreError
 from asyncsync.injected import lease_clock
-from asyncsync.stores.base import Body, LeasedBytes, ObjectInfo, Part, Store, Upload
+from asyncsync.stores.base import Body, LeasedBytes, LeasedKey, LeasedKeys, ObjectInfo, Part, Store, Upload
 from asyncsync.stores.guarded import GuardedStore, GuardedView
 from asyncsync.stores.waiting import Lane
 
 TRUSTED = 10.0
 """Seconds for which an answer counts; so long may a pass go on that has lost its right to."""
+
+OUTLIVED = TRUSTED + 5.0
+"""Seconds after which nothing that a replaced writer has handed to the network is still on its way."""
 
 RENEWED = 5.0
 """Seconds after which a body that is still being sent asks again."""
@@ -116,3 +119,23 @@ class FencedView(GuardedView):
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
         return await super().put_part(upload, number, offset, self._leased(body), crc32c=crc32c)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        leased = LeasedKeys(keys)
+        leased.lease = self
+        await super().delete(leased)
+
+    async def copy(
+        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        if_version: str | None = None,
+    ) -> ObjectInfo:  # fmt: skip
+        leased = LeasedKey(key)
+        leased.lease = self
+        return await super().copy(source, leased, if_source_version=if_source_version, size=size, if_version=if_version)
+
+    async def complete_multipart(
+        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
+    ) -> ObjectInfo:
+        return await super().complete_multipart(
+            replace(upload, lease=self), parts, crc32c=crc32c, if_version=if_version
+        )

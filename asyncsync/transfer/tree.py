@@ -13,6 +13,7 @@ from typing import Any
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.files import in_hasher
+from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
     CheckpointIncompleteError,
@@ -29,6 +30,7 @@ from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import Fence, FencedView
 from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
+from asyncsync.transfer.listing import versions_below
 from asyncsync.transfer.preview import Preview, SyncPlan
 from asyncsync.transfer.reader import exists, find_manifest
 from asyncsync.transfer.session import Session, delete_prefix
@@ -83,8 +85,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_narrow", "_options", "_session", "_uncommitted",
-        "_upload", "_version", "_view", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_session",
+        "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -97,6 +99,7 @@ class Tree:
         """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
         self._upload: TreeUpload | None = None
         self._view: Store | None = None
+        self._mapped: frozenset[str] = frozenset()
         self._narrow, self._begun = False, options.begun
         self._files: Sequence[FileStat] = ()
 
@@ -181,6 +184,17 @@ class Tree:
         self._from_journal = False
         await self._fetch(self._store())
         return self._manifest
+
+    async def recheck(self) -> None:
+        """Somebody who was replaced may have written over what we sent: what is not there as the last manifest says is
+        sent again by the next pass. One listing."""
+        store = self._store()
+        await self._load(store)
+        if self._manifest is None:
+            return
+        there = await versions_below(store, self.prefix)
+        files = {path: entry for path, entry in self._manifest.files.items() if there.get(path) == entry.version}
+        self._manifest = Manifest(files, self._manifest.info)
 
     def adopt(self, manifest: Manifest, version: str) -> None:
         """Take over a manifest that was just read from the store."""
@@ -355,7 +369,12 @@ class Tree:
     def _look(self, rules: Rules, known: Manifest | None) -> tuple[Snapshot, Changes]:
         """In a worker thread: what is there, and what of it is new."""
         comparison = Comparison(known, checksum=self._options.checksum)
-        snapshot = scan(self.root, rules, comparison.same)
+        self._mapped = mapped = mapped_below(self.root)
+
+        def same(path: str, size: int, mtime_ns: int, inode: int) -> bool:
+            return comparison.same(path, size, mtime_ns, inode) and path not in mapped
+
+        snapshot = scan(self.root, rules, same if mapped else comparison.same)
         return snapshot, Changes(snapshot.files, snapshot.same, comparison.gone())
 
     async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
@@ -412,6 +431,8 @@ class Tree:
         files = {**old, **fresh}
         for path in gone:
             files.pop(path, None)
+        for path in self._mapped & files.keys():
+            files[path] = replace(files[path], inode=0)  # its time says nothing while it is written through memory
         info = last.info if last is not None else self._options.info or {}
         differs = last is None or bool(gone) or any(_differs(old.get(path), entry) for path, entry in fresh.items())
         new = Manifest(files, {**info, SCANNED: scanned})

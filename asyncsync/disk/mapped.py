@@ -1,0 +1,75 @@
+"""Files that this process, or one that it started, writes through memory: their time does not say when they changed.
+
+A page that is written through a shared mapping sets the file's time once, when it becomes dirty, and not again before
+the kernel has written it back (mmap(2); on tmpfs not at all). So such a file is read again at every sync, and once more
+after its last mapping is gone. Mappings of processes that were not started by this one are not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+KEPT = 1.0
+"""Seconds for which a look at the mappings counts: a thousand trees that sync together look once."""
+
+
+class _Seen:
+    """What is mapped, by real path."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._paths: frozenset[str] = frozenset()
+        self._at = float("-inf")
+
+    def paths(self, *, fresh: bool) -> frozenset[str]:
+        with self._lock:
+            if fresh or time.monotonic() - self._at > KEPT:
+                self._at = time.monotonic()
+                self._paths = frozenset(path for pid in _family() for path in _shared(pid))
+            return self._paths
+
+
+_seen = _Seen()
+
+
+def mapped_below(root: str, *, fresh: bool = False) -> frozenset[str]:
+    """Paths, relative to ``root``, of files below it that are mapped to be written. Empty where there is no ``/proc``.
+    Blocking. ``fresh``: now, not up to KEPT seconds ago."""
+    start = os.path.realpath(root) + "/"
+    return frozenset(path[len(start) :] for path in _seen.paths(fresh=fresh) if path.startswith(start))
+
+
+def _family() -> Iterator[str]:
+    """This process and those that it started, and so on."""
+    left, known = ["self"], {"self"}
+    while left:
+        pid = left.pop()
+        yield pid
+        for child in _children(pid):
+            if child not in known:
+                known.add(child)
+                left.append(child)
+
+
+def _children(pid: str) -> Iterator[str]:
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                yield from file.read().split()
+    except OSError:
+        return  # it has just ended, or the kernel does not tell
+
+
+def _shared(pid: str) -> Iterator[str]:
+    """Files of one process's mappings that are shared and may be written (proc(5): ``rw-s``)."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.rstrip("\n").split(None, 5)
+                if len(fields) == 6 and fields[1][1] == "w" and fields[1][3] == "s" and fields[5].startswith("/"):
+                    yield fields[5].replace("\\012", "\n")
+    except OSError:
+        return  # it has just ended, or is not ours to look at
