@@ -77,6 +77,10 @@ class BlockingTrial:
 
         return BlockingReport(self._portal, self._portal.call(call))
 
+    def skip(self, step: int, reason: str) -> None:
+        """See :meth:`asyncsync.Trial.skip`."""
+        self._portal.call(self._trial.skip, step, reason)
+
     def sync(self) -> SyncReport:
         """See :meth:`asyncsync.Trial.sync`."""
         return self._portal.call(self._trial.sync)

@@ -136,6 +136,8 @@ class CheckpointJob:
     """Tells it from any other checkpoint, of the same name too."""
     step: int | None = None
     """Of the training, as it was reported; ranks are matched by it."""
+    given_up: str = ""
+    """Why this rank gives it up, as in "rank 3 gave up step 7: ...": there is nothing to send."""
     named: bool = False
     """Whether the user chose its name."""
     goes_on: bool = False
@@ -264,7 +266,7 @@ def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
         number=job.number,
         metrics=job.metrics,
         metadata=job.metadata,
-        files=len(job.source.files) if job.source is not None else report.files_skipped,
+        files=max(len(job.source.files) if job.source is not None else 0, report.files_skipped),  # of all ranks
         bytes=report.bytes_total,
         time=wall_time(),
         step=job.step,

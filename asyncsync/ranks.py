@@ -1,5 +1,10 @@
 """A trial that several processes train: its ranks agree through the store alone.
 
+Each rank counts its checkpoints by itself and sends at once, under the number that it expects; the training step in the
+parts tells whether all mean the same. Where they do not, the number is given up by all: who reported an earlier step
+than another rank gets the error, who reported the later one goes on under the next number, and so do the others with
+their next report. So every rank passes every number, and all are in step again whatever they skipped.
+
 Rank 0 keeps the trial's record, and its epoch is the generation of all: checkpoints are counted from the record's
 ``first_checkpoint`` on, and only parts of one generation make a checkpoint. Every other rank has a small record that
 says who it is. A rank that comes back alone goes on in the same generation, behind the newest whole checkpoint, which
@@ -13,31 +18,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncsync.checkpoints import Again, CheckpointJob, checkpoint_name, persist, upload
 from asyncsync.errors import (
     AsyncsyncError,
+    CheckpointIncompleteError,
     ConcurrentWriterError,
+    SyncFailedError,
 )
 from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
     GENERATION,
     RETURNED,
+    SameFileError,
     claim_name,
     part_name,
 )
 from asyncsync.recordfile import RecordFile
-from asyncsync.records import TRIAL_RECORD, RankRecord, TrialRecord
+from asyncsync.records import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import NUMBERED, sub_prefixes
 from asyncsync.scheduler import within
-from asyncsync.shared import LostError, SharedCheckpoint
+from asyncsync.shared import ConflictError, LostError, Seen, SharedCheckpoint
 from asyncsync.stores.base import Store
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.reader import exists, find_record, get_record
+from asyncsync.transfer.writes import CollisionError
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -50,6 +60,13 @@ FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
 PATIENCE = 5.0
 """Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
 sent to the old number would be for nothing."""
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Seconds for which one checkpoint may still wait for other ranks; what it sends is not counted."""
+
+    left: float
 
 
 class Ranks:
@@ -65,12 +82,16 @@ class Ranks:
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
         """Whether we came back in the midst of a generation, and have not seen that rank 0 is alive."""
-        self._before_us: frozenset[str] = frozenset()
+        self._unsure = resumed
+        """Whether something may be there already under the next number: it is looked up before anything is sent."""
+        self._before_us: frozenset[tuple[str, str]] = frozenset()
         """Failures that were there when we came back: whoever told them may be gone with rank 0."""
         self._begun = False
         """Whether rank 0 has begun a generation: seen by a rank that does not lead."""
         self._looked = self._waited = False
         self._base = 0
+        self._agreed: set[tuple[str, str]] = set()
+        """Parts that are known to be of the step that we are at."""
 
     @property
     def leads(self) -> bool:
@@ -123,7 +144,7 @@ class Ranks:
         trial.record.next_checkpoint = self._base
         if self._returned:
             later = [self._shared(trial, checkpoint_name(number)) for number in numbers if number >= self._base]
-            self._before_us = frozenset([key for shared in later for key in await shared.failures()])
+            self._before_us = frozenset([item for shared in later for item in await shared.failures()])
 
     async def _leader(self, store: Store) -> TrialRecord | None:
         record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
@@ -152,14 +173,10 @@ class Ranks:
         leader = await self._moved(store)
         if leader is None:
             return False
-        before, following = self._base, trial.record.next_checkpoint
+        following, first = trial.record.next_checkpoint, min(job.number for job in trial.jobs)
         await self._count_on(store, trial, leader)
-        shift = self._base - before
-        trial.record.next_checkpoint = following + shift
-        for job in trial.jobs:
-            job.number, job.tree = job.number + shift, None
-            job.handle.name = checkpoint_name(job.number)
-            job.handle.uri = f"{trial.uri}/{job.handle.name}"
+        trial.record.next_checkpoint = following
+        _renumber(trial, first, self._base - first)
         self.claim.generation, self.claim.updated = leader.epoch, wall_time()
         self._returned = False
         await self.file.save(store)
@@ -170,20 +187,28 @@ class Ranks:
     async def make_durable(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
 
-        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, or the one that failed
-        and why.
+        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, the one that failed
+        and why, or those that reported another step.
         """
         try:
             await self._wait_for_rank_0(trial, job, again)
             report = await self._take_part(trial, job, again)
-        except ConcurrentWriterError:
-            raise  # it is no longer ours to write, or each rank sees by itself what is wrong
         except (AsyncsyncError, OSError) as error:
+            self._unsure = True
+            if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
+                raise  # it is no longer ours to write, or each rank sees by itself what is wrong
             if not await self._give_up(trial, job, error):
                 raise
             report = SyncReport()
-        self._may_follow = self._returned = False
-        return await self._shared(trial, job.name).report(report) if self.leads else report
+        self._may_follow = self._returned = self._unsure = False
+        return await self._shared(trial, job.name, job).report(report) if self.leads else report
+
+    async def give_up(self, trial: Trial, job: CheckpointJob, reason: str) -> None:
+        """Give up a checkpoint that was reported: the others are told now, whoever waits for it here when its runner
+        looks next."""
+        job.given_up = reason
+        if trial.jobs[0] is job and (self.leads or self._begun):
+            await self._shared(trial, job.name, job).give_up(self._resigned(job), _step(job))
 
     async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
@@ -192,7 +217,7 @@ class Ranks:
         while not self.leads and not self._begun:
             await persist(partial(self._leader, self._store()), again)
             if not self._begun and loop.time() - began >= limit:
-                raise self._late(job, [0])
+                raise CheckpointIncompleteError(str(self._late(job, [0])))  # there is no generation to tell
             await asyncio.sleep(PATIENCE / 20)
         while self._returned and not self._waited and loop.time() - began < PATIENCE:
             if not await persist(partial(self._follow, trial), again):
@@ -200,70 +225,186 @@ class Ranks:
         self._waited = True
 
     async def _take_part(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+        patience, report = _Patience(self._commit_seconds), SyncReport()
         while True:
+            self._agreed.clear()
             if not self.leads:
                 await persist(partial(self._follow, trial), again)
-            sending = self._send(trial, job, again)
-            report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
-            if await self._wait(trial, job, again):
+            seen = await self._arrive(trial, job, again)
+            if seen.lost is None and self.rank in seen.missing:
+                report, seen = await self._send(trial, job, again, patience)
+            verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, again, patience)
+            if verdict is None:  # rank 0 has begun a new generation
+                patience.left = self._commit_seconds
+            elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, again):
                 return report
+
+    async def _arrive(self, trial: Trial, job: CheckpointJob, again: Again) -> Seen:
+        self._check_given_up(job)
+        if not self._unsure:
+            return Seen([self.rank])
+        return await persist(partial(self._shared(trial, job.name, job).arrive, resumed=self._may_follow), again)
+
+    def _is_verdict(self, job: CheckpointJob, seen: Seen) -> bool:
+        """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
+        return seen.whole or (seen.lost is not None and (seen.certain or seen.lost.step < _step(job)))
+
+    async def _is_whole(self, trial: Trial, job: CheckpointJob, lost: FailureRecord, again: Again) -> bool:
+        """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
+        committed all the same."""
+        stands: FailureRecord | None = lost
+        if not self._is_over(trial, job, lost):
+            shared = self._shared(trial, job.name, job)
+            stands = await persist(partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), again)
+        if stands is None:
+            return True
+        if self._is_over(trial, job, stands):
+            raise self._lost(job, stands)
+        log.warning("%s is not whole: %s; step %s gets the next number", job.handle.uri, stands.reason, job.step)
+        self._leave(trial, job)
+        return False
+
+    @staticmethod
+    def _is_over(trial: Trial, job: CheckpointJob, word: FailureRecord) -> bool:
+        """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
+        user chose the name."""
+        return word.step >= _step(job) or job.named or (trial.last_durable or 0) > job.number
 
     @staticmethod
     def _progress(job: CheckpointJob) -> str:
         return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
 
-    async def _send(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
-        if self._resumed and await persist(self._shared(trial, job.name).was_sent, again):
-            return SyncReport()
+    def _leave(self, trial: Trial, job: CheckpointJob) -> None:
+        _renumber(trial, job.number, 1)
+        self._unsure = True
+
+    async def _send(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience
+    ) -> tuple[SyncReport, Seen]:
+        """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
+        in the way of ours."""
         more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
         if self._returned:
             more[RETURNED] = True
-        return await upload(
+        sending = upload(
             self._engine.session, f"{self._name}/", job, again, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
+        try:
+            report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
+        except CollisionError as error:
+            return SyncReport(), await self._in_our_way(trial, job, again, patience, error)
+        except SyncFailedError:
+            seen = await self._shared(trial, job.name, job).look(every=True)
+            if seen.lost is None or self._is_over(trial, job, seen.lost):
+                raise
+            return SyncReport(), seen
+        return report, Seen()
 
-    async def _wait(self, trial: Trial, job: CheckpointJob, again: Again) -> bool:
-        """True: it is whole. False: rank 0 has begun a new generation, and the job has another number now."""
+    async def _in_our_way(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
+    ) -> Seen:
+        """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
+        else of a process that is gone, and then all ranks take the next number."""
         loop = asyncio.get_running_loop()
-        limit = self._engine.run.checkpoint_config.commit_seconds
-        deadline, pause = loop.time() + limit, FIRST_LOOK
+        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
-            seen = await persist(self._shared(trial, job.name).look, again)
+            shared = self._shared(trial, job.name, job)
+            seen = await persist(partial(shared.look, every=True), again)
+            if seen.whole:  # of whatever step
+                return await persist(partial(shared.arrive, resumed=self._may_follow), again)
+            if seen.lost is not None:
+                return seen
+            owner = await persist(partial(shared.owner_of, path), again)
+            if owner is not None:
+                both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
+                raise self._lost(job, self._word(str(both), _step(job), conflict=True))
+            if self._may_follow or set(seen.missing) <= {self.rank}:
+                reason = f"rank {self.rank} found {path!r} of a process that is gone in the way of its own"
+                return Seen(lost=self._word(reason, _step(job) - 1))
+            patience.left = left = deadline - loop.time()
+            if left <= 0:
+                raise error
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
+            pause = min(pause * 1.5, MOST_BETWEEN)
+
+    async def _wait(self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
+        """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        while True:
+            seen = await persist(self._shared(trial, job.name, job).look, again)
             if seen.whole:
-                return True
+                return seen
             if self.leads:
                 await persist(partial(trial.confirm, self._store()), again)
             elif await persist(partial(self._follow, trial), again):
-                return False
-            left = deadline - loop.time()
-            if seen.given_up and (seen.certain or left <= 0):
-                raise LostError(job.handle.uri, self.world_size, seen.given_up)
+                return None
+            self._check_given_up(job)
+            patience.left = left = deadline - loop.time()
+            if self._is_verdict(job, seen):
+                return seen
             if left <= 0:
+                self._before_us = frozenset()  # nobody has begun a new generation: the others are alive
+                if seen.lost is not None:
+                    raise self._lost(job, seen.lost)
                 raise self._late(job, seen.missing)
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
             pause = min(pause * 1.5, MOST_BETWEEN)
 
+    @property
+    def _commit_seconds(self) -> float:
+        return self._engine.run.checkpoint_config.commit_seconds
+
+    def _check_given_up(self, job: CheckpointJob) -> None:
+        if job.given_up:
+            raise self._lost(job, self._word(self._resigned(job), _step(job)))
+
+    def _resigned(self, job: CheckpointJob) -> str:
+        return f"rank {self.rank} {job.given_up}"
+
+    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict)
+
+    def _lost(self, job: CheckpointJob, word: FailureRecord) -> LostError:
+        ours = "" if word.step == job.step else f"; rank {self.rank} came with step {job.step}"
+        kind = ConflictError if word.conflict else LostError
+        return kind(job.handle.uri, self.world_size, word.reason, word.step, ours)
+
     def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
-        limit, names = self._engine.run.checkpoint_config.commit_seconds, ", ".join(map(str, missing))
+        limit, names = self._commit_seconds, ", ".join(map(str, missing))
         reason = f"rank(s) {names} did not send their part within commit_timeout={limit:g} s"
-        return LostError(job.handle.uri, self.world_size, reason)
+        return self._lost(job, self._word(reason, _step(job)))
 
     async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:
-        """Tell the others, if there is a generation to tell. True: it just became whole all the same."""
-        if not self._engine.session.store.healthy or not (self.leads or self._begun):
+        """Tell the others, if there is a generation to tell. True: it just became whole all the same.
+
+        A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
+        """
+        if not (self.leads or self._begun) or not (job.given_up or self._engine.session.store.healthy):
             return False
-        reason = error.reason if isinstance(error, LostError) else f"rank {self.rank} failed: {error}"
+        reason, step, conflict = f"rank {self.rank} failed: {error}", _step(job), isinstance(error, ConflictError)
+        if isinstance(error, LostError):
+            reason, step = error.reason, error.step
         try:
-            return await self._shared(trial, job.name).give_up(reason)
+            while True:
+                stands = await self._shared(trial, job.name, job).give_up(reason, step, conflict=conflict)
+                if stands is None:
+                    return True
+                if self._is_over(trial, job, stands):
+                    return False
+                self._leave(trial, job)
         except AsyncsyncError as untold:
+            if job.given_up:
+                raise  # who gives it up waits for just this
             log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
             return False
 
-    def _shared(self, trial: Trial, checkpoint: str) -> SharedCheckpoint:
+    def _shared(self, trial: Trial, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(
             self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
-            self._returned, self._before_us,
+            _step(job) if job is not None else -1, self._returned, self._before_us, self._agreed,
         )  # fmt: skip
 
     def _generation(self, trial: Trial) -> int:
@@ -273,3 +414,18 @@ class Ranks:
         """With a trial: writes only for who still is this rank."""
         fence = trial.confirm if trial is not None else None
         return self._engine.session.view(Lane.RECORD, self._name, fence)
+
+
+def _step(job: CheckpointJob) -> int:
+    return -1 if job.step is None else job.step
+
+
+def _renumber(trial: Trial, first: int, shift: int) -> None:
+    """Checkpoints from a number on, and those that will be reported, get later numbers."""
+    trial.record.next_checkpoint += shift
+    for job in trial.jobs:
+        if job.number >= first:
+            if job.named:
+                job.number += shift  # where it is, is the user's word
+            else:
+                job.rename(job.number + shift, trial.uri)

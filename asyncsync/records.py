@@ -123,6 +123,16 @@ def _names(name: str, value: Any) -> list[str]:
     return [check_name(name, item) for item in value]
 
 
+def _from_minus_one(name: str, value: Any) -> int:
+    return -1 if type(value) is int and value == -1 else whole(name, value)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name!r} is {shown(value)}, neither true nor false")
+    return value
+
+
 def _optional(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -203,6 +213,28 @@ class FailureRecord(Record):
     generation: int
     """Epoch of the trial's record that this was part of; in another one it says nothing."""
     reason: str
+    step: int = field(default=-1, metadata={"check": _from_minus_one})
+    """The latest training step that is given up: who reports a later one goes on under the next number. -1: written by
+    a version without steps."""
+    conflict: bool = False
+    """Whether two ranks have written one file with different content."""
+
+
+@dataclass(slots=True)
+class OutcomeRecord(Record):
+    """Whether a checkpoint of several ranks is committed or given up: created once, by the first rank that knows."""
+
+    KIND = "outcome"
+
+    rank: int = field(metadata={"check": _from_minus_one})
+    """Who wrote it; -1 if it is committed, so that all who may write it write the same bytes."""
+    generation: int
+    step: int = field(metadata={"check": _from_minus_one})
+    """Committed: its training step. Given up: as in :class:`FailureRecord`."""
+    committed: bool
+    reason: str = ""
+    conflict: bool = False
+    """As in :class:`FailureRecord`."""
 
 
 @dataclass(slots=True)
@@ -229,6 +261,7 @@ CHECKS: dict[str, Check] = {
     "str": text,
     "str | None": _optional(text),
     "int": whole,
+    "bool": _truth,
     "int | None": _optional(whole),
     "float": seconds,
     "dict[str, Any]": mapping,

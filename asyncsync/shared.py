@@ -1,38 +1,63 @@
 """One checkpoint that several ranks write, as one of them finds it in the store.
 
-Each rank has a record there: of what it has sent, or of why there will be nothing. Whoever sees a part of every rank
-writes the manifest; a failure of this generation keeps everybody from it, and from waiting.
+Each rank has a record there: of what it has sent, or of why it has given the checkpoint up. Whether it is committed or
+given up is decided once, by the outcome record: it is only ever created, so all ranks get the same verdict. Whoever
+sees a part of every rank, all of one step and generation, decides that it is committed and writes the manifest;
+whoever knows that this cannot be decides that it is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import CheckpointIncompleteError, ConcurrentWriterError, PreconditionError
+from asyncsync.errors import (
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    PreconditionError,
+)
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
-from asyncsync.planning.ranks import GENERATION, RETURNED, SameFileError, failure_name, merge, part_name, rank_of
-from asyncsync.records import FailureRecord
+from asyncsync.planning.ranks import (
+    GENERATION,
+    OUTCOME,
+    RETURNED,
+    STEP,
+    SameFileError,
+    disagreement,
+    failure_name,
+    merge,
+    part_name,
+    rank_of,
+)
+from asyncsync.records import FailureRecord, OutcomeRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
-from asyncsync.transfer.reader import exists, find, find_manifest, find_record
+from asyncsync.transfer.reader import exists, find, find_manifest, find_record, get_record
 
 READERS = 16
 LONGEST_REASON = 2000
 """Characters of an error that the other ranks are told."""
 
+R = TypeVar("R", FailureRecord, OutcomeRecord)
+
 
 class LostError(CheckpointIncompleteError):
-    """A checkpoint will not be whole. ``reason`` is what all ranks are told."""
+    """A checkpoint will not be whole. ``reason`` is what all ranks are told, ``step`` the latest that is given up."""
 
-    def __init__(self, uri: str, world_size: int, reason: str) -> None:
+    def __init__(self, uri: str, world_size: int, reason: str, step: int, ours: str = "") -> None:
         super().__init__(
-            f"checkpoint {uri} is not whole: of {world_size} ranks, {reason}. What the others sent is left for prune"
+            f"checkpoint {uri} is not whole: of {world_size} ranks, {reason}{ours}. What the others sent is left for "
+            "prune"
         )
-        self.reason = reason
+        self.reason, self.step = reason, step
+
+
+class ConflictError(LostError, ConcurrentWriterError):
+    """It will not be whole because two ranks have written one file with different content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,69 +66,114 @@ class Seen:
 
     missing: Sequence[int] = ()
     """Ranks whose part is not there, or does not count yet."""
-    given_up: str = ""
-    """Why, in the words of the rank that said so first."""
+    lost: FailureRecord | None = None
+    """Why it will not be whole, and for which steps."""
     certain: bool = True
-    """Whether it was said by somebody who is alive in our generation, as far as that can be known."""
+    """Whether somebody who is alive in our generation says so, as far as that can be known."""
+    whole: bool = False
+    """The manifest is there."""
 
-    @property
-    def whole(self) -> bool:
-        """The manifest is there."""
-        return not self.missing and not self.given_up
+
+WHOLE = Seen(whole=True)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedCheckpoint:
-    """``prefix`` is that of the checkpoint, ``rank`` is who looks."""
+    """``prefix`` is that of the checkpoint, ``rank`` is who looks, ``step`` the training step that it reports."""
 
     store: Store
     prefix: str
     rank: int
     world_size: int
     generation: int
+    step: int = -1
     returned: bool = False
     """Whether we came back in the midst of the generation, and have not seen that rank 0 is alive."""
-    before_us: frozenset[str] = frozenset()
-    """Failures that were there when we came back: whoever told them may be gone with rank 0."""
+    before_us: frozenset[tuple[str, str]] = frozenset()
+    """Failures that were there when we came back, and their versions: who wrote them may be gone with rank 0."""
+    agreed: set[tuple[str, str]] = field(default_factory=set)
+    """Parts of other ranks, and their versions, that are known to be of our step."""
 
-    async def look(self) -> Seen:
-        """Who is missing. If nobody is, the manifest is there when this returns."""
-        there = await self._names()
-        if MANIFEST.rpartition("/")[2] in there:
-            return Seen()
-        came = {rank_of(name, self.world_size) for name in there}
-        missing = [rank for rank in range(self.world_size) if rank not in came]
-        said = await self._said(self._failed(there))
-        if said.given_up:
-            return replace(said, missing=missing)
-        if missing:
+    async def look(self, *, every: bool = False) -> Seen:
+        """Who is missing. If nobody is, the manifest is there when this returns, unless the steps differ.
+
+        While some are missing, our step is compared with that of the lowest rank that is there: so a rank reads one
+        part, and two that differ are found as soon as both are there. ``every``: with all that are there.
+        """
+        there = await self._listed()
+        if _short(MANIFEST) in there:
+            return WHOLE
+        missing = self._missing(there)
+        lost = await self._lost(there)
+        if lost is not None:
+            return replace(lost, missing=missing)
+        if not missing:
+            return await self._look_into()
+        came = [rank for rank in range(self.world_size) if rank not in set(missing)]
+        for rank in came if every else came[:1]:
+            if (differs := await self._compare(rank, there)) is not None:
+                return replace(differs, missing=missing)
+        return Seen(missing)
+
+    async def arrive(self, *, resumed: bool) -> Seen:
+        """Before anything is sent, where something may be there already. ``resumed``: also something of our own, from
+        before we came back. Our rank is not missing if our part is there: it stays, others may have counted on it."""
+        there = await self._listed()
+        if _short(MANIFEST) in there:
+            return await self._judge()
+        if resumed:
+            await self._take_back(there)
+        lost = await self._lost(there)
+        if lost is not None:
+            return lost
+        part = part_name(self.rank, self.world_size)
+        ours = await find_manifest(self.store, self.prefix, part) if resumed and _short(part) in there else None
+        missing = self._missing(there)
+        if ours is None:
+            return Seen(sorted({*missing, self.rank}))
+        if ours.info.get(GENERATION) != self.generation:
+            await self.store.delete([self.prefix + part])
+            return Seen(sorted({*missing, self.rank}))
+        earlier = ours.info.get(STEP)
+        if earlier == self.step:
             return Seen(missing)
-        return await self._look_into()
+        reason = f"rank {self.rank} reported step {earlier} before it was started again, and step {self.step} now"
+        return Seen(missing, self._word(reason, min(-1 if earlier is None else earlier, self.step)))
 
-    async def failures(self) -> list[str]:
-        """Keys of what was said against it, in whatever generation."""
-        return [self.prefix + failure_name(rank, self.world_size) for rank in self._failed(await self._names())]
+    async def owner_of(self, path: str) -> int | None:
+        """Which other rank has this file in its part of our step."""
+        came = set(range(self.world_size)) - {self.rank, *self._missing(await self._listed())}
+        owners: list[int] = []
 
-    async def was_sent(self) -> bool:
-        """Whether our part is there since before we came back: then it stays, others may have counted on it."""
-        if await exists(self.store, self.prefix + MANIFEST):
-            return True
-        name = part_name(self.rank, self.world_size)
-        await self.store.delete([self.prefix + failure_name(self.rank, self.world_size)])  # another process failed
-        part = await find_manifest(self.store, self.prefix, name)
-        if part is None:
-            return False
-        if part.info.get(GENERATION) == self.generation:
-            return True
-        await self.store.delete([self.prefix + name])
-        return False
+        async def read(rank: int) -> None:
+            part = await find_manifest(self.store, self.prefix, part_name(rank, self.world_size))
+            ours = part is not None and (part.info.get(GENERATION), part.info.get(STEP)) == (self.generation, self.step)
+            if part is not None and ours and path in part.files:
+                owners.append(rank)
 
-    async def give_up(self, reason: str) -> bool:
-        """Leave word why, so that nobody waits for it, and who comes later does not complete it. True: it just became
-        whole all the same."""
-        word = FailureRecord(self.rank, self.generation, reason[:LONGEST_REASON])
-        await self.store.put(self.prefix + failure_name(self.rank, self.world_size), word.to_bytes())
-        return await exists(self.store, self.prefix + MANIFEST)
+        await for_each(sorted(came), read, READERS)
+        return min(owners, default=None)
+
+    async def failures(self) -> frozenset[tuple[str, str]]:
+        """Keys and versions of what was said against it, in whatever generation."""
+        there = await self._listed()
+        names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
+        return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
+
+    async def give_up(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord | None:
+        """Leave word why, so that nobody waits for it, and who comes later does not complete it; ``step`` is the latest
+        that is given up. What stands: the word of whoever was first; None if it is whole with our step all the same.
+
+        Our own record comes first: while it is there, nobody who comes back takes the outcome away again.
+        """
+        ours = self._word(reason[:LONGEST_REASON], step, conflict=conflict)
+        await self.store.put(self.prefix + failure_name(self.rank, self.world_size), ours.to_bytes())
+        stands = await self._decide(OutcomeRecord(self.rank, self.generation, step, False, ours.reason, conflict))
+        if not stands.committed:
+            return _failure(stands)
+        if not await exists(self.store, self.prefix + MANIFEST):
+            await self._look_into()
+        return (await self._judge()).lost
 
     async def report(self, ours: SyncReport) -> SyncReport:
         """Of all that it holds; what travelled is what we sent of it."""
@@ -114,27 +184,94 @@ class SharedCheckpoint:
             bytes_sent=ours.bytes_sent, bytes_copied=ours.bytes_copied, requests=ours.requests,
         )  # fmt: skip
 
-    async def _names(self) -> set[str]:
-        return {key.rpartition("/")[2] for key in await list_all(self.store, f"{self.prefix}{META_DIR}/")}
+    # what is there
 
-    def _failed(self, names: Iterable[str]) -> list[int]:
-        found = (rank_of(name, self.world_size, failed=True) for name in names)
+    async def _listed(self) -> dict[str, str]:
+        """Version of each record, by its file name."""
+        found = await list_all(self.store, f"{self.prefix}{META_DIR}/")
+        return {_short(key): info.version for key, info in found.items()}
+
+    def _missing(self, there: Iterable[str]) -> list[int]:
+        came = {rank_of(name, self.world_size) for name in there}
+        return [rank for rank in range(self.world_size) if rank not in came]
+
+    def _failed(self, there: Iterable[str]) -> list[int]:
+        found = (rank_of(name, self.world_size, failed=True) for name in there)
         return sorted(rank for rank in found if rank is not None)
 
-    async def _said(self, failed: Iterable[int]) -> Seen:
-        """Why one of these ranks has given it up, if that was in this generation."""
-        seen = Seen()
-        for rank in failed:
-            key = self.prefix + failure_name(rank, self.world_size)
-            word = await find_record(self.store, key, FailureRecord)
-            if word is not None and word.generation == self.generation:
-                seen = Seen(given_up=word.reason, certain=not self.returned or key not in self.before_us)
+    def _version(self, name: str, there: Mapping[str, str]) -> tuple[str, str]:
+        return f"{self.prefix}{META_DIR}/{name}", there[name]
+
+    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.generation, reason, step, conflict)
+
+    async def _read(self, name: str, kind: type[R]) -> R | None:
+        """A record of this generation; DamagedError."""
+        record = await find_record(self.store, f"{self.prefix}{META_DIR}/{name}", kind)
+        return record if record is not None and record.generation == self.generation else None
+
+    async def _lost(self, there: Mapping[str, str]) -> Seen | None:
+        """Why it was given up in this generation: by the outcome; where there is none yet, by one of the ranks."""
+        if _short(OUTCOME) in there:
+            outcome = await self._read(_short(OUTCOME), OutcomeRecord)
+            if outcome is not None:
+                return None if outcome.committed else self._said(_short(OUTCOME), there, _failure(outcome))
+        seen = None
+        for rank in self._failed(there):
+            name = _short(failure_name(rank, self.world_size))
+            word = await self._read(name, FailureRecord)
+            if word is not None:
+                seen = self._said(name, there, word)
                 if seen.certain:
                     break
         return seen
 
+    def _said(self, name: str, there: Mapping[str, str], word: FailureRecord) -> Seen:
+        return Seen(lost=word, certain=not self.returned or self._version(name, there) not in self.before_us)
+
+    async def _take_back(self, there: dict[str, str]) -> None:
+        """What we said as another process is void, unless others have acted on it: then they have left word too."""
+        if any(rank != self.rank for rank in self._failed(there)):
+            return
+        void = [name for name in [_short(failure_name(self.rank, self.world_size))] if name in there]
+        if _short(OUTCOME) in there:
+            outcome = await self._read(_short(OUTCOME), OutcomeRecord)
+            if outcome is not None and outcome.rank == self.rank:
+                void.append(_short(OUTCOME))
+        if void:
+            await self.store.delete([f"{self.prefix}{META_DIR}/{name}" for name in void])
+        for name in void:
+            del there[name]
+
+    async def _judge(self) -> Seen:
+        """There is a manifest: whether it is of our step."""
+        manifest = await find_manifest(self.store, self.prefix)
+        info = manifest.info if manifest is not None else {}
+        if (info.get(STEP), info.get(GENERATION)) == (self.step, self.generation):
+            return WHOLE
+        step = info.get(STEP, -1)
+        reason = f"rank {self.rank} reported step {self.step} when the others had committed step {step} there"
+        return Seen(lost=self._word(reason, -1 if step is None else step))
+
+    async def _compare(self, rank: int, there: Mapping[str, str]) -> Seen | None:
+        """Whether another rank's part is of another step than ours."""
+        name = part_name(rank, self.world_size)
+        version = self._version(_short(name), there)
+        if rank == self.rank or version in self.agreed:
+            return None
+        part = await find_manifest(self.store, self.prefix, name)
+        if part is None or part.info.get(GENERATION) != self.generation:
+            return None
+        found = disagreement({rank: part.info.get(STEP), self.rank: self.step})
+        if found is not None:
+            return Seen(lost=self._word(found.reason, found.step))
+        self.agreed.add(version)
+        return None
+
+    # its outcome
+
     async def _look_into(self) -> Seen:
-        """Everybody's part is there: whether each is of this generation; then the manifest is written."""
+        """Everybody's part is there: whether each is of this generation and of one step; then it is committed."""
         parts: dict[int, Manifest] = {}
 
         async def read(rank: int) -> None:
@@ -146,20 +283,58 @@ class SharedCheckpoint:
         missing = [rank for rank in range(self.world_size) if rank not in parts]
         if missing:
             return Seen(missing)
+        found = disagreement({rank: part.info.get(STEP) for rank, part in parts.items()})
+        if found is not None:
+            return Seen(lost=self._word(found.reason, found.step))
         if self.rank and (self.returned or any(part.info.get(RETURNED) for part in parts.values())):
             return Seen([0])  # its part is there, and may be all that is left of it
-        await self._commit(parts)
-        return Seen()
+        return await self._commit(parts)
 
-    async def _commit(self, parts: dict[int, Manifest]) -> None:
+    async def _commit(self, parts: dict[int, Manifest]) -> Seen:
         """Write the manifest; that another rank was faster with the same one is as good."""
         where = f"{self.store.uri.rstrip('/')}/{self.prefix}".rstrip("/")
         try:
             data = await in_thread(lambda: merge(parts).to_bytes())
         except SameFileError as error:
             raise ConcurrentWriterError(f"{where} was not made: {error}") from error
+        stands = await self._decide(OutcomeRecord(-1, self.generation, parts[0].info.get(STEP, -1), True))
+        if not stands.committed:
+            return Seen(lost=_failure(stands))
         try:
             await self.store.put(self.prefix + MANIFEST, data, if_version=MISSING)
         except PreconditionError as error:
             if await find(self.store, self.prefix + MANIFEST) != data:
                 raise ConcurrentWriterError(f"{where}: somebody else has written another manifest") from error
+        return WHOLE
+
+    async def _decide(self, ours: OutcomeRecord) -> OutcomeRecord:
+        """Create the outcome; the one that stands is that of who was first. One of an earlier generation is replaced:
+        a process that is gone left it."""
+        key, version = self.prefix + OUTCOME, MISSING
+        while True:
+            try:
+                await self.store.put(key, ours.to_bytes(), if_version=version)
+            except PreconditionError:
+                pass  # somebody was first
+            else:
+                return ours
+            there = await get_record(self.store, key, OutcomeRecord)
+            if there is None:
+                version = MISSING  # who wrote it came back, and took it away
+                continue
+            stands, version = there
+            if stands.generation == self.generation:
+                return stands
+            if stands.generation > self.generation:
+                raise ConcurrentWriterError(
+                    f"{self.store.uri.rstrip('/')}/{key} is of a later run of the trial (epoch {stands.generation}, "
+                    f"ours is {self.generation}): start this rank again, with resume=True"
+                )
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _failure(outcome: OutcomeRecord) -> FailureRecord:
+    return FailureRecord(outcome.rank, outcome.generation, outcome.reason, outcome.step, outcome.conflict)

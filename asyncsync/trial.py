@@ -17,7 +17,14 @@ from asyncsync.disk.accepted import Accepted, accept, some
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules, is_own_name
-from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    ConfigError,
+    EngineClosedError,
+    SyncError,
+    SyncFailedError,
+)
 from asyncsync.events import SyncWarning
 from asyncsync.injected import lease_time, token, wall_time
 from asyncsync.opening import Role
@@ -27,6 +34,7 @@ from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
+from asyncsync.shared import LostError
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import OUTLIVED
 from asyncsync.stores.waiting import Lane
@@ -135,7 +143,8 @@ class Trial:
         self.stored: frozenset[str] = frozenset()
         """Names of the checkpoints in the record that was stored last."""
         self.freed: set[str] = set()
-        """Names that the record in the store gives up, though their data is gone: not to be used before it is written."""
+        """Names that the record in the store gives up, though their data is gone: not to be used before it is
+        written."""
         self._saving: asyncio.Lock | None = None
         self._written = _Named(self.stored, frozenset(), ())
         """What the record says that was written last, or is on its way."""
@@ -226,6 +235,31 @@ class Trial:
             if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
                 await self.sync()
         return Report(dict(metrics), handle)
+
+    async def skip(self, step: int, reason: str) -> None:
+        """Tell the other ranks that this one makes no checkpoint of ``step``, instead of reporting it; or give up one
+        that it has reported and that is not durable yet.
+
+        Their reports of that step raise CheckpointIncompleteError with this rank and ``reason``, whether they come
+        before or after this; the next step is for all of them again. Returns when they can know. Does nothing where
+        one process trains the trial. Raises what keeps it from telling them.
+        """
+        number = as_step(step)
+        await self._engine.gate.passed()
+        self._engine.check_open()
+        if self.ranks is None:
+            return
+        async with self._locked():
+            await self.prepare()
+            job = next((job for job in self.jobs if job.step == number), None)
+            if job is None:
+                job = self._nothing(number, f"gave up step {number}: {reason}")
+        if not job.given_up:
+            await self.ranks.give_up(self, job, f"gave up step {number}: {reason}")
+        try:
+            await job.handle.durable()
+        except LostError:
+            return
 
     async def sync(self) -> SyncReport:
         """Sync the trial's files and record now, and wait for it. Raises why it failed."""
@@ -374,7 +408,7 @@ class Trial:
         if self._changed is not None:
             self._changed.set()
         job.handle.settle(error)
-        if error is not None and not job.handle.told:
+        if error is not None and not job.handle.told and not job.given_up:
             self.failures.append((f"{self.key}/{job.name}", error, job.handle))
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
@@ -462,7 +496,12 @@ class Trial:
         self._engine.being_reported.append(claim)
         try:
             most = self._longest(wanted)
-            files = await in_thread(self._look, source, self._engine.directories(), in_use, most)
+            try:
+                files = await in_thread(self._look, source, self._engine.directories(), in_use, most)
+            except AsyncsyncError as error:
+                if self.ranks is not None and wanted.mode is not UploadMode.NO_UPLOAD:
+                    self._nothing(wanted.step, f"failed: {error}")  # the other ranks may wait for it
+                raise
             if wanted.name is not None:
                 await self._refuse_taken(wanted.name, files)
             return await self._record(wanted, source, files)
@@ -621,6 +660,19 @@ class Trial:
         names |= {self._suspended.name} if self._suspended is not None else set()
         return frozenset(names | set(self.record.given_up))
 
+    def _nothing(self, step: int | None, reason: str) -> CheckpointJob:
+        """Accept, in place of a checkpoint that this rank does not make, the task to tell the others. Plain."""
+        number = self.record.next_checkpoint
+        name = checkpoint_name(number)
+        job = CheckpointJob(
+            self.key, None, number, CheckpointHandle(name, f"{self.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
+            asyncio.get_running_loop().time(), token(), step=step, given_up=reason,
+        )  # fmt: skip
+        self.record.next_checkpoint = number + 1
+        self.jobs.append(job)
+        self._engine.accept(job)
+        return job
+
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
         handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
         handle.told = True
@@ -664,12 +716,17 @@ def check_step(step: object, role: Role, source: Checkpoint | None) -> int | Non
                 "it, and counting reports cannot notice that one of them skipped one"
             )
         return None
+    return as_step(step)
+
+
+def as_step(step: object) -> int:
+    """ConfigError if it is no step."""
     try:
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
         number = -1
     if number < 0 or isinstance(step, bool):
-        raise ConfigError(f"report(step={step!r}) is not usable: it must be a whole number, 0 or more")
+        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
     return number
 
 

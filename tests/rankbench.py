@@ -7,11 +7,14 @@ from pathlib import Path
 
 from onebench import Bench
 
-from asyncsync import SyncEngine
+from asyncsync import Report, SyncEngine
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import TrialRecord
 
 N = 3
+TEXTS = ("", "a", "lost", "old", "b", "c", "new", "newer", "late", "next", "second", "zombie")
+STEPS = {text: 10 * place for place, text in enumerate(TEXTS)}
+"""The training step of what ranks report, by the text in their shards."""
 
 
 def rank(bench: Bench, number: int, *, of: int = N, machine: str = "", **options: object) -> SyncEngine:
@@ -24,12 +27,18 @@ def shard(bench: Bench, number: int, text: str = "", **files: bytes) -> Path:
     return bench.checkpoint(name, **(files or {f"shard_{number}.pt": f"{number} {text}".encode() * 100}))
 
 
+def share(bench: Bench, engine: SyncEngine, number: int, text: str = "", **options: object) -> Awaitable[Report]:
+    """This rank reports its shard of the step that the text stands for."""
+    return engine.trial("t").report({}, shard(bench, number, text), step=STEPS[text], **options)
+
+
 async def together(*work: Awaitable[object]) -> list[object]:
     return list(await asyncio.gather(*work, return_exceptions=True))
 
 
 async def all_report(bench: Bench, engines: Sequence[SyncEngine], text: str = "", **options: object) -> list[str]:
     """Every rank reports its shard; the names that they give to the checkpoint."""
+    options.setdefault("step", STEPS.get(text))
     reports = await asyncio.gather(
         *(
             engine.trial("t").report({"loss": 1.0, "from": number}, shard(bench, number, text), **options)

@@ -6,7 +6,8 @@ Pure: whoever has all records makes the same manifest, byte by byte.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 
@@ -15,8 +16,15 @@ GENERATION = "generation"
 RETURNED = "returned"
 """Key in a record's info: true for a rank that came back in the midst of a generation. Whether the others are alive it
 cannot know, so such a part only counts for rank 0: whoever has the trial's record is alive, or nobody goes on."""
+STEP = "step"
+"""Key in a record's info: the training step that the rank reported. Parts of two steps never mix."""
+OUTCOME = f"{META_DIR}/outcome.json"
+"""Below a checkpoint: the record that says whether it is committed or given up. It is only ever created, so whoever is
+first decides for all ranks."""
 _OWN = ("rank", RETURNED)
 """What a record says of its rank, and not of the checkpoint."""
+_SHOWN = 8
+"""Ranks that a message lists for one step."""
 _NAME = re.compile(r"rank-(\d{5,})-of-(\d{5,})(\.failed)?\.json")
 
 
@@ -59,9 +67,52 @@ class SameFileError(ValueError):
         self.path, self.ranks = path, ranks
 
 
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Ranks have reported different steps. ``step`` is the latest that cannot become whole: some rank is past it."""
+
+    reason: str
+    step: int
+
+
+def disagreement(steps: Mapping[int, int | None]) -> Disagreement | None:
+    """Compare the steps that ranks have reported, by rank; None if they are equal."""
+    by_step: dict[int | None, list[int]] = {}
+    for rank in sorted(steps):
+        by_step.setdefault(steps[rank], []).append(rank)
+    if len(by_step) < 2:
+        return None
+    latest = max(map(_order, by_step))
+    told = [f"{_ranks(ranks)}{{}} {_step(step)}" for step, ranks in by_step.items()]
+    reason = ", ".join(text.format("" if place else " reported") for place, text in enumerate(told))
+    return Disagreement(reason, max(_order(step) for step in by_step if _order(step) < latest))
+
+
+def _order(step: int | None) -> int:
+    return -1 if step is None else step
+
+
+def _step(step: int | None) -> str:
+    return "no step" if step is None else f"step {step}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    names = ", ".join(map(str, ranks[:_SHOWN])) + (f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {names}"
+
+
+class MixedPartsError(ValueError):
+    """Parts of different steps or generations: they make no checkpoint."""
+
+
 def merge(parts: Mapping[int, Manifest]) -> Manifest:
     """The manifest of the whole checkpoint: the files of all ranks, and what rank 0 says of it, whoever
-    merges them. SameFileError."""
+    merges them. SameFileError; MixedPartsError unless all parts are of one step and one generation."""
+    for key in (STEP, GENERATION):
+        if not _equal(part.info.get(key) for part in parts.values()):
+            raise MixedPartsError(
+                f"parts of different {key}s: { ({rank: parts[rank].info.get(key) for rank in parts}) }"
+            )
     files: dict[str, FileEntry] = {}
     owner: dict[str, int] = {}
     for rank in sorted(parts):
@@ -72,3 +123,7 @@ def merge(parts: Mapping[int, Manifest]) -> Manifest:
             owner.setdefault(path, rank)
     info = {key: value for key, value in parts[0].info.items() if key not in _OWN}
     return Manifest(files, info, parts[0].extra, parts[0].by)
+
+
+def _equal(values: Iterable[object]) -> bool:
+    return len(set(values)) <= 1

@@ -20,7 +20,11 @@ class LostSourceError(Exception):
 
 
 class CollisionError(ConcurrentWriterError):
-    """Another checkpoint has an object of this name: this one needs another number."""
+    """Another checkpoint has an object of this name: this one needs another number. ``key``: of the object."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Replacing:
@@ -83,7 +87,20 @@ class Creating(Replacing):
         if not self.copies_whole():
             raise LostSourceError(f"{self._store.uri} cannot be told that a copy is only to create {key}")
         conditional = self._store.traits.conditional_writes
-        return await self._copy(origin, key, crc32c, MISSING if conditional else None)
+        try:
+            return await self._copy(origin, key, crc32c, MISSING if conditional else None)
+        except LostSourceError as error:
+            if isinstance(error.__cause__, PreconditionError) and (version := await self._copied(origin, key, crc32c)):
+                return version
+            raise
+
+    async def _copied(self, origin: Origin, key: str, crc32c: int) -> str | None:
+        """The version of what is there, if it is what was to be copied: of an attempt whose answer was lost."""
+        try:
+            info = await self._store.head(key)
+        except StoreError:
+            return None
+        return info.version if (info.size, info.crc32c) == (origin.total, crc32c) else None
 
     def copies_whole(self) -> bool:
         traits = self._store.traits
@@ -99,6 +116,7 @@ class Creating(Replacing):
         if info is None:
             raise CollisionError(
                 f"{self._store.uri.rstrip('/')}/{key} is there already, with other bytes: another process writes a "
-                "checkpoint of this name; nothing of it was overwritten"
+                "checkpoint of this name; nothing of it was overwritten",
+                key,
             ) from error
         return info

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync import Checkpoint, EngineClosedError, RunConfig, SyncConfig, SyncEngine, UploadMode
-from asyncsync.errors import ExperimentExistsError
+from asyncsync.errors import CheckpointIncompleteError, ExperimentExistsError
 
 
 def run(tmp_path: Path) -> RunConfig:
@@ -68,3 +68,19 @@ def test_events_end_with_the_engine(tmp_path: Path) -> None:
         events = engine.events()
         engine.trial("t").sync()
         assert next(events).kind.startswith("Sync")
+
+
+def test_a_rank_that_is_not_async_reports_its_step_or_gives_it_up(tmp_path: Path) -> None:
+    ranks = [
+        SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / f"{n}", rank=n, world_size=2, role="worker")
+        for n in range(2)
+    ]
+    with ranks[0] as zero, ranks[1] as one:
+        (checkpoint(tmp_path, "other") / "weights").rename(tmp_path / "other" / "of_rank_1")
+        first = zero.trial("t").report({}, checkpoint(tmp_path, "shard"), step=1, upload=UploadMode.ASYNC)
+        one.trial("t").report({}, tmp_path / "other", step=1)
+        first.checkpoint.durable()
+        waiting = zero.trial("t").report({}, checkpoint(tmp_path, "lost"), step=2, upload=UploadMode.ASYNC)
+        one.trial("t").skip(2, reason="no memory")
+        with pytest.raises(CheckpointIncompleteError, match="rank 1 gave up step 2: no memory"):
+            waiting.checkpoint.durable()

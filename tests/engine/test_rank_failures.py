@@ -6,10 +6,29 @@ from contextlib import AsyncExitStack
 
 import pytest
 from onebench import Bench
-from rankbench import KilledError, N, all_report, check_whole, killed, manifest, rank, record, shard, together, world
+from rankbench import (
+    KilledError,
+    N,
+    all_report,
+    check_whole,
+    killed,
+    manifest,
+    rank,
+    record,
+    shard,
+    share,
+    together,
+    world,
+)
 
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine, UploadMode
-from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, SyncFailedError, SyncTimeoutError
+from asyncsync.errors import (
+    AccessDeniedError,
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    SyncFailedError,
+    SyncTimeoutError,
+)
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import failure_name
 from asyncsync.records import FailureRecord
@@ -33,7 +52,7 @@ def words(bench: Bench, name: str = "checkpoint_000000") -> dict[int, FailureRec
 async def one_fails(bench: Bench, engines: list[SyncEngine], number: int = 1) -> list[object]:
     """All report, and the store refuses what one of them sends."""
     bench.faults.fail(error=AccessDeniedError("quota of this rank is used up"), key=f"shard_{number}", operation="put")
-    reports = (engine.trial("t").report({}, shard(bench, n)) for n, engine in enumerate(engines))
+    reports = (share(bench, engine, n) for n, engine in enumerate(engines))
     return await together(*reports)
 
 
@@ -68,14 +87,47 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
             engines = await world(bench, stack)
             sources = [shard(bench, n) for n in range(N)]
             (sources[2] / os.fsdecode(b"\xff")).write_bytes(b"")
-            return await together(*(engine.trial("t").report({}, sources[n]) for n, engine in enumerate(engines)))
+            errors = await together(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
+            assert now() < AT_ONCE
+            assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
+            return errors
 
-    first, second, third = run_virtual(main())
-    assert isinstance(third, SyncFailedError)
-    for error in (first, second):
+    for number, error in enumerate(run_virtual(main())):
         assert isinstance(error, CheckpointIncompleteError)
-        assert "rank 2 failed: " in str(error)
-        assert "could not hold these names" in str(error)
+        assert ("rank 2 failed: " in str(error)) == (number != 2)
+        assert "names that are not UTF-8" in str(error)
+
+
+@pytest.mark.parametrize("wrong", ["empty", "gone", "changes", "vanishes"])
+def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reason(bench: Bench, wrong: str) -> None:
+    async def main() -> list[object]:
+        async with AsyncExitStack() as stack:
+            engines = await world(bench, stack)
+            await all_report(bench, engines, "a")
+            sources = [shard(bench, n, "b") for n in range(N)]
+            path = sources[1] / "shard_1.pt"
+            if wrong in ("empty", "gone"):
+                path.unlink()
+            if wrong == "gone":
+                sources[1].rmdir()
+            change = {"changes": lambda: path.write_bytes(b"other" * 100), "vanishes": path.unlink}
+            if wrong in change:
+                key = "rank-00000-of-00003.json"  # when another rank's part has been sent
+                hang = bench.faults.hang(key="checkpoint_000001/shard_1", operation="put")
+                bench.faults.hook(
+                    1, lambda: (change[wrong](), hang.release.set()), key=key, operation="put", after=True
+                )
+            began = now()
+            errors = await together(*(e.trial("t").report({}, sources[n], step=40) for n, e in enumerate(engines)))
+            assert now() - began < AT_ONCE
+            assert len(set(await all_report(bench, engines, "next"))) == 1
+            return errors
+
+    for number, error in enumerate(run_virtual(main())):
+        assert isinstance(error, AsyncsyncError)
+        assert ("rank 1 failed: " in str(error)) == (number != 1)
+        assert "shard1b" in str(error)
+    assert len(record(bench).checkpoints) == 2
 
 
 def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
@@ -83,7 +135,7 @@ def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, sync=SyncConfig(sync_timeout=50))
             bench.faults.hang(key="shard_1", operation="put", times=None)
-            errors = await together(*(e.trial("t").report({}, shard(bench, n)) for n, e in enumerate(engines)))
+            errors = await together(*(share(bench, e, n) for n, e in enumerate(engines)))
             assert now() == pytest.approx(50, abs=AT_ONCE)
             return errors
 
@@ -101,7 +153,7 @@ def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) 
             errors = await one_fails(bench, engines[:2])
             await asyncio.sleep(300)
             began = now()
-            errors += await together(engines[2].trial("t").report({}, shard(bench, 2)))
+            errors += await together(share(bench, engines[2], 2))
             assert now() - began < AT_ONCE
             return errors
 
@@ -145,7 +197,7 @@ async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
     """One is whole; the next was given up by all because of rank 1; then the job is killed."""
     await all_report(bench, engines, "a")
     bench.faults.fail(error=AccessDeniedError("quota"), key="checkpoint_000001/shard_1", operation="put")
-    await together(*(engine.trial("t").report({}, shard(bench, n, "lost")) for n, engine in enumerate(engines)))
+    await together(*(share(bench, engine, n, "lost") for n, engine in enumerate(engines)))
     assert sorted(words(bench, "checkpoint_000001")) == [0, 1, 2]
 
 
@@ -157,7 +209,7 @@ def test_a_failure_of_an_earlier_generation_says_nothing(bench: Bench, order: tu
     async def one(number: int, wait: float) -> None:
         await asyncio.sleep(wait)
         async with rank(bench, number, machine="new", resume=True) as engine:
-            names[number] = (await engine.trial("t").report({}, shard(bench, number, "new"))).checkpoint.name
+            names[number] = (await share(bench, engine, number, "new")).checkpoint.name
 
     async def main() -> None:
         await killed(bench, lambda engines: died_of_a_failure(bench, engines))
@@ -174,7 +226,7 @@ def test_who_waited_for_a_rank_0_that_never_started_leaves_no_word_for_the_first
     async def main() -> None:
         keep = CheckpointConfig(commit_timeout=100)
         async with rank(bench, 1, keep=keep) as one, rank(bench, 2, keep=keep) as two:
-            errors = await together(*(e.trial("t").report({}, shard(bench, n)) for n, e in ((1, one), (2, two))))
+            errors = await together(*(share(bench, e, n) for n, e in ((1, one), (2, two))))
             assert ["rank(s) 0 did not send" in str(error) for error in errors] == [True, True]
         async with AsyncExitStack() as stack:
             assert await all_report(bench, await world(bench, stack, resume=True), "b") == ["checkpoint_000000"] * N
@@ -193,13 +245,13 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
                     await all_report(bench, [zero, lost, two], "a")
                     bench.faults.fail(error=AccessDeniedError("quota"), key="shard_1", operation="put")
                     with pytest.raises(SyncFailedError):
-                        await lost.trial("t").report({}, shard(bench, 1, "b"))
+                        await share(bench, lost, 1, "b")
                     raise KilledError
             assert sorted(words(bench, "checkpoint_000001")) == [1]
             async with rank(bench, 1, machine="new", resume=True) as one:
-                found = await one.trial("t").report({}, shard(bench, 1, "b"), upload=UploadMode.ASYNC)
+                found = await share(bench, one, 1, "b", upload=UploadMode.ASYNC)
                 await asyncio.sleep(60)
-                await together(*(e.trial("t").report({}, shard(bench, n, "b")) for n, e in ((0, zero), (2, two))))
+                await together(*(share(bench, e, n, "b") for n, e in ((0, zero), (2, two))))
                 await found.checkpoint.durable()
 
     run_virtual(main())
@@ -207,7 +259,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
 
 
 def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> None:
-    """It goes on behind the newest whole one, is told that this number is lost, and is in step again with the next."""
+    """It goes on behind the newest whole one, is told that this step is lost, and is in step again with the next."""
 
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 2) as two:
@@ -218,7 +270,7 @@ def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> No
             keep = CheckpointConfig(commit_timeout=100)
             async with rank(bench, 1, machine="new", resume=True, keep=keep) as one:
                 with pytest.raises(CheckpointIncompleteError, match=r"rank 1 failed: .*quota"):
-                    await one.trial("t").report({}, shard(bench, 1, "b"))
+                    await share(bench, one, 1, "lost")
                 assert await all_report(bench, [zero, one, two], "c") == ["checkpoint_000002"] * N
 
     run_virtual(main())

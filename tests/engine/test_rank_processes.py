@@ -34,7 +34,8 @@ async def main():
             name = f"model-{rank + 1:05d}-of-{world_size:05d}.bin"
             (directory / name).write_bytes(random.Random(f"{step}/{rank}").randbytes(size))
             (directory / "config.json").write_text("{}")
-            report = await trial.report({"step": step}, Checkpoint.take(directory), upload=UploadMode.ASYNC)
+            taken = Checkpoint.take(directory)
+            report = await trial.report({"step": step}, taken, step=step, upload=UploadMode.ASYNC)
             await report.checkpoint.durable()
             print(report.checkpoint.name, flush=True)
 

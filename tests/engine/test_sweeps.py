@@ -107,7 +107,7 @@ async def end_of_ranks(root: Path, begun: asyncio.Barrier | None = None) -> list
             if begun is not None:
                 await trial.report({"step": -1})
                 await begun.wait()
-            reports = [await trial.report({"step": step}, source) for step in range(2)]
+            reports = [await trial.report({"step": step}, source, step=step) for step in range(2)]
             await trial.finish()
             return [report.checkpoint.name for report in reports if report.checkpoint is not None]
 

@@ -4,7 +4,18 @@ import pytest
 from stored import entry_of
 
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.ranks import RETURNED, SameFileError, merge, part_name, rank_of
+from asyncsync.planning.ranks import (
+    GENERATION,
+    RETURNED,
+    STEP,
+    Disagreement,
+    MixedPartsError,
+    SameFileError,
+    disagreement,
+    merge,
+    part_name,
+    rank_of,
+)
 
 
 def part(rank: int, **files: bytes) -> Manifest:
@@ -44,3 +55,38 @@ def test_a_record_belongs_to_one_size_of_the_world() -> None:
     assert rank_of(name, 8) == 3
     assert rank_of(name, 4) is None
     assert rank_of("manifest.json", 8) is None
+
+
+@pytest.mark.parametrize("key", [STEP, GENERATION])
+def test_parts_of_two_steps_or_generations_are_never_merged(key: str) -> None:
+    parts = {rank: part(rank) for rank in range(2)}
+    for other in (1, None):
+        parts[0].info[key], parts[1].info[key] = 2, other
+        with pytest.raises(MixedPartsError, match=key):
+            merge(parts)
+    parts[1].info[key] = 2
+    assert merge(parts).info[key] == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason", "step"),
+    [
+        ({0: 100, 1: 110}, "rank 0 reported step 100, rank 1 step 110", 100),
+        ({1: 110, 0: 100, 2: 100}, "ranks 0, 2 reported step 100, rank 1 step 110", 100),
+        ({0: 120, 1: 110, 2: 100}, "rank 0 reported step 120, rank 1 step 110, rank 2 step 100", 110),
+        ({0: None, 1: 5}, "rank 0 reported no step, rank 1 step 5", -1),
+        (
+            {**dict.fromkeys(range(20), 1), 20: 2},
+            "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more reported step 1, rank 20 step 2", 1,
+        ),
+    ],
+)  # fmt: skip
+def test_ranks_that_disagree_are_named_and_all_but_the_latest_step_is_lost(
+    steps: dict[int, int | None], reason: str, step: int
+) -> None:
+    assert disagreement(steps) == Disagreement(reason, step)
+
+
+def test_ranks_that_agree_have_nothing_to_tell() -> None:
+    assert disagreement({0: 3, 1: 3}) is None
+    assert disagreement({}) is None
