@@ -50,7 +50,8 @@ async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             left = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
             while left:
                 left -= len(await reader.read(min(left, MIB)))
-            answer = b"<R><UploadId>u</UploadId><ETag>e</ETag></R>"
+            name = "InitiateMultipartUploadResult" if "?uploads=" in head else "CompleteMultipartUploadResult"
+            answer = f"<{name}><UploadId>u</UploadId><ETag>e</ETag></{name}>".encode()
             status = "404 Not Found" if head.startswith("head") else "200 OK"
             size = 0 if head.startswith("head") else len(answer)
             writer.write(f'HTTP/1.1 {status}\r\nETag: "e"\r\nContent-Length: {size}\r\n\r\n'.encode() + answer[:size])
