@@ -147,7 +147,10 @@ class SyncEngine:
         if self.resume and self.role.leads:
             self._known, self._damaged = await read_trials(store)
             for name, error in self._damaged.items():
-                warn(self.emit, name, f"trial {name!r} is not resumed, the others are: {error}")
+                warn(
+                    self.emit, name, f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it; "
+                    "put an earlier version of that object back, or use another name",
+                )  # fmt: skip
         if self.role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self.record_file.save(store)
@@ -216,7 +219,7 @@ class SyncEngine:
             return found
         check_name("the trial name", name)
         if name in self._damaged:
-            raise copy(self._damaged[name])
+            raise copy(self._damaged[name]) from self._damaged[name]
         self.session.locks.take(self.lock_name(name))
         trial = self._new_trial(name, params)
         make_directory(self.local_dir, name, self.role)

@@ -60,7 +60,8 @@ class SyncTimedOut(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncWarning(Event):
-    """Something was left out of a sync: a socket, a link that leaves the tree, a file that vanished."""
+    """Something was left out of a sync: a socket, a link that leaves the tree, a file that vanished; or out of a
+    resume: a trial, or a checkpoint, whose record or manifest cannot be read."""
 
     message: str
 

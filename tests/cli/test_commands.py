@@ -317,9 +317,7 @@ def test_ls_shows_the_experiments_beside_one_that_cannot_be_read(invoke: Invoke,
     rows = [line.split("\t") for line in invoke("ls", storage).stdout.splitlines()]
     assert [row[:2] for row in rows[1:3]] == [["later", "unreadable"], ["sweep", "finished"]]
     assert rows[3][0].startswith("later unreadable: ")
-    assert (
-        "/later/.asyncsync/experiment.json is of format 2, written by a newer asyncsync (asyncsync 9.0)" in rows[3][0]
-    )
+    assert "/later/.asyncsync/experiment.json is of format 2, written by a newer asyncsync" in rows[3][0]
     assert [item["status"] for item in answer("ls", storage)["experiments"]] == ["unreadable", "finished"]
 
 
