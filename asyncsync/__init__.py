@@ -7,8 +7,10 @@ from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
     CheckpointIncompleteError,
+    CheckpointRetiredError,
     ConcurrentWriterError,
     ConfigError,
+    DamagedError,
     EngineClosedError,
     ExperimentExistsError,
     IntegrityError,
@@ -22,6 +24,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.experiment import Experiment
+from asyncsync.planning.document import __version__
 from asyncsync.reading import pull
 from asyncsync.repairing import repair
 from asyncsync.report import RepairReport, SyncReport, VerifyReport
@@ -30,16 +33,16 @@ from asyncsync.syncer import Syncer, push
 from asyncsync.trial import Report, Trial
 from asyncsync.verifying import verify
 
-__version__ = "0.1.0"
-
 __all__ = [
     "AccessDeniedError",
     "AsyncsyncError",
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointIncompleteError",
+    "CheckpointRetiredError",
     "ConcurrentWriterError",
     "ConfigError",
+    "DamagedError",
     "EngineClosedError",
     "EngineStatus",
     "Experiment",

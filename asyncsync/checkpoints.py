@@ -162,6 +162,10 @@ class CheckpointJob:
         """Bytes at risk until it is durable."""
         return self.source.size if self.source is not None else 0
 
+    def is_of(self, files: Accepted) -> bool:
+        """Whether its files are just these, in the same state."""
+        return self.source is not None and (self.source.path, self.source.digest) == (files.path, files.digest)
+
     def moved(self) -> bool:
         """Whether the attempt that was just ended by its time-out is to be gone on with: bytes moved. Some must get to
         the end, too: after an attempt in which none did less is sent at once; STUCK of them in a row are a failure."""

@@ -199,6 +199,7 @@ class CheckpointRunner:
 
     async def _send(self, session: Session, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
         done = None
+        await self._see_that_the_name_is_free(trial, job, again)
         if job.begun and job.tree is None:
             store = session.view(Lane.CHECKPOINT, trial.key)
             done = await persist(lambda: look_back(store, trial, job), again)
@@ -216,10 +217,23 @@ class CheckpointRunner:
                     raise
                 self._step_over(trial, job, error)
 
-    def _step_over(self, trial: Trial, job: CheckpointJob, error: CollisionError) -> None:
+    async def _see_that_the_name_is_free(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
+        """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
+        name that the user chose is waited for."""
+        if job.name in trial.record.given_up:
+            await persist(trial.prepare, again)
+            await persist(trial.claim, again)
+            if not job.named:
+                self._step_over(trial, job, "it was another checkpoint, which is being deleted")
+                return
+            await trial.deletion(job.name)
+        if job.name in trial.freed:
+            await persist(trial.save, again)
+
+    def _step_over(self, trial: Trial, job: CheckpointJob, why: object) -> None:
         """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
         was reported later gets a higher number still, or it would count as the older one."""
-        log.warning("%s gets another number: %s", job.handle.uri, error)
+        log.warning("%s gets another number: %s", job.handle.uri, why)
         later = trial.jobs[trial.jobs.index(job) + 1 :]
         for one in [job, *(other for other in later if not other.named and not other.registered)]:
             self._engine.session.uploads.abandon_below(f"{trial.key}/{one.name}/")

@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,21 @@ from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
 from asyncsync.disk.process import Presence
 from asyncsync.disk.scan import Rules
-from asyncsync.errors import EngineClosedError, SyncError
+from asyncsync.errors import DamagedError, EngineClosedError, SyncError
 from asyncsync.events import Event
 from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
-from asyncsync.opening import Role, make_directory, new_record, open_record, take_over, warn_of_limits, watch_signal
+from asyncsync.opening import (
+    Role,
+    make_directory,
+    new_record,
+    open_record,
+    take_over,
+    warn,
+    warn_of_limits,
+    watch_signal,
+)
+from asyncsync.ownership import InUse
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
 from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
@@ -91,8 +103,12 @@ class SyncEngine:
         self.gate = Gate()
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
+        self._damaged: dict[str, DamagedError] = {}
+        """Trials whose record cannot be read, and why: nobody writes to them."""
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
+        self.being_reported: list[InUse] = []
+        """What reports that are being accepted just now consist of, in all trials."""
         self.suspended: dict[str, list[Left]] = {}
         """By trial: checkpoints of an earlier process that go on if they are reported again."""
         self.recheck_at: float | None = None
@@ -129,7 +145,9 @@ class SyncEngine:
         await together((session.probe(), self._open_record(store)), "start")
         warn_of_limits(session.store, self.emit)
         if self.resume and self.role.leads:
-            self._known = await read_trials(store)
+            self._known, self._damaged = await read_trials(store)
+            for name, error in self._damaged.items():
+                warn(self.emit, name, f"trial {name!r} is not resumed, the others are: {error}")
         if self.role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self.record_file.save(store)
@@ -186,7 +204,8 @@ class SyncEngine:
         """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json.
 
         Its directory is there when this returns: a lock and a ``mkdir``, the only disk work on the event loop.
-        ConcurrentWriterError if another process of this machine runs the trial in the same directory.
+        ConcurrentWriterError if another process of this machine runs the trial in the same directory, DamagedError if
+        the trial was to be resumed and its record cannot be read.
         """
         self.check_open()
         found = self.trials.get(name)
@@ -196,6 +215,8 @@ class SyncEngine:
                 found.set_params(params)
             return found
         check_name("the trial name", name)
+        if name in self._damaged:
+            raise copy(self._damaged[name])
         self.session.locks.take(self.lock_name(name))
         trial = self._new_trial(name, params)
         make_directory(self.local_dir, name, self.role)
@@ -354,7 +375,7 @@ class SyncEngine:
         """What a resumed trial needs before its first report."""
         store = self.session.view(Lane.RECORD, trial.key)
         if self.role.leads:
-            await adopt_checkpoints(store, trial.record)
+            await adopt_checkpoints(store, trial.record, partial(warn, self.emit, trial.key))
             trial.record.first_checkpoint = trial.record.next_checkpoint
         await restore_files(store, trial.tree.prefix, trial.dir)
 
@@ -404,8 +425,8 @@ class SyncEngine:
         return self._known[trial][0] if trial in self._known else None
 
     def directories(self) -> list[str]:
-        """Where its trials write."""
-        return [trial.tree.root for trial in self.trials.values()]
+        """Where its trials write, and where asyncsync keeps its state."""
+        return [*(trial.tree.root for trial in self.trials.values()), str(state_dir())]
 
     def accept(self, job: CheckpointJob) -> None:
         """Plain: a checkpoint is to become durable."""
@@ -429,6 +450,10 @@ class SyncEngine:
             return trial.confirm
         return self.confirm if self.role.is_driver else None
 
+    def is_damaged(self, trial: str) -> bool:
+        """Whether the store has a record of this trial that cannot be read: it does not go on."""
+        return trial in self._damaged
+
     def origins(self, trial: Trial) -> list[str]:
         """Prefixes of checkpoints of an earlier process that have much in common with the next one of ``trial``: its
         own last one; if it has none, those of trials that it may have been forked from, the newest first."""
@@ -444,7 +469,7 @@ class SyncEngine:
 
     def _rules(self) -> Rules:
         config = self.run.sync_config
-        skip = frozenset(self.trials) | frozenset(self._known) | frozenset(self.record.trials)
+        skip = frozenset((*self.trials, *self._known, *self._damaged, *self.record.trials))
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
 
     def _on_failure(self, key: str, error: BaseException) -> None:

@@ -56,6 +56,14 @@ class CheckpointIncompleteError(AsyncsyncError):
     """A checkpoint has no commit record, or lacks some of what the record names."""
 
 
+class CheckpointRetiredError(CheckpointIncompleteError):
+    """A checkpoint was retired after its record was read; ``newest`` is the URI of its trial's newest one, or None."""
+
+    def __init__(self, message: str, newest: str | None = None) -> None:
+        super().__init__(message)
+        self.newest = newest
+
+
 class StoreError(AsyncsyncError):
     """A store refused or failed a request. ``retryable`` says whether the same request may succeed later."""
 
@@ -80,6 +88,16 @@ class IntegrityError(StoreError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class DamagedError(IntegrityError, SyncError):
+    """A record, a manifest or a rank's part in the store cannot be read: it is damaged, contradicts itself, names paths
+    that would leave a target, or was written by a newer asyncsync. The message begins with ``uri``, the object's
+    address; trying again is of no use."""
+
+    def __init__(self, message: str, *, uri: str = "") -> None:
+        super().__init__(message)
+        self.uri = uri
 
 
 class UnavailableError(StoreError, ConnectionError):

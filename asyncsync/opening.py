@@ -22,7 +22,7 @@ from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.transfer.reader import find
+from asyncsync.transfer.reader import find_record, get_record
 
 log = logging.getLogger("asyncsync")
 MOST_RANKS = 99_999
@@ -92,7 +92,8 @@ class Predecessor:
 async def open_record(
     store: Store, run: RunConfig, role: Role, runner: str, *, resume: bool
 ) -> tuple[ExperimentRecord, RecordFile, Predecessor]:
-    """Take the experiment's record over, or start a new one; only the driver's is ever written."""
+    """Take the experiment's record over, or start a new one; only the driver's is ever written. DamagedError if the
+    one that is there cannot be read: nobody but its owner can say what is to become of it."""
     before = Predecessor()
     now = wall_time()
     record = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now)
@@ -101,7 +102,7 @@ async def open_record(
         record.nonce, record.runner = token(), runner
         try:
             await store.head(EXPERIMENT_RECORD)
-            data, info = await store.get(EXPERIMENT_RECORD)
+            there = await get_record(store, EXPERIMENT_RECORD, ExperimentRecord) if resume else None
         except NotFoundError:
             pass
         else:
@@ -109,14 +110,15 @@ async def open_record(
                 raise ExperimentExistsError(
                     f"{run.uri} holds an experiment already: pass resume=True to continue it, or another name"
                 )
-            record, version = ExperimentRecord.from_bytes(data), info.version
-            before = Predecessor(record.runner, record.status == "running")
-            record.epoch += 1
-            record.status, record.updated = "running", now
-            record.nonce, record.runner = record.nonce or token(), runner
+            if there is not None:
+                record, version = there
+                before = Predecessor(record.runner, record.status == "running")
+                record.epoch += 1
+                record.status, record.updated = "running", now
+                record.nonce, record.runner = record.nonce or token(), runner
     elif resume:
-        data_there = await find(store, EXPERIMENT_RECORD)
-        record.nonce = ExperimentRecord.from_bytes(data_there).nonce if data_there is not None else ""
+        driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+        record.nonce = driver.nonce if driver is not None else ""
     return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), before
 
 
@@ -159,8 +161,13 @@ def warn_of_limits(store: Store, emit: Callable[[Event], None]) -> None:
             f"{store.uri} has no conditional writes: asyncsync cannot stop two processes that write to the same trial "
             "or prefix; see to it that there is only one"
         )
-        log.warning("%s", message)
-        emit(SyncWarning(tree="", message=message))
+        warn(emit, "", message)
+
+
+def warn(emit: Callable[[Event], None], tree: str, message: str) -> None:
+    """Say it to the listeners, and to who reads the log."""
+    log.warning("%s", message)
+    emit(SyncWarning(tree=tree, message=message))
 
 
 def watch_signal() -> None:

@@ -32,10 +32,10 @@ def refuse_directory(files: Accepted, *, owned: bool, trials: Iterable[str], in_
                 f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
                 f"{trial}; {INSTEAD}"
             )
-    if owned and (os.path.ismount(real) or real == os.path.realpath(os.path.expanduser("~"))):
+    if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
-            f"Checkpoint.take({path!r}) is refused: it is a mount point or a home directory, and would be emptied; "
-            f"{INSTEAD}"
+            f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
+            f"emptied; {INSTEAD}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)

@@ -100,6 +100,8 @@ def take_up(engine: SyncEngine, left: list[Left]) -> Iterator[CheckpointJob]:
     """Plain: the trials go on, and so do their checkpoints, in the order in which they were reported. Those of an
     experiment that is not this one, though it has its name, are forgotten."""
     for item in left:
+        if engine.is_damaged(item.trial):
+            continue  # it stays written down, for when the trial can be read again
         record = engine.known_record(item.trial)
         if not _is_of_this_run(item.payload, engine.record.nonce, record.nonce if record is not None else None):
             engine.session.journal.checkpoint_closed(engine.uri, item.trial, item.name)
@@ -162,8 +164,8 @@ def _listed(payload: Mapping[str, Any]) -> Accepted | None:
     files = tuple(FileStat(path, size, mtime, inode, 0) for path, size, mtime, inode in payload["files"])
     root, looked = payload["path"], payload["looked"]
     if payload["single"]:
-        return Accepted(os.path.dirname(root), files, single=True, looked=looked)
-    return Accepted(root, files, single=False, looked=looked)
+        root = os.path.dirname(root)
+    return Accepted(root, os.path.realpath(root), files, single=payload["single"], looked=looked)
 
 
 async def look_back(store: Store, trial: Trial, job: CheckpointJob) -> SyncReport | None:

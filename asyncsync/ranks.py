@@ -20,7 +20,6 @@ from asyncsync.checkpoints import Again, CheckpointJob, checkpoint_name, persist
 from asyncsync.errors import (
     AsyncsyncError,
     ConcurrentWriterError,
-    NotFoundError,
 )
 from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
@@ -33,12 +32,12 @@ from asyncsync.planning.ranks import (
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, RankRecord, TrialRecord
 from asyncsync.report import SyncReport
-from asyncsync.resume import sub_prefixes
+from asyncsync.resume import NUMBERED, sub_prefixes
 from asyncsync.scheduler import within
 from asyncsync.shared import LostError, SharedCheckpoint
 from asyncsync.stores.base import Store
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.reader import exists, find
+from asyncsync.transfer.reader import exists, find_record, get_record
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -95,28 +94,25 @@ class Ranks:
 
     async def _look_up(self, store: Store) -> None:
         leader = await self._leader(store)
-        try:
-            data, info = await store.get(self.file.key)
-        except NotFoundError:
-            data, info = b"", None
-        if not self._resumed and (info is not None or (leader is not None and leader.epoch > 1)):
+        there = await get_record(store, self.file.key, RankRecord)
+        if not self._resumed and (there is not None or (leader is not None and leader.epoch > 1)):
             raise ConcurrentWriterError(
                 f"{store.uri.rstrip('/')}/{self._name}: rank {self.rank} is, or was, another process. Start all ranks "
                 "with resume=True to go on with the trial"
             )
-        if info is not None:
-            earlier = RankRecord.from_bytes(data)
+        if there is not None:
+            earlier, self.file.version = there
             self.claim.epoch, self.claim.generation = earlier.epoch + 1, earlier.generation
-            self.file.version = info.version
+            self.claim.extra = earlier.extra
         before, self.claim.generation = self.claim.generation, leader.epoch if leader is not None else 1
-        self._returned = self._resumed and leader is not None and (info is None or before == self.claim.generation)
-        self._waited = info is None  # most likely a first start: nothing to be patient for
+        self._returned = self._resumed and leader is not None and (there is None or before == self.claim.generation)
+        self._waited = there is None  # most likely a first start: nothing to be patient for
 
     async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
         first = leader.first_checkpoint if leader is not None else 0
         names = await sub_prefixes(store, f"{self._name}/")
-        numbers = [int(name[11:]) for name in names if name.startswith("checkpoint_") and name[11:].isdigit()]
+        numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
         newest = -1
         for number in sorted(numbers, reverse=True):
             if await exists(store, f"{self._name}/{checkpoint_name(number)}/{MANIFEST}"):
@@ -130,9 +126,9 @@ class Ranks:
             self._before_us = frozenset([key for shared in later for key in await shared.failures()])
 
     async def _leader(self, store: Store) -> TrialRecord | None:
-        data = await find(store, f"{self._name}/{TRIAL_RECORD}")
-        self._begun = self._begun or data is not None
-        return TrialRecord.from_bytes(data) if data is not None else None
+        record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
+        self._begun = self._begun or record is not None
+        return record
 
     async def check(self, store: Store) -> None:
         """ConcurrentWriterError if rank 0 has begun a new generation that we do not belong to."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,32 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncsync.config import TransferConfig, check_name
+from asyncsync.disk.exact import ExactTarget, remove_empty, remove_files
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.landing import check_parents
-from asyncsync.errors import (
-    AsyncsyncError,
-    CheckpointIncompleteError,
-    NotFoundError,
-    PreconditionError,
-    SyncFailedError,
-)
+from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
 from asyncsync.events import Progress
-from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
 from asyncsync.stores.together import for_each
-from asyncsync.transfer.catalog import parse_trial, read_catalog
-from asyncsync.transfer.download import DownloadReport, download_tree
+from asyncsync.transfer.catalog import read_catalog
+from asyncsync.transfer.current import Selection, clear, download_current, exactly
+from asyncsync.transfer.download import DownloadReport
 from asyncsync.transfer.listing import list_directories
-from asyncsync.transfer.ranged import ReplacedError
-from asyncsync.transfer.reader import exists, find, find_manifest, reading
+from asyncsync.transfer.reader import NoManifestError, exists, find, find_record, reading
 
 TREES_AT_ONCE = 16
-TRIES = 4
-"""How often a tree is read anew that a running sync is changing."""
-PAUSE = 0.5
-"""Seconds before the first of them; doubled each time."""
+ROUNDS = 100
+"""How often what came in place of retired checkpoints is fetched: a trial may make them faster than we do."""
 DEFAULT = TransferConfig()
 
 
@@ -46,22 +38,27 @@ async def pull(
     storage_options: Mapping[str, object] | None = None,
     transfer: TransferConfig = DEFAULT,
     on_progress: Callable[[Progress], None] | None = None,
+    exact: bool = False,
 ) -> SyncReport:
     """Fetch what ``uri`` holds into the directory ``local``: a pushed tree, a checkpoint, a trial with its checkpoints,
     or an experiment with all of that.
 
-    Every byte is checked against the manifests; files that are there and right stay; nothing is deleted. In the report
-    "sent" is what was fetched.
+    Every byte is checked against the manifests; files that are there and right stay; nothing is deleted, unless
+    ``exact``: then, when all of it is in place, other files and links in ``local`` are removed, and empty directories.
+    Checkpoints that are retired meanwhile are left out with a warning, and those that came instead are fetched.
+    In the report "sent" is what was fetched.
 
     Raises:
         CheckpointIncompleteError: there is no manifest and no record at ``uri``, or objects are missing.
+        DamagedError: the trial's record or the manifest cannot be read.
         IntegrityError: bytes are not what the manifest says.
         SyncFailedError: anything else, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
+        ConfigError: ``local`` is not to be made exact, see :meth:`asyncsync.experiment.CheckpointView.download`.
     """
     started = time.monotonic()
-    async with reading(uri, transfer, storage_options) as store:
-        job = _Pull(store, Path(os.path.abspath(local)), transfer.max_concurrency, on_progress)
+    async with reading(uri, transfer, storage_options) as store, exactly(local, Selection(exact=exact)) as room:
+        job = _Pull(store, Path(os.path.abspath(local)), transfer.max_concurrency, on_progress, room)
         await job.run()
         return job.report(store.requests, time.monotonic() - started)
 
@@ -82,7 +79,15 @@ class _Pull:
     target: Path
     concurrency: int
     on_progress: Callable[[Progress], None] | None
+    room: ExactTarget | None = None
     done: list[DownloadReport] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Paths of all files that were fetched, kept for an exact target only."""
+    removed: int = 0
+    retired: set[str] = field(default_factory=set)
+    """Prefixes of trials that have retired something since their record was read."""
+    known: set[str] = field(default_factory=set)
+    """Prefixes of trees that were seen to."""
     warnings: list[str] = field(default_factory=list)
     failures: dict[str, Exception] = field(default_factory=dict)
     seen: dict[str, Progress] = field(default_factory=dict)
@@ -90,7 +95,25 @@ class _Pull:
 
     async def run(self) -> None:
         trees = await self._trees()
+        for _ in range(ROUNDS):
+            await self._fetch(trees)
+            trees = await self._newer()
+            if not trees:
+                break
+        count = len(self.known)
+        if len(self.failures) == 1:
+            raise next(iter(self.failures.values()))
+        if self.failures:
+            text = "; ".join(f"{tree}: {error}" for tree, error in list(self.failures.items())[:5])
+            raise SyncFailedError(
+                f"{len(self.failures)} of {count} trees of {self.store.uri} failed: {text}", self.failures
+            )
+        if self.room is not None:
+            self.removed = await clear(self.room, self.target, self.named)
+
+    async def _fetch(self, trees: list[_Wanted]) -> None:
         await in_thread(check_parents, str(self.target), [tree.prefix.rstrip("/") for tree in trees if tree.prefix])
+        self.known.update(tree.prefix for tree in trees)
         workers = min(TREES_AT_ONCE, len(trees))
         each = max(4, self.concurrency // workers)
 
@@ -101,19 +124,24 @@ class _Pull:
                 self.failures[tree.prefix.rstrip("/")] = error
 
         await for_each(trees, fetch, workers)
-        if len(self.failures) == 1:
-            raise next(iter(self.failures.values()))
-        if self.failures:
-            text = "; ".join(f"{tree}: {error}" for tree, error in list(self.failures.items())[:5])
-            count = len(self.failures)
-            raise SyncFailedError(f"{count} of {len(trees)} trees of {self.store.uri} failed: {text}", self.failures)
+
+    async def _newer(self) -> list[_Wanted]:
+        """What came in place of what was retired. Only what is there: nobody had named it when we began."""
+        retired, self.retired = self.retired, set()
+        found: list[_Wanted] = []
+        for prefix in sorted(retired):
+            for name in await self._named_now(prefix) or ():
+                tree = _Wanted(f"{prefix}{name}/", trial=prefix, optional=True)
+                if tree.prefix not in self.known:
+                    found.append(tree)
+        return found
 
     async def _trees(self) -> list[_Wanted]:
         if await find(self.store, EXPERIMENT_RECORD) is not None:
             return await self._experiment()
-        data = await find(self.store, TRIAL_RECORD)
-        if data is not None:
-            return await self._trial("", self._parse("", data))
+        record = await find_record(self.store, TRIAL_RECORD, TrialRecord)
+        if record is not None:
+            return await self._trial("", record)
         if await exists(self.store, MANIFEST):
             return [_Wanted("")]
         try:
@@ -123,12 +151,6 @@ class _Pull:
                 f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Look at the "
                 "address; a push that was interrupted has to be run again"
             ) from None
-
-    def _parse(self, prefix: str, data: bytes) -> TrialRecord:
-        try:
-            return parse_trial(self.store, prefix, data)
-        except ValueError as error:
-            raise CheckpointIncompleteError(str(error)) from error
 
     async def _experiment(self) -> list[_Wanted]:
         catalog = await read_catalog(self.store)
@@ -141,67 +163,55 @@ class _Pull:
         await for_each(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
         for name in sorted(found):
             trees.extend(found[name])
-        self.failures.update(
-            (name, CheckpointIncompleteError(f"{self.store.uri}/{name}: its record cannot be read: {why}"))
-            for name, why in catalog.unreadable.items()
-        )
+        self.failures.update(catalog.unreadable)
         return trees
 
     async def _trial(self, prefix: str, record: TrialRecord) -> list[_Wanted]:
         """The trial's own tree, those of its other ranks, and its checkpoints."""
         names = await list_directories(self.store, prefix)
         ranks = [name for name in names if name.startswith("rank_") and name.removeprefix("rank_").isdigit()]
-        checkpoints = [check_name("checkpoint", item.name) for item in record.checkpoints]
         return [
             _Wanted(prefix, optional=True),
             *(_Wanted(f"{prefix}{name}/", optional=True) for name in ranks),
-            *(_Wanted(f"{prefix}{name}/", trial=prefix) for name in checkpoints),
+            *(_Wanted(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
         ]
 
     async def _tree(self, tree: _Wanted, concurrency: int) -> None:
-        for attempt in range(TRIES):
-            manifest = await find_manifest(self.store, tree.prefix)
-            if manifest is None:
-                await self._no_manifest(tree)
-                return
-            try:
-                report = await self._download(tree.prefix, manifest, concurrency)
-            except (AsyncsyncError, OSError) as error:
-                if await self._was_retired(tree):
-                    return
-                if tree.trial is not None or attempt == TRIES - 1 or not _is_moving(error):
-                    raise
-                await asyncio.sleep(PAUSE * 2**attempt)
-            else:
-                self.done.append(report)
-                return
-
-    async def _download(self, prefix: str, manifest: Manifest, concurrency: int) -> DownloadReport:
         def tell(progress: Progress) -> None:
-            self._tell(prefix, progress)
+            self._tell(tree.prefix, progress)
 
-        return await download_tree(
-            self.store, prefix, manifest, self.target / prefix, concurrency=concurrency,
-            on_progress=tell if self.on_progress is not None else None,
-        )  # fmt: skip
-
-    async def _no_manifest(self, tree: _Wanted) -> None:
-        if tree.optional or await self._was_retired(tree):
-            return
-        raise CheckpointIncompleteError(
-            f"{self.store.uri}/{tree.prefix.rstrip('/')} has no manifest, though its trial's record names it"
-        )
+        target, landed = self.target / tree.prefix, list[str]()
+        try:
+            manifest, report = await download_current(
+                self.store, tree.prefix, target, concurrency=concurrency, landed=landed, room=self.room,
+                on_progress=tell if self.on_progress is not None else None, patient=tree.trial is None,
+            )  # fmt: skip
+        except (AsyncsyncError, OSError) as error:
+            if await self._was_retired(tree):
+                await in_thread(remove_files, str(target), landed)
+                await in_thread(remove_empty, str(target))
+            elif not (tree.optional and isinstance(error, NoManifestError)):
+                raise
+        else:
+            self.done.append(report)
+            if self.room is not None:
+                self.named.update(tree.prefix + path for path in manifest.files)
 
     async def _was_retired(self, tree: _Wanted) -> bool:
         """A running experiment may have retired the checkpoint since we read the record."""
         if tree.trial is None:
             return False
-        data = await find(self.store, tree.trial + TRIAL_RECORD)
-        name = tree.prefix[len(tree.trial) :].rstrip("/")
-        if data is None or name in {item.name for item in self._parse(tree.trial, data).checkpoints}:
+        names = await self._named_now(tree.trial)
+        if names is None or tree.prefix[len(tree.trial) :].rstrip("/") in names:
             return False
+        self.retired.add(tree.trial)
         self.warnings.append(f"{tree.prefix.rstrip('/')}: retired while the experiment was read")
         return True
+
+    async def _named_now(self, trial: str) -> list[str] | None:
+        """Names of the checkpoints in a trial's record; None if that is gone."""
+        record = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
+        return None if record is None else [item.name for item in record.checkpoints]
 
     def _tell(self, prefix: str, progress: Progress) -> None:
         """One line for all trees; totals grow as manifests are read."""
@@ -225,12 +235,5 @@ class _Pull:
             files_skipped=sum(item.files_skipped for item in self.done),
             bytes_total=sum(item.bytes_total for item in self.done),
             bytes_sent=sum(item.bytes_fetched for item in self.done),
-            requests=requests, seconds=seconds, warnings=tuple(self.warnings),
+            requests=requests, seconds=seconds, warnings=tuple(self.warnings), files_deleted=self.removed,
         )  # fmt: skip
-
-
-def _is_moving(error: Exception) -> bool:
-    """Objects are newer than their manifest: a sync is between its files and its manifest."""
-    if isinstance(error, SyncFailedError):
-        return any(isinstance(cause, PreconditionError | ReplacedError) for cause in error.failures.values())
-    return isinstance(error, ReplacedError)

@@ -7,23 +7,131 @@ Times are Unix seconds, sizes bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, ClassVar, Self
 
-FORMAT = 1
+from asyncsync.config import check_name
+from asyncsync.planning.document import (
+    FORMAT,
+    __version__,
+    check_format,
+    loads,
+    mapping,
+    parsing,
+    seconds,
+    shown,
+    text,
+    whole,
+)
+
 EXPERIMENT_RECORD = ".asyncsync/experiment.json"
 TRIAL_RECORD = ".asyncsync/trial.json"
 WRITER = "writer"
 """Key in a record: which writer's how-manieth write this was, so that no two writes are equal, see
-:class:`asyncsync.recordfile.RecordFile`."""
+:class:`asyncsync.recordfile.RecordFile`. It says nothing of what the record is about."""
+_HEAD = ("format", "kind", "by", WRITER)
+Check = Callable[[str, Any], Any]
+"""Gives the value of a field, or raises a ValueError that names the field."""
 
 
 @dataclass(slots=True)
-class CheckpointRecord:
+class _Fields:
+    """A dataclass whose fields are those of a JSON object. Each is checked by its annotation, see CHECKS, or by the
+    ``check`` in its metadata. What else is in the object is kept in ``extra`` and is written back."""
+
+    extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        """From a parsed object. KeyError or ValueError if a field is missing or wrong."""
+        known = _checks(cls)  # type: ignore[arg-type]
+        values = {name: check(name, raw[name]) for name, check in known.items() if name in raw}
+        try:
+            return cls(**values, extra={name: value for name, value in raw.items() if name not in known})
+        except TypeError as error:
+            raise KeyError(next(name for name in known if name not in raw)) from error
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self.extra, **{name: _plain(getattr(self, name)) for name in _checks(type(self))}}  # type: ignore[arg-type]
+
+
+@cache
+def _checks(kind: type[_Fields]) -> dict[str, Check]:
+    """How each field of the class is checked, by name."""
+    known = [item for item in fields(kind) if item.name != "extra"]
+    return {item.name: item.metadata.get("check") or CHECKS[str(item.type)] for item in known}
+
+
+@dataclass(slots=True)
+class Record(_Fields):
+    """A document of its own."""
+
+    KIND: ClassVar[str]
+
+    def to_bytes(self, stamp: str = "") -> bytes:
+        """The record as JSON; ``stamp`` is its WRITER."""
+        head = {"format": FORMAT, "kind": self.KIND, "by": f"asyncsync {__version__}"}
+        if stamp:
+            head[WRITER] = stamp
+        return json.dumps({**head, **self.as_object()}, separators=(",", ":"), default=str).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Parse; DocumentError says what is wrong."""
+        with parsing(f"{cls.KIND} record"):
+            raw = loads(data)
+            check_format(raw)
+            if raw["kind"] != cls.KIND:
+                raise ValueError(f"its kind is {shown(raw['kind'])}")
+            return cls.of({name: value for name, value in raw.items() if name not in _HEAD})
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [item.as_object() if isinstance(item, _Fields) else item for item in value]
+
+
+def _name(field_name: str, value: Any) -> str:
+    return check_name(field_name, value)
+
+
+def _statuses(name: str, value: Any) -> dict[str, str]:
+    """Of trials, by name."""
+    for trial, status in mapping(name, value).items():
+        check_name("the trial name", trial)
+        text(name, status)
+    return dict(value)
+
+
+def _checkpoints(name: str, value: Any) -> list[CheckpointRecord]:
+    """Each name once."""
+    if not isinstance(value, list):
+        raise TypeError(f"{name!r} is {shown(value)}, not a list")
+    found = [CheckpointRecord.of(mapping(name, item)) for item in value]
+    if len({item.name for item in found}) < len(found):
+        raise ValueError(f"{name!r} has two of one name")
+    return found
+
+
+def _names(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name!r} is {shown(value)}, not a list")
+    return [check_name(name, item) for item in value]
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+@dataclass(slots=True)
+class CheckpointRecord(_Fields):
     """One committed checkpoint, as its trial's record names it."""
 
-    name: str
+    name: str = field(metadata={"check": _name})
     number: int
     metrics: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -36,8 +144,10 @@ class CheckpointRecord:
 
 
 @dataclass(slots=True)
-class TrialRecord:
+class TrialRecord(Record):
     """What is known of a trial. ``status``: running, finished, failed, or what ``Trial.finish`` was given."""
+
+    KIND = "trial"
 
     name: str
     experiment: str = ""
@@ -65,21 +175,12 @@ class TrialRecord:
     started: float = 0.0
     updated: float = 0.0
 
-    def to_bytes(self, stamp: str = "") -> bytes:
-        """The record as JSON."""
-        return _encode("trial", {**asdict(self), WRITER: stamp})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> TrialRecord:
-        """Parse; ValueError if it is no trial record."""
-        raw = _decode("trial", data)
-        raw["checkpoints"] = [CheckpointRecord(**item) for item in raw.get("checkpoints", [])]
-        return cls(**raw)
-
 
 @dataclass(slots=True)
-class RankRecord:
+class RankRecord(Record):
     """Who is one rank of a trial; rank 0 is who writes the trial's record."""
+
+    KIND = "rank"
 
     name: str
     """Of the trial."""
@@ -91,38 +192,24 @@ class RankRecord:
     """Epoch of the trial's record that this rank takes part in."""
     updated: float = 0.0
 
-    def to_bytes(self, stamp: str = "") -> bytes:
-        """The record as JSON."""
-        return _encode("rank", {**asdict(self), WRITER: stamp})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> RankRecord:
-        """Parse; ValueError if it is no rank's record."""
-        return cls(**_decode("rank", data))
-
 
 @dataclass(slots=True)
-class FailureRecord:
+class FailureRecord(Record):
     """Why a checkpoint of several ranks will never be whole, as one of them says."""
+
+    KIND = "failure"
 
     rank: int
     generation: int
     """Epoch of the trial's record that this was part of; in another one it says nothing."""
     reason: str
 
-    def to_bytes(self) -> bytes:
-        """The record as JSON."""
-        return _encode("failure", asdict(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> FailureRecord:
-        """Parse; ValueError if it is no failure's record."""
-        return cls(**_decode("failure", data))
-
 
 @dataclass(slots=True)
-class ExperimentRecord:
+class ExperimentRecord(Record):
     """The driver's record: configuration, the trials that it started and their status."""
+
+    KIND = "experiment"
 
     name: str
     trials: dict[str, str] = field(default_factory=dict)
@@ -137,29 +224,16 @@ class ExperimentRecord:
     runner: str = ""
     """The driver, see :mod:`asyncsync.disk.process`."""
 
-    def to_bytes(self, stamp: str = "") -> bytes:
-        """The record as JSON."""
-        return _encode("experiment", {**asdict(self), WRITER: stamp})
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> ExperimentRecord:
-        """Parse; ValueError if it is no experiment record."""
-        return cls(**_decode("experiment", data))
-
-
-def _encode(kind: str, content: Mapping[str, Any]) -> bytes:
-    return json.dumps({"format": FORMAT, "kind": kind, **content}, separators=(",", ":"), default=str).encode() + b"\n"
-
-
-def _decode(kind: str, data: bytes) -> dict[str, Any]:
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"not a {kind} record: {error}") from error
-    if not isinstance(raw, dict) or raw.pop("kind", None) != kind:
-        raise ValueError(f"not a {kind} record")
-    raw.pop(WRITER, None)
-    version = raw.pop("format", None)
-    if version != FORMAT:
-        raise ValueError(f"{kind} record of format {version} is not known to this version (knows {FORMAT})")
-    return raw
+CHECKS: dict[str, Check] = {
+    "str": text,
+    "str | None": _optional(text),
+    "int": whole,
+    "int | None": _optional(whole),
+    "float": seconds,
+    "dict[str, Any]": mapping,
+    "dict[str, str]": _statuses,
+    "list[str]": _names,
+    "list[CheckpointRecord]": _checkpoints,
+}
+"""By annotation: a new field with a default is one line in its class."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from asyncsync.config import TransferConfig
@@ -40,7 +40,7 @@ async def repair(
 
     ``local`` is laid out as the prefix: a pushed tree, a checkpoint, a trial, an experiment. A file is sent only if it
     has the size, and each of its parts the CRC32C and the XXH3-128, that the manifest says; it replaces exactly the
-    object that was found damaged, and is then read back, every byte. Manifests are not touched, and what is not a
+    object that was found, and is then read back, every byte. Manifests are not touched, and what is not a
     file of a manifest (records, manifests) cannot be repaired. Errors of single files are in the report.
     """
     root = os.path.abspath(os.fspath(local))
@@ -50,11 +50,11 @@ async def repair(
         check = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
         found = check.report(store.requests, deep=deep)
         job = _Repair(session, store, check, root)
-        await for_each(sorted(found.damaged.keys() | set(found.missing)), job.file, FILES_AT_ONCE)
+        await for_each(sorted(check.wrong), job.file, FILES_AT_ONCE)
         await job.verify_again()
         await session.clean_up()
-        left = replace(check.report(store.requests, deep=deep), missing=sorted(check.missing))
-        return RepairReport(found, sorted(job.sent - check.damaged.keys() - check.missing), job.failed, left)
+        left = check.report(store.requests, deep=deep)
+        return RepairReport(found, sorted(job.sent - check.wrong), job.failed, left)
     finally:
         await session.close()
 
@@ -121,8 +121,7 @@ class _Repair:
     async def verify_again(self) -> None:
         """Read back what was sent: only what comes back right counts."""
         for key in self.sent:
-            self.check.damaged.pop(key, None)
-            self.check.missing.discard(key)
+            self.check.clear(key)
         await self.check.contents(sorted(self.sent))
 
 

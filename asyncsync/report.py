@@ -27,7 +27,8 @@ class SyncReport:
     files_vanished: int = 0
     """Files that were gone when they were to be read; left out, not an error."""
     files_deleted: int = 0
-    """Objects deleted because their file is gone, where ``SyncConfig(delete=True)``."""
+    """Objects deleted because their file is gone, where ``SyncConfig(delete=True)``; of ``pull(exact=True)``, files and
+    links that were removed here."""
     files_copied: int = 0
     """Files that the store copied from an equal one it had, such as those that were renamed."""
 
@@ -54,6 +55,9 @@ class VerifyReport:
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
+    replaced: list[str] = field(default_factory=list)
+    """Those of ``damaged`` that are another object (ETag, generation) than the manifest means: somebody has written it
+    anew since, and nothing has rotted."""
 
     @property
     def ok(self) -> bool:
@@ -96,3 +100,5 @@ class PruneReport:
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Record or manifest -> why it cannot be read: whatever it may name was left alone."""

@@ -18,7 +18,7 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
-from asyncsync.transfer.reader import exists, find, find_manifest
+from asyncsync.transfer.reader import exists, find, find_manifest, find_record
 
 READERS = 16
 LONGEST_REASON = 2000
@@ -126,8 +126,8 @@ class SharedCheckpoint:
         seen = Seen()
         for rank in failed:
             key = self.prefix + failure_name(rank, self.world_size)
-            data = await find(self.store, key)
-            if data is not None and (word := FailureRecord.from_bytes(data)).generation == self.generation:
+            word = await find_record(self.store, key, FailureRecord)
+            if word is not None and word.generation == self.generation:
                 seen = Seen(given_up=word.reason, certain=not self.returned or key not in self.before_us)
                 if seen.certain:
                     break

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name
 from asyncsync.config import UploadMode, check_name
-from asyncsync.disk.accepted import Accepted, accept
+from asyncsync.disk.accepted import Accepted, accept, some
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
-from asyncsync.disk.scan import Rules
-from asyncsync.errors import ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.disk.scan import Rules, is_own_name
+from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError, SyncError, SyncFailedError
+from asyncsync.events import SyncWarning
 from asyncsync.injected import lease_time, token, wall_time
 from asyncsync.opening import Role
 from asyncsync.ownership import InUse, refuse_directory
@@ -29,7 +30,7 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import OUTLIVED
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.tree import Tree, TreeOptions
+from asyncsync.transfer.tree import Tree, TreeOptions, longest_path
 
 if TYPE_CHECKING:
     from asyncsync.engine import SyncEngine
@@ -60,6 +61,15 @@ class Wanted:
     name: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a record says of checkpoints: those it names, and of those that it gives up which are still in memory."""
+
+    names: frozenset[str]
+    leaving: frozenset[str]
+    given_up: tuple[str, ...]
+
+
 class Trial:
     """One training run of an experiment; ``engine.trial(name)`` makes it."""
 
@@ -75,10 +85,12 @@ class Trial:
         "_reported_dirs",
         "_saving",
         "_suspended",
+        "_written",
         "dirty_since",
         "doubtful",
         "failing_since",
         "failures",
+        "freed",
         "jobs",
         "key",
         "last_durable",
@@ -122,7 +134,11 @@ class Trial:
         """Names of checkpoints that are being retired: the record without them is on its way."""
         self.stored: frozenset[str] = frozenset()
         """Names of the checkpoints in the record that was stored last."""
+        self.freed: set[str] = set()
+        """Names that the record in the store gives up, though their data is gone: not to be used before it is written."""
         self._saving: asyncio.Lock | None = None
+        self._written = _Named(self.stored, frozenset(), ())
+        """What the record says that was written last, or is on its way."""
         self._owed: set[str] = set()
         """Names in the record's ``given_up`` whose deletion is owed to the store."""
         self._suspended: CheckpointJob | None = None
@@ -195,7 +211,7 @@ class Trial:
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
         number = check_step(step, self._engine.role, source)
-        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, self._checked(name))
+        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, check_checkpoint(name))
         await self._engine.gate.passed()
         self._engine.check_open()
         if not self._engine.scheduler.has(self.key):
@@ -274,20 +290,26 @@ class Trial:
         what it retires leaves our memory, and what it gives up is deleted."""
         self._saving = lock = self._saving or asyncio.Lock()
         async with lock:
-            leaving = frozenset(self.leaving)
-            names = [item.name for item in self.record.checkpoints if item.name not in leaving]
-            given_up = [*self.record.given_up, *sorted(leaving)]
             saved = await self.record_file.save(self._engine.session.view(Lane.RECORD, self.key, self._engine.confirm))
             if self._engine.role.leads:
-                self._stored(frozenset(names), leaving, given_up)
+                self._stored(self._written if saved else self._named())
         return saved
 
-    def _stored(self, names: frozenset[str], leaving: frozenset[str], given_up: list[str]) -> None:
-        """Plain."""
-        record, self.stored = self.record, names
+    def _named(self) -> _Named:
+        leaving = frozenset(self.leaving)
+        names = frozenset(item.name for item in self.record.checkpoints) - leaving
+        return _Named(names, leaving, (*self.record.given_up, *sorted(leaving)))
+
+    def _stored(self, written: _Named) -> None:
+        """Plain. If a checkpoint that the store names now has failed meanwhile, what it retires stays: the next record
+        names that again."""
+        record, self.stored = self.record, written.names
+        self.freed &= set(written.given_up)
+        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else frozenset[str]()
         record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
         record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
-        self._engine.owe(self, [name for name in given_up if name not in self._owed])
+        given_up = [name for name in written.given_up if name in record.given_up and name not in self._owed]
+        self._engine.owe(self, given_up)
         self._owed.update(given_up)
 
     def deleted(self, name: str) -> None:
@@ -295,10 +317,20 @@ class Trial:
         self._owed.discard(name)
         if name in self.record.given_up:
             self.record.given_up.remove(name)
+            self.freed.add(name)
+            if self._changed is not None:
+                self._changed.set()
+
+    async def deletion(self, name: str) -> None:
+        """Wait until what the record gives up under this name is gone."""
+        while name in self.record.given_up:
+            await self._change()
 
     def _encode(self, stamp: str) -> bytes:
         """The record as it is to be stored: what is being retired is not in it, but stays here until it is stored."""
         record = self.record
+        if stamp:
+            self._written = self._named()
         if self.leaving:
             kept = [item for item in record.checkpoints if item.name not in self.leaving]
             record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.leaving)])
@@ -328,10 +360,13 @@ class Trial:
     async def settled(self, most: int = 0) -> None:
         """Wait until at most ``most`` checkpoints are not durable."""
         while len(self.jobs) > most:
-            if self._changed is None:
-                self._changed = asyncio.Event()
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        self._changed.clear()
+        await self._changed.wait()
 
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or will never be."""
@@ -412,17 +447,32 @@ class Trial:
             return Rules(only=OWN_FILES)
         return Rules(
             tuple(config.include), tuple(config.exclude), config.symlinks,
-            self._reported_dirs | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
+            self._reported_dirs | self._own_names() | self._engine.role.others(), always=OWN_FILES, skip_numbered=True,
         )  # fmt: skip
 
     async def _accept(self, wanted: Wanted, source: Checkpoint | None) -> CheckpointHandle | None:
-        files = None
         if source is not None and wanted.mode is UploadMode.ASYNC:
             await self.settled(self._engine.run.checkpoint_config.max_pending_checkpoints - 1)
             await self._engine.gate.passed()
             self._engine.check_open()
-        if source is not None:
-            files = await in_thread(self._look, source, self._engine.directories(), self._in_use())
+        if source is None:
+            return await self._record(wanted, None, None)
+        in_use = self._in_use()
+        claim = InUse(str(source.path), f"another report of {self.key}", source.owned)
+        self._engine.being_reported.append(claim)
+        try:
+            most = self._longest(wanted)
+            files = await in_thread(self._look, source, self._engine.directories(), in_use, most)
+            if wanted.name is not None:
+                await self._refuse_taken(wanted.name, files)
+            return await self._record(wanted, source, files)
+        finally:
+            self._engine.being_reported.remove(claim)
+
+    async def _record(
+        self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
+    ) -> CheckpointHandle | None:
+        """The row, and with it the checkpoint: from there on there is no way back."""
         job = None
         if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
             job = self._job(wanted, source, files)
@@ -442,18 +492,30 @@ class Trial:
         return self._not_uploaded(source) if source is not None else None
 
     @staticmethod
-    def _look(source: Checkpoint, trials: list[str], in_use: list[InUse]) -> Accepted:
-        """In a worker thread."""
+    def _look(source: Checkpoint, trials: list[str], in_use: list[InUse], most: int) -> Accepted:
+        """In a worker thread. ``most``: bytes of a path."""
         files = accept(str(source.path))
         refuse_directory(files, owned=source.owned, trials=trials, in_use=in_use)
+        long = [file.path for file in files.files if len(file.path) * 4 > most and len(file.path.encode()) > most]
+        if long:
+            raise CheckpointIncompleteError(
+                f"the checkpoint {files.path!r} has names that are longer than the store allows ({most} bytes here): "
+                f"{some(long)}"
+            )
+        files.digest, files.size  # noqa: B018  known from now on: the event loop is not to go over all files
         return files
+
+    def _longest(self, wanted: Wanted) -> int:
+        """Bytes that a path in the checkpoint may have."""
+        name = wanted.name or checkpoint_name(self.record.next_checkpoint)
+        return longest_path(self._engine.session.store, f"{self.key}/{name}/")
 
     def _in_use(self) -> list[InUse]:
         trials = self._engine.trials.values()
         return [
             InUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
             for trial in trials for job in trial.jobs if job.source is not None
-        ]  # fmt: skip
+        ] + self._engine.being_reported  # fmt: skip
 
     def _recorded(self, wanted: Wanted, job: CheckpointJob | None) -> None:
         """Plain: the row is in result.json, and all that belongs to it follows."""
@@ -464,9 +526,10 @@ class Trial:
             return
         if job.source is not None and not (inside := os.path.relpath(job.source.path, self.tree.root)).startswith(".."):
             self._reported_dirs |= {inside}
-        self._reported_dirs |= {job.name} if job.named else set()
         self.record.next_checkpoint = max(self.record.next_checkpoint, job.number + 1)
         self.jobs.append(job)
+        for warning in job.source.warnings if job.source is not None else ():
+            self._engine.emit(SyncWarning(tree=f"{self.key}/{job.name}", message=warning))
         if not job.written_as:
             write_down(self._engine, self, job)
         self._engine.accept(job)
@@ -494,8 +557,7 @@ class Trial:
         found, self._suspended = self._suspended, None
         if found is None:
             return None
-        same = found.source is not None and (found.source.path, found.source.digest) == (files.path, files.digest)
-        if same and wanted.name in (None, found.name) and wanted.step == found.step:
+        if found.is_of(files) and wanted.name in (None, found.name) and wanted.step == found.step:
             return found
         self.give_up(found)
         return None
@@ -538,19 +600,26 @@ class Trial:
             self.record.given_up.append(job.name)
             self._touch()
 
-    def _checked(self, name: str | None) -> str | None:
-        """ConfigError if a checkpoint cannot be called so."""
-        if name is None:
-            return None
-        check_name("report(name=...)", name)
-        taken = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
-        if name in taken or name in self.record.given_up or name in OWN_FILES:
+    async def _refuse_taken(self, name: str, files: Accepted) -> None:
+        """ConfigError if the trial has something of this name: its artifacts and its checkpoints share a prefix."""
+        self._take_suspended()
+        suspended = self._suspended
+        again = suspended is not None and suspended.name == name and suspended.is_of(files)
+        if name in self._own_names() and not again:
             raise ConfigError(f"report(name={name!r}) is not usable: trial {self.name!r} has that already")
-        if RESERVED.match(name):
+        there = await in_thread(os.path.lexists, f"{self.tree.root}/{name}")
+        if there or await self.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000"
+                f"report(name={name!r}) is not usable: trial {self.name!r} has an artifact of this name; give the "
+                "checkpoint another one"
             )
-        return name
+
+    def _own_names(self) -> frozenset[str]:
+        """Directories of the trial's prefix that are checkpoints, or what is left of some."""
+        names = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
+        names |= {item.name for item in self._engine.suspended.get(self.key, ())}
+        names |= {self._suspended.name} if self._suspended is not None else set()
+        return frozenset(names | set(self.record.given_up))
 
     def _not_uploaded(self, source: Checkpoint) -> CheckpointHandle:
         handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
@@ -571,6 +640,19 @@ def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool 
             "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
             "Checkpoint.take(directory)"
         )
+
+
+def check_checkpoint(name: str | None) -> str | None:
+    """ConfigError if a checkpoint cannot be called so in any trial."""
+    if name is None:
+        return None
+    check_name("report(name=...)", name)
+    if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
+        raise ConfigError(
+            f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000, "
+            "result.json and x.asyncsync-tmp"
+        )
+    return name
 
 
 def check_step(step: object, role: Role, source: Checkpoint | None) -> int | None:

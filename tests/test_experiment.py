@@ -1,6 +1,7 @@
 """Reading an experiment back: its records, the right checkpoint, and what happens when something is damaged or gone."""
 
 import asyncio
+import itertools
 import math
 import shutil
 
@@ -11,6 +12,7 @@ from asyncsync.errors import (
     AccessDeniedError,
     CheckpointIncompleteError,
     ConfigError,
+    DamagedError,
     IntegrityError,
     NotFoundError,
     SyncError,
@@ -18,6 +20,7 @@ from asyncsync.errors import (
 )
 from asyncsync.experiment import Experiment
 from asyncsync.reading import pull
+from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores import open_store
 from asyncsync.testing import MemoryStore, inject_faults
 
@@ -132,7 +135,40 @@ async def test_a_copied_and_renamed_experiment_opens_and_downloads(tmp_path):
     assert report.files_fetched == 2
 
 
-async def test_the_latest_checkpoint_is_the_newest_by_time_then_number(store):
+async def _with_clocks(name, *clocks):
+    """A trial whose n-th checkpoint became durable when its machine's clock said the n-th time; its record lists them
+    in another order."""
+    store = MemoryStore("lab", "exp")
+    made = {f"checkpoint_{at:06d}": checkpoint(f"{name}{at}", loss=1.0) for at in range(len(clocks))}
+    await put_trial(store, name, made)
+    record = TrialRecord.from_bytes(store.contents[f"{name}/{TRIAL_RECORD}"])
+    for item, clock in zip(record.checkpoints, clocks, strict=True):
+        item.time = clock
+    record.checkpoints.reverse()
+    await store.put(f"{name}/{TRIAL_RECORD}", record.to_bytes())
+
+
+@pytest.mark.parametrize("clocks", list(itertools.permutations((1000.0, 500.0, 4e9))))
+async def test_within_a_trial_the_number_decides_whatever_the_clock_said(tmp_path, clocks):
+    await _with_clocks("t", *clocks)
+    experiment = await Experiment.open(URI)
+    newest = "checkpoint_000002"
+    assert [item.number for item in experiment.checkpoints] == [2, 1, 0]
+    assert [item.number for item in experiment.trial("t").checkpoints] == [0, 1, 2]
+    assert {experiment.latest_checkpoint(trial).name for trial in (None, "t")} == {newest}
+    assert {experiment.best_checkpoint("loss", order=order).name for order in ("min", "max")} == {newest}
+    assert (await experiment.restore(tmp_path / "r")).checkpoint.name == newest
+
+
+async def test_between_trials_the_time_of_what_is_newest_of_each_decides():
+    """The clock of ``a`` went back after a wrong hour: its newest is older than that of ``b``."""
+    await _with_clocks("a", 9000.0, 100.0)
+    await _with_clocks("b", 200.0, 300.0)
+    names = [f"{item.trial}{item.number}" for item in (await Experiment.open(URI)).checkpoints]
+    assert names == ["b1", "b0", "a1", "a0"]
+
+
+async def test_the_latest_checkpoint_of_an_experiment_is_the_latest_of_its_trials(store):
     experiment = await Experiment.open(URI)
     assert experiment.latest_checkpoint().uri == f"{URI}/b/checkpoint_000002"
     assert experiment.latest_checkpoint("a").name == "checkpoint_000001"
@@ -303,7 +339,7 @@ async def test_a_tree_that_is_being_synced_is_read_again(tmp_path):
 async def test_a_record_cannot_lead_a_pull_astray(store, tmp_path, name):
     record = store.contents["a/.asyncsync/trial.json"].replace(b"checkpoint_000000", name.encode())
     await store.put("a/.asyncsync/trial.json", record)
-    with pytest.raises(ConfigError, match="not usable"):
+    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*not usable"):
         await pull(f"{URI}/a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -44,6 +44,7 @@ async def test_what_is_damaged_is_replaced(tree):
     store.damage("sub/big", bytes(12 * MIB))
     report = await repair(URI, tree, deep=True)
     assert report.repaired == sorted(report.found.damaged) == ["small", "sub/big"]
+    assert (report.found.replaced, report.left.replaced) == (["small"], [])
     assert files(store) == DATA
     assert (await verify(URI, deep=True)).ok
 

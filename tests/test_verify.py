@@ -1,13 +1,14 @@
-"""Verify tells damage from strays; prune removes only what is certainly garbage."""
+"""Verify tells damage from strays."""
 
-import time
+import itertools
+import shutil
 
 import pytest
 from stored import put_experiment, put_tree, put_trial
 
-from asyncsync.errors import CheckpointIncompleteError, NotFoundError
-from asyncsync.pruning import prune
+from asyncsync.errors import NotFoundError
 from asyncsync.records import TrialRecord
+from asyncsync.stores import open_store
 from asyncsync.testing import MemoryStore, inject_faults
 from asyncsync.verifying import verify
 
@@ -19,7 +20,6 @@ FILES = {"model.bin": b"m" * (3 * MIB), "empty": b""}
 @pytest.fixture
 async def store():
     store = MemoryStore("lab", "exp")
-    store.bucket.clock = lambda: 1000.0  # long ago
     await put_experiment(store, a="running")
     await put_trial(store, "a", {"checkpoint_000000": (FILES, {}), "checkpoint_000001": (FILES, {})})
     store.requests.clear()
@@ -44,18 +44,106 @@ async def test_a_missing_file_is_missing(store):
     assert (report.ok, report.missing, report.damaged) == (False, ["a/checkpoint_000001/model.bin"], {})
 
 
-async def test_another_size_or_checksum_is_damage_without_reading(store):
+async def test_another_size_or_checksum_is_found_without_reading_and_told_as_replaced(store):
     await store.put("a/checkpoint_000000/model.bin", b"short")
     await store.put("a/checkpoint_000001/model.bin", b"x" * (3 * MIB))
+    for deep in (False, True):
+        store.requests.clear()
+        report = await verify(URI, deep=deep)
+        assert report.replaced == sorted(report.damaged)
+        assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
+        assert "CRC32C" in report.damaged["a/checkpoint_000001/model.bin"]
+        assert not [key for verb, key in store.requests if verb == "read" and key.endswith("model.bin")]
+
+
+async def test_another_size_or_checksum_of_the_same_version_is_not_replaced(store):
+    for number, change in ((0, {"data": b"short"}), (1, {"crc32c": 7})):
+        for name, value in change.items():
+            setattr(store.bucket.objects[f"exp/a/checkpoint_00000{number}/model.bin"], name, value)
     report = await verify(URI)
     assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
-    assert "CRC32C" in report.damaged["a/checkpoint_000001/model.bin"]
+    assert "CRC32C 00000007" in report.damaged["a/checkpoint_000001/model.bin"]
+    assert report.replaced == []
+
+
+async def test_a_copy_with_other_versions_and_the_same_checksums_is_right(store):
+    for obj in store.bucket.objects.values():
+        obj.version = f"moved {obj.version}"
+    report = await verify(URI)
+    assert (report.ok, report.replaced) == (True, [])
+
+
+@pytest.mark.parametrize("same_bytes", [True, False])
+async def test_of_another_version_without_a_checksum_the_bytes_decide(store, same_bytes):
+    """As after a copy by another tool; only such objects are read."""
+    key = "a/checkpoint_000001/model.bin"
+    await store.put(key, FILES["model.bin"] if same_bytes else b"M" + FILES["model.bin"][1:])
+    store.bucket.objects[f"exp/{key}"].version, store.bucket.objects[f"exp/{key}"].crc32c = "copied", None
+    store.requests.clear()
+    report = await verify(URI)
+    assert (report.ok, report.replaced) == ((True, []) if same_bytes else (False, [key]))
+    read = {name for verb, name in store.requests if verb == "read" and not name.endswith(".json")}
+    assert read == {f"exp/{key}"}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_path, deep):
+    """No store knows a checksum there; a copy of the whole directory is right, though all its versions are others."""
+    async with open_store(tmp_path / "store") as store:
+        await put_tree(store, "", {"same-size": b"1" * 1000, "touched": b"2" * 1000, "kept": b"3"})
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    assert (await verify(tmp_path / "copy", deep=deep)).ok
+    (tmp_path / "store" / "same-size").write_bytes(b"x" * 1000)
+    (tmp_path / "store" / "touched").write_bytes(b"2" * 1000)
+    report = await verify(tmp_path / "store", deep=deep)
+    assert (report.ok, report.replaced, list(report.damaged)) == (False, ["same-size"], ["same-size"])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep):
+    """At the n-th request, for every n: the record names 1 alone, then 0 is deleted, manifest first."""
+    record = TrialRecord.from_bytes(store.contents["a/.asyncsync/trial.json"])
+    record.checkpoints = record.checkpoints[1:]
+    before = dict(store.bucket.objects)
+
+    def retire():
+        store._store("a/.asyncsync/trial.json", record.to_bytes(), "newer")
+        for key in [key for key in store.bucket.objects if "checkpoint_000000" in key]:
+            del store.bucket.objects[key]
+
+    for at in itertools.count(1):
+        assert at < 200
+        store.bucket.objects = dict(before)
+        fault = inject_faults("lab").hook(at, retire)
+        report = await verify(URI, deep=deep)
+        assert (report.ok, report.stray) == (True, []), at
+        inject_faults("lab").clear()
+        if fault.seen < at:
+            return
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_a_tree_that_is_synced_while_it_is_checked_is_checked_by_its_new_manifest(store, deep):
+    """At the n-th request, for every n: a file and its manifest are replaced."""
+    other = MemoryStore("", "exp")
+    await put_tree(other, "a/", {"result.json": b"longer than before\n", "more": b"x"})
+    before = dict(store.bucket.objects)
+    for at in itertools.count(1):
+        assert at < 200
+        store.bucket.objects = dict(before)
+        fault = inject_faults("lab").hook(at, lambda: store.bucket.objects.update(other.bucket.objects))
+        report = await verify(URI, deep=deep)
+        assert report.ok, (at, report)
+        inject_faults("lab").clear()
+        if fault.seen < at:
+            return
 
 
 async def test_bytes_that_rot_are_only_seen_by_reading_them(store):
     store.damage("a/checkpoint_000001/model.bin", b"m" * (3 * MIB - 1) + b"n")
     assert (await verify(URI)).ok
-    assert list((await verify(URI, deep=True)).damaged) == ["a/checkpoint_000001/model.bin"]
+    report = await verify(URI, deep=True)
+    assert (list(report.damaged), report.replaced) == (["a/checkpoint_000001/model.bin"], [])
 
 
 async def test_damage_in_a_part_is_told_with_its_place(store):
@@ -105,101 +193,3 @@ async def test_a_prefix_without_manifest_is_not_ok(store):
 async def test_nothing_at_all_is_an_error(store):
     with pytest.raises(NotFoundError, match="nothing at memory://lab/none"):
         await verify("memory://lab/none")
-
-
-async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed(store):
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    before = store.contents
-    report = await prune(URI)
-    assert (report.dry_run, report.checkpoints, report.objects, report.bytes) == (
-        True, ["a/checkpoint_000002/"], 2, 3 * MIB,
-    )  # fmt: skip
-    assert store.contents == before
-    assert (await prune(URI, dry_run=False)).checkpoints == ["a/checkpoint_000002/"]
-    assert store.contents == {key: data for key, data in before.items() if "checkpoint_000002" not in key}
-    assert (await prune(URI)).checkpoints == []
-
-
-async def test_prune_leaves_what_is_young(store):
-    store.bucket.clock = time.time
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    await store.create_multipart("a/checkpoint_000002/big")
-    report = await prune(URI)
-    assert (report.checkpoints, report.uploads) == ([], [])
-    report = await prune(URI, older_than=-1)
-    assert (report.checkpoints, report.uploads) == (["a/checkpoint_000002/"], ["a/checkpoint_000002/big"])
-
-
-async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
-    await put_tree(store, "pushed/", {"checkpoint_000000/x": b"x"})
-    await store.delete(["a/checkpoint_000001/.asyncsync/manifest.json"])
-    await put_tree(store, "a/checkpoint_000005/", FILES)  # complete, but not registered yet
-    assert (await prune(URI)).checkpoints == []
-
-
-async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(store):
-    await put_trial(store, "b", {f"checkpoint_00000{number}": (FILES, {}) for number in range(3)})
-    record = TrialRecord.from_bytes(store.contents["b/.asyncsync/trial.json"])
-    record.checkpoints = record.checkpoints[2:]
-    await store.put("b/.asyncsync/trial.json", record.to_bytes())
-    store.requests.clear()
-    report = await prune(URI, dry_run=False)
-    assert report.checkpoints == ["b/checkpoint_000000/", "b/checkpoint_000001/"]
-    deletes = [request.key for request in store.requests if request.operation == "delete"]
-    assert deletes[0].endswith("manifest.json")
-    assert (await verify(URI, deep=True)).ok
-
-
-@pytest.mark.parametrize(("number", "left"), [(0, False), (7, True)])
-async def test_prune_leaves_what_a_running_trial_may_be_about_to_commit(store, number, left):
-    """However old: a checkpoint that takes two days to upload is nobody's garbage while its trial goes on."""
-    await put_trial(store, "b", {"checkpoint_000003": (FILES, {})}, updated=time.time() - 60)
-    await put_tree(store, f"b/checkpoint_00000{number}/", FILES, manifest=False)
-    await store.create_multipart(f"b/checkpoint_00000{number}/big")
-    report = await prune(URI)
-    assert (report.checkpoints, report.uploads) == (
-        ([], []) if left else ([f"b/checkpoint_00000{number}/"], [f"b/checkpoint_00000{number}/big"])
-    )
-
-
-async def test_prune_leaves_a_directory_into_which_something_is_being_uploaded(store):
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    store.bucket.clock = time.time
-    await store.create_multipart("a/checkpoint_000002/big")
-    assert (await prune(URI)).checkpoints == []
-
-
-async def test_prune_leaves_what_was_completed_while_it_looked(store):
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    manifest = store.contents["a/checkpoint_000001/.asyncsync/manifest.json"]
-    faults = inject_faults("lab")
-    key = "a/checkpoint_000002/.asyncsync/manifest.json"
-    faults.hook(1, lambda: store._store(key, manifest, "new") and None, operation="read", key=key)
-    await prune(URI, dry_run=False)
-    assert "a/checkpoint_000002/model.bin" in store.contents
-
-
-async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_ours(store):
-    other = MemoryStore("lab", "other")
-    await other.put("run/checkpoint_000001/x", b"x")
-    assert (await prune("memory://lab/other", dry_run=False)).checkpoints == []
-    assert other.contents == {"run/checkpoint_000001/x": b"x"}
-
-
-async def test_prune_does_nothing_while_a_record_cannot_be_read(store):
-    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
-    await store.put("a/.asyncsync/trial.json", b"{")
-    with pytest.raises(CheckpointIncompleteError, match="nothing was pruned"):
-        await prune(URI, dry_run=False)
-    assert "a/checkpoint_000002/empty" in store.contents
-
-
-async def test_prune_aborts_old_uploads_until_no_part_is_left(store):
-    upload = await store.create_multipart("a/big")
-    await store.put_part(upload, 1, 0, b"x")
-    report = await prune(URI, dry_run=False)
-    assert report.uploads == ["a/big"]
-    assert await store.list_multiparts() == []
-    assert [request.operation for request in store.requests if "a/big" in request.key][-2:] == [
-        "abort_multipart", "list_parts",
-    ]  # fmt: skip

@@ -53,7 +53,7 @@ Exit codes:
   0    done
   1    something failed; the message says what
   2    wrong usage or settings
-  3    verify found damaged or missing files
+  3    verify found damaged, replaced or missing files
   4    --timeout ended the sync
   130  interrupted; the message says what is not durable
 """

@@ -19,7 +19,9 @@ from asyncsync.verifying import verify as check
 VERIFY = """Check that the store holds what the manifests below a URL name.
 
 Why: a checkpoint that cannot be restored is worth nothing, and this finds out before it is needed. Without --deep it
-compares existence, size and the checksums that the store itself keeps; with --deep it reads every byte.
+compares existence, size, version (ETag, generation) and the checksums that the store itself keeps, and reads only what
+has another version and no checksum; with --deep it reads every byte. Of what is damaged it
+says what was written anew since its manifest: the same bytes under another version are no damage.
 
 \b
 Examples:
@@ -30,13 +32,14 @@ Examples:
 With --repair what is damaged or missing is sent again from DIR, where a file there is still what the manifest says; it
 is then read back, every byte.
 
-Exit codes: 0 all there (again), 1 it could not be checked, 2 usage, 3 something is damaged or missing, 130 interrupted.
+Exit codes: 0 all there (again), 1 it could not be checked, 2 usage, 3 something is damaged, replaced or missing,
+130 interrupted.
 """
 
 PRUNE = """Remove what no reader can see: uploads and checkpoints never completed, data of retired checkpoints.
 
 Why: a run that was killed leaves parts behind which cost money. Without --yes nothing is removed: it shows what would
-be. What is younger than --older-than is left alone, because somebody may be writing it.
+be. What is younger than --older-than, by the store's own clock, is left alone, because somebody may be writing it.
 
 \b
 Examples:
@@ -73,19 +76,21 @@ async def verify(output: Output, settings: Settings, *, url: str, deep: bool, lo
     if fixed is not None:
         output.lines([f"repaired: {path}" for path in fixed.repaired], before="")
         output.lines([f"not repaired: {path}: {why}" for path, why in sorted(fixed.failed.items())], before="")
-    output.line("all there" if report.ok else f"{len(report.damaged)} damaged, {len(report.missing)} missing")
+    replaced = f" ({len(report.replaced)} replaced)" if report.replaced else ""
+    output.line("all there" if report.ok else f"{len(report.damaged)} damaged{replaced}, {len(report.missing)} missing")
     more = {} if fixed is None else {"repaired": fixed.repaired, "not_repaired": fixed.failed}
     output.document({"ok": report.ok, "uri": uri, **jsonable(report), **more})
     return DONE if report.ok else DAMAGED
 
 
 def _tell(output: Output, report: VerifyReport, *, deep: bool) -> None:
-    how = "every byte read" if deep else "sizes, and checksums where the store tells them"
+    how = "every byte read" if deep else "sizes, versions, and checksums where the store tells them"
     output.line(
         f"checked {count(report.files, 'file')} ({human_bytes(report.bytes)}) of {count(report.trees, 'manifest')} "
         f"in {human_seconds(report.seconds)}: {how}"
     )
     output.lines([f"damaged: {path}: {problem}" for path, problem in sorted(report.damaged.items())], before="")
+    output.lines([f"replaced since its manifest was written: {path}" for path in report.replaced], before="")
     output.lines([f"missing: {path}" for path in report.missing], before="")
     output.lines([f"not named by any manifest (harmless): {path}" for path in report.stray], before="")
 
@@ -115,6 +120,7 @@ async def prune(output: Output, settings: Settings, *, url: str, yes: bool, dry_
         f"{verb} {count(len(report.uploads), 'open upload')} and {count(len(report.checkpoints), 'checkpoint')} "
         f"({count(report.objects, 'object')}, {human_bytes(report.bytes)})"
     )
+    output.lines([f"left alone: {why}" for why in report.unreadable.values()], before="")
     if not yes and (report.uploads or report.checkpoints):
         output.line("dry run: nothing was removed; --yes removes it")
     output.document({"ok": True, "uri": uri, **jsonable(report)})

@@ -10,14 +10,14 @@ import click
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, count, human_bytes
-from asyncsync.errors import NotFoundError
+from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.planning.manifest import Manifest
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_directories
-from asyncsync.transfer.reader import find, find_manifest, reading
+from asyncsync.transfer.reader import find, find_manifest, find_record, reading
 
 AT_ONCE = 64
 """Records read at once."""
@@ -58,9 +58,9 @@ async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool,
             if await find(store, EXPERIMENT_RECORD) is not None:
                 await _show_experiment(output, settings, uri, checkpoints=checkpoints)
                 return DONE
-            data = await find(store, TRIAL_RECORD)
-            if data is not None:
-                _show_trial(output, uri, TrialRecord.from_bytes(data))
+            trial = await find_record(store, TRIAL_RECORD, TrialRecord)
+            if trial is not None:
+                _show_trial(output, uri, trial)
                 return DONE
         manifest = await find_manifest(store, "")
         if manifest is not None:
@@ -73,22 +73,32 @@ async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool,
     return DONE
 
 
-async def _experiments(store: Store) -> dict[str, ExperimentRecord]:
-    """The experiments one level down, by name of their directory."""
-    found: dict[str, ExperimentRecord] = {}
+async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedError]:
+    """The experiments one level down, by name of their directory; or why the record of one cannot be read."""
+    found: dict[str, ExperimentRecord | DamagedError] = {}
 
     async def read(name: str) -> None:
-        data = await find(store, f"{name}/{EXPERIMENT_RECORD}")
-        if data is not None:
-            found[name] = ExperimentRecord.from_bytes(data)
+        try:
+            record = await find_record(store, f"{name}/{EXPERIMENT_RECORD}", ExperimentRecord)
+        except DamagedError as error:
+            found[name] = error
+            return
+        if record is not None:
+            found[name] = record
 
     await for_each(await list_directories(store, ""), read, AT_ONCE)
     return dict(sorted(found.items()))
 
 
-def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRecord]) -> None:
-    rows, documents = [], []
+def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRecord | DamagedError]) -> None:
+    rows, documents, damaged = [], list[dict[str, Any]](), []
     for name, record in found.items():
+        if isinstance(record, DamagedError):
+            rows.append((name, "unreadable", "-", "-", "-"))
+            documents.append({"name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": "unreadable",
+                              "error": str(record)})  # fmt: skip
+            damaged.append(f"{name} unreadable: {record}")
+            continue
         states = list(record.trials.values())
         counts = {status: states.count(status) for status in sorted(set(states))}
         shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "none"
@@ -100,6 +110,7 @@ def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRe
             }
         )  # fmt: skip
     output.table(("experiment", "status", "trials", "started", "updated"), rows)
+    output.lines(damaged, before="")
     output.document({"ok": True, "kind": "experiments", "uri": uri, "experiments": documents})
 
 
@@ -151,6 +162,7 @@ def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
 
 
 def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
+    trial.checkpoints.sort(key=lambda item: item.number)
     output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")

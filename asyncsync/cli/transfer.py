@@ -42,12 +42,13 @@ Exit codes: 0 done, 1 something failed, 2 usage, 4 --timeout, 130 interrupted.
 PULL = """Fetch what a URL holds into a directory: verified, resumable, never half a file.
 
 Why: every byte is checked against the manifest before a file takes its name, and files that are there and right
-already are left alone. Files of the directory that the store does not have are not touched.
+already are left alone. Files of the directory that the store does not have are not touched, unless --exact: then they
+are removed when everything else is in place. It refuses a home directory, and whatever asyncsync keeps in step.
 
 \b
 Examples:
   asyncsync pull s3://bucket/results results
-  asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004 model
+  asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004 model --exact
 
 Exit codes: 0 done, 1 something failed, 2 usage, 4 --timeout, 130 interrupted.
 """
@@ -129,8 +130,9 @@ async def _plan(output: Output, syncer: Syncer) -> int:
 @command(help=PULL)
 @click.argument("url")
 @click.argument("local", type=click.Path(path_type=Path))
+@click.option("--exact", is_flag=True, help="Remove what else is in LOCAL: files, links, empty directories.")
 @timeout_option(None)
-async def pull(output: Output, settings: Settings, *, url: str, local: Path, timeout: float | None) -> int:
+async def pull(output: Output, settings: Settings, *, url: str, local: Path, exact: bool, timeout: float | None) -> int:
     """See PULL."""
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"--timeout {timeout:g} is not usable: it must be more than 0 seconds")
@@ -143,7 +145,7 @@ async def pull(output: Output, settings: Settings, *, url: str, local: Path, tim
             async with asyncio.timeout(timeout) as limit:
                 report = await fetch(
                     uri, local, transfer=settings.transfer, storage_options=settings.storage_options,
-                    on_progress=meter.update,
+                    on_progress=meter.update, exact=exact,
                 )  # fmt: skip
         except TimeoutError as error:
             if not limit.expired():

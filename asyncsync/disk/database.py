@@ -1,4 +1,8 @@
-"""The journal's SQLite file: opened, migrated, set aside when it is damaged. Blocking: for the journal's thread."""
+"""The journal's SQLite file: opened, migrated, set aside when it is damaged. Blocking: for the journal's thread.
+
+SQLite notices when the structure of its file is damaged, not when a byte of what it holds is another one. So every row
+has a digest of its other columns, and one whose digest does not fit is forgotten: as if it had never been written.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import xxhash
 
 log = logging.getLogger("asyncsync")
 
@@ -46,8 +52,76 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE sent (
         uri TEXT, key BLOB, entry TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (uri, key)) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE trees ADD COLUMN digest BLOB;
+    ALTER TABLE uploads ADD COLUMN digest BLOB;
+    ALTER TABLE parts ADD COLUMN digest BLOB;
+    ALTER TABLE owed ADD COLUMN digest BLOB;
+    ALTER TABLE checkpoints ADD COLUMN digest BLOB;
+    ALTER TABLE sent ADD COLUMN digest BLOB;
+    UPDATE trees SET digest = row_digest('trees', tree, manifest, version, saved);
+    UPDATE uploads SET digest = row_digest(
+        'uploads', uri, key, upload_id, local_path, size, mtime_ns, inode, part_size, opened);
+    UPDATE parts SET digest = row_digest('parts', uri, key, upload_id, number, offset, size, etag, crc32c);
+    UPDATE owed SET digest = row_digest('owed', id, uri, kind, payload, since);
+    UPDATE checkpoints SET digest = row_digest('checkpoints', uri, trial, name, payload, accepted);
+    UPDATE sent SET digest = row_digest('sent', uri, key, entry, since);
+    """,
 )
 """``MIGRATIONS[n]`` leads from format n to n + 1; the format is ``PRAGMA user_version``. Only ever append."""
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "trees": ("tree", "manifest", "version", "saved"),
+    "uploads": (
+        "uri", "key", "upload_id", "local_path", "size", "mtime_ns", "inode", "part_size", "opened",
+    ),
+    "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c"),
+    "owed": ("id", "uri", "kind", "payload", "since"),
+    "checkpoints": ("uri", "trial", "name", "payload", "accepted"),
+    "sent": ("uri", "key", "entry", "since"),
+}  # fmt: skip
+"""Columns of each table after all migrations; each has ``digest`` too."""
+
+_REFUSALS = frozenset(
+    (
+        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH,
+    )
+)  # fmt: skip
+"""What SQLite says of a disk that will not, or a file that is in use. Whatever else it says is damage."""
+
+
+def row_digest(table: str, *values: object) -> bytes:
+    """XXH3-64 of a row. A number is the same whether it came back whole or not: SQLite stores 5 in a REAL as 5.0."""
+    state = xxhash.xxh3_64(table.encode())
+    for value in values:
+        kind, data = _encoded(value)
+        state.update(b"%c%d:" % (kind, len(data)))
+        state.update(data)
+    return state.digest()
+
+
+def _encoded(value: object) -> tuple[bytes, bytes]:
+    if value is None:
+        return b"0", b""
+    if isinstance(value, bytes):
+        return b"b", value
+    if isinstance(value, str):
+        return b"t", value.encode("utf-8", "surrogateescape")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return b"n", repr(value).encode()
+
+
+def put(table: str) -> str:
+    """The statement that writes a row of ``table``, its columns as parameters, and its digest."""
+    columns = TABLES[table]
+    values = ", ".join(f"?{number}" for number in range(1, len(columns) + 1))
+    return (
+        f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}, digest) "  # noqa: S608
+        f"VALUES ({values}, row_digest('{table}', {values}))"
+    )
 
 
 class _NotOursError(Exception):
@@ -81,27 +155,54 @@ class Database:
 
         self._do(work)
 
-    def read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        """All rows of a query."""
-        return self._do(lambda connection: connection.execute(statement, parameters).fetchall())
+    def read(self, table: str, where: Mapping[str, Any], order: str = "") -> list[tuple[Any, ...]]:
+        """The rows of ``table`` whose columns are as in ``where``, in the ``order`` of a column. Those whose digest
+        does not fit are deleted, with a warning."""
+        columns, parameters = TABLES[table], tuple(where.values())
+        condition = f"FROM {table} WHERE " + " AND ".join(f"{name} = ?" for name in where)
+        query = f"SELECT {', '.join(columns)}, CAST(digest AS BLOB) {condition}" + (order and f" ORDER BY {order}")
+
+        def work(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            good, bad = [], []
+            for *values, digest in connection.execute(query, parameters):
+                if row_digest(table, *values) == digest:
+                    good.append(tuple(values))
+                else:
+                    bad.append(digest)
+            for digest in bad:
+                connection.execute(f"DELETE {condition} AND CAST(digest AS BLOB) IS ?", (*parameters, digest))
+            if bad:
+                log.warning(
+                    "the journal %s is damaged: %d row(s) of %s are not what was written and were forgotten; what they "
+                    "said is asked of the store, or read from the files, again", self._path, len(bad), table,
+                )  # fmt: skip
+            return good
+
+        return self._do(work)
 
     def close(self) -> None:
         """Close the file; what was written is on disk."""
         self._connection.close()
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        for _ in range(LOCKED_TRIES):
+        locked, rebuilt = 0, False
+        while True:
             try:
                 return work(self._connection)
-            except sqlite3.OperationalError as error:
-                if not _is_locked(error):
-                    self._give_up_disk(error)
-            except (sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.DataError):
+            except sqlite3.ProgrammingError:
                 raise  # a mistake of ours, not of the disk
-            except sqlite3.DatabaseError as error:
-                self._rebuild(error)
-        self._give_up_disk("another process keeps it locked")
-        return work(self._connection)
+            except (sqlite3.Error, UnicodeError) as error:
+                if _is_locked(error) and (locked := locked + 1) < LOCKED_TRIES:
+                    continue
+                if self._is_damage(error):
+                    if rebuilt:
+                        raise  # a new journal has the same fault: it is ours
+                    rebuilt = True
+                    self._rebuild(error)
+                elif self.durable:
+                    self._give_up_disk("another process keeps it locked" if _is_locked(error) else error)
+                else:
+                    raise
 
     def _open(self) -> sqlite3.Connection:
         if self._path is None:
@@ -111,8 +212,8 @@ class Database:
             self._inode = _inode(self._path)
             try:
                 connection = _connect_patiently(self._path)
-            except (_NotOursError, sqlite3.DatabaseError) as error:
-                if isinstance(error, sqlite3.OperationalError):
+            except (_NotOursError, sqlite3.Error, UnicodeError) as error:
+                if not self._is_damage(error):
                     raise
                 self._set_aside(error)
                 connection = _connect(self._path)
@@ -122,14 +223,22 @@ class Database:
             return _connect(":memory:")
         return connection
 
-    def _rebuild(self, error: sqlite3.DatabaseError) -> None:
+    def _is_damage(self, error: Exception) -> bool:
+        """Whether it is the file's fault, and not that of the disk or of another process."""
+        if _code(error) == sqlite3.SQLITE_READONLY:  # a damaged head says so too
+            return not self.durable or (self._path is not None and os.access(self._path, os.W_OK))
+        return _code(error) not in _REFUSALS
+
+    def _rebuild(self, error: Exception) -> None:
         self._connection.close()
-        if self._path is not None and self.durable:
-            try:
-                self._set_aside(error)
-            except OSError as refused:
-                self._warn(refused)
-                self._path = None
+        if not self.durable:
+            self._connection = _connect(":memory:")
+            return
+        try:
+            self._set_aside(error)
+        except OSError as refused:
+            self._warn(refused)
+            self._path = None
         self._connection = self._open()
 
     def _set_aside(self, error: Exception) -> None:
@@ -167,8 +276,14 @@ class Database:
         )
 
 
-def _is_locked(error: sqlite3.OperationalError) -> bool:
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _code(error: Exception) -> int | None:
+    """SQLite's primary result code, if it is SQLite's error."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else int(code) & 0xFF
+
+
+def _is_locked(error: Exception) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _inode(path: Path) -> int | None:
@@ -193,11 +308,14 @@ def _connect_patiently(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")  # a digest tells damaged text
+    connection.create_function("row_digest", -1, row_digest, deterministic=True)
     try:
         if path != ":memory:":
             os.chmod(path, 0o600)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA cell_size_check=ON")
         _migrate(connection)
     except BaseException:
         connection.close()
@@ -215,6 +333,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
                     connection.execute(statement)
             connection.execute(f"PRAGMA application_id={APPLICATION}")
             connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        _check_tables(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -232,3 +351,14 @@ def _version(connection: sqlite3.Connection) -> int:
     if version > len(MIGRATIONS):
         raise _NotOursError(f"its format {version} is newer than {len(MIGRATIONS)}, the one known here")
     return int(version)
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    """_NotOursError unless the tables are those that we write, and nothing happens behind our back."""
+    for table, columns in TABLES.items():
+        found = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
+        if found != (*columns, "digest"):
+            raise _NotOursError(f"its table {table} is damaged")
+    others = "SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    if connection.execute(others).fetchone() != (0,):
+        raise _NotOursError("it has triggers or views")

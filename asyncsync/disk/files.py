@@ -71,6 +71,12 @@ def lease_of(written: object) -> Lease | None:
     return getattr(written, "lease", None)
 
 
+def check_lease(lease: Lease | None) -> None:
+    """LeaseExpiredError if there is one and it has expired."""
+    if lease is not None:
+        lease.check()
+
+
 @dataclass(slots=True)
 class Progress:
     """What lets a body that broke off go on where the store has it, by another process too. ``token``: of an earlier
@@ -104,7 +110,7 @@ class FileRange:
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""
         want = min(length, self.size - start)
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
             return os.pread(file.fileno(), want, self.offset + start)
 
     def read_into(self, start: int, buffer: bytearray) -> int:
@@ -113,7 +119,7 @@ class FileRange:
         Memory that a thread allocates stays with that thread when it is freed (glibc's arenas: 8 MiB a thread here),
         so bulk bodies bring theirs along.
         """
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
             file.seek(self.offset + start)
             return file.readinto(memoryview(buffer)[: self.size - start])
 
@@ -123,8 +129,10 @@ class FileRange:
         """
         end = start + min(most, self.size - start)
         at = start
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
             while at < end:
+                if self.lease is not None:
+                    self.lease.check()
                 try:
                     count = os.sendfile(descriptor, file.fileno(), self.offset + at, end - at)
                 except BlockingIOError:
@@ -136,7 +144,7 @@ class FileRange:
 
     def pieces(self) -> Iterator[bytes]:
         """All of it in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
             done = 0
             while done < self.size:
                 data = os.pread(file.fileno(), min(PIECE, self.size - done), self.offset + done)
@@ -144,6 +152,12 @@ class FileRange:
                     return
                 done += len(data)
                 yield data
+
+
+def never_waiting(path: str, flags: int) -> int:
+    """An opener for ``open``: a pipe that has come in a file's place would hold a thread until somebody writes to it,
+    and no cancel ends that."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def give_way() -> None:

@@ -2,7 +2,7 @@
 
 It holds the last manifest of each tree, open multipart uploads with their finished parts, large files that are in the
 store and that no manifest names yet, accepted checkpoints that are not durable yet, and cleanup owed to a store.
-It lives in the user's state directory, never in a tree.
+It lives in the user's state directory, never in a tree. What is damaged in it is forgotten, see disk/database.py.
 
 Calls that record something are plain: they queue a row, and a thread writes the queue in batches behind them. A row
 is safe from ``kill -9`` once it is written, some milliseconds later; ``await flush()`` waits for that.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncsync.disk.database import Database, Row
+from asyncsync.disk.database import TABLES, Database, Row, put
 from asyncsync.disk.state import state_dir, tree_lock
 from asyncsync.errors import EngineClosedError
 from asyncsync.injected import token, wall_time
@@ -29,6 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+_PUT = {table: put(table) for table in TABLES}
 
 
 def journal_path() -> Path:
@@ -158,7 +159,7 @@ class Journal:
 
     def save_tree(self, tree: str, manifest: bytes, version: str) -> None:
         """The last manifest of ``tree``, and the version that the store gave it."""
-        self._record("INSERT OR REPLACE INTO trees VALUES (?, ?, ?, ?)", _blob(tree), manifest, version, wall_time())
+        self._put("trees", _blob(tree), manifest, version, wall_time())
 
     def forget_tree(self, tree: str) -> None:
         """Nothing is known of ``tree`` any more."""
@@ -166,8 +167,8 @@ class Journal:
 
     async def load_tree(self, tree: str) -> TreeState:
         """What was saved last."""
-        rows = await self._query("SELECT manifest, version FROM trees WHERE tree = ?", _blob(tree))
-        return TreeState(*rows[0]) if rows else TreeState()
+        rows = await self._rows("trees", tree=_blob(tree))
+        return TreeState(*rows[0][1:3]) if rows else TreeState()
 
     # -- uploads
 
@@ -177,16 +178,13 @@ class Journal:
         """A multipart upload exists, for this state of a local file."""
         # An inode may be larger than SQLite's signed integers, so it is kept as text.
         file = (_blob(local_path), size, mtime_ns, str(inode), part_size)
-        self._record(
-            "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?,?,?)", uri, key, upload_id, *file, wall_time()
-        )
+        self._put("uploads", uri, key, upload_id, *file, wall_time())
 
     def part_done(
         self, uri: str, key: str, upload_id: str, number: int, offset: int, size: int, etag: str, crc32c: int | None
     ) -> None:
         """The store has acknowledged a part."""
-        row = (uri, key, upload_id, number, offset, size, etag, crc32c)
-        self._record("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+        self._put("parts", uri, key, upload_id, number, offset, size, etag, crc32c)
 
     def upload_closed(self, uri: str, key: str, upload_id: str) -> None:
         """Completed or aborted."""
@@ -196,24 +194,21 @@ class Journal:
     async def open_uploads(self, uri: str) -> list[OpenUpload]:
         """All open uploads of a store, oldest first, with their finished parts by number."""
         parts: dict[tuple[str, str], list[OpenPart]] = {}
-        statement = "SELECT key, upload_id, number, offset, size, etag, crc32c FROM parts WHERE uri = ? ORDER BY number"
-        for key, upload_id, *part in await self._query(statement, uri):
+        for _, key, upload_id, *part in await self._rows("parts", "number", uri=uri):
             parts.setdefault((key, upload_id), []).append(OpenPart(*part))
-        statement = (
-            "SELECT key, upload_id, local_path, size, mtime_ns, inode, part_size FROM uploads WHERE uri = ?"
-            " ORDER BY opened"
-        )
         return [
             OpenUpload(uri, key, upload_id, _text(path), size, mtime_ns, int(inode), part_size,
                        tuple(parts.get((key, upload_id), ())))
-            for key, upload_id, path, size, mtime_ns, inode, part_size in await self._query(statement, uri)
+            for _, key, upload_id, path, size, mtime_ns, inode, part_size, _ in await self._rows(
+                "uploads", "opened", uri=uri
+            )
         ]  # fmt: skip
 
     # -- files that no manifest names yet
 
     def file_sent(self, uri: str, key: str, entry_json: str) -> None:
         """A large file is in the store; until a manifest names it, only this row says so."""
-        self._record("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", uri, _blob(key), entry_json, wall_time())
+        self._put("sent", uri, _blob(key), entry_json, wall_time())
 
     def file_named(self, uri: str, key: str) -> None:
         """A manifest names it, or it is gone."""
@@ -221,8 +216,7 @@ class Journal:
 
     async def files_sent(self, uri: str) -> dict[str, str]:
         """All of a store: key to entry."""
-        rows = await self._query("SELECT key, entry FROM sent WHERE uri = ?", uri)
-        return {_text(key): entry for key, entry in rows}
+        return {_text(key): entry for _, key, entry, _ in await self._rows("sent", uri=uri)}
 
     # -- cleanup
 
@@ -230,7 +224,7 @@ class Journal:
         """Record cleanup before anything else is awaited; the result is for :meth:`paid`."""
         # Several processes share the file, so ids are random rather than counted.
         number = int(token(7), 16)
-        self._record("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", number, uri, kind, payload, wall_time())
+        self._put("owed", number, uri, kind, payload, wall_time())
         return number
 
     def paid(self, number: int) -> None:
@@ -239,15 +233,14 @@ class Journal:
 
     async def owed(self, uri: str) -> list[Owed]:
         """All cleanup owed to a store, oldest first."""
-        rows = await self._query("SELECT id, kind, payload, since FROM owed WHERE uri = ? ORDER BY since", uri)
-        return [Owed(*row) for row in rows]
+        rows = await self._rows("owed", "since", uri=uri)
+        return [Owed(number, kind, payload, since) for number, _, kind, payload, since in rows]
 
     # -- checkpoints
 
     def checkpoint_accepted(self, uri: str, trial: str, name: str, payload_json: str) -> None:
         """A checkpoint was taken over and must become durable, if need be after a restart."""
-        row = (uri, trial, name, payload_json, wall_time())
-        self._record("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)", *row)
+        self._put("checkpoints", uri, trial, name, payload_json, wall_time())
 
     def checkpoint_closed(self, uri: str, trial: str, name: str) -> None:
         """Durable, or given up."""
@@ -255,8 +248,7 @@ class Journal:
 
     async def pending_checkpoints(self, uri: str) -> list[PendingCheckpoint]:
         """Accepted and not closed, oldest first."""
-        statement = "SELECT trial, name, payload, accepted FROM checkpoints WHERE uri = ? ORDER BY accepted"
-        return [PendingCheckpoint(*row) for row in await self._query(statement, uri)]
+        return [PendingCheckpoint(*row[1:]) for row in await self._rows("checkpoints", "accepted", uri=uri)]
 
     # -- the thread
 
@@ -264,6 +256,9 @@ class Journal:
         if self._database is None:
             raise EngineClosedError("the journal is not open")
         return self._database
+
+    def _put(self, table: str, *values: Any) -> None:
+        self._record(_PUT[table], *values)
 
     def _record(self, statement: str, *parameters: Any) -> None:
         database = self._opened()
@@ -291,12 +286,12 @@ class Journal:
         while self._queue:
             database.write([self._queue.popleft() for _ in range(len(self._queue))])
 
-    async def _query(self, statement: str, *parameters: Any) -> Sequence[Any]:
+    async def _rows(self, table: str, order: str = "", **where: Any) -> Sequence[Any]:
         database = self._opened()
 
         def ask() -> list[Any]:
             self._drain(database)
-            return database.read(statement, parameters)
+            return database.read(table, where, order)
 
         return await self._in_thread(ask)
 

@@ -157,6 +157,8 @@ class Landing:
         self.entry = entry
         self.has_parts = False
         """Whether the temporary file holds verified parts, which are worth to be kept."""
+        self.is_in_place = False
+        """Whether the file has its name; final after ``drop``, which may find a thread at that very step."""
         self._target, self._path = target, f"{target}/{entry.path}"
         self._temporary = ""
         self._descriptor: int | None = None
@@ -218,6 +220,7 @@ class Landing:
             if not self._dropped:
                 _dress(self._temporary, self.entry)
                 os.replace(self._temporary, self._path)
+                self.is_in_place = True
                 self._close()
 
     def save(self, data: bytes) -> bool:

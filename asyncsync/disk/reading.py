@@ -6,15 +6,17 @@ A file counts as read only if size, mtime and inode were the same before and aft
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange
+from asyncsync.disk.files import FileRange, never_waiting
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
@@ -67,7 +69,7 @@ def md5_range(body: FileRange) -> str:
 def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
     """XXH3-128 (hex) of ``size`` bytes from each of ``starts`` on. SourceChangedError if the file has ended before."""
     identity = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=never_waiting) as file:
         for start in starts:
             data = os.pread(file.fileno(), size, start)
             if len(data) < size:
@@ -85,9 +87,12 @@ def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[L
 def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
     try:
         for _ in range(TRIES):
-            descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = never_waiting(f"{root}/{path}", os.O_RDONLY)
             try:
-                before = FileStat.of(path, os.fstat(descriptor))
+                info = os.fstat(descriptor)
+                if not stat.S_ISREG(info.st_mode):
+                    return FileNotFoundError(errno.ENOENT, "no file any more", path)
+                before = FileStat.of(path, info)
                 data = _read_all(descriptor, before.size)
                 unchanged = len(data) == before.size and before.same_content_as(FileStat.of(path, os.fstat(descriptor)))
             finally:
@@ -112,5 +117,8 @@ def _read_all(descriptor: int, size: int) -> bytes:
 
 
 def stat_file(root: str, path: str) -> FileStat:
-    """What a file is now; FileNotFoundError."""
-    return FileStat.of(path, os.stat(f"{root}/{path}"))
+    """What a file is now; FileNotFoundError, also if something else is in its place."""
+    info = os.stat(f"{root}/{path}")
+    if not stat.S_ISREG(info.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "no file any more", path)
+    return FileStat.of(path, info)

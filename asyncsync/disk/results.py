@@ -13,10 +13,15 @@ import aiofiles.os
 
 from asyncsync.disk.files import in_thread
 from asyncsync.disk.scan import TEMPORARY
+from asyncsync.errors import ConfigError
+from asyncsync.planning.document import DEEPEST, check_depth
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
 """Always synced, whatever ``sync_artifacts`` says."""
+
+ABOVE = 10
+"""Levels of a record, or of what stands in a journal, above the metrics in it; more than there are."""
 
 
 def plain(value: object) -> object:
@@ -31,8 +36,16 @@ def plain(value: object) -> object:
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``value`` that holds JSON types only."""
-    copy: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+    """A copy of ``value`` that holds JSON types only. ConfigError if it holds itself, or more levels than a record that
+    has it can be read with."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+        check_depth(copy, DEEPEST - ABOVE)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(
+            f"metrics, metadata and parameters must be JSON of at most {DEEPEST - ABOVE} levels: {why}"
+        ) from None
     return copy
 
 
@@ -62,16 +75,24 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
 
 
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
-    """Blocking: one line in result.json, flushed, and one row in progress.csv.
+    """Blocking: one line in result.json, flushed, and one row in progress.csv, or nothing: OSError leaves both as they
+    were.
 
     The columns of the CSV are those of its first row; further ones are only in result.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _end_torn_line(directory / RESULTS)
-    with open(directory / RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-    _append_csv(directory / PROGRESS, flatten(row))
+    before = {path: path.stat().st_size if path.exists() else 0 for path in (directory / RESULTS, directory / PROGRESS)}
+    try:
+        with open(directory / RESULTS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        _append_csv(directory / PROGRESS, flatten(row))
+    except OSError:
+        for path, size in before.items():
+            if path.exists():
+                os.truncate(path, size)
+        raise
 
 
 def _end_torn_line(path: Path) -> None:

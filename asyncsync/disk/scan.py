@@ -20,6 +20,8 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 TEMPORARY = ".asyncsync-tmp"
 """Ending of the temporary files that asyncsync writes; never synced."""
 
+OWN_NAME = "asyncsync keeps names like this for itself"
+
 _NUMBERED = re.compile(r"checkpoint_\d{6,}")
 
 
@@ -61,9 +63,20 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
-    info = os.stat(root)
-    walk.directory(root, "", {(info.st_dev, info.st_ino)})
+    walk.directory(root, "", _above(root, all_the_way=rules.whole))
     return walk.found
+
+
+def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
+    """Directories that a link must not lead back to. ``all_the_way``: those above the root too, where a link would
+    take in everything that lies beside it before it is found to lead back."""
+    path, found = os.path.realpath(root), set[tuple[int, int]]()
+    while True:
+        info = os.stat(path)
+        found.add((info.st_dev, info.st_ino))
+        if not all_the_way or path == "/":
+            return found
+        path = os.path.dirname(path)
 
 
 class _Walk:
@@ -114,9 +127,9 @@ class _Walk:
         for entry in entries:
             name = entry.name
             path = prefix + name
-            if META_DIR in name and (name == META_DIR or name.endswith(TEMPORARY)):
+            if META_DIR in name and is_own_name(name):
                 if self._rules.whole:
-                    self._left_out(path, "asyncsync keeps names like this for itself")
+                    self._left_out(path, OWN_NAME)
                 continue
             try:
                 if plain and name.isascii() and entry.is_file(follow_symlinks=False):
@@ -143,7 +156,7 @@ class _Walk:
     def _file(self, info: os.stat_result, path: str) -> None:
         if not stat.S_ISREG(info.st_mode):
             self.found.warnings.append(f"{path!r}: skipped, not a regular file (socket, pipe or device)")
-        elif not path.isascii() and not _is_text(path):
+        elif not path.isascii() and not is_text(path):
             self.found.refused.append(path)
         else:
             self._keep(path, info)
@@ -204,7 +217,13 @@ class _Walk:
         return target == self._real_root or target.startswith(self._real_root + os.sep)
 
 
-def _is_text(path: str) -> bool:
+def is_own_name(name: str) -> bool:
+    """Whether asyncsync keeps such names for itself."""
+    return name == META_DIR or name.endswith(TEMPORARY)
+
+
+def is_text(path: str) -> bool:
+    """Whether a name is UTF-8, as a store wants it."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -11,12 +11,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+from asyncsync.planning.crc32c import crc32c_of_parts
+from asyncsync.planning.document import (
+    FORMAT,
+    MOST,
+    __version__,
+    check_depth,
+    check_format,
+    loads,
+    mapping,
+    parsing,
+    seconds,
+    shown,
+    text,
+    whole,
+)
+
 META_DIR = ".asyncsync"
 MANIFEST = f"{META_DIR}/manifest.json"
 LINES = 250
 """Files that are encoded or parsed in one go: about a millisecond."""
-_text = json.encoder.encode_basestring_ascii  # what json.dumps does with a str
+DIGEST = 32
+"""Hexadecimal digits of an XXH3-128."""
+_quoted = json.encoder.encode_basestring_ascii  # what json.dumps does with a str
+_FIELDS = ("path", "size", "mtime_ns", "mode", "crc32c", "part_size", "xxh3", "part_crc32c", "version")
+_OPTIONAL = ("inode", "samples")
+_REQUIRED = len(_FIELDS)
+_MOST_TIME = 1 << 65
+"""Nanoseconds, either way: any that a file system can tell, and more than a restored file can be given."""
+_INFO = {"time": seconds, "metrics": mapping, "metadata": mapping, "scanned_ns": whole, "generation": whole, "id": text}
+"""What asyncsync reads of ``info``, if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,8 @@ class FileEntry:
     """Of the local file that was sent; 0: not known, and nobody may conclude from size and mtime alone."""
     samples: str = ""
     """XXH3-128 (hex) of a few bytes here and there in a file that is appended to, see planning/appended.py."""
+    extra: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Fields that a later asyncsync has written: kept for as long as the content is."""
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(offset, size, crc32c) of each part."""
@@ -52,34 +78,100 @@ class FileEntry:
 
     def line(self) -> str:
         """The entry as JSON, on one line."""
-        parts = ",".join([_text(part) for part in self.parts])
+        parts = ",".join([_quoted(part) for part in self.parts])
         crcs = ",".join([f'"{crc:08x}"' for crc in self.part_crcs])
         return (
-            f'{{"path":{_text(self.path)},"size":{self.size},"mtime_ns":{self.mtime_ns},"mode":{self.mode},'
+            f'{{"path":{_quoted(self.path)},"size":{self.size},"mtime_ns":{self.mtime_ns},"mode":{self.mode},'
             f'"crc32c":"{self.crc32c:08x}","part_size":{self.part_size},"xxh3":[{parts}],'
-            f'"part_crc32c":[{crcs}],"version":{_text(self.version)},"inode":{self.inode}'
-            + (f',"samples":{_text(self.samples)}}}' if self.samples else "}")
+            f'"part_crc32c":[{crcs}],"version":{_quoted(self.version)},"inode":{self.inode}'
+            + (f',"samples":{_quoted(self.samples)}' if self.samples else "")
+            + (f",{_compact(self.extra)[1:]}" if self.extra else "}")
         )
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> FileEntry:
-        """The reverse of :meth:`line`; KeyError, TypeError or ValueError if something is missing or wrong."""
+    def parse(cls, raw: dict[str, Any]) -> FileEntry:
+        """The reverse of :meth:`line`; KeyError, TypeError or ValueError if something is missing or wrong, or the
+        entry contradicts itself."""
+        parts, crcs = raw["xxh3"], raw["part_crc32c"]
+        if type(crcs) is not list or type(parts) is not list:
+            raise ValueError(f"{shown(raw['path'])}: its parts are no lists")
         entry = cls(
-            path=str(raw["path"]),
-            size=int(raw["size"]),
-            mtime_ns=int(raw["mtime_ns"]),
-            mode=int(raw["mode"]),
-            crc32c=int(raw["crc32c"], 16),
-            part_size=int(raw["part_size"]),
-            parts=tuple(raw["xxh3"]),
-            part_crcs=tuple(int(crc, 16) for crc in raw["part_crc32c"]),
-            version=str(raw["version"]),
-            inode=int(raw.get("inode", 0)),
-            samples=str(raw.get("samples", "")),
+            raw["path"],
+            raw["size"],
+            raw["mtime_ns"],
+            raw["mode"],
+            _crc(raw["crc32c"]),
+            raw["part_size"],
+            tuple(parts),
+            tuple([_crc(crc) for crc in crcs]),
+            raw["version"],
+            raw.get("inode", 0),
+            raw.get("samples", ""),
+            None if len(raw) == _REQUIRED + ("inode" in raw) + ("samples" in raw) else _unknown(raw),
         )
-        if len(entry.parts) != len(entry.part_crcs) or entry.size < 0:
-            raise ValueError(f"manifest entry {entry.path!r} does not add up")
+        entry.check()
         return entry
+
+    def check(self) -> None:
+        """ValueError unless every field is what it may be, and the parts are those of the file."""
+        size, step, mode, inode = self.size, self.part_size, self.mode, self.inode
+        check_path(self.path)
+        if not (type(size) is int is type(step) and 0 <= size < MOST and 0 <= step < MOST):
+            raise self._wrong(f"its size {shown(size)} or part size {shown(step)} is no number of bytes")
+        if not (type(mode) is int is type(inode) and 0 <= mode <= 0o7777 and 0 <= inode < 1 << 64):
+            raise self._wrong(f"mode {shown(mode)} or inode {shown(inode)} is out of range")
+        if type(self.mtime_ns) is not int or not -_MOST_TIME < self.mtime_ns < _MOST_TIME:
+            raise self._wrong(f"mtime_ns {shown(self.mtime_ns)} is out of range")
+        for value in (self.version, self.samples):
+            if type(value) is not str or not value.isprintable():  # so it has no surrogates, and fits a header
+                raise self._wrong(f"{shown(value)} is no version of an object, or no sample")
+        self._check_parts(-(-size // step) if 0 < step < size else 1)
+
+    def _check_parts(self, count: int) -> None:
+        parts, crcs, step = self.parts, self.part_crcs, self.part_size
+        if not len(parts) == len(crcs) == count:
+            raise self._wrong(
+                f"{self.size} bytes in parts of {step or self.size} are {count} part(s), it has {len(parts)} XXH3-128 "
+                f"and {len(crcs)} CRC32C"
+            )
+        for part in parts:
+            if type(part) is not str or len(part) != DIGEST:
+                raise self._wrong(f"{shown(part)} is no XXH3-128")
+        crc = crcs[0] if count == 1 else crc32c_of_parts(crcs, self.size, step)
+        if crc != self.crc32c:
+            raise self._wrong(f"its CRC32C is {self.crc32c:08x}, that of its parts together {crc:08x}")
+
+    def _wrong(self, why: str) -> ValueError:
+        return ValueError(f"{shown(self.path)}: {why}")
+
+
+def check_path(path: object) -> None:
+    """ValueError unless ``path`` is one below a prefix and below a directory: no empty, ``.`` or ``..`` segment, not
+    absolute, no NUL, nothing of asyncsync's own, and UTF-8."""
+    if type(path) is not str:
+        raise ValueError(f"{shown(path)} is no path")
+    if path[:1] in "/." or "//" in path or "/." in path or path[-1] == "/" or "\0" in path:
+        steps = path.split("/")
+        if "\0" in path or not {"", ".", "..", META_DIR}.isdisjoint(steps):
+            raise ValueError(f"{shown(path)} is no path below a prefix")
+    if not path.isascii():
+        path.encode()
+
+
+def _crc(text: str) -> int:
+    """TypeError or ValueError if ``text`` is not eight hexadecimal digits."""
+    if len(text) != 8:
+        raise ValueError(f"{shown(text)} is no CRC32C")
+    return int(text, 16)
+
+
+def _unknown(raw: Mapping[str, Any]) -> dict[str, Any]:
+    check_depth(raw)
+    return {key: value for key, value in raw.items() if key not in _FIELDS and key not in _OPTIONAL}
+
+
+def _compact(value: object, *, sort_keys: bool = False) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=sort_keys)
 
 
 @dataclass(slots=True)
@@ -88,6 +180,10 @@ class Manifest:
 
     files: dict[str, FileEntry] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields that a later asyncsync has written: written back."""
+    by: str = f"asyncsync {__version__}"
+    """Who wrote it."""
 
     @property
     def bytes_total(self) -> int:
@@ -96,7 +192,7 @@ class Manifest:
 
     def encode(self) -> Iterable[bytes]:
         """The document in pieces of LINES files."""
-        head = json.dumps({"format": FORMAT, "info": self.info}, separators=(",", ":"), sort_keys=True)
+        head = _compact({**self.extra, "format": FORMAT, "by": self.by, "info": self.info}, sort_keys=True)
         yield f'{head[:-1]},"files":['.encode()
         lines: list[str] = []
         first = True
@@ -119,34 +215,41 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Parse a document; ValueError says what is wrong with it."""
-        try:
+        """Parse a document; DocumentError says what is wrong with it."""
+        with parsing("manifest"):
             try:
-                return cls._of(*_by_lines(data))
-            except ValueError:  # another layout, or broken: the whole of it decides
-                raw = json.loads(data)
-                return cls._of(raw, [raw["files"]])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a manifest: {error}") from error
+                head, batches = _by_lines(data)
+                check_format(head)
+                return cls._of(head, (raw for batch in batches for raw in json.loads(batch)))
+            except json.JSONDecodeError:  # another layout, or broken: the whole of it decides
+                head = loads(data)
+                check_format(head)
+                if type(head["files"]) is not list:
+                    raise TypeError("its files are no list")
+                return cls._of(head, head["files"])
 
     @classmethod
-    def _of(cls, head: Mapping[str, Any], batches: Iterable[Iterable[Mapping[str, Any]]]) -> Manifest:
-        if head["format"] != FORMAT:
-            raise ValueError(f"manifest format {head['format']} is not known to this version (knows {FORMAT})")
+    def _of(cls, head: dict[str, Any], entries: Iterable[dict[str, Any]]) -> Manifest:
+        info = mapping("info", head.get("info", {}))
+        for name, check in _INFO.items():
+            if name in info:
+                check(name, info[name])
+        extra = {key: value for key, value in head.items() if key not in ("format", "by", "info", "files")}
         files: dict[str, FileEntry] = {}
-        for batch in batches:
-            for raw in batch:
-                entry = FileEntry.parse(raw)
-                files[entry.path] = entry
-        return cls(files, dict(head.get("info", {})))
+        for raw in entries:
+            entry = FileEntry.parse(raw)
+            if entry.path in files:
+                raise ValueError(f"{shown(entry.path)} is there twice")
+            files[entry.path] = entry
+        return cls(files, info, extra, text("by", head.get("by", "")))
 
 
-def _by_lines(data: bytes) -> tuple[dict[str, Any], Iterator[list[Any]]]:
+def _by_lines(data: bytes) -> tuple[dict[str, Any], Iterator[bytes]]:
     """The document if it is laid out as ours are, a few lines at a time: one call for all of it would hold the
-    interpreter, and with it the event loop, for 0.3 s per 100,000 files. ValueError: it is not, or is broken."""
+    interpreter, and with it the event loop, for 0.3 s per 100,000 files. JSONDecodeError: it is not."""
     head, *lines = data.split(b"\n")
     if not head.endswith(b'"files":[') or lines[-2:] != [b"]}", b""]:
-        raise ValueError("not one file a line")
+        raise json.JSONDecodeError("not one file a line", "", 0)
     del lines[-2:]
     batches = (b"".join(lines[start : start + LINES]).rstrip(b",") for start in range(0, len(lines), LINES))
-    return json.loads(head + b"]}"), (json.loads(b"[%s]" % batch) for batch in batches)
+    return loads(head + b"]}"), (b"[%s]" % batch for batch in batches)

@@ -60,7 +60,8 @@ class SameFileError(ValueError):
 
 
 def merge(parts: Mapping[int, Manifest]) -> Manifest:
-    """The manifest of the whole checkpoint: the files of all ranks, and what rank 0 says of it. SameFileError."""
+    """The manifest of the whole checkpoint: the files of all ranks, and what rank 0 says of it, whoever
+    merges them. SameFileError."""
     files: dict[str, FileEntry] = {}
     owner: dict[str, int] = {}
     for rank in sorted(parts):
@@ -70,4 +71,4 @@ def merge(parts: Mapping[int, Manifest]) -> Manifest:
                 raise SameFileError(path, (owner[path], rank))
             owner.setdefault(path, rank)
     info = {key: value for key, value in parts[0].info.items() if key not in _OWN}
-    return Manifest(files, info)
+    return Manifest(files, info, parts[0].extra, parts[0].by)

@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, check_lease, in_thread, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores import gcs_parts as layout
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
@@ -24,33 +24,44 @@ from asyncsync.stores.gcs_answers import (
     Checked,
     check_version,
     crc_to_text,
-    document_of,
+    generation_in,
     generation_of,
     info_from_headers,
-    info_of,
     media_bytes,
     range_bytes,
-    unix_of,
 )
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_compose import Composes
 from asyncsync.stores.gcs_deletions import Deletions, Doomed
+from asyncsync.stores.gcs_documents import (
+    Document,
+    Listing,
+    Resource,
+    document_of,
+    listing_of,
+    refuse,
+    resource_of,
+    unix_of,
+    written_of,
+)
 from asyncsync.stores.gcs_errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs_options import GcsOptions, proxy_for
 from asyncsync.stores.gcs_plane import OwnPlane, Plane
 from asyncsync.stores.gcs_repeats import Repeats
-from asyncsync.stores.gcs_sessions import Sessions
+from asyncsync.stores.gcs_rewrite import Rewrites
+from asyncsync.stores.gcs_sessions import Insert, Sessions
 from asyncsync.stores.gcs_window import CHUNK
 from asyncsync.stores.gcs_wire import Wire
+from asyncsync.stores.landed import body_size
 
 log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, paces=True, goes_on=True, complete_asks=True,
+    max_single_put=5 << 40, conditional_copy=True, paces=True, goes_on=True, complete_asks=True,
 )  # fmt: skip
-_RESOURCE = "name,size,generation,crc32c,updated"
-_WRITTEN = "generation,crc32c,size"
+_ITEM = "name,size,generation,crc32c,updated"
+_RESOURCE = f"bucket,{_ITEM}"
 
 
 class GcsStore(Store):
@@ -82,6 +93,7 @@ class GcsStore(Store):
         self._repeats: Repeats | None = None
         self._deletions: Deletions | None = None
         self._composes: Composes | None = None
+        self._rewrites: Rewrites | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
@@ -103,6 +115,7 @@ class GcsStore(Store):
                 self._sessions, self._repeats = Sessions(self._wire), Repeats(self._wire)
                 self._deletions = Deletions(self._wire, self._repeats)
                 self._composes = Composes(self._wire, self._options, _RESOURCE)
+                self._rewrites = Rewrites(self._wire, self._options, _RESOURCE)
             return self._wire
 
     async def _new_plane(self) -> Plane:
@@ -145,27 +158,21 @@ class GcsStore(Store):
         if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
             assert self._sessions is not None  # made with the wire
             target = self._insert_target(wire, if_version, "resumable")
-            answer = await self._sessions.upload(name, target, document, body)
+            made = await self._sessions.upload(Insert(name, target, document, body, crc32c))
         else:
-            answer = await self._insert_once(wire, name, document, body, if_version)
-        stored = answer.get("crc32c", sent)
-        if stored != sent:
-            raise IntegrityError(
-                f"insert {wire.where(name)}: sent CRC32C {sent}, the store has {stored}", retryable=True
-            )
-        size = len(body) if isinstance(body, bytes) else body.size
-        return ObjectInfo(key, size, str(answer["generation"]), crc32c)
+            made = await self._insert_once(wire, name, document, body, crc32c, if_version)
+        return made.info(key)
 
     async def _insert_once(
-        self, wire: Wire, name: str, document: bytes, body: Body, if_version: str | None
-    ) -> dict[str, Any]:
+        self, wire: Wire, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
+    ) -> Resource:
         assert self._repeats is not None  # made with the wire
         met = None if if_version is not None else (await self._repeats.standing([name])).get(name)
         try:
             with self._repeats.writing([name]):
                 target = self._small_target(wire, if_version if met is None else met)
                 said = await wire.upload(name, target, document, body)
-                return document_of(f"insert {wire.where(name)}", said)
+                return written_of(f"insert {wire.where(name)}", said, name, self._bucket, body_size(body), crc32c)
         except PreconditionError as error:
             if met is None:
                 raise
@@ -182,7 +189,7 @@ class GcsStore(Store):
     def _insert_target(self, wire: Wire, if_version: str | None, kind: str) -> str:
         return wire.upload_target(
             wire.params(
-                uploadType=kind, fields=_WRITTEN, ifGenerationMatch=generation_of(if_version),
+                uploadType=kind, fields=_RESOURCE, ifGenerationMatch=generation_of(if_version),
                 **self._options.object_query(),
             )
         )  # fmt: skip
@@ -200,7 +207,7 @@ class GcsStore(Store):
 
         def expect(answer: Mapping[str, str]) -> int | None:
             nonlocal total
-            check_version(where, if_version, answer.get("x-goog-generation"))
+            check_version(where, if_version, generation_in(answer))
             if not ranged:
                 return media_bytes(answer)
             come, total = range_bytes(where, answer, start, length)
@@ -229,13 +236,14 @@ class GcsStore(Store):
         wire = self._wire or await self._open()
         name = self._full(key)
         target = wire.target(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
-        where = wire.where(name)
-        info = info_of(key, document_of(f"get {where}", await wire.ask("get", "GET", name, target)))
-        check_version(where, if_version, info.version)
-        return info
+        where, said = wire.where(name), await wire.ask("get", "GET", name, target)
+        found = resource_of(f"get {where}", document_of(f"get {where}", said), name, self._bucket)
+        check_version(where, if_version, found.generation)
+        return found.info(key)
 
     async def delete(self, keys: Sequence[str]) -> None:
         deletions = await self._open_deletions()
+        check_lease(lease_of(keys))
         await deletions.delete([Doomed(self._full(key)) for key in keys])
 
     async def _open_deletions(self) -> Deletions:
@@ -247,42 +255,45 @@ class GcsStore(Store):
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
-        """In as many steps as the service wants, over what is there when it begins."""
+        """Without ``if_version`` it replaces what is there when it begins, and nothing else."""
+        self.check_copy_condition(key, if_version)
         wire = self._wire or await self._open()
-        name, target = self._full(source), quote(self._full(key), safe="")
-        path = wire.object_path(name, f"/rewriteTo/b/{self._bucket}/o/{target}")
-        met, token = await wire.generation(self._full(key)), None
-        while True:
-            params = wire.params(
-                ifSourceGenerationMatch=if_source_version, ifGenerationMatch=met, rewriteToken=token,
-                fields=f"done,rewriteToken,resource({_RESOURCE})",
-                **self._options.destination_query("destinationKmsKeyName"),
-            )  # fmt: skip
-            said = await wire.post("rewrite", name, wire.target(path, params))
-            answer = document_of(f"rewrite {wire.where(name)}", said)
-            if answer["done"]:
-                return info_of(key, answer["resource"])
-            token = answer["rewriteToken"]
+        assert self._rewrites is not None  # made with the wire
+        name = self._full(key)
+        met = await wire.generation(name) if if_version is None else "0"
+        check_lease(lease_of(key))
+        return (await self._rewrites.run(self._full(source), name, if_source_version, met, size)).info(key)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
+        seen: set[str | None] = set()
         while True:
-            answer = await self._page(self._prefix + prefix, f"items({_RESOURCE})", delimiter, token)
-            skip, token = len(self._prefix), answer.get("nextPageToken")
-            items = [item for item in answer.get("items", ()) if len(item["name"]) > skip]
-            objects = (info_of(item["name"][skip:], item) for item in items)
+            page = await self._page(self._prefix + prefix, _ITEM, seen, delimiter, token)
+            skip, token = len(self._prefix), page.token
+            items = (item for item in page.items if len(item["name"]) > skip)
+            objects = (self._item(item).info(item["name"][skip:]) for item in items)
             shown = tuple(info for info in objects if not layout.is_hidden(info.key))
-            prefixes = tuple(found[skip:] for found in answer.get("prefixes", ()) if not layout.is_hidden(found[skip:]))
+            prefixes = tuple(found[skip:] for found in page.prefixes if not layout.is_hidden(found[skip:]))
             if shown or prefixes or token is None:  # a page of hidden objects only is no page
                 return Page(shown, prefixes, token)
 
-    async def _page(self, prefix: str, items: str, delimiter: str = "", token: str | None = None) -> dict[str, Any]:
+    def _item(self, item: Document) -> Resource:
+        return resource_of(f"list {self.uri}", item, item["name"], None)
+
+    async def _page(
+        self, prefix: str, fields: str, seen: set[str | None], delimiter: str = "", token: str | None = None
+    ) -> Listing:
+        """``seen`` are the tokens of the pages before: one that comes again would make a circle of them."""
         wire = self._wire or await self._open()
         params = wire.params(
             prefix=prefix or None, delimiter=delimiter or None, pageToken=token, maxResults="1000",
-            fields=f"{items},prefixes,nextPageToken",
+            fields=f"kind,items({fields}),prefixes,nextPageToken",
         )  # fmt: skip
-        answer = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
-        return document_of(f"list {wire.where(prefix)}", answer)
+        said = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
+        page = listing_of(f"list {wire.where(prefix)}", said, prefix)
+        seen.add(token)
+        if page.token is not None and page.token in seen:
+            refuse(f"list {wire.where(prefix)}", "'nextPageToken' is that of a page before")
+        return page
 
     # Multipart
 
@@ -324,10 +335,14 @@ class GcsStore(Store):
         own = partial(layout.part_key, upload.upload_id)
         sources = [layout.source_of(part, self._full(own(part.number))) for part in parts]
         home = self._full(layout.home_of(upload.upload_id))
-        info = info_of(upload.key, await self._composes.run(self._full(upload.key), sources, home, if_version))
+        check_lease(upload.lease)
+        made = await self._composes.run(self._full(upload.key), sources, home, if_version)
+        info, size = made.info(upload.key), sum(part.size for part in parts)
         expected = whole if crc32c is None else crc32c
         if None not in (info.crc32c, expected) and info.crc32c != expected:
             raise IntegrityError(f"compose {self.uri}/{upload.key}: CRC32C {info.crc32c:08x}, not {expected:08x}")
+        if info.size != size:
+            refuse(f"compose {self.uri}/{upload.key}", f"it has 'size' {info.size}, the parts have {size}")
         try:
             await self.abort_multipart(upload)
         except StoreError as error:
@@ -338,25 +353,26 @@ class GcsStore(Store):
 
     async def abort_multipart(self, upload: Upload) -> None:
         deletions = await self._open_deletions()
-        found = await self._objects_below(layout.home_of(upload.upload_id), "name,generation")
-        await deletions.delete([Doomed(item["name"], item["generation"]) for item in found])
+        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
+        items = [self._item(item) for item in found]
+        await deletions.delete([Doomed(item.name, item.generation) for item in items])
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        found = await self._objects_below(layout.home_of(upload.upload_id), "name,size,generation,crc32c")
+        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
         if not any(item["name"].endswith(layout.marker_key(upload.upload_id)) for item in found):
             raise NotFoundError(f"{self.uri}: there is no upload {upload.upload_id} of {upload.key!r}")
         parts: list[Part] = []
         for item in found:
             number = layout.number_of(item["name"])
             if number is not None:
-                info = info_of(item["name"], item)
-                parts.append(Part(number, -1, info.size, info.version, info.crc32c))
+                info = self._item(item)
+                parts.append(Part(number, -1, info.size, info.generation, info.crc32c))
         return sorted(parts, key=lambda part: part.number)
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         uploads: dict[str, Upload] = {}
         for item in await self._objects_below(layout.HOME, "name,metadata,timeCreated"):
-            key = unquote(str((item.get("metadata") or {}).get(layout.KEY, "")))
+            key = layout.owner_in(item)
             upload_id = layout.upload_of(item["name"][len(self._prefix) :])
             if key and key.startswith(prefix):
                 started = unix_of(item.get("timeCreated"))
@@ -365,14 +381,15 @@ class GcsStore(Store):
                     uploads[upload_id] = Upload(key, upload_id, started)
         return list(uploads.values())
 
-    async def _objects_below(self, prefix: str, fields: str) -> Sequence[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    async def _objects_below(self, prefix: str, fields: str) -> Sequence[Document]:
+        found: list[Document] = []
+        seen: set[str | None] = set()
         token: str | None = None
         while True:
-            answer = await self._page(self._prefix + prefix, f"items({fields})", token=token)
-            found += answer.get("items", ())
-            token = answer.get("nextPageToken")
-            if not token:
+            page = await self._page(self._prefix + prefix, fields, seen, token=token)
+            found += page.items
+            token = page.token
+            if token is None:
                 return found
 
 

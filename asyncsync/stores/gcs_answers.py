@@ -1,18 +1,20 @@
-"""What the answers of Cloud Storage say, in the words of :mod:`asyncsync.stores.base`."""
+"""What the headers of Cloud Storage's answers say, in the words of :mod:`asyncsync.stores.base`. Those are a server's
+text: numbers are ASCII digits of bounded length, and what is none is an error of the store."""
 
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from asyncsync.disk.hashing import crc32c_extend
-from asyncsync.errors import PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import PreconditionError, StoreError
 from asyncsync.stores.base import MISSING, ObjectInfo, Piece, Sink
+
+_NUMBER = re.compile("[0-9]{1,19}")
+_RANGE = re.compile("bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_KEPT = re.compile("bytes=0-([0-9]{1,19})")
 
 
 def crc_to_text(crc32c: int) -> str:
@@ -35,23 +37,17 @@ def generation_of(if_version: str | None) -> str | None:
     return "0" if if_version == MISSING else if_version
 
 
-def document_of(where: str, content: bytes) -> dict[str, Any]:
-    """The JSON object that a success carries. UnavailableError if it is none: it was cut, or somebody else answered.
-    What was asked for may have been done all the same."""
-    try:
-        found = json.loads(content)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UnavailableError(f"{where}: this is no answer of Cloud Storage: {content[:60]!r}")
-    return found
+def generation_in(headers: Mapping[str, str]) -> str | None:
+    """That of the object whose media these headers go with; None: they do not tell it."""
+    found = headers.get("x-goog-generation", "")
+    return found if _NUMBER.fullmatch(found) else None
 
 
-def info_of(key: str, resource: Mapping[str, Any]) -> ObjectInfo:
-    """From an object resource; some servers leave out what is 0."""
-    crc = crc_from_text(resource.get("crc32c"))
-    size, updated = int(resource.get("size", 0)), unix_of(resource.get("updated"))
-    return ObjectInfo(key, size, str(resource["generation"]), crc, updated)
+def kept_bytes(headers: Mapping[str, str]) -> int:
+    """Bytes of a resumable upload that the service has for good; without a Range header it has none. Nor with
+    ``bytes=0-0``, as gcp-storage-emulator writes it: what is kept of an unfinished body is a multiple of 256 KiB."""
+    found = _KEPT.fullmatch(headers.get("range", "").replace(" ", ""))
+    return int(found[1]) + 1 if found and int(found[1]) else 0
 
 
 def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
@@ -59,18 +55,9 @@ def info_from_headers(key: str, size: int, headers: Mapping[str, str]) -> Object
     crc = re.search(r"crc32c=([^,\s]+)", headers.get("x-goog-hash", ""))
     try:
         modified: float | None = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         modified = None
-    version = headers.get("x-goog-generation", "")
-    return ObjectInfo(key, size, version, crc_from_text(crc[1]) if crc else None, modified)
-
-
-def unix_of(when: str | None) -> float | None:
-    """Unix seconds of an RFC 3339 time."""
-    try:
-        return None if when is None else datetime.fromisoformat(when).timestamp()
-    except ValueError:
-        return None
+    return ObjectInfo(key, size, generation_in(headers) or "", crc_from_text(crc[1]) if crc else None, modified)
 
 
 def range_bytes(where: str, headers: Mapping[str, str], start: int, length: int | None) -> tuple[int, int]:
@@ -78,7 +65,7 @@ def range_bytes(where: str, headers: Mapping[str, str], start: int, length: int 
 
     The status is not looked at: servers that forget it (200 instead of 206) tell the bounds all the same.
     """
-    part = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("content-range", ""))
+    part = _RANGE.fullmatch(headers.get("content-range", ""))
     if part is None:
         raise StoreError(f"get {where}: the store ignored the requested range")
     first, last, total = int(part[1]), int(part[2]), int(part[3])
@@ -91,7 +78,7 @@ def range_bytes(where: str, headers: Mapping[str, str], start: int, length: int 
 def media_bytes(headers: Mapping[str, str]) -> int | None:
     """How many bytes an answer with a whole object carries; None: it does not say."""
     text = headers.get("content-length", headers.get("x-goog-stored-content-length", ""))
-    return int(text) if text.isdigit() else None
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def check_version(where: str, wanted: str | None, found: str | None) -> None:

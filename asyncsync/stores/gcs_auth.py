@@ -6,7 +6,9 @@ Its own cache renews in tasks that nobody owns and repeats a failure for a minut
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -23,6 +25,9 @@ SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
 FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 FRESH = 0.9
 """The part of its life after which a token is renewed; Google's live an hour."""
+_TOKEN = re.compile("[!-~]+")
+MOST_LIFE = 1 << 31
+"""Seconds beyond which it is none."""
 ANSWER_SECONDS = 10
 
 
@@ -68,8 +73,12 @@ class Access:
             except Exception as error:
                 machine = self._source.token_type is Type.GCE_METADATA
                 raise no_token(self._where, error, from_machine=machine) from error
-            self._header = f"Bearer {answer.value}"
-            self._until = self._now() + FRESH * answer.expires_in
+            token, life = answer.value, answer.expires_in
+            if not (
+                isinstance(token, str) and re.fullmatch("[!-~]+", token) and type(life) is int and life < MOST_LIFE
+            ):
+                raise UnavailableError(f"{self._where}: no access token: what was given is none that can be used")
+            self._header, self._until = f"Bearer {token}", self._now() + FRESH * life
 
     async def _open(self) -> Any:
         path = self._options.credentials or os.environ.get(FILE)
@@ -112,6 +121,8 @@ class _Proxied:
 def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
     """No access token. ``from_machine``: there is no credentials file, so the metadata server was asked."""
     said = f"{type(error).__name__}: {error}"
+    if _passes(error):
+        return UnavailableError(f"{where}: no access token: {said}")
     if from_machine:
         return AccessDeniedError(
             f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
@@ -119,8 +130,19 @@ def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncEr
         )
     if isinstance(error, aiohttp.ClientHttpProxyError):  # its text may tell the proxy's password
         return UnavailableError(f"{where}: no access token: the proxy refused: HTTP {error.status}")
-    if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
+    if isinstance(error, aiohttp.ClientResponseError):
         return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientError | OSError):
         return UnavailableError(f"{where}: no access token: {said}")
     return AccessDeniedError(f"{where}: the credentials cannot be used: {type(error).__name__}")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether who gives tokens failed for a moment, or somebody else answered in its place."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return False
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status < 300 or error.status in (408, 429) or error.status >= 500
+    if isinstance(error, KeyError):
+        return error.args in (("access_token",), ("expires_in",))
+    return isinstance(error, json.JSONDecodeError | TypeError | RecursionError)

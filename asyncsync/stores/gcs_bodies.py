@@ -18,8 +18,8 @@ CALLS = 100
 """Most calls in a batch (Cloud Storage documentation, "Batch requests")."""
 RELATED_TYPE = f"multipart/related; boundary={_BOUNDARY}"
 BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
-_STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
-_WHOSE = re.compile(rb"^Content-ID:\s*<?response-<?(\d+)>?", re.MULTILINE | re.IGNORECASE)
+_STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})(?!\d)", re.MULTILINE)
+_WHOSE = re.compile(rb"^Content-ID:\s*<?response-<?(\d{1,9})>?", re.MULTILINE | re.IGNORECASE)
 
 
 def before_media(document: bytes) -> bytes:
@@ -37,14 +37,20 @@ def batch(paths: Sequence[str]) -> bytes:
     return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
 
 
-def batch_statuses(answer: bytes) -> dict[int, tuple[int, bytes]]:
-    """Call -> its status, with what the answer says from there on. Answers come in any order, and name their call by
-    its Content-ID; where they do not, theirs is taken for that of the calls."""
-    found = list(_STATUS.finditer(answer))
-    begins = [0] + [match.end() for match in found]
-    ends = [match.start() for match in found[1:]] + [len(answer)]
-    statuses: dict[int, tuple[int, bytes]] = {}
-    for place, (match, begin, end) in enumerate(zip(found, begins[:-1], ends, strict=True)):
-        whose = _WHOSE.findall(answer, begin, match.start())
-        statuses[int(whose[-1]) if whose else place] = int(match[1]), answer[match.end() : end]
-    return statuses
+def batch_answers(said: bytes) -> list[tuple[int, int, bytes]] | None:
+    """Of each answer in a batch: to which call, its status, its body. None: this is no batch, or not all of one.
+
+    Answers come in any order, and name their call by its Content-ID; where they do not, theirs is taken for that of the
+    calls."""
+    mark, *_ = said.lstrip().partition(b"\r\n")
+    if not mark.startswith(b"--") or not said.rstrip().endswith(mark + b"--"):
+        return None
+    answers: list[tuple[int, int, bytes]] = []
+    for place, part in enumerate(said.strip().split(mark)[1:-1]):
+        status = _STATUS.search(part)
+        if status is None:
+            return None
+        whose = _WHOSE.search(part, 0, status.start())
+        body = part[status.end() :].partition(b"\r\n\r\n")[2]
+        answers.append((int(whose[1]) if whose else place, int(status[1]), body.strip()))
+    return answers

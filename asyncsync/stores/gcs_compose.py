@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs_answers import document_of, generation_of
+from asyncsync.stores.gcs_answers import generation_of
+from asyncsync.stores.gcs_documents import Resource, document_of, resource_of
 from asyncsync.stores.gcs_options import GcsOptions
 from asyncsync.stores.gcs_parts import AT_ONCE, WIDTH, Source, groups, step_name
 from asyncsync.stores.gcs_wire import Wire
@@ -29,8 +29,8 @@ class Composes:
         self._query = options.destination_query()
         self._properties = {name: value for name, value in options.properties().items() if name != "storageClass"}
 
-    async def run(self, name: str, sources: Sequence[Source], home: str, if_version: str | None) -> dict[str, Any]:
-        """Make ``name``, by way of objects below ``home`` if there are many ``sources``; the resource of what was made.
+    async def run(self, name: str, sources: Sequence[Source], home: str, if_version: str | None) -> Resource:
+        """Make ``name``, by way of objects below ``home`` if there are many ``sources``; what was made.
 
         PreconditionError if ``name`` is not at ``if_version``; NotFoundError if a source is gone or has changed.
         """
@@ -58,12 +58,12 @@ class Composes:
         async def step(numbered: tuple[int, Sequence[Source]]) -> None:
             index, group = numbered
             name = step_name(home, index, attempt)
-            made[index] = Source(name, str((await self._compose(name, group, MISSING))["generation"]))
+            made[index] = Source(name, (await self._compose(name, group, MISSING)).generation)
 
         await for_each(enumerate(groups(sources)), step, AT_ONCE)
         return [made[index] for index in sorted(made)]
 
-    async def _compose(self, name: str, sources: Sequence[Source], if_version: str | None) -> dict[str, Any]:
+    async def _compose(self, name: str, sources: Sequence[Source], if_version: str | None) -> Resource:
         wire = self._wire
         params = wire.params(ifGenerationMatch=generation_of(if_version), fields=self._fields, **self._query)
         listed = [source.document() for source in sources]
@@ -75,7 +75,8 @@ class Composes:
             if if_version is not None:
                 await self._explain(name, if_version, error)
             raise
-        return document_of(f"compose {wire.where(name)}", answer)
+        where = f"compose {wire.where(name)}"
+        return resource_of(where, document_of(where, answer), name, wire.bucket)
 
     async def _explain(self, name: str, if_version: str, error: PreconditionError | NotFoundError) -> None:
         """Sources and destination are refused alike: only what is there now tells which it was."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from asyncsync.errors import NotFoundError, StoreError
-from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_statuses
-from asyncsync.stores.gcs_errors import UnsupportedError, failure
+from asyncsync.errors import NotFoundError
+from asyncsync.stores.gcs_bodies import BATCH_TYPE, CALLS, batch, batch_answers
+from asyncsync.stores.gcs_documents import refuse
+from asyncsync.stores.gcs_errors import NoBucketError, UnsupportedError, failure
 from asyncsync.stores.gcs_parts import AT_ONCE
 from asyncsync.stores.gcs_repeats import Repeats
 from asyncsync.stores.gcs_wire import Wire
@@ -59,10 +60,17 @@ class Deletions:
 
     async def _one(self, each: Doomed) -> None:
         try:
-            await self._wire.ask("delete", "DELETE", each.name, self._target(each))
-        except NotFoundError as error:
-            if "there is no bucket" in str(error):
-                raise
+            said = await self._wire.ask("delete", "DELETE", each.name, self._target(each))
+        except NoBucketError:
+            raise
+        except NotFoundError:
+            return
+        self._check_empty(each, said)
+
+    def _check_empty(self, each: Doomed, said: bytes) -> None:
+        """Whoever deletes has nothing to say (documentation, "Objects: delete"); some servers call that ``null``."""
+        if said.strip() not in (b"", b"null"):
+            refuse(f"delete {self._wire.where(each.name)}", f"it is not empty: {said[:60]!r}")
 
     async def _batch(self, objects: Sequence[Doomed]) -> None:
         wire = self._wire
@@ -74,11 +82,18 @@ class Deletions:
             self._batches = False
             await self._singly(objects)
             return
-        answers = batch_statuses(said)
-        if set(answers) != set(range(len(objects))):
-            raise StoreError(f"batch delete {wire.where('')}: {len(answers)} answers to {len(objects)} calls")
-        for number, (status, text) in answers.items():
-            if status >= 300 and status != 404:
-                document = text.partition(b"{")
-                body = document[1] + document[2].rpartition(b"}")[0] + b"}"
-                raise failure("delete", wire.where(objects[number].name), status, {}, body)
+        answers = batch_answers(said)
+        if answers is None:
+            refuse(f"batch delete {wire.where('')}", f"it is no whole batch: {said[:60]!r}")
+        if sorted(number for number, _, _ in answers) != list(range(len(objects))):
+            refuse(f"batch delete {wire.where('')}", f"it has {len(answers)} answers to {len(objects)} calls")
+        for number, status, text in answers:
+            self._judge(objects[number], status, text)
+
+    def _judge(self, each: Doomed, status: int, said: bytes) -> None:
+        if 200 <= status < 300:
+            self._check_empty(each, said)
+            return
+        error = failure("delete", self._wire.where(each.name), status, {}, said)
+        if isinstance(error, NoBucketError) or not isinstance(error, NotFoundError):
+            raise error

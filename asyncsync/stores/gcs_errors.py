@@ -20,7 +20,13 @@ from asyncsync.errors import (
 
 _LIMITED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 """Reasons of a 403 that mean 429 (Cloud Storage documentation, "HTTP status and error codes for JSON")."""
+SHOWN = 500
+"""Most characters that an error shows of what a server says."""
 _DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated|validation)", re.IGNORECASE | re.DOTALL)
+
+
+class NoBucketError(NotFoundError):
+    """The bucket itself is not there."""
 
 
 class UnsatisfiableRangeError(StoreError):
@@ -36,7 +42,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     message, reason = _said(body)
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
     if status == 404 and "bucket" in message.lower() and "object" not in message.lower():
-        return NotFoundError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
+        return NoBucketError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
     if status in (400, 412) and _DAMAGED.search(message):
         return IntegrityError(text, retryable=True)
     if status in (404, 410):
@@ -63,17 +69,22 @@ def _said(body: bytes) -> tuple[str, str]:
     try:
         error = json.loads(body)["error"]
         reasons = error.get("errors") or [{}]
-        return str(error.get("message", "")), str(reasons[0].get("reason", ""))
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        return body[:500].decode("utf-8", "replace").strip(), ""
+        return _shown(error.get("message", "")), _shown(reasons[0].get("reason", ""))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+        return body[:SHOWN].decode("utf-8", "replace").strip(), ""
+
+
+def _shown(value: object) -> str:
+    """So much of a text as an error shows; halves of surrogate pairs, which JSON can spell, can be shown nowhere."""
+    return value[:SHOWN].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the answer asks us to wait: a number, or a date."""
     value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
+    if re.fullmatch("[0-9]{1,9}([.][0-9]{1,9})?", value):
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -11,9 +11,9 @@ tail), but not of a range of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.stores.base import Part
@@ -98,6 +98,13 @@ def combined(parts: Iterable[Part]) -> int | None:
 def groups(sources: Sequence[Source]) -> list[Sequence[Source]]:
     """What to compose first so that at most 32 remain; one level of the tree."""
     return [sources[start : start + WIDTH] for start in range(0, len(sources), WIDTH)]
+
+
+def owner_in(item: Mapping[str, object]) -> str:
+    """The key that an object of an upload becomes, as :func:`belongs_to` told it; empty if it does not tell."""
+    metadata = item.get("metadata")
+    found = metadata.get(KEY) if isinstance(metadata, dict) else None
+    return unquote(found) if isinstance(found, str) and found.isascii() else ""
 
 
 def belongs_to(key: str) -> bytes:

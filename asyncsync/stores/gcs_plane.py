@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from asyncsync.disk.files import FileRange
+from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.base import Sink
 from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_answer import Answer
@@ -22,6 +22,8 @@ SERVER_SECONDS = 90.0
 PATIENT_CONNECTIONS = 16
 MOST = 1 << 24
 """Bytes of an answer that are kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
+INCOMPLETE = 308
+"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -38,6 +40,8 @@ class Request:
     after: bytes = b""
     patient: bool = False
     """The service may be silent for a while before it answers."""
+    lease: Lease | None = None
+    """Under which the body is sent: LeaseExpiredError, and nobody can carry the request out."""
 
     @property
     def size(self) -> int:
@@ -97,7 +101,9 @@ class OwnPlane:
     async def send(self, request: Request, authorization: str | None) -> Answer:
         http = self._patient if request.patient else self._http
         head = self._head(request, authorization)
-        return await http.send(head + request.before, request.body, suffix=request.after, most=MOST)
+        return await http.send(
+            head + request.before, request.body, suffix=request.after, most=MOST, lease=request.lease, also=INCOMPLETE
+        )
 
     async def fetch(
         self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink

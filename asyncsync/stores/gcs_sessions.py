@@ -4,20 +4,24 @@ A session outlives the attempt that broke: the next attempt with the same body a
 there. How large chunks are, :mod:`asyncsync.stores.gcs_window` says; a body that is no larger than one goes in one
 request, which saves the round trip that opens a session, unless it is to go on in another process: the session of a
 part or a file is kept in the journal (``FileRange.progress``).
+
+The condition of an upload, its name and its checksum are told when a session is opened, so only the very same request
+goes on in it: what the journal keeps names that too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from dataclasses import replace
-from typing import Any
+import hashlib
+from dataclasses import dataclass, replace
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import NotFoundError, StoreError, ThrottledError, UnavailableError
-from asyncsync.stores.gcs_answers import document_of
+from asyncsync.errors import IntegrityError, NotFoundError, StoreError, ThrottledError, UnavailableError
+from asyncsync.stores.gcs_answers import kept_bytes
+from asyncsync.stores.gcs_documents import Resource, written_of
+from asyncsync.stores.gcs_plane import INCOMPLETE
 from asyncsync.stores.gcs_window import Window, Windows
-from asyncsync.stores.gcs_wire import INCOMPLETE, Wire
+from asyncsync.stores.gcs_wire import Wire, is_session
 from asyncsync.stores.http1_answer import Answer, BrokenError
 
 KEPT = 256
@@ -26,8 +30,36 @@ KEPT = 256
 REFUSALS = 3
 """After so many errors in a row for an answer to how far it is, a session is given up. That nobody answers is none."""
 
-_Body = tuple[str, bytes, str, int, int]
+_Key = tuple[str, str, int, int]
 _PASSING = (asyncio.CancelledError, UnavailableError, ThrottledError)
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """What a session makes: the request that opens it, and its body. ``document`` tells name and CRC32C."""
+
+    name: str
+    target: str
+    document: bytes
+    body: FileRange
+    crc32c: int
+
+    def mark(self) -> str:
+        """Of the request, for the journal."""
+        return hashlib.blake2b(b"\0".join((self.target.encode(), self.document)), digest_size=8).hexdigest()
+
+    def key(self) -> _Key:
+        """Who sends the same again gives the same."""
+        return self.mark(), self.body.path, self.body.offset, self.body.size
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """A session to go on with. ``sent``: up to where this process has sent the body; None: another one opened it."""
+
+    session: str
+    sent: int | None
+    refusals: int = 0
 
 
 class Sessions:
@@ -35,106 +67,115 @@ class Sessions:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._broken: dict[_Body, tuple[str, int, bool]] = {}
+        self._broken: dict[_Key, _Broken] = {}
         self._windows = Windows(wire.trips)
 
-    async def upload(self, name: str, target: str, document: bytes, body: FileRange) -> dict[str, Any]:
-        """What was made. ``document`` must tell the CRC32C: it says whether this is the same body as before."""
-        with self._windows.of(body.path) as window:
-            return await self._upload(name, target, document, body, window)
+    async def upload(self, insert: Insert) -> Resource:
+        """What was made. IntegrityError if it is something else than ``insert.body``."""
+        with self._windows.of(insert.body.path) as window:
+            return await self._upload(insert, window)
 
-    async def _upload(self, name: str, target: str, document: bytes, body: FileRange, window: Window) -> dict[str, Any]:
-        key = (target, document, body.path, body.offset, body.size)
-        session, refusals, ours = self._broken.pop(key, ("", 0, False))
-        session = session or _earlier(body)
-        try:
-            known = await self._how_far(name, session, body.size) if session else None
-        except _PASSING as error:
-            self._remember(key, session, refusals + _was_answered(error), ours=ours)
-            raise
-        if known is None:
-            session = await self._wire.start_session(name, target, document, body.size)
-        at = body.size if isinstance(known, dict) else known or 0
-        if body.progress is not None and not (ours and known is not None):
+    async def _upload(self, insert: Insert, window: Window) -> Resource:
+        body = insert.body
+        broken = self._broken.pop(insert.key(), None) or _earlier(insert)
+        known = None
+        if broken is not None:
+            try:
+                known = await self._how_far(insert, broken)
+            except _PASSING as error:
+                self._remember(insert, replace(broken, refusals=broken.refusals + _was_answered(error)))
+                raise
+        ours = broken is not None and broken.sent is not None and known is not None
+        if broken is None or known is None:
+            session = await self._wire.start_session(insert.name, insert.target, insert.document, body.size)
+        else:
+            session = broken.session
+        at = body.size if isinstance(known, Resource) else known or 0
+        if body.progress is not None and not ours:
             body.progress.there = at
             if known is None:
-                body.progress.keep(session)
-        if isinstance(known, dict):
-            return known
-        try:
-            return await self._fill(name, session, body, at, window)
-        except _PASSING:
-            self._remember(key, session)
-            raise
+                body.progress.keep(f"{session}#{insert.mark()}")
+        return known if isinstance(known, Resource) else await self._fill(insert, session, at, window)
 
-    def _remember(self, key: _Body, session: str, refusals: int = 0, *, ours: bool = True) -> None:
-        if refusals == REFUSALS:
+    def _remember(self, insert: Insert, broken: _Broken) -> None:
+        if broken.refusals == REFUSALS:
             return
         while len(self._broken) >= KEPT:
             del self._broken[next(iter(self._broken))]
-        self._broken[key] = session, refusals, ours
+        self._broken[insert.key()] = broken
 
-    async def _how_far(self, name: str, session: str, size: int) -> int | dict[str, Any] | None:
+    async def _how_far(self, insert: Insert, broken: _Broken) -> int | Resource | None:
         """Bytes that the service has or, if it was the last answer that was lost, what was made. None: the session is
         gone, or of no use; what else is wrong, a new one meets too."""
+        size = insert.body.size
         try:
-            answer = await self._wire.continue_session(name, session, None, f"bytes */{size}")
+            answer = await self._wire.continue_session(insert.name, broken.session, None, f"bytes */{size}")
         except StoreError as error:
             if error.retryable:
                 raise
             return None
         if answer.status == INCOMPLETE:
-            return acknowledged(answer)
-        made = self._made(name, answer)
-        return made if await self._is_live(name, made) else None
+            return self._kept(insert, answer, 0, size if broken.sent is None else broken.sent)
+        try:
+            made = self._made(insert, answer)
+        except IntegrityError:
+            return None  # it made something else of what it had
+        return made if await self._is_live(made) else None
 
-    async def _is_live(self, name: str, made: dict[str, Any]) -> bool:
+    async def _is_live(self, made: Resource) -> bool:
         """A session tells for a week what it made, also when something else has replaced that since."""
-        return await self._wire.generation(name) == str(made.get("generation"))
+        return await self._wire.generation(made.name) == made.generation
 
-    def _made(self, name: str, answer: Answer) -> dict[str, Any]:
-        return document_of(f"insert {self._wire.where(name)}", answer.content)
+    def _made(self, insert: Insert, answer: Answer) -> Resource:
+        where = f"insert {self._wire.where(insert.name)}"
+        return written_of(where, answer.content, insert.name, self._wire.bucket, insert.body.size, insert.crc32c)
 
-    async def _fill(self, name: str, session: str, body: FileRange, at: int, window: Window) -> dict[str, Any]:
-        while True:
-            size = await window.take(body.size - at)
-            try:
-                answer = await self._chunk(name, session, body, at, at + size)
-            finally:
-                window.give(size)
-            if answer.status != INCOMPLETE:
-                return self._made(name, answer)
-            at = self._kept(name, answer, at, at + size, body.size)
+    async def _fill(self, insert: Insert, session: str, at: int, window: Window) -> Resource:
+        size, sent, lease = insert.body.size, at, insert.body.lease
+        try:
+            while True:
+                taken = await window.take(size - at)
+                try:
+                    if lease is not None:
+                        await lease.keep()  # it may have waited for its turn
+                    sent = at + taken
+                    answer = await self._chunk(insert, session, at, sent)
+                finally:
+                    window.give(taken)
+                if answer.status != INCOMPLETE:
+                    return self._made(insert, answer)
+                at = self._kept(insert, answer, at + 1, sent)
+        except _PASSING:
+            self._remember(insert, _Broken(session, sent))
+            raise
 
-    async def _chunk(self, name: str, session: str, body: FileRange, at: int, end: int) -> Answer:
+    async def _chunk(self, insert: Insert, session: str, at: int, end: int) -> Answer:
+        body = insert.body
         chunk = replace(body, offset=body.offset + at, size=end - at)
         try:
-            return await self._wire.continue_session(name, session, chunk, f"bytes {at}-{end - 1}/{body.size}")
+            return await self._wire.continue_session(insert.name, session, chunk, f"bytes {at}-{end - 1}/{body.size}")
         except NotFoundError as error:
             raise UnavailableError(f"{error}: the upload session is gone") from error
 
-    def _kept(self, name: str, answer: Answer, at: int, end: int, size: int) -> int:
-        kept = acknowledged(answer)
-        if at < kept <= end and kept < size:
+    def _kept(self, insert: Insert, answer: Answer, least: int, sent: int) -> int:
+        """Bytes that the service has for good: never more than were sent, and never all of them, for then it would have
+        made something of them."""
+        kept = kept_bytes(answer.headers)
+        if least <= kept <= sent and kept < insert.body.size:
             return kept
-        raise UnavailableError(f"insert {self._wire.where(name)}: the store kept {kept} bytes of {end} that were sent")
+        where = f"insert {self._wire.where(insert.name)}"
+        raise UnavailableError(f"{where}: the store kept {kept} bytes of {sent} that were sent")
 
 
-def _earlier(body: FileRange) -> str:
+def _earlier(insert: Insert) -> _Broken | None:
     """The session of another process, once: where that leads nowhere the next attempt begins anew."""
-    progress = body.progress
+    progress = insert.body.progress
     if progress is None:
-        return ""
+        return None
     token, progress.token = progress.token, None
-    return token or ""
+    session, _, mark = (token or "").rpartition("#")
+    return _Broken(session, None) if mark == insert.mark() and is_session(session) else None
 
 
 def _was_answered(error: BaseException) -> bool:
     return isinstance(error, StoreError) and not isinstance(error.__cause__, BrokenError)
-
-
-def acknowledged(answer: Answer) -> int:
-    """Bytes that the service has for good; without a Range header it has none. Nor with ``bytes=0-0``, as
-    gcp-storage-emulator writes it: what is kept of an unfinished body is a multiple of 256 KiB."""
-    found = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("range", "").replace(" ", ""))
-    return int(found[1]) + 1 if found and int(found[1]) else 0

@@ -7,18 +7,19 @@ buffer a request.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.disk.files import PIECE, FileRange, in_thread, lease_of
 from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Body, Sink
-from asyncsync.stores.gcs_answers import document_of
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
-from asyncsync.stores.gcs_errors import failure
-from asyncsync.stores.gcs_plane import Plane, Request
+from asyncsync.stores.gcs_documents import document_of, number_of, refuse
+from asyncsync.stores.gcs_errors import NoBucketError, failure
+from asyncsync.stores.gcs_plane import INCOMPLETE, Plane, Request
 from asyncsync.stores.http1 import too_short
 from asyncsync.stores.http1_answer import Answer, BrokenError
 
@@ -26,8 +27,6 @@ _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
 LATEST = 64
 """Round trips that are remembered."""
-INCOMPLETE = 308
-"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
 
 
 class Wire:
@@ -71,29 +70,34 @@ class Wire:
 
     async def upload(self, name: str, target: str, document: bytes, body: Body) -> bytes:
         """Metadata and media in one request; the answer's JSON."""
+        lease = lease_of(body)
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await _whole(body)
         head = before_media(document)
         if isinstance(body, bytes):
-            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)))
+            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)), lease=lease)
         else:
-            request = Request("POST", target, _RELATED, body, head, AFTER)
+            request = Request("POST", target, _RELATED, body, head, AFTER, lease=lease)
         return (await self._exchange("insert", name, request)).content
 
     async def start_session(self, name: str, target: str, document: bytes, size: int) -> str:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
         headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
         answer = await self._trip("insert", name, Request("POST", target, headers, document))
-        found = urlsplit(answer.headers.get("location", ""))
-        if not found.path:
-            raise UnavailableError(f"insert {self.where(name)}: the answer names no upload session")
+        try:
+            found = urlsplit(answer.headers.get("location", ""))
+        except ValueError:  # brackets around what is no address
+            found = urlsplit("")
+        if not is_session(f"{found.path}?{found.query}"):
+            refuse(f"insert {self.where(name)}", "its Location names no upload session")
         # a server may know of the endpoint's path, or stand behind a proxy that strips it
         path = found.path.removeprefix(self._base) if found.path.startswith(f"{self._base}/") else found.path
         return f"{path}?{found.query}" if found.query else path
 
     async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
-        request = Request("PUT", session, f"{_PLAIN}content-range: {content_range}\r\n", body)
+        headers = f"{_PLAIN}content-range: {content_range}\r\n"
+        request = Request("PUT", session, headers, body, lease=lease_of(body))
         return await self._exchange("insert", name, request, also=INCOMPLETE)
 
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
@@ -106,9 +110,12 @@ class Wire:
             found = await self.ask(
                 "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
             )
+        except NoBucketError:
+            raise
         except NotFoundError:
             return "0"
-        return str(document_of(f"get {self.where(name)}", found).get("generation"))
+        where = f"get {self.where(name)}"
+        return str(number_of(where, document_of(where, found), "generation", least=1))
 
     async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
         """A request that makes the service work; the answer's body."""
@@ -163,6 +170,11 @@ class Wire:
             await self._access.renew(header)
             header = self._access.current()[1]
         return header
+
+
+def is_session(target: str) -> bool:
+    """Whether it can be the target of a request: some server said so, or a journal."""
+    return re.fullmatch("/[!-~]{1,8192}", target) is not None
 
 
 async def _whole(body: FileRange) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread, lease_of
 from asyncsync.errors import SourceChangedError
 from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError
 from asyncsync.stores.http1_connection import COLLECTED, SMALL, Connection
@@ -24,6 +24,11 @@ NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENO
 """What a file system says whose files the kernel cannot send by itself."""
 STEP = 1 << 18
 """Bytes given to the socket at once: what it does not take is copied, and waits in memory."""
+
+AT_ONCE = 1 << 15
+"""Bytes of a body under a lease that go out in one write: a socket that holds nothing yet has room for so many."""
+TAIL = 1 << 12
+"""Bytes of a longer one that are held back until the lease has been looked at once more."""
 
 Take = Callable[[memoryview], Awaitable[None]]
 
@@ -52,18 +57,24 @@ class Http1:
 
     async def send(
         self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED,
-        suffix: bytes = b"",
+        suffix: bytes = b"", lease: Lease | None = None, also: int = 0,
     ) -> Answer:  # fmt: skip
         """One request; its answer with the first ``most`` bytes of its body (``bodiless``: none, as after HEAD).
 
-        ``suffix`` goes out behind the body. BrokenError; what reading the file raises.
+        ``suffix`` goes out behind the body. ``lease``: under which the body is sent, unless it says that itself;
+        LeaseExpiredError, and the request has not become whole. BrokenError, also for a success (or the status
+        ``also``) before the whole request had left; what reading the file raises.
         """
+        if lease is None and type(body) is not bytes:
+            lease = lease_of(body)
 
         async def once(connection: Connection) -> tuple[Answer, bool]:
-            complete = await self._write(connection, head, body)
-            if suffix and complete:
-                connection.write(suffix)
+            complete = await self._write(connection, head, body, suffix, lease)
             answer = await self._answer(connection, bodiless=bodiless)
+            complete = complete and not connection.early
+            if (answer.status < 300 or answer.status == also) and not complete:
+                connection.early = True
+                raise BrokenError(f"HTTP {answer.status} came before the whole request had left")
             answer.content = await connection.collect(most)
             return answer, complete
 
@@ -77,7 +88,7 @@ class Http1:
         """
 
         async def once(connection: Connection) -> tuple[Answer, bool]:
-            connection.write(head)
+            connection.request(head)
             answer = await self._answer(connection)
             if answer.status >= 300:
                 answer.content = await connection.collect()
@@ -140,24 +151,32 @@ class Http1:
         if expected not in (None, got):
             raise BrokenError(f"the body ended after {got} of {expected} bytes")
 
-    async def _write(self, connection: Connection, head: bytes, body: bytes | FileRange | None) -> bool:
+    async def _write(
+        self, connection: Connection, head: bytes, body: bytes | FileRange | None, suffix: bytes, lease: Lease | None
+    ) -> bool:
         """False: the store answered before it had everything, so the connection cannot be used again."""
-        if body is None:
-            connection.write(head)
-        elif isinstance(body, bytes) and len(body) <= SMALL:
-            connection.write(head + body)
+        if lease is not None:
+            lease.check()
+        if body is None or (isinstance(body, bytes) and len(body) <= (SMALL if lease is None else AT_ONCE)):
+            connection.request(head + body + suffix if body else head + suffix)
+            return True
+        size = len(body) if isinstance(body, bytes) else body.size
+        connection.request(head, size + len(suffix))
+        if isinstance(body, FileRange) and connection.sends_files:
+            complete = await self._send_file(connection, body, lease)
         else:
-            connection.write(head)
-            if isinstance(body, FileRange) and connection.sends_files:
-                return await self._send_file(connection, body)
-            return await self._stream(connection, body)
-        return True
+            complete = await self._stream(connection, body, lease)
+        if suffix and complete:
+            if lease is not None:
+                lease.check()
+            connection.write(suffix)
+        return complete
 
-    async def _send_file(self, connection: Connection, body: FileRange) -> bool:
+    async def _send_file(self, connection: Connection, body: FileRange, lease: Lease | None) -> bool:
         """The kernel sends a file by itself: half the processor time, and none of it on the event loop."""
-        sent = 0
+        sent, held = 0, _held_back(body.size, lease)
         while sent < body.size:
-            most = min(GULP, body.size - sent)
+            most = min(GULP, (body.size - held if sent < body.size - held else body.size) - sent)
             if body.pace is not None:
                 most = min(most, STEP)
                 await self._pace(connection, body.pace, most)
@@ -165,12 +184,14 @@ class Http1:
             while done < most:
                 if connection.answered:
                     return False
+                if lease is not None:
+                    await self._keep(connection, lease)
                 try:
                     count, full = await connection.send_file(body, sent + done, most - done)
                 except OSError as error:
                     if sent + done or error.errno not in NO_SENDFILE:
                         raise
-                    return await self._stream(connection, body)
+                    return await self._stream(connection, body, lease)
                 done += count
                 if full:
                     await connection.writable()
@@ -184,25 +205,56 @@ class Http1:
         await pace(size)
         self._watchdog.add(connection)
 
-    async def _stream(self, connection: Connection, body: bytes | FileRange) -> bool:
-        size, pace = (len(body), None) if isinstance(body, bytes) else (body.size, body.pace)
+    async def _keep(self, connection: Connection, lease: Lease) -> None:
+        """Have the lease confirmed in good time. One that has expired is not asked for again here: what is under way
+        must not become whole."""
+        lease.check()
+        self._watchdog.discard(connection)
+        await lease.keep()
+        self._watchdog.add(connection)
+
+    async def _stream(self, connection: Connection, body: bytes | FileRange, lease: Lease | None) -> bool:
+        size = len(body) if isinstance(body, bytes) else body.size
+        held = _held_back(size, lease)
+        complete = await self._pieces(connection, body, size - held, lease)
+        if lease is None or not complete:
+            return complete
+        tail = body[-held:] if isinstance(body, bytes) else await _exactly(body, size - held, held)
+        await connection.flush()
+        if connection.answered:
+            return False
+        lease.check()
+        connection.write(tail)
+        return True
+
+    async def _pieces(self, connection: Connection, body: bytes | FileRange, size: int, lease: Lease | None) -> bool:
+        """The first ``size`` bytes of a body."""
+        pace = None if isinstance(body, bytes) else body.pace
         sent, room = 0, bytearray()
         while sent < size:
             if isinstance(body, bytes):
-                piece = memoryview(body)
+                piece = memoryview(body)[:size]
             else:
                 room = _room(connection, room, min(PIECE, size - sent))
-                piece = await _read(body, sent, room)
+                piece = (await _read(body, sent, room))[: size - sent]
             for start in range(0, len(piece), STEP):
                 step = piece[start : start + STEP]
                 if pace is not None:
                     await self._pace(connection, pace, len(step))
                 if connection.answered:
                     return False
+                if lease is not None:
+                    await self._keep(connection, lease)
                 connection.write(step)
                 sent += len(step)
                 await connection.drain()
         return True
+
+
+def _held_back(size: int, lease: Lease | None) -> int:
+    """Bytes at the end of a body that go out by themselves, once the system has taken all before them and the lease has
+    been looked at: so a request that was begun under it does not become whole without it."""
+    return 0 if lease is None else min(TAIL, size)
 
 
 def _room(connection: Connection, last: bytearray, size: int) -> bytearray:
@@ -217,6 +269,13 @@ async def _read(body: FileRange, start: int, room: bytearray) -> memoryview:
     if not got:
         raise too_short(body, start)
     return memoryview(room)[:got]
+
+
+async def _exactly(body: FileRange, start: int, size: int) -> bytes:
+    data = await in_thread(body.read, start, size)
+    if len(data) < size:
+        raise too_short(body, start + len(data))
+    return data
 
 
 def too_short(source: FileRange, got: int) -> SourceChangedError:

@@ -13,8 +13,10 @@ minute. So connections are fresh until their first answer has begun, and of thos
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import sys
+import termios
 
 FEW = 3
 """Enough to keep a server with one thread busy; those of two clients still fit into a queue of five."""
@@ -32,12 +34,27 @@ _ACKED = slice(120, 128)
 """``tcpi_bytes_acked`` of ``struct tcp_info`` (linux/tcp.h): bytes that the other system has, and one for the SYN."""
 
 
+def acknowledged(sock: socket.socket) -> int | None:
+    """Bytes that the other system says it has; None where that is not known. Only Linux tells."""
+    if _TCP_INFO is None:
+        return None
+    said = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED.stop)
+    there = int.from_bytes(said[_ACKED], sys.byteorder) if len(said) == _ACKED.stop else 0
+    return there - 1 if there else None
+
+
 def dropped(sock: socket.socket) -> bool:
     """Whether the other system has nothing of what was sent. Only Linux says so; it is also what drops."""
-    if _TCP_INFO is None:
-        return False
-    said = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED.stop)
-    return len(said) == _ACKED.stop and int.from_bytes(said[_ACKED], sys.byteorder) <= 1
+    return acknowledged(sock) == 0
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes that the other system does not have yet, as far as ours knows; 0 where it does not tell."""
+    try:
+        said = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(said, sys.byteorder)
 
 
 class Acceptance:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+DIGITS = 18
+"""Most digits of a number in a response: what is longer is none that anybody means."""
+_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
 class BrokenError(Exception):
@@ -30,7 +35,7 @@ def parse_head(head: bytes) -> Answer:
     lines = head.decode("latin-1").split("\r\n")
     version, _, rest = lines[0].partition(" ")
     status = rest[:3]
-    if not version.startswith("HTTP/1.") or not status.isdigit():
+    if not version.startswith("HTTP/1.") or not is_number(status):
         raise BrokenError(f"this is no HTTP answer: {lines[0][:60]!r}")
     headers: dict[str, str] = {}
     for line in lines[1:]:
@@ -53,7 +58,7 @@ def length_of(answer: Answer) -> int | None:
     text = answer.headers.get("content-length")
     if text is None:
         return None
-    if not text.isdigit():
+    if not is_number(text):
         raise BrokenError(f"this is no Content-Length: {text[:60]!r}")
     return int(text)
 
@@ -61,7 +66,11 @@ def length_of(answer: Answer) -> int | None:
 def chunk_size(line: bytes) -> int:
     """Of the line before a chunk; what follows a semicolon are its extensions."""
     text = line.partition(b";")[0].strip()
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise BrokenError(f"this is no chunk: {text[:60]!r}") from None
+    if not _HEXADECIMAL.fullmatch(text):
+        raise BrokenError(f"this is no chunk: {text[:60]!r}")
+    return int(text, 16)
+
+
+def is_number(text: str) -> bool:
+    """Whether a header's value is a number that a machine can count to, in ASCII digits and nothing else."""
+    return text.isascii() and text.isdigit() and len(text) <= DIGITS

@@ -9,7 +9,8 @@ import struct
 from typing import cast
 
 from asyncsync.disk.files import FileRange
-from asyncsync.stores.http1_acceptance import dropped
+from asyncsync.errors import LeaseExpiredError
+from asyncsync.stores.http1_acceptance import acknowledged, dropped, unacknowledged
 from asyncsync.stores.http1_answer import Answer, BrokenError, chunk_size, length_of, parse_head
 from asyncsync.stores.http1_sendfile import FileSocket
 from asyncsync.stores.http1_tls import TlsTransport, can_send_files, sender_of_files
@@ -20,6 +21,7 @@ SMALL = 1 << 16
 """Bytes of a body that go out in one write with their head, without waiting for the peer."""
 COLLECTED = 1 << 16
 """Bytes of an answer that are kept in memory unless more are asked for: an error document has a few hundred."""
+_INTERIM = (b"HTTP/1.1 1", b"HTTP/1.0 1")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -50,6 +52,10 @@ class Connection(asyncio.BufferedProtocol):
         """The store said that it sends no more; what else ends a connection may have cut something off."""
         self._lost: BrokenError | None = None
         self._sent = self._received = 0
+        self.early = False
+        """The response came before the whole request had left."""
+        self._whole: int | None = None
+        """Where a request ends whose body is streamed, in bytes since the connection was made."""
         self._current: Answer | None = None
         self._left: int | None = 0
         """Bytes of the current answer's body that are still to come; None: until the end, or chunked."""
@@ -91,6 +97,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._received += nbytes
         if self._target is None:
+            if self._current is None and not self.early:
+                self.early = self._unsent()
             self._end += nbytes
             if self._end - self._start == INBOX:
                 self._pause()
@@ -119,8 +127,8 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def answered(self) -> bool:
-        """Something of the answer is there."""
-        return self._end > self._start
+        """Something of the answer is there, beside what only says that there is more to come."""
+        return self._end > self._start and not self._is_interim()
 
     @property
     def settled(self) -> bool:
@@ -162,12 +170,21 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or self.gone.is_set():
             return
-        if transport.get_extra_info("socket") is not None and self._current is None:
+        if transport.get_extra_info("socket") is not None and (self._current is None or self.early):
             # A request that nobody waits for any more must not be carried out later.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         transport.abort()
 
     # Out
+
+    def request(self, data: bytes, more: int = 0) -> None:
+        """Begin a request; ``more``: bytes of it that are written later."""
+        if self._end > self._start:
+            raise BrokenError("the store sent something that nobody had asked for")
+        self.early, self._whole = False, None
+        self.write(data)
+        if more:
+            self._whole = self._sent + more
 
     def write(self, data: bytes | memoryview) -> None:
         if self._lost is not None:
@@ -187,6 +204,40 @@ class Connection(asyncio.BufferedProtocol):
                 self._drained = None
         self._broken_unless_answered()
 
+    async def flush(self) -> None:
+        """Wait until the system has all that was written and takes more, or something of the answer is there."""
+        transport = self._transport
+        if not self.settled and transport is not None and not isinstance(transport, TlsTransport):
+            transport.set_write_buffer_limits(0)  # it says when nothing is left
+            try:
+                await self._until_settled()
+            finally:
+                transport.set_write_buffer_limits()
+        else:
+            await self._until_settled()
+        if not self.answered:
+            await self.writable()
+
+    async def _until_settled(self) -> None:
+        while not (self.settled or self.answered):
+            await self.drain()
+
+    def _unsent(self) -> bool:
+        """Whether some of the request has not left now, as the first bytes of its response come. What the other system
+        sends says with them what it has: over plain TCP the bytes are counted; of what was encrypted it is only known
+        whether some is still under way."""
+        transport = self._transport
+        assert transport is not None
+        if transport.get_write_buffer_size():
+            return True
+        if self._whole is None:
+            return False
+        sock = transport.get_extra_info("socket")
+        if isinstance(transport, TlsTransport):
+            return unacknowledged(sock) > 0
+        there = acknowledged(sock)
+        return there is not None and there < self._whole
+
     # Files
 
     @property
@@ -202,6 +253,8 @@ class Connection(asyncio.BufferedProtocol):
         self._files = self._files or sender_of_files(self._loop, self._transport)
         try:
             count, full = await self._files.offer(body, start, most)
+        except LeaseExpiredError:
+            raise  # it is a ConnectionError too
         except (ConnectionError, ssl.SSLError) as error:
             self._lost = self._lost or BrokenError(f"{type(error).__name__}: {error}")
             count, full = 0, True
@@ -211,7 +264,8 @@ class Connection(asyncio.BufferedProtocol):
     async def writable(self) -> None:
         """Wait until the socket takes more, or something of the answer is there; BrokenError."""
         if self._lost is None and not self.answered:
-            assert self._files is not None
+            assert self._transport is not None
+            self._files = self._files or sender_of_files(self._loop, self._transport)
             self._drained = self._loop.create_future()
             try:
                 await self._files.wait(self._drained)
@@ -233,10 +287,25 @@ class Connection(asyncio.BufferedProtocol):
         """The head of the answer. ``bodiless``: no body follows, whatever the headers say."""
         while True:
             answer = parse_head(await self._until(b"\r\n\r\n"))
-            if answer.status >= 200:  # 1xx only says that there is more to come
+            if answer.status >= 200:
                 self._current = answer
                 self._left = 0 if bodiless else length_of(answer)
                 return answer
+            self._interim_over()
+
+    def _is_interim(self) -> bool:
+        """Whether there is nothing but 1xx, which only say that there is more to come; what is whole of them is left
+        behind, and is no early response."""
+        while self._raw.startswith(_INTERIM, self._start, self._end):
+            end = self._raw.find(b"\r\n\r\n", self._start, self._end)
+            if end < 0:
+                return True
+            self._start = end + 4
+            self._interim_over()
+        return self._end == self._start
+
+    def _interim_over(self) -> None:
+        self.early = self._end > self._start and self._unsent()
 
     async def _until(self, mark: bytes) -> bytes:
         """What comes before ``mark``, which is left behind too."""

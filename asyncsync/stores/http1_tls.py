@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 
-from asyncsync.disk.files import FileRange, in_sender
+from asyncsync.disk.files import FileRange, Lease, in_sender
 from asyncsync.stores.http1_sendfile import FileSocket, set_result
 
 PIECE = 1 << 18
@@ -190,11 +190,13 @@ def sender_of_files(loop: asyncio.AbstractEventLoop, transport: asyncio.Transpor
     return transport if isinstance(transport, TlsTransport) else FileSocket.plain(loop, transport)
 
 
-def _send(sock: ssl.SSLSocket, data: memoryview) -> tuple[int, bool]:
+def _send(sock: ssl.SSLSocket, data: memoryview, lease: Lease | None = None) -> tuple[int, bool]:
     """How many bytes went, and whether the socket is full. One call encrypts one record."""
     sent = 0
     try:
         while sent < len(data):
+            if lease is not None:
+                lease.check()
             sent += sock.send(data[sent:])
     except _NOT_NOW:
         return sent, True
@@ -209,7 +211,7 @@ def _send_file(sock: ssl.SSLSocket, body: FileRange, start: int, most: int) -> t
         got = min(body.read_into(start + done, room), most - done)
         if not got:
             break
-        count, full = _send(sock, memoryview(room)[:got])
+        count, full = _send(sock, memoryview(room)[:got], body.lease)
         done += count
         if full:
             return done, True

@@ -22,7 +22,7 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.stores import local_files as disk
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local_list import list_page
 from asyncsync.stores.local_sweep import sweep
 from asyncsync.stores.local_uploads import UPLOADS, Uploads
@@ -77,13 +77,14 @@ class LocalStore(Store):
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        target = self._path(key)
+        target, lease = self._path(key), lease_of(body)
 
         def work(stop: threading.Event) -> ObjectInfo:
+            permit = disk.Permit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source:  # outside `_mapped`: its absence is not the store's
-                    return self._write(key, target, source, stop, crc32c, if_version)
-            return self._write(key, target, body, stop, crc32c, if_version)
+                    return self._write(key, target, source, permit, crc32c, if_version)
+            return self._write(key, target, body, permit, crc32c, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -148,11 +149,12 @@ class LocalStore(Store):
     async def delete(self, keys: Sequence[str]) -> None:
         if len(keys) > _MAX_DELETE:
             raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {_MAX_DELETE} are allowed")
-        paths = {key: self._path(key) for key in keys}
+        paths, lease = {key: self._path(key) for key in keys}, lease_of(keys)
 
         def work(stop: threading.Event) -> None:
+            permit = disk.Permit(stop, lease)
             for key, path in paths.items():
-                disk.check_stop(stop)
+                permit.check()
                 with self._mapped(key):
                     disk.beneath(os.path.dirname(path), self.root)
                     disk.unlink(path)
@@ -169,12 +171,12 @@ class LocalStore(Store):
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
-        origin, target = self._path(source), self._path(key)
+        origin, target, lease = self._path(source), self._path(key), lease_of(key)
         self.check_copy_condition(key, if_version)
 
         def work(stop: threading.Event) -> ObjectInfo:
             with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, stop, None, if_version)
+                return self._write(key, target, opened, disk.Permit(stop, lease), None, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -185,15 +187,16 @@ class LocalStore(Store):
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
-        where = self._where(upload.key)
+        where, lease = self._where(upload.key), lease_of(body)
 
         def work(stop: threading.Event) -> Part:
+            permit = disk.Permit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source, self._mapped(upload.key):
-                    return self._uploads.put_part(upload, number, offset, source, crc32c, stop)
+                    return self._uploads.put_part(upload, number, offset, source, crc32c, permit)
             with self._mapped(upload.key):
                 checked = disk.check_crc(where, body, crc32c)
-                return self._uploads.put_part(upload, number, offset, body, checked, stop)
+                return self._uploads.put_part(upload, number, offset, body, checked, permit)
 
         return await in_thread_stoppable(work)
 
@@ -208,7 +211,7 @@ class LocalStore(Store):
                 if start < 0 or length < 1 or start + length > opened.size:
                     raise StoreError(f"{self._where(source)}: no range of {length} bytes at {start}")
                 piece = disk.Source(opened.fd, opened.path, start, length, opened.found)
-                return self._uploads.put_part(upload, number, offset, piece, None, stop)
+                return self._uploads.put_part(upload, number, offset, piece, None, disk.Permit(stop))
 
         return await in_thread_stoppable(work)
 
@@ -219,7 +222,8 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             disk.beneath(os.path.dirname(target), self.root)
-            found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, stop)
+            permit = disk.Permit(stop, upload.lease)
+            found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, permit)
             return _info(upload.key, found, known)
 
         return await self._upload_call(upload.key, work)
@@ -245,12 +249,12 @@ class LocalStore(Store):
         return await in_thread_stoppable(work)
 
     def _write(
-        self, key: str, target: str, body: bytes | disk.Source, stop: threading.Event,
+        self, key: str, target: str, body: bytes | disk.Source, permit: disk.Permit,
         crc32c: int | None, if_version: str | None,
     ) -> ObjectInfo:  # fmt: skip
         with self._mapped(key):
             disk.beneath(os.path.dirname(target), self.root)
-            found, checked = disk.write_file(target, body, self._where(key), stop, crc32c, if_version)
+            found, checked = disk.write_file(target, body, self._where(key), permit, crc32c, if_version)
             return _info(key, found, checked)
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange
+from asyncsync.disk.files import PIECE, FileRange, Lease, never_waiting
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.errors import IntegrityError, PreconditionError, SourceChangedError, StoreError
 from asyncsync.stores.base import MISSING, Body
@@ -27,6 +28,8 @@ COPY_CHUNK = 16 << 20
 
 _FICLONE = 0x40049409  # linux/fs.h: make the whole target share the blocks of the source
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
+_CANNOT_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}
@@ -39,6 +42,20 @@ class StoppedError(Exception):
 def check_stop(stop: threading.Event) -> None:
     if stop.is_set():
         raise StoppedError
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a worker thread asks before each step: whether its caller is still there, and has the right to write."""
+
+    stop: threading.Event
+    lease: Lease | None = None
+
+    def check(self) -> None:
+        """StoppedError, LeaseExpiredError."""
+        check_stop(self.stop)
+        if self.lease is not None:
+            self.lease.check()
 
 
 def version_of(found: os.stat_result) -> str:
@@ -108,35 +125,36 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(body: FileRange) -> Iterator[Source]:
-    fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = never_waiting(body.path, os.O_RDONLY)
     try:
         yield Source(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:
         os.close(fd)
 
 
-def write_bytes(fd: int, data: bytes, at: int, stop: threading.Event) -> None:
+def write_bytes(fd: int, data: bytes, at: int, permit: Permit) -> None:
     view = memoryview(data)
     done = 0
     while done < len(view):
-        check_stop(stop)
+        permit.check()
         done += os.pwrite(fd, view[done : done + PIECE], at + done)
 
 
-def copy_range(source: Source, fd: int, at: int, stop: threading.Event) -> None:
+def copy_range(source: Source, fd: int, at: int, permit: Permit) -> None:
     """Copy ``source`` to offset ``at`` of ``fd``, in the kernel where it can: shared blocks, else copy_file_range.
 
     The bytes are not seen on the way, so no checksum can be compared; a source whose size or mtime differs after
     the copy raises SourceChangedError.
     """
+    permit.check()
     if not (at == 0 and source.whole and source.size and _clone(source.fd, fd)):
-        done = _copy_in_kernel(source, fd, at, stop)
+        done = _copy_in_kernel(source, fd, at, permit)
         while done < source.size:
-            check_stop(stop)
+            permit.check()
             data = os.pread(source.fd, min(PIECE, source.size - done), source.offset + done)
             if not data:
                 raise SourceChangedError(f"{source.path} ended after {done} of {source.size} bytes while it was read")
-            write_bytes(fd, data, at + done, stop)
+            write_bytes(fd, data, at + done, permit)
             done += len(data)
     after = os.fstat(source.fd)
     if (after.st_mtime_ns, after.st_size) != (source.found.st_mtime_ns, source.found.st_size):
@@ -153,13 +171,13 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _copy_in_kernel(source: Source, fd: int, at: int, stop: threading.Event) -> int:
+def _copy_in_kernel(source: Source, fd: int, at: int, permit: Permit) -> int:
     """Bytes copied: all, or fewer where the system cannot (another file system, macOS)."""
     done = 0
     if not hasattr(os, "copy_file_range"):
         return done
     while done < source.size:
-        check_stop(stop)
+        permit.check()
         try:
             step = os.copy_file_range(
                 source.fd, fd, min(COPY_CHUNK, source.size - done), source.offset + done, at + done
@@ -211,22 +229,24 @@ def _is_still(fd: int, path: str) -> bool:
         return False
 
 
-def publish(temporary: str, target: str, where: str, if_version: str | None) -> None:
+def publish(temporary: str, target: str, where: str, if_version: str | None, permit: Permit) -> None:
     """Give a finished file its name, atomically, if the condition holds; the temporary name is gone then."""
+    permit.check()
     if if_version is None:
         os.replace(temporary, target)
     elif if_version == MISSING:
-        _publish_new(temporary, target, where)
+        _publish_new(temporary, target, where, permit)
     else:
         with _locked(target):
             have = _current(target)
             if have != if_version:
                 raise PreconditionError(f"{where} has version {have!r}, expected was {if_version!r}")
+            permit.check()  # the lock may have been long in coming
             os.replace(temporary, target)
     sync_dir(os.path.dirname(target))
 
 
-def _publish_new(temporary: str, target: str, where: str) -> None:
+def _publish_new(temporary: str, target: str, where: str, permit: Permit) -> None:
     try:
         os.link(temporary, target, follow_symlinks=False)
     except FileExistsError as error:
@@ -236,12 +256,38 @@ def _publish_new(temporary: str, target: str, where: str) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
-        with _locked(target):  # no hard links here: safe among ourselves
-            if os.path.lexists(target):
-                raise PreconditionError(f"{where} exists already") from error
-            os.replace(temporary, target)
+        _rename_new(temporary, target, where, permit)
     else:
         os.unlink(temporary)
+
+
+def _rename_new(temporary: str, target: str, where: str, permit: Permit) -> None:
+    """Where there are no hard links: by a rename that does not replace, where the system has one. Else those of us who
+    create only, or replace one version, exclude each other."""
+    permit.check()
+    try:
+        rename_exclusive(temporary, target)
+    except FileExistsError as error:
+        raise PreconditionError(f"{where} exists already") from error
+    except OSError as error:
+        if error.errno not in _CANNOT_RENAME:
+            raise
+        with _locked(target):
+            if os.path.lexists(target):
+                raise PreconditionError(f"{where} exists already") from error
+            permit.check()
+            os.replace(temporary, target)
+
+
+def rename_exclusive(old: str, new: str) -> None:
+    """Rename, unless ``new`` exists: FileExistsError. OSError with ENOSYS or EINVAL where system or file system have no
+    such call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28, musl 1.2.6
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), old)
+    if rename(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), old, None, new)
 
 
 def _current(target: str) -> str:
@@ -252,24 +298,23 @@ def _current(target: str) -> str:
 
 
 def write_file(
-    target: str, body: Body | Source, where: str, stop: threading.Event, crc32c: int | None, if_version: str | None
+    target: str, body: Body | Source, where: str, permit: Permit, crc32c: int | None, if_version: str | None
 ) -> tuple[os.stat_result, int | None]:
     """The whole of a put: temporary file, bytes, fsync, name, fsync of the directory."""
     checked = check_crc(where, body, crc32c) if isinstance(body, bytes) else None
-    check_stop(stop)
+    permit.check()
     temporary = temporary_beside(target)
     fd = create(temporary)
     try:
         if isinstance(body, bytes):
-            write_bytes(fd, body, 0, stop)
+            write_bytes(fd, body, 0, permit)
         elif isinstance(body, Source):
-            copy_range(body, fd, 0, stop)
+            copy_range(body, fd, 0, permit)
         else:
             with open_source(body) as source:
-                copy_range(source, fd, 0, stop)
+                copy_range(source, fd, 0, permit)
         found = seal(fd)
-        check_stop(stop)
-        publish(temporary, target, where, if_version)
+        publish(temporary, target, where, if_version, permit)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -38,7 +38,7 @@ class Uploads:
         # `key` comes first under another name, so that a crash never leaves an upload that cannot say whose it is
         fd = disk.create(os.path.join(home, f"key{disk.TEMPORARY}"))
         try:
-            disk.write_bytes(fd, key.encode(), 0, threading.Event())
+            disk.write_bytes(fd, key.encode(), 0, disk.Permit(threading.Event()))
             os.fsync(fd)
             os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             os.rename(os.path.join(home, f"key{disk.TEMPORARY}"), os.path.join(home, "key"))
@@ -49,19 +49,20 @@ class Uploads:
 
     def put_part(
         self, upload: Upload, number: int, offset: int, body: bytes | disk.Source, crc32c: int | None,
-        stop: threading.Event,
+        permit: disk.Permit,
     ) -> Part:  # fmt: skip
         if number < 1 or offset < 0:
             raise StoreError(f"{upload.key}: part {number} at {offset}: numbers count from 1, offsets from 0")
         size = len(body) if isinstance(body, bytes) else body.size
         with self._data(upload) as fd:
+            permit.check()
             self._forget(upload, number)
             if isinstance(body, bytes):
-                disk.write_bytes(fd, body, offset, stop)
+                disk.write_bytes(fd, body, offset, permit)
             else:
-                disk.copy_range(body, fd, offset, stop)
+                disk.copy_range(body, fd, offset, permit)
             os.fsync(fd)
-        disk.check_stop(stop)
+        permit.check()
         name = f"part-{number}-{offset}-{size}-{'none' if crc32c is None else format(crc32c, '08x')}"
         marker = os.open(os.path.join(self._dir(upload), name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.close(marker)
@@ -73,15 +74,14 @@ class Uploads:
 
     def complete(
         self, upload: Upload, parts: Sequence[Part], target: str, where: str, crc32c: int | None,
-        if_version: str | None, stop: threading.Event,
+        if_version: str | None, permit: disk.Permit,
     ) -> tuple[os.stat_result, int | None]:  # fmt: skip
         size, known = self._check(upload, parts, where, crc32c)
         data = os.path.join(self._dir(upload), "data")
         with self._data(upload) as fd:
             os.ftruncate(fd, size)  # a replaced part may have been longer
             found = disk.seal(fd)
-        disk.check_stop(stop)
-        self._publish(data, target, where, if_version)
+        self._publish(data, target, where, if_version, permit)
         self._remove(upload)
         return found, known
 
@@ -117,6 +117,8 @@ class Uploads:
         except FileNotFoundError as error:
             raise NotFoundError(f"no upload {upload.upload_id} of {upload.key}") from error
         try:
+            if os.fstat(fd).st_nlink > 1:  # its writer was killed between giving it its name and removing the upload
+                raise NotFoundError(f"upload {upload.upload_id} of {upload.key} is complete already")
             yield fd
         finally:
             os.close(fd)
@@ -153,11 +155,11 @@ class Uploads:
             raise IntegrityError(f"{where}: CRC32C of the parts is {total:08x}, expected was {crc32c:08x}")
         return size, total
 
-    def _publish(self, data: str, target: str, where: str, if_version: str | None) -> None:
+    def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.Permit) -> None:
         for attempt in range(100):
             disk.make_dirs(os.path.dirname(target))
             try:
-                disk.publish(data, target, where, if_version)
+                disk.publish(data, target, where, if_version, permit)
             except FileNotFoundError:
                 if attempt == 99 or not os.path.exists(data):
                     raise

@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, in_thread
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError
+from asyncsync.disk.files import FileRange, in_thread, lease_of
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
@@ -157,14 +157,14 @@ class S3Store(Store):
     ) -> ObjectInfo:
         headers = {**self._object_headers, **_condition(if_version)}
         answer, crc32c = await self._send("PutObject", self._full(key), "", headers, body, crc32c)
-        return ObjectInfo(key, _size(body), _version(answer.get("etag")), crc32c)
+        return ObjectInfo(key, _size(body), _version(answer["etag"]), crc32c)
 
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
         query = _part_query(upload, number)
         answer, crc32c = await self._send("UploadPart", self._full(upload.key), query, {}, body, crc32c)
-        return Part(number, offset, _size(body), _version(answer.get("etag")), crc32c)
+        return Part(number, offset, _size(body), _version(answer["etag"]), crc32c)
 
     async def _send(
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
@@ -173,7 +173,7 @@ class S3Store(Store):
         if not self._checks():
             answer = await plane.put(operation, key, query, headers, body)
             if self.traits.etag_md5:
-                await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer.get("etag")), body)
+                await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer["etag"]), body)
             return answer, None
         if crc32c is None:
             crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
@@ -227,14 +227,14 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         if len(keys) == 1:
             try:
-                await plane.delete(self._full(keys[0]))
+                await plane.delete(self._full(keys[0]), lease_of(keys))
             except NotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
             return
         if not keys:
             return
-        for key, code, message in await plane.delete_many([self._full(key) for key in keys]):
+        for key, code, message in await plane.delete_many([self._full(key) for key in keys], lease_of(keys)):
             if code not in ("NoSuchKey", "NotFound"):
                 status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
                 raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
@@ -254,12 +254,23 @@ class S3Store(Store):
         headers = self._object_headers | _source_condition(if_source_version) | _condition(if_version)
         if self._checks():
             headers["x-amz-checksum-algorithm"] = "CRC32C"
-        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers)
-        version = _version(said.get("ETag"))
+        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers, lease_of(key))
+        version = _version(said["ETag"])
         crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
-        if not version or (crc is None and version != if_source_version):
-            return await self.head(key)  # else it is known to be what was asked for
-        return ObjectInfo(key, size, version, crc)
+        if crc is None and version != if_source_version:
+            return await self._see_copy(key, size, version)
+        return ObjectInfo(key, size, version, crc)  # it is known to be what was asked for
+
+    async def _see_copy(self, key: str, size: int, version: str) -> ObjectInfo:
+        """What the store says of a copy that it has just made. UnavailableError if something else is there: what was
+        there before proves nothing."""
+        found = await self.head(key)
+        if (found.size, found.version) != (size, version):
+            raise UnavailableError(
+                f"CopyObject {self.uri}/{key}: the store says that it made {size} bytes with ETag {version!r}, but has "
+                f"{found.size} bytes with ETag {found.version!r}"
+            )
+        return found
 
     async def _learn_to_create_by_copy(self, key: str, if_version: str) -> None:
         """Some servers do not know this condition of a copy, and overwrite: ours is tried out before it is trusted.
@@ -334,9 +345,7 @@ class S3Store(Store):
         headers |= _source_condition(if_source_version)
         query = _part_query(upload, number)
         said = await plane.copy("UploadPartCopy", self._full(upload.key), query, self._full(source), headers)
-        version = _version(said.get("ETag"))
-        if not version:
-            raise StoreError(f"UploadPartCopy {plane.where(self._full(upload.key))}: the answer has no ETag")
+        version = _version(said["ETag"])
         return Part(number, offset, length, version, crc_from_text(said.get("ChecksumCRC32C"), None, ""))
 
     async def complete_multipart(
@@ -348,8 +357,8 @@ class S3Store(Store):
         if whole is not None:
             headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(whole)}
         plane = self._plane or await self._open_plane()
-        answer = await plane.complete(key, upload.upload_id, parts, headers, checksums=self._checks())
-        version = _version(answer.get("ETag"))
+        answer = await plane.complete(key, upload.upload_id, parts, headers, lease_of(upload), checksums=self._checks())
+        version = _version(answer["ETag"])
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
         if whole is not None and stored is not None and stored != whole:
             raise IntegrityError(

@@ -11,30 +11,36 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import tostring
 
 import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
-from botocore import UNSIGNED
+from botocore import UNSIGNED, handlers
 from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
 from botocore.handlers import add_expect_header
 from botocore.httpsession import get_cert_path
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import ConfigError, UnavailableError
 from asyncsync.stores.s3_direct import tls_context
 from asyncsync.stores.s3_errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_results import check_result
 from asyncsync.stores.s3_sdk_errors import from_client_error, translate
 from asyncsync.stores.s3_sign import Signer, timestamp_of
 from asyncsync.stores.s3_target import DEFAULT_REGION, Keys, Target
 
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
+_asked_for: ContextVar[str] = ContextVar("asked_for")
+"""The address that a request is for, which botocore's events do not name."""
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
@@ -125,6 +131,19 @@ class S3Client:
         events = api.meta.events
         events.unregister("before-call.s3", add_expect_header)
         events.register("before-send.s3", self._right_the_clock)
+        events.unregister("before-parse.s3.*", getattr(handlers, "_handle_200_error", None))  # ours sees more
+        events.register_first("before-parse.s3", self._check_result)
+
+    def _check_result(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+        """Before aiobotocore, for which a success without a result is an empty one."""
+        status, name, body = response_dict["status_code"], operation_model.name, response_dict["body"]
+        if status < 300 and isinstance(body, bytes):  # else it is streamed
+            headers = {key.lower(): value for key, value in response_dict["headers"].items()}
+            result = check_result(name, _asked_for.get(), status, headers, body)
+            if result is None:
+                response_dict["body"] = b""
+            elif not body.startswith(b"<"):
+                response_dict["body"] = tostring(result)  # aiobotocore reads plain UTF-8 only
 
     def _right_the_clock(self, request: Any, **_: Any) -> None:
         """Sign again by the store's clock, where ours is known to be wrong."""
@@ -145,6 +164,7 @@ class S3Client:
 
     async def call(self, operation: str, where: str, **params: Any) -> dict[str, Any]:
         """One request, one attempt; an expired token and a wrong clock are put right once."""
+        _asked_for.set(where)
         method = getattr(self._api, operation)
         name = "".join(word.title() for word in operation.split("_"))
         repaired = False
@@ -159,8 +179,8 @@ class S3Client:
                 repaired = True
             except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                 raise translate(name, where, error) from error
-            except TypeError as error:
-                # aiobotocore trips over error answers that carry a checksum header.
+            except (TypeError, ValueError, ResponseParserError) as error:
+                # aiobotocore trips over error answers that carry a checksum header, and over what is no XML.
                 raise UnavailableError(f"{name} {where}: unreadable answer: {error}") from error
 
     async def _repair(self, code: str, headers: Any) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from xml.etree.ElementTree import Element
 
 from asyncsync.errors import (
     AccessDeniedError,
@@ -18,14 +19,16 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.stores.s3_xml import element
+from asyncsync.stores.s3_xml import document, local_name, text_of
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound"})
-_TRANSIENT = frozenset({"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError"})
+_TRANSIENT = frozenset(
+    {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError", "ServiceUnavailable"}
+)
 """ConditionalRequestConflict: two writes met, and the condition was not looked at."""
 _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
 _DENIED = frozenset(
@@ -68,16 +71,24 @@ class Failure:
             return AccessDeniedError(text)
         if status == 501 or code == "NotImplemented":
             return StoreError(text)
-        if status >= 500 or code in _TRANSIENT:
+        if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
         return StoreError(text)
 
 
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
-    """Read an error document; answers without one (HEAD, proxies) leave code and message empty."""
-    text = body.decode("utf-8", "replace")
-    region = headers.get("x-amz-bucket-region") or element(text, "Region")
-    return Failure(operation, where, status, element(text, "Code"), element(text, "Message"), headers, region)
+    """Read an error document, also one that was cut off; without one (HEAD, proxies) code and message are empty."""
+    root = document(body, cut=True)
+    error = next((one for one in root.iter() if local_name(one) == "Error"), None) if root is not None else None
+    if error is None:
+        return Failure(operation, where, status, "", "", headers, headers.get("x-amz-bucket-region", ""))
+    return failure_in(error, operation, where, status, headers)
+
+
+def failure_in(error: Element, operation: str, where: str, status: int, headers: Mapping[str, str]) -> Failure:
+    """What an error element says."""
+    region = headers.get("x-amz-bucket-region") or text_of(error, "Region")
+    return Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -7,6 +7,7 @@ Slower, and a part is in memory as a whole: ``slots x part size``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,7 +15,7 @@ import aiohttp
 from botocore.exceptions import BotoCoreError
 from multidict import CIMultiDict
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.disk.files import FileRange, Lease, check_lease, in_thread, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import too_short
@@ -65,23 +66,28 @@ class SdkPlane:
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body; the headers of the answer."""
         data = body if isinstance(body, bytes) else await in_thread(_read, body)
-        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=data, **_of_part(query)))
+        lease = lease_of(body)
+        sent = data if lease is None else _LeasedBody(data, lease)
+        return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=sent, **_of_part(query)))
 
     async def copy(
-        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str], lease: Lease | None = None
     ) -> Mapping[str, str]:
         """CopyObject, UploadPartCopy from the key ``source``; what the answer says."""
+        check_lease(lease)
         origin = {"Bucket": self._bucket, "Key": source}
         answer = await self._call(_OPERATIONS[operation], key, headers, CopySource=origin, **_of_part(query))
         said: Mapping[str, str] = answer.get(_COPIED[operation], {})
         return said
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, lease: Lease | None = None) -> None:
         """DeleteObject."""
+        check_lease(lease)
         await self._call("delete_object", key, {})
 
-    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+    async def delete_many(self, keys: Sequence[str], lease: Lease | None = None) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
+        check_lease(lease)
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = await self._client.call("delete_objects", self.where(""), Delete=wanted, **self._common)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in answer.get("Errors", ())]
@@ -117,9 +123,11 @@ class SdkPlane:
         return str(answer["UploadId"]), _headers(answer)
 
     async def complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
-    ) -> Mapping[str, str]:
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], lease: Lease | None = None, *,
+        checksums: bool,
+    ) -> Mapping[str, str]:  # fmt: skip
         """CompleteMultipartUpload; what the answer says."""
+        check_lease(lease)
         listed = [_listed(part, checksums=checksums) for part in parts]
         return await self._call(
             "complete_multipart_upload", key, headers, UploadId=upload_id, MultipartUpload={"Parts": listed}
@@ -134,6 +142,18 @@ class SdkPlane:
         if "MpuObjectSize" in params:
             params["MpuObjectSize"] = int(params["MpuObjectSize"])
         return await self._client.call(operation, self.where(key), Key=key, **params, **more, **self._common)
+
+
+class _LeasedBody(BytesIO):
+    """A body that aiobotocore takes in pieces, none of them without the lease."""
+
+    def __init__(self, data: bytes, lease: Lease) -> None:
+        super().__init__(data)
+        self._lease = lease
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._lease.check()
+        return super().read(size)
 
 
 def _of_part(query: str) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
+from xml.etree.ElementTree import Element
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError
+from asyncsync.stores.http1_answer import Answer, BrokenError, is_number
 from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
@@ -33,9 +34,10 @@ from asyncsync.stores.s3_errors import (
     parse_failure,
     server_time,
 )
+from asyncsync.stores.s3_results import check_result, names_etag
 from asyncsync.stores.s3_sign import UNSIGNED_PAYLOAD, Signer, timestamp_of
 from asyncsync.stores.s3_target import Access, Target
-from asyncsync.stores.s3_xml import complete_document, delete_document, element, failed_deletes
+from asyncsync.stores.s3_xml import complete_document, delete_document, failed_deletes, text_of
 
 _DOCUMENT = 8 << 20
 """Most bytes of an answer that names a thousand keys."""
@@ -52,6 +54,7 @@ class _Call:
     query: str
     headers: dict[str, str]
     body: bytes | FileRange | None
+    lease: Lease | None = None
 
 
 class Wire:
@@ -95,9 +98,14 @@ class Wire:
 
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """Send one body (PutObject, UploadPart); the headers of the answer."""
+        lease = None
         if isinstance(body, FileRange) and body.size <= PIECE:
-            body = await _whole(body)
-        return (await self._send(_Call(operation, "PUT", key, query, headers, body))).headers
+            lease, body = body.lease, await _whole(body)
+        call = _Call(operation, "PUT", key, query, headers, body, lease)
+        answer = await self._send(call)
+        if not names_etag(answer.status, answer.headers):
+            self._result(call, answer)
+        return answer.headers
 
     async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:
         """HeadObject; the headers of the answer."""
@@ -105,55 +113,64 @@ class Wire:
 
     async def create(self, key: str, headers: dict[str, str]) -> tuple[str, Mapping[str, str]]:
         """CreateMultipartUpload; the upload's id and the headers of the answer."""
-        answer = await self._send(_Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b""))
-        upload_id = element(answer.content.decode(), "UploadId")
-        if not upload_id:
-            raise StoreError(f"CreateMultipartUpload {self.where(key)}: the answer names no upload")
-        return upload_id, answer.headers
+        call = _Call("CreateMultipartUpload", "POST", key, "uploads=", headers, b"")
+        answer = await self._send(call)
+        return text_of(self._document(call, answer), "UploadId"), answer.headers
 
     async def complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], *, checksums: bool
-    ) -> Mapping[str, str]:
-        """CompleteMultipartUpload; what the answer says: ETag, ChecksumCRC32C, ChecksumType, each may be empty."""
+        self, key: str, upload_id: str, parts: Sequence[Part], headers: dict[str, str], lease: Lease | None = None, *,
+        checksums: bool,
+    ) -> Mapping[str, str]:  # fmt: skip
+        """CompleteMultipartUpload; what the answer says: ETag, and ChecksumCRC32C, ChecksumType, which may be empty."""
         body = complete_document(parts, checksums=checksums)
         headers |= {"content-type": "application/xml", "x-amz-content-sha256": sha256(body).hexdigest()}
-        call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body)
-        return self._said(call, await self._send(call))
+        call = _Call("CompleteMultipartUpload", "POST", key, _of_upload(upload_id), headers, body, lease)
+        return await self._said(call)
 
     async def copy(
-        self, operation: str, key: str, query: str, source: str, headers: dict[str, str]
+        self, operation: str, key: str, query: str, source: str, headers: dict[str, str], lease: Lease | None = None
     ) -> Mapping[str, str]:
         """CopyObject, UploadPartCopy from the key ``source``; what the answer says, as for :meth:`complete`."""
         headers["x-amz-copy-source"] = quote(f"{self._bucket}/{source}", safe="/~")
-        call = _Call(operation, "PUT", key, query, headers, b"")
-        return self._said(call, await self._send(call))
+        call = _Call(operation, "PUT", key, query, headers, b"", lease)
+        return await self._said(call)
 
-    def _said(self, call: _Call, answer: Answer) -> Mapping[str, str]:
-        text = answer.content.decode("utf-8", "replace")
-        if "<Error>" in text:  # it may come after a 200, which says only that the store has begun
-            raise parse_failure(call.operation, self.where(call.key), 200, answer.headers, answer.content).error()
-        return {name: element(text, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
+    async def _said(self, call: _Call) -> Mapping[str, str]:
+        result = self._document(call, await self._send(call))
+        return {name: text_of(result, name) for name in ("ETag", "ChecksumCRC32C", "ChecksumType")}
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, lease: Lease | None = None) -> None:
         """DeleteObject."""
-        await self._send(_Call("DeleteObject", "DELETE", key, "", {}, None))
+        call = _Call("DeleteObject", "DELETE", key, "", {}, None, lease)
+        self._result(call, await self._send(call))
 
-    async def delete_many(self, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+    async def delete_many(self, keys: Sequence[str], lease: Lease | None = None) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
         body = delete_document(keys)
         md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         headers = {"content-type": "application/xml", "content-md5": md5}
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
-        answer = await self._send(_Call("DeleteObjects", "POST", "", "delete=", headers, body), most=_DOCUMENT)
-        return failed_deletes(answer.content.decode("utf-8", "replace"))
+        call = _Call("DeleteObjects", "POST", "", "delete=", headers, body, lease)
+        return failed_deletes(self._document(call, await self._send(call, most=_DOCUMENT)))
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
-        await self._send(_Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None))
+        call = _Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None)
+        self._result(call, await self._send(call))
+
+    def _result(self, call: _Call, answer: Answer) -> Element | None:
+        """See :func:`check_result`."""
+        where = self.where(call.key)
+        return check_result(call.operation, where, answer.status, answer.headers, answer.content)
+
+    def _document(self, call: _Call, answer: Answer) -> Element:
+        result = self._result(call, answer)
+        assert result is not None
+        return result
 
     async def _send(self, call: _Call, most: int = COLLECTED) -> Answer:
         async def once(http: Http1, head: bytes) -> Answer:
-            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most)
+            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most, lease=call.lease)
 
         return await self._exchange(call, once)
 
@@ -276,11 +293,11 @@ def wire_serves(bucket: str) -> bool:
 def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:
     """How many bytes an answer carries, and how many the object has."""
     text = headers.get("content-length", "")
-    if not text.isdigit():
+    if not is_number(text):
         raise StoreError(f"{operation} {where}: the answer has no Content-Length")
     size = int(text)
     total = headers.get("content-range", "").rpartition("/")[2]
-    if status == 206 and total.isdigit():
+    if status == 206 and is_number(total):
         return size, int(total)
     if ranged:
         raise StoreError(f"{operation} {where}: the store ignored the requested range")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, unescape
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError, XMLPullParser
+from xml.sax.saxutils import escape
 
 from asyncsync.stores.base import Part
 from asyncsync.stores.s3_sign import crc_to_text
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _BREAKS = {"\r": "&#13;", "\n": "&#10;"}
-_QUOTES = {"&quot;": '"', "&apos;": "'", "&#34;": '"', "&#39;": "'"}
 
 
 def complete_document(parts: Sequence[Part], *, checksums: bool) -> bytes:
@@ -27,10 +27,35 @@ def _part(part: Part, checksums: bool) -> str:
     return f"<Part><PartNumber>{part.number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>"
 
 
-def element(text: str, name: str) -> str:
-    """The content of the first element of that name; empty if there is none."""
-    found = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
-    return unescape(found.group(1), _QUOTES).strip() if found else ""
+def document(content: bytes, *, cut: bool = False) -> Element | None:
+    """The root of an XML document; None: this is no XML. Blanks may come before it: servers that take long send them to
+    keep the connection. ``cut``: of a document that is not complete, what there is."""
+    parser: Any = XMLPullParser(("start",))
+    root: Element | None = None
+    try:
+        parser.feed(content.lstrip(b" \t\r\n"))
+        for _, element in parser.read_events():
+            root = element if root is None else root
+        parser.close()
+    except (ParseError, LookupError, ValueError):  # the last two: an encoding that nobody knows
+        return root if cut else None
+    return root
+
+
+def local_name(element: Element) -> str:
+    """Its name without a namespace."""
+    return element.tag.rpartition("}")[2]
+
+
+def children(element: Element, name: str) -> list[Element]:
+    """Those directly in it that have this name, in any namespace."""
+    return [child for child in element if local_name(child) == name]
+
+
+def text_of(element: Element, name: str) -> str:
+    """The text of the first child of that name; empty if there is none."""
+    found = children(element, name)
+    return (found[0].text or "").strip() if found else ""
 
 
 def delete_document(keys: Sequence[str]) -> bytes:
@@ -39,7 +64,11 @@ def delete_document(keys: Sequence[str]) -> bytes:
     return f'<Delete xmlns="{_NAMESPACE}">{listed}<Quiet>true</Quiet></Delete>'.encode()
 
 
-def failed_deletes(text: str) -> list[tuple[str, str, str]]:
+def failed_deletes(result: Element) -> list[tuple[str, str, str]]:
     """Key, code and message of what could not be deleted."""
-    failed = re.findall(r"<Error>(.*?)</Error>", text, re.DOTALL)
-    return [(element(item, "Key"), element(item, "Code"), element(item, "Message")) for item in failed]
+    return [(_key_of(error), text_of(error, "Code"), text_of(error, "Message")) for error in children(result, "Error")]
+
+
+def _key_of(element: Element) -> str:
+    found = children(element, "Key")
+    return found[0].text or "" if found else ""  # blanks at its ends are part of it

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, in_thread
+from asyncsync.disk.files import PIECE, check_lease, in_thread
 from asyncsync.errors import (
     ConfigError,
     IntegrityError,
@@ -21,7 +21,7 @@ from asyncsync.errors import (
     SourceChangedError,
     StoreError,
 )
-from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 
 PAGE = 1000
 
@@ -130,6 +130,7 @@ class MemoryStore(Store):
         data = await self._begin("put", key, body=body)
         _check_crc(self._where(key), data, crc32c)
         self._check_version(key, if_version)
+        check_lease(lease_of(body))  # at the moment at which it takes effect
         return self._store(key, data, _etag(data))
 
     async def read(
@@ -174,6 +175,7 @@ class MemoryStore(Store):
         if len(keys) > PAGE:
             raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {PAGE} are allowed")
         await self._begin("delete", *keys)
+        check_lease(lease_of(keys))
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)
 
@@ -185,6 +187,7 @@ class MemoryStore(Store):
         await self._begin("copy", key)
         found = self._source(source, if_source_version)
         self._check_version(key, if_version)
+        check_lease(lease_of(key))
         return self._store(key, found.data, found.version)
 
     async def create_multipart(self, key: str) -> Upload:
@@ -198,6 +201,7 @@ class MemoryStore(Store):
     ) -> Part:
         data = await self._begin("put_part", upload.key, body=body)
         _check_crc(self._where(upload.key), data, crc32c)
+        check_lease(lease_of(body))  # at the moment at which it takes effect
         return self._keep_part(upload, number, offset, data)
 
     async def copy_part(
@@ -219,6 +223,7 @@ class MemoryStore(Store):
         data, etag = self._assemble(upload, parts)
         _check_crc(self._where(upload.key), data, crc32c)
         self._check_version(upload.key, if_version)
+        check_lease(upload.lease)
         del self.bucket.uploads[upload.upload_id]
         self.bucket.completed[upload.upload_id] = self._root + upload.key
         return self._store(upload.key, data, etag)

@@ -72,6 +72,8 @@ class DownloadReport:
     seconds: float
     target: Path = Path()
     """Where it is now. The report itself can be given to ``open`` and ``os.path`` functions as this path."""
+    files_removed: int = 0
+    """Files and links that were in the target and not of it, where it was asked for exactly."""
 
     def __fspath__(self) -> str:
         return str(self.target)
@@ -145,6 +147,8 @@ class _Download:
         finally:
             for landing in self._landings:
                 landing.drop(keep=landing.has_parts and self._may_pass())
+                if landing.is_in_place:  # whoever waited for it was cancelled
+                    self.landed.append(landing.entry.path)
         if self._failures:
             raise await self._failed()
         self._tell(last=True)

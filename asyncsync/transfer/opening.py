@@ -30,13 +30,17 @@ async def open_upload(
 ) -> Upload:
     """A new upload of the local file ``path``, as it is at ``file``."""
     intention = await uploads.intend(key)
+    retries = getattr(store, "retries", 0)
     try:
         upload = await store.create_multipart(key)
     except BaseException:  # a cancel too: plain bookkeeping, then on its way
         uploads.unsure(intention)
         raise
     uploads.opened(upload, path, file, part_size)
-    uploads.settled(intention)
+    if getattr(store, "retries", 0) == retries:
+        uploads.settled(intention)
+    else:  # an attempt whose answer was lost may have begun another one
+        uploads.unsure(intention)
     return upload
 
 

@@ -191,7 +191,8 @@ class Session:
             await delete_prefix(store, f"{trial}/{name}/")
         except NotGivenUpError as error:
             log.info("%s/%s/%s is not deleted: %s", self.uri, trial, name, error)
-        self.on_deleted(trial, name)
+        else:
+            self.on_deleted(trial, name)
 
     async def _abort(self, store: Store, payload: Mapping[str, str]) -> None:
         """Abort one upload; without an id, all of that key that nobody is going to complete, if we are who writes
@@ -208,8 +209,11 @@ class Session:
         elif self.nonce:
             raise ConcurrentWriterError(f"{key} is not ours to write just now")
         for upload in await store.list_multiparts(key):
-            if upload.key == key and not self.uploads.is_open(key, upload.upload_id):
-                await store.abort_multipart(upload)
+            if upload.key != key or self.uploads.is_open(key, upload.upload_id):
+                continue
+            if self.uploads.is_asked_for(key):
+                raise ConcurrentWriterError(f"an upload of {key} is just being opened: this may be it")
+            await store.abort_multipart(upload)
 
 
 class NotGivenUpError(Exception):

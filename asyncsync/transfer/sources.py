@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from asyncsync.errors import AsyncsyncError
+from asyncsync.errors import AsyncsyncError, DamagedError
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate
 from asyncsync.planning.snapshot import FileStat
@@ -90,6 +90,9 @@ async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) ->
             continue
         try:
             manifest = await find_manifest(store, prefix)
+        except DamagedError as error:
+            log.info("nothing is copied from %s: %s", prefix, error)
+            continue
         except AsyncsyncError as error:
             log.info("nothing is copied from %s: %s", prefix, error)
             return

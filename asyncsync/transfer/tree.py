@@ -16,7 +16,6 @@ from asyncsync.disk.files import in_hasher
 from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
-    CheckpointIncompleteError,
     ConcurrentWriterError,
     NotFoundError,
     PreconditionError,
@@ -24,6 +23,7 @@ from asyncsync.errors import (
 )
 from asyncsync.injected import wall_time
 from asyncsync.planning.changes import SCANNED, Changes, Comparison
+from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
@@ -33,7 +33,7 @@ from asyncsync.stores.together import for_each
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.listing import versions_below
 from asyncsync.transfer.preview import Preview, SyncPlan
-from asyncsync.transfer.reader import exists, find_manifest
+from asyncsync.transfer.reader import exists, find_manifest, get_manifest
 from asyncsync.transfer.session import Session, delete_prefix
 from asyncsync.transfer.upload import OnProgress, Tally, TreeUpload
 from asyncsync.transfer.writes import CollisionError, Creating, Replacing
@@ -202,6 +202,14 @@ class Tree:
         self._manifest, self._version = manifest, version
         self._from_journal = self._guessed = False
 
+    async def has_below(self, name: str) -> bool:
+        """Whether something that was sent and not deleted lies in this directory of the prefix."""
+        known = [self._known()]
+        if self._manifest is None:
+            known.append(await find_manifest(self._session.view(self._options.lane, self.prefix), self.prefix))
+        paths = (path for manifest in known if manifest is not None for path in manifest.files)
+        return any(path == name or path.startswith(f"{name}/") for path in paths)
+
     def expect_nothing(self) -> None:
         """The prefix is new, as far as its owner knows: no manifest is looked for before there is one to write. Should
         one be there, the conditional write finds it, and it is taken over then."""
@@ -263,7 +271,7 @@ class Tree:
         if state.manifest is not None and state.version is not None:
             try:
                 self._manifest = await in_hasher(Manifest.from_bytes, state.manifest)
-            except ValueError:
+            except DocumentError:
                 self._session.journal.forget_tree(self.identity)
             else:
                 self._version, self._from_journal = state.version, True
@@ -273,15 +281,10 @@ class Tree:
     async def _fetch(self, store: Store) -> None:
         try:
             await store.head(self._key)  # most often there is none, and a HEAD says so for less
-            data, info = await store.get(self._key)
+            found = await get_manifest(store, self._key)
         except NotFoundError:
-            self._manifest, self._version = None, MISSING
-            return
-        try:
-            self._manifest = await in_hasher(Manifest.from_bytes, data)
-        except ValueError as error:
-            raise CheckpointIncompleteError(f"{store.uri}/{self._key}: {error}") from error
-        self._version = info.version
+            found = None
+        self._manifest, self._version = found if found is not None else (None, MISSING)
 
     async def _compare(self, store: Store, rules: Rules) -> tuple[Snapshot, Changes]:
         """The directory beside the last manifest."""
@@ -325,7 +328,7 @@ class Tree:
         return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
 
     def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
-        most = store.traits.max_key_bytes - len(self.prefix.encode())
+        most = longest_path(store, self.prefix)
         bad = {path: ValueError("the name is not UTF-8") for path in snapshot.refused}
         for file in snapshot.files:
             if len(file.path) * 4 > most and len(file.path.encode()) > most:
@@ -436,7 +439,7 @@ class Tree:
             files[path] = replace(files[path], inode=0)  # its time says nothing while it is written through memory
         info = last.info if last is not None else self._options.info or {}
         differs = last is None or bool(gone) or any(_differs(old.get(path), entry) for path, entry in fresh.items())
-        new = Manifest(files, {**info, SCANNED: scanned})
+        new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
         return new, new.to_bytes(), differs
 
     async def _write(self, store: Store, data: bytes) -> str:
@@ -492,6 +495,12 @@ class Tree:
             files_vanished=len(tally.vanished),
             files_deleted=deleted,
         )
+
+
+def longest_path(store: Store, prefix: str) -> int:
+    """Bytes that a path below ``prefix`` may have; what the store's own prefix takes is not there for it."""
+    above = store.uri.partition("://")[2].partition("/")[2]
+    return store.traits.max_key_bytes - len(f"{above}/{prefix}".encode())
 
 
 def _raise_if_lost(tally: Tally) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from asyncsync.disk.files import Progress
@@ -31,6 +32,8 @@ class OpenUploads:
         self._open: dict[str, OpenUpload] = {}
         self._parts: dict[str, dict[int, Part]] = {}
         self._in_hand: set[int] = set()
+        self._asked_for: dict[int, str] = {}
+        """Keys for which the store is just asked to begin an upload, by intention."""
         self.nonce = ""
         """Of the experiment, if it is one's."""
         self._sent: dict[str, FileEntry] = {}
@@ -44,7 +47,8 @@ class OpenUploads:
                 part.number: Part(part.number, part.offset, part.size, part.etag, part.crc32c) for part in upload.parts
             }
         for key, line in (await self._journal.files_sent(self._uri)).items():
-            self._sent[key] = FileEntry.parse(json.loads(line))
+            with suppress(KeyError, TypeError, ValueError):  # an older asyncsync was less strict: it is read again
+                self._sent[key] = FileEntry.parse(json.loads(line))
 
     def find(self, key: str, part_size: int) -> Upload | None:
         """The open upload of this key, if its parts are cut alike; else it is owed an abort.
@@ -132,6 +136,7 @@ class OpenUploads:
         The result is for :meth:`settled`, once it is known.
         """
         number = self.in_hand(ABORT, key=key, upload_id="", nonce=self.nonce)
+        self._asked_for[number] = key
         try:
             await self._journal.flush()
         except BaseException:
@@ -147,11 +152,13 @@ class OpenUploads:
 
     def settled(self, intention: int) -> None:
         """It is known, or there is none."""
+        self._asked_for.pop(intention, None)
         self._in_hand.discard(intention)
         self._journal.paid(intention)
 
     def unsure(self, intention: int) -> None:
         """The answer was lost: the janitor has to look for an upload that nobody knows by its id."""
+        self._asked_for.pop(intention, None)
         self._in_hand.discard(intention)
 
     def is_in_hand(self, owed: Owed) -> bool:
@@ -162,6 +169,10 @@ class OpenUploads:
     def is_open(self, key: str, upload_id: str) -> bool:
         """Whether somebody is still going to complete it."""
         return key in self._open and self._open[key].upload_id == upload_id
+
+    def is_asked_for(self, key: str) -> bool:
+        """Whether an upload may have begun that is not known yet."""
+        return key in self._asked_for.values()
 
     def abandon_key(self, key: str) -> None:
         """Nobody will complete the upload of this key, if there is one."""

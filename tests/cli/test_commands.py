@@ -15,6 +15,7 @@ from servers import S3Server
 
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine
 from asyncsync.errors import AccessDeniedError
+from asyncsync.stores import open_store
 from asyncsync.testing import inject_faults
 
 from .conftest import Invoke
@@ -91,6 +92,20 @@ def test_the_document_of_push_and_pull(answer: Answer, tree: Path, url: str, tmp
     assert (pushed["ok"], pushed["uri"], pushed["files_sent"]) == (True, url, 3)
     assert (pulled["ok"], pulled["files_sent"], pulled["bytes_sent"]) == (True, 3, pushed["bytes_sent"])
     assert pushed["warnings"] == []
+
+
+def test_an_exact_pull_leaves_nothing_else(
+    invoke: Invoke, answer: Answer, tree: Path, url: str, tmp_path: Path
+) -> None:
+    answer("push", tree, url)
+    copy = tmp_path / "copy"
+    (copy / "old").mkdir(parents=True)
+    (copy / "old" / "model.bin").write_bytes(b"x")
+    assert answer("pull", url, copy)["files_deleted"] == 0
+    result = invoke("pull", url, copy, "--exact")
+    assert (result.exit_code, "1 deleted" in result.stdout) == (0, True)
+    assert not (copy / "old").exists()
+    assert answer("pull", url, tree.parent, "--exact", code=2)["error"]["type"] == "ConfigError"  # it holds the home
 
 
 def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree: Path, url: str) -> None:
@@ -216,6 +231,7 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     result = invoke("verify", store, "--deep")
     assert result.exit_code == 3
     assert "\ndamaged: sub/b.bin: " in result.stdout
+    assert "\nreplaced since its manifest was written: sub/b.bin\n" in result.stdout
     assert "\nmissing: a.txt\n" in result.stdout
     document = answer("verify", store, "--deep", code=3)
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
@@ -289,6 +305,30 @@ def test_ls_of_a_storage_path_shows_its_experiments(invoke: Invoke, answer: Answ
     assert document["kind"] == "experiments"
     assert document["experiments"][0]["uri"] == f"{storage}/sweep"
     assert document["experiments"][0]["trials"] == {"failed": 1, "finished": 1}
+
+
+async def _put(url: str, key: str, data: bytes) -> None:
+    async with open_store(url) as store:
+        await store.put(key, data)
+
+
+def test_ls_shows_the_experiments_beside_one_that_cannot_be_read(invoke: Invoke, answer: Answer, storage: str) -> None:
+    asyncio.run(_put(storage, "later/.asyncsync/experiment.json", b'{"format":2,"by":"asyncsync 9.0"}'))
+    rows = [line.split("\t") for line in invoke("ls", storage).stdout.splitlines()]
+    assert [row[:2] for row in rows[1:3]] == [["later", "unreadable"], ["sweep", "finished"]]
+    assert rows[3][0].startswith("later unreadable: ")
+    assert (
+        "/later/.asyncsync/experiment.json is of format 2, written by a newer asyncsync (asyncsync 9.0)" in rows[3][0]
+    )
+    assert [item["status"] for item in answer("ls", storage)["experiments"]] == ["unreadable", "finished"]
+
+
+def test_prune_names_what_it_leaves_alone(invoke: Invoke, answer: Answer, storage: str) -> None:
+    asyncio.run(_put(storage, "sweep/t0/.asyncsync/trial.json", b"{"))
+    asyncio.run(_put(storage, "sweep/t0/checkpoint_000009/weights", b"w"))
+    arguments = ("prune", f"{storage}/sweep", "--older-than", "0")
+    assert "left alone: " in invoke(*arguments).stdout
+    assert list(answer(*arguments)["unreadable"]) == ["t0/.asyncsync/trial.json"]
 
 
 def test_ls_of_an_experiment_shows_its_trials(invoke: Invoke, answer: Answer, storage: str) -> None:

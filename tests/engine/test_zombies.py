@@ -129,7 +129,7 @@ def test_a_zombie_that_was_away_in_the_middle_of_a_sync_sends_no_further_file(be
                         assert isinstance(await sync, AsyncsyncError)
 
     run_virtual(main())
-    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 2
+    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # what was under way is not ended
 
 
 async def swallow(work: Awaitable[object]) -> Exception | None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -37,8 +37,9 @@ REWRITE = {
 class Fault:
     """What happens to the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
 
-    ``status``: this answer, nothing is done. ``lose``: the request is served and its answer lost; ``short``: of the
-    answer's body only so many bytes come. ``cut``: the connection is closed after that many bytes of the body (0:
+    ``status``: this answer, with an error document at once, or with ``body`` when the request is there; nothing is
+    done. ``lose``: the request is served and its answer lost; ``short``: of the answer's body only so many bytes come;
+    ``change``: its body goes through that. ``cut``: the connection is closed after that many bytes of the body (0:
     before any), nothing is served.
     """
 
@@ -49,6 +50,8 @@ class Fault:
     lose: bool = False
     short: int | None = None
     cut: int | None = None
+    body: bytes | None = None
+    change: Callable[[bytes], bytes] | None = None
 
 
 @dataclass
@@ -133,11 +136,16 @@ class GcsFake:
             return self._hang_up(request)
         if fault is not None and fault.status is not None:
             seen.status = fault.status
+            if fault.body is not None:
+                await request.read()
+                return _response(Reply(fault.status, fault.body, fault.headers))
             return _response(ApiError(fault.status, "as planned", fault.headers).reply())
         reply = await self._reply(request, seen)
         seen.status = reply.status
         if fault is not None and fault.short is not None:
             reply = replace(reply, body=reply.body[: fault.short])
+        if fault is not None and fault.change is not None:
+            reply = replace(reply, body=fault.change(reply.body))
         return self._hang_up(request) if fault is not None and fault.lose else _response(reply)
 
     def _fault(self, seen: Seen) -> Fault | None:

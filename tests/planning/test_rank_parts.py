@@ -24,6 +24,15 @@ def test_it_has_the_files_of_all_and_what_rank_0_says() -> None:
     assert whole.info == {"metrics": {"from": 0}}
 
 
+def test_what_a_later_rank_0_has_written_is_in_the_manifest_whoever_merges() -> None:
+    first = part(0, a=b"a")
+    first.by, first.extra = "asyncsync 9.0", {"weather": "fair"}
+    data = merge({0: first, 1: part(1, b=b"b")}).to_bytes()
+    assert data == merge({1: part(1, b=b"b"), 0: Manifest.from_bytes(first.to_bytes())}).to_bytes()
+    whole = Manifest.from_bytes(data)
+    assert (whole.by, whole.extra) == ("asyncsync 9.0", {"weather": "fair"})
+
+
 def test_two_contents_of_one_name_are_refused_by_name() -> None:
     with pytest.raises(SameFileError, match="ranks 1 and 2 both wrote 'model'"):
         merge({0: part(0), 1: part(1, model=b"1"), 2: part(2, model=b"2")})

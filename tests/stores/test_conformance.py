@@ -7,9 +7,17 @@ import os
 import google_crc32c
 import kinds
 import pytest
+from leases import CountedLease, leased
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, PreconditionError, StoreError
+from asyncsync.errors import (
+    AsyncsyncError,
+    IntegrityError,
+    LeaseExpiredError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+)
 from asyncsync.stores.base import MISSING
 
 MIB = 1 << 20
@@ -649,6 +657,43 @@ async def test_a_copied_part_can_insist_on_a_version(store, rule):
     with pytest.raises(PreconditionError):
         await store.copy_part(upload, 1, 0, "old", 0, PART, if_source_version=old.version)
     await store.abort_multipart(upload)
+
+
+# leases
+
+
+@pytest.mark.parametrize("kind_of_body", ["memory", "file"])
+@pytest.mark.parametrize("size", [10, 40_000, 3 * MIB])
+async def test_without_its_lease_nothing_is_written(store, tmp_path, kind_of_body, size):
+    data = os.urandom(size)
+    expired = leased(kind_of_body, data, CountedLease(1), tmp_path)
+    before = await store.put("x", b"before")
+    upload = await store.create_multipart("y")
+    kept = await store.put_part(upload, 1, 0, b"kept")
+    for key, condition in (("x", None), ("x", before.version), ("new", None), ("new", MISSING)):
+        with pytest.raises(LeaseExpiredError):
+            await store.put(key, expired, crc32c=crc(data), if_version=condition)
+    for number in (1, 2):
+        with pytest.raises(LeaseExpiredError):
+            await store.put_part(upload, number, 0, expired, crc32c=crc(data))
+    assert (await store.get("x"))[0] == b"before"
+    assert (await store.head("x")).version == before.version
+    assert [info.key for info in (await everything(store))[0]] == ["x"]
+    assert [(part.number, part.etag) for part in await store.list_parts(upload)] == [(1, kept.etag)]
+    await store.abort_multipart(upload)
+
+
+@pytest.mark.parametrize("kind_of_body", ["memory", "file"])
+@pytest.mark.parametrize("size", [0, 10, 40_000, 3 * MIB])
+async def test_under_its_lease_a_body_arrives_whole(store, tmp_path, kind_of_body, size):
+    data, lease = os.urandom(size), CountedLease()
+    body = leased(kind_of_body, data, lease, tmp_path)
+    await store.put("x", body, crc32c=crc(data))
+    upload = await store.create_multipart("y")
+    part = await store.put_part(upload, 1, 0, body, crc32c=crc(data))
+    await store.complete_multipart(upload, [part])
+    assert (await store.get("x"))[0] == (await store.get("y"))[0] == data
+    assert lease.checks >= 2
 
 
 # cancel

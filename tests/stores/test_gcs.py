@@ -23,7 +23,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs_bodies import batch_statuses
+from asyncsync.stores.gcs_bodies import batch_answers
 from asyncsync.stores.gcs_errors import UnsupportedError, failure
 from asyncsync.stores.gcs_options import GcsOptions
 from asyncsync.stores.gcs_parts import combined
@@ -152,7 +152,7 @@ async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, sh
 @pytest.mark.parametrize("said", [b"<html>log in</html>", b"[]", b'"x"', b"\xff"])
 async def test_an_answer_of_somebody_else_is_told(gcs_strict, store, monkeypatch, said):
     monkeypatch.setattr(gcs_strict, "_call", lambda *_: Reply(200, said))
-    with pytest.raises(UnavailableError, match="no answer of Cloud Storage"):
+    with pytest.raises(UnavailableError, match="not a response of Cloud Storage"):
         await store.head("x")
 
 
@@ -217,6 +217,24 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
         with pytest.raises(AccessDeniedError, match="give no access token") as caught:
             await opened.put("a", b"1")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (200, b""), (200, b"<html>log in</html>"), (200, b"[]"), (200, b'"x"'), (200, b'{"expires_in": 5}'),
+        (200, b'{"access_token": "x"}'), (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
+        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'), (200, b'{"access_token": "", "expires_in": 5}'),
+        (200, b"[" * 60_000), (500, b""), (503, b"{}"), (429, b""),
+    ],
+)  # fmt: skip
+async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
+    gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
+    async with open_store("gs://conformance/p", options=credentials) as opened:
+        with pytest.raises(UnavailableError, match="no access token"):
+            await opened.put("a", b"1")
+        gcs_strict.faults.clear()
+        await opened.put("a", b"1")
 
 
 async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
@@ -441,6 +459,54 @@ async def test_conditions_travel_with_reads(gcs_strict, store):
     assert f"ifGenerationMatch={info.version}" in gcs_strict.seen[-1].target
 
 
+# the clock of the service
+
+
+async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict, store, objects, tmp_path):
+    """On the clock of the service: who wrote something knows by it what time it is there."""
+    (tmp_path / "f").write_bytes(bytes(9 * MIB))
+    upload, parts = await upload_of(store, "composed", [b"1"])
+    told = {
+        "put": (await store.put("put", b"1")),
+        "session": (await store.put("session", FileRange(str(tmp_path / "f"), 0, 9 * MIB))),
+        "composed": (await store.complete_multipart(upload, parts)),
+        "copy": (await store.copy("put", "copy")),
+    }
+    listed = {info.key: info for info in (await store.list()).objects}
+    for key, info in told.items():
+        assert info.modified == int(objects[f"p/{key}"].created)
+        assert info == listed[key] == await store.head(key)
+
+
+@pytest.mark.parametrize(
+    ("updated", "unix"),
+    [
+        ("1970-01-01T00:01:40Z", 100.0), ("1970-01-01T02:01:40.5+02:00", 100.5),
+        ("1970-01-01T00:01:40.123456789Z", 100.123456), ("1970-01-01T00:01:40", None), ("yesterday", None), ("", None),
+        (100, None), ([], None), ("9999-99-99T00:00:00Z", None), ("0001-01-01T00:00:00+23:59", -62135683140.0),
+    ],
+)  # fmt: skip
+async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix):
+    """Least of all in the zone of this machine."""
+
+    def change(body):
+        return json.dumps(json.loads(body) | {"updated": updated}).encode()
+
+    gcs_strict.faults.append(Fault("POST", 1, change=change))
+    assert (await store.put("x", b"1")).modified == unix
+
+
+async def test_where_the_time_of_a_change_is_not_told_that_of_the_making_counts(gcs_strict, store):
+    def change(body):
+        document = json.loads(body)
+        document["timeCreated"] = document.pop("updated")
+        return json.dumps(document).encode()
+
+    gcs_strict.faults.append(Fault("POST", 1, change=change))
+    info = await store.put("x", b"1")
+    assert info.modified == (await store.head("x")).modified
+
+
 # deleting, copying, listing
 
 
@@ -453,14 +519,14 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
 
 
 def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
-    answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\n\r\n\r\n".format
-    said = (answer(1, 404) + answer(0, 204) + answer(2, 503)).encode()
-    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404, 2: 503}
+    answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
+    said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
+    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
 def test_answers_of_a_batch_without_names_come_in_order():
-    said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n"
-    assert {call: status for call, (status, _) in batch_statuses(said).items()} == {0: 204, 1: 404}
+    said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
+    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -495,6 +561,42 @@ async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objec
     info = await store.copy("x", "y")
     assert (objects["p/y"].data, info.size) == (b"0123456789", 10)
     assert len(gcs_strict.requests("rewriteTo")) == 3
+
+
+@pytest.mark.parametrize("size", [0, 10])
+async def test_a_copy_that_only_creates_says_so_in_every_step_and_asks_nothing_before(gcs_strict, store, objects, size):
+    await store.put("x", bytes(size))
+    gcs_strict.rewrites.step = 4
+    gcs_strict.seen.clear()
+    info = await store.copy("x", "y", if_version=MISSING)
+    assert str(objects["p/y"].generation) == info.version
+    assert {URL(seen.target, encoded=True).query["ifGenerationMatch"] for seen in gcs_strict.seen} == {"0"}
+    assert len(gcs_strict.seen) == len(gcs_strict.requests("rewriteTo")) == max(1, -(-size // 4))
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_a_copy_that_only_creates_replaces_nothing(gcs_strict, store, objects, monkeypatch, written):
+    """Whether it was there before, or came between two steps."""
+    await store.put("x", b"0123456789")
+    gcs_strict.rewrites.step, run, steps = 4, gcs_strict.rewrites.run, iter(range(9))
+
+    def step(source, *given):
+        if next(steps) == written:
+            source.put("p/y", b"theirs", {}, {})
+        return run(source, *given)
+
+    monkeypatch.setattr(gcs_strict.rewrites, "run", step)
+    with pytest.raises(PreconditionError):
+        await store.copy("x", "y", if_version=MISSING)
+    assert objects["p/y"].data == b"theirs"
+
+
+async def test_a_copy_replaces_no_version_that_is_named(gcs_strict, store):
+    info = await store.put("x", b"1")
+    gcs_strict.seen.clear()
+    with pytest.raises(StoreError, match="can only create"):
+        await store.copy("x", "x", if_version=info.version)
+    assert gcs_strict.seen == []
 
 
 # uploads in parts
@@ -566,6 +668,44 @@ async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
     headers = {name.lower(): value for name, value in copy.headers.items()}
     assert headers["content-length"] == "0"
     assert "content-type" not in headers
+
+
+@pytest.mark.parametrize("size", [1, 2 * MIB, 9 * MIB])
+async def test_what_only_creates_replaces_nothing_that_came_while_it_was_sent(
+    gcs_strict, store, objects, tmp_path, monkeypatch, size
+):
+    """A session tells its condition when it is opened, and is held to it at its end."""
+    (tmp_path / "f").write_bytes(bytes(size))
+    bucket = gcs_strict.buckets["conformance"]
+    real = bucket.put
+
+    def put(name, data, properties, query, **more):
+        assert query["ifGenerationMatch"] == "0"
+        real(name, b"theirs", {}, {})
+        return real(name, data, properties, query, **more)
+
+    monkeypatch.setattr(bucket, "put", put)
+    with pytest.raises(PreconditionError):
+        await store.put("x", FileRange(str(tmp_path / "f"), 0, size), if_version=MISSING)
+    assert objects["p/x"].data == b"theirs"
+
+
+async def test_a_session_whose_end_is_refused_is_not_gone_on_with(gcs_strict, store, objects, tmp_path):
+    (tmp_path / "f").write_bytes(bytes(9 * MIB))
+    body = FileRange(str(tmp_path / "f"), 0, 9 * MIB)
+    start = gcs_strict.sessions.start
+
+    def late(bucket, *given):
+        reply = start(bucket, *given)
+        bucket.put("p/x", b"theirs", {}, {})
+        return reply
+
+    gcs_strict.sessions.start = late
+    for _ in range(2):
+        with pytest.raises(PreconditionError, match="HTTP 412"):
+            await store.put("x", body, if_version=MISSING)
+    assert objects["p/x"].data == b"theirs"
+    assert [seen.status for seen in gcs_strict.seen] == [200, 308, 412, 412]
 
 
 async def test_an_append_sends_only_the_tail(gcs_strict, store, objects):

@@ -4,15 +4,16 @@ import asyncio
 import errno
 import os
 import ssl
+from contextlib import asynccontextmanager, suppress
 
 import pytest
-from http_wire import MIB, REQUEST, Wire, answer
+from http_wire import MIB, REQUEST, Wire, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
 from asyncsync.stores.http1 import Http1
 from asyncsync.stores.http1_answer import BrokenError, parse_head
-from asyncsync.stores.http1_connection import COLLECTED, INBOX
+from asyncsync.stores.http1_connection import COLLECTED, INBOX, Connection
 from asyncsync.stores.http1_pool import Host
 
 
@@ -114,7 +115,15 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 20² OK\r\n\r\n".encode("latin-1"),
         answer(Content_Length="five"),
+        "HTTP/1.1 200 OK\r\nContent-Length: 1²\r\n\r\n".encode("latin-1"),
+        answer(Content_Length="-1"),
+        answer(Content_Length="9" * 5000),
+        answer(b"-5\r\nhello\r\n", Transfer_Encoding="chunked"),
+        answer(b"0x5\r\nhello\r\n", Transfer_Encoding="chunked"),
+        answer(b"1_0\r\nhello\r\n", Transfer_Encoding="chunked"),
+        answer(b"f" * 5000 + b"\r\n", Transfer_Encoding="chunked"),
         answer(b"zz\r\n", Transfer_Encoding="chunked"),
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
     ],
@@ -151,7 +160,7 @@ async def test_a_cancelled_request_frees_its_place(wire):
         assert (await http.send(REQUEST, None)).status == 200
 
 
-async def body_of(wire, tmp_path, size, *, cut=False):
+async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
     """What a server got of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the beginning only."""
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
@@ -163,13 +172,13 @@ async def body_of(wire, tmp_path, size, *, cut=False):
             got.extend(piece)
             if cut:
                 break
-        writer.write(answer(Content_Length=0))
+        writer.write(answer(status=status, Content_Length=0))
         await writer.drain()
         writer.close()
 
     async with wire.listening(accept) as http:
         found = await http.send(b"PUT /k HTTP/1.1\r\n\r\n", FileRange(str(tmp_path / "file"), 10, size - 10))
-        assert found.status == 200
+        assert str(found.status) == status[:3]
     return bytes(got), content[10:]
 
 
@@ -189,9 +198,121 @@ async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(wire, monk
     assert got == sent
 
 
-async def test_an_answer_in_the_middle_of_a_file_ends_the_sending(wire, tmp_path):
-    got, sent = await body_of(wire, tmp_path, 40 * MIB, cut=True)
+@pytest.mark.parametrize("status", ["301 Moved", "403 Forbidden", "503 Slow Down"])
+async def test_a_refusal_in_the_middle_of_a_file_ends_the_sending_and_is_what_it_says(wire, tmp_path, status):
+    got, sent = await body_of(wire, tmp_path, 40 * MIB, cut=True, status=status)
     assert 0 < len(got) < len(sent)
+
+
+OK = answer(ETag='"abc"', Content_Length=0)
+
+
+@asynccontextmanager
+async def hasty(wire, *, read=0, before=b"", after=b""):
+    """A client of a server that answers 200 when it has the head and ``read`` bytes of the body, and reads no further
+    until it is told to (the event that is yielded). ``before`` and ``after``: sent around the answer."""
+    over, got = asyncio.Event(), bytearray()
+
+    async def accept(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        if read:
+            got.extend(await reader.readexactly(read))
+        writer.transport.pause_reading()
+        writer.write(before + OK + after)
+        await writer.drain()
+        await over.wait()
+        writer.transport.resume_reading()
+        with suppress(ConnectionError, ssl.SSLError):
+            while piece := await reader.read(MIB):
+                got.extend(piece)
+        writer.close()
+
+    async with wire.listening(accept, limit=1000) as http:
+        try:
+            yield http, got
+        finally:
+            over.set()
+
+
+def body_in(kind, tmp_path, size):
+    if kind == "memory":
+        return bytes(size)
+    (tmp_path / "file").write_bytes(bytes(size))
+    return FileRange(str(tmp_path / "file"), 0, size)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("size", [MIB, 4 * MIB, 20 * MIB])
+async def test_a_success_before_the_body_has_left_is_a_broken_exchange(wire, tmp_path, kind, size):
+    if wire.server is not None and size == MIB:
+        pytest.skip("the server's TLS takes it all, read or not")
+    for more in ({}, {"read": 1}, {"read": 5000}, {"before": answer(status="100 Continue")}):
+        async with hasty(wire, **more) as (http, got):
+            with pytest.raises(BrokenError, match="before the whole request had left"):
+                await http.send(REQUEST, body_in(kind, tmp_path, size))
+            assert http.busy == 0
+        assert len(got) < 20 * MIB  # nor is the rest sent after all
+
+
+async def test_a_success_before_what_follows_the_body_is_a_broken_exchange(wire, tmp_path):
+    async with hasty(wire) as (http, _):
+        with pytest.raises(BrokenError, match="before the whole request had left"):
+            await http.send(REQUEST, bytes(4 * MIB), suffix=b"tail")
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request(wire, monkeypatch):
+    """It comes between the look at the idle connection and the request."""
+    async with wire.serving([OK], [OK]) as (http, made):
+        await http.send(REQUEST, None)
+        monkeypatch.setattr(Connection, "usable", True)
+        made[0].write(OK)
+        await made[0].drain()
+        await asyncio.sleep(0.01)  # it travels to us
+        with pytest.raises(BrokenError, match="nobody had asked for"):
+            await http.send(REQUEST, b"")
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("size", [10, 20_000, 65_537, MIB, 9 * MIB])
+async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
+    """A server may say so at any time, several times."""
+    interim = answer(status="100 Continue") + answer(status="103 Early Hints", Link="</x>")
+    got = []
+
+    async def accept(reader, writer):
+        try:
+            while await asked(reader):
+                writer.write(interim[:30])
+                await writer.drain()
+                writer.write(interim[30:] + interim)
+                got.append(len(await reader.readexactly(size)))
+                writer.write(interim + OK)
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+    async with wire.listening(accept, limit=1 << 24) as http:
+        for _ in range(3):
+            assert (await http.send(REQUEST, body_in(kind, tmp_path, size))).status == 200
+    assert got == [size] * 3
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+async def test_a_quick_answer_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
+    async def accept(reader, writer):
+        try:
+            while await asked(reader):
+                await reader.readexactly(MIB)
+                writer.write(OK)
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+    body = body_in(kind, tmp_path, MIB)
+    async with wire.listening(accept, limit=2 * MIB, max_connections=8) as http:
+        for _ in range(5):
+            found = await asyncio.gather(*(http.send(REQUEST, body) for _ in range(16)))
+            assert {one.status for one in found} == {200}
 
 
 async def test_a_file_that_is_shorter_than_promised_is_a_changed_source(wire, tmp_path):

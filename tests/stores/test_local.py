@@ -9,12 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from leases import CountedLease, leased
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,
     IntegrityError,
+    LeaseExpiredError,
     NotFoundError,
     PreconditionError,
     SourceChangedError,
@@ -368,11 +370,132 @@ def test_processes_that_replace_on_a_condition_lose_no_update(root):
     assert (root / "d" / "counter").read_bytes() == b"40"
 
 
-async def test_create_only_works_where_there_are_no_hard_links(store, root, monkeypatch):
+def refusing(code):
     def refuse(*args, **kwargs):
-        raise OSError(errno.EPERM, "no hard links here")
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "link", refuse)
+    return refuse
+
+
+@pytest.fixture(params=["links", "renames", "neither"])
+def names(request, monkeypatch):
+    """What the file system has, to give a file a name that is not taken."""
+    if request.param != "links":
+        monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    if request.param == "neither":
+        monkeypatch.setattr(local_files, "rename_exclusive", refusing(errno.EINVAL))
+    return request.param
+
+
+async def complete(store, key, data, **condition):
+    upload = await store.create_multipart(key)
+    part = await store.put_part(upload, 1, 0, data)
+    try:
+        return await store.complete_multipart(upload, [part], **condition)
+    finally:
+        await store.abort_multipart(upload)
+
+
+async def copy(store, key, data, **condition):
+    await store.put("source", data)
+    try:
+        return await store.copy("source", key, **condition)
+    finally:
+        await store.delete(["source"])
+
+
+async def put(store, key, data, **condition):
+    return await store.put(key, data, **condition)
+
+
+@pytest.mark.parametrize("write", [put, copy, complete])
+async def test_every_write_can_create_only(store, root, names, write):
+    await write(store, "x", b"first", if_version=MISSING)
+    with pytest.raises(PreconditionError):
+        await write(store, "x", b"second", if_version=MISSING)
+    assert (root / "x").read_bytes() == b"first"
+    assert files(root) == ["x"] if names != "neither" else [".asyncsync/.lock", "x"]
+
+
+@pytest.mark.parametrize("write", [put, copy, complete])
+async def test_what_another_process_makes_at_the_last_moment_is_not_overwritten(store, root, names, write, monkeypatch):
+    """It makes it unconditionally: no lock of ours keeps it away."""
+    if names == "neither":
+        pytest.skip("then we exclude only each other")
+    place, name = (os, "link") if names == "links" else (local_files, "rename_exclusive")
+    give = getattr(place, name)
+
+    def late(old, new, **more):
+        (root / "x").write_bytes(b"theirs")
+        give(old, new, **more)
+
+    monkeypatch.setattr(place, name, late)
+    with pytest.raises(PreconditionError):
+        await write(store, "x", b"ours", if_version=MISSING)
+    assert (root / "x").read_bytes() == b"theirs"
+    assert files(root) == ["x"]
+
+
+def test_a_rename_that_does_not_replace(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    try:
+        with pytest.raises(FileExistsError):
+            local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "b"))
+        local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "c"))
+    except OSError as error:
+        pytest.skip(f"not here: {error}")
+    assert (tmp_path / "b").read_bytes() == b"b"
+    assert (tmp_path / "c").read_bytes() == b"a"
+
+
+async def test_an_upload_whose_writer_was_killed_after_it_gave_the_object_its_name_is_over(store, root, monkeypatch):
+    """Its data are the object's: another part would change that."""
+    upload = await store.create_multipart("x")
+    part = await store.put_part(upload, 1, 0, b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(errno.EIO))
+        with pytest.raises(UnavailableError):
+            await store.complete_multipart(upload, [part], if_version=MISSING)
+    for call in (store.put_part(upload, 1, 0, b"late"), store.complete_multipart(upload, [part])):
+        with pytest.raises(NotFoundError):
+            await call
+    assert (root / "x").read_bytes() == b"data"
+    await store.abort_multipart(upload)
+    assert files(root) == ["x"]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+async def test_a_put_whose_lease_expires_on_its_way_leaves_the_old_object_and_nothing_else(
+    store, root, tmp_path, kind, last
+):
+    old = await store.put("x", b"old")
+    for condition in (None, old.version):
+        with pytest.raises(LeaseExpiredError):
+            await store.put("x", leased(kind, b"new", CountedLease(last), tmp_path), if_version=condition)
+    with pytest.raises(LeaseExpiredError):
+        await store.put("new", leased(kind, b"new", CountedLease(last), tmp_path), if_version=MISSING)
+    assert (root / "x").read_bytes() == b"old"
+    assert set(files(root)) <= {"x", ".asyncsync/.lock"}
+
+
+async def test_who_waited_for_the_lock_for_longer_than_its_lease_replaces_nothing(store, root, monkeypatch):
+    """The lease has expired when the version has been looked at."""
+    old, lease = await store.put("x", b"old"), CountedLease()
+    current = local_files._current
+
+    def looked_at(target):
+        lease.last = lease.checks + 1
+        return current(target)
+
+    monkeypatch.setattr(local_files, "_current", looked_at)
+    with pytest.raises(LeaseExpiredError):
+        await store.put("x", leased("memory", b"new", lease, None), if_version=old.version)
+    assert (root / "x").read_bytes() == b"old"
+
+
+async def test_create_only_works_where_there_are_no_hard_links(store, root, names):
     results = await asyncio.gather(
         *(store.put("x", str(number).encode(), if_version=MISSING) for number in range(8)), return_exceptions=True
     )

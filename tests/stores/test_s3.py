@@ -204,7 +204,11 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate[1:])
     data = bytes(range(256)) * 8192
-    async with scripted(lambda request: OK, tls=tls, verify=certificate[0]) as (store, script):
+
+    def say(request):
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+    async with scripted(say, tls=tls, verify=certificate[0]) as (store, script):
         await store.put("k", data)
         await store.copy("k", "l", size=4)
         assert script.requests[0].body == data
@@ -436,7 +440,7 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
 # What is put right once
 
 
-@pytest.mark.parametrize("call", ["put", "head"])
+@pytest.mark.parametrize("call", ["put", "copy"])
 async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
     ahead = 3600
     seen = []
@@ -445,7 +449,7 @@ async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
         seen.append(request.headers["x-amz-date"])
         if len(seen) == 1:
             return fault("403 Forbidden", "RequestTimeTooSkewed", Date=formatdate(time.time() + ahead, usegmt=True))
-        return reply(ETag='"abc"')
+        return OK if call == "put" else copied(crc=7)
 
     async with scripted(answer) as (store, _):
         await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
@@ -521,21 +525,33 @@ async def test_a_copy_is_one_signed_request_that_names_its_source_encoded():
         (copied(crc=7), ["PUT"]),
         (copied(etag="old"), ["PUT"]),
         (copied(), ["PUT", "HEAD"]),
-        (OK, ["PUT", "HEAD"]),
     ],
-    ids=["a checksum", "the ETag of the source", "another ETag", "nothing"],
+    ids=["a checksum", "the ETag of the source", "another ETag"],
 )
 async def test_a_copy_is_looked_at_again_only_if_the_answer_does_not_show_what_it_is(answer, methods):
     def say(request):
         if request.method == "PUT":
             return answer
-        return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 4\r\n\r\n'
+        made = "Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT"
+        return f'HTTP/1.1 200 OK\r\nETag: "abc"\r\n{made}\r\nContent-Length: 4\r\n\r\n'.encode()
 
     async with scripted(say) as (store, script):
         info = await store.copy("a", "k", if_source_version="old", size=4)
     assert [request.method for request in script.requests] == methods
     assert info.size == 4
-    assert (info.version == "seen") is (len(methods) == 2)
+    assert (info.modified is not None) is (len(methods) == 2)
+
+
+@pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
+async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+    def say(request):
+        if request.method == "PUT":
+            return copied(etag="abc")
+        return f"HTTP/1.1 200 OK\r\nETag: {there[0]}\r\nContent-Length: {there[1]}\r\n\r\n".encode()
+
+    async with scripted(say) as (store, _):
+        with pytest.raises(UnavailableError, match="says that it made 4 bytes"):
+            await store.copy("a", "k", if_source_version="old", size=4)
 
 
 async def test_a_copy_whose_size_is_not_known_asks_the_source_and_keeps_to_what_it_saw():

@@ -301,7 +301,9 @@ class Ledger:
 
     def _check_order(self, trial: str, by: str) -> None:
         """What one process reported later has a higher number: else retention takes the newer for the older."""
-        mine = [part for part in self.reports if part.whole and (part.trial, part.by, part.era) == (trial, by, self.era)]
+        mine = [
+            part for part in self.reports if part.whole and (part.trial, part.by, part.era) == (trial, by, self.era)
+        ]
         for before, part in itertools.pairwise(mine):
             if _number(before.stored_as) >= _number(part.stored_as):
                 text = f"{trial}: {by} reported {before.stored_as} before {part.stored_as}"

@@ -212,9 +212,7 @@ class SimulatedStore(Store):
         return await self._send("list_parts", upload.key, lambda: self._inner.list_parts(upload), changes=False)
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
-        return await self._send(
-            "list_multiparts", prefix, lambda: self._inner.list_multiparts(prefix), changes=False
-        )
+        return await self._send("list_multiparts", prefix, lambda: self._inner.list_multiparts(prefix), changes=False)
 
     def _only(self, if_version: str | None) -> str | None:
         return if_version if self._network.conditional else None

@@ -225,9 +225,7 @@ class Training(Program):
             for earlier in self.ledger.reports:
                 if earlier.directory == directory:
                     earlier.removed_by_user = True
-        part = self.ledger.report(
-            trial.name, step, self.life.rank, directory, files, self.process.name, owned=owned
-        )
+        part = self.ledger.report(trial.name, step, self.life.rank, directory, files, self.process.name, owned=owned)
         return (Checkpoint.take(directory) if owned else directory), part
 
     def _bytes(self, number: int, size: int) -> bytes:

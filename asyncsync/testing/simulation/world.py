@@ -146,9 +146,7 @@ class World:
         self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
         """Each with dice of its own, so that leaving one out changes nothing of the others."""
         self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
-        self.network = Network(
-            loop, f"world-{seed}", conditional=options.conditional_writes
-        )
+        self.network = Network(loop, f"world-{seed}", conditional=options.conditional_writes)
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
         self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
         if options.trace:
@@ -325,7 +323,9 @@ class World:
         process.requests += 1
         if process.trouble != "none" and process.requests == process.trouble_at and not self.quiet:
             trouble, process.trouble = process.trouble, "none"
-            delay = self.rolls["strikes"].choice((0.0, 0.0, self.rolls["strikes"].uniform(0, 0.1), self.rolls["strikes"].uniform(0, 15)))
+            delay = self.rolls["strikes"].choice(
+                (0.0, 0.0, self.rolls["strikes"].uniform(0, 0.1), self.rolls["strikes"].uniform(0, 15))
+            )
             if delay:
                 self.loop.in_world(self.loop.time() + delay, self._strike, process, trouble)
             else:
@@ -336,7 +336,13 @@ class World:
             return
         self.ledger.note(f"{trouble} {process.name}")
         self.ledger.count(trouble)
-        for_seconds = self.rolls["strikes"].choice((self.rolls["strikes"].uniform(0, 15), self.rolls["strikes"].uniform(0, 200), self.rolls["strikes"].uniform(0, 5000)))
+        for_seconds = self.rolls["strikes"].choice(
+            (
+                self.rolls["strikes"].uniform(0, 15),
+                self.rolls["strikes"].uniform(0, 200),
+                self.rolls["strikes"].uniform(0, 5000),
+            )
+        )
         if trouble == "kill":
             process.kill()
         elif trouble == "stop":
@@ -380,7 +386,10 @@ class World:
     async def _clock_steps(self) -> None:
         while True:
             await asyncio.sleep(self.rolls["clocks"].uniform(1, 120))
-            machine, seconds = self.rolls["clocks"].choice(self.machines), self.rolls["clocks"].choice((1, -1)) * self.rolls["clocks"].uniform(1, 90000)
+            machine, seconds = (
+                self.rolls["clocks"].choice(self.machines),
+                self.rolls["clocks"].choice((1, -1)) * self.rolls["clocks"].uniform(1, 90000),
+            )
             machine.clock_offset += seconds
             self.ledger.note(f"clock of {machine.name} by {seconds:.0f}")
 
