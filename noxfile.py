@@ -63,6 +63,15 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Whole clusters in virtual time, with a world that is against them: every seed that ever failed, then 2,000 new
+    ones; `-- --seeds N --from S` for others, `-- --explain` to see what a failure needs."""
+    module = ("python", "-m", "asyncsync.testing.simulation", "--jobs", str(os.cpu_count() or 1))
+    session.run(*module, "--corpus", "tests/simulation/seeds.txt")
+    session.run(*module, *(session.posargs or ("--seeds", "2000", "--from", "new")))
+
+
+@nox.session
 def gcs_kill(session: nox.Session) -> None:
     """SIGKILL in the middle of 1 GiB to Cloud Storage's fake: what is sent again, and the memory; `-- --mib N`."""
     session.run("python", "tests/gcs_killing.py", *session.posargs)

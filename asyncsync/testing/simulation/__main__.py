@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
+import secrets
 import sys
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run schedules; 1 if a promise was broken in one."""
     parser = argparse.ArgumentParser(prog="python -m asyncsync.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many schedules")
-    parser.add_argument("--from", dest="first", type=int, default=0, metavar="S", help="the first seed")
+    parser.add_argument("--from", dest="first", type=_seed, default=0, metavar="S", help='the first seed; "new": any')
     parser.add_argument("--jobs", type=int, default=1, help="processes that run them")
     parser.add_argument("--corpus", metavar="FILE", help="run the seeds in this file, one a line, instead")
     parser.add_argument("--no-conditional-writes", action="store_true", help="on a store that cannot do them")
@@ -64,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         print("failed: " + " ".join(map(str, failed[:1000])))
     return 1 if failed else 0
+
+
+def _seed(text: str) -> int:
+    """Whatever is drawn is printed at the end."""
+    return secrets.randbelow(1 << 40) if text == "new" else int(text)
 
 
 def needed(one: partial[Outcome], outcome: Outcome, without: Iterable[str] = ()) -> list[str]:
