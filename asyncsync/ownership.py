@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.results import OWN_FILES
 from asyncsync.errors import ConfigError
 
@@ -22,12 +21,15 @@ class InUse:
     owned: bool
 
 
-def refuse_directory(files: Accepted, *, owned: bool, trials: Iterable[str], in_use: Iterable[InUse]) -> None:
-    """ConfigError if the checkpoint would hold a trial's own files, or delete what is not its own. ``trials``: the
-    directories that the engine's trials write to; ``owned``: asyncsync may delete it once it is durable."""
-    path, real = files.path, os.path.realpath(files.path)
+def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[InUse]) -> None:
+    """ConfigError if the checkpoint would hold a trial's own files, or delete what is not its own.
+
+    ``path`` is absolute; ``trials``: the directories that the engine writes to; ``owned``: asyncsync may delete it once
+    it is durable.
+    """
+    real = os.path.realpath(path)
     for trial in map(os.path.realpath, trials):
-        if _holds(real, trial) or (files.single and real in {f"{trial}/{name}" for name in OWN_FILES}):
+        if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
                 f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
                 f"{trial}; {INSTEAD}"

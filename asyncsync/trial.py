@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, checkpoint_name
 from asyncsync.config import UploadMode, check_name
-from asyncsync.disk.accepted import Accepted, accept, some
+from asyncsync.disk.accepted import Accepted, absolute, accept, some
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
 from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
 from asyncsync.disk.scan import Rules, is_own_name
@@ -533,8 +533,9 @@ class Trial:
     @staticmethod
     def _look(source: Checkpoint, trials: list[str], in_use: list[InUse], most: int) -> Accepted:
         """In a worker thread. ``most``: bytes of a path."""
-        files = accept(str(source.path))
-        refuse_directory(files, owned=source.owned, trials=trials, in_use=in_use)
+        path = absolute(str(source.path))
+        refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
+        files = accept(path)
         long = [file.path for file in files.files if len(file.path) * 4 > most and len(file.path.encode()) > most]
         if long:
             raise CheckpointIncompleteError(

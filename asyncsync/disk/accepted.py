@@ -124,7 +124,7 @@ def accept(path: str) -> Accepted:
     CheckpointIncompleteError if it is not there, holds no file, or holds what cannot be sent: a link that leads nowhere
     or in a circle, or a name that no store could hold.
     """
-    path, looked = _absolute(path), int(wall_time() * 1e9)
+    path, looked = absolute(path), int(wall_time() * 1e9)
     try:
         if os.path.isfile(path):
             return _accept_file(path, looked)
@@ -155,8 +155,9 @@ def _accept_file(path: str, looked: int) -> Accepted:
     )
 
 
-def _absolute(path: str) -> str:
-    """``..`` after a link leaves where the link leads to, which os.path.abspath does not know."""
+def absolute(path: str) -> str:
+    """The path of a checkpoint. ``..`` after a link leaves where the link leads to,
+    which os.path.abspath does not know."""
     if ".." in path.split(os.sep):
         parent, name = os.path.split(path.rstrip(os.sep))
         path = os.path.realpath(path) if name in ("", ".", "..") else f"{os.path.realpath(parent)}/{name}"

@@ -1,0 +1,132 @@
+"""A row in result.json and its checkpoint are there together, whenever a report is cancelled or the disk is full."""
+
+import asyncio
+import errno
+import json
+import mmap
+import os
+import time
+from pathlib import Path
+
+import pytest
+from onebench import Bench
+
+from asyncsync import Checkpoint, SyncConfig, UploadMode
+from asyncsync.disk import results
+from asyncsync.testing import run_virtual
+
+TURNS = 60
+
+
+def rows_of(directory: Path) -> tuple[list[dict[str, object]], int]:
+    """Lines of result.json, and rows of progress.csv."""
+    lines = (directory / "result.json").read_text().splitlines()
+    return [json.loads(line) for line in lines], len((directory / "progress.csv").read_text().splitlines()) - 1
+
+
+@pytest.mark.parametrize("mode", list(UploadMode))
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_or_not_at_all(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, mode: UploadMode, *, slow: bool
+) -> None:
+    append = results.append_result
+
+    def slowly(directory: Path, row: dict[str, object]) -> None:
+        time.sleep(0.002)
+        append(directory, row)
+
+    if slow:
+        monkeypatch.setattr("asyncsync.trial.append_result", slowly)
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            trial = engine.trial("t")
+            await trial.report({"turn": -1})
+            for turn in range(TURNS):
+                source = bench.checkpoint(f"c{turn}")
+                task = asyncio.create_task(trial.report({"turn": turn}, Checkpoint.take(source), upload=mode))
+                for _ in range(turn):
+                    await asyncio.sleep(0)
+                    if slow:
+                        time.sleep(0.0005)
+                task.cancel()
+                await asyncio.wait([task])
+                rows, table = rows_of(trial.dir)
+                assert len(rows) == table == trial.record.reports
+            await trial.settled()
+            rows, table = rows_of(trial.dir)
+            assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
+            names = [item.name for item in trial.record.checkpoints]
+            assert [row["checkpoint_dir_name"] for row in rows if "checkpoint_dir_name" in row] == names
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("full", ["result.json", "progress.csv"])
+def test_a_full_disk_leaves_no_row_and_accepts_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    real = open
+
+    class Full:
+        """Takes some of what is written."""
+
+        def __init__(self, path: object, *args: object, **options: object) -> None:
+            self._file = real(path, *args, **options)  # type: ignore[call-overload]
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._file, name)
+
+        def __iter__(self):
+            return iter(self._file)
+
+        def write(self, text: str) -> int:
+            self._file.write(text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            trial = engine.trial("t")
+            await trial.report({"x": 1})
+            before = {name: (trial.dir / name).read_bytes() for name in ("result.json", "progress.csv")}
+            fails = lambda path, *rest, **more: (Full if str(path).endswith(full) else real)(path, *rest, **more)  # noqa: E731
+            monkeypatch.setattr(results, "open", fails, raising=False)
+            with pytest.raises(OSError, match="no space left"):
+                await trial.report({"x": 2}, bench.checkpoint())
+            monkeypatch.delattr(results, "open")
+            assert {name: (trial.dir / name).read_bytes() for name in before} == before
+            assert (trial.record.reports, trial.jobs) == (1, [])
+            await trial.report({"x": 3}, bench.checkpoint())
+            assert [row["training_iteration"] for row in rows_of(trial.dir)[0]] == [1, 2]
+        assert bench.keys("weights") == ["t/checkpoint_000000/weights"]
+
+    run_virtual(main())
+
+
+def test_a_file_that_was_mapped_just_for_a_moment_ends_as_it_was_written_last(bench: Bench) -> None:
+    """It is mapped after the mappings were looked at, and not any more when they are looked at again; what is written
+    after a sync does not change its time."""
+
+    async def main() -> None:
+        async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
+            trial = engine.trial("t")
+            path = trial.dir / "array"
+            path.write_bytes(b"0" * 4096)
+            await trial.sync()
+            with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as memory:
+                memory[0:1] = b"1"
+                written = os.stat(path)
+                await asyncio.to_thread(time.sleep, 0.05)
+                await trial.sync()
+                memory[0:1] = b"2"
+                os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+            assert path.stat().st_mtime_ns == written.st_mtime_ns
+
+    run_virtual(main())
+    assert bench.store.contents["t/array"][:1] == b"2"
