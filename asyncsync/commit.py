@@ -295,16 +295,14 @@ class CheckpointRunner:
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         trial.unregister(job)
-        try:
-            if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
-                trial.suspend(job)
-                error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
-            elif not (job.goes_on and may_pass(error)):
-                trial.give_up(job)
-                await self._tell_the_record(trial)
-        finally:  # whoever waits is told, also when the engine stops just now
-            self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
-            trial.job_ended(job, error)
+        if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
+            trial.suspend(job)
+            error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
+        elif not (job.goes_on and may_pass(error)):
+            trial.give_up(job)
+        self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
+        trial.job_ended(job, error)  # whoever waits is told at once, however long the record takes
+        await self._tell_the_record(trial)
 
     async def _tell_the_record(self, trial: Trial) -> None:
         """What it gives up is deleted once that is stored; if that does not work now, the next sync does it."""

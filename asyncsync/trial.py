@@ -143,8 +143,7 @@ class Trial:
         self.stored: frozenset[str] = frozenset()
         """Names of the checkpoints in the record that was stored last."""
         self.freed: set[str] = set()
-        """Names that the record in the store gives up, though their data is gone: not to be used before it is
-        written."""
+        """Names that the record in the store gives up though their data is gone: not used before it is written."""
         self._saving: asyncio.Lock | None = None
         self._written = _Named(self.stored, frozenset(), ())
         """What the record says that was written last, or is on its way."""
@@ -610,7 +609,8 @@ class Trial:
             self._suspended = job_of(self, left, UploadMode.SYNC)
 
     def suspend(self, job: CheckpointJob) -> None:
-        """A report of the same directory goes on with it."""
+        """A report of the same directory goes on with it. One at a time: of two that were cut short the later one."""
+        self.give_up_suspended()
         self._suspended = job
 
     def give_up_suspended(self) -> None:

@@ -176,6 +176,9 @@ class LargeFile:
             file.size, self._config.part_size or traits.part_size, least=traits.min_part_size,
             most=traits.max_part_size, max_parts=traits.max_parts,
         )  # fmt: skip
+        begun = self._uploads.part_size(self._prefix + file.path)
+        if begun > 0 and file.size <= begun * traits.max_parts:
+            size = begun
         upload, done = await find_upload(self._store, self._uploads, self._prefix + file.path, size)
         if upload is None or not self._uploads.is_open(upload.key, upload.upload_id):
             there = await self._finished_before(file, size, gone=upload is not None)

@@ -86,8 +86,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_session",
-        "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_sent",
+        "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -103,6 +103,8 @@ class Tree:
         self._mapped: frozenset[str] = frozenset()
         self._narrow, self._begun = False, options.begun
         self._files: Sequence[FileStat] = ()
+        self._sent = 0
+        """Bytes that the last pass sent, if it has ended well."""
 
     @property
     def identity(self) -> str:
@@ -147,7 +149,7 @@ class Tree:
         wrote the prefix's manifest. A tree without changes costs a scan and no request.
         """
         started = time.monotonic()
-        store = self._store()
+        self._sent, store = 0, self._store()
         accepted = self._options.accepted
         scanned = int(wall_time() * 1e9) if accepted is None else accepted.looked
         rules = self._options.rules()
@@ -168,7 +170,7 @@ class Tree:
             await self._delete(store, gone)
         if tally.failures:
             raise self.failed(tally)
-        self._upload, self._files = None, ()  # an idle tree holds no more than its manifest
+        self._sent, self._upload, self._files = self.moved, None, ()  # an idle tree holds no more than its manifest
         return self._report(snapshot, changes, tally, store, started, len(gone))
 
     async def delete_remote(self) -> int:
@@ -238,8 +240,9 @@ class Tree:
     @property
     def moved(self) -> int:
         """Bytes of the running or last pass that the store has acknowledged."""
-        tally = self._upload.tally if self._upload is not None else Tally()
-        return tally.bytes_sent + tally.bytes_copied
+        if self._upload is None:
+            return self._sent
+        return self._upload.tally.bytes_sent + self._upload.tally.bytes_copied
 
     @property
     def moves(self) -> bool:

@@ -63,6 +63,11 @@ class OpenUploads:
         self.abandon(Upload(key, known.upload_id))
         return None
 
+    def part_size(self, key: str) -> int:
+        """That of the open upload of this key, if the store has parts of it: it goes on as it was begun. Else 0."""
+        known, parts = self._open.get(key), self._parts.get(key, {}).values()
+        return known.part_size if known is not None and any(not part.etag.startswith(_BEGUN) for part in parts) else 0
+
     def sent(self, key: str) -> FileEntry | None:
         """What an earlier pass has sent of this key without a manifest to name it."""
         return self._sent.get(key)

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import Killed, Machine, names, record, see_that_all_is_whole, stored, told, turns
+from machines import Machine, names, record, see_that_all_is_whole, stored, told, turns
 from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
-from asyncsync.errors import AccessDeniedError, AsyncsyncError, SyncTimeoutError, UnavailableError
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.stores.base import Upload
 from asyncsync.testing import run_virtual
 from asyncsync.transfer.session import ABORT, DELETE
 
@@ -275,7 +274,7 @@ def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_da
     """The record in the store gives the name up until it is written again."""
 
     async def main() -> None:
-        one, two = Machine(bench, "one"), Machine(bench, "two")
+        one = Machine(bench, "one")
         async with one.killed(NEVER, ONE, resume=False) as engine:
             trial = engine.trial("t")
             await trial.report({}, bench.checkpoint("a", weights=b"a"), name="best")

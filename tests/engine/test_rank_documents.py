@@ -24,8 +24,8 @@ def test_a_damaged_part_or_word_fails_that_checkpoint_and_is_named(bench: Bench,
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             await bench.store.put(key, damage)
-            errors = await together(*(engines[n].trial("t").report({}, shard(bench, n)) for n in (0, 2)))
-            assert await together(engines[1].trial("t").report({}, shard(bench, 1))) != []
+            errors = await together(*(engines[n].trial("t").report({}, shard(bench, n), step=0) for n in (0, 2)))
+            assert await together(engines[1].trial("t").report({}, shard(bench, 1), step=0)) != []
             assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
             return errors
 
@@ -46,7 +46,7 @@ def test_a_rank_that_comes_back_to_a_damaged_record_says_which(bench: Bench, key
         await bench.store.put(key, damage)
         async with rank(bench, 1, resume=True, exit_grace=0.001) as engine:
             with pytest.raises(DamagedError, match=rf"{key} is "):
-                await engine.trial("t").report({}, shard(bench, 1, "x"))
+                await engine.trial("t").report({}, shard(bench, 1, "x"), step=1)
             raise ExceptionGroup("left", [KeyError()])
 
     with pytest.raises(ExceptionGroup, match="left"):

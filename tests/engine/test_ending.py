@@ -1,0 +1,107 @@
+"""However an engine ends, whoever waits is told, and nothing is left behind."""
+
+import asyncio
+
+import pytest
+from machines import Machine, names, see_that_all_is_whole, stored, told
+from onebench import Bench
+
+from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
+from asyncsync.errors import AsyncsyncError
+from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.testing import run_virtual
+
+ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True, delete=False)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_checkpoints_that_nobody_had_begun_are_settled_when_the_engine_stops(bench: Bench, turns: int) -> None:
+    """Their runner may have been made just now, and never have come to its first line."""
+
+    async def main() -> None:
+        one = Machine(bench, "one")
+        handles = []
+        with pytest.raises(ZeroDivisionError):
+            async with one.engine(ARTIFACTS, CheckpointConfig(max_pending_checkpoints=9), exit_grace=0) as engine:
+                for name in ("t", "u", "v"):
+                    await engine.trial(name).sync()
+                one.network.hang(times=None)
+                for step, name in enumerate(("t", "u", "v", "t", "u", "v")):
+                    directory = bench.checkpoint(f"c{step}")
+                    report = await engine.trial(name).report({}, directory, upload=UploadMode.ASYNC)
+                    assert report.checkpoint is not None
+                    handles.append(report.checkpoint)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                raise ZeroDivisionError
+        ends = await asyncio.wait_for(asyncio.gather(*(told(handle.durable()) for handle in handles)), 5)
+        assert all(isinstance(end, EngineClosedError) for end in ends)
+        one.network.clear()
+
+    run_virtual(main())
+
+
+def test_a_time_out_around_the_program_while_it_is_left_says_what_is_not_durable(bench: Bench) -> None:
+    async def main() -> None:
+        one = Machine(bench, "one")
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(100):
+                async with one.engine(ARTIFACTS, resume=False, exit_grace=10) as engine:
+                    for name in ("t", "u"):
+                        await engine.trial(name).sync()
+                    one.network.hang(operation="put", key="t/checkpoint_000000", times=None)
+                    await engine.trial("t").report({}, bench.checkpoint("a"), upload=UploadMode.ASYNC)
+                    await engine.trial("u").report({"last": 1}, bench.checkpoint("b"), upload=UploadMode.ASYNC)
+        cause = caught.value.__cause__
+        assert "t/checkpoint_000000" in "".join(getattr(cause, "__notes__", []))
+        assert ExperimentRecord.from_bytes(bench.store.contents[EXPERIMENT_RECORD]).status == "interrupted"
+        assert names(bench, "u") == ["checkpoint_000000"]
+        assert b'"last": 1' in bench.store.contents["u/result.json"]
+        assert stored(bench, "u/checkpoint_000000/")
+        one.network.clear()
+
+    run_virtual(main())
+
+
+def test_an_artifact_that_is_gone_here_and_was_written_over_late_is_no_longer_named(bench: Bench) -> None:
+    """A process that was replaced writes over what its successor has deleted locally: nobody has the right bytes."""
+
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        with pytest.raises(AsyncsyncError):
+            async with one.engine(ARTIFACTS, resume=False) as old:
+                trial = old.trial("t")
+                (trial.dir / "artifact").write_bytes(b"right")
+                await trial.sync()
+                (trial.dir / "artifact").write_bytes(b"zombie")
+                late = one.network.hang(operation="put", key="t/artifact")
+                sync = asyncio.create_task(told(trial.sync()))
+                await late.reached.wait()
+                async with two.engine(ARTIFACTS) as heir:
+                    await heir.trial("t").report({})
+                    await heir.trial("t").sync()
+                    (heir.trial("t").dir / "artifact").unlink()
+                    await heir.trial("t").sync()
+                    late.release.set()
+                    await asyncio.sleep(1)
+                    assert bench.store.contents["t/artifact"] == b"zombie"
+                await sync
+        see_that_all_is_whole(bench)
+
+    run_virtual(main())
+
+
+def test_a_predecessor_that_has_ended_costs_no_wait(bench: Bench) -> None:
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        with pytest.raises(ZeroDivisionError):
+            async with one.engine(ARTIFACTS, resume=False) as engine:
+                await engine.trial("t").report({})
+                raise ZeroDivisionError
+        began = asyncio.get_running_loop().time()
+        async with two.engine(ARTIFACTS) as engine:
+            await engine.trial("t").report({})
+            await engine.trial("t").finish()
+        assert asyncio.get_running_loop().time() - began < 1
+
+    run_virtual(main())
