@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """Trees that are waited for at once."""
 OWN = "the experiment's own files"
+MOST = 0.9
+"""Share of a short time for which only the newest checkpoints are sent."""
 
 
 class Gate:
@@ -51,8 +53,8 @@ class Gate:
 class Drain:
     """Makes durable what an engine has; ``failures`` and ``report`` are right at any moment, also if it is cancelled.
 
-    ``urgent``: the time is short. The newest checkpoint of every trial goes first and whatever else is being sent is
-    interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
+    With a deadline the time is short. The newest checkpoint of every trial goes first and whatever else is being sent
+    is interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
     """
 
     def __init__(self, engine: SyncEngine, runner: CheckpointRunner) -> None:
@@ -61,10 +63,12 @@ class Drain:
         self._engine, self._runner, self._scheduler = engine, runner, engine.scheduler
         self._synced: set[str] = set()
 
-    async def run(self, *, urgent: bool) -> None:
-        """Until nothing is left to do."""
-        if urgent:
-            await self._urgent()
+    async def run(self, deadline: float | None) -> None:
+        """Until nothing is left to do. ``deadline``: so many seconds are left; checkpoints that are not done after most
+        of them share the rest with everything else."""
+        urgent = deadline is not None
+        if deadline is not None:
+            await self._urgent(MOST * deadline)
         else:
             await self._settled()
             await self._outlive()
@@ -87,13 +91,15 @@ class Drain:
         durable = (checkpoints | clean) - pending - failed
         return FlushReport(tuple(sorted(durable)), tuple(sorted((pending | trees | failed) - durable)))
 
-    async def _urgent(self) -> None:
+    async def _urgent(self, seconds: float) -> None:
         newest = {key: trial.jobs[-1] for key, trial in self._engine.trials.items() if trial.jobs}
         self._scheduler.pause()
         try:
             self._runner.only(newest)
-            for job in newest.values():
-                await job.handle.ended()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    for job in newest.values():
+                        await job.handle.ended()
             await for_each(list(self._engine.trials.values()), self._record, AT_ONCE)
         finally:
             self._scheduler.go_on()

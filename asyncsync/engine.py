@@ -306,7 +306,7 @@ class SyncEngine:
         """Whether it was through in time."""
         try:
             async with asyncio.timeout(deadline):
-                await drain.run(urgent=deadline is not None)
+                await drain.run(deadline)
                 if self.session.store.healthy:
                     await self._janitor.clean_up()
         except TimeoutError:

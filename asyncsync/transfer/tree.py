@@ -86,8 +86,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_sent",
-        "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_reduced",
+        "_sent", "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -103,6 +103,8 @@ class Tree:
         self._mapped: frozenset[str] = frozenset()
         self._narrow, self._begun = False, options.begun
         self._files: Sequence[FileStat] = ()
+        self._reduced = False
+        """Whether the stored manifest names what is not there as it says."""
         self._sent = 0
         """Bytes that the last pass sent, if it has ended well."""
 
@@ -163,7 +165,7 @@ class Tree:
             await self._check_source(sent=False)
             raise self.failed(tally)
         await self._check_source(sent=True)
-        if tally.entries or gone or self._manifest is None or self._uncommitted is not None:
+        if tally.entries or gone or self._manifest is None or self._uncommitted is not None or self._reduced:
             # an entry that was in doubt and could not be looked at again stays in doubt
             await self._commit(store, gone, self._scanned() if tally.failures else scanned)
         if gone:
@@ -197,6 +199,7 @@ class Tree:
             return
         there = await versions_below(store, self.prefix)
         files = {path: entry for path, entry in self._manifest.files.items() if there.get(path) == entry.version}
+        self._reduced = self._reduced or len(files) < len(self._manifest.files)
         self._manifest = Manifest(files, self._manifest.info)
 
     def adopt(self, manifest: Manifest, version: str) -> None:
@@ -422,7 +425,7 @@ class Tree:
                 await self._fetch(store)
                 await self._commit(store, gone, scanned)
                 return
-        self._guessed = False
+        self._guessed = self._reduced = False
         self._manifest, self._version, self._uncommitted = new, version, None
         self._session.catalogue.remember(self.prefix, new.files)
         for path in fresh:
@@ -441,7 +444,12 @@ class Tree:
         for path in self._mapped & files.keys():
             files[path] = replace(files[path], inode=0)  # its time says nothing while it is written through memory
         info = last.info if last is not None else self._options.info or {}
-        differs = last is None or bool(gone) or any(_differs(old.get(path), entry) for path, entry in fresh.items())
+        differs = (
+            last is None
+            or self._reduced
+            or bool(gone)
+            or any(_differs(old.get(path), entry) for path, entry in fresh.items())
+        )
         new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
         return new, new.to_bytes(), differs
 

@@ -138,7 +138,7 @@ def test_a_name_that_another_machine_has_used_since_is_not_touched(bench: Bench)
         async with bench.engine(resume=True, local_dir=bench.tmp_path / "elsewhere") as engine:
             await engine.trial("t").report({}, bench.checkpoint("theirs", weights=b"theirs"))
 
-    run_virtual(killed(bench, Checkpoint.take(bench.checkpoint("ours", weights=b"ours"))))
+    run_virtual(killed(bench, Checkpoint.take(bench.checkpoint("ours", weights=b"ours")), hang=""))
     mine = journal_path().rename(journal_path().with_name("mine"))
     run_virtual(elsewhere())
     for path in journal_path().parent.glob("journal*"):

@@ -53,10 +53,10 @@ def test_a_checkpoint_costs_just_these_requests(bench: Bench, keep: int | None) 
             trial = engine.trial("t")
             await trial.report({}, bench.checkpoint("c0"))
             asked = of_the_checkpoint(requests)
-            assert asked[:3] == [
-                "head .asyncsync/experiment.json", "put t/.asyncsync/trial.json", "put t/checkpoint_000000/weights",
-            ]  # fmt: skip
-            assert set(asked[3:]) == set(checkpoint(0)[3:])
+            before = asked[: asked.index("put t/checkpoint_000000/weights")]
+            assert before[:2] == ["head .asyncsync/experiment.json", "put t/.asyncsync/trial.json"]
+            assert set(before[2:]) <= {"put t/.asyncsync/trial.json"}  # of the background sync, if it is that quick
+            assert set(asked) == {*before, *checkpoint(0)}
             await trial.sync()
             for number in range(1, 4):
                 await asyncio.sleep(20)
