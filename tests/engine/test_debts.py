@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import Killed, Machine, names, record, see_that_all_is_whole, stored, told, turns
+from machines import Machine, names, record, see_that_all_is_whole, stored, told, turns
 from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
-from asyncsync.errors import AccessDeniedError, AsyncsyncError, SyncTimeoutError, UnavailableError
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.stores.base import Upload
 from asyncsync.testing import run_virtual
 from asyncsync.transfer.session import ABORT, DELETE
 
