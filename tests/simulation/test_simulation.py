@@ -30,7 +30,7 @@ def test_every_promise_is_kept(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(900_000, 900_010))
 def test_every_promise_is_kept_without_conditional_writes_by_one_writer_at_a_time(tmp_path: Path, seed: int) -> None:
-    assert run(tmp_path, seed, conditional_writes=False).violations == ()
+    assert run(tmp_path, seed, conditional_writes=False, without={"ranks"}).violations == ()
 
 
 def test_the_same_seed_gives_the_same_schedule(tmp_path: Path) -> None:

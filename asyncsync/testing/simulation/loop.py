@@ -47,7 +47,7 @@ class Machine:
 
 
 class TreeLocks:
-    """What :mod:`asyncsync.disk.state` keeps in a file: a lock belongs to a process, which may take it several times."""
+    """What :mod:`asyncsync.disk.state` keeps in a file: a process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -186,7 +186,7 @@ class SimulationLoop(VirtualTimeLoop):
         self._turns = 0
         super().__init__()
         _Task._numbers = itertools.count()  # noqa: SLF001
-        self.set_task_factory(lambda loop, coro, **options: _Task(coro, loop=loop, **options))  # type: ignore[arg-type]
+        self.set_task_factory(lambda loop, coro, **options: _Task(coro, loop=loop, **options))
 
     # what asyncsync.injected asks for
 
@@ -248,7 +248,7 @@ class SimulationLoop(VirtualTimeLoop):
         if self._turns > TURNS:
             raise EndlessError(f"no end after {TURNS} turns of the loop, {self.time():.0f} s of virtual time")
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # as asyncio has it; the stubs check the arguments one by one
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         context = contextvars.copy_context() if context is None else context
@@ -259,7 +259,7 @@ class SimulationLoop(VirtualTimeLoop):
         gate.handle = handle = super().call_soon(gate, context=context)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         context = contextvars.copy_context() if context is None else context
@@ -288,7 +288,7 @@ class SimulationLoop(VirtualTimeLoop):
         def job() -> None:
             try:
                 value = func(*args)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever a job raises is its caller's
                 if not result.cancelled():
                     result.set_exception(error)
             else:

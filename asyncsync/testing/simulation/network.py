@@ -1,4 +1,4 @@
-"""The way to the store: requests are refused, lost, answered by nobody, and land late whatever became of their sender."""
+"""The way to the store: requests are refused, lost, not answered, and land late whatever became of their sender."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ class Network:
         self.bucket.clock = loop.true_time
         self.bucket_name = bucket
         self.weather = CALM
-        self.most_late: Callable[[str, str, str | None], float] = lambda operation, key, version: float("inf")
-        self.sent: Callable[[Process, str, str], None] = lambda process, operation, key: None
-        self.landed: Callable[[Process, str, str, str], None] = lambda process, operation, key, result: None
+        self.most_late: Callable[[str, str, str | None], float] = lambda *_: float("inf")
+        self.sent: Callable[[Process, str, str], None] = lambda *_: None
+        self.landed: Callable[[Process, str, str, str], None] = lambda *_: None
         self.under_way = 0
         """Requests that have not landed yet and may."""
 

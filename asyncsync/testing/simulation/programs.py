@@ -71,7 +71,7 @@ class Program:
         except AsyncsyncError as error:
             how = type(error).__name__
             self.process.error = f"{how}: {error}"
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the ledger hears of it
             how = type(error).__name__
             if not self.process.ghost:
                 last = traceback.extract_tb(error.__traceback__)[-1]
@@ -180,6 +180,8 @@ class Training(Program):
     def _refused(self, error: AsyncsyncError) -> None:
         """A report failed: most users end then, some go on."""
         self.ledger.note(f"refused {self.process.name} {type(error).__name__}")
+        if self.life.calm and "accepted by an earlier process and is lost" in str(error):
+            return  # that is told once, and this one may go on
         if self.life.calm or self.dice.random() < 0.5:
             raise error
 

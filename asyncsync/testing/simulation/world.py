@@ -21,14 +21,14 @@ from asyncsync.testing.simulation.programs import Life, Program, Pruning, Reader
 
 HOURS = 3600.0
 ARTIFACT_LATENESS = 45.0
-"""Seconds after which nothing lands any more on a name that is written again in place: what a server still works on when
-its client has gone. Objects that are created once may be asked for at any later time."""
+"""Seconds after which nothing lands any more on a name that is written again in place: what a server still works on
+when its client has gone. Objects that are created once may be asked for at any later time."""
 QUIET = 3 * HOURS
 """Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
 
 TROUBLES = (
-    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes", "readers",
-    "timeouts", "ranks",
+    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes",
+    "readers", "timeouts", "ranks",
 )  # fmt: skip
 """What ``without`` can leave out, to find which of them a failure needs."""
 
@@ -71,8 +71,8 @@ class Plan:
 
     @classmethod
     def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> Plan:
-        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one writer
-        of everything at a time then, and nothing lands late."""
+        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one
+        writer of everything at a time then, and nothing lands late."""
         kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
         plan = cls(
             kind=kind,
@@ -96,12 +96,15 @@ class Plan:
             conditional=conditional,
             without=without,
         )
-        off = {name: False for name in ("storms", "wipes", "clock_steps", "prunes") if name in without}
         if "readers" in without:
             plan = replace(plan, readers=0)
         if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
             plan = replace(plan, kind="solo")
-        return replace(plan, **off)
+        return replace(
+            plan, storms=plan.storms and "storms" not in without, wipes=plan.wipes and "wipes" not in without,
+            clock_steps=plan.clock_steps and "clock_steps" not in without,
+            prunes=plan.prunes and "prunes" not in without,
+        )  # fmt: skip
 
     def has(self, trouble: str) -> bool:
         """Whether it may happen in this schedule."""
@@ -493,8 +496,8 @@ def simulate(
 
     ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
     ``without``: troubles (of :data:`TROUBLES`) that are left out, to see which of them a failure needs. ``root``: a
-    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there is
-    one.
+    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there
+    is one.
     """
     options = Options(conditional_writes, trace, frozenset(without))
     place = root or _place()
