@@ -148,8 +148,8 @@ class SyncEngine:
             self._known, self._damaged = await read_trials(store)
             for name, error in self._damaged.items():
                 warn(
-                    self.emit, name, f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it; "
-                    "put an earlier version of that object back, or use another name",
+                    self.emit, name, f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to "
+                    "it; put an earlier version of that object back, or use another name",
                 )  # fmt: skip
         if self.role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))

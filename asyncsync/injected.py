@@ -1,8 +1,8 @@
 """What a simulation replaces: the clocks, the dice, and which process and machine this is. Everybody else gets those of
 the real machine.
 
-A loop that has a method ``wall_time`` or ``lease_time``, a method ``dice`` that gives a :class:`random.Random`, or one of
-``process_id``, ``process_alive``, ``state_directory`` and ``tree_locks``, is asked for it: see
+A loop that has a method ``wall_time`` or ``lease_time``, a method ``dice`` that gives a :class:`random.Random`, or one
+of ``process_id``, ``process_alive``, ``state_directory`` and ``tree_locks``, is asked for it: see
 :mod:`asyncsync.testing.simulation`.
 """
 

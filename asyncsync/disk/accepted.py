@@ -138,7 +138,7 @@ def accept(path: str) -> Accepted:
     _refuse(path, found)
     return Accepted(
         path, os.path.realpath(path), tuple(sorted(found.files)), single=False, looked=looked,
-        mapped=mapped_below(path), warnings=tuple(found.warnings),
+        mapped=mapped_below(path, fresh=True), warnings=tuple(found.warnings),
     )  # fmt: skip
 
 
@@ -151,7 +151,12 @@ def _accept_file(path: str, looked: int) -> Accepted:
         found.refused.append(name)
     _refuse(path, found)
     return Accepted(
-        root, os.path.realpath(root), tuple(found.files), single=True, looked=looked, mapped=mapped_below(root)
+        root,
+        os.path.realpath(root),
+        tuple(found.files),
+        single=True,
+        looked=looked,
+        mapped=mapped_below(root, fresh=True),
     )
 
 

@@ -23,13 +23,14 @@ class _Seen:
         self._lock = threading.Lock()
         self._paths: frozenset[str] = frozenset()
         self._at = float("-inf")
+        self._looked = 0
 
-    def paths(self, *, fresh: bool) -> frozenset[str]:
+    def paths(self, *, fresh: bool) -> tuple[frozenset[str], int]:
         with self._lock:
             if fresh or time.monotonic() - self._at > KEPT:
-                self._at = time.monotonic()
+                self._at, self._looked = time.monotonic(), time.time_ns()
                 self._paths = frozenset(path for pid in _family() for path in _shared(pid))
-            return self._paths
+            return self._paths, self._looked
 
 
 _seen = _Seen()
@@ -38,8 +39,15 @@ _seen = _Seen()
 def mapped_below(root: str, *, fresh: bool = False) -> frozenset[str]:
     """Paths, relative to ``root``, of files below it that are mapped to be written. Empty where there is no ``/proc``.
     Blocking. ``fresh``: now, not up to KEPT seconds ago."""
+    return mapped_and_when(root, fresh=fresh)[0]
+
+
+def mapped_and_when(root: str, *, fresh: bool = False) -> tuple[frozenset[str], int]:
+    """The same, and when that was looked at, in wall-clock nanoseconds: what was written later may have been mapped
+    meanwhile, and not be any more."""
     start = os.path.realpath(root) + "/"
-    return frozenset(path[len(start) :] for path in _seen.paths(fresh=fresh) if path.startswith(start))
+    paths, looked = _seen.paths(fresh=fresh)
+    return frozenset(path[len(start) :] for path in paths if path.startswith(start)), looked
 
 
 def _family() -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.files import in_hasher
-from asyncsync.disk.mapped import mapped_below
+from asyncsync.disk.mapped import mapped_and_when
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.errors import (
     ConcurrentWriterError,
@@ -86,8 +86,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_manifest", "_mapped", "_narrow", "_options", "_reduced",
-        "_sent", "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_looked", "_manifest", "_mapped", "_narrow", "_options",
+        "_reduced", "_sent", "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -101,6 +101,8 @@ class Tree:
         self._upload: TreeUpload | None = None
         self._view: Store | None = None
         self._mapped: frozenset[str] = frozenset()
+        self._looked = 0
+        """When the mappings were looked at; a file written since then may have been one of them."""
         self._narrow, self._begun = False, options.begun
         self._files: Sequence[FileStat] = ()
         self._reduced = False
@@ -157,6 +159,7 @@ class Tree:
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
+        scanned = min(scanned, self._looked) if self._looked else scanned
         if accepted is not None:
             await self._see_that_it_is_new(store)
         tally = await self._send(store, changes.send, scanned, on_progress)
@@ -379,7 +382,8 @@ class Tree:
     def _look(self, rules: Rules, known: Manifest | None) -> tuple[Snapshot, Changes]:
         """In a worker thread: what is there, and what of it is new."""
         comparison = Comparison(known, checksum=self._options.checksum)
-        self._mapped = mapped = mapped_below(self.root)
+        mapped, self._looked = mapped_and_when(self.root)
+        self._mapped = mapped
 
         def same(path: str, size: int, mtime_ns: int, inode: int) -> bool:
             return comparison.same(path, size, mtime_ns, inode) and path not in mapped

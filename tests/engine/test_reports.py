@@ -5,14 +5,16 @@ import errno
 import json
 import mmap
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from onebench import Bench
 
-from asyncsync import Checkpoint, SyncConfig, UploadMode
-from asyncsync.disk import results
+from asyncsync import Checkpoint, SyncConfig, TransferConfig, UploadMode
+from asyncsync.disk import mapped, results
 from asyncsync.testing import run_virtual
 
 TURNS = 60
@@ -130,3 +132,61 @@ def test_a_file_that_was_mapped_just_for_a_moment_ends_as_it_was_written_last(be
 
     run_virtual(main())
     assert bench.store.contents["t/array"][:1] == b"2"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_child_process_wrote_through_memory_is_stored_in_its_last_state(bench: Bench, *, killed: bool) -> None:
+    """Also if the run was cut off meanwhile, and is gone on with after the child has ended."""
+    script = (
+        "import mmap, os, sys\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "memory = mmap.mmap(file.fileno(), 4096)\n"
+        "memory[0:1] = b'1'\n"
+        "print(os.fstat(file.fileno()).st_mtime_ns, flush=True)\n"
+        "times = int(sys.stdin.readline())\n"
+        "memory[0:1] = b'2'\n"
+        "os.utime(sys.argv[1], ns=(times, times))\n"
+    )
+    artifacts = SyncConfig(sync_artifacts=True)
+
+    async def main() -> None:
+        async with bench.engine(artifacts) as engine:
+            path = engine.trial("t").dir / "array"
+            path.write_bytes(b"0" * 4096)
+            await engine.trial("t").sync()
+            child = subprocess.Popen(
+                [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            with child:
+                assert child.stdin is not None
+                assert child.stdout is not None
+                times = child.stdout.readline()
+                a_second_later()
+                await engine.trial("t").sync()
+                assert bench.store.contents["t/array"][:1] == b"1"
+                if killed:
+                    bench.faults.fail(operation="put", times=None)
+                child.stdin.write(times)
+                child.stdin.flush()
+                child.wait()
+            if killed:
+                raise KeyError
+
+    async def again() -> None:
+        async with bench.engine(artifacts, resume=True) as engine:
+            await engine.trial("t").sync()
+
+    if killed:
+        bench.transfer = TransferConfig(max_attempts=1)
+        with pytest.raises(KeyError):
+            run_virtual(main())
+        bench.faults.clear()
+        run_virtual(again())
+    else:
+        run_virtual(main())
+    assert bench.store.contents["t/array"][:1] == b"2"
+
+
+def a_second_later() -> None:
+    """A second has passed since the mappings were looked at."""
+    mapped._seen._at = float("-inf")
