@@ -85,8 +85,8 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_looked", "_manifest", "_mapped", "_narrow", "_options", "_session",
-        "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
+        "_begun", "_files", "_from_journal", "_guessed", "_looked", "_manifest", "_mapped", "_narrow", "_options",
+        "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
@@ -258,8 +258,11 @@ class Tree:
         if accepted is None:
             return
         entries = self._uncommitted.files if self._uncommitted is not None else {}
-        crcs = {path: entry.crc32c for path, entry in entries.items()} if sent else None
-        await in_hasher(accepted.check, crcs)
+
+        def check() -> None:
+            accepted.check({path: entry.crc32c for path, entry in entries.items()} if sent else None)
+
+        await in_hasher(check)
 
     async def _load(self, store: Store) -> None:
         """Know the last manifest: from memory, else the journal, else the store."""
