@@ -107,6 +107,8 @@ class SyncEngine:
         """Trials whose record cannot be read, and why: nobody writes to them."""
         self._taken_up: set[str] = set()
         """Trials that go on because of what they had pending, and that nobody has asked for yet."""
+        self.recording: set[asyncio.Future[None]] = set()
+        """Reports whose row is being written just now: what belongs to it follows before the engine ends."""
         self.being_reported: list[InUse] = []
         """What reports that are being accepted just now consist of, in all trials."""
         self.suspended: dict[str, list[Left]] = {}
@@ -306,6 +308,8 @@ class SyncEngine:
         """Whether it was through in time."""
         try:
             async with asyncio.timeout(deadline):
+                if self.recording:
+                    await asyncio.wait(self.recording)
                 await drain.run(deadline)
                 if self.session.store.healthy:
                     await self._janitor.clean_up()

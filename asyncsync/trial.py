@@ -510,7 +510,19 @@ class Trial:
     async def _record(
         self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
-        """The row, and with it the checkpoint: from there on there is no way back."""
+        """The row, and with it the checkpoint: from there on there is no way back. The engine does not end meanwhile."""
+        self._engine.check_open()
+        recorded = asyncio.get_running_loop().create_future()
+        self._engine.recording.add(recorded)
+        try:
+            return await self._write_row(wanted, source, files)
+        finally:
+            self._engine.recording.discard(recorded)
+            recorded.set_result(None)
+
+    async def _write_row(
+        self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
+    ) -> CheckpointHandle | None:
         job = None
         if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
             job = self._job(wanted, source, files)

@@ -265,8 +265,11 @@ class Tree:
         if accepted is None:
             return
         entries = self._uncommitted.files if self._uncommitted is not None else {}
-        crcs = {path: entry.crc32c for path, entry in entries.items()} if sent else None
-        await in_hasher(accepted.check, crcs)
+
+        def check() -> None:
+            accepted.check({path: entry.crc32c for path, entry in entries.items()} if sent else None)
+
+        await in_hasher(check)
 
     async def _load(self, store: Store) -> None:
         """Know the last manifest: from memory, else the journal, else the store."""

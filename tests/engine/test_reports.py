@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -190,3 +191,30 @@ def test_what_a_child_process_wrote_through_memory_is_stored_in_its_last_state(b
 def a_second_later() -> None:
     """A second has passed since the mappings were looked at."""
     mapped._seen._at = float("-inf")
+
+
+def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, begun, leaving = results.append_result, threading.Event(), threading.Event()
+
+    def slowly(directory: Path, row: dict[str, object]) -> None:
+        begun.set()
+        assert leaving.wait(10)
+        append(directory, row)
+
+    monkeypatch.setattr("asyncsync.trial.append_result", slowly)
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            trial = engine.trial("t")
+            task = asyncio.create_task(trial.report({}, bench.checkpoint()))
+            while not begun.is_set():
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(leaving.set)
+        report = await task
+        assert report.checkpoint is not None
+        assert report.checkpoint.is_durable
+        assert len(rows_of(trial.dir)[0]) == 1
+
+    run_virtual(main())
