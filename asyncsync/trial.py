@@ -510,7 +510,7 @@ class Trial:
     async def _record(
         self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
-        """The row, and with it the checkpoint: from there on there is no way back. The engine does not end meanwhile."""
+        """The row, and with it the checkpoint: from there on there is no way back. The engine waits for its end."""
         self._engine.check_open()
         recorded = asyncio.get_running_loop().create_future()
         self._engine.recording.add(recorded)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, check_lease, in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, check_lease, in_thread
 from asyncsync.errors import (
     ConfigError,
     IntegrityError,
@@ -130,7 +130,6 @@ class MemoryStore(Store):
         data = await self._begin("put", key, body=body)
         _check_crc(self._where(key), data, crc32c)
         self._check_version(key, if_version)
-        check_lease(lease_of(body))  # at the moment at which it takes effect
         return self._store(key, data, _etag(data))
 
     async def read(
@@ -174,8 +173,7 @@ class MemoryStore(Store):
     async def delete(self, keys: Sequence[str]) -> None:
         if len(keys) > PAGE:
             raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {PAGE} are allowed")
-        await self._begin("delete", *keys)
-        check_lease(lease_of(keys))
+        await self._begin("delete", *keys, lease=lease_of(keys))
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)
 
@@ -184,10 +182,9 @@ class MemoryStore(Store):
         if_version: str | None = None,
     ) -> ObjectInfo:  # fmt: skip
         self.check_copy_condition(key, if_version)
-        await self._begin("copy", key)
+        await self._begin("copy", key, lease=lease_of(key))
         found = self._source(source, if_source_version)
         self._check_version(key, if_version)
-        check_lease(lease_of(key))
         return self._store(key, found.data, found.version)
 
     async def create_multipart(self, key: str) -> Upload:
@@ -201,7 +198,6 @@ class MemoryStore(Store):
     ) -> Part:
         data = await self._begin("put_part", upload.key, body=body)
         _check_crc(self._where(upload.key), data, crc32c)
-        check_lease(lease_of(body))  # at the moment at which it takes effect
         return self._keep_part(upload, number, offset, data)
 
     async def copy_part(
@@ -217,13 +213,12 @@ class MemoryStore(Store):
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        await self._begin("complete_multipart", upload.key)
+        await self._begin("complete_multipart", upload.key, lease=upload.lease)
         if upload.upload_id in self.bucket.completed:
             return self._object(upload.key).info(upload.key)
         data, etag = self._assemble(upload, parts)
         _check_crc(self._where(upload.key), data, crc32c)
         self._check_version(upload.key, if_version)
-        check_lease(upload.lease)
         del self.bucket.uploads[upload.upload_id]
         self.bucket.completed[upload.upload_id] = self._root + upload.key
         return self._store(upload.key, data, etag)
@@ -243,14 +238,19 @@ class MemoryStore(Store):
         uploads = self.bucket.uploads.items()
         return [Upload(up.key[cut:], name, up.started) for name, up in uploads if up.key.startswith(full)]
 
-    async def _begin(self, operation: str, *key: str, body: Body = b"") -> bytes:
-        """Log the request, check its keys, let time pass, and take the body in."""
+    async def _begin(self, operation: str, *key: str, body: Body = b"", lease: Lease | None = None) -> bytes:
+        """Log the request, check its keys, take the body in, and let time pass. The lease is looked at when everything
+        has been handed over: ``latency`` is on the way and in the server."""
         self.requests.append(Request(operation, "\n".join(self._root + one for one in key)))
         for one in key:
             self._check_key(one, operation)
+        data = body if isinstance(body, bytes) else await self._read_body(body)
+        check_lease(lease or lease_of(body))
         await asyncio.sleep(self.latency)
-        if isinstance(body, bytes):
-            return body
+        return data
+
+    @staticmethod
+    async def _read_body(body: FileRange) -> bytes:
         data = await in_thread(lambda: b"".join(body.pieces()))
         if len(data) != body.size:
             raise SourceChangedError(f"{body.path} has become shorter: {len(data)} of {body.size} bytes are there")
