@@ -144,6 +144,8 @@ class CheckpointJob:
     """Whether the next process goes on with it by itself, see :mod:`asyncsync.pending`."""
     begun: bool = False
     """Whether something of it may be in the store since an earlier process."""
+    inherited: bool = False
+    """Whether an earlier process accepted it: what was reported since is newer, whatever becomes of its number."""
     registered: bool = False
     """Whether the record, as it is here, names it: nothing else of that name is another's then."""
     written_as: str = ""
@@ -181,8 +183,10 @@ class CheckpointJob:
         return self.stuck < STUCK
 
     def rename(self, number: int, uri: str) -> None:
-        """It gets another number, because this one is another checkpoint's. ``uri`` is the trial's."""
-        self.number, self.handle.name = number, checkpoint_name(number)
+        """It gets another name, because this one is another checkpoint's: that of ``number``, with a mark if this is
+        its number already. ``uri`` is the trial's."""
+        mark = f"-{self.token[:6]}" if number == self.number else ""
+        self.number, self.handle.name = number, checkpoint_name(number) + mark
         self.handle.uri = f"{uri}/{self.handle.name}"
         self.tree, self.begun, self.registered = None, False, False
 

@@ -23,7 +23,7 @@ from asyncsync.events import (
 )
 from asyncsync.pending import cross_out, look_back, write_down
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.retention import to_retire
+from asyncsync.planning.retention import by_age, to_retire
 from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
 from asyncsync.resume import not_whole
@@ -232,14 +232,18 @@ class CheckpointRunner:
 
     def _step_over(self, trial: Trial, job: CheckpointJob, why: object) -> None:
         """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
-        was reported later gets a higher number still, or it would count as the older one."""
-        log.warning("%s gets another number: %s", job.handle.uri, why)
+        was reported later gets a higher number still, or it would count as the older one. What an earlier process had
+        accepted keeps its number, under another name: others have gone on since, and theirs are newer."""
+        log.warning("%s gets another name: %s", job.handle.uri, why)
         later = trial.jobs[trial.jobs.index(job) + 1 :]
-        for one in [job, *(other for other in later if not other.named and not other.registered)]:
+        others = [] if job.inherited else [one for one in later if not one.named and not one.registered]
+        for one in [job, *others]:
             self._engine.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
             cross_out(self._engine.session, one)
-            number = trial.record.next_checkpoint
-            trial.record.next_checkpoint = number + 1
+            number = one.number
+            if not one.inherited:
+                number = trial.record.next_checkpoint
+                trial.record.next_checkpoint = number + 1
             one.rename(number, trial.uri)
             write_down(self._engine, trial, one)
 
@@ -265,7 +269,7 @@ class CheckpointRunner:
         record, keep = trial.record, self._engine.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
-            record.checkpoints.sort(key=lambda item: item.number)  # the newest may have gone first
+            record.checkpoints.sort(key=by_age)  # the newest may have gone first
         job.registered = True
         retired = to_retire(
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order

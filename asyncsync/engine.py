@@ -159,7 +159,7 @@ class SyncEngine:
             if self._before.may_still_write():
                 self.recheck_at = lease_time() + OUTLIVED
             if self.resume:
-                await restore_files(store, "", self.local_dir)
+                await restore_files(store, "", self.local_dir, partial(warn, self.emit, ""))
         alone = self.role.world_size == 1
         left = await left_behind(session, self.role.name) if self.resume and alone else []
         self.local_dir.mkdir(parents=True, exist_ok=True)
@@ -384,7 +384,7 @@ class SyncEngine:
         if self.role.leads:
             await adopt_checkpoints(store, trial.record, partial(warn, self.emit, trial.key))
             trial.record.first_checkpoint = trial.record.next_checkpoint
-        await restore_files(store, trial.tree.prefix, trial.dir)
+        await restore_files(store, trial.tree.prefix, trial.dir, partial(warn, self.emit, trial.key))
 
     def progress_of(self, key: str) -> Callable[[Tally], None]:
         """A function that tells the listeners how far a tree is."""

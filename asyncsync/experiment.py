@@ -26,7 +26,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.retention import score
+from asyncsync.planning.retention import by_age, score
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.report import VerifyReport
 from asyncsync.restoring import Candidates, RestoreReport, is_not_whole, restore_newest
@@ -146,7 +146,7 @@ class CheckpointView:
         text = f"{self.uri} was retired by its trial since its record was read"
         if not record.checkpoints:
             return CheckpointRetiredError(f"{text}; the trial has no checkpoint now")
-        newest = max(record.checkpoints, key=lambda item: item.number).name
+        newest = max(record.checkpoints, key=by_age).name
         newest_uri = f"{self.uri.removesuffix(self.name)}{newest}"
         return CheckpointRetiredError(
             f"{text}; its newest checkpoint is {newest_uri}: open the experiment again", newest_uri
@@ -333,7 +333,7 @@ def _trial(name: str, base: str, catalog: Catalog, access: Access) -> TrialView:
 
 
 def _view(name: str, uri: str, record: TrialRecord, access: Access) -> TrialView:
-    records = sorted(record.checkpoints, key=lambda item: item.number)
+    records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
     return TrialView(
         name, uri, record.status, record.params, record.metrics, checkpoints, record.error, record.reports,

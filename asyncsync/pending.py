@@ -130,7 +130,7 @@ def job_of(trial: Trial, left: Left, mode: UploadMode) -> CheckpointJob:
     return CheckpointJob(
         trial.key, left.source, number, CheckpointHandle(left.name, f"{trial.uri}/{left.name}"), payload["metrics"],
         payload["metadata"], mode, payload["delete_local"], asyncio.get_running_loop().time(), payload[ID],
-        step=payload.get("step"), named=payload.get("named", False), goes_on=left.goes_on, begun=True,
+        step=payload.get("step"), named=payload.get("named", False), goes_on=left.goes_on, begun=True, inherited=True,
         written_as=left.name, problem=left.problem,
     )  # fmt: skip
 

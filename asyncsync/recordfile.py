@@ -146,9 +146,11 @@ class RecordFile:
         """An earlier write of ours has landed after all: take its version. ConcurrentWriterError if it is not ours."""
         try:
             data, info = await store.get(self.key)
-        except NotFoundError:
-            self.version = MISSING
-            return
+        except NotFoundError as error:
+            if self.version == MISSING:
+                return
+            self._lost = True  # it was there: who deleted it has deleted more
+            raise self._conflict(store) from error
         if not self._is_ours(data):
             self._lost = True
             raise self._conflict(store)
@@ -170,6 +172,6 @@ class RecordFile:
 
     def _conflict(self, store: Store) -> ConcurrentWriterError:
         return ConcurrentWriterError(
-            f"{store.uri.rstrip('/')}/{self.key} is written by another process; nothing of it was overwritten. Resume "
-            "with resume=True only after the other one has ended"
+            f"{store.uri.rstrip('/')}/{self.key} is written by another process, or deleted; nothing was overwritten."
+            " Resume with resume=True only after the other one has ended"
         )

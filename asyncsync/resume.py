@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -13,10 +12,12 @@ from typing import Any
 import google_crc32c
 from xxhash import xxh3_128
 
+from asyncsync.disk.accepted import some
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import DamagedError, IntegrityError, SyncFailedError
+from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.injected import wall_time
 from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
+from asyncsync.planning.retention import by_age
 from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.stores.base import Piece, Store
 from asyncsync.stores.together import for_each
@@ -24,15 +25,11 @@ from asyncsync.transfer.download import download_tree
 from asyncsync.transfer.listing import list_all, versions_below
 from asyncsync.transfer.reader import find_manifest, get_record
 
-log = logging.getLogger("asyncsync")
-
 READERS = 64
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
 LOOKS = 3
 """How often files are looked at again that are not what their manifest says: their writer may be alive."""
-SHOWN = 5
-"""How many paths a message names."""
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
@@ -67,42 +64,46 @@ async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]],
     return found, damaged
 
 
-async def restore_files(store: Store, prefix: str, root: Path, *, only_missing: bool = True) -> None:
+async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[str], None]) -> None:
     """Bring back what this machine lacks of a tree: appending to a file that is not here would overwrite the stored
-    one with its tail. What is here is newer and stays. DamagedError if the manifest cannot be read."""
+    one with its tail. What is here is newer and stays. DamagedError if the manifest cannot be read.
+
+    ``warn`` is told of files that are not what the manifest says: a process that died in a sync, or was replaced in
+    one, has sent them and written no manifest after, so they are the newest that there is; or they are gone.
+    """
     manifest = await find_manifest(store, prefix)
     if manifest is None:
         return
-    if only_missing:
-        here = await in_thread(_here, str(root), list(manifest.files))
-        manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
+    here = await in_thread(_here, str(root), list(manifest.files))
+    manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
     for left in reversed(range(LOOKS)):
         if not manifest.files:
             return
         try:
             await download_tree(store, prefix, manifest, root, concurrency=8)
-        except (IntegrityError, SyncFailedError):
-            replaced = await _replaced(store, prefix, manifest)
-            if not replaced or not left:
+        except (CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError):
+            there = await _as_it_is(store, prefix, manifest, warn)
+            if there is manifest or not left:
                 raise
-            manifest = Manifest({**manifest.files, **replaced}, manifest.info)
+            manifest = there
         else:
             return
 
 
-async def _replaced(store: Store, prefix: str, manifest: Manifest) -> dict[str, FileEntry]:
-    """Files that are others in the store than the manifest says. A process that died in a sync, or was replaced in one,
-    has sent them and written no manifest after: they are the newest that there is, and what was asked for."""
+async def _as_it_is(store: Store, prefix: str, manifest: Manifest, warn: Callable[[str], None]) -> Manifest:
+    """What the manifest would be if it were written now; itself if it is right."""
     there = await versions_below(store, prefix)
-    changed = [entry for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version]
-    found = {entry.path: await _as_stored(store, prefix, entry) for entry in changed}
-    if found:
-        names = ", ".join(sorted(found)[:SHOWN])
-        log.warning(
-            "%s/%s: %d file(s) are newer than the manifest, an earlier process did not come to write it: they are "
-            "restored as they are (%s)", store.uri.rstrip("/"), prefix, len(found), names,
-        )  # fmt: skip
-    return found
+    gone = sorted(manifest.files.keys() - there.keys())
+    other = sorted(path for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version)
+    if not gone and not other:
+        return manifest
+    if other:
+        warn(f"{len(other)} file(s) are newer than the manifest and are restored as they are: {some(other)}")
+    if gone:
+        warn(f"{len(gone)} file(s) that the manifest names are gone from the store: {some(gone)}")
+    stays = {path: entry for path, entry in manifest.files.items() if path in there}
+    found = {path: await _as_stored(store, prefix, manifest.files[path]) for path in other}
+    return Manifest({**stays, **found}, manifest.info)
 
 
 async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
@@ -157,7 +158,7 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
         if item.number > newest and not await not_whole(store, f"{record.name}/{name}/", found):
             record.checkpoints.append(item)
-    record.checkpoints.sort(key=lambda item: item.number)
+    record.checkpoints.sort(key=by_age)
 
 
 async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:

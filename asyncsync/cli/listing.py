@@ -13,6 +13,7 @@ from asyncsync.cli.output import Output, age, count, human_bytes
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.retention import by_age
 from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
 from asyncsync.stores.base import Store
 from asyncsync.stores.together import for_each
@@ -162,7 +163,7 @@ def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
 
 
 def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
-    trial.checkpoints.sort(key=lambda item: item.number)
+    trial.checkpoints.sort(key=by_age)
     output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")

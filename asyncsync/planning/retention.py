@@ -15,6 +15,12 @@ class Scored(Protocol):
     metrics: dict[str, Any]
 
 
+def by_age(item: Scored) -> tuple[int, int]:
+    """Sorts checkpoints of one trial, the newest last: by number, never by a clock. Of two of one number the one with a
+    longer name was accepted by a process that others have gone on after."""
+    return item.number, -len(item.name)
+
+
 def lookup(metrics: Mapping[str, Any], attribute: str) -> object:
     """A metric by its flat name, or nested as ``a/b``; None if there is none."""
     if attribute in metrics:
@@ -42,9 +48,9 @@ def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | Non
 def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> list[Scored]:
     """Best first. Without an attribute the newest is best; among equals too."""
 
-    def key(item: Scored) -> tuple[bool, float, int]:
+    def key(item: Scored) -> tuple[bool, float, tuple[int, int]]:
         value = None if attribute is None else score(item.metrics, attribute, order)
-        return (value is not None, value if value is not None else 0.0, item.number)
+        return (value is not None, value if value is not None else 0.0, by_age(item))
 
     return sorted(checkpoints, key=key, reverse=True)
 
@@ -56,5 +62,5 @@ def to_retire(
     if num_to_keep is None or len(checkpoints) <= num_to_keep:
         return []
     keep = {item.name for item in ranked(checkpoints, attribute, order)[:num_to_keep]}
-    keep.add(max(checkpoints, key=lambda item: item.number).name)
+    keep.add(max(checkpoints, key=by_age).name)
     return [item.name for item in checkpoints if item.name not in keep]
