@@ -183,7 +183,10 @@ class SyncEngine:
             watch_signal()
         if self.role.is_driver:
             self._tree = Tree(
-                session, str(self.local_dir), "", TreeOptions(self._rules, Lane.ARTIFACT, fence=self.confirm)
+                session,
+                str(self.local_dir),
+                "",
+                TreeOptions(self._rules, Lane.ARTIFACT, fence=self.confirm, doubted=True),
             )
             self.scheduler.add(self)
         for job in take_up(self, left):

@@ -130,7 +130,8 @@ class Trial:
         self.tree = Tree(
             engine.session, f"{engine.local_dir}/{where}", f"{where}/",
             TreeOptions(
-                self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True, fence=self.confirm
+                self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True, fence=self.confirm,
+                doubted=True,
             ),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []

@@ -67,6 +67,9 @@ class TreeOptions:
     """Name of the manifest below the prefix; that of a rank where several write one checkpoint."""
     fence: Fence | None = None
     """Is asked before anything is written, and again before a manifest that makes a new prefix exist."""
+    doubted: bool = False
+    """A manifest that this process did not write is compared with a listing: its writer may have been replaced, or what
+    it names may have been deleted or written over since."""
     accepted: Accepted | None = None
     """Just these files, in the state that this says, or nothing; ``rules`` do not count then."""
     begun: bool = False
@@ -198,12 +201,15 @@ class Tree:
         sent again by the next pass. One listing."""
         store = self._store()
         await self._load(store)
+        await self._drop_what_differs(store)
+
+    async def _drop_what_differs(self, store: Store) -> None:
         if self._manifest is None:
             return
         there = await versions_below(store, self.prefix)
         files = {path: entry for path, entry in self._manifest.files.items() if there.get(path) == entry.version}
         self._reduced = self._reduced or len(files) < len(self._manifest.files)
-        self._manifest = Manifest(files, self._manifest.info)
+        self._manifest = Manifest(files, self._manifest.info, self._manifest.extra)
 
     def adopt(self, manifest: Manifest, version: str) -> None:
         """Take over a manifest that was just read from the store."""
@@ -297,6 +303,8 @@ class Tree:
         except NotFoundError:
             found = None
         self._manifest, self._version = found if found is not None else (None, MISSING)
+        if self._options.doubted:
+            await self._drop_what_differs(store)
 
     async def _compare(self, store: Store, rules: Rules) -> tuple[Snapshot, Changes]:
         """The directory beside the last manifest."""
