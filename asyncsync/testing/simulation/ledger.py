@@ -86,6 +86,10 @@ class Ledger:
         self.violations: list[Violation] = []
         self.era = 0
         """Raised when the experiment is wiped: nothing that was promised before is asked for."""
+        self._eras: dict[str, int] = {}
+        """In which one a process was first heard of."""
+        self._raised: set[str] = set()
+        """Trials whose manifest landed after the wipe, sent by a process from before: nobody promises what it names."""
         self._trials: dict[str, _TrialSeen] = {}
         self._trace = hashlib.sha256()
         self.events = 0
@@ -148,10 +152,13 @@ class Ledger:
     def landed(self, by: str, operation: str, key: str, result: str) -> None:
         """A request has taken effect, or was refused."""
         self.note(f"land {by} {operation} {key} {result}".replace("\n", " "))
+        self._eras.setdefault(by, self.era)
         if result != "ok" or operation in ("delete", "put_part", "copy_part", "create_multipart"):
             return
         path = key.removeprefix(f"{NAME}/")
         trial = path.partition("/")[0]
+        if self._eras[by] < self.era and path == f"{trial}/{MANIFEST}":
+            self._raised.add(trial)
         if path == f"{trial}/{TRIAL_RECORD}":
             self._record_landed(trial, by)
         elif path.endswith(f"/{MANIFEST}") and path.split("/")[1].startswith("checkpoint_"):
@@ -168,7 +175,7 @@ class Ledger:
             self.broken("epoch goes back", f"{where}: {seen.epoch} -> {epoch}")
         if following < seen.following:
             self.broken("number goes back", f"{where}: next {seen.following} -> {following}")
-        if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= following):
+        if numbers != sorted(numbers) or (numbers and numbers[-1] >= following):
             self.broken("numbers out of order", f"{where}: {numbers}, next {following}")
         for name in names:
             if name not in seen.names and (problem := self.problem(trial, name)):
@@ -270,6 +277,8 @@ class Ledger:
             return
         for path, entry in sorted(Manifest.from_bytes(found.data).files.items()):
             data = self._bucket.objects.get(prefix + path)
+            if data is None and trial in self._raised:
+                continue
             if data is None:
                 self.broken("artifacts", f"{trial}/{path} is in the manifest and not in the store")
             elif len(data.data) != entry.size or google_crc32c.value(data.data) != entry.crc32c:
