@@ -438,7 +438,7 @@ class Trial:
     async def _record(
         self, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
-        """The row, and with it the checkpoint: from there on there is no way back. The engine does not end meanwhile."""
+        """The row, and with it the checkpoint: from there on there is no way back. The engine waits for it."""
         self._engine.check_open()
         recorded = asyncio.get_running_loop().create_future()
         self._engine.recording.add(recorded)
