@@ -144,6 +144,8 @@ class CheckpointJob:
     """Whether the next process goes on with it by itself, see :mod:`asyncsync.pending`."""
     begun: bool = False
     """Whether something of it may be in the store since an earlier process."""
+    passed: str = ""
+    """Why the number before was given up by all ranks, if this went on under the next."""
     inherited: bool = False
     """Whether an earlier process accepted it: what was reported since is newer, whatever becomes of its number."""
     registered: bool = False
@@ -239,6 +241,7 @@ async def upload(
         begun=job.begun,
     )  # fmt: skip
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
+    tree.say(info)  # who goes on with it may have reported it with other metrics
     return await persist(tree.sync_once, again)
 
 

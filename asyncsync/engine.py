@@ -146,6 +146,9 @@ class SyncEngine:
         store = session.view(Lane.RECORD, EXPERIMENT)
         await together((session.probe(), self._open_record(store)), "start")
         warn_of_limits(session.store, self.emit)
+        if self.role.is_driver:
+            session.locks.take(pair(str(self.local_dir), self.uri, ""))
+            await self.record_file.save(store)  # from here on who was replaced begins nothing new
         if self.resume and self.role.leads:
             self._known, self._damaged = await read_trials(store)
             for name, error in self._damaged.items():
@@ -154,8 +157,6 @@ class SyncEngine:
                     "it; put an earlier version of that object back, or use another name",
                 )  # fmt: skip
         if self.role.is_driver:
-            session.locks.take(pair(str(self.local_dir), self.uri, ""))
-            await self.record_file.save(store)
             if self._before.may_still_write():
                 self.recheck_at = lease_time() + OUTLIVED
             if self.resume:

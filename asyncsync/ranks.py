@@ -30,6 +30,7 @@ from asyncsync.errors import (
     SyncFailedError,
 )
 from asyncsync.injected import dice, wall_time
+from asyncsync.opening import warn
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
     GENERATION,
@@ -262,7 +263,9 @@ class Ranks:
             return True
         if self._is_over(trial, job, stands):
             raise self._lost(job, stands)
-        log.warning("%s is not whole: %s; step %s gets the next number", job.handle.uri, stands.reason, job.step)
+        job.passed = stands.reason
+        message = f"{job.handle.uri} is not whole: {stands.reason}; step {job.step} gets the next number"
+        warn(self._engine.emit, trial.key, message)
         self._leave(trial, job)
         return False
 
@@ -376,7 +379,9 @@ class Ranks:
 
     def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
         limit, names = self._commit_seconds, ", ".join(map(str, missing))
-        reason = f"rank(s) {names} did not send their part within commit_timeout={limit:g} s"
+        reason = f"rank(s) {names} did not send their part of step {job.step} within commit_timeout={limit:g} s"
+        if job.passed:
+            reason = f"{job.passed}; then {reason}"
         return self._lost(job, self._word(reason, _step(job)))
 
     async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:

@@ -582,6 +582,9 @@ class Trial:
         self.jobs.append(job)
         for warning in job.source.warnings if job.source is not None else ():
             self._engine.emit(SyncWarning(tree=f"{self.key}/{job.name}", message=warning))
+        suspended, self._suspended = self._suspended, None
+        if suspended is not None and suspended.token != job.token:
+            self.give_up(suspended)  # nobody goes on with it
         if not job.written_as:
             write_down(self._engine, self, job)
         self._engine.accept(job)
@@ -604,15 +607,11 @@ class Trial:
         return job
 
     def _suspended_with(self, files: Accepted, wanted: Wanted) -> CheckpointJob | None:
-        """The checkpoint that was cut short by its time-out, if this is the same; if not, nobody goes on with it."""
+        """The checkpoint that was cut short by its time-out, if this is the same."""
         self._take_suspended()
-        found, self._suspended = self._suspended, None
-        if found is None:
-            return None
-        if found.is_of(files) and wanted.name in (None, found.name) and wanted.step == found.step:
-            return found
-        self.give_up(found)
-        return None
+        found = self._suspended
+        same = found is not None and found.is_of(files) and wanted.name in (None, found.name)
+        return found if same and found is not None and wanted.step == found.step else None
 
     def _take_suspended(self) -> None:
         """What an earlier process left so; only the last one can be gone on with."""

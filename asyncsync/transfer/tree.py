@@ -196,6 +196,10 @@ class Tree:
         await self._fetch(self._store())
         return self._manifest
 
+    def say(self, info: Mapping[str, Any]) -> None:
+        """What else goes into the manifest that is not written yet."""
+        self._options = replace(self._options, info=info)
+
     async def recheck(self) -> None:
         """Somebody who was replaced may have written over what we sent: what is not there as the last manifest says is
         sent again by the next pass. One listing."""

@@ -6,15 +6,19 @@ import os
 import re
 import socket
 import stat
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onebench import Bench
+from rankbench import shard, together, world
 
 from asyncsync import (
     AccessDeniedError,
+    Checkpoint,
     CheckpointConfig,
+    CheckpointIncompleteError,
     ConcurrentWriterError,
     ConfigError,
     Experiment,
@@ -26,10 +30,12 @@ from asyncsync import (
     SyncError,
     SyncFailedError,
     TransferConfig,
+    UploadMode,
     pull,
     push,
 )
 from asyncsync.disk.scan import scan
+from asyncsync.errors import DamagedError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
@@ -57,6 +63,11 @@ ROWS = {
     "no such bucket, or no permission": "test_a_missing_bucket_or_permission_is_found_at_start",
     "a file vanishes between scan and upload": "test_a_file_that_vanishes_is_counted",
     "a file changes while it is read": "test_a_file_that_does_not_stop_changing_is_named",
+    "a file of a checkpoint changes, comes or vanishes before it is durable": "test_a_checkpoint_that_changes_fails",
+    "a checkpoint without a file, or with a link that leads nowhere or in a circle": "test_a_checkpoint_is_refused",
+    "a checkpoint that holds the trial's own files, or is taken twice": "test_what_is_not_its_own_is_refused",
+    "ranks that report different steps": "test_ranks_of_different_steps_are_told",
+    "a record or manifest that is damaged, or of a later format": "test_a_damaged_record_costs_its_trial",
     "fifo, socket, device": "test_what_is_no_file_is_never_opened",
     "symbolic link": "test_links_are_followed_inside_the_tree",
     "names that are not UTF-8, too long for the store, or contain `..`": "test_names_are_refused_before_it_is_sent",
@@ -103,6 +114,95 @@ async def test_a_bucket_that_is_not_there_is_named(seaweedfs, tmp_path: Path) ->
     with pytest.raises(NotFoundError, match="nobody-made-this"):
         async with SyncEngine(run, local_dir=tmp_path):
             pass
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda path: path.write_bytes(b"other"), SourceChangedError),
+        (lambda path: path.with_name("more").touch(), SourceChangedError),
+        (lambda path: path.unlink(), CheckpointIncompleteError),
+    ],
+    ids=["changes", "comes", "vanishes"],
+)
+def test_a_checkpoint_that_changes_fails(bench: Bench, change: Any, error: type[Exception]) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            source = bench.checkpoint()
+            hang = bench.faults.hang(operation="put", key="weights")
+            report = asyncio.ensure_future(engine.trial("t").report({}, source))
+            await hang.reached.wait()
+            change(source / "weights")
+            hang.release.set()
+            with pytest.raises(error, match=r"weights|more"):
+                await report
+
+    run_virtual(main())
+    assert not bench.keys(f"checkpoint_000000/{MANIFEST}")
+
+
+@pytest.mark.parametrize("what", ["nothing", "nowhere", "circle"])
+def test_a_checkpoint_is_refused(bench: Bench, what: str) -> None:
+    source = bench.tmp_path / "source"
+    source.mkdir()
+    if what != "nothing":
+        (source / "weights").touch()
+        (source / what).symlink_to("nowhere-at-all" if what == "nowhere" else ".")
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            with pytest.raises(CheckpointIncompleteError, match="no file" if what == "nothing" else what):
+                await engine.trial("t").report({}, source)
+            assert not (engine.trial("t").dir / "result.json").exists()
+
+    run_virtual(main())
+
+
+def test_what_is_not_its_own_is_refused(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            trial = engine.trial("t")
+            await trial.report({"loss": 1})
+            for directory in (trial.dir, trial.dir.parent):
+                with pytest.raises(ConfigError, match="files that asyncsync itself writes"):
+                    await trial.report({}, Checkpoint.take(directory))
+            twice = Checkpoint.take(bench.checkpoint())
+            hang = bench.faults.hang(operation="put", key="weights")
+            await trial.report({}, twice, upload=UploadMode.ASYNC)
+            with pytest.raises(ConfigError, match="not durable yet"):
+                await trial.report({}, twice, upload=UploadMode.ASYNC)
+            hang.release.set()
+
+    run_virtual(main())
+
+
+def test_ranks_of_different_steps_are_told(bench: Bench) -> None:
+    async def main() -> list[object]:
+        async with AsyncExitStack() as stack:
+            engines = await world(bench, stack, of=2)
+            return await together(
+                *(engine.trial("t").report({}, shard(bench, n), step=n) for n, engine in enumerate(engines))
+            )
+
+    for error in run_virtual(main()):
+        assert isinstance(error, CheckpointIncompleteError)
+        assert "rank 0 reported step 0" in str(error)
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"format":2,"kind":"trial"}'], ids=["damaged", "later"])
+def test_a_damaged_record_costs_its_trial(bench: Bench, damage: bytes) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            for name in ("bad", "good"):
+                await engine.trial(name).report({"loss": 1})
+        await bench.store.put("bad/" + TRIAL_RECORD, damage)
+        async with bench.engine(resume=True) as engine:
+            with pytest.raises(DamagedError, match=f"bad/{TRIAL_RECORD}"):
+                engine.trial("bad")
+            await engine.trial("good").report({"loss": 2})
+
+    run_virtual(main())
+    assert bench.store.contents["bad/" + TRIAL_RECORD] == damage
 
 
 def test_a_file_that_vanishes_is_counted(bench: Bench, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

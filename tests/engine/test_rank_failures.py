@@ -187,7 +187,7 @@ def test_a_rank_that_cannot_tell_is_named_after_the_time_out(bench: Bench) -> No
     first, second, third = run_virtual(main())
     assert isinstance(second, SyncFailedError)
     for error in (first, third):
-        assert "rank(s) 1 did not send their part within commit_timeout=100 s" in str(error)
+        assert "rank(s) 1 did not send their part of step 0 within commit_timeout=100 s" in str(error)
 
 
 # coming back
