@@ -82,7 +82,8 @@ class Ranks:
         self._resumed = self._may_follow = resumed
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
-        """Whether we came back in the midst of a generation, and have not seen that rank 0 is alive."""
+        """Whether we came to a generation that had begun, and have not seen that its rank 0 is alive: one that we have
+        not seen before may be over, too."""
         self._unsure = resumed
         """Whether something may be there already under the next number: it is looked up before anything is sent."""
         self._before_us: frozenset[tuple[str, str]] = frozenset()
@@ -127,8 +128,9 @@ class Ranks:
             self.claim.epoch, self.claim.generation = earlier.epoch + 1, earlier.generation
             self.claim.extra = earlier.extra
         before, self.claim.generation = self.claim.generation, leader.epoch if leader is not None else 1
-        self._returned = self._resumed and leader is not None and (there is None or before == self.claim.generation)
-        self._waited = there is None  # most likely a first start: nothing to be patient for
+        self._returned = self._resumed and leader is not None
+        # most likely a first start, or rank 0 was faster: nothing to be patient for
+        self._waited = there is None or before != self.claim.generation
 
     async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
@@ -409,7 +411,8 @@ class Ranks:
     def _shared(self, trial: Trial, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(
             self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
-            _step(job) if job is not None else -1, self._returned, self._before_us, self._agreed,
+            _step(job) if job is not None else -1, self._returned, self._before_us,
+            job.token if job is not None else "", job.source if job is not None else None, self._agreed,
         )  # fmt: skip
 
     def _generation(self, trial: Trial) -> int:
@@ -427,6 +430,8 @@ def _step(job: CheckpointJob) -> int:
 
 def _renumber(trial: Trial, first: int, shift: int) -> None:
     """Checkpoints from a number on, and those that will be reported, get later numbers."""
+    if not shift:
+        return
     trial.record.next_checkpoint += shift
     for job in trial.jobs:
         if job.number >= first:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from asyncsync.disk.files import in_thread
+from asyncsync.disk.accepted import Accepted
+from asyncsync.disk.files import in_hasher, in_thread
 from asyncsync.errors import (
     CheckpointIncompleteError,
     ConcurrentWriterError,
@@ -37,6 +38,7 @@ from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.reader import exists, find, find_manifest, find_record, get_record
+from asyncsync.transfer.tree import ID
 
 READERS = 16
 LONGEST_REASON = 2000
@@ -91,6 +93,10 @@ class SharedCheckpoint:
     """Whether we came back in the midst of the generation, and have not seen that rank 0 is alive."""
     before_us: frozenset[tuple[str, str]] = frozenset()
     """Failures that were there when we came back, and their versions: who wrote them may be gone with rank 0."""
+    token: str = ""
+    """Of what we report, see :data:`asyncsync.transfer.tree.ID`."""
+    source: Accepted | None = None
+    """Its files, to be compared with what an earlier process of our rank has sent."""
     agreed: set[tuple[str, str]] = field(default_factory=set)
     """Parts of other ranks, and their versions, that are known to be of our step."""
 
@@ -136,7 +142,9 @@ class SharedCheckpoint:
             return Seen(sorted({*missing, self.rank}))
         earlier = ours.info.get(STEP)
         if earlier == self.step:
-            return Seen(missing)
+            if await self._is_ours(ours):
+                return Seen(missing)
+            return Seen(missing, self._word(self._other_files, self.step - 1))
         reason = f"rank {self.rank} reported step {earlier} before it was started again, and step {self.step} now"
         return Seen(missing, self._word(reason, min(-1 if earlier is None else earlier, self.step)))
 
@@ -248,10 +256,24 @@ class SharedCheckpoint:
         manifest = await find_manifest(self.store, self.prefix)
         info = manifest.info if manifest is not None else {}
         if (info.get(STEP), info.get(GENERATION)) == (self.step, self.generation):
-            return WHOLE
+            part = await find_manifest(self.store, self.prefix, part_name(self.rank, self.world_size))
+            if part is None or await self._is_ours(part):
+                return WHOLE
+            return Seen(lost=self._word(f"{self._other_files}, and the others have committed those", self.step))
         step = info.get(STEP, -1)
         reason = f"rank {self.rank} reported step {self.step} when the others had committed step {step} there"
         return Seen(lost=self._word(reason, -1 if step is None else step))
+
+    async def _is_ours(self, part: Manifest) -> bool:
+        """Whether our rank's part is what we report: we have sent it, or as another process just the same files."""
+        if part.info.get(ID) == self.token:
+            return True
+        stored = {path: (entry.size, entry.crc32c) for path, entry in part.files.items()}
+        return self.source is not None and await in_hasher(self.source.holds, stored)
+
+    @property
+    def _other_files(self) -> str:
+        return f"rank {self.rank} had sent other files of step {self.step} before it was started again"
 
     async def _compare(self, rank: int, there: Mapping[str, str]) -> Seen | None:
         """Whether another rank's part is of another step than ours."""

@@ -221,7 +221,7 @@ class Training(Program):
         for path, data in files.items():
             self.world.write(self.process, f"{directory}/{path}", data)
         if reuse:
-            for path in ("opt/o0.bin", "frozen.bin"):
+            for path in (f"opt/o{self.life.rank}.bin", "frozen.bin"):
                 if path not in files and os.path.exists(f"{directory}/{path}"):
                     os.unlink(f"{directory}/{path}")
             for earlier in self.ledger.reports:
