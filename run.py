@@ -2,7 +2,7 @@
 """Sets up .venv beside this file and runs asyncsync's demo, its tests, or any tool in it. Standard library only.
 
 python3 run.py demo [URL]      a sweep of 20 trials, synced while it runs and read back
-python3 run.py test [ARGS]     the whole test suite; ARGS go to pytest
+python3 run.py test [ARGS]     the whole test suite, on all cores; ARGS go to pytest, which is one process then
 python3 run.py nox [ARGS]      the development sessions (lint, types, layers, tests, docs, bench, build)
 python3 run.py TOOL [ARGS]     any other program of the environment, such as asyncsync or ruff
 """
@@ -70,7 +70,7 @@ def main() -> int:
     prepare("demo" if name in {"demo", "asyncsync"} else "dev")
     program = {
         "demo": [str(BIN / "asyncsync"), "demo"],
-        "test": [str(PYTHON), "-m", "pytest"],
+        "test": [str(PYTHON), "-m", "pytest", *(() if arguments else ("-n", "auto", "--dist", "worksteal"))],
     }.get(name, [str(BIN / name)])
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
