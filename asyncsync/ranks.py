@@ -129,9 +129,9 @@ class Ranks:
             self._belong_to(Generation(earlier.generation, earlier.nonce))
         before = self._generation()
         self._belong_to(_generation_of(leader) if leader is not None else Generation(1))
+        known = before in (self._generation(), Generation(self.claim.generation))
         self._returned = self._resumed and leader is not None
-        # most likely a first start, or rank 0 was faster: nothing to be patient for
-        self._waited = there is None or before != self._generation()
+        self._waited = there is None or not known  # a first start, or rank 0 was faster: nothing to be patient for
 
     async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
@@ -152,6 +152,8 @@ class Ranks:
 
     async def _leader(self, store: Store) -> TrialRecord | None:
         record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
+        if record is not None and not self._begun and self.claim.generation == record.epoch and not self.claim.nonce:
+            self._belong_to(_generation_of(record))  # it begins now, or a version without nonces began it
         self._begun = self._begun or record is not None
         return record
 

@@ -106,9 +106,9 @@ class SharedCheckpoint:
         While some are missing, our step is compared with that of the lowest rank that is there: so a rank reads one
         part, and two that differ are found as soon as both are there. ``every``: with all that are there.
         """
-        there = await self._listed()
+        there, older = await self._listed()
         if _short(MANIFEST) in there:
-            return WHOLE
+            return await self._judge() if older else WHOLE
         missing = self._missing(there)
         lost = await self._lost(there)
         if lost is not None:
@@ -124,7 +124,7 @@ class SharedCheckpoint:
     async def arrive(self, *, resumed: bool) -> Seen:
         """Before anything is sent, where something may be there already. ``resumed``: also something of our own, from
         before we came back. Our rank is not missing if our part is there: it stays, others may have counted on it."""
-        there = await self._listed()
+        there, _ = await self._listed()
         if _short(MANIFEST) in there:
             return await self._judge()
         if resumed:
@@ -150,7 +150,7 @@ class SharedCheckpoint:
 
     async def owner_of(self, path: str) -> int | None:
         """Which other rank has this file in its part of our step."""
-        came = set(range(self.world_size)) - {self.rank, *self._missing(await self._listed())}
+        came = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
         owners: list[int] = []
 
         async def read(rank: int) -> None:
@@ -164,7 +164,7 @@ class SharedCheckpoint:
 
     async def failures(self) -> frozenset[tuple[str, str]]:
         """Keys and versions of what was said against it, in whatever generation."""
-        there = await self._listed()
+        there, _ = await self._listed()
         names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
         return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
 
@@ -194,10 +194,14 @@ class SharedCheckpoint:
 
     # what is there
 
-    async def _listed(self) -> dict[str, str]:
-        """Version of each record, by its file name."""
+    async def _listed(self) -> tuple[dict[str, str], bool]:
+        """Version of each record, by its file name; and whether the manifest is older than our part, so that it may be
+        of something that was deleted."""
         found = await list_all(self.store, f"{self.prefix}{META_DIR}/")
-        return {_short(key): info.version for key, info in found.items()}
+        manifest = found.get(self.prefix + MANIFEST)
+        part = found.get(self.prefix + part_name(self.rank, self.world_size))
+        older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
+        return {_short(key): info.version for key, info in found.items()}, older
 
     def _missing(self, there: Iterable[str]) -> list[int]:
         came = {rank_of(name, self.world_size) for name in there}
