@@ -28,7 +28,7 @@ QUIET = 3 * HOURS
 
 TROUBLES = (
     "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes",
-    "readers", "timeouts", "ranks",
+    "readers", "timeouts", "ranks", "skips",
 )  # fmt: skip
 """What ``without`` can leave out, to find which of them a failure needs."""
 
