@@ -15,7 +15,7 @@ from asyncsync.checkpoints import Checkpoint, CheckpointHandle, CheckpointJob, c
 from asyncsync.config import UploadMode, check_name
 from asyncsync.disk.accepted import Accepted, absolute, accept, some
 from asyncsync.disk.files import in_thread, in_thread_to_its_end
-from asyncsync.disk.results import OWN_FILES, append_result, as_json, write_params
+from asyncsync.disk.results import OWN_FILES, append_result, as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules, is_own_name
 from asyncsync.errors import (
     AsyncsyncError,
@@ -34,6 +34,7 @@ from asyncsync.ranks import Ranks
 from asyncsync.recordfile import RecordFile
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
+from asyncsync.resume import NUMBERED
 from asyncsync.shared import LostError
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.fenced import OUTLIVED
@@ -462,6 +463,8 @@ class Trial:
             return
         if self.resumed:
             await self._engine.restore_trial(self)
+            if self._engine.role.leads:
+                self._count_on(await in_thread(last_rows, self.dir))
             forget_uploads(self._engine, self)
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:
@@ -469,6 +472,17 @@ class Trial:
         elif self.record.params:
             await write_params(self.dir, self.record.params)
         self._prepared = True
+
+    def _count_on(self, rows: list[dict[str, Any]]) -> None:
+        """Neither an iteration nor a checkpoint's number is used twice, though the process that used it was killed
+        before the store heard of it. Plain."""
+        for row in rows:
+            iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
+            if isinstance(iteration, int):
+                self.record.reports = max(self.record.reports, iteration)
+            match = NUMBERED.fullmatch(name) if isinstance(name, str) else None
+            if match is not None:
+                self.record.next_checkpoint = max(self.record.next_checkpoint, int(match[1]) + 1)
 
     def _touch(self) -> None:
         self.record.updated, now = wall_time(), asyncio.get_running_loop().time()

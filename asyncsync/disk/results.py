@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def append_result(directory: Path, row: Mapping[str, Any]) -> None:
             if path.exists():
                 os.truncate(path, size)
         raise
+
+
+TAIL = 1 << 16
+"""Bytes at the end of result.json in which the last rows are looked for."""
+
+
+def last_rows(directory: Path) -> list[dict[str, Any]]:
+    """Blocking: the rows at the end of result.json, those that are whole. A process that was killed had recorded them,
+    and perhaps not told the store."""
+    try:
+        with open(directory / RESULTS, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # the first was cut, the last one may be torn
+            row = json.loads(line)
+            found += [row] if isinstance(row, dict) else []
+    return found
 
 
 def _end_torn_line(path: Path) -> None:

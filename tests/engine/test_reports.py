@@ -218,3 +218,27 @@ def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(
         assert len(rows_of(trial.dir)[0]) == 1
 
     run_virtual(main())
+
+
+def test_a_killed_process_uses_up_its_iterations_and_numbers(bench: Bench) -> None:
+    """Rows that the store has not heard of are there all the same, on this machine."""
+
+    async def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            async with bench.engine(exit_grace=0.01) as engine:
+                trial = engine.trial("t")
+                await trial.report({"step": 0}, bench.checkpoint("zero"))
+                await trial.sync()
+                bench.faults.hang(times=None)
+                await trial.report({"step": 1})
+                await trial.report({"step": 2}, bench.checkpoint("two"), upload=UploadMode.ASYNC)
+                raise KeyboardInterrupt
+        bench.faults.clear()
+        async with bench.engine(resume=True) as engine:
+            report = await engine.trial("t").report({"step": 3}, bench.checkpoint("three"))
+            assert report.checkpoint is not None
+            assert report.checkpoint.name == "checkpoint_000002"
+            rows = [json.loads(line) for line in (engine.trial("t").dir / "result.json").read_text().splitlines()]
+        assert [row["training_iteration"] for row in rows] == [1, 2, 3, 4]
+
+    run_virtual(main())
