@@ -33,8 +33,8 @@ from asyncsync.injected import dice, wall_time
 from asyncsync.opening import warn
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
-    GENERATION,
     RETURNED,
+    Generation,
     SameFileError,
     claim_name,
     part_name,
@@ -125,12 +125,13 @@ class Ranks:
             )
         if there is not None:
             earlier, self.file.version = there
-            self.claim.epoch, self.claim.generation = earlier.epoch + 1, earlier.generation
-            self.claim.extra = earlier.extra
-        before, self.claim.generation = self.claim.generation, leader.epoch if leader is not None else 1
+            self.claim.epoch, self.claim.extra = earlier.epoch + 1, earlier.extra
+            self._belong_to(Generation(earlier.generation, earlier.nonce))
+        before = self._generation()
+        self._belong_to(_generation_of(leader) if leader is not None else Generation(1))
+        known = before in (self._generation(), Generation(self.claim.generation))
         self._returned = self._resumed and leader is not None
-        # most likely a first start, or rank 0 was faster: nothing to be patient for
-        self._waited = there is None or before != self.claim.generation
+        self._waited = there is None or not known  # a first start, or rank 0 was faster: nothing to be patient for
 
     async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
@@ -151,6 +152,8 @@ class Ranks:
 
     async def _leader(self, store: Store) -> TrialRecord | None:
         record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
+        if record is not None and not self._begun and self.claim.generation == record.epoch and not self.claim.nonce:
+            self._belong_to(_generation_of(record))  # it begins now, or a version without nonces began it
         self._begun = self._begun or record is not None
         return record
 
@@ -161,7 +164,7 @@ class Ranks:
     async def _moved(self, store: Store) -> TrialRecord | None:
         """Rank 0's record if it has begun a generation that we are to join."""
         leader = await self._leader(store)
-        if leader is None or leader.epoch == self.claim.generation:
+        if leader is None or _generation_of(leader) == self._generation():
             return None
         if not self._may_follow:
             raise ConcurrentWriterError(
@@ -180,7 +183,8 @@ class Ranks:
         await self._count_on(store, trial, leader)
         trial.record.next_checkpoint = following
         _renumber(trial, first, self._base - first)
-        self.claim.generation, self.claim.updated = leader.epoch, wall_time()
+        self._belong_to(_generation_of(leader))
+        self.claim.updated = wall_time()
         self._returned = False
         await self.file.save(store)
         return True
@@ -288,7 +292,7 @@ class Ranks:
     ) -> tuple[SyncReport, Seen]:
         """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
         in the way of ours."""
-        more = {"rank": self.rank, "world_size": self.world_size, GENERATION: self._generation(trial)}
+        more = {"rank": self.rank, "world_size": self.world_size, **self._generation(trial).info}
         if self._returned:
             more[RETURNED] = True
         sending = upload(
@@ -370,7 +374,7 @@ class Ranks:
         return f"rank {self.rank} {job.given_up}"
 
     def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
-        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict)
+        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict, self.claim.nonce)
 
     def _lost(self, job: CheckpointJob, word: FailureRecord) -> LostError:
         ours = "" if word.step == job.step else f"; rank {self.rank} came with step {job.step}"
@@ -415,8 +419,13 @@ class Ranks:
             job.token if job is not None else "", job.source if job is not None else None, self._agreed,
         )  # fmt: skip
 
-    def _generation(self, trial: Trial) -> int:
-        return trial.record.epoch if self.leads else self.claim.generation
+    def _generation(self, trial: Trial | None = None) -> Generation:
+        if self.leads and trial is not None:
+            return _generation_of(trial.record)
+        return Generation(self.claim.generation, self.claim.nonce)
+
+    def _belong_to(self, generation: Generation) -> None:
+        self.claim.generation, self.claim.nonce = generation.epoch, generation.nonce
 
     def _store(self, trial: Trial | None = None) -> Store:
         """With a trial: writes only for who still is this rank."""
@@ -424,18 +433,22 @@ class Ranks:
         return self._engine.session.view(Lane.RECORD, self._name, fence)
 
 
+def _generation_of(leader: TrialRecord) -> Generation:
+    return Generation(leader.epoch, leader.nonce)
+
+
 def _step(job: CheckpointJob) -> int:
     return -1 if job.step is None else job.step
 
 
 def _renumber(trial: Trial, first: int, shift: int) -> None:
-    """Checkpoints from a number on, and those that will be reported, get later numbers."""
-    if not shift:
-        return
+    """Checkpoints from a number on, and those that will be reported, get later numbers; what was sent of them is of
+    another generation or under another name."""
     trial.record.next_checkpoint += shift
     for job in trial.jobs:
         if job.number >= first:
-            if job.named:
+            if job.named or not shift:
                 job.number += shift  # where it is, is the user's word
+                job.begun, job.tree = job.begun or job.tree is not None, None
             else:
                 job.rename(job.number + shift, trial.uri)

@@ -201,6 +201,8 @@ class RankRecord(Record):
     generation: int = 1
     """Epoch of the trial's record that this rank takes part in."""
     updated: float = 0.0
+    nonce: str = ""
+    """Nonce of that record."""
 
 
 @dataclass(slots=True)
@@ -218,6 +220,8 @@ class FailureRecord(Record):
     a version without steps."""
     conflict: bool = False
     """Whether two ranks have written one file with different content."""
+    nonce: str = ""
+    """Of the trial, beside the generation."""
 
 
 @dataclass(slots=True)
@@ -234,7 +238,8 @@ class OutcomeRecord(Record):
     committed: bool
     reason: str = ""
     conflict: bool = False
-    """As in :class:`FailureRecord`."""
+    nonce: str = ""
+    """These two as in :class:`FailureRecord`."""
 
 
 @dataclass(slots=True)

@@ -21,10 +21,10 @@ from asyncsync.errors import (
 )
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
 from asyncsync.planning.ranks import (
-    GENERATION,
     OUTCOME,
     RETURNED,
     STEP,
+    Generation,
     SameFileError,
     disagreement,
     failure_name,
@@ -87,7 +87,7 @@ class SharedCheckpoint:
     prefix: str
     rank: int
     world_size: int
-    generation: int
+    generation: Generation
     step: int = -1
     returned: bool = False
     """Whether we came back in the midst of the generation, and have not seen that rank 0 is alive."""
@@ -106,9 +106,9 @@ class SharedCheckpoint:
         While some are missing, our step is compared with that of the lowest rank that is there: so a rank reads one
         part, and two that differ are found as soon as both are there. ``every``: with all that are there.
         """
-        there = await self._listed()
+        there, older = await self._listed()
         if _short(MANIFEST) in there:
-            return WHOLE
+            return await self._judge() if older else WHOLE
         missing = self._missing(there)
         lost = await self._lost(there)
         if lost is not None:
@@ -124,7 +124,7 @@ class SharedCheckpoint:
     async def arrive(self, *, resumed: bool) -> Seen:
         """Before anything is sent, where something may be there already. ``resumed``: also something of our own, from
         before we came back. Our rank is not missing if our part is there: it stays, others may have counted on it."""
-        there = await self._listed()
+        there, _ = await self._listed()
         if _short(MANIFEST) in there:
             return await self._judge()
         if resumed:
@@ -137,7 +137,7 @@ class SharedCheckpoint:
         missing = self._missing(there)
         if ours is None:
             return Seen(sorted({*missing, self.rank}))
-        if ours.info.get(GENERATION) != self.generation:
+        if not self.generation.has(ours.info):
             await self.store.delete([self.prefix + part])
             return Seen(sorted({*missing, self.rank}))
         earlier = ours.info.get(STEP)
@@ -150,12 +150,12 @@ class SharedCheckpoint:
 
     async def owner_of(self, path: str) -> int | None:
         """Which other rank has this file in its part of our step."""
-        came = set(range(self.world_size)) - {self.rank, *self._missing(await self._listed())}
+        came = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
         owners: list[int] = []
 
         async def read(rank: int) -> None:
             part = await find_manifest(self.store, self.prefix, part_name(rank, self.world_size))
-            ours = part is not None and (part.info.get(GENERATION), part.info.get(STEP)) == (self.generation, self.step)
+            ours = part is not None and self.generation.has(part.info) and part.info.get(STEP) == self.step
             if part is not None and ours and path in part.files:
                 owners.append(rank)
 
@@ -164,7 +164,7 @@ class SharedCheckpoint:
 
     async def failures(self) -> frozenset[tuple[str, str]]:
         """Keys and versions of what was said against it, in whatever generation."""
-        there = await self._listed()
+        there, _ = await self._listed()
         names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
         return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
 
@@ -176,7 +176,7 @@ class SharedCheckpoint:
         """
         ours = self._word(reason[:LONGEST_REASON], step, conflict=conflict)
         await self.store.put(self.prefix + failure_name(self.rank, self.world_size), ours.to_bytes())
-        stands = await self._decide(OutcomeRecord(self.rank, self.generation, step, False, ours.reason, conflict))
+        stands = await self._decide(self._verdict(self.rank, step, reason=ours.reason, conflict=conflict))
         if not stands.committed:
             return _failure(stands)
         if not await exists(self.store, self.prefix + MANIFEST):
@@ -194,10 +194,14 @@ class SharedCheckpoint:
 
     # what is there
 
-    async def _listed(self) -> dict[str, str]:
-        """Version of each record, by its file name."""
+    async def _listed(self) -> tuple[dict[str, str], bool]:
+        """Version of each record, by its file name; and whether the manifest is older than our part, so that it may be
+        of something that was deleted."""
         found = await list_all(self.store, f"{self.prefix}{META_DIR}/")
-        return {_short(key): info.version for key, info in found.items()}
+        manifest = found.get(self.prefix + MANIFEST)
+        part = found.get(self.prefix + part_name(self.rank, self.world_size))
+        older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
+        return {_short(key): info.version for key, info in found.items()}, older
 
     def _missing(self, there: Iterable[str]) -> list[int]:
         came = {rank_of(name, self.world_size) for name in there}
@@ -211,12 +215,21 @@ class SharedCheckpoint:
         return f"{self.prefix}{META_DIR}/{name}", there[name]
 
     def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
-        return FailureRecord(self.rank, self.generation, reason, step, conflict)
+        return FailureRecord(self.rank, self.generation.epoch, reason, step, conflict, self.generation.nonce)
+
+    def _verdict(
+        self, rank: int, step: int, *, committed: bool = False, reason: str = "", conflict: bool = False
+    ) -> OutcomeRecord:
+        epoch, nonce = self.generation.epoch, self.generation.nonce
+        return OutcomeRecord(rank, epoch, step, committed, reason, conflict, nonce)
+
+    def _is_of_us(self, record: FailureRecord | OutcomeRecord) -> bool:
+        return Generation(record.generation, record.nonce) == self.generation
 
     async def _read(self, name: str, kind: type[R]) -> R | None:
         """A record of this generation; DamagedError."""
         record = await find_record(self.store, f"{self.prefix}{META_DIR}/{name}", kind)
-        return record if record is not None and record.generation == self.generation else None
+        return record if record is not None and self._is_of_us(record) else None
 
     async def _lost(self, there: Mapping[str, str]) -> Seen | None:
         """Why it was given up in this generation: by the outcome; where there is none yet, by one of the ranks."""
@@ -255,7 +268,7 @@ class SharedCheckpoint:
         """There is a manifest: whether it is of our step."""
         manifest = await find_manifest(self.store, self.prefix)
         info = manifest.info if manifest is not None else {}
-        if (info.get(STEP), info.get(GENERATION)) == (self.step, self.generation):
+        if info.get(STEP) == self.step and self.generation.has(info):
             part = await find_manifest(self.store, self.prefix, part_name(self.rank, self.world_size))
             if part is None or await self._is_ours(part):
                 return WHOLE
@@ -282,7 +295,7 @@ class SharedCheckpoint:
         if rank == self.rank or version in self.agreed:
             return None
         part = await find_manifest(self.store, self.prefix, name)
-        if part is None or part.info.get(GENERATION) != self.generation:
+        if part is None or not self.generation.has(part.info):
             return None
         found = disagreement({rank: part.info.get(STEP), self.rank: self.step})
         if found is not None:
@@ -298,7 +311,7 @@ class SharedCheckpoint:
 
         async def read(rank: int) -> None:
             part = await find_manifest(self.store, self.prefix, part_name(rank, self.world_size))
-            if part is not None and part.info.get(GENERATION) == self.generation:
+            if part is not None and self.generation.has(part.info):
                 parts[rank] = part
 
         await for_each(range(self.world_size), read, READERS)
@@ -319,7 +332,7 @@ class SharedCheckpoint:
             data = await in_thread(lambda: merge(parts).to_bytes())
         except SameFileError as error:
             raise ConcurrentWriterError(f"{where} was not made: {error}") from error
-        stands = await self._decide(OutcomeRecord(-1, self.generation, parts[0].info.get(STEP, -1), True))
+        stands = await self._decide(self._verdict(-1, parts[0].info.get(STEP, -1), committed=True))
         if not stands.committed:
             return Seen(lost=_failure(stands))
         try:
@@ -345,12 +358,12 @@ class SharedCheckpoint:
                 version = MISSING  # who wrote it came back, and took it away
                 continue
             stands, version = there
-            if stands.generation == self.generation:
+            if self._is_of_us(stands):
                 return stands
-            if stands.generation > self.generation:
+            if stands.nonce == self.generation.nonce and stands.generation > self.generation.epoch:
                 raise ConcurrentWriterError(
                     f"{self.store.uri.rstrip('/')}/{key} is of a later run of the trial (epoch {stands.generation}, "
-                    f"ours is {self.generation}): start this rank again, with resume=True"
+                    f"ours is {self.generation.epoch}): start this rank again, with resume=True"
                 )
 
 
@@ -359,4 +372,6 @@ def _short(name: str) -> str:
 
 
 def _failure(outcome: OutcomeRecord) -> FailureRecord:
-    return FailureRecord(outcome.rank, outcome.generation, outcome.reason, outcome.step, outcome.conflict)
+    return FailureRecord(
+        outcome.rank, outcome.generation, outcome.reason, outcome.step, outcome.conflict, outcome.nonce
+    )

@@ -13,6 +13,9 @@ from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 
 GENERATION = "generation"
 """Key in a record's info: the epoch of the trial in which it was written. Parts of two generations never mix."""
+NONCE = "nonce"
+"""Key in a record's info: the nonce of the trial. Epochs are counted anew where an experiment of the same name was
+deleted, and what was on its way to that one may come later."""
 RETURNED = "returned"
 """Key in a record's info: true for a rank that came back in the midst of a generation. Whether the others are alive it
 cannot know, so such a part only counts for rank 0: whoever has the trial's record is alive, or nobody goes on."""
@@ -54,6 +57,23 @@ def rank_of(name: str, world_size: int, *, failed: bool = False) -> int | None:
     if match is None or int(match[2]) != world_size or (match[3] is not None) != failed:
         return None
     return int(match[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Ranks that count together: ``epoch`` and ``nonce`` of the trial's record."""
+
+    epoch: int
+    nonce: str = ""
+
+    @property
+    def info(self) -> dict[str, object]:
+        """What the records of its parts say of it."""
+        return {GENERATION: self.epoch, NONCE: self.nonce}
+
+    def has(self, info: Mapping[str, object]) -> bool:
+        """Whether a part with this info is of it."""
+        return (info.get(GENERATION), info.get(NONCE, "")) == (self.epoch, self.nonce)
 
 
 class SameFileError(ValueError):
@@ -108,7 +128,7 @@ class MixedPartsError(ValueError):
 def merge(parts: Mapping[int, Manifest]) -> Manifest:
     """The manifest of the whole checkpoint: the files of all ranks, and what rank 0 says of it, whoever
     merges them. SameFileError; MixedPartsError unless all parts are of one step and one generation."""
-    for key in (STEP, GENERATION):
+    for key in (STEP, GENERATION, NONCE):
         if not _equal(part.info.get(key) for part in parts.values()):
             raise MixedPartsError(
                 f"parts of different {key}s: { ({rank: parts[rank].info.get(key) for rank in parts}) }"

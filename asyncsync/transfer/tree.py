@@ -25,6 +25,7 @@ from asyncsync.injected import wall_time
 from asyncsync.planning.changes import SCANNED, Changes, Comparison
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.planning.ranks import GENERATION, NONCE
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import MISSING, Store
@@ -78,6 +79,8 @@ class TreeOptions:
 
 ID = "id"
 """Key in a manifest's info: tells a checkpoint from another one of the same name."""
+IDENTITY = (ID, GENERATION, NONCE)
+"""Keys of what must be the same in a manifest that is ours: a rank may have sent a part to another generation."""
 
 
 def pair(root: str, uri: str, prefix: str) -> str:
@@ -497,8 +500,8 @@ class Tree:
             return (await store.put(self._key, data, if_version=MISSING)).version
         except PreconditionError as error:
             there = await find_manifest(store, self.prefix, self._options.record)
-            ours = (self._options.info or {}).get(ID)
-            if there is None or ours is None or there.info.get(ID) != ours:
+            ours = self._options.info or {}
+            if there is None or ID not in ours or any(there.info.get(key) != ours.get(key) for key in IDENTITY):
                 raise CollisionError(
                     f"{self.uri} is a checkpoint of another process: nothing of it was written over"
                 ) from error

@@ -226,7 +226,9 @@ def test_records_of_ranks_say_their_step_and_generation(bench: Bench) -> None:
         assert (part.info["step"], part.info["generation"]) == (7, 1)
         word = FailureRecord.from_bytes(contents[f"t/checkpoint_000001/{failure_name(number, N)}"])
         assert (word.rank, word.step, word.generation) == (number, 8, 1)
-    assert OutcomeRecord.from_bytes(contents[f"t/checkpoint_000000/{OUTCOME}"]) == OutcomeRecord(-1, 1, 7, True)
+    assert OutcomeRecord.from_bytes(contents[f"t/checkpoint_000000/{OUTCOME}"]) == OutcomeRecord(
+        -1, 1, 7, True, nonce=part.info["nonce"]
+    )
     lost = OutcomeRecord.from_bytes(contents[f"t/checkpoint_000001/{OUTCOME}"])
     assert (lost.step, lost.committed) == (8, False)
     assert "rank 2" in lost.reason

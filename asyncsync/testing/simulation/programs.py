@@ -148,6 +148,8 @@ class Training(Program):
 
     async def _step(self, engine: SyncEngine, trial: Trial, *, last: bool) -> None:
         step, self.steps[trial.name] = self.steps[trial.name], self.steps[trial.name] + 1
+        if self._strays() and await self._pass_over(trial, step):
+            return
         self._write_artifacts(trial, step)
         source, part = self._make(trial, step)
         mode = UploadMode.ASYNC if self.dice.random() < 0.5 else UploadMode.SYNC
@@ -176,6 +178,33 @@ class Training(Program):
         self.promises.watchers.append(asyncio.create_task(self._watch(report.checkpoint, part)))
         if not self.life.calm:
             await self._meddle(part)
+        if self._strays():
+            await asyncio.sleep(self.dice.uniform(0, 2))
+            await self._skip(trial, step)
+
+    def _strays(self) -> bool:
+        """Whether this rank does now what the others do not."""
+        may = self.life.world_size > 1 and not self.life.calm and self.world.plan.has("skips")
+        return may and self.dice.random() < 0.06
+
+    async def _pass_over(self, trial: Trial, step: int) -> bool:
+        """It makes no checkpoint of this step, and says so or not; or it is ahead of the others from now on."""
+        kind = self.dice.choice(("silently", "aloud", "ahead"))
+        self.ledger.note(f"skips {self.process.name} {step} {kind}")
+        self.ledger.count("skip")
+        if kind == "aloud":
+            await self._skip(trial, step)
+        elif kind == "ahead":
+            self.steps[trial.name] += 1
+        return True
+
+    async def _skip(self, trial: Trial, step: int) -> None:
+        try:
+            await trial.skip(step, "the loss is not a number")
+        except EngineClosedError:
+            raise
+        except AsyncsyncError as error:
+            self._refused(error)
 
     def _refused(self, error: AsyncsyncError) -> None:
         """A report failed: most users end then, some go on."""
