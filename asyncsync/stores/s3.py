@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, S
 from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
+from asyncsync.stores.http1_dates import unix_of
 from asyncsync.stores.s3_direct import DirectAccess, direct
 from asyncsync.stores.s3_errors import Failure
 from asyncsync.stores.s3_options import S3Options
@@ -439,8 +439,4 @@ def _crc_of(body: FileRange) -> int:
 def _info(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
     version = _version(headers.get("etag"))
     crc = crc_from_text(headers.get("x-amz-checksum-crc32c"), headers.get("x-amz-checksum-type"), version)
-    try:
-        modified: float | None = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
-    except (TypeError, ValueError):
-        modified = None
-    return ObjectInfo(key, size, version, crc, modified)
+    return ObjectInfo(key, size, version, crc, unix_of(headers.get("last-modified", "")))

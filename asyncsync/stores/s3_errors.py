@@ -3,11 +3,8 @@ in :mod:`asyncsync.stores.s3_sdk_errors`."""
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from xml.etree.ElementTree import Element
 
 from asyncsync.errors import (
@@ -19,6 +16,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.stores.http1_dates import retry_after, unix_of
 from asyncsync.stores.s3_xml import document, local_name, text_of
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
@@ -91,18 +89,6 @@ def failure_in(error: Element, operation: str, where: str, status: int, headers:
     return Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the answer asks us to wait: a number, or a date."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    date = server_time({"date": value})
-    return None if date is None else max(0.0, date - time.time())
-
-
 def server_time(headers: Mapping[str, str]) -> float | None:
     """The ``Date`` of an answer in unix seconds."""
-    try:
-        return parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (TypeError, ValueError):
-        return None
+    return unix_of(headers.get("date", ""))
