@@ -24,7 +24,7 @@ from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part,
 from asyncsync.stores.checks import check_etag
 from asyncsync.stores.http1_dates import unix_of
 from asyncsync.stores.s3_direct import DirectAccess, direct
-from asyncsync.stores.s3_errors import Failure
+from asyncsync.stores.s3_errors import NO_BUCKET, NOT_SATISFIABLE, Failure
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
 from asyncsync.stores.s3_target import Access, Target
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 PROBE_COPY = ".asyncsync/probe-copy"
 """How the names of objects begin that find out whether a copy can create only. They are removed at once."""
-_UNSATISFIABLE = "InvalidRange"
 
 
 class S3Store(Store):
@@ -207,7 +206,7 @@ class S3Store(Store):
         try:
             answer = await plane.get(self._full(key), headers, sink, expect)
         except StoreError as error:
-            if ranged and _UNSATISFIABLE in str(error):
+            if ranged and error.code == NOT_SATISFIABLE:
                 return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
             raise
         return _info(key, total, answer)
@@ -229,7 +228,7 @@ class S3Store(Store):
             try:
                 await plane.delete(self._full(keys[0]), lease_of(keys))
             except NotFoundError as error:
-                if "NoSuchBucket" in str(error):
+                if error.code == NO_BUCKET:
                     raise
             return
         if not keys:
@@ -372,7 +371,7 @@ class S3Store(Store):
         try:
             await plane.abort(self._full(upload.key), upload.upload_id)
         except NotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if error.code == NO_BUCKET:
                 raise
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
