@@ -20,10 +20,10 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
-from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
+from asyncsync.errors import AsyncsyncError, ConfigError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError, is_number
+from asyncsync.stores.http1_answer import Answer, BrokenError
 from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
@@ -177,7 +177,7 @@ class Wire:
         return await self._exchange(call, once)
 
     async def get(
-        self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
+        self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int | None]
     ) -> Mapping[str, str]:
         """GetObject into ``sink``. ``expect`` takes status and headers and gives the bytes that must come."""
 
@@ -308,17 +308,3 @@ async def _whole(body: FileRange) -> bytes:
 def wire_serves(bucket: str) -> bool:
     """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
     return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))
-
-
-def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:
-    """How many bytes an answer carries, and how many the object has."""
-    text = headers.get("content-length", "")
-    if not is_number(text):
-        raise StoreError(f"{operation} {where}: the answer has no Content-Length")
-    size = int(text)
-    total = headers.get("content-range", "").rpartition("/")[2]
-    if status == 206 and is_number(total):
-        return size, int(total)
-    if ranged:
-        raise StoreError(f"{operation} {where}: the store ignored the requested range")
-    return size, size
