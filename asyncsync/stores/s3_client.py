@@ -30,6 +30,7 @@ from botocore.parsers import ResponseParserError
 
 from asyncsync.disk.files import in_thread
 from asyncsync.errors import ConfigError, StoreError, UnavailableError
+from asyncsync.stores.http1_connection import PATIENCE
 from asyncsync.stores.s3_direct import tls_context
 from asyncsync.stores.s3_errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3_options import S3Options
@@ -42,6 +43,11 @@ from asyncsync.stores.s3_target import DEFAULT_REGION, Keys, Target
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, ResponseParserError)
 """What aiobotocore raises on a response that is not of the shape that it expects."""
+_WITH_BODIES = frozenset({"put_object", "upload_part"})
+_LONG = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
+"""What a store may work at for minutes."""
+_SHORT = 4
+"""Stall timeouts within which any other response must be over."""
 _asked_for: ContextVar[str] = ContextVar("asked_for")
 """The address that a request is for, which botocore's events do not name."""
 
@@ -184,8 +190,13 @@ class S3Client:
         repaired = False
         while True:
             try:
-                answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
+                async with asyncio.timeout(self._within(operation)):
+                    answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
                 return answer
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"{name} {where}: no response within {self._within(operation):g} s: {error or 'it comes too slowly'}"
+                ) from error
             except ClientError as error:
                 failure = from_client_error(name, where, error)
                 if repaired or not await self._repair(failure.code, failure.headers):
@@ -196,6 +207,13 @@ class S3Client:
             except UNREADABLE as error:
                 # aiobotocore trips over error answers that carry a checksum header, and over what is no XML.
                 raise UnavailableError(f"{name} {where}: unreadable answer: {error}") from error
+
+    def _within(self, operation: str) -> float | None:
+        """Seconds that a call may take in all: its response may come byte by byte. None: it depends on its body, and
+        each byte has the stall timeout."""
+        if operation in _WITH_BODIES:
+            return None
+        return (PATIENCE if operation in _LONG else _SHORT) * self._timeouts[1] + self._timeouts[0]
 
     async def _repair(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:

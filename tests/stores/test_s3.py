@@ -402,6 +402,9 @@ async def test_the_watchdog_cuts_only_what_stands_still():
         def moved(self):
             return self.at
 
+        def least(self):
+            return 1
+
         def stall(self):
             self.stalled = True
 
