@@ -194,9 +194,7 @@ class S3Client:
                     answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
                 return answer
             except TimeoutError as error:
-                raise UnavailableError(
-                    f"{name} {where}: no response within {self._within(operation):g} s: {error or 'it comes too slowly'}"
-                ) from error
+                raise UnavailableError(f"{name} {where}: the response did not come in time {error}".rstrip()) from error
             except ClientError as error:
                 failure = from_client_error(name, where, error)
                 if repaired or not await self._repair(failure.code, failure.headers):

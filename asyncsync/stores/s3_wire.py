@@ -20,10 +20,10 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
-from asyncsync.errors import AsyncsyncError, ConfigError, UnavailableError
+from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError
+from asyncsync.stores.http1_answer import UNTRUSTED, Answer, BrokenError, UntrustedError
 from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
@@ -196,6 +196,8 @@ class Wire:
             head, http = await self._head(call), self._http
             try:
                 answer = await once(http, head)
+            except UntrustedError as error:
+                raise StoreError(f"{call.operation} {self.where(call.key)}: {error}{UNTRUSTED}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{call.operation} {self.where(call.key)}: {error}") from error
             if answer.status < 300:

@@ -24,7 +24,7 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Cuts requests that make no progress for ``stall_timeout`` seconds. Plain code; its timer runs only while needed."""
+    """Cuts requests that make no progress for ``stall_timeout`` seconds. Its timer runs only while needed."""
 
     def __init__(self, stall_timeout: float, now: Callable[[], float] | None = None) -> None:
         self.stall_timeout = stall_timeout

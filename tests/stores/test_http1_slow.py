@@ -1,5 +1,5 @@
-"""A response that comes byte by byte ends: its head has a deadline, its body a least rate, and what may be repeated in it
-a number."""
+"""A response that comes byte by byte ends: its head has a deadline, its body a least rate, and what may be
+repeated in it a number."""
 
 import asyncio
 
@@ -80,7 +80,7 @@ BODIES = {
 @pytest.mark.parametrize("begin_and_piece", BODIES.values(), ids=BODIES)
 async def test_a_download_comes_at_a_least_rate(begin_and_piece):
     async with Wire(None).listening(dripping(*begin_and_piece), stall_timeout=STALL) as http:
-        with pytest.raises(BrokenError, match="too few|after .* of 100000 bytes"):
+        with pytest.raises(BrokenError, match=r"too few|after .* of 100000 bytes"):
             async with asyncio.timeout(20 * STALL):
                 await http.fetch(REQUEST, lambda answer: None if b"chunked" in begin_and_piece[0] else 100_000, _take)
 

@@ -1,5 +1,5 @@
-"""Responses of S3 stores that leave something out, or say something else than they were asked: they are read where every
-byte can be checked, and else an error of ours, never half of the truth."""
+"""Responses of S3 stores that leave something out, or say something else than they were asked: they are read where
+every byte can be checked, and else an error of ours, never half of the truth."""
 
 import re
 
