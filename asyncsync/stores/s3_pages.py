@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asyncsync.errors import UnavailableError
+from asyncsync.errors import StoreError, UnavailableError
 
 MOST_EMPTY = 1000
 """Pages in a row that may name nothing."""
@@ -41,14 +41,14 @@ class Place:
         return f"{self.steps},{self.limit},{self.empty},{len(self.mark)}:{self.mark}{self.token}"
 
     def further(self, where: str, token: str, *, empty: bool) -> Place:
-        """The place after a page that says that there is more, at ``token``. UnavailableError: it cannot be."""
+        """The place after a page that says that there is more, at ``token``. StoreError: it cannot be, and asking again would not help."""
         if not token.strip():
-            raise UnavailableError(f"{where}: the page says that there is more, and not where")
+            raise StoreError(f"{where}: the page says that there is more, and not where")
         if token in (self.token, self.mark):
-            raise UnavailableError(f"{where}: the pages go in a circle: {token[:60]!r} came before")
+            raise StoreError(f"{where}: the pages go in a circle: {token[:60]!r} came before")
         blank = self.empty + 1 if empty else 0
         if blank > MOST_EMPTY:
-            raise UnavailableError(f"{where}: {blank} pages in a row say that there is more, and name nothing")
+            raise StoreError(f"{where}: {blank} pages in a row say that there is more, and name nothing")
         if self.steps + 1 < self.limit:
             return Place(token, self.mark, self.steps + 1, self.limit, blank)
         return Place(token, token, 0, 2 * self.limit, blank)

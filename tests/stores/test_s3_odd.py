@@ -6,7 +6,7 @@ import re
 import pytest
 from test_s3 import reply, scripted
 
-from asyncsync.errors import StoreError, UnavailableError
+from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
 from asyncsync.stores.s3_pages import Place
 
@@ -159,7 +159,7 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
         return page(["a"], f"t{count % circle}")
 
     async with scripted(say) as (store, script):
-        with pytest.raises(UnavailableError, match="circle"):
+        with pytest.raises(StoreError, match="circle"):
             await listed(store)
     assert len(script.requests) < 4 * circle + 4
 
@@ -167,13 +167,13 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
 async def test_a_page_that_says_more_and_not_where_is_an_error():
     for token in (None, "", " "):
         async with scripted([page(["a"], token)]) as (store, _):
-            with pytest.raises(UnavailableError, match="not where"):
+            with pytest.raises(StoreError, match="not where"):
                 await listed(store)
 
 
 def test_pages_that_name_nothing_end():
     place = Place()
-    with pytest.raises(UnavailableError, match="name nothing"):
+    with pytest.raises(StoreError, match="name nothing"):
         for number in range(5000):
             place = Place.parse(place.further("list", str(number), empty=True).text())
 
@@ -195,7 +195,7 @@ def test_pages_that_name_nothing_end():
 )
 async def test_an_entry_that_cannot_be_read_is_an_error_of_the_list(entry):
     async with scripted([reply(body=f"<ListBucketResult>{entry}</ListBucketResult>".encode())]) as (store, _):
-        with pytest.raises(UnavailableError):
+        with pytest.raises(StoreError):
             await store.list()
 
 
@@ -234,7 +234,7 @@ MORE = "<IsTruncated>true</IsTruncated>"
 async def test_uploads_and_parts_without_their_place_are_an_error(name, inner):
     body = f"<{name}>{inner}</{name}>".encode()
     async with scripted(lambda request: reply(body=body)) as (store, script):
-        with pytest.raises(UnavailableError):
+        with pytest.raises(StoreError):
             await (store.list_parts(Upload("k", "u")) if "Parts" in name else store.list_multiparts())
     assert len(script.requests) <= 2
 
