@@ -41,7 +41,7 @@ class Place:
         return f"{self.steps},{self.limit},{self.empty},{len(self.mark)}:{self.mark}{self.token}"
 
     def further(self, where: str, token: str, *, empty: bool) -> Place:
-        """The place after a page that says that there is more, at ``token``. StoreError: it cannot be, and asking again would not help."""
+        """The place after a page that says that there is more, at ``token``. StoreError, final: it cannot be."""
         if not token.strip():
             raise StoreError(f"{where}: the page says that there is more, and not where")
         if token in (self.token, self.mark):
