@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -32,7 +31,6 @@ from asyncsync.opening import (
     take_over,
     warn,
     warn_of_limits,
-    watch_signal,
 )
 from asyncsync.ownership import InUse
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
@@ -40,6 +38,7 @@ from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
+from asyncsync.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
 from asyncsync.stores.fenced import OUTLIVED, Fence
@@ -77,7 +76,12 @@ class SyncEngine:
         rank: which of the processes that train each trial this is. Rank 0 keeps the trial's record and directory.
         world_size: how many they are; all write into the same checkpoints, and reach nothing but the store.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
-        handle_signals: on SIGTERM, cancel the task that runs the block, so that it is left in ``exit_grace``.
+        handle_signals: signals that cancel the task which runs the block, so that it is left within ``exit_grace``:
+            True means SIGTERM, or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeats are ignored within the
+            grace; a handler that was there is called too, and is back afterwards. Only in the main thread
+            (ConfigError elsewhere).
+
+    An engine is entered once: EngineClosedError for another time.
     """
 
     def __init__(
@@ -90,14 +94,16 @@ class SyncEngine:
         rank: int = 0,
         world_size: int = 1,
         exit_grace: float = 30.0,
-        handle_signals: bool = False,
+        handle_signals: bool | Collection[int] = False,
     ) -> None:
         self.role = Role(role, rank, world_size)
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
         self.uri = run.uri
         self.resume, self.exit_grace = resume, float(exit_grace)
-        self._handle_signals = handle_signals
+        self._wanted_signals = as_signals(handle_signals)
+        self._signals: Signals | None = None
+        self._entered = False
         self.trials: dict[str, Trial] = {}
         """The trials that this engine runs, by name."""
         self.gate = Gate()
@@ -117,6 +123,7 @@ class SyncEngine:
         """When the lease of a driver that may not have ended is over, on the lease's clock: then its own files are
         compared with what the store has."""
         self._running = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._session: Session | None = None
 
     key = EXPERIMENT
@@ -131,16 +138,45 @@ class SyncEngine:
     # entering
 
     async def __aenter__(self) -> SyncEngine:
+        if self._entered:
+            raise EngineClosedError("an engine is entered once, and this one was entered already: make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
-        self._presence = Presence()
-        self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
+        check_thread(self._wanted_signals)
+        self._entered = True
         try:
-            await self._start(self._session)
+            await self._enter()
         except BaseException:
-            self._presence.leave()
-            await self._session.close()
+            self._entered = False  # nothing has begun: it may be tried again
             raise
         return self
+
+    async def _enter(self) -> None:
+        self._presence = Presence()
+        try:
+            self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
+            await self._start(self._session)
+        except BaseException:
+            await self._undo()
+            raise
+        if self._wanted_signals:
+            task = asyncio.current_task()
+            assert task is not None
+            self._signals = Signals(self._wanted_signals, cancelling(task), self.exit_grace)
+
+    async def _undo(self) -> None:
+        """Entering failed: nothing of it stays."""
+        self._running = False
+        self._presence.leave()
+        session, self._session = self._session, None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                await self._group.__aexit__(None, None, None)
+        finally:
+            if session is not None:
+                await session.close()
 
     async def _start(self, session: Session) -> None:
         store = session.view(Lane.RECORD, EXPERIMENT)
@@ -179,8 +215,6 @@ class SyncEngine:
         ]
         session.breaker.on_back |= {self.scheduler.hurry, self._janitor.kick}
         self._running = True
-        if self._handle_signals:
-            watch_signal()
         if self.role.is_driver:
             self._tree = Tree(
                 session,
@@ -265,13 +299,17 @@ class SyncEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failures: dict[str, BaseException] = {}
+        if self._signals is not None and error is not None:
+            self._signals.begin_grace()
         try:
             if self._alive():
                 failures = await self._leave_in_time(error)
         finally:
-            if self._handle_signals:
-                asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-            await self._stop(error)
+            try:
+                await self._stop(error)
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
         if error is None:
             raise_failures(failures)
         elif failures:

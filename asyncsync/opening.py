@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,10 +166,3 @@ def warn(emit: Callable[[Event], None], tree: str, message: str) -> None:
     """Say it to the listeners, and to who reads the log."""
     log.warning("%s", message)
     emit(SyncWarning(tree=tree, message=message))
-
-
-def watch_signal() -> None:
-    """SIGTERM is the notice of a preemption: leave the block now, and sync within the grace."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")

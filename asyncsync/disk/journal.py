@@ -116,11 +116,14 @@ class Journal:
             self._database = Database(None)
             return self
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncsync-journal")
+        opened: list[Database] = []
         try:
-            self._database = await self._in_thread(lambda: Database(self._path))
+            await self._in_thread(lambda: opened.append(Database(self._path)))
         except BaseException:
+            self._executor.submit(_close_all, opened)  # a cancel does not end the opening
             self._executor.shutdown(wait=False)
             raise
+        self._database = opened[0]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -304,6 +307,12 @@ class Journal:
         if self._crash is not None:
             crash, self._crash = self._crash, None
             raise crash
+
+
+def _close_all(opened: list[Database]) -> None:
+    """In the thread that has opened them."""
+    for database in opened:
+        database.close()
 
 
 def _blob(text: str) -> bytes:
