@@ -304,6 +304,8 @@ class SyncEngine:
         try:
             if self._alive():
                 failures = await self._leave_in_time(error)
+            if failures and error is not None:
+                error.add_note(_not_durable(failures))  # before the end of our tasks raises it again
         finally:
             try:
                 await self._stop(error)
@@ -312,8 +314,6 @@ class SyncEngine:
                     self._signals.restore()
         if error is None:
             raise_failures(failures)
-        elif failures:
-            error.add_note(_not_durable(failures))
 
     def _alive(self) -> bool:
         return not any(task.done() for task in self._tasks)

@@ -120,7 +120,7 @@ def test_a_handler_of_the_program_that_cancels_the_same_task_does_not_cut_the_gr
 
 def test_ctrl_c_that_is_asked_for_is_still_a_keyboard_interrupt_with_a_note_in_its_context(tmp_path: Path) -> None:
     async def main() -> None:
-        async with made(tmp_path, {signal.SIGINT}, grace=0.0) as engine:
+        async with made(tmp_path, {signal.SIGINT}, grace=0.1, limit=1e5) as engine:
             await engine.trial("t").report({}, files(tmp_path, 4_000_000), upload=UploadMode.ASYNC)
             signal.raise_signal(signal.SIGINT)
             await asyncio.sleep(3600)
