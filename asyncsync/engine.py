@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import CheckpointJob, may_pass
-from asyncsync.closing import OWN, Drain, Gate, raise_failures, sync_all
+from asyncsync.closing import OWN, Drain, Gate, bounded, raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
@@ -25,6 +25,7 @@ from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import (
     Role,
+    as_seconds,
     make_directory,
     new_record,
     open_record,
@@ -75,6 +76,9 @@ class SyncEngine:
         role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
         rank: which of the processes that train each trial this is. Rank 0 keeps the trial's record and directory.
         world_size: how many they are; all write into the same checkpoints, and reach nothing but the store.
+        leave_timeout: most seconds for the last sync when the block is left normally; None: no limit. A store that
+            refuses everything ends it after 120 s, however many trials there are. SyncFailedError names what is not
+            durable then.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
         handle_signals: signals that cancel the task which runs the block, so that it is left within ``exit_grace``:
             True means SIGTERM, or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeats are ignored within the
@@ -94,13 +98,16 @@ class SyncEngine:
         rank: int = 0,
         world_size: int = 1,
         exit_grace: float = 30.0,
+        leave_timeout: float | None = 600.0,
         handle_signals: bool | Collection[int] = False,
     ) -> None:
         self.role = Role(role, rank, world_size)
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
         self.uri = run.uri
-        self.resume, self.exit_grace = resume, float(exit_grace)
+        self.resume, self.exit_grace = resume, as_seconds("exit_grace", exit_grace)
+        self.leave_timeout = None if leave_timeout is None else as_seconds("leave_timeout", leave_timeout)
+        self._patient = False
         self._wanted_signals = as_signals(handle_signals)
         self._signals: Signals | None = None
         self._entered = False
@@ -338,25 +345,33 @@ class SyncEngine:
             for trial in self.trials.values():
                 trial.give_up_suspended()
             forget_suspended(self)
+        self._patient = error is None
         drain = Drain(self, self._runner)
-        if await self._drain(drain, None if error is None else self.exit_grace):
+        why = await self._drain(drain, None if error is None else self.exit_grace, self.leave_timeout)
+        if not why:
             return drain.failures
-        left = f"not done within exit_grace={self.exit_grace:g} s"
+        limit = "leave_timeout" if error is None else "exit_grace"
+        left = f"{why} (see {limit})"
         missing = {key or OWN: SyncError(left) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
 
-    async def _drain(self, drain: Drain, deadline: float | None) -> bool:
-        """Whether it was through in time."""
-        try:
-            async with asyncio.timeout(deadline):
-                if self.recording:
-                    await asyncio.wait(self.recording)
-                await drain.run(deadline)
-                if self.session.store.healthy:
-                    await self._janitor.clean_up()
-        except TimeoutError:
-            return False
-        return True
+    def waits_for_store(self) -> bool:
+        """Whether it is the store that fails just now, and somebody else decides how long that may last."""
+        return self._patient and self.session.breaker.failing
+
+    async def _drain(self, drain: Drain, deadline: float | None, most: float | None = None) -> str:
+        """Why it was not through in time. Without a ``deadline`` everything comes in its order, within ``most``."""
+        breaker = self.session.breaker
+        if deadline is not None:
+            return await bounded(self._drained(drain, deadline), deadline, None)
+        return await bounded(self._drained(drain, None), most, breaker)
+
+    async def _drained(self, drain: Drain, deadline: float | None) -> None:
+        if self.recording:
+            await asyncio.wait(self.recording)
+        await drain.run(deadline)
+        if self.session.store.healthy:
+            await self._janitor.clean_up()
 
     async def _stop(self, error: BaseException | None) -> None:
         self._running = False

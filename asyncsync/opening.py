@@ -74,6 +74,13 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def as_seconds(name: str, value: object) -> float:
+    """ConfigError unless it is a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
+    return float(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Predecessor:
     """Who wrote a record before us."""
