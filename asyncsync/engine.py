@@ -24,6 +24,7 @@ from asyncsync.events import Event
 from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import (
+    Home,
     Role,
     as_seconds,
     make_directory,
@@ -113,6 +114,8 @@ class SyncEngine:
         self._entered = False
         self.trials: dict[str, Trial] = {}
         """The trials that this engine runs, by name."""
+        self.not_done: dict[str, BaseException] = {}
+        """What was not durable when the block was left, and why."""
         self.gate = Gate()
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
@@ -149,6 +152,7 @@ class SyncEngine:
             raise EngineClosedError("an engine is entered once, and this one was entered already: make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
         check_thread(self._wanted_signals)
+        self._home = Home()
         self._entered = True
         try:
             await self._enter()
@@ -244,8 +248,8 @@ class SyncEngine:
 
     @property
     def session(self) -> Session:
-        """Shared by the engine's trees; EngineClosedError if the engine is not running."""
-        if self._session is None:
+        """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
+        if self._session is None or self._home.forked:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
         return self._session
 
@@ -275,7 +279,8 @@ class SyncEngine:
         return trial
 
     def events(self) -> EventStream:
-        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does."""
+        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does, so a task that
+        listens belongs outside the block, or is cancelled inside it."""
         return self._emitter.listen()
 
     def status(self) -> EngineStatus:
@@ -305,12 +310,15 @@ class SyncEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._home.forked:
+            return  # the engine, its connections and its threads are the parent's
+        self._home.check()
         failures: dict[str, BaseException] = {}
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
         try:
             if self._alive():
-                failures = await self._leave_in_time(error)
+                failures = self.not_done = await self._leave_in_time(error)
             if failures and error is not None:
                 error.add_note(_not_durable(failures))  # before the end of our tasks raises it again
         finally:
@@ -333,6 +341,7 @@ class SyncEngine:
             if error is not None:
                 raise
             failures = await self._leave(cancelled)
+            self.not_done = failures
             if failures:
                 cancelled.add_note(_not_durable(failures))
             raise
@@ -410,9 +419,10 @@ class SyncEngine:
         return self._tree.progress()
 
     def check_open(self) -> None:
-        """EngineClosedError unless the engine is running."""
+        """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
         if not self._running:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
+        self._home.check()
 
     @property
     def stopped(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from asyncsync.config import RunConfig
 from asyncsync.disk.process import Presence
 from asyncsync.disk.results import as_json
-from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.errors import ConfigError, EngineClosedError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
 from asyncsync.injected import token, wall_time
 from asyncsync.planning.manifest import META_DIR
@@ -72,6 +73,31 @@ class Role:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Home:
+    """The process and the event loop that an engine was entered in: it cannot be used from others."""
+
+    def __init__(self) -> None:
+        self._process, self._loop = os.getpid(), asyncio.get_running_loop()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of that process."""
+        return os.getpid() != self._process
+
+    def check(self) -> None:
+        """EngineClosedError in a child, ConfigError on another loop or outside any."""
+        if self.forked:
+            raise EngineClosedError(
+                f"the engine was entered in process {self._process}, which this one was forked from, and runs there: "
+                "make a SyncEngine of your own here"
+            )
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001  None instead of an exception
+            raise ConfigError(
+                "the engine belongs to another event loop or thread: call it on the loop that entered it "
+                "(asyncio.run_coroutine_threadsafe from elsewhere), or use SyncEngine.blocking, which any thread may call"
+            )
 
 
 def as_seconds(name: str, value: object) -> float:
