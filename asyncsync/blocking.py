@@ -200,12 +200,13 @@ class BlockingEngine:
             self._entered.set_exception(error)
             return
         self._entered.set_result(None)
+        reason: BaseException | None
         try:
-            error = await self._asked
+            reason = await self._asked
         except asyncio.CancelledError as cancelled:  # one of the engine's own tasks has failed
-            error = cancelled
+            reason = cancelled
         try:
-            await self._engine.__aexit__(None if error is None else type(error), error, None)
+            await self._engine.__aexit__(None if reason is None else type(reason), reason, None)
         except BaseException as raised:  # noqa: BLE001  close() raises it
             self._left.set_exception(raised)
         else:

@@ -149,7 +149,7 @@ class SyncEngine:
 
     async def __aenter__(self) -> SyncEngine:
         if self._entered:
-            raise EngineClosedError("an engine is entered once, and this one was entered already: make a new SyncEngine")
+            raise EngineClosedError("an engine is entered once, and this one was entered before: make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
         check_thread(self._wanted_signals)
         self._home = Home()

@@ -96,7 +96,7 @@ class Home:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001  None instead of an exception
             raise ConfigError(
                 "the engine belongs to another event loop or thread: call it on the loop that entered it "
-                "(asyncio.run_coroutine_threadsafe from elsewhere), or use SyncEngine.blocking, which any thread may call"
+                "(asyncio.run_coroutine_threadsafe from elsewhere), or use SyncEngine.blocking in any thread"
             )
 
 

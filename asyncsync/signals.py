@@ -12,9 +12,7 @@ from typing import Any
 
 from asyncsync.errors import ConfigError
 
-ALLOWED = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name)
-)
+ALLOWED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name))
 
 
 def as_signals(wanted: object) -> frozenset[signal.Signals]:
