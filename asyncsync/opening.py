@@ -15,7 +15,7 @@ from asyncsync.disk.process import Presence
 from asyncsync.disk.results import as_json
 from asyncsync.errors import ConfigError, EngineClosedError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
-from asyncsync.injected import token, wall_time
+from asyncsync.injected import need_asyncio, token, wall_time
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
@@ -79,6 +79,7 @@ class Home:
     """The process and the event loop that an engine was entered in: it cannot be used from others."""
 
     def __init__(self) -> None:
+        need_asyncio()
         self._process, self._loop = os.getpid(), asyncio.get_running_loop()
 
     @property

@@ -4,11 +4,13 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
 
-from asyncsync import EngineClosedError, RunConfig, SyncEngine
+import asyncsync
+from asyncsync import ConfigError, EngineClosedError, RunConfig, SyncEngine
 from asyncsync.errors import UnavailableError
 from asyncsync.testing import inject_faults, reset_memory
 from asyncsync.testing.virtual import run_virtual
@@ -90,3 +92,33 @@ def test_a_cancel_at_any_turn_of_entering_leaves_no_descriptor(tmp_path: Path, t
         assert len(os.listdir("/proc/self/fd")) == len(before)
     finally:
         gc.enable()
+
+
+async def _read(place: str) -> None:
+    await asyncsync.Experiment.open(place)
+
+
+async def _engine(place: str) -> None:
+    await SyncEngine(RunConfig(name="exp", storage_path=place + "/store"), local_dir=place + "/l").__aenter__()
+
+
+async def _syncer(place: str) -> None:
+    await asyncsync.Syncer(place, place + "/to").__aenter__()
+
+
+async def _push(place: str) -> None:
+    await asyncsync.push(place, place + "/to")
+
+
+async def _pull(place: str) -> None:
+    await asyncsync.pull(place, place + "/to")
+
+
+@pytest.mark.parametrize("use", [_read, _engine, _syncer, _push, _pull])
+def test_under_another_event_loop_one_sentence_says_that_asyncio_is_needed(
+    tmp_path: Path, use: Callable[[str], Coroutine[object, object, None]]
+) -> None:
+    coroutine = use(str(tmp_path))
+    with pytest.raises(ConfigError, match="asyncsync needs asyncio"):
+        coroutine.send(None)  # as any scheduler of coroutines begins, trio's too
+    assert not list(tmp_path.iterdir())
