@@ -281,6 +281,8 @@ class SyncEngine:
     def events(self) -> EventStream:
         """What happens from now on: ``async for event in engine.events()``. Ends when the engine does, so a task that
         listens belongs outside the block, or is cancelled inside it."""
+        if self._running:
+            self._home.check()
         return self._emitter.listen()
 
     def status(self) -> EngineStatus:

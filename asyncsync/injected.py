@@ -99,8 +99,8 @@ def need_asyncio() -> None:
     """ConfigError unless an event loop of asyncio runs the caller."""
     if _loop() is None:
         raise ConfigError(
-            "asyncsync needs asyncio, and no event loop of it is running here: use asyncio.run(main()), or anyio.run(main, "
-            'backend="asyncio"); trio is not supported'
+            "asyncsync needs asyncio, and no event loop of it is running here: use asyncio.run(main()), or "
+            'anyio.run(main, backend="asyncio"); trio is not supported'
         )
 
 

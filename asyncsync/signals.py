@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -54,6 +55,7 @@ class Signals:
         self._react, self._grace = react, grace
         self._quiet_until = float("-inf")
         self._over = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
         for number in sorted(numbers):
             self._before[number] = signal.getsignal(number)
@@ -64,8 +66,11 @@ class Signals:
         self._quiet_until = time.monotonic() + self._grace
 
     def restore(self) -> None:
-        """The handlers that were there are back, unless somebody has put others in the place of ours meanwhile."""
+        """The handlers that were there are back, unless somebody has put others in the place of ours meanwhile. Off the
+        main thread, where Python does not allow that, ours give way to them at the next signal."""
         self._over = True
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in self._before:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, self._previous(number))
@@ -79,13 +84,12 @@ class Signals:
         return signal.SIG_DFL if previous is None else previous  # None: it was not set from Python
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._over:
-            if time.monotonic() < self._quiet_until:
-                return
+        if self._over or os.getpid() != self._process:  # it was left in another thread, or the engine is the parent's
+            signal.signal(number, self._previous(number))
+            signal.raise_signal(number)
+        elif time.monotonic() >= self._quiet_until:
             self.begin_grace()
             self._react(signal.Signals(number), lambda: self._chain(number, frame))
-        else:
-            self._chain(number, frame)
 
     def _chain(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous(number)

@@ -175,6 +175,57 @@ def test_a_fork_inside_a_coroutine_neither_hangs_nor_leaves_the_parents_engine(t
     assert checkpoints(tmp_path) == ["checkpoint_000000"]
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_signal_ends_a_child_as_if_there_were_no_engine(tmp_path: Path, blocking: bool) -> None:
+    child = """
+        def child():
+            ready, begun = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.write(begun, b".")  # signals that come while Python is still forking are dropped by it
+                for _ in range(20):
+                    time.sleep(1)
+                os._exit(0)
+            os.read(ready, 1)
+            os.kill(pid, signal.SIGTERM)
+            print("ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        signal.alarm(30)
+    """
+    sync = """
+        with SyncEngine.blocking(run(), local_dir=HERE / "local", handle_signals=True) as engine:
+            child()
+            engine.trial("t").report({"a": 2})
+    """
+    coroutine = """
+        async def main():
+            async with SyncEngine(run(), local_dir=HERE / "local", handle_signals=True) as engine:
+                child()
+                await asyncio.sleep(0.1)
+                await engine.trial("t").report({"a": 2})
+        asyncio.run(main())
+    """
+    done = execute(tmp_path, textwrap.dedent(child) + textwrap.dedent(sync if blocking else coroutine))
+    assert (done.returncode, done.stdout) == (0, "ended with -15\n"), done.stderr
+    assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_the_handler_is_the_programs_again_when_another_thread_has_closed_the_engine(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        signal.alarm(30)
+        engine = SyncEngine.blocking(run(), local_dir=HERE / "local", handle_signals=True)
+        engine.start()
+        thread = threading.Thread(target=engine.close)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+        """,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+
+
 # never left
 
 
