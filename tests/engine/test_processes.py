@@ -313,6 +313,29 @@ def test_a_signal_leaves_a_blocking_block_and_the_handler_is_back(
     assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
+def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_are_ignored(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        limit = TransferConfig(bandwidth_limit=1e5)
+        began = time.monotonic()
+        try:
+            with SyncEngine.blocking(
+                run(transfer=limit), local_dir=HERE / "local", handle_signals=True, exit_grace=1.0
+            ) as engine:
+                engine.trial("t").report({}, files(size=5_000_000), upload=UploadMode.ASYNC)
+                for delay in (0.3, 0.4, 0.6):
+                    threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        except SystemExit as error:
+            assert time.monotonic() - began < 15
+            print(error.code, error.__notes__, flush=True)
+        """,
+    )
+    assert done.stdout.startswith("143 "), done.stderr
+    assert "asyncsync: not durable:" in done.stdout
+    assert "t/checkpoint_000000" in done.stdout
+
+
 def test_a_blocking_engine_off_the_main_thread_refuses_signals_and_starts_nothing(tmp_path: Path) -> None:
     seen: list[str] = []
 
