@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Home:
 
 def as_seconds(name: str, value: object) -> float:
     """ConfigError unless it is a number of seconds, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
     return float(value)
 
