@@ -59,6 +59,20 @@ def prepare(kind: str) -> None:
     STAMP.write_text(wanted(kind))
 
 
+def become(command: list[str], environment: dict[str, str]) -> int:
+    """Run the program in our place: signals are its own, and whoever started us waits for it. Where a process cannot
+    become another one (Windows) we wait for it, however often Ctrl-C comes: it gets that too. The exit code is its."""
+    if os.name != "nt":
+        sys.stdout.flush()
+        os.execve(command[0], command, environment)  # noqa: S606  that is what we are for
+    program = subprocess.Popen(command, env=environment)
+    while True:
+        try:
+            return program.wait()
+        except KeyboardInterrupt:
+            continue
+
+
 def main() -> int:
     """Prepare the environment for the first argument and run it; the exit code is the program's."""
     if sys.version_info < (3, 11):  # noqa: UP036  (this file also runs before anything is installed)
@@ -77,11 +91,9 @@ def main() -> int:
         "VIRTUAL_ENV": str(VENV),
     }
     try:
-        return subprocess.run([*program, *arguments], check=False, env=environment).returncode
+        return become([*program, *arguments], environment)
     except FileNotFoundError:
         sys.exit(f"run.py: there is no program {name!r} in {BIN}")
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

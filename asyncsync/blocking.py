@@ -1,25 +1,34 @@
 """The engine for training loops that are not async: the same methods without ``await``.
 
-The engine runs on an event loop in a thread of its own (anyio's blocking portal); calls wait for it.
+The engine runs on an event loop in a thread of its own; calls wait for it, from any thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 from asyncsync.checkpoints import Checkpoint, CheckpointHandle
+from asyncsync.closing import raise_failures
 from asyncsync.config import RunConfig, UploadMode
 from asyncsync.engine import SyncEngine
 from asyncsync.errors import EngineClosedError
 from asyncsync.events import Event
+from asyncsync.loop_thread import LoopThread
+from asyncsync.opening import as_seconds
 from asyncsync.report import SyncReport
+from asyncsync.signals import Signals, as_signals, check_thread
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stream import EventStream
 from asyncsync.trial import Report, Trial
@@ -28,8 +37,8 @@ from asyncsync.trial import Report, Trial
 class BlockingCheckpoint:
     """A reported checkpoint; ``durable()`` blocks."""
 
-    def __init__(self, portal: BlockingPortal, handle: CheckpointHandle) -> None:
-        self._portal, self._handle = portal, handle
+    def __init__(self, loop: LoopThread, handle: CheckpointHandle) -> None:
+        self._loop, self._handle = loop, handle
         self.name, self.uri = handle.name, handle.uri
 
     @property
@@ -39,22 +48,25 @@ class BlockingCheckpoint:
 
     def durable(self) -> None:
         """Wait until it is; raises why it is not."""
-        self._portal.call(self._handle.durable)
+        if self._handle.error is not None:
+            raise self._handle.error
+        if not self._handle.is_durable:
+            self._loop.call(self._handle.durable)
 
 
 class BlockingReport:
     """What one ``report`` did."""
 
-    def __init__(self, portal: BlockingPortal, report: Report) -> None:
+    def __init__(self, loop: LoopThread, report: Report) -> None:
         self.metrics = report.metrics
-        self.checkpoint = None if report.checkpoint is None else BlockingCheckpoint(portal, report.checkpoint)
+        self.checkpoint = None if report.checkpoint is None else BlockingCheckpoint(loop, report.checkpoint)
 
 
 class BlockingTrial:
     """A trial; see :class:`asyncsync.Trial`."""
 
-    def __init__(self, portal: BlockingPortal, trial: Trial) -> None:
-        self._portal, self._trial = portal, trial
+    def __init__(self, loop: LoopThread, trial: Trial) -> None:
+        self._loop, self._trial = loop, trial
         self.name, self.dir, self.uri = trial.name, trial.dir, trial.uri
 
     def report(
@@ -70,78 +82,98 @@ class BlockingTrial:
     ) -> BlockingReport:
         """See :meth:`asyncsync.Trial.report`."""
 
-        async def call() -> Report:
-            return await self._trial.report(
-                metrics, checkpoint, step=step, name=name, upload=upload, delete_local=delete_local, metadata=metadata
+        report = self._loop.call(
+            partial(
+                self._trial.report, metrics, checkpoint, step=step, name=name, upload=upload, delete_local=delete_local,
+                metadata=metadata,
             )
-
-        return BlockingReport(self._portal, self._portal.call(call))
+        )  # fmt: skip
+        return BlockingReport(self._loop, report)
 
     def skip(self, step: int, reason: str) -> None:
         """See :meth:`asyncsync.Trial.skip`."""
-        self._portal.call(self._trial.skip, step, reason)
+        self._loop.call(self._trial.skip, step, reason)
 
     def sync(self) -> SyncReport:
         """See :meth:`asyncsync.Trial.sync`."""
-        return self._portal.call(self._trial.sync)
+        report: SyncReport = self._loop.call(self._trial.sync)
+        return report
 
     def finish(self, status: str = "finished", error: object = None) -> None:
         """See :meth:`asyncsync.Trial.finish`."""
-        self._portal.call(self._trial.finish, status, error)
+        self._loop.call(self._trial.finish, status, error)
 
 
 class BlockingEngine:
-    """See :class:`asyncsync.SyncEngine`; made by ``SyncEngine.blocking(run)``, used with a plain ``with``."""
+    """See :class:`asyncsync.SyncEngine`; made by ``SyncEngine.blocking(run)``, used with a plain ``with``, or with
+    :meth:`start` and :meth:`close` where a framework only has callbacks.
 
-    def __init__(self, run: RunConfig, **options: Any) -> None:
+    One that is never left is closed when the interpreter ends, within ``exit_grace``. ``handle_signals`` raises in the
+    main thread, so that the block is left within ``exit_grace``: KeyboardInterrupt for SIGINT, else SystemExit.
+    """
+
+    def __init__(self, run: RunConfig, *, handle_signals: bool | Collection[int] = False, **options: Any) -> None:
+        self._wanted_signals = as_signals(handle_signals)
+        self._signals: Signals | None = None
         self._engine = SyncEngine(run, **options)
-        self._open: ExitStack | None = None
-        self._portal: BlockingPortal | None = None
+        self._loop: LoopThread | None = None
+        self._process = os.getpid()
         self.local_dir: Path = self._engine.local_dir
         self.uri = self._engine.uri
 
     def __enter__(self) -> BlockingEngine:
-        with ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal())
-            stack.enter_context(self._portal.wrap_async_context_manager(self._engine))
-            self._open = stack.pop_all()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stack, self._open = self._open, None
-        if stack is not None:
-            try:
-                stack.__exit__(kind, error, trace)
-            finally:
-                self._portal = None
+        self._leave(error)
+
+    def start(self) -> None:
+        """Enter the engine, as ``with`` does. EngineClosedError if it was entered before."""
+        if self._loop is not None:
+            raise EngineClosedError("an engine is entered once, and this one was entered already: make a new one")
+        check_thread(self._wanted_signals)
+        self._process = os.getpid()
+        self._entered: Future[None] = Future()
+        self._left: Future[None] = Future()
+        self._loop = LoopThread("asyncsync engine", self._live)
+        try:
+            self._entered.result()
+        except BaseException:
+            self._end_soon()
+            self._loop.join()
+            self._loop = None  # nothing has begun: it may be tried again
+            raise
+        _open.add(self)
+        if self._wanted_signals:
+            self._signals = Signals(self._wanted_signals, _raise, self._engine.exit_grace)
+
+    def close(self, grace: float | None = None) -> None:
+        """Leave the engine: normally, or with ``grace`` as if by an exception, within so many seconds. Raises what is
+        not durable then. Does nothing if the engine is not running."""
+        if grace is None:
+            self._leave(None)
+            return
+        self._engine.exit_grace = as_seconds("close(grace)", grace)
+        self._leave(EngineClosedError(f"the engine was closed within {grace:g} s"))
+        raise_failures(self._engine.not_done)
 
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> BlockingTrial:
         """See :meth:`asyncsync.SyncEngine.trial`."""
-
-        async def call() -> Trial:
-            return self._engine.trial(name, params=params)
-
-        portal = self._running()
-        return BlockingTrial(portal, portal.call(call))
+        loop = self._running()
+        return BlockingTrial(loop, loop.call(partial(self._engine.trial, name, params=params)))
 
     def events(self) -> Iterator[Event]:
         """What happens from now on; ends when the engine does. For a thread of your own."""
-        portal = self._running()
-
-        async def listen() -> EventStream:
-            return self._engine.events()
-
-        return _iterate(portal, portal.call(listen))
+        loop = self._running()
+        return _iterate(loop, loop.call(self._engine.events))
 
     def status(self) -> EngineStatus:
         """See :meth:`asyncsync.SyncEngine.status`."""
-
-        async def call() -> EngineStatus:
-            return self._engine.status()
-
-        return self._running().call(call)
+        status: EngineStatus = self._running().call(self._engine.status)
+        return status
 
     def sync(self) -> None:
         """See :meth:`asyncsync.SyncEngine.sync`."""
@@ -149,17 +181,130 @@ class BlockingEngine:
 
     def flush(self, deadline: float | None = None) -> FlushReport:
         """See :meth:`asyncsync.SyncEngine.flush`."""
-        return self._running().call(self._engine.flush, deadline)
+        report: FlushReport = self._running().call(self._engine.flush, deadline)
+        return report
 
-    def _running(self) -> BlockingPortal:
-        if self._portal is None:
+    def _running(self) -> LoopThread:
+        if self._loop is None:
             raise EngineClosedError("the engine is not running: use it inside its 'with' block")
-        return self._portal
+        self._loop.check()
+        return self._loop
+
+    async def _live(self) -> None:
+        """The engine's life, in one task. Nothing is raised here: what ends an interpreter would end the loop."""
+        self._task = asyncio.current_task()
+        self._asked: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        try:
+            await self._engine.__aenter__()
+        except BaseException as error:  # noqa: BLE001  start() raises it
+            self._entered.set_exception(error)
+            return
+        self._entered.set_result(None)
+        reason: BaseException | None
+        try:
+            reason = await self._asked
+        except asyncio.CancelledError as cancelled:  # one of the engine's own tasks has failed
+            reason = cancelled
+        try:
+            await self._engine.__aexit__(None if reason is None else type(reason), reason, None)
+        except BaseException as raised:  # noqa: BLE001  close() raises it
+            self._left.set_exception(raised)
+        else:
+            self._left.set_result(None)
+
+    def _ask(self, error: BaseException | None) -> None:
+        """On the loop: leave."""
+        if not self._asked.done():
+            self._asked.set_result(error)
+
+    def _end_soon(self) -> None:
+        if self._loop is not None and self._task is not None:
+            self._loop.soon(self._task.cancel)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._loop is None or self not in _open:
+            return  # it was left already, or it is the parent's
+        _open.discard(self)
+        if self._signals is not None and error is not None:
+            self._signals.begin_grace()
+        try:
+            self._loop.soon(self._ask, error)
+            self._wait()
+            self._loop.join()
+        finally:
+            if self._signals is not None:
+                self._signals.restore()
+
+    def _end_with(self, error: BaseException) -> None:
+        """Leave, and do not wait."""
+        if self._loop is not None:
+            self._loop.soon(self._ask, error)
+
+    def _tell_end(self, seconds: float) -> None:
+        """Wait so long, and say what is not durable."""
+        wait([self._left], seconds)
+        if not self._left.done():
+            _say(f"the engine of {self.uri} did not end in time: {sorted(self._engine.not_durable())} may be lost")
+        elif self._engine.not_done:
+            names = "; ".join(f"{key}: {why}" for key, why in self._engine.not_done.items())
+            _say(f"not durable in {self.uri}: {names}")
+        elif self._left.exception() is not None:
+            _say(f"the engine of {self.uri} failed: {self._left.exception()!r}")
+
+    def _wait(self) -> None:
+        """An interruption ends the waiting, not the grace."""
+        try:
+            wait([self._left])
+        except BaseException as interruption:
+            self._end_soon()
+            wait([self._left])
+            for note in getattr(self._left.exception(), "__notes__", ()):
+                interruption.add_note(note)
+            raise
+        self._left.result()
 
 
-def _iterate(portal: BlockingPortal, stream: EventStream) -> Iterator[Event]:
+def _raise(number: signal.Signals, chain: Callable[[], None]) -> None:
+    """In the main thread: leave what it is doing."""
+    chain()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def _iterate(loop: LoopThread, stream: EventStream) -> Iterator[Event]:
     while True:
         try:
-            yield portal.call(stream.__anext__)
-        except (StopAsyncIteration, RuntimeError):  # the end, or the portal's end
+            yield loop.call(stream.__anext__)
+        except (StopAsyncIteration, EngineClosedError):
             return
+
+
+_open: set[BlockingEngine] = set()
+"""Engines of this process that are running."""
+LAST = 5.0
+"""Seconds beyond its grace that the end of the interpreter waits for an engine."""
+
+
+def _close_all() -> None:
+    """The interpreter ends, and nobody has left these: each gets its grace, all at once."""
+    engines = list(_open)
+    _open.clear()
+    for engine in engines:
+        grace = engine._engine.exit_grace  # noqa: SLF001  a function of this module
+        _say(f"the engine of {engine.uri} was never left: it is closed now, within exit_grace={grace:g} s")
+        engine._end_with(EngineClosedError("the interpreter ended and the engine was never left"))  # noqa: SLF001
+    give_up = time.monotonic() + LAST + max((engine._engine.exit_grace for engine in engines), default=0.0)  # noqa: SLF001
+    for engine in engines:
+        engine._tell_end(max(0.0, give_up - time.monotonic()))  # noqa: SLF001
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        print(f"asyncsync: {text}", file=sys.stderr, flush=True)
+
+
+# Before the interpreter waits for threads, and before executors refuse work: atexit comes after both.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open.clear)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted import Accepted
 from asyncsync.disk.copying import copy_tree
-from asyncsync.errors import AsyncsyncError, SyncFailedError
+from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncFailedError
 from asyncsync.injected import dice, wall_time
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
@@ -65,7 +65,7 @@ class Checkpoint:
 class CheckpointHandle:
     """A reported checkpoint: wait for it with ``await handle.durable()``."""
 
-    __slots__ = ("_done", "_waiting", "name", "told", "uri")
+    __slots__ = ("_done", "_process", "_waiting", "name", "told", "uri")
 
     def __init__(self, name: str, uri: str) -> None:
         self.name, self.uri = name, uri
@@ -73,6 +73,7 @@ class CheckpointHandle:
         """Whether somebody has been given its failure."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = 0
+        self._process = os.getpid()
 
     @property
     def is_durable(self) -> bool:
@@ -85,7 +86,9 @@ class CheckpointHandle:
         return self._done.exception() if self._done.done() else None
 
     async def durable(self) -> None:
-        """Wait until it is durable; raises why it is not."""
+        """Wait until it is durable; raises why it is not. EngineClosedError in a forked child, which cannot know."""
+        if not self._done.done() and os.getpid() != self._process:
+            raise EngineClosedError(f"{self.uri}: its engine runs in the process which this one was forked from")
         self._waiting += 1
         try:
             if not self._done.done():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from asyncsync.checkpoints import LAST_TRIES, may_pass
 from asyncsync.commit import CheckpointRunner
-from asyncsync.errors import AsyncsyncError, SyncFailedError
+from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
 from asyncsync.injected import lease_time
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import FlushReport
+from asyncsync.stores.breaker import LONGEST_PAUSE, Breaker
 from asyncsync.stores.together import for_each
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """Trees that are waited for at once."""
 OWN = "the experiment's own files"
+HOPELESS = 120.0
+"""Seconds for which a store has to refuse everything before an engine that is being left stops waiting for it. That is
+longer than a restart of a server or a change of its address takes, and independent of how much there is to send."""
 MOST = 0.9
 """Share of a short time for which only the newest checkpoints are sent."""
 
@@ -50,6 +54,34 @@ class Gate:
             await self._open.wait()
 
 
+async def bounded(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
+    """Run ``work`` for at most so many seconds, and if ``breaker`` is given only until the store has refused everything
+    for HOPELESS seconds. Returns why it was ended; empty if it was not."""
+    loop, why = asyncio.get_running_loop(), ""
+    began = loop.time()
+
+    def look(since: float, error: StoreError) -> None:
+        nonlocal why
+        lasts = loop.time() - max(since, began)
+        if lasts >= HOPELESS and not why and not scope.expired():
+            why = f"the store has refused everything for {lasts:.0f} s, at last with: {error}"
+            scope.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            if breaker is not None:
+                breaker.on_failing.add(look)
+            await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return why or f"not done within {seconds:g} s"
+    finally:
+        if breaker is not None:
+            breaker.on_failing.discard(look)
+    return ""
+
+
 class Drain:
     """Makes durable what an engine has; ``failures`` and ``report`` are right at any moment, also if it is cancelled.
 
@@ -62,11 +94,13 @@ class Drain:
         """What failed for good, by name."""
         self._engine, self._runner, self._scheduler = engine, runner, engine.scheduler
         self._synced: set[str] = set()
+        self._patient = False
 
     async def run(self, deadline: float | None) -> None:
         """Until nothing is left to do. ``deadline``: so many seconds are left; checkpoints that are not done after most
         of them share the rest with everything else."""
         urgent = deadline is not None
+        self._patient = not urgent
         if deadline is not None:
             await self._urgent(MOST * deadline)
         else:
@@ -129,22 +163,34 @@ class Drain:
         return [trial for trial in self._engine.trials.values() if self._scheduler.has(trial.key)]
 
     async def _sync(self, keys: Sequence[str]) -> None:
-        self.failures.update(await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced))
+        failures = await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced, wait=self._waits)
+        self.failures.update(failures)
+
+    def _waits(self) -> bool:
+        """Whether it is the store that fails, and not these trees: who ends this decides how long that may last."""
+        return self._patient and self._engine.session.breaker.failing
 
 
 async def sync_all(
-    scheduler: Scheduler, keys: Sequence[str], *, tries: int = 1, done: set[str] | None = None
+    scheduler: Scheduler,
+    keys: Sequence[str],
+    *,
+    tries: int = 1,
+    done: set[str] | None = None,
+    wait: Callable[[], bool] = lambda: False,
 ) -> dict[str, BaseException]:
-    """Sync these trees; what failed for good or ``tries`` times, by name. ``done`` is filled as they become durable."""
-    left, lasting = list(keys), dict[str, BaseException]()
-    for attempt in range(tries):
-        if attempt:
-            await asyncio.sleep(2.0**attempt)
+    """Sync these trees; what failed for good or ``tries`` times, by name. ``done`` is filled as they become durable.
+    While ``wait`` says so, a try does not count."""
+    left, lasting, attempt = list(keys), dict[str, BaseException](), 0
+    pause = 1.0
+    while left:
         failures = await _sync_these(scheduler, left, done if done is not None else set())
-        left = [key for key, error in failures.items() if may_pass(error)]
-        lasting.update({key: error for key, error in failures.items() if not may_pass(error) or attempt == tries - 1})
-        if not left:
-            break
+        attempt += not wait()
+        left = [key for key, error in failures.items() if may_pass(error) and attempt < tries]
+        lasting.update({key: error for key, error in failures.items() if key not in left})
+        if left:
+            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
     return {key or OWN: error for key, error in lasting.items()}
 
 

@@ -185,7 +185,7 @@ class CheckpointRunner:
         def hiccup(error: str) -> bool:
             nonlocal last_tries
             self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
-            last_tries -= self._engine.leaving  # a store that is gone must not hold up the end of the program
+            last_tries -= self._engine.leaving and not self._engine.waits_for_store()
             return last_tries > 0
 
         again = Again(hiccup, session.breaker.rest)

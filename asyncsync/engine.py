@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.checkpoints import CheckpointJob, may_pass
-from asyncsync.closing import OWN, Drain, Gate, raise_failures, sync_all
+from asyncsync.closing import OWN, Drain, Gate, bounded, raise_failures, sync_all
 from asyncsync.commit import CheckpointRunner
 from asyncsync.config import RunConfig, check_apart, check_name
 from asyncsync.disk.journal import state_dir
@@ -25,14 +24,15 @@ from asyncsync.events import Event
 from asyncsync.injected import lease_time, wall_time
 from asyncsync.janitor import Janitor
 from asyncsync.opening import (
+    Home,
     Role,
+    as_seconds,
     make_directory,
     new_record,
     open_record,
     take_over,
     warn,
     warn_of_limits,
-    watch_signal,
 )
 from asyncsync.ownership import InUse
 from asyncsync.pending import Left, forget_suspended, left_behind, take_up
@@ -40,6 +40,7 @@ from asyncsync.records import TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
+from asyncsync.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.status import EngineStatus, FlushReport, engine_status
 from asyncsync.stores.base import Store
 from asyncsync.stores.fenced import OUTLIVED, Fence
@@ -76,8 +77,16 @@ class SyncEngine:
         role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
         rank: which of the processes that train each trial this is. Rank 0 keeps the trial's record and directory.
         world_size: how many they are; all write into the same checkpoints, and reach nothing but the store.
+        leave_timeout: most seconds for the last sync when the block is left normally; None: no limit. A store that
+            refuses everything ends it after 120 s, however many trials there are. SyncFailedError names what is not
+            durable then.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
-        handle_signals: on SIGTERM, cancel the task that runs the block, so that it is left in ``exit_grace``.
+        handle_signals: signals that cancel the task which runs the block, so that it is left within ``exit_grace``:
+            True means SIGTERM, or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeats are ignored within the
+            grace; a handler that was there is called too, and is back afterwards. Only in the main thread
+            (ConfigError elsewhere).
+
+    An engine is entered once: EngineClosedError for another time.
     """
 
     def __init__(
@@ -90,16 +99,23 @@ class SyncEngine:
         rank: int = 0,
         world_size: int = 1,
         exit_grace: float = 30.0,
-        handle_signals: bool = False,
+        leave_timeout: float | None = 600.0,
+        handle_signals: bool | Collection[int] = False,
     ) -> None:
         self.role = Role(role, rank, world_size)
         self.run = run
         self.local_dir = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
         self.uri = run.uri
-        self.resume, self.exit_grace = resume, float(exit_grace)
-        self._handle_signals = handle_signals
+        self.resume, self.exit_grace = resume, as_seconds("exit_grace", exit_grace)
+        self.leave_timeout = None if leave_timeout is None else as_seconds("leave_timeout", leave_timeout)
+        self._patient = False
+        self._wanted_signals = as_signals(handle_signals)
+        self._signals: Signals | None = None
+        self._entered = False
         self.trials: dict[str, Trial] = {}
         """The trials that this engine runs, by name."""
+        self.not_done: dict[str, BaseException] = {}
+        """What was not durable when the block was left, and why."""
         self.gate = Gate()
         self._emitter = Emitter()
         self._known: dict[str, tuple[TrialRecord, str]] = {}
@@ -117,6 +133,7 @@ class SyncEngine:
         """When the lease of a driver that may not have ended is over, on the lease's clock: then its own files are
         compared with what the store has."""
         self._running = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._session: Session | None = None
 
     key = EXPERIMENT
@@ -131,16 +148,46 @@ class SyncEngine:
     # entering
 
     async def __aenter__(self) -> SyncEngine:
+        if self._entered:
+            raise EngineClosedError("an engine is entered once, and this one was entered before: make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
-        self._presence = Presence()
-        self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
+        check_thread(self._wanted_signals)
+        self._home = Home()
+        self._entered = True
         try:
-            await self._start(self._session)
+            await self._enter()
         except BaseException:
-            self._presence.leave()
-            await self._session.close()
+            self._entered = False  # nothing has begun: it may be tried again
             raise
         return self
+
+    async def _enter(self) -> None:
+        self._presence = Presence()
+        try:
+            self._session = await Session.open(self.uri, self.run.transfer, self.run.storage_options)
+            await self._start(self._session)
+        except BaseException:
+            await self._undo()
+            raise
+        if self._wanted_signals:
+            task = asyncio.current_task()
+            assert task is not None
+            self._signals = Signals(self._wanted_signals, cancelling(task), self.exit_grace)
+
+    async def _undo(self) -> None:
+        """Entering failed: nothing of it stays."""
+        self._running = False
+        self._presence.leave()
+        session, self._session = self._session, None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                await self._group.__aexit__(None, None, None)
+        finally:
+            if session is not None:
+                await session.close()
 
     async def _start(self, session: Session) -> None:
         store = session.view(Lane.RECORD, EXPERIMENT)
@@ -180,8 +227,6 @@ class SyncEngine:
         ]
         session.breaker.on_back |= {self.scheduler.hurry, self._janitor.kick}
         self._running = True
-        if self._handle_signals:
-            watch_signal()
         if self.role.is_driver:
             self._tree = Tree(
                 session,
@@ -204,8 +249,8 @@ class SyncEngine:
 
     @property
     def session(self) -> Session:
-        """Shared by the engine's trees; EngineClosedError if the engine is not running."""
-        if self._session is None:
+        """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
+        if self._session is None or self._home.forked:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
         return self._session
 
@@ -235,7 +280,10 @@ class SyncEngine:
         return trial
 
     def events(self) -> EventStream:
-        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does."""
+        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does, so a task that
+        listens belongs outside the block, or is cancelled inside it."""
+        if self._running:
+            self._home.check()
         return self._emitter.listen()
 
     def status(self) -> EngineStatus:
@@ -265,18 +313,25 @@ class SyncEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._home.forked:
+            return  # the engine, its connections and its threads are the parent's
+        self._home.check()
         failures: dict[str, BaseException] = {}
+        if self._signals is not None and error is not None:
+            self._signals.begin_grace()
         try:
             if self._alive():
-                failures = await self._leave_in_time(error)
+                failures = self.not_done = await self._leave_in_time(error)
+            if failures and error is not None:
+                error.add_note(_not_durable(failures))  # before the end of our tasks raises it again
         finally:
-            if self._handle_signals:
-                asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-            await self._stop(error)
+            try:
+                await self._stop(error)
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
         if error is None:
             raise_failures(failures)
-        elif failures:
-            error.add_note(_not_durable(failures))
 
     def _alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
@@ -289,6 +344,7 @@ class SyncEngine:
             if error is not None:
                 raise
             failures = await self._leave(cancelled)
+            self.not_done = failures
             if failures:
                 cancelled.add_note(_not_durable(failures))
             raise
@@ -301,25 +357,33 @@ class SyncEngine:
             for trial in self.trials.values():
                 trial.give_up_suspended()
             forget_suspended(self)
+        self._patient = error is None
         drain = Drain(self, self._runner)
-        if await self._drain(drain, None if error is None else self.exit_grace):
+        why = await self._drain(drain, None if error is None else self.exit_grace, self.leave_timeout)
+        if not why:
             return drain.failures
-        left = f"not done within exit_grace={self.exit_grace:g} s"
+        limit = "leave_timeout" if error is None else "exit_grace"
+        left = f"{why} (see {limit})"
         missing = {key or OWN: SyncError(left) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
 
-    async def _drain(self, drain: Drain, deadline: float | None) -> bool:
-        """Whether it was through in time."""
-        try:
-            async with asyncio.timeout(deadline):
-                if self.recording:
-                    await asyncio.wait(self.recording)
-                await drain.run(deadline)
-                if self.session.store.healthy:
-                    await self._janitor.clean_up()
-        except TimeoutError:
-            return False
-        return True
+    def waits_for_store(self) -> bool:
+        """Whether it is the store that fails just now, and somebody else decides how long that may last."""
+        return self._patient and self.session.breaker.failing
+
+    async def _drain(self, drain: Drain, deadline: float | None, most: float | None = None) -> str:
+        """Why it was not through in time. Without a ``deadline`` everything comes in its order, within ``most``."""
+        breaker = self.session.breaker
+        if deadline is not None:
+            return await bounded(self._drained(drain, deadline), deadline, None)
+        return await bounded(self._drained(drain, None), most, breaker)
+
+    async def _drained(self, drain: Drain, deadline: float | None) -> None:
+        if self.recording:
+            await asyncio.wait(self.recording)
+        await drain.run(deadline)
+        if self.session.store.healthy:
+            await self._janitor.clean_up()
 
     async def _stop(self, error: BaseException | None) -> None:
         self._running = False
@@ -358,9 +422,10 @@ class SyncEngine:
         return self._tree.progress()
 
     def check_open(self) -> None:
-        """EngineClosedError unless the engine is running."""
+        """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
         if not self._running:
             raise EngineClosedError("the engine is not running: use it inside its 'async with' block")
+        self._home.check()
 
     @property
     def stopped(self) -> bool:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from asyncsync.errors import ConfigError
+
 _MACHINE = random.SystemRandom()
 _BOOT = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -91,6 +93,15 @@ def process_identity() -> str | None:
 def process_ended(identity: str) -> bool:
     """Whether that is known of a simulated process."""
     return bool(_loop().process_ended(identity))
+
+
+def need_asyncio() -> None:
+    """ConfigError unless an event loop of asyncio runs the caller."""
+    if _loop() is None:
+        raise ConfigError(
+            "asyncsync needs asyncio, and no event loop of it is running here: use asyncio.run(main()), or "
+            'anyio.run(main, backend="asyncio"); trio is not supported'
+        )
 
 
 def _loop() -> Any:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from asyncsync.config import RunConfig
 from asyncsync.disk.process import Presence
 from asyncsync.disk.results import as_json
-from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.errors import ConfigError, EngineClosedError, ExperimentExistsError, NotFoundError
 from asyncsync.events import Event, SyncWarning
-from asyncsync.injected import token, wall_time
+from asyncsync.injected import need_asyncio, token, wall_time
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.ranks import rank_name
 from asyncsync.recordfile import RecordFile
@@ -74,6 +74,39 @@ class Role:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Home:
+    """The process and the event loop that an engine was entered in: it cannot be used from others."""
+
+    def __init__(self) -> None:
+        need_asyncio()
+        self._process, self._loop = os.getpid(), asyncio.get_running_loop()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of that process."""
+        return os.getpid() != self._process
+
+    def check(self) -> None:
+        """EngineClosedError in a child, ConfigError on another loop or outside any."""
+        if self.forked:
+            raise EngineClosedError(
+                f"the engine was entered in process {self._process}, which this one was forked from, and runs there: "
+                "make a SyncEngine of your own here"
+            )
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001  None instead of an exception
+            raise ConfigError(
+                "the engine belongs to another event loop or thread: call it on the loop that entered it "
+                "(asyncio.run_coroutine_threadsafe from elsewhere), or use SyncEngine.blocking in any thread"
+            )
+
+
+def as_seconds(name: str, value: object) -> float:
+    """ConfigError unless it is a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +201,3 @@ def warn(emit: Callable[[Event], None], tree: str, message: str) -> None:
     """Say it to the listeners, and to who reads the log."""
     log.warning("%s", message)
     emit(SyncWarning(tree=tree, message=message))
-
-
-def watch_signal() -> None:
-    """SIGTERM is the notice of a preemption: leave the block now, and sync within the grace."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")

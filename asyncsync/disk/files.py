@@ -175,6 +175,8 @@ class _Threads:
         self._count, self._name = count, name
         self._executor: ThreadPoolExecutor | None = None
         self._holders = 0
+        self.forks = 0
+        """How often this process has become another one."""
         self._lock = threading.Lock()  # engines may run on several loops, each in a thread of its own
 
     def get(self) -> ThreadPoolExecutor:
@@ -192,9 +194,14 @@ class _Threads:
 
     def release(self) -> None:
         with self._lock:
-            self._holders -= 1
+            self._holders -= self._holders > 0  # those who held them before a fork hold them in the parent
             if self._holders == 0:
                 self._end(wait=False)  # idle threads end at once; one that a file system holds must not hold us
+
+    def forget(self) -> None:
+        """In a forked child, which has none of the threads, and nobody who would give the lock back."""
+        self._executor, self._holders, self._lock = None, 0, threading.Lock()
+        self.forks += 1
 
     def shutdown(self) -> None:
         with self._lock:
@@ -208,6 +215,9 @@ class _Threads:
 
 _threads = _Threads(THREADS, "asyncsync-disk")
 _hashers = _Threads(HASHERS, "asyncsync-hash")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.forget)
+    os.register_at_fork(after_in_child=_hashers.forget)
 
 
 @contextmanager
@@ -234,11 +244,13 @@ async def in_thread_to_its_end(
 ) -> tuple[T, asyncio.CancelledError | None]:
     """The same for what must be known to have been done: a cancel waits until ``func`` has returned, and is handed to
     the caller, who raises it once the consequences are drawn. What ``func`` raises is raised, or a cancel before it."""
-    future, cancelled = begin_in_thread(func, *args, **kwargs), None
+    future, cancelled, forks = begin_in_thread(func, *args, **kwargs), None, _threads.forks
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
+            if forks != _threads.forks:
+                raise  # the thread is the parent's
             cancelled = error
     if cancelled is not None and future.exception() is not None:
         raise cancelled
@@ -273,11 +285,13 @@ async def in_sender(func: Callable[[], T]) -> T:
 async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) -> T:
     stop = threading.Event()
     future = asyncio.get_running_loop().run_in_executor(threads.get(), func, stop)
-    cancelled: asyncio.CancelledError | None = None
+    cancelled, forks = None, threads.forks
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
+            if forks != threads.forks:
+                raise  # the thread is the parent's
             stop.set()
             cancelled = error
     if cancelled is not None:

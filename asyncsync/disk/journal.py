@@ -11,6 +11,7 @@ is safe from ``kill -9`` once it is written, some milliseconds later; ``await fl
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,7 @@ class Journal:
         self._queue: deque[Row] = deque()
         self._writing = False
         self._crash: BaseException | None = None
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, path: Path | None) -> Journal:
@@ -116,17 +118,20 @@ class Journal:
             self._database = Database(None)
             return self
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncsync-journal")
+        opened: list[Database] = []
         try:
-            self._database = await self._in_thread(lambda: Database(self._path))
+            await self._in_thread(lambda: opened.append(Database(self._path)))
         except BaseException:
+            self._executor.submit(_close_all, opened)  # a cancel does not end the opening
             self._executor.shutdown(wait=False)
             raise
+        self._database = opened[0]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         database = self._database
-        if database is None:
-            return
+        if database is None or os.getpid() != self._process:
+            return  # thread and connection are the parent's
         self._database = None
 
         def finish() -> None:
@@ -255,6 +260,8 @@ class Journal:
     def _opened(self) -> Database:
         if self._database is None:
             raise EngineClosedError("the journal is not open")
+        if os.getpid() != self._process:
+            raise EngineClosedError("the journal is that of the process which this one was forked from")
         return self._database
 
     def _put(self, table: str, *values: Any) -> None:
@@ -304,6 +311,12 @@ class Journal:
         if self._crash is not None:
             crash, self._crash = self._crash, None
             raise crash
+
+
+def _close_all(opened: list[Database]) -> None:
+    """In the thread that has opened them."""
+    for database in opened:
+        database.close()
 
 
 def _blob(text: str) -> bytes:

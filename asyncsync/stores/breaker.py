@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
-from asyncsync.errors import UnavailableError
+from asyncsync.errors import StoreError, UnavailableError
 from asyncsync.injected import dice
 
 log = logging.getLogger("asyncsync")
@@ -41,6 +41,10 @@ class Breaker:
         """Set while it is open."""
         self.on_back: set[Callable[[], None]] = set()
         """Called when the store is back."""
+        self.failing_since: dict[bool, float | None] = {False: None, True: None}
+        """Since when all requests that read (False) or write (True) fail, refusals to slow down included."""
+        self.on_failing: set[Callable[[float, StoreError], None]] = set()
+        """Called whenever a request fails, with the time since when all of its kind do, and why."""
         self._failures = 0
         self._pause = FIRST_PAUSE
         self._due = False
@@ -91,6 +95,19 @@ class Breaker:
             self.open, self.since = True, asyncio.get_running_loop().time()
             self.gone.set()
             self._schedule()
+
+    def refused(self, error: StoreError, *, writes: bool) -> None:
+        """A request that reads or writes has failed for a reason that may pass."""
+        since = self.failing_since[writes]
+        if since is None:
+            since = self.failing_since[writes] = asyncio.get_running_loop().time()
+        for listener in tuple(self.on_failing):
+            listener(since, error)
+
+    @property
+    def failing(self) -> bool:
+        """Whether nothing that reads, or nothing that writes, has worked since one that failed."""
+        return self.failing_since[False] is not None or self.failing_since[True] is not None
 
     def abandoned(self, *, probe: bool) -> None:
         """The request was cancelled, or did not get as far as the store."""

@@ -334,15 +334,21 @@ class GuardedView(Store):
         try:
             result = await once()
             outcome, answered = Outcome.DONE, True
+            core.breaker.failing_since[writes] = None
         except LeaseExpiredError:
             raise  # says nothing of the store
         except UnavailableError as error:
             core.breaker.failed(error, probe=probe)
             probe = False
+            core.breaker.refused(error, writes=writes)
             raise
-        except StoreError as error:
-            outcome = Outcome.THROTTLED if isinstance(error, ThrottledError) else Outcome.DONE
-            answered = True
+        except ThrottledError as error:
+            outcome, answered = Outcome.THROTTLED, True
+            core.breaker.refused(error, writes=writes)
+            raise
+        except StoreError:
+            outcome, answered = Outcome.DONE, True
+            core.breaker.failing_since[writes] = None
             raise
         finally:
             if answered:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from asyncsync.config import TransferConfig
 from asyncsync.disk.files import in_hasher, worker_threads
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError
+from asyncsync.injected import need_asyncio
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import Record
@@ -31,7 +32,9 @@ class NoManifestError(CheckpointIncompleteError):
 async def reading(
     uri: str | os.PathLike[str], transfer: TransferConfig, options: Mapping[str, object] | None
 ) -> AsyncIterator[GuardedView]:
-    """The store at ``uri`` with its limits and retries; closed at the end. ConfigError for an unknown URI."""
+    """The store at ``uri`` with its limits and retries; closed at the end. ConfigError for an unknown URI, and where
+    asyncio does not run."""
+    need_asyncio()
     inner = open_store(uri, options=dict(options or {}), transfer=transfer)
     budget = Budget(
         max_concurrency=transfer.max_concurrency,

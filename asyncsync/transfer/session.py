@@ -14,7 +14,7 @@ from asyncsync.disk.files import worker_threads
 from asyncsync.disk.journal import Journal, state_dir
 from asyncsync.disk.state import TreeLocks
 from asyncsync.errors import AccessDeniedError, ConcurrentWriterError, NotFoundError, StoreError
-from asyncsync.injected import lease_time
+from asyncsync.injected import lease_time, need_asyncio
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores import open_store
@@ -75,7 +75,8 @@ class Session:
         *,
         journal_path: Path | None = None,
     ) -> Session:
-        """Connects nothing yet; ConfigError for a URI or option that is not known."""
+        """Connects nothing yet; ConfigError for a URI or option that is not known, and where asyncio does not run."""
+        need_asyncio()
         inner = open_store(uri, options=dict(storage_options or {}), transfer=transfer)
         budget = Budget(
             max_concurrency=transfer.max_concurrency,

@@ -1,0 +1,80 @@
+"""An event loop in a thread of its own, for those who are not async."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from asyncsync.errors import ConfigError, EngineClosedError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs one coroutine to its end, and calls of others meanwhile. The thread never keeps the process alive."""
+
+    def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._main = main
+        self._process = os.getpid()
+        self._ready = threading.Event()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def call(self, func: Callable[..., Any], *args: Any) -> Any:
+        """What ``func`` returns on the loop, a coroutine function or a plain one. Blocking, from any other thread.
+        EngineClosedError if the loop has ended, or ends meanwhile."""
+        self.check()
+        future = asyncio.run_coroutine_threadsafe(_call(func, *args), self._loop)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        if self._ends.is_set():
+            future.cancel()
+        try:
+            return future.result()
+        except asyncio.CancelledError:
+            raise EngineClosedError("the engine ended before this call did") from None
+
+    def check(self) -> None:
+        """EngineClosedError if the loop does not run here, ConfigError on the loop's own thread."""
+        if os.getpid() != self._process:
+            raise EngineClosedError(
+                f"the engine runs in process {self._process}, which this one was forked from: make one of your own here"
+            )
+        if threading.get_ident() == self._thread.ident:
+            raise ConfigError("a blocking engine cannot be called on its own event loop: that would wait for itself")
+        if self._ends.is_set():
+            raise EngineClosedError("the engine is not running: use it inside its 'with' block")
+
+    def soon(self, func: Callable[..., object], *args: Any) -> None:
+        """Call ``func`` on the loop, and do not wait; nothing happens if it has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(func, *args)
+
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait for the end; whether it has come."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            self._calls: set[Future[Any]] = set()
+            self._ready.set()
+            try:
+                runner.run(self._main())
+            finally:
+                self._ends.set()
+                for call in list(self._calls):
+                    call.cancel()
+
+
+async def _call(func: Callable[..., Any], *args: Any) -> Any:
+    result = func(*args)
+    return await result if asyncio.iscoroutine(result) or asyncio.isfuture(result) else result

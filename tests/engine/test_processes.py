@@ -1,0 +1,374 @@
+"""Forks, the end of the interpreter, other threads and loops: an engine belongs to where it was entered."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from asyncsync import ConfigError, EngineClosedError, Experiment, RunConfig, SyncEngine, SyncFailedError, UploadMode
+
+BEGIN = """
+import asyncio, multiprocessing, os, signal, sys, threading, time
+from pathlib import Path
+from asyncsync import *
+from asyncsync import AsyncsyncError
+
+HERE = Path(sys.argv[1])
+def run(name="exp", **options):
+    return RunConfig(name=name, storage_path=HERE / "store", **options)
+def files(name="checkpoint", size=10):
+    (HERE / name).mkdir()
+    (HERE / name / "w").write_bytes(os.urandom(size))
+    return HERE / name
+def expect(error, func, *args):
+    try:
+        func(*args)
+    except error as raised:
+        return str(raised)
+    raise SystemExit(f"{func} raised nothing")
+def in_child(func):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        func()
+    except BaseException as error:
+        print("child:", repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+"""
+
+
+def execute(tmp_path: Path, code: str, seconds: float = 40.0) -> subprocess.CompletedProcess[str]:
+    program = tmp_path / "program.py"
+    program.write_text(BEGIN + textwrap.dedent(code))
+    environment = {**os.environ, "ASYNCSYNC_STATE_DIR": str(tmp_path / "state")}
+    return subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=seconds, env=environment,
+        check=False,
+    )  # fmt: skip
+
+
+def checkpoints(tmp_path: Path) -> list[str]:
+    return [item.uri.rpartition("/")[2] for item in asyncio.run(Experiment.open(tmp_path / "store/exp")).checkpoints]
+
+
+# fork
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "engine.trial('u')", "engine.status()", "engine.sync()", "engine.flush()", "trial.report({'a': 1})",
+        "trial.sync()", "trial.finish()", "late.checkpoint.durable()", "engine.events()",
+    ],
+)  # fmt: skip
+def test_a_blocking_engine_that_was_inherited_says_whose_it_is(tmp_path: Path, use: str) -> None:
+    done = execute(
+        tmp_path,
+        f"""
+        limit = TransferConfig(bandwidth_limit=2e6)
+        with SyncEngine.blocking(run(transfer=limit), local_dir=HERE / "local") as engine:
+            trial = engine.trial("t")
+            late = trial.report({{}}, files(size=3_000_000), upload=UploadMode.ASYNC)
+            code = in_child(lambda: print(expect(EngineClosedError, lambda: {use}), flush=True))
+            assert code == 0, code
+            trial.report({{"a": 2}})
+        """,
+    )
+    assert (done.returncode, "forked from" in done.stdout) == (0, True), done.stderr
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "raise ZeroDivisionError", "pass", "engine.close()", "os._exit(0)"])
+def test_a_child_that_leaves_a_blocking_engine_ends_and_the_parent_goes_on(tmp_path: Path, end: str) -> None:
+    done = execute(
+        tmp_path,
+        f"""
+        signal.alarm(30)
+        with SyncEngine.blocking(run(), local_dir=HERE / "local", handle_signals=True) as engine:
+            engine.trial("t").report({{"a": 1}})
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(10)
+                {end}
+            else:
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                engine.trial("t").report({{"a": 2}}, files())
+        if pid:
+            print("code", code)
+        """,
+    )
+    expected = {"sys.exit(3)": 3, "raise ZeroDivisionError": 1}.get(end, 0)
+    assert f"code {expected}\n" in done.stdout, done.stderr
+    assert done.returncode == 0
+    assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_child_pushes_and_runs_engines_of_its_own(tmp_path: Path, blocking: bool) -> None:
+    work = """
+        def work():
+            signal.alarm(20)
+            os.environ["ASYNCSYNC_STATE_DIR"] = str(HERE / "child-state")
+            asyncio.run(push(files("tree"), HERE / "pushed"))
+            with SyncEngine.blocking(run("mine"), local_dir=HERE / "child") as mine:
+                mine.trial("t").report({"a": 1}, HERE / "tree")
+    """
+    sync = """
+        with SyncEngine.blocking(run(), local_dir=HERE / "local") as engine:
+            engine.trial("t").report({"a": 1}, files())
+            assert in_child(work) == 0
+            engine.trial("t").report({"a": 2})
+    """
+    coroutine = """
+        async def main():
+            async with SyncEngine(run(), local_dir=HERE / "local") as engine:
+                await engine.trial("t").report({"a": 1}, files())
+                child = multiprocessing.get_context("fork").Process(target=work)
+                child.start()
+                await asyncio.to_thread(child.join)
+                assert child.exitcode == 0
+                await engine.trial("t").report({"a": 2})
+        asyncio.run(main())
+    """
+    done = execute(tmp_path, textwrap.dedent(work) + textwrap.dedent(sync if blocking else coroutine))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pushed/w").exists()
+    assert (tmp_path / "store/mine/t/checkpoint_000000/w").exists()
+    assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_a_fork_inside_a_coroutine_neither_hangs_nor_leaves_the_parents_engine(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        signal.alarm(30)
+        async def main():
+            engine = SyncEngine(run(), local_dir=HERE / "local")
+            async with engine:
+                trial = engine.trial("t")
+                await trial.report({"a": 1})
+                pid = os.fork()
+                if pid == 0:
+                    signal.alarm(10)
+                    print(expect(EngineClosedError, engine.trial, "u"), flush=True)
+                    try:
+                        await trial.report({"a": 3})
+                    except EngineClosedError:
+                        await engine.__aexit__(None, None, None)
+                        os._exit(0)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                assert code == 0, code
+                await trial.report({"a": 2}, files())
+        asyncio.run(main())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_signal_ends_a_child_as_if_there_were_no_engine(tmp_path: Path, blocking: bool) -> None:
+    child = """
+        def child():
+            ready, begun = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.write(begun, b".")  # signals that come while Python is still forking are dropped by it
+                for _ in range(20):
+                    time.sleep(1)
+                os._exit(0)
+            os.read(ready, 1)
+            os.kill(pid, signal.SIGTERM)
+            print("ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        signal.alarm(30)
+    """
+    sync = """
+        with SyncEngine.blocking(run(), local_dir=HERE / "local", handle_signals=True) as engine:
+            child()
+            engine.trial("t").report({"a": 2})
+    """
+    coroutine = """
+        async def main():
+            async with SyncEngine(run(), local_dir=HERE / "local", handle_signals=True) as engine:
+                child()
+                await asyncio.sleep(0.1)
+                await engine.trial("t").report({"a": 2})
+        asyncio.run(main())
+    """
+    done = execute(tmp_path, textwrap.dedent(child) + textwrap.dedent(sync if blocking else coroutine))
+    assert (done.returncode, done.stdout) == (0, "ended with -15\n"), done.stderr
+    assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_the_handler_is_the_programs_again_when_another_thread_has_closed_the_engine(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        signal.alarm(30)
+        engine = SyncEngine.blocking(run(), local_dir=HERE / "local", handle_signals=True)
+        engine.start()
+        thread = threading.Thread(target=engine.close)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+        """,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+
+
+# never left
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ZeroDivisionError", "sys.exit(3)", "os.kill(os.getpid(), 2)"])
+def test_an_engine_that_is_never_left_is_closed_when_the_interpreter_ends(tmp_path: Path, end: str) -> None:
+    done = execute(
+        tmp_path,
+        f"""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        engine = SyncEngine.blocking(run(), local_dir=HERE / "local")
+        engine.start()
+        engine.trial("t").report({{"a": 1}}, files(), upload=UploadMode.ASYNC)
+        {end}
+        """,
+    )
+    assert "was never left" in done.stderr
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+def test_what_does_not_become_durable_then_is_named_and_the_process_ends(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        limit = TransferConfig(bandwidth_limit=1e5)
+        engine = SyncEngine.blocking(run(transfer=limit), local_dir=HERE / "local", exit_grace=0.5)
+        engine.start()
+        engine.trial("t").report({}, files(size=3_000_000), upload=UploadMode.ASYNC)
+        """,
+        seconds=20,
+    )
+    assert "not durable" in done.stderr
+    assert "t/checkpoint_000000" in done.stderr
+
+
+# callbacks
+
+
+def test_start_and_close_are_the_block(tmp_path: Path) -> None:
+    engine = SyncEngine.blocking(RunConfig(name="exp", storage_path=tmp_path / "store"), local_dir=tmp_path / "local")
+    engine.close()
+    engine.start()
+    with pytest.raises(EngineClosedError, match="entered once"):
+        engine.start()
+    engine.trial("t").report({"a": 1})
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosedError, match="not running"):
+        engine.trial("t")
+    with pytest.raises(EngineClosedError, match="entered once"):
+        engine.__enter__()
+    assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_close_within_a_grace_names_what_is_not_durable(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    (directory / "w").write_bytes(os.urandom(3_000_000))
+    from asyncsync import TransferConfig
+
+    run = RunConfig(name="exp", storage_path=tmp_path / "store", transfer=TransferConfig(bandwidth_limit=1e5))
+    engine = SyncEngine.blocking(run, local_dir=tmp_path / "local")
+    engine.start()
+    engine.trial("t").report({"a": 1}, directory, upload=UploadMode.ASYNC)
+    with pytest.raises(SyncFailedError) as caught:
+        engine.close(grace=0.3)
+    assert "t/checkpoint_000000" in caught.value.failures
+    with pytest.raises(ConfigError, match="grace"):
+        engine.close(grace=-1)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_leaves_a_blocking_block_and_the_handler_is_back(
+    tmp_path: Path, number: signal.Signals, error: type[BaseException]
+) -> None:
+    run = RunConfig(name="exp", storage_path=tmp_path / "store")
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(error),
+        SyncEngine.blocking(run, local_dir=tmp_path / "local", handle_signals={number}) as engine,
+    ):
+        engine.trial("t").report({"a": 1})
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        threading.Event().wait(30)
+    assert signal.getsignal(number) is before
+    assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
+
+
+def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_are_ignored(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        """
+        limit = TransferConfig(bandwidth_limit=1e5)
+        began = time.monotonic()
+        try:
+            with SyncEngine.blocking(
+                run(transfer=limit), local_dir=HERE / "local", handle_signals=True, exit_grace=1.0
+            ) as engine:
+                engine.trial("t").report({}, files(size=5_000_000), upload=UploadMode.ASYNC)
+                for delay in (0.3, 0.4, 0.6):
+                    threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        except SystemExit as error:
+            assert time.monotonic() - began < 15
+            print(error.code, error.__notes__, flush=True)
+        """,
+    )
+    assert done.stdout.startswith("143 "), done.stderr
+    assert "asyncsync: not durable:" in done.stdout
+    assert "t/checkpoint_000000" in done.stdout
+
+
+def test_a_blocking_engine_off_the_main_thread_refuses_signals_and_starts_nothing(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def enter() -> None:
+        run = RunConfig(name="exp", storage_path=tmp_path / "store")
+        try:
+            SyncEngine.blocking(run, local_dir=tmp_path / "local", handle_signals=True).start()
+        except ConfigError as error:
+            seen.append(str(error))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert "main thread" in seen[0]
+    assert not (tmp_path / "store").exists()
+
+
+# elsewhere
+
+
+def test_another_loop_and_another_thread_are_refused(tmp_path: Path) -> None:
+    async def elsewhere(engine: SyncEngine, trial: object) -> None:
+        for call in (engine.sync, engine.flush, lambda: trial.report({"a": 1}), trial.sync):  # type: ignore[attr-defined]
+            with pytest.raises(ConfigError, match="another event loop or thread"):
+                await call()  # type: ignore[operator]
+
+    def in_thread(engine: SyncEngine, trial: object) -> None:
+        with pytest.raises(ConfigError, match="another event loop or thread"):
+            engine.trial("other")
+        asyncio.run(elsewhere(engine, trial))
+
+    async def main() -> None:
+        async with SyncEngine(RunConfig(name="e", storage_path=tmp_path / "s"), local_dir=tmp_path / "l") as engine:
+            await asyncio.to_thread(in_thread, engine, engine.trial("t"))
+
+    asyncio.run(main())
