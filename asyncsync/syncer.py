@@ -170,7 +170,7 @@ class Syncer:
         return SyncReport(
             files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
             bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),
-            seconds=report.seconds, warnings=(),
+            seconds=report.seconds, warnings=report.warnings,
         )  # fmt: skip
 
     def _progress(self, tally: Tally) -> None:

@@ -9,13 +9,72 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory is opened."""
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What opening gives where there is no directory, or a link to one."""
+
+
+class Beneath:
+    """What lies below one directory, reached from there on through real directories only.
+
+    One that is swapped for a link meanwhile never leads outside. Links to a directory inside count as that directory.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.path = os.path.realpath(root)
+        self._here: tuple[int, int] | None = None
+        """Which directory it is, once it was opened; another one of its name is refused."""
+        self.refused: OSError | None = None
+        """Why a file did not get its mode or time, if one did not."""
+
+    @contextmanager
+    def opened(self, directory: str, *, make: bool = False) -> Iterator[int]:
+        """The descriptor of a directory by its path below the root; empty for the root. ``make``: it is made if it is
+        missing. OSError, also for one that leads outside."""
+        try:
+            descriptor = self._descend(directory, make=make)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            descriptor = self._descend(self._inside(directory), make=make)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _inside(self, directory: str) -> str:
+        real = os.path.realpath(f"{self.path}/{directory}")
+        if real != self.path and not real.startswith(self.path.rstrip("/") + "/"):
+            raise OSError(errno.ELOOP, "it leads outside of the target through a symbolic link", directory)
+        return real[len(self.path) :].strip("/")
+
+    def _descend(self, directory: str, *, make: bool) -> int:
+        descriptor = self._root()
+        try:
+            for step in directory.split("/") if directory else ():
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(step, dir_fd=descriptor)
+                below = os.open(step, DIRECTORY, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _root(self) -> int:
+        descriptor = os.open(self.path, DIRECTORY)
+        info = os.fstat(descriptor)
+        here = self._here = self._here or (info.st_dev, info.st_ino)
+        if (info.st_dev, info.st_ino) != here:
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "another directory has taken its place", self.path)
+        return descriptor
 
 
 class Visit(NamedTuple):

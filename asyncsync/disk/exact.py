@@ -83,8 +83,10 @@ class ExactTarget:
         """What was set aside gets its name back, if nothing has taken it."""
         with self._lock:
             for path, aside in self._aside.items():
-                if os.path.lexists(aside) and not os.path.lexists(path):
-                    os.rename(aside, path)
+                directory, slash, name = path.rpartition("/")
+                with suppress(FileNotFoundError), _below(self._root, directory + slash) as above:
+                    if above is not None and not _is_there(name, above):
+                        os.rename(aside.rpartition("/")[2], name, src_dir_fd=above, dst_dir_fd=above)
             self._aside.clear()
 
     def clear(self, named: Set[str]) -> int:
@@ -120,15 +122,18 @@ class ExactTarget:
         )
 
     def _set_aside(self, path: str, *, is_directory: bool) -> None:
-        full = f"{self._root}/{path}"
-        try:
-            info = os.lstat(full)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if stat.S_ISDIR(info.st_mode) == is_directory:
-            parent, _, name = full.rpartition("/")
-            self._aside[full] = f"{parent}/.{name[:40]}.{os.urandom(8).hex()}{TEMPORARY}"
-            os.rename(full, self._aside[full])
+        directory, slash, name = path.rpartition("/")
+        with _below(self._root, directory + slash) as above:
+            if above is None:
+                return
+            try:
+                info = os.stat(name, dir_fd=above, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if stat.S_ISDIR(info.st_mode) == is_directory:
+                aside = f".{name[:40]}.{os.urandom(8).hex()}{TEMPORARY}"
+                self._aside[path] = f"{directory}{slash}{aside}"
+                os.rename(name, aside, src_dir_fd=above, dst_dir_fd=above)
 
     def _walk(self, *, prune: bool = False) -> Iterator[tuple[str, list[str], int]]:
         """Each directory (``""``, or a path that ends in ``/``) with the names of what is no directory in it, and its
@@ -139,9 +144,8 @@ class ExactTarget:
             yield visit.prefix, visit.names, visit.descriptor
 
     def _remove(self, path: str, name: str, descriptor: int) -> bool:
-        full = f"{self._root}/{path}"
-        if name.endswith(TEMPORARY) and full not in self._aside.values() and _is_file(name, descriptor):
-            return remove_stale(full)
+        if name.endswith(TEMPORARY) and path not in self._aside.values() and _is_file(name, descriptor):
+            return remove_stale(name, descriptor)
         os.unlink(name, dir_fd=descriptor)
         return True
 
@@ -174,6 +178,14 @@ def _remove_empty(root: str, directory: str) -> None:
     with suppress(OSError), _below(root, parent + slash) as descriptor:  # not empty
         if descriptor is not None:
             os.rmdir(name, dir_fd=descriptor)
+
+
+def _is_there(name: str, descriptor: int) -> bool:
+    try:
+        os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_file(name: str, descriptor: int) -> bool:
