@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync import CheckpointIncompleteError, SyncConfig, SyncEngine, SyncFailedError, push
+from asyncsync import CheckpointIncompleteError, SyncConfig, SyncEngine, SyncFailedError, pull, push
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted import accept
 from asyncsync.disk.copying import copy_tree
@@ -207,3 +207,13 @@ def test_nothing_behind_a_link_is_removed(tree: Path, tmp_path: Path) -> None:
     remove_tree(str(tree))
     assert (tmp_path / "outside/file").exists()
     assert not tree.exists()
+
+
+def test_a_deep_tree_is_kept_by_a_store_of_files_and_comes_back(tree: Path, tmp_path: Path) -> None:
+    deepen(tree, 1_100)
+    store, target = tmp_path / "store", tmp_path / "target"
+    run_virtual(push(tree, store))
+    run_virtual(pull(store, target))
+    assert os.path.exists("/".join([str(target), *["a"] * 1_100, "f"]))
+    for place in (tree, store, target):
+        remove_tree(str(place))  # by recursion, as pytest does it, it could not be
