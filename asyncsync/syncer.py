@@ -70,7 +70,13 @@ class Syncer:
             self._session,
             str(root.parent if rules.only else root),
             "",
-            TreeOptions(lambda: rules, Lane.ARTIFACT, delete=self.config.delete, checksum=self._checksum),
+            TreeOptions(
+                lambda: rules,
+                Lane.ARTIFACT,
+                delete=self.config.delete,
+                max_delete=self.config.max_delete,
+                checksum=self._checksum,
+            ),
         )
         try:
             self._session.locks.take(self._tree.identity)

@@ -56,6 +56,8 @@ class TreeOptions:
     rules: Callable[[], Rules] = Rules
     lane: Lane = Lane.ARTIFACT
     delete: bool = False
+    max_delete: int | None = None
+    """Most files that one pass may delete so; None: any number, but not all there are."""
     checksum: bool = False
     whole: bool = False
     """All or nothing: no manifest unless every file is in the store."""
@@ -165,6 +167,7 @@ class Tree:
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
+        self._refuse_to_empty(gone, snapshot)
         scanned = min(scanned, self._looked) if self._looked else scanned
         if accepted is not None:
             await self._see_that_it_is_new(store)
@@ -350,6 +353,20 @@ class Tree:
             return changes.gone if self._options.delete else []
         return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
 
+    def _refuse_to_empty(self, gone: Sequence[str], snapshot: Snapshot) -> None:
+        """SyncFailedError if more is to be deleted than may be."""
+        if not gone or not self._options.delete:
+            return
+        most = self._options.max_delete
+        if most is None and (snapshot.files or snapshot.same):
+            return
+        if most is None or len(gone) > most:
+            why = f"max_delete is {most}." if most is not None else "no file is left in it: is a disk not mounted?"
+            raise SyncFailedError(
+                f"{self.root}: {len(gone)} file(s) that are in {self.uri} vanished, and {why} Nothing was sent or "
+                f"deleted; allow it with SyncConfig(max_delete={len(gone)})"
+            )
+
     def _leave_out_names(self, snapshot: Snapshot, changes: Changes, store: Store, *, single: bool) -> Changes:
         """What no store could hold is named and left out, and the rest goes. SyncFailedError if it is a ``single`` file
         that was to be sent."""
@@ -420,7 +437,11 @@ class Tree:
         def same(path: str, size: int, mtime_ns: int, inode: int) -> bool:
             return comparison.same(path, size, mtime_ns, inode) and path not in mapped
 
-        snapshot = scan(self.root, rules, same if mapped else comparison.same)
+        try:
+            snapshot = scan(self.root, rules, same if mapped else comparison.same)
+        except OSError as error:
+            text = f"{self.root} cannot be read, nothing was sent or deleted: {error.strerror}"
+            raise SyncFailedError(text, {self.root: error}) from error
         return snapshot, Changes(snapshot.files, snapshot.same, _gone(comparison.gone(), snapshot))
 
     async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
