@@ -122,3 +122,17 @@ def test_a_link_to_a_directory_of_the_target_counts_as_that_directory(tree: Path
     run_virtual(pull(URI, target))
     assert (target / "real/f").read_bytes() == b"1"
     assert (target / "d").is_symlink()
+
+
+def test_a_target_without_locks_gets_the_files_and_keeps_nothing_temporary(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "large").write_bytes(os.urandom(3_000_000))
+    run_virtual(push(tree, URI))
+    monkeypatch.setattr("asyncsync.disk.landing.fcntl.flock", _without_locks)
+    run_virtual(pull(URI, tmp_path / "target"))
+    assert files_of(tmp_path / "target") == files_of(tree)
+
+
+def _without_locks(*_: object) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
