@@ -12,7 +12,7 @@ from asyncsync.checkpoints import LAST_TRIES, STUCK, Again, CheckpointJob, may_p
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted import SHOWN, Accepted
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
+from asyncsync.errors import EngineClosedError, SyncTimeoutError
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,
@@ -27,7 +27,7 @@ from asyncsync.planning.retention import by_age, to_retire
 from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
 from asyncsync.resume import not_whole
-from asyncsync.scheduler import within
+from asyncsync.scheduler import foreseen, within
 from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.reader import read_manifest
 from asyncsync.transfer.session import Session
@@ -126,14 +126,14 @@ class CheckpointRunner:
                 raise
             trial.job_ended(job, stopped(job))
             raise
-        except (AsyncsyncError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
             if job.registered and job.name in trial.stored:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
             elif self._engine.stopped:  # no verdict: the cancel came when the answer did
                 trial.job_ended(job, stopped(job))
                 return
             else:
-                await self._failed(trial, job, error)
+                await self._failed(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
                 return
         seconds = asyncio.get_running_loop().time() - started
         self._engine.emit(
@@ -155,7 +155,10 @@ class CheckpointRunner:
 
     async def _remove_local(self, trial: Trial, job: CheckpointJob, source: Accepted) -> None:
         """What is not as it was sent stays, and is told."""
-        stayed = await in_thread(source.remove)
+        try:
+            stayed = await in_thread(source.remove)
+        except OSError as error:
+            stayed = [f"the files ({error})"]
         if stayed:
             names = ", ".join(stayed[:SHOWN]) + (f" and {len(stayed) - SHOWN} more" if len(stayed) > SHOWN else "")
             message = f"{source.path}: {names} came or changed after {trial.key}/{job.name} was sent, and stayed"
@@ -314,7 +317,7 @@ class CheckpointRunner:
             return
         try:
             await trial.save()
-        except AsyncsyncError as error:
+        except Exception as error:  # noqa: BLE001  # the next sync tells it
             log.warning("what was sent of a failed checkpoint of %s stays in the store for now: %s", trial.uri, error)
 
 

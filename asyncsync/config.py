@@ -108,12 +108,18 @@ class SyncConfig:
     delete: bool = False
     """Whether a file that vanished locally is deleted in the store too. Default False: freeing local disk loses
     nothing."""
+    max_delete: int | None = None
+    """Most files that one sync may delete with ``delete``; if more have vanished, it fails and nothing is sent or
+    deleted. Default None: any number, but not all there are, because a directory that became empty is more often a disk
+    that is not mounted."""
 
     def __post_init__(self) -> None:
         _seconds(self, "sync_period", positive=False)
         _seconds(self, "sync_timeout", positive=True, none=True)
         for name in ("sync_artifacts", "sync_artifacts_on_checkpoint", "delete"):
             _flag(self, name)
+        if self.max_delete is not None and (type(self.max_delete) is not int or self.max_delete < 0):
+            raise _refuse(self, "max_delete", self.max_delete, "None or a whole number from 0 on")
         _patterns(self, "include")
         _patterns(self, "exclude")
         if self.symlinks not in ("inside", "follow", "skip"):

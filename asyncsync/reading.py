@@ -230,10 +230,12 @@ class _Pull:
 
     def report(self, requests: int, seconds: float) -> SyncReport:
         """All trees together."""
+        refused = dict.fromkeys(text for item in self.done for text in item.warnings)
         return SyncReport(
             files_sent=sum(item.files_fetched for item in self.done),
             files_skipped=sum(item.files_skipped for item in self.done),
             bytes_total=sum(item.bytes_total for item in self.done),
             bytes_sent=sum(item.bytes_fetched for item in self.done),
-            requests=requests, seconds=seconds, warnings=tuple(self.warnings), files_deleted=self.removed,
+            requests=requests, seconds=seconds, warnings=(*self.warnings, *refused),
+            files_deleted=self.removed,
         )  # fmt: skip

@@ -31,6 +31,8 @@ class SyncReport:
     links that were removed here."""
     files_copied: int = 0
     """Files that the store copied from an equal one it had, such as those that were renamed."""
+    files_left_out: int = 0
+    """Files whose names no store could hold; ``warnings`` name them."""
 
 
 @dataclass(frozen=True)

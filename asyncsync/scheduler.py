@@ -6,17 +6,20 @@ It never transfers anything itself, and an idle tree costs it a heap entry.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from asyncsync.config import SyncConfig
-from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncTimeoutError
+from asyncsync.errors import AsyncsyncError, EngineClosedError, SyncFailedError, SyncTimeoutError
 from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncTimedOut, SyncWarning
 from asyncsync.injected import dice
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
 from asyncsync.stores.breaker import SPREAD
+
+log = logging.getLogger("asyncsync")
 
 T = TypeVar("T")
 AT_ONCE = 64
@@ -51,6 +54,22 @@ async def within(timeout: float | None, work: Coroutine[Any, Any, T], what: Call
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError  # wait_for can swallow a cancel that comes with the result (cpython#86296)
     return result
+
+
+def foreseen(error: Exception, what: str) -> Exception:
+    """The error that tells why ``what`` failed.
+
+    Where one tree's work ends is where an error that nobody foresaw (ValueError, RecursionError, KeyError) stops: it
+    costs this attempt, and is logged with its traceback and told as every failure is, while other trees go on. What is
+    wrong in the engine itself, which starts and counts such work, still ends the engine.
+    """
+    if isinstance(error, AsyncsyncError | OSError):
+        return error
+    log.error("%s failed in a way that nobody foresaw", what, exc_info=error)
+    text = f"{what} failed in a way that nobody foresaw: {type(error).__name__}: {error}; please report it"
+    failed = SyncFailedError(text, {what: error})
+    failed.__cause__ = error
+    return failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +263,9 @@ class Scheduler:
                 text = f"the engine stopped while {member.key or 'the tree'} was being synced"
                 _tell(waiters, EngineClosedError(text))
             raise
-        except (AsyncsyncError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this tree's attempt, see foreseen
             self._ended(member.key, ok=False)
-            self._failed(member.key, error, waiters)
+            self._failed(member.key, foreseen(error, f"the sync of {member.key or 'the tree'}"), waiters)
         except BaseException as error:
             _tell(waiters, error)
             raise

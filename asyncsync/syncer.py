@@ -70,7 +70,13 @@ class Syncer:
             self._session,
             str(root.parent if rules.only else root),
             "",
-            TreeOptions(lambda: rules, Lane.ARTIFACT, delete=self.config.delete, checksum=self._checksum),
+            TreeOptions(
+                lambda: rules,
+                Lane.ARTIFACT,
+                delete=self.config.delete,
+                max_delete=self.config.max_delete,
+                checksum=self._checksum,
+            ),
         )
         try:
             self._session.locks.take(self._tree.identity)
@@ -170,7 +176,7 @@ class Syncer:
         return SyncReport(
             files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
             bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),
-            seconds=report.seconds, warnings=(),
+            seconds=report.seconds, warnings=report.warnings,
         )  # fmt: skip
 
     def _progress(self, tally: Tally) -> None:

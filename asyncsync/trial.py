@@ -139,7 +139,7 @@ class Trial:
             engine.session, f"{engine.local_dir}/{where}", f"{where}/",
             TreeOptions(
                 self._rules, Lane.ARTIFACT, delete=engine.run.sync_config.delete, disown=True, fence=self.confirm,
-                doubted=True,
+                doubted=True, max_delete=engine.run.sync_config.max_delete,
             ),
         )  # fmt: skip
         self.jobs: list[CheckpointJob] = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 from xxhash import xxh3_128
 
+from asyncsync.disk.descent import bottom_up
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.mapped import mapped_below
 from asyncsync.disk.reading import digest_range, stat_file
@@ -213,13 +215,9 @@ def _remove(root: str, file: FileStat) -> bool:
 
 def _remove_empty(root: str) -> list[str]:
     """Delete the directories that are empty; the paths of what keeps the others."""
-    found = []
-    for parent, directories, files in os.walk(root, topdown=False):
-        here = os.path.relpath(parent, root)
-        names = [*files, *(name for name in directories if os.path.islink(f"{parent}/{name}"))]
-        found += [os.path.normpath(f"{here}/{name}") for name in names]
-        try:
-            os.rmdir(parent)
-        except OSError:
-            continue  # something is in it, or came meanwhile: it stays
+    found: list[str] = []
+    for visit in bottom_up(root, prune=True):
+        found += [f"{visit.prefix}{name}" for name in visit.names]
+    with suppress(OSError):  # something is in it, or came meanwhile: it stays
+        os.rmdir(root)
     return found

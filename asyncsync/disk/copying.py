@@ -8,12 +8,15 @@ import glob
 import os
 import shutil
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from asyncsync.disk.descent import remove_tree
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.reading import TRIES
 from asyncsync.disk.scan import TEMPORARY
-from asyncsync.errors import SourceChangedError
+from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
 FICLONE = 0x40049409
@@ -37,14 +40,46 @@ def copy_tree(source: Path, *, link: bool) -> Path:
     descriptor = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         lock_temporary(descriptor, str(making))
-        shutil.copytree(source, making, copy_function=link_file if link else copy_file, dirs_exist_ok=True)
+        _copy_below(str(source), str(making), link_file if link else copy_file)
         making.rename(made)
     except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
+        _discard(making)
         raise
     finally:
         os.close(descriptor)
     return made
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):  # the next copy removes it
+        remove_tree(str(path))
+
+
+def _copy_below(source: str, target: str, copy: Callable[[str, str], None]) -> None:
+    """What ``source`` holds into ``target``, which is there; links are followed, without recursion.
+
+    CheckpointIncompleteError for one that leads back to a directory above it. Directories get mode and times once all
+    is in them.
+    """
+    left = [("", frozenset[tuple[int, int]]())]
+    directories: list[str] = []
+    while left:
+        below, above = left.pop()
+        info = os.stat(f"{source}{below}")
+        if (here := (info.st_dev, info.st_ino)) in above:
+            raise CheckpointIncompleteError(f"{source}{below}: the link leads back to a directory above it")
+        if below:
+            os.mkdir(f"{target}{below}")
+        directories.append(below)
+        with os.scandir(f"{source}{below}") as entries:
+            for entry in entries:
+                path = f"{below}/{entry.name}"
+                if entry.is_dir():
+                    left.append((path, above | {here}))
+                else:
+                    copy(f"{source}{path}", f"{target}{path}")
+    for below in reversed(directories):
+        shutil.copystat(f"{source}{below}", f"{target}{below}")
 
 
 def _remove_unfinished(path: Path) -> None:
@@ -54,7 +89,7 @@ def _remove_unfinished(path: Path) -> None:
         return  # gone, or no copy of ours
     try:
         if lock_temporary(descriptor, str(path)):
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
     finally:
         os.close(descriptor)
 

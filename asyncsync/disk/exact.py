@@ -6,7 +6,6 @@ outside the target can be reached, whatever is renamed meanwhile.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager, suppress
 from itertools import groupby
 
+from asyncsync.disk.descent import DIRECTORY, GONE, bottom_up
 from asyncsync.disk.landing import remove_stale
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.disk.state import state_dir
@@ -23,9 +23,6 @@ from asyncsync.planning.manifest import META_DIR
 
 SHOWN = 5
 """How many paths an error message names."""
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What opening gives where there is no directory, or a link to one."""
 
 
 def remove_files(target: str, paths: Collection[str]) -> None:
@@ -42,9 +39,11 @@ def remove_files(target: str, paths: Collection[str]) -> None:
 
 def remove_empty(target: str) -> None:
     """Remove ``target`` and the directories below it as far as they hold no file. Links are not followed."""
-    for parent, _, _ in os.walk(target, topdown=False):
-        with suppress(OSError):  # not empty
-            os.rmdir(parent)
+    root = os.path.realpath(target)
+    with suppress(OSError):  # one that cannot be read is not empty
+        for _ in bottom_up(root, prune=True):
+            continue
+        os.rmdir(root)
 
 
 class ExactTarget:
@@ -84,8 +83,10 @@ class ExactTarget:
         """What was set aside gets its name back, if nothing has taken it."""
         with self._lock:
             for path, aside in self._aside.items():
-                if os.path.lexists(aside) and not os.path.lexists(path):
-                    os.rename(aside, path)
+                directory, slash, name = path.rpartition("/")
+                with suppress(FileNotFoundError), _below(self._root, directory + slash) as above:
+                    if above is not None and not _is_there(name, above):
+                        os.rename(aside.rpartition("/")[2], name, src_dir_fd=above, dst_dir_fd=above)
             self._aside.clear()
 
     def clear(self, named: Set[str]) -> int:
@@ -94,10 +95,8 @@ class ExactTarget:
         Temporary files of a download that still runs stay. SyncFailedError names what could not be removed.
         """
         failures: dict[str, OSError] = {}
-        directories: list[str] = []
         removed = 0
-        for directory, names, descriptor in self._walk():
-            directories.append(directory)
+        for directory, names, descriptor in self._walk(prune=True):
             for name in names:
                 if (path := f"{directory}{name}") in named:
                     continue
@@ -105,8 +104,6 @@ class ExactTarget:
                     removed += self._remove(path, name, descriptor)
                 except OSError as error:
                     failures[path] = error
-        for directory in reversed(directories[1:]):  # each one comes after the one that holds it
-            _remove_empty(self._root, directory.rstrip("/"))
         if failures:
             text = "; ".join(f"{path}: {error.strerror}" for path, error in list(failures.items())[:SHOWN])
             raise SyncFailedError(
@@ -125,40 +122,30 @@ class ExactTarget:
         )
 
     def _set_aside(self, path: str, *, is_directory: bool) -> None:
-        full = f"{self._root}/{path}"
-        try:
-            info = os.lstat(full)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if stat.S_ISDIR(info.st_mode) == is_directory:
-            parent, _, name = full.rpartition("/")
-            self._aside[full] = f"{parent}/.{name[:40]}.{os.urandom(8).hex()}{TEMPORARY}"
-            os.rename(full, self._aside[full])
+        directory, slash, name = path.rpartition("/")
+        with _below(self._root, directory + slash) as above:
+            if above is None:
+                return
+            try:
+                info = os.stat(name, dir_fd=above, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if stat.S_ISDIR(info.st_mode) == is_directory:
+                aside = f".{name[:40]}.{os.urandom(8).hex()}{TEMPORARY}"
+                self._aside[path] = f"{directory}{slash}{aside}"
+                os.rename(name, aside, src_dir_fd=above, dst_dir_fd=above)
 
-    def _walk(self) -> Iterator[tuple[str, list[str], int]]:
+    def _walk(self, *, prune: bool = False) -> Iterator[tuple[str, list[str], int]]:
         """Each directory (``""``, or a path that ends in ``/``) with the names of what is no directory in it, and its
-        descriptor; ConfigError where asyncsync keeps something in step."""
-        pending = [""]
-        while pending:
-            directory = pending.pop()
-            with _below(self._root, directory) as opened:
-                if opened is None:
-                    continue
-                names: list[str] = []
-                with os.scandir(opened) as entries:
-                    for entry in entries:
-                        if entry.name == META_DIR:
-                            raise self._refused(f"asyncsync keeps {directory or 'it'} in step (there is {META_DIR})")
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{directory}{entry.name}/")
-                        else:
-                            names.append(entry.name)
-                yield directory, names, opened
+        descriptor; ConfigError where asyncsync keeps something in step. ``prune``: then it goes if it is empty."""
+        for visit in bottom_up(self._root, prune=prune):
+            if META_DIR in visit.directories or META_DIR in visit.names:
+                raise self._refused(f"asyncsync keeps {visit.prefix or 'it'} in step (there is {META_DIR})")
+            yield visit.prefix, visit.names, visit.descriptor
 
     def _remove(self, path: str, name: str, descriptor: int) -> bool:
-        full = f"{self._root}/{path}"
-        if name.endswith(TEMPORARY) and full not in self._aside.values() and _is_file(name, descriptor):
-            return remove_stale(full)
+        if name.endswith(TEMPORARY) and path not in self._aside.values() and _is_file(name, descriptor):
+            return remove_stale(name, descriptor)
         os.unlink(name, dir_fd=descriptor)
         return True
 
@@ -170,13 +157,13 @@ def _below(root: str, directory: str) -> Iterator[int | None]:
     descriptor: int | None = None
     try:
         for step in [root, *directory.split("/")[:-1]]:
-            above, descriptor = descriptor, os.open(step, _DIRECTORY, dir_fd=descriptor)
+            above, descriptor = descriptor, os.open(step, DIRECTORY, dir_fd=descriptor)
             if above is not None:
                 os.close(above)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
-        if error.errno not in _GONE:
+        if error.errno not in GONE:
             raise
         descriptor = None
     try:
@@ -191,6 +178,14 @@ def _remove_empty(root: str, directory: str) -> None:
     with suppress(OSError), _below(root, parent + slash) as descriptor:  # not empty
         if descriptor is not None:
             os.rmdir(name, dir_fd=descriptor)
+
+
+def _is_there(name: str, descriptor: int) -> bool:
+    try:
+        os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_file(name: str, descriptor: int) -> bool:

@@ -11,16 +11,23 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange
-from asyncsync.disk.hashing import crc32c_extend, file_crc32c
+from asyncsync.disk.descent import Beneath
+from asyncsync.disk.files import PIECE
+from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
+
+_REFUSED = {
+    errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EROFS, errno.ENOTTY,
+}  # fmt: skip
+"""How file systems say that files there have no mode or time of their own."""
 
 
 def check_entries(entries: Iterable[FileEntry], source: str) -> None:
@@ -53,33 +60,46 @@ def check_parents(target: str, directories: Iterable[str]) -> None:
             )
 
 
-def already_right(target: str, entries: Sequence[FileEntry]) -> list[bool]:
+def already_right(target: Beneath, entries: Sequence[FileEntry]) -> list[bool]:
     """For each entry, whether the file is there with the same bytes; its mode and time are then set too."""
-    return [_is_right(f"{target}/{entry.path}", entry) for entry in entries]
+    return [_is_right(target, entry) for entry in entries]
 
 
-def _is_right(path: str, entry: FileEntry) -> bool:
+def _is_right(target: Beneath, entry: FileEntry) -> bool:
+    directory, _, name = entry.path.rpartition("/")
     try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    regular = (info.st_mode & 0o170000) == 0o100000
-    if not regular or info.st_size != entry.size:
-        return False
+        with target.opened(directory) as above:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+    except OSError:
+        return False  # not there, a link, not ours to read: replaced by a file of our own
     try:
-        if file_crc32c(path) != entry.crc32c:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
             return False
-        _dress(path, entry)
-    except PermissionError:
-        return False  # replaced by a file of our own
-    return True
+        if _crc32c(descriptor, 0, entry.size) != entry.crc32c:
+            return False
+        return _dress(descriptor, entry, target) or info.st_uid == os.geteuid()
+    finally:
+        os.close(descriptor)
 
 
-def make_directories(target: str, directories: Iterable[str]) -> None:
+def _crc32c(descriptor: int, offset: int, size: int) -> int:
+    """Of a range; -1 if the file ends before."""
+    crc, end = 0, offset + size
+    while offset < end:
+        piece = os.pread(descriptor, min(PIECE, end - offset), offset)
+        if not piece:
+            return -1
+        crc, offset = google_crc32c.extend(crc, piece), offset + len(piece)
+    return int(crc)
+
+
+def make_directories(target: Beneath, directories: Iterable[str]) -> None:
     """Make ``target`` and what is below it."""
-    os.makedirs(target, exist_ok=True)
+    os.makedirs(target.path, exist_ok=True)
     for directory in sorted(directories):
-        os.makedirs(f"{target}/{directory}", exist_ok=True)
+        with target.opened(directory, make=True):
+            continue
 
 
 def check_space(target: str, size: int) -> None:
@@ -90,60 +110,89 @@ def check_space(target: str, size: int) -> None:
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free", target)
 
 
-def _dress(path: str, entry: FileEntry) -> None:
-    """Permission bits and time; never set-user-id and the like, which a store has no business to give."""
-    os.chmod(path, entry.mode & 0o777)
-    os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+def _dress(descriptor: int, entry: FileEntry, target: Beneath) -> bool:
+    """Permission bits and time; never set-user-id and the like, which a store has no business to give. False where the
+    file system refuses that (vfat, SMB, FUSE): the bytes are right all the same, and ``target`` keeps why."""
+    try:
+        os.fchmod(descriptor, entry.mode & 0o777)
+        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        target.refused = error
+        return False
+    return True
 
 
-def sweep(target: str, directories: Iterable[str], keep: Set[str]) -> None:
+def sweep(target: Beneath, directories: Iterable[str], keep: Set[str]) -> None:
     """Remove the temporary files that a killed download left in these directories, except ``keep``, with which this one
     goes on. A living download holds a lock on each of its own."""
-    for directory in {target, *(f"{target}/{directory}" for directory in directories)}:
-        with os.scandir(directory) as entries:
-            names = [entry.path for entry in entries if entry.name[:1] == "." and entry.name.endswith(TEMPORARY)]
-        for path in names:
-            if path not in keep:
-                remove_stale(path)
+    for directory in {"", *directories}:
+        with target.opened(directory) as descriptor:
+            with os.scandir(descriptor) as entries:
+                names = [entry.name for entry in entries if entry.name[:1] == "." and entry.name.endswith(TEMPORARY)]
+            for name in names:
+                if _join(directory, name) not in keep:
+                    remove_stale(name, descriptor)
 
 
-def remove_stale(path: str) -> bool:
-    """Remove a temporary file that nobody holds a lock on; whether it was one."""
+def remove_stale(path: str, above: int | None = None) -> bool:
+    """Remove a temporary file that nobody holds a lock on; whether it was one. ``above``: descriptor of its directory,
+    if ``path`` is its name there."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, dir_fd=above)
     except OSError:
         return False  # gone, a directory, a link, not ours
     try:
-        stale = stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path)
+        stale = stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path, above)
         if stale:
-            os.unlink(path)
+            os.unlink(path, dir_fd=above)
         return stale
     finally:
         os.close(descriptor)
 
 
-def lock_temporary(descriptor: int, path: str) -> bool:
+def lock_temporary(descriptor: int, path: str, above: int | None = None) -> bool:
     """Whether the file is ours alone: nobody else has it locked, and it still has this name. The lock ends with the
     descriptor, also by SIGKILL. On a file system without locks everything counts as somebody else's."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=above, follow_symlinks=False))
     except OSError:
         return False
 
 
-def space_taken(paths: Iterable[str]) -> int:
+def space_taken(target: Beneath, paths: Iterable[str]) -> int:
     """Bytes on disk of those that are there."""
-    found = (os.stat(path) for path in paths if os.path.exists(path))
-    return sum(info.st_blocks * 512 for info in found)
+    taken = 0
+    for path in paths:
+        directory, _, name = path.rpartition("/")
+        with suppress(FileNotFoundError), target.opened(directory) as descriptor:
+            taken += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
+    return taken
 
 
-def resumable(target: str, entry: FileEntry) -> str:
-    """Where a large file is put together: the same for the same content, so that the next process finds it."""
-    parent, _, name = f"{target}/{entry.path}".rpartition("/")
+def _has_locks(descriptor: int) -> bool:
+    """Whether the file system knows locks at all."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.EWOULDBLOCK
+    return True
+
+
+def _join(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
+
+
+def resumable(entry: FileEntry) -> str:
+    """Where a large file is put together, below the target: the same for the same content, so that the next process
+    finds it."""
+    parent, _, name = entry.path.rpartition("/")
     content = xxhash.xxh3_64_hexdigest(f"{entry.size} {entry.crc32c} {entry.part_size} {entry.parts}".encode())
     # Shortened, so that the longest name that a file system takes (255 bytes) still fits.
-    return f"{parent}/.{name[:40]}.{content}{TEMPORARY}"
+    return _join(parent, f".{name[:40]}.{content}{TEMPORARY}")
 
 
 class Landing:
@@ -153,14 +202,16 @@ class Landing:
     thread then neither makes the temporary file nor renames it.
     """
 
-    def __init__(self, target: str, entry: FileEntry) -> None:
+    def __init__(self, target: str | Beneath, entry: FileEntry) -> None:
         self.entry = entry
         self.has_parts = False
         """Whether the temporary file holds verified parts, which are worth to be kept."""
         self.is_in_place = False
         """Whether the file has its name; final after ``drop``, which may find a thread at that very step."""
-        self._target, self._path = target, f"{target}/{entry.path}"
+        self._target = target if isinstance(target, Beneath) else Beneath(target)
+        self._directory, _, self._name = entry.path.rpartition("/")
         self._temporary = ""
+        """Its name in the same directory."""
         self._descriptor: int | None = None
         """Only holds the lock: who writes opens the file anew, so no thread ever writes to a reused descriptor."""
         self._lock = threading.Lock()
@@ -172,54 +223,64 @@ class Landing:
         with self._lock:
             if self._dropped:
                 return False
-            if not resume or not self._open(resumable(self._target, self.entry), alone=True):
-                parent = self._path.rpartition("/")[0]
-                while not self._open(f"{parent}/.{os.urandom(8).hex()}{TEMPORARY}", alone=False):
-                    continue
+            with self._target.opened(self._directory) as above:
+                name = resumable(self.entry).rpartition("/")[2]
+                if not resume or not self._open(name, above, alone=True):
+                    while not self._open(f".{os.urandom(8).hex()}{TEMPORARY}", above, alone=False):
+                        continue
             assert self._descriptor is not None
             there = os.fstat(self._descriptor).st_size
             os.ftruncate(self._descriptor, self.entry.size)
             return 0 < there == self.entry.size
 
-    def _open(self, path: str, *, alone: bool) -> bool:
+    def _open(self, name: str, above: int, *, alone: bool) -> bool:
         """``alone``: not without the lock. A random name is nobody else's, but a sweep may have been faster."""
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=above)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return False
             raise
-        if not lock_temporary(descriptor, path) and (alone or not os.fstat(descriptor).st_nlink):
+        info = os.fstat(descriptor)
+        if not lock_temporary(descriptor, name, above) and (alone or not info.st_nlink):
+            if alone and not info.st_size and not _has_locks(descriptor):
+                os.unlink(name, dir_fd=above)  # nobody could go on with it
             os.close(descriptor)
             return False
-        self._temporary, self._descriptor = path, descriptor
+        self._temporary, self._descriptor = name, descriptor
         return True
+
+    @contextmanager
+    def _opened(self, flags: int) -> Iterator[int]:
+        with self._target.opened(self._directory) as above:
+            descriptor = os.open(self._temporary, flags | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=above)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def is_right(self, offset: int, size: int, crc: int) -> bool:
         """Whether the temporary file has these bytes already."""
-        found = 0
-        for piece in FileRange(self._temporary, offset, size).pieces():
-            found = google_crc32c.extend(found, piece)
-        return int(found) == crc
+        with self._opened(os.O_RDONLY) as descriptor:
+            return _crc32c(descriptor, offset, size) == crc
 
     def write(self, offset: int, piece: bytes | memoryview, crc: int) -> int:
         """Write a piece and return ``crc`` extended by it: one visit to a worker thread does both."""
-        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CLOEXEC)
-        try:
+        with self._opened(os.O_WRONLY) as descriptor:
             view = memoryview(piece)
             while view:
                 count = os.pwrite(descriptor, view, offset)
                 view, offset = view[count:], offset + count
-        finally:
-            os.close(descriptor)
         return crc32c_extend(crc, piece)
 
     def finish(self) -> None:
         """Mode, time, rename."""
         with self._lock:
             if not self._dropped:
-                _dress(self._temporary, self.entry)
-                os.replace(self._temporary, self._path)
+                assert self._descriptor is not None
+                _dress(self._descriptor, self.entry, self._target)
+                with self._target.opened(self._directory) as above:
+                    os.replace(self._temporary, self._name, src_dir_fd=above, dst_dir_fd=above)
                 self.is_in_place = True
                 self._close()
 
@@ -240,7 +301,9 @@ class Landing:
             self._dropped = True
             if self._descriptor is not None:
                 if not keep:
-                    os.unlink(self._temporary)
+                    # its directory may have been removed or moved meanwhile
+                    with suppress(OSError), self._target.opened(self._directory) as above:
+                        os.unlink(self._temporary, dir_fd=above)
                 self._close()
 
     def _close(self) -> None:

@@ -5,18 +5,20 @@ One ``os.scandir`` pass, one ``stat`` a file, no ``Path`` objects: 300,000 files
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import pathspec
 
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.snapshot import FileStat, Snapshot
 
+T = TypeVar("T")
 TEMPORARY = ".asyncsync-tmp"
 """Ending of the temporary files that asyncsync writes; never synced."""
 
@@ -55,7 +57,11 @@ def nothing_known(path: str, size: int, mtime_ns: int, inode: int) -> bool:  # n
 
 
 def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snapshot:
-    """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``.
+    """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``, OSError
+    if it cannot be read.
+
+    A directory below it, or a file, that cannot be looked at is looked at once more; then it is in ``Snapshot.unread``
+    and the rest is found. What lies too deep to have a path (4,096 bytes on Linux) is left out and named.
 
     Files that are the ``same`` are counted and not kept, so that looking at a large tree again takes no memory.
     """
@@ -63,7 +69,7 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
-    walk.directory(root, "", _above(root, all_the_way=rules.whole))
+    walk.everything(_above(root, all_the_way=rules.whole))
     return walk.found
 
 
@@ -77,6 +83,25 @@ def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
         if not all_the_way or path == "/":
             return found
         path = os.path.dirname(path)
+
+
+class _Counts(NamedTuple):
+    """How much was found at some moment."""
+
+    files: int
+    warnings: int
+    refused: int
+    broken: int
+    same: int
+    bytes_total: int
+
+
+class _Directory(NamedTuple):
+    """One that is to be looked at or, with ``before``, to be left: everything below it has been looked at then."""
+
+    path: str
+    here: tuple[int, int]
+    before: _Counts | None = None
 
 
 class _Walk:
@@ -94,34 +119,80 @@ class _Walk:
         """Just these files; those that are not there are left out."""
         for name in names:
             try:
-                self._keep(name, os.stat(f"{self._root}/{name}"))
-            except FileNotFoundError:
+                info = _again(os.stat, f"{self._root}/{name}")
+            except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                self._unread(name, error)
+                continue
+            if is_text(name):
+                self._keep(name, info)
+            else:
+                self.found.refused.append(name)
 
-    def directory(self, path: str, prefix: str, above: set[tuple[int, int]]) -> None:
-        """One directory, then those in it. Files are looked up relative to its descriptor: their paths are long."""
-        deeper: list[tuple[str, tuple[int, int]]] = []
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def everything(self, above: set[tuple[int, int]]) -> None:
+        """The root and what is below it, without recursion: trees may be deeper than Python's stack. ``above``: the
+        directories on the way to the one that is looked at."""
+        left = self._again("")
+        while left:
+            path, here, before = left.pop()
+            if before is not None:
+                above.discard(here)
+                if self._is_marked(path):
+                    self._take_back(before)  # it was new: its mark came after the first look, but before any file
+            elif here in above:
+                self._left_out(path, "the link leads back to a directory above it")
+            else:
+                above.add(here)
+                left.append(_Directory(path, here, self._count()))
+                left += self._deeper(path)
+
+    def _deeper(self, path: str) -> list[_Directory]:
+        """The directories in one; none if it cannot be read."""
+        try:
+            return self._again(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # gone since it was listed: the next scan decides
+        except OSError as error:
+            self._unread(path, error)
+            return []
+
+    def _again(self, path: str) -> list[_Directory]:
+        """What is in one directory, looked at twice before its OSError counts: a handle of NFS may be stale once."""
+        before = self._count()
+        try:
+            return self._directory(path)
+        except OSError:
+            self._take_back(before)
+        try:
+            return self._directory(path)
+        except OSError:
+            self._take_back(before)
+            raise
+
+    def _directory(self, path: str) -> list[_Directory]:
+        """Its files, and which directories it has. Files are looked up relative to its descriptor: their paths are
+        long."""
+        full, prefix = (f"{self._root}/{path}", f"{path}/") if path else (self._root, "")
+        deeper: list[_Directory] = []
+        descriptor = os.open(full, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as entries:
-                self._entries(entries, path, prefix, deeper)
+                self._entries(entries, full, prefix, deeper)
         finally:
             os.close(descriptor)
-        for name, here in deeper:
-            if here in above:
-                self._left_out(f"{prefix}{name}", "the link leads back to a directory above it")
-                continue
-            before = self._count()
-            try:
-                self.directory(f"{path}/{name}", f"{prefix}{name}/", above | {here})
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # gone since it was listed: the next scan decides
-            if self._is_marked(prefix + name):
-                self._take_back(before)  # it was new: its mark came after the first look, but before any file
+        return deeper
 
-    def _entries(
-        self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[tuple[str, tuple[int, int]]]
-    ) -> None:
+    def _unread(self, path: str, error: OSError) -> None:
+        """What has no path that the system takes can never be sent; what cannot be read now, maybe later."""
+        if self._rules.whole:
+            self.found.broken.append(f"{path}: it cannot be read: {error.strerror}")
+        elif error.errno == errno.ENAMETOOLONG:
+            self.found.refused.append(path)
+        else:
+            self.found.unread[path] = error
+
+    def _entries(self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_Directory]) -> None:
         """What one directory holds. The plain file that has not changed takes the short way: one call of ours."""
         plain, same, found = self._everything, self._same, self.found
         for entry in entries:
@@ -144,12 +215,23 @@ class _Walk:
                     self._entry(entry, path, deeper)
             except FileNotFoundError:
                 continue  # gone since it was listed: the next scan decides
+            except OSError as error:
+                self._once_more(entry, path, deeper, error)
 
-    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[tuple[str, tuple[int, int]]]) -> None:
+    def _once_more(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory], error: OSError) -> None:
+        """An entry that could not be looked at."""
+        try:
+            self._entry(entry, path, deeper)
+        except FileNotFoundError:
+            return
+        except OSError:
+            self._unread(path, error)
+
+    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory]) -> None:
         if entry.is_dir():
             if self._descends(path):
                 info = entry.stat()
-                deeper.append((entry.name, (info.st_dev, info.st_ino)))
+                deeper.append(_Directory(path, (info.st_dev, info.st_ino)))
         elif self._counts(path):
             self._file(entry.stat(), path)
 
@@ -179,14 +261,18 @@ class _Walk:
     def _is_marked(self, path: str) -> bool:
         return self._rules.skip_marked and "/" not in path and os.path.isdir(f"{self._root}/{path}/{META_DIR}")
 
-    def _count(self) -> tuple[int, int, int, int, int]:
+    def _count(self) -> _Counts:
         found = self.found
-        return len(found.files), len(found.warnings), len(found.refused), found.same, found.bytes_total
+        return _Counts(
+            len(found.files), len(found.warnings), len(found.refused), len(found.broken), found.same, found.bytes_total
+        )
 
-    def _take_back(self, before: tuple[int, int, int, int, int]) -> None:
+    def _take_back(self, before: _Counts) -> None:
         """Forget what was found since :meth:`_count`."""
-        files, warnings, refused, self.found.same, self.found.bytes_total = before
-        del self.found.files[files:], self.found.warnings[warnings:], self.found.refused[refused:]
+        found = self.found
+        del found.files[before.files :], found.warnings[before.warnings :], found.refused[before.refused :]
+        del found.broken[before.broken :]
+        found.same, found.bytes_total = before.same, before.bytes_total
 
     def _counts(self, path: str) -> bool:
         if path in self._rules.always:
@@ -215,6 +301,16 @@ class _Walk:
 
     def _inside(self, target: str) -> bool:
         return target == self._real_root or target.startswith(self._real_root + os.sep)
+
+
+def _again(look: Callable[[str], T], path: str) -> T:
+    """The same once more after an OSError, unless it says that nothing is there."""
+    try:
+        return look(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError:
+        return look(path)
 
 
 def is_own_name(name: str) -> bool:

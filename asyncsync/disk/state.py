@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncsync.errors import ConcurrentWriterError
+from asyncsync.errors import ConcurrentWriterError, ConfigError
 from asyncsync.injected import state_directory, tree_locks
 
 log = logging.getLogger("asyncsync")
@@ -24,12 +24,19 @@ FLOCK = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
 
 
 def state_dir() -> Path:
-    """``$ASYNCSYNC_STATE_DIR``, else ``$XDG_STATE_HOME/asyncsync``, else ``~/.local/state/asyncsync``."""
+    """``$ASYNCSYNC_STATE_DIR``, else ``$XDG_STATE_HOME/asyncsync``, else ``~/.local/state/asyncsync``. ConfigError if
+    that needs a home directory and the user has none."""
     own = state_directory() or os.environ.get("ASYNCSYNC_STATE_DIR")
-    if own:
-        return Path(own).expanduser()
     base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path("~/.local/state").expanduser()) / "asyncsync"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(base) if base else Path("~/.local/state").expanduser()) / "asyncsync"
+    except RuntimeError as error:  # no HOME, and the user is not in the system's list
+        raise ConfigError(
+            f"this user has no home directory to keep what asyncsync must remember ({error}): set "
+            "ASYNCSYNC_STATE_DIR to a directory that stays"
+        ) from None
 
 
 class _LockFile:

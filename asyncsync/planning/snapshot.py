@@ -31,13 +31,17 @@ class FileStat(NamedTuple):
 @dataclass(slots=True)
 class Snapshot:
     """What a scan found: ``files`` that may have changed, what was left out, and counts of all. ``refused`` are names
-    that no store could hold."""
+    that no store could hold: not UTF-8, or longer than a path may be."""
 
     files: list[FileStat] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """What a checkpoint may not hold, and why: links that lead nowhere, names of our own."""
+    unread: dict[str, OSError] = field(default_factory=dict)
+    """Files and directories that could not be looked at, and why: nobody knows what is there."""
+    left_out: int = 0
+    """Files that no store could hold, once that has been found out."""
     same: int = 0
     """Files that were known as they are."""
     bytes_total: int = 0

@@ -80,17 +80,19 @@ def sync_dir(path: str) -> None:
 
 def make_dirs(path: str) -> None:
     """Like ``os.makedirs(exist_ok=True)``, and every new name is durable."""
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, "an object lies where a directory is needed", path) from None
-        return
-    except FileNotFoundError:
-        make_dirs(os.path.dirname(path))
-        make_dirs(path)
-        return
-    sync_dir(os.path.dirname(path))
+    wanted = [path]
+    while wanted:
+        try:
+            os.mkdir(wanted[-1])
+        except FileExistsError:
+            if not os.path.isdir(wanted[-1]):
+                text = "an object lies where a directory is needed"
+                raise NotADirectoryError(errno.ENOTDIR, text, wanted[-1]) from None
+            wanted.pop()
+        except FileNotFoundError:
+            wanted.append(os.path.dirname(wanted[-1]))
+        else:
+            sync_dir(os.path.dirname(wanted.pop()))
 
 
 def create(path: str) -> int:

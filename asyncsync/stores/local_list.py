@@ -48,19 +48,25 @@ class _Walk:
 
     def below(self, start: str) -> Iterator[ObjectInfo | str]:
         """Objects and folded prefixes below the directory ``start`` (empty, or ending in ``/``), in byte order."""
-        for name, entry in self._entries(start):
-            key = start + name
-            if not key.startswith(self._prefix):
-                continue  # the walk starts in the prefix's own directory: nothing else leads there
-            if not name.endswith("/"):
-                info = self._object(key, entry)
-                if info is not None and key.encode() > self._token:
-                    yield info
-            elif self._folded and key != self._prefix:
-                if key.encode() > self._token and _Walk(self._root, "", key, folded=False).holds_any(key):
-                    yield key
-            elif key.encode() > self._token or self._token.startswith(key.encode()):
-                yield from self.below(key)
+        left = [(start, iter(self._entries(start)))]
+        while left:
+            above, entries = left[-1]
+            for name, entry in entries:
+                key = above + name
+                if not key.startswith(self._prefix):
+                    continue  # the walk starts in the prefix's own directory: nothing else leads there
+                if not name.endswith("/"):
+                    info = self._object(key, entry)
+                    if info is not None and key.encode() > self._token:
+                        yield info
+                elif self._folded and key != self._prefix:
+                    if key.encode() > self._token and _Walk(self._root, "", key, folded=False).holds_any(key):
+                        yield key
+                elif key.encode() > self._token or self._token.startswith(key.encode()):
+                    left.append((key, iter(self._entries(key))))
+                    break
+            else:
+                left.pop()
 
     def holds_any(self, start: str) -> bool:
         return next(self.below(start), None) is not None

@@ -9,6 +9,7 @@ inside the store.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from asyncsync.disk.descent import Beneath
 from asyncsync.disk.files import PIECE, in_thread
 from asyncsync.disk.landing import (
     Landing,
@@ -44,6 +46,8 @@ from asyncsync.stores.together import for_each
 from asyncsync.transfer.listing import list_all
 from asyncsync.transfer.ranged import Intake, RangedFile, WrongSizeError, damaged
 from asyncsync.transfer.saving import Shelf
+
+log = logging.getLogger("asyncsync")
 
 PART = 16 << 20
 BATCH = 64
@@ -74,6 +78,8 @@ class DownloadReport:
     """Where it is now. The report itself can be given to ``open`` and ``os.path`` functions as this path."""
     files_removed: int = 0
     """Files and links that were in the target and not of it, where it was asked for exactly."""
+    warnings: tuple[str, ...] = ()
+    """What the target's file system refused, and does not matter for the bytes."""
 
     def __fspath__(self) -> str:
         return str(self.target)
@@ -154,25 +160,36 @@ class _Download:
         self._tell(last=True)
         total = self._manifest.bytes_total
         seconds = time.monotonic() - started
-        return DownloadReport(len(self.landed), self._skipped, total, self._bytes, seconds, Path(self._target))
+        return DownloadReport(
+            len(self.landed), self._skipped, total, self._bytes, seconds, Path(self._target), warnings=self._warnings()
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        if self._below.refused is None:
+            return ()
+        why = self._below.refused.strerror
+        text = f"{self._target}: its file system takes no modes or times of files ({why}); their bytes are right"
+        log.warning("%s", text)
+        return (text,)
 
     async def _prepare(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
         """Check the target before anything is written, make directories; what has to be fetched."""
         directories = {entry.path.rpartition("/")[0] for entry in entries} - {""}
         wanted: list[FileEntry] = []
         try:
+            self._below = await in_thread(Beneath, self._target)
             await in_thread(check_parents, self._target, directories)
             there = await in_thread(os.path.isdir, self._target)
             if there:
                 await self._look(entries, wanted)
             else:
                 wanted.extend(entries)
-            await in_thread(make_directories, self._target, directories)
+            await in_thread(make_directories, self._below, directories)
             needed = sum(entry.size for entry in wanted)
             if there:
-                keep = {resumable(self._target, entry) for entry in wanted if entry.size > PIECE}
-                await in_thread(sweep, self._target, directories, keep)
-                needed -= await in_thread(space_taken, keep)
+                keep = {resumable(entry) for entry in wanted if entry.size > PIECE}
+                await in_thread(sweep, self._below, directories, keep)
+                needed -= await in_thread(space_taken, self._below, keep)
             await in_thread(check_space, self._target, needed)
         except OSError as error:
             where = str(error.filename or self._target)
@@ -182,7 +199,7 @@ class _Download:
     async def _look(self, entries: Sequence[FileEntry], wanted: list[FileEntry]) -> None:
         async def look(start: int) -> None:
             batch = entries[start : start + BATCH]
-            right = await in_thread(already_right, self._target, batch)
+            right = await in_thread(already_right, self._below, batch)
             for entry, is_right in zip(batch, right, strict=True):
                 if is_right:
                     self._skipped += 1
@@ -209,7 +226,7 @@ class _Download:
                     yield entry, partial(self._segment, file, landing, segment)
 
     def _land(self, entry: FileEntry) -> Landing:
-        landing = Landing(self._target, entry)
+        landing = Landing(self._below, entry)
         self._landings.add(landing)
         return landing
 

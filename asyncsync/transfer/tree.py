@@ -6,7 +6,7 @@ One pass at a time; the owner sees to that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,9 +43,11 @@ DELETED = 1000
 """Keys that one request deletes."""
 DELETES_AT_ONCE = 4
 SHOWN = 5
+"""How many paths an error message names."""
+NAMED = 20
+"""How many files that are left out because of their names are named one by one."""
 NARROW = 5 << 20
 """Bytes of the parts of an upload that was cut short before any of its parts was done."""
-"""How many paths an error message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class TreeOptions:
     rules: Callable[[], Rules] = Rules
     lane: Lane = Lane.ARTIFACT
     delete: bool = False
+    max_delete: int | None = None
+    """Most files that one pass may delete so; None: any number, but not all there are."""
     checksum: bool = False
     whole: bool = False
     """All or nothing: no manifest unless every file is in the store."""
@@ -150,7 +154,8 @@ class Tree:
         requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
         if gone or self._manifest is None or any(file.action != "keep" for file in files):
             requests += 1  # the manifest
-        return SyncPlan(files, gone, changes.skip, snapshot.bytes_total, requests, tuple(snapshot.warnings))
+        unread = [f"{path}: it cannot be read: {error.strerror}" for path, error in snapshot.unread.items()]
+        return SyncPlan(files, gone, changes.skip, snapshot.bytes_total, requests, (*snapshot.warnings, *unread))
 
     async def sync_once(self, on_progress: OnProgress | None = None) -> SyncReport:
         """Bring the prefix in step with the directory, one attempt.
@@ -165,11 +170,13 @@ class Tree:
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)
         gone = self._to_delete(changes, rules)
+        self._refuse_to_empty(gone, snapshot)
         scanned = min(scanned, self._looked) if self._looked else scanned
         if accepted is not None:
             await self._see_that_it_is_new(store)
         tally = await self._send(store, changes.send, scanned, on_progress)
         _raise_if_lost(tally)
+        tally.failures.update(snapshot.unread)
         if tally.failures and self._options.whole:
             await self._check_source(sent=False)
             raise self.failed(tally)
@@ -320,10 +327,9 @@ class Tree:
         if self._options.accepted is not None:
             return self._rest(self._options.accepted, store)
         snapshot, changes = await in_hasher(self._look, rules, self._known())
-        self._refuse_names(snapshot, store)
         if self._from_journal:
             snapshot, changes = await self._confirm(store, snapshot, changes)
-        return snapshot, changes
+        return snapshot, self._leave_out_names(snapshot, changes, store, single=rules.only is not None)
 
     def _rest(self, accepted: Accepted, store: Store) -> tuple[Snapshot, Changes]:
         """What was accepted and has not been sent yet."""
@@ -355,15 +361,47 @@ class Tree:
             return changes.gone if self._options.delete else []
         return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
 
-    def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
+    def _refuse_to_empty(self, gone: Sequence[str], snapshot: Snapshot) -> None:
+        """SyncFailedError if more is to be deleted than may be."""
+        if not gone or not self._options.delete:
+            return
+        most = self._options.max_delete
+        if most is None and (snapshot.files or snapshot.same):
+            return
+        if most is None or len(gone) > most:
+            why = f"max_delete is {most}." if most is not None else "no file is left in it: is a disk not mounted?"
+            raise SyncFailedError(
+                f"{self.root}: {len(gone)} file(s) that are in {self.uri} vanished, and {why} Nothing was sent or "
+                f"deleted; allow it with SyncConfig(max_delete={len(gone)})"
+            )
+
+    def _leave_out_names(self, snapshot: Snapshot, changes: Changes, store: Store, *, single: bool) -> Changes:
+        """What no store could hold is named and left out, and the rest goes. SyncFailedError if it is a ``single`` file
+        that was to be sent."""
+        bad = dict.fromkeys(snapshot.refused, "the name is not UTF-8, or longer than a path may be")
+        bad |= self._too_long(snapshot.files, store)
+        if not bad:
+            return changes
+        if single:
+            raise _refused_names(self.root, bad)
+        snapshot.warnings += [f"{path!r}: left out, {why}" for path, why in list(bad.items())[:NAMED]]
+        if len(bad) > NAMED:
+            snapshot.warnings.append(f"{len(bad) - NAMED} more files were left out because of their names")
+        snapshot.left_out = len(bad)
+        snapshot.bytes_total -= sum(file.size for file in snapshot.files if file.path in bad)
+        snapshot.files = [file for file in snapshot.files if file.path not in bad]
+        return replace(changes, send=snapshot.files)
+
+    def _too_long(self, files: Iterable[FileStat], store: Store) -> dict[str, str]:
         most = longest_path(store, self.prefix)
-        bad = {path: ValueError("the name is not UTF-8") for path in snapshot.refused}
-        for file in snapshot.files:
-            if len(file.path) * 4 > most and len(file.path.encode()) > most:
-                bad[file.path] = ValueError(f"the name is longer than the store allows ({most} bytes here)")
+        why = f"the name is longer than the store allows ({most} bytes here)"
+        return {file.path: why for file in files if len(file.path) * 4 > most and len(file.path.encode()) > most}
+
+    def _refuse_names(self, snapshot: Snapshot, store: Store) -> None:
+        """A checkpoint leaves nothing out; SyncFailedError."""
+        bad = self._too_long(snapshot.files, store)
         if bad:
-            names = ", ".join(repr(path) for path in list(bad)[:SHOWN])
-            raise SyncFailedError(f"{self.root}: nothing was sent, the store could not hold these names: {names}", bad)
+            raise _refused_names(self.root, bad)
 
     def _transfer(self) -> TransferConfig:
         config = self._session.transfer
@@ -407,8 +445,12 @@ class Tree:
         def same(path: str, size: int, mtime_ns: int, inode: int) -> bool:
             return comparison.same(path, size, mtime_ns, inode) and path not in mapped
 
-        snapshot = scan(self.root, rules, same if mapped else comparison.same)
-        return snapshot, Changes(snapshot.files, snapshot.same, comparison.gone())
+        try:
+            snapshot = scan(self.root, rules, same if mapped else comparison.same)
+        except OSError as error:
+            text = f"{self.root} cannot be read, nothing was sent or deleted: {error.strerror}"
+            raise SyncFailedError(text, {self.root: error}) from error
+        return snapshot, Changes(snapshot.files, snapshot.same, _gone(comparison.gone(), snapshot))
 
     async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
         session = self._session
@@ -527,6 +569,7 @@ class Tree:
             seconds=time.monotonic() - started,
             warnings=tuple(warnings),
             files_vanished=len(tally.vanished),
+            files_left_out=snapshot.left_out,
             files_deleted=deleted,
         )
 
@@ -535,6 +578,18 @@ def longest_path(store: Store, prefix: str) -> int:
     """Bytes that a path below ``prefix`` may have; what the store's own prefix takes is not there for it."""
     above = store.uri.partition("://")[2].partition("/")[2]
     return store.traits.max_key_bytes - len(f"{above}/{prefix}".encode())
+
+
+def _gone(paths: list[str], snapshot: Snapshot) -> list[str]:
+    """Of those that were not met, the ones that cannot lie where the scan could not look."""
+    hidden = tuple(f"{path}/" for path in [*snapshot.unread, *snapshot.refused])
+    return [path for path in paths if not f"{path}/".startswith(hidden)] if hidden else paths
+
+
+def _refused_names(root: str, bad: Mapping[str, str]) -> SyncFailedError:
+    names = ", ".join(repr(path) for path in list(bad)[:SHOWN])
+    text = f"{root}: nothing was sent, the store could not hold these names: {names}"
+    return SyncFailedError(text, {path: ValueError(why) for path, why in bad.items()})
 
 
 def _raise_if_lost(tally: Tally) -> None:

@@ -1,0 +1,106 @@
+"""An error that nobody foresaw costs the trial in whose work it came up; the engine and its other trials go on.
+
+A bug of the engine itself ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from onebench import Bench
+
+from asyncsync import SyncFailedError, UploadMode
+from asyncsync.events import CheckpointFailed, SyncFailed
+from asyncsync.testing import run_virtual
+from asyncsync.transfer.tree import Tree
+
+ERRORS = [
+    ValueError("odd"),
+    RecursionError("deep"),
+    KeyError("gone"),
+    AssertionError(),
+    ExceptionGroup("g", [TypeError()]),
+]
+Break = Callable[[str, Exception], None]
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """``breaks(prefix, error)``: from now on a sync of trees whose prefix begins so raises this."""
+    broken: dict[str, Exception] = {}
+    really = Tree.sync_once
+
+    async def sync_once(self: Tree, *args: Any) -> Any:
+        for prefix, error in broken.items():
+            if self.prefix.startswith(prefix):
+                raise error
+        return await really(self, *args)
+
+    monkeypatch.setattr(Tree, "sync_once", sync_once)
+    return broken.__setitem__
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_it_costs_the_sync_of_one_trial_and_is_told(bench: Bench, breaks: Break, error: Exception) -> None:
+    breaks("bad/", error)
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            stream = engine.events()
+            bad, good = engine.trial("bad"), engine.trial("good")
+            for trial in (bad, good):
+                await trial.report({"x": 1})
+            await good.sync()
+            with pytest.raises(SyncFailedError, match=f"nobody foresaw: {type(error).__name__}") as caught:
+                await bad.sync()
+            assert caught.value.__cause__ is error
+            await good.report({"x": 2}, bench.checkpoint())
+            await good.finish()
+            failed = await anext(event async for event in stream if isinstance(event, SyncFailed))
+            assert (failed.tree, "nobody foresaw" in failed.error) == ("bad", True)
+
+    with pytest.raises(SyncFailedError, match="bad failed in a way that nobody foresaw"):
+        run_virtual(main())
+    assert "good/result.json" in bench.keys("")
+    assert bench.keys("good/checkpoint_000000/weights")
+
+
+@pytest.mark.parametrize("mode", [UploadMode.SYNC, UploadMode.ASYNC])
+def test_it_costs_one_checkpoint_and_is_told_by_the_report_or_the_next(
+    bench: Bench, breaks: Break, mode: UploadMode
+) -> None:
+    breaks("bad/checkpoint_000000/", KeyError("gone"))
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            stream = engine.events()
+            bad, good = engine.trial("bad"), engine.trial("good")
+            with pytest.raises(SyncFailedError, match="nobody foresaw: KeyError"):
+                await bad.report({"x": 1}, bench.checkpoint(), upload=mode)
+                await bad.settled()
+                await bad.report({"x": 2})
+            await good.report({"x": 1}, bench.checkpoint())
+            await bad.report({"x": 3}, bench.checkpoint())
+            failed = await anext(event async for event in stream if isinstance(event, CheckpointFailed))
+            assert failed.checkpoint == "checkpoint_000000"
+
+    run_virtual(main())
+    assert {key for key in bench.keys("weights") if "checkpoint" in key} == {
+        "bad/checkpoint_000001/weights",
+        "good/checkpoint_000000/weights",
+    }
+
+
+def test_a_bug_of_the_engine_itself_is_a_crash(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            trial = engine.trial("t")
+            await trial.sync()
+            monkeypatch.setattr(engine.scheduler, "_ended", lambda *_, **__: 1 / 0)
+            await trial.sync()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run_virtual(main())
+    assert caught.group_contains(ZeroDivisionError)
