@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 import asyncsync.planning.ranks
-import asyncsync.resume
 import asyncsync.shared
-from asyncsync.disk.accepted import Accepted
 from asyncsync.injected import lease_time
-from asyncsync.recordfile import RecordFile
 from asyncsync.stores.base import Store
 from asyncsync.stores.fenced import FencedView
 from asyncsync.testing.simulation import simulate
@@ -44,11 +41,6 @@ def neither(patch: pytest.MonkeyPatch) -> None:
     written_over(patch)
 
 
-def no_second_scan(patch: pytest.MonkeyPatch) -> None:
-    """Nobody looks again at the directory before the manifest."""
-    patch.setattr(Accepted, "check", lambda accepted, crcs=None: None)
-
-
 def any_debt(patch: pytest.MonkeyPatch) -> None:
     """What is owed is deleted, whatever the record says, and of which trial."""
 
@@ -77,15 +69,29 @@ def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(asyncsync.planning.ranks, "_equal", lambda values: True)
 
 
-def taken_in_unseen(patch: pytest.MonkeyPatch) -> None:
-    """Who resumes trusts every manifest."""
+NOTICED = [
+    (neither, "acknowledged, not whole", (55, 64, 156, 218), {"wipes", "ranks"}),
+    (retired_first, "acknowledged, not named", (20009,), set()),
+    (steps_not_compared, "acknowledged, not whole", (66, 209), set()),
+]
+"""What is taken out, what is seen then, in which schedules, and which troubles these are without."""
+CASES = pytest.mark.parametrize(
+    ("plant", "kind", "seeds", "without"), NOTICED, ids=[plant.__name__ for plant, *_ in NOTICED]
+)
 
-    async def whole(*_: object) -> str:
-        return ""
 
-    patch.setattr(asyncsync.resume, "not_whole", whole)
+@CASES
+def test_it_notices_what_is_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
+) -> None:
+    plant(monkeypatch)
+    found = [simulate(seed, without=without, root=str(tmp_path / "machines")) for seed in seeds]
+    assert kind in {item.kind for outcome in found for item in outcome.violations}
 
 
-def any_record_is_ours(patch: pytest.MonkeyPatch) -> None:
-    """Who does not know whether its write has landed takes what is there for its own."""
-    patch.setattr(RecordFile, "_is_ours", lambda record, data: True)
+@CASES
+def test_with_all_of_it_the_same_schedules_are_clean(
+    tmp_path: Path, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
+) -> None:
+    del plant, kind
+    assert all(simulate(seed, without=without, root=str(tmp_path / "machines")).ok for seed in seeds)
