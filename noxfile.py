@@ -63,6 +63,13 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def stop(session: nox.Session) -> None:
+    """Stop a training process 200 times, let another take over, wake it, and see that nothing acknowledged changed;
+    `-- --stops N --seed N` for other ones."""
+    session.run("python", "tests/stopping.py", *session.posargs)
+
+
+@nox.session
 def simulate(session: nox.Session) -> None:
     """Whole clusters in virtual time, with a world that is against them: every seed that ever failed, then 2,000 new
     ones; `-- --seeds N --from S` for others, `-- --explain` to see what a failure needs."""

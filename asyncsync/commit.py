@@ -276,11 +276,11 @@ class CheckpointRunner:
         )
         if retired and not self._engine.session.store.traits.conditional_writes:
             await persist(partial(self._see_that_it_is_whole, trial, job), again)
-        trial.leaving.update(retired)
+        trial.leaving |= frozenset(retired)
         try:
             await persist(trial.save, again)
         finally:
-            trial.leaving.clear()
+            trial.leaving = frozenset()
         for name in sorted(retired):
             self._engine.session.catalogue.forget(f"{trial.key}/{name}/")
             self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))

@@ -68,6 +68,8 @@ class StoreError(AsyncsyncError):
     """A store refused or failed a request. ``retryable`` says whether the same request may succeed later."""
 
     retryable = False
+    code = ""
+    """The store's own word for it, such as ``NoSuchBucket``; empty where it said none."""
 
 
 class NotFoundError(StoreError, FileNotFoundError):

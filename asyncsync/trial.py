@@ -58,6 +58,10 @@ class Report:
     checkpoint: CheckpointHandle | None = None
 
 
+NONE = frozenset[str]()
+"""Shared: an empty set of its own would be a twentieth of what an idle trial takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a report asks for, checked."""
@@ -77,6 +81,9 @@ class _Named:
     names: frozenset[str]
     leaving: frozenset[str]
     given_up: tuple[str, ...]
+
+
+_NOTHING_NAMED = _Named(NONE, NONE, ())
 
 
 class Trial:
@@ -140,16 +147,16 @@ class Trial:
         """Whether another process that ran it may not have ended."""
         self.recheck_at: float | None = None
         """When the lease of that is over, on the lease's clock: then its artifacts are looked at."""
-        self.leaving: set[str] = set()
+        self.leaving = NONE
         """Names of checkpoints that are being retired: the record without them is on its way."""
-        self.stored: frozenset[str] = frozenset()
+        self.stored: frozenset[str] = NONE
         """Names of the checkpoints in the record that was stored last."""
-        self.freed: set[str] = set()
+        self.freed = NONE
         """Names that the record in the store gives up though their data is gone: not used before it is written."""
         self._saving: asyncio.Lock | None = None
-        self._written = _Named(self.stored, frozenset(), ())
+        self._written = _NOTHING_NAMED
         """What the record says that was written last, or is on its way."""
-        self._owed: set[str] = set()
+        self._owed = NONE
         """Names in the record's ``given_up`` whose deletion is owed to the store."""
         self._suspended: CheckpointJob | None = None
         """Of a SYNC report that ended by its time-out while bytes moved."""
@@ -165,7 +172,7 @@ class Trial:
         self._lock: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
         self._prepared = self._claimed = False
-        self._reported_dirs: frozenset[str] = frozenset()
+        self._reported_dirs: frozenset[str] = NONE
 
     @property
     def name(self) -> str:
@@ -331,28 +338,28 @@ class Trial:
         return saved
 
     def _named(self) -> _Named:
-        leaving = frozenset(self.leaving)
-        names = frozenset(item.name for item in self.record.checkpoints) - leaving
+        leaving = self.leaving
+        names = frozenset(item.name for item in self.record.checkpoints if item.name not in leaving) or NONE
         return _Named(names, leaving, (*self.record.given_up, *sorted(leaving)))
 
     def _stored(self, written: _Named) -> None:
         """Plain. If a checkpoint that the store names now has failed meanwhile, what it retires stays: the next record
         names that again."""
         record, self.stored = self.record, written.names
-        self.freed &= set(written.given_up)
-        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else frozenset[str]()
+        self.freed = self.freed & frozenset(written.given_up) or NONE
+        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else NONE
         record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
         record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
         given_up = [name for name in written.given_up if name in record.given_up and name not in self._owed]
         self._engine.owe(self, given_up)
-        self._owed.update(given_up)
+        self._owed = self._owed | frozenset(given_up) or NONE
 
     def deleted(self, name: str) -> None:
         """What was given up is gone from the store."""
-        self._owed.discard(name)
+        self._owed = self._owed - {name} or NONE
         if name in self.record.given_up:
             self.record.given_up.remove(name)
-            self.freed.add(name)
+            self.freed |= {name}
             if self._changed is not None:
                 self._changed.set()
 

@@ -1,4 +1,4 @@
-"""A process that is killed at any moment loses nothing that was accepted; ``nox -s crash`` does this 200 times."""
+"""A process that is killed or stopped at any moment loses and changes nothing; ``nox -s crash`` does this 200 times."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import crashing
 import pytest
 import servers
+import stopping
 
 KILLS = int(os.environ.get("ASYNCSYNC_KILLS", "4"))
 SEED = int(os.environ.get("ASYNCSYNC_SEED", "1"))
@@ -20,3 +21,13 @@ def test_a_killed_process_loses_nothing(seaweedfs: servers.S3Server, tmp_path: P
     assert figures.kills == KILLS
     assert figures.restored == KILLS * len(crashing.SIZES) * crashing.STEPS
     assert figures.most_again <= 1
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.timeout(120 + 10 * KILLS)
+def test_a_stopped_process_changes_nothing_when_it_wakes_up(seaweedfs: servers.S3Server, tmp_path: Path) -> None:
+    figures = stopping.sweep(seaweedfs, tmp_path / "stop", KILLS, SEED)
+    print(figures.text())
+    assert figures.stops == KILLS
+    assert figures.acknowledged >= KILLS * stopping.STEPS

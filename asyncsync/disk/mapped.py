@@ -16,6 +16,10 @@ KEPT = 1.0
 """Seconds for which a look at the mappings counts: a thousand trees that sync together look once."""
 
 
+NONE = frozenset[str]()
+"""Shared by all that have none mapped."""
+
+
 class _Seen:
     """What is mapped, by real path."""
 
@@ -47,7 +51,7 @@ def mapped_and_when(root: str, *, fresh: bool = False) -> tuple[frozenset[str], 
     meanwhile, and not be any more."""
     start = os.path.realpath(root) + "/"
     paths, looked = _seen.paths(fresh=fresh)
-    return frozenset(path[len(start) :] for path in paths if path.startswith(start)), looked
+    return frozenset(path[len(start) :] for path in paths if path.startswith(start)) or NONE, looked
 
 
 def _family() -> Iterator[str]:

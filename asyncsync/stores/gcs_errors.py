@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 from asyncsync.errors import (
     AccessDeniedError,
@@ -17,6 +15,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.stores.http1_dates import retry_after
 
 _LIMITED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 """Reasons of a 403 that mean 429 (Cloud Storage documentation, "HTTP status and error codes for JSON")."""
@@ -53,7 +52,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
         return UnsatisfiableRangeError(text)
     if status in (405, 501):
         return UnsupportedError(text)
-    wait = _retry_after(headers)
+    wait = retry_after(headers)
     passing = status == 408 or status >= 500
     if status == 429 or (status == 403 and reason in _LIMITED) or (passing and wait is not None):
         return ThrottledError(text, wait)
@@ -77,14 +76,3 @@ def _said(body: bytes) -> tuple[str, str]:
 def _shown(value: object) -> str:
     """So much of a text as an error shows; halves of surrogate pairs, which JSON can spell, can be shown nowhere."""
     return value[:SHOWN].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the answer asks us to wait: a number, or a date."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch("[0-9]{1,9}([.][0-9]{1,9})?", value):
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
 
 from asyncsync.disk.files import PIECE, FileRange, in_thread, lease_of
-from asyncsync.errors import NotFoundError, UnavailableError
+from asyncsync.errors import NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs_auth import Access
 from asyncsync.stores.gcs_bodies import AFTER, RELATED_TYPE, before_media
@@ -21,7 +21,7 @@ from asyncsync.stores.gcs_documents import document_of, number_of, refuse
 from asyncsync.stores.gcs_errors import NoBucketError, failure
 from asyncsync.stores.gcs_plane import INCOMPLETE, Plane, Request
 from asyncsync.stores.http1 import too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError
+from asyncsync.stores.http1_answer import UNTRUSTED, Answer, BrokenError, UntrustedError
 
 _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
@@ -155,6 +155,8 @@ class Wire:
             header = await self._authorization()
             try:
                 answer = await once(header)
+            except UntrustedError as error:
+                raise StoreError(f"{operation} {self.where(name)}: {error}{UNTRUSTED}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{operation} {self.where(name)}: {error}") from error
             if answer.status < 300 or answer.status == also:

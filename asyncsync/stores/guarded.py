@@ -28,6 +28,7 @@ from asyncsync.stores.bandwidth import STEP, Payer
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.breaker import Breaker, GoneError
 from asyncsync.stores.budget import Budget, Grant, Outcome
+from asyncsync.stores.http1_dates import MOST_WAIT
 from asyncsync.stores.landed import body_size, complete_what_stands, completed_is_ours, written_is_ours
 from asyncsync.stores.waiting import Lane
 
@@ -49,7 +50,7 @@ class RetryPolicy:
     base: float = 0.2
     """Bound of the first pause, seconds; doubled each time."""
     cap: float = 20.0
-    """Largest bound, seconds. A longer Retry-After of the store is still kept."""
+    """Largest bound, seconds. A longer Retry-After of the store is still kept, up to MOST_WAIT."""
     patience: float = 120.0
     """Most seconds that a request waits for a store that is gone, beside its own attempts."""
 
@@ -57,7 +58,7 @@ class RetryPolicy:
         """Seconds to wait after the ``attempt``-th attempt (from 1) failed with ``error``."""
         jitter = rng.uniform(0, min(self.cap, self.base * 2.0 ** (attempt - 1)))
         asked = error.retry_after if isinstance(error, ThrottledError) else None
-        return jitter if asked is None else max(asked, 0.0) + min(jitter, self.base)
+        return jitter if asked is None else min(max(asked, 0.0), MOST_WAIT) + min(jitter, self.base)
 
 
 class _Core:

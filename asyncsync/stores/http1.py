@@ -137,17 +137,17 @@ class Http1:
             left -= got
             if got < len(piece):
                 raise BrokenError(f"the body broke off after {expected - left} of {expected} bytes")
-            self._watchdog.discard(connection)  # from here on it is the taker who is slow
+            self._watchdog.pause(connection)  # from here on it is the taker who is slow
             await take(piece)
-            self._watchdog.add(connection)
+            self._watchdog.resume(connection)
 
     async def _receive_chunks(self, connection: Connection, expected: int | None, take: Take) -> None:
         got, room = 0, memoryview(bytearray(PIECE))
         while size := await connection.read_chunk_into(room):
             got += size
-            self._watchdog.discard(connection)
+            self._watchdog.pause(connection)
             await take(room[:size])
-            self._watchdog.add(connection)
+            self._watchdog.resume(connection)
         if expected not in (None, got):
             raise BrokenError(f"the body ended after {got} of {expected} bytes")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 DIGITS = 18
 """Most digits of a number in a response: what is longer is none that anybody means."""
+_VERSIONS = frozenset({"HTTP/1.1", "HTTP/1.0"})
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
@@ -17,6 +18,14 @@ class BrokenError(Exception):
 
 class UnheardError(BrokenError):
     """Not a byte of the request has arrived at the server's system."""
+
+
+UNTRUSTED = "; if an authority of your own signed it, name its file by the storage option verify"
+"""What to do about it."""
+
+
+class UntrustedError(BrokenError):
+    """The server's certificate is not one that is trusted for its name. Trying again is of no use."""
 
 
 @dataclass(slots=True)
@@ -35,12 +44,12 @@ def parse_head(head: bytes) -> Answer:
     lines = head.decode("latin-1").split("\r\n")
     version, _, rest = lines[0].partition(" ")
     status = rest[:3]
-    if not version.startswith("HTTP/1.") or not is_number(status):
+    if version not in _VERSIONS or len(status) != 3 or not is_number(status) or not "101" != status >= "100":
         raise BrokenError(f"this is no HTTP answer: {lines[0][:60]!r}")
     headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
-        if not colon:
+        if not colon or not name or " " in name or "\t" in name:  # folded, or a name that others read differently
             raise BrokenError(f"this is no HTTP header: {line[:60]!r}")
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value

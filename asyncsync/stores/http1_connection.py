@@ -21,6 +21,12 @@ SMALL = 1 << 16
 """Bytes of a body that go out in one write with their head, without waiting for the peer."""
 COLLECTED = 1 << 16
 """Bytes of an answer that are kept in memory unless more are asked for: an error document has a few hundred."""
+LEAST = 1 << 10
+"""Bytes of a body that must come within the stall timeout."""
+PATIENCE = 20
+"""Stall timeouts within which a small response must be over."""
+MOST_INTERIMS = 32
+MOST_TRAILERS = 64
 _INTERIM = (b"HTTP/1.1 1", b"HTTP/1.0 1")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
@@ -61,6 +67,11 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes of the current answer's body that are still to come; None: until the end, or chunked."""
         self._chunk = 0
         """Those of the current chunk."""
+        self._before = 0
+        """Bytes that had come before the current request."""
+        self._interims = 0
+        """Heads that only said that there is more to come."""
+        self._collecting = False
 
     # What the loop calls
 
@@ -146,11 +157,19 @@ class Connection(asyncio.BufferedProtocol):
         return answer is not None and answer.keep and self._left == 0 and self.usable
 
     def moved(self) -> int:
+        """Of a head it counts that it has begun, and each one that is over, but no byte: else one byte now and then
+        would keep it for ever."""
         waiting = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        if self._current is None:
+            return self._sent - waiting + self._before + self._interims + (self._received > self._before)
         return self._sent - waiting + self._received
 
+    def least(self) -> int:
+        """A body comes at a least rate, unless it is one that a server keeps us waiting with (:meth:`collect`)."""
+        return 1 if self._current is None or self._collecting else LEAST
+
     def stall(self) -> None:
-        self.lose(BrokenError(f"no byte moved for {self._stall_timeout:g} s"))
+        self.lose(BrokenError(f"no byte moved for {self._stall_timeout:g} s, or too few"))
 
     def lose(self, error: BrokenError) -> None:
         """End it; who waits for it gets ``error``."""
@@ -182,6 +201,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._end > self._start:
             raise BrokenError("the store sent something that nobody had asked for")
         self.early, self._whole = False, None
+        self._before, self._interims = self._received, 0
         self.write(data)
         if more:
             self._whole = self._sent + more
@@ -305,6 +325,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._end == self._start
 
     def _interim_over(self) -> None:
+        self._interims += 1
+        if self._interims > MOST_INTERIMS:
+            raise BrokenError(f"more than {MOST_INTERIMS} responses came that only say that there is more to come")
         self.early = self._end > self._start and self._unsent()
 
     async def _until(self, mark: bytes) -> bytes:
@@ -343,8 +366,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._chunk:
             self._chunk = chunk_size(await self._until(b"\r\n"))
             if not self._chunk:
-                while await self._until(b"\r\n"):
-                    pass  # a trailer
+                await self._trailers()
                 self._left = 0
                 return 0
         target = target[: self._chunk]
@@ -355,12 +377,32 @@ class Connection(asyncio.BufferedProtocol):
             await self._until(b"\r\n")
         return len(target)
 
+    async def _trailers(self) -> None:
+        for _ in range(MOST_TRAILERS):
+            if not await self._until(b"\r\n"):
+                return
+        raise BrokenError(f"more than {MOST_TRAILERS} lines follow the body")
+
     async def collect(self, most: int = COLLECTED) -> bytes:
-        """The body of the current answer, its first ``most`` bytes."""
+        """The body of the current answer, its first ``most`` bytes. S3 sends blanks while it copies or completes, one
+        now and then, for minutes; so it is given PATIENCE times the stall timeout in all."""
         answer = self._current
         assert answer is not None
         if self._left == 0:
             return b""
+        if self._left is not None and self._left <= self._end - self._start:
+            return await self._collect(most, answer)
+        self._collecting = answer.status < 300  # an error has no reason to wait
+        try:
+            async with asyncio.timeout(PATIENCE * self._stall_timeout):
+                return await self._collect(most, answer)
+        except TimeoutError:
+            self.lose(BrokenError(f"the response was not over within {PATIENCE * self._stall_timeout:g} s"))
+            raise self._broken(cast(BrokenError, self._lost)) from None
+        finally:
+            self._collecting = False
+
+    async def _collect(self, most: int, answer: Answer) -> bytes:
         if self.chunked:
             return await self._collect_chunks(most)
         if self._left is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import aiohappyeyeballs
 
 from asyncsync.stores.http1_acceptance import Acceptance
-from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError
+from asyncsync.stores.http1_answer import Answer, BrokenError, UnheardError, UntrustedError
 from asyncsync.stores.http1_connection import Connection
 from asyncsync.stores.http1_tls import secure
 
@@ -176,6 +176,9 @@ class Pool:
             if connection is not None and self._closed:  # while it was opened
                 connection.abort()
                 raise BrokenError("the store was closed")
+        except ssl.SSLCertVerificationError as error:
+            self._give_back(None)
+            raise UntrustedError(f"the certificate of {self._host.name} is not trusted: {error}") from error
         except OSError as error:
             self._give_back(None)
             raise BrokenError(f"no connection: {type(error).__name__}: {error}") from error

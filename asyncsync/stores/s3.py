@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -21,14 +20,18 @@ import google_crc32c
 from asyncsync.disk.files import FileRange, in_thread, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.injected import token
-from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
+from asyncsync.stores.http1_answer import is_number
+from asyncsync.stores.http1_dates import unix_of
+from asyncsync.stores.s3_content import Incoming
 from asyncsync.stores.s3_direct import DirectAccess, direct
-from asyncsync.stores.s3_errors import Failure
+from asyncsync.stores.s3_errors import NO_BUCKET, NOT_SATISFIABLE, Failure
 from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_pages import Place, below, is_more, number_in, text_in
 from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
 from asyncsync.stores.s3_target import Access, Target
-from asyncsync.stores.s3_wire import Wire, content_bytes, wire_serves
+from asyncsync.stores.s3_wire import Wire, wire_serves
 
 if TYPE_CHECKING:
     from asyncsync.stores.s3_client import S3Client
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 
 PROBE_COPY = ".asyncsync/probe-copy"
 """How the names of objects begin that find out whether a copy can create only. They are removed at once."""
-_UNSATISFIABLE = "InvalidRange"
+_NO_ETAG = (
+    "the response has no ETag; without ETags nobody can tell one version of an object from another, so that this store "
+    "cannot be written to safely"
+)
 
 
 class S3Store(Store):
@@ -197,20 +203,14 @@ class S3Store(Store):
         ranged = start > 0 or length is not None
         if ranged:
             headers["range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
-        where, total = plane.where(self._full(key)), 0
-
-        def expect(status: int, answer: Mapping[str, str]) -> int:
-            nonlocal total
-            come, total = content_bytes("GetObject", where, status, answer, ranged)
-            return come
-
+        incoming = Incoming(f"GetObject {plane.where(self._full(key))}", start, length if ranged else None, sink)
         try:
-            answer = await plane.get(self._full(key), headers, sink, expect)
+            answer = await plane.get(self._full(key), headers, incoming.take, incoming.expect)
         except StoreError as error:
-            if ranged and _UNSATISFIABLE in str(error):
+            if ranged and error.code == NOT_SATISFIABLE:
                 return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
             raise
-        return _info(key, total, answer)
+        return _info(key, incoming.total, answer)
 
     # Single objects
 
@@ -221,7 +221,31 @@ class S3Store(Store):
         headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
         plane = self._plane or await self._open_plane()
         answer = await plane.head(self._full(key), headers | _condition(if_version))
-        return _info(key, int(answer.get("content-length", "0")), answer)
+        if not _version(answer.get("etag")):
+            raise StoreError(f"HeadObject {plane.where(self._full(key))}: {_NO_ETAG}")
+        text = answer.get("content-length", "")
+        size = int(text) if is_number(text) else await self._measure(key, if_version)
+        return _info(key, size, answer)
+
+    async def _measure(self, key: str, if_version: str | None) -> int:
+        """How long an object is whose HEAD does not tell: the range of one of its bytes does. StoreError if neither
+        does: unknown is not empty."""
+        plane = self._plane or await self._open_plane()
+        incoming = Incoming(f"GetObject {plane.where(self._full(key))}", 0, 1, _drop)
+        try:
+            await plane.get(
+                self._full(key), {"range": "bytes=0-0"} | _condition(if_version), incoming.take, incoming.expect
+            )
+        except StoreError as error:
+            if error.code == NOT_SATISFIABLE:
+                return 0  # not even a first byte is there
+            if error.retryable:
+                raise
+            raise StoreError(
+                f"HeadObject {plane.where(self._full(key))}: the response has no Content-Length, and a range of one "
+                f"byte does not tell how long the object is: {error}"
+            ) from error
+        return incoming.total
 
     async def delete(self, keys: Sequence[str]) -> None:
         plane = self._plane or await self._open_plane()
@@ -229,7 +253,7 @@ class S3Store(Store):
             try:
                 await plane.delete(self._full(keys[0]), lease_of(keys))
             except NotFoundError as error:
-                if "NoSuchBucket" in str(error):
+                if error.code == NO_BUCKET:
                     raise
             return
         if not keys:
@@ -306,19 +330,25 @@ class S3Store(Store):
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
         if delimiter:
             params["Delimiter"] = delimiter
-        if token is not None:
-            params["ContinuationToken"] = token
+        place = Place.parse(token)
+        if place.token:
+            params["ContinuationToken"] = place.token
         answer = await self._call("list_objects_v2", params["Prefix"], **params)
-        skip = len(self._prefix)
+        where = f"ListObjectsV2 {self.uri}/{prefix}"
+        named = [(below(where, text_in(where, one, "Key"), self._prefix), one) for one in answer.get("Contents", ())]
+        folded = [text_in(where, one, "Prefix") for one in answer.get("CommonPrefixes", ())]
         objects = tuple(
             ObjectInfo(
-                item["Key"][skip:], int(item["Size"]), _version(item.get("ETag")), None, _unix(item.get("LastModified"))
+                key, number_in(where, one, "Size"), _version(one.get("ETag")), None, _unix(one.get("LastModified"))
             )
-            for item in answer.get("Contents", ())
-            if len(item["Key"]) > skip
+            for key, one in named
+            if key
         )
-        prefixes = tuple(item["Prefix"][skip:] for item in answer.get("CommonPrefixes", ()))
-        return Page(objects, prefixes, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None)
+        prefixes = tuple(below(where, one, self._prefix) for one in folded)
+        if not is_more(answer):
+            return Page(objects, prefixes)
+        following = place.further(where, answer.get("NextContinuationToken") or "", empty=not (named or folded))
+        return Page(objects, prefixes, following.text())
 
     # Multipart
 
@@ -372,35 +402,46 @@ class S3Store(Store):
         try:
             await plane.abort(self._full(upload.key), upload.upload_id)
         except NotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if error.code == NO_BUCKET:
                 raise
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        found: list[Part] = []
+        found: dict[int, Part] = {}
+        where, last = f"ListParts {self.uri}/{upload.key}", 0
         params: dict[str, Any] = {"Key": self._full(upload.key), "UploadId": upload.upload_id}
         while True:
             answer = await self._call("list_parts", self._full(upload.key), **params)
             self._learn(answer.get("ChecksumType"))
             for item in answer.get("Parts", ()):
+                number, size = number_in(where, item, "PartNumber", 1), number_in(where, item, "Size")
                 crc = crc_from_text(item.get("ChecksumCRC32C"), None, "")
-                found.append(Part(item["PartNumber"], -1, item["Size"], _version(item["ETag"]), crc))
+                found[number] = Part(number, -1, size, _version(text_in(where, item, "ETag")), crc)
             if not answer.get("IsTruncated"):
-                return sorted(found, key=lambda part: part.number)
-            params["PartNumberMarker"] = answer["NextPartNumberMarker"]
+                return [found[number] for number in sorted(found)]
+            following = answer.get("NextPartNumberMarker")
+            if not isinstance(following, int) or following <= last:
+                raise UnavailableError(f"{where}: there is more behind part {last}, and it goes on at {following!r}")
+            params["PartNumberMarker"] = last = following
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         found: list[Upload] = []
+        where, place = f"ListMultipartUploads {self.uri}/{prefix}", Place()
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
         while True:
             answer = await self._call("list_multipart_uploads", params["Prefix"], **params)
-            found.extend(
-                Upload(item["Key"][len(self._prefix) :], item["UploadId"], _unix(item.get("Initiated")))
-                for item in answer.get("Uploads", ())
-            )
+            uploads = answer.get("Uploads", ())
+            for item in uploads:
+                key = below(where, text_in(where, item, "Key"), self._prefix)
+                found.append(Upload(key, text_in(where, item, "UploadId"), _unix(item.get("Initiated"))))
             if not answer.get("IsTruncated"):
                 return found
-            params["KeyMarker"] = answer["NextKeyMarker"]
-            params["UploadIdMarker"] = answer["NextUploadIdMarker"]
+            key, upload_id = answer.get("NextKeyMarker") or "", answer.get("NextUploadIdMarker") or ""
+            place = place.further(where, f"{key}\n{upload_id}" if key and upload_id else "", empty=not uploads)
+            params |= {"KeyMarker": key, "UploadIdMarker": upload_id}
+
+
+async def _drop(piece: Piece) -> None:
+    """A byte that nobody asked for."""
 
 
 def _condition(if_version: str | None) -> dict[str, str]:
@@ -439,8 +480,4 @@ def _crc_of(body: FileRange) -> int:
 def _info(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
     version = _version(headers.get("etag"))
     crc = crc_from_text(headers.get("x-amz-checksum-crc32c"), headers.get("x-amz-checksum-type"), version)
-    try:
-        modified: float | None = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
-    except (TypeError, ValueError):
-        modified = None
-    return ObjectInfo(key, size, version, crc, modified)
+    return ObjectInfo(key, size, version, crc, unix_of(headers.get("last-modified", "")))

@@ -29,16 +29,25 @@ from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import ConfigError, UnavailableError
+from asyncsync.errors import ConfigError, StoreError, UnavailableError
+from asyncsync.stores.http1_connection import PATIENCE
 from asyncsync.stores.s3_direct import tls_context
 from asyncsync.stores.s3_errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3_redirect import is_region, regional, shown
 from asyncsync.stores.s3_results import check_result
 from asyncsync.stores.s3_sdk_errors import from_client_error, translate
 from asyncsync.stores.s3_sign import Signer, timestamp_of
 from asyncsync.stores.s3_target import DEFAULT_REGION, Keys, Target
 
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, ResponseParserError)
+"""What aiobotocore raises on a response that is not of the shape that it expects."""
+_WITH_BODIES = frozenset({"put_object", "upload_part"})
+_LONG = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
+"""What a store may work at for minutes."""
+_SHORT = 4
+"""Stall timeouts within which any other response must be over."""
 _asked_for: ContextVar[str] = ContextVar("asked_for")
 """The address that a request is for, which botocore's events do not name."""
 
@@ -46,10 +55,21 @@ _asked_for: ContextVar[str] = ContextVar("asked_for")
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
     """Without aiohttp's silent second attempt after a reset."""
 
-    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+    async def _get_session(self, proxy_url: str | None) -> _Unredirected:
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)
         session._retry_connection = False  # noqa: SLF001  # there is no public switch
-        return session
+        return _Unredirected(session)
+
+
+class _Unredirected:
+    """A session that goes where it was sent and nowhere else: aiohttp follows a redirect to any host, with the token
+    and the data."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    def request(self, method: str, **params: Any) -> Any:
+        return self._session.request(method, allow_redirects=False, **params)
 
 
 class _Seen(Exception):  # noqa: N818  # it carries a request out of botocore, nothing failed
@@ -170,8 +190,11 @@ class S3Client:
         repaired = False
         while True:
             try:
-                answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
+                async with asyncio.timeout(self._within(operation)):
+                    answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
                 return answer
+            except TimeoutError as error:
+                raise UnavailableError(f"{name} {where}: the response did not come in time {error}".rstrip()) from error
             except ClientError as error:
                 failure = from_client_error(name, where, error)
                 if repaired or not await self._repair(failure.code, failure.headers):
@@ -179,9 +202,16 @@ class S3Client:
                 repaired = True
             except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                 raise translate(name, where, error) from error
-            except (TypeError, ValueError, ResponseParserError) as error:
+            except UNREADABLE as error:
                 # aiobotocore trips over error answers that carry a checksum header, and over what is no XML.
                 raise UnavailableError(f"{name} {where}: unreadable answer: {error}") from error
+
+    def _within(self, operation: str) -> float | None:
+        """Seconds that a call may take in all: its response may come byte by byte. None: it depends on its body, and
+        each byte has the stall timeout."""
+        if operation in _WITH_BODIES:
+            return None
+        return (PATIENCE if operation in _LONG else _SHORT) * self._timeouts[1] + self._timeouts[0]
 
     async def _repair(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:
@@ -225,15 +255,22 @@ class S3Client:
         return await self._ask(self._api)
 
     async def relocate(self, region: str, location: str) -> Target:
-        """The same after the store has sent us elsewhere."""
+        """The same after the store has sent us elsewhere. StoreError if that is not the same service."""
         current = await self.locate()
+        found = regional(current.base, location) if location else (current.base, "")
+        if found is None and not region:
+            raise StoreError(f"s3://{self._bucket}: {shown(location)} is not the same service")
+        base, named = found or (current.base, "")
+        region = region or named
+        if region and not is_region(region):
+            raise StoreError(f"s3://{self._bucket}: {region[:60]!r} is no region")
         if self._options.endpoint_url is not None or not region:
-            host = urlsplit(location).netloc if location else ""
-            scheme = urlsplit(current.base).scheme
-            base = f"{scheme}://{host}{current.path}" if host else current.base
             return Target(base, region or current.region, current.service, current.proxy)
-        async with self._new_client(region) as api:
-            return await self._ask(api)
+        try:
+            async with self._new_client(region) as api:
+                return await self._ask(api)
+        except (BotoCoreError, ValueError) as error:
+            raise StoreError(f"s3://{self._bucket}: region {region!r} cannot be used: {error}") from error
 
     async def _ask(self, api: Any) -> Target:
         """Let aiobotocore build a PutObject, and take it away from it before it is sent."""

@@ -3,11 +3,8 @@ in :mod:`asyncsync.stores.s3_sdk_errors`."""
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from xml.etree.ElementTree import Element
 
 from asyncsync.errors import (
@@ -19,12 +16,22 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
+from asyncsync.stores.http1_dates import retry_after, unix_of
+from asyncsync.stores.s3_redirect import shown
 from asyncsync.stores.s3_xml import document, local_name, text_of
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
-MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"})
+MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307", "308"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+NO_BUCKET = "NoSuchBucket"
+NOT_SATISFIABLE = "InvalidRange"
+"""Of a range that begins behind the end, also where the response has no document (HTTP 416)."""
+_ELSEWHERE = (
+    "redirects are followed only to other regions of the same service, and never from https to http; if this is where "
+    "the bucket is, set endpoint_url, or region"
+)
+_UNSPECIFIC = frozenset({"", "InvalidRequest", "InvalidArgument", "BadRequest"})
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound"})
 _TRANSIENT = frozenset(
     {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError", "ServiceUnavailable"}
@@ -53,17 +60,28 @@ class Failure:
     def bucket(self) -> str:
         return self.where.removeprefix("s3://").partition("/")[0]
 
+    @property
+    def location(self) -> str:
+        """Where a redirect leads; it may be anything."""
+        return self.headers.get("location", "") if 300 <= self.status < 400 else ""
+
     def error(self) -> StoreError:
+        """What it means; its ``code`` is the store's."""
+        error = self._error()
+        error.code = NOT_SATISFIABLE if self.status == 416 else self.code
+        return error
+
+    def _error(self) -> StoreError:
         said = f"{self.code}: {self.message}" if self.message else self.code
         text = f"{self.operation} {self.where}: {said or 'no reason given'} (HTTP {self.status})"
         code, status = self.code, self.status
-        if code == "NoSuchBucket":
+        if code == NO_BUCKET:
             return NotFoundError(f"{text}: there is no bucket {self.bucket!r}")
         if code in _MISSING or status == 404:
             return NotFoundError(text)
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
-        if code in _DAMAGED or (status == 400 and "checksum" in said.lower()):
+        if code in _DAMAGED or (status == 400 and self._names_a_checksum()):
             return IntegrityError(text, retryable=True)
         if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
             return ThrottledError(text, retry_after(self.headers))
@@ -73,7 +91,14 @@ class Failure:
             return StoreError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
+        if self.location:
+            return StoreError(f"{text}: it leads to {shown(self.location)}; {_ELSEWHERE}")
         return StoreError(text)
+
+    def _names_a_checksum(self) -> bool:
+        """AWS says InvalidRequest of a checksum that does not fit, and names the header; the key is no word of it."""
+        message = self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
+        return "checksum" in self.code.lower() or (self.code in _UNSPECIFIC and "checksum" in message.lower())
 
 
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
@@ -91,18 +116,6 @@ def failure_in(error: Element, operation: str, where: str, status: int, headers:
     return Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the answer asks us to wait: a number, or a date."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    date = server_time({"date": value})
-    return None if date is None else max(0.0, date - time.time())
-
-
 def server_time(headers: Mapping[str, str]) -> float | None:
     """The ``Date`` of an answer in unix seconds."""
-    try:
-        return parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (TypeError, ValueError):
-        return None
+    return unix_of(headers.get("date", ""))

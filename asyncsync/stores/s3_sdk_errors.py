@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
@@ -15,6 +17,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, StoreError, UnavailableError
+from asyncsync.stores.http1_answer import UNTRUSTED
 from asyncsync.stores.s3_errors import Failure
 
 
@@ -42,8 +45,21 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
         )
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
+    if _is_untrusted(error):
+        return StoreError(f"{text}{UNTRUSTED}")
     if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
         return UnavailableError(text)
     if isinstance(error, BotoCoreError):
         return StoreError(text)
     raise error
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    """Whether a certificate was refused: that is final."""
+    for _ in range(10):
+        if error is None:
+            return False
+        if isinstance(error, ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

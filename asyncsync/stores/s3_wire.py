@@ -13,7 +13,7 @@ import ssl
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import Http1, too_short
-from asyncsync.stores.http1_answer import Answer, BrokenError, is_number
+from asyncsync.stores.http1_answer import UNTRUSTED, Answer, BrokenError, UntrustedError
 from asyncsync.stores.http1_connection import COLLECTED
 from asyncsync.stores.http1_pool import Host
 from asyncsync.stores.s3_errors import (
@@ -41,6 +41,8 @@ from asyncsync.stores.s3_xml import complete_document, delete_document, failed_d
 
 _DOCUMENT = 8 << 20
 """Most bytes of an answer that names a thousand keys."""
+_BARE = frozenset({400, 401, 403, 501})
+"""What a HEAD is refused with for reasons that only a document tells."""
 _UNSIGNED = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
 
 
@@ -175,7 +177,7 @@ class Wire:
         return await self._exchange(call, once)
 
     async def get(
-        self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int]
+        self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int | None]
     ) -> Mapping[str, str]:
         """GetObject into ``sink``. ``expect`` takes status and headers and gives the bytes that must come."""
 
@@ -194,16 +196,34 @@ class Wire:
             head, http = await self._head(call), self._http
             try:
                 answer = await once(http, head)
+            except UntrustedError as error:
+                raise StoreError(f"{call.operation} {self.where(call.key)}: {error}{UNTRUSTED}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{call.operation} {self.where(call.key)}: {error}") from error
             if answer.status < 300:
                 return answer
-            failure = parse_failure(call.operation, self.where(call.key), answer.status, answer.headers, answer.content)
-            kind = _kind(failure)
+            failure = self._failure(call, answer)
+            kind = _kind(failure, self._target.region)
+            if not kind and call.method == "HEAD" and answer.status in _BARE:
+                failure = await self._reason(call, failure)
+                kind = _kind(failure, self._target.region)
             if not kind or kind in repaired:
                 raise failure.error()
             repaired.add(kind)
             await self._repair(kind, failure, http)
+
+    def _failure(self, call: _Call, answer: Answer) -> Failure:
+        return parse_failure(call.operation, self.where(call.key), answer.status, answer.headers, answer.content)
+
+    async def _reason(self, call: _Call, refused: Failure) -> Failure:
+        """Why a HEAD was refused: its response has no document, that to a GET of a byte has one."""
+        probe = replace(call, method="GET", headers=call.headers | {"range": "bytes=0-0"})
+        try:
+            answer = await self._http.send(await self._head(probe), None)
+        except BrokenError:
+            return refused
+        found = self._failure(call, answer)
+        return found if answer.status >= 300 and found.code else refused
 
     async def _head(self, call: _Call) -> bytes:
         """The request line and the headers, signed."""
@@ -256,7 +276,7 @@ class Wire:
             self.skew = 0.0 if server is None else server - time.time()
         else:
             try:
-                target = await self._access.relocate(failure.region, failure.headers.get("location", ""))
+                target = await self._access.relocate(failure.region, failure.location)
             except AsyncsyncError as error:
                 raise failure.error() from error
             if self._http is http:  # else somebody else was sent on before us
@@ -264,14 +284,16 @@ class Wire:
                 self._aim(target)
 
 
-def _kind(failure: Failure) -> str:
+def _kind(failure: Failure, region: str) -> str:
+    """What can be put right. Without a document, as after HEAD, the region of the bucket in a header tells."""
     if failure.code in EXPIRED:
         return "expired"
     if failure.code in SKEWED:
         return "skewed"
-    if failure.code in MISDIRECTED or failure.status in (301, 307):
-        return "misdirected" if failure.region or failure.headers.get("location") else ""
-    return ""
+    if failure.code in MISDIRECTED or failure.status in (301, 302, 303, 307, 308):
+        return "misdirected" if failure.region or failure.location else ""
+    elsewhere = failure.status in (400, 403) and not failure.code and failure.region not in ("", region)
+    return "misdirected" if elsewhere else ""
 
 
 def _of_upload(upload_id: str) -> str:
@@ -288,17 +310,3 @@ async def _whole(body: FileRange) -> bytes:
 def wire_serves(bucket: str) -> bool:
     """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
     return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))
-
-
-def content_bytes(operation: str, where: str, status: int, headers: Mapping[str, str], ranged: bool) -> tuple[int, int]:
-    """How many bytes an answer carries, and how many the object has."""
-    text = headers.get("content-length", "")
-    if not is_number(text):
-        raise StoreError(f"{operation} {where}: the answer has no Content-Length")
-    size = int(text)
-    total = headers.get("content-range", "").rpartition("/")[2]
-    if status == 206 and is_number(total):
-        return size, int(total)
-    if ranged:
-        raise StoreError(f"{operation} {where}: the store ignored the requested range")
-    return size, size

@@ -14,14 +14,17 @@ class Watched(Protocol):
     since: float
 
     def moved(self) -> int:
-        """Bytes that have left for the kernel or come from it; any change is progress."""
+        """How far it has come, in bytes that count: it only grows."""
+
+    def least(self) -> int:
+        """Of those bytes, how many more are progress."""
 
     def stall(self) -> None:
         """End the request: its connection is cut, so nothing more of it is sent."""
 
 
 class Watchdog:
-    """Cuts requests that move no byte for ``stall_timeout`` seconds. Plain code; its timer runs only while needed."""
+    """Cuts requests that make no progress for ``stall_timeout`` seconds. Its timer runs only while needed."""
 
     def __init__(self, stall_timeout: float, now: Callable[[], float] | None = None) -> None:
         self.stall_timeout = stall_timeout
@@ -39,6 +42,17 @@ class Watchdog:
     def discard(self, request: Watched) -> None:
         self._watched.discard(request)
 
+    def pause(self, request: Watched) -> None:
+        """It waits for us, until :meth:`resume`: that is no time of its own, and does not make up for any."""
+        request.since -= self._now()
+        self._watched.discard(request)
+
+    def resume(self, request: Watched) -> None:
+        request.since += self._now()
+        self._watched.add(request)
+        if self._timer is None:
+            self._arm()
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -52,7 +66,7 @@ class Watchdog:
         now = self._now()
         for request in tuple(self._watched):
             moved = request.moved()
-            if moved != request.seen:
+            if moved - request.seen >= request.least():
                 request.seen, request.since = moved, now
             elif now - request.since >= self.stall_timeout:
                 request.stall()

@@ -244,7 +244,7 @@ class MemoryStore(Store):
         self.requests.append(Request(operation, "\n".join(self._root + one for one in key)))
         for one in key:
             self._check_key(one, operation)
-        data = body if isinstance(body, bytes) else await self._read_body(body)
+        data = bytes(body) if isinstance(body, bytes) else await self._read_body(body)  # not with its lease
         check_lease(lease or lease_of(body))
         await asyncio.sleep(self.latency)
         return data

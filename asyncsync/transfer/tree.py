@@ -181,7 +181,8 @@ class Tree:
             await self._delete(store, gone)
         if tally.failures:
             raise self.failed(tally)
-        self._sent, self._upload, self._files = self.moved, None, ()  # an idle tree holds no more than its manifest
+        self._sent = self.moved
+        self._upload, self._view, self._files = None, None, ()  # an idle tree holds no more than its manifest
         return self._report(snapshot, changes, tally, store, started, len(gone))
 
     async def delete_remote(self) -> int:

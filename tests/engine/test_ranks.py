@@ -138,7 +138,7 @@ def test_a_rank_that_never_comes_is_named(bench: Bench) -> None:
 
     for error in run_virtual(main()):
         assert isinstance(error, CheckpointIncompleteError)
-        assert "of 3 ranks, rank(s) 1 did not send their part within commit_timeout=100 s" in str(error)
+        assert "of 3 ranks, rank(s) 1 did not send their part of step 0 within commit_timeout=100 s" in str(error)
     assert not bench.keys(f"checkpoint_000000/{MANIFEST}")
     assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000001"]
 

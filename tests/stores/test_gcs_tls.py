@@ -12,7 +12,14 @@ import google_crc32c
 import pytest
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import AccessDeniedError, ConfigError, NotFoundError, PreconditionError, UnavailableError
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConfigError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    UnavailableError,
+)
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 
@@ -64,15 +71,16 @@ async def test_everything_works_over_tls(options, tmp_path):
 
 async def test_an_authority_that_is_not_trusted_is_refused(options, fake):
     async with open_store("gs://b/p", options=options | {"verify": True}) as store:
-        with pytest.raises(UnavailableError, match="certificate verify failed"):
+        with pytest.raises(StoreError, match="certificate verify failed") as caught:
             await store.put("x", b"1")
+    assert not caught.value.retryable
     assert fake.seen == []
 
 
 async def test_a_certificate_of_another_host_is_refused(options, fake):
     elsewhere = fake.endpoint.replace("127.0.0.1", "localhost")
     async with open_store("gs://b/p", options=options | {"endpoint_url": elsewhere}) as store:
-        with pytest.raises(UnavailableError, match="certificate"):
+        with pytest.raises(StoreError, match="certificate"):
             await store.put("x", b"1")
     assert fake.seen == []
 

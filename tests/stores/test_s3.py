@@ -212,14 +212,18 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
         await store.put("k", data)
         await store.copy("k", "l", size=4)
         assert script.requests[0].body == data
-        for verify, error in ((True, UnavailableError), (False, None)):
+        for verify, error in ((True, StoreError), (False, None)):
             options = KEYS | {"endpoint_url": store._options.endpoint_url, "verify": verify}
             async with S3Store("bucket", "", options=options) as other:
                 if error is None:
                     await other.put("k", b"data")
                 else:
-                    with pytest.raises(error, match="certificate"):
+                    with pytest.raises(error, match="certificate") as caught:
                         await other.put("k", b"data")
+                    assert not caught.value.retryable
+                    with pytest.raises(error, match="certificate") as caught:
+                        await other.list()
+                    assert not caught.value.retryable
 
 
 # What comes back
@@ -401,6 +405,9 @@ async def test_the_watchdog_cuts_only_what_stands_still():
 
         def moved(self):
             return self.at
+
+        def least(self):
+            return 1
 
         def stall(self):
             self.stalled = True
