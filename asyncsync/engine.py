@@ -452,7 +452,6 @@ class SyncEngine:
         store = self.session.view(Lane.RECORD, trial.key)
         if self.role.leads:
             await adopt_checkpoints(store, trial.record, partial(warn, self.emit, trial.key))
-            trial.record.first_checkpoint = trial.record.next_checkpoint
         await restore_files(store, trial.tree.prefix, trial.dir, partial(warn, self.emit, trial.key))
 
     def progress_of(self, key: str) -> Callable[[Tally], None]:

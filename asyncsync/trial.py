@@ -472,6 +472,7 @@ class Trial:
             await self._engine.restore_trial(self)
             if self._engine.role.leads:
                 self._count_on(await in_thread(last_rows, self.dir))
+                self.record.first_checkpoint = self.record.next_checkpoint
             forget_uploads(self._engine, self)
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:

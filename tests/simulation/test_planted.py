@@ -1,33 +1,97 @@
 """With what keeps the promises taken out, the simulation notices: it can fail."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import asyncsync.planning.ranks
+import asyncsync.shared
+from asyncsync.injected import lease_time
+from asyncsync.stores.base import Store
 from asyncsync.stores.fenced import FencedView
 from asyncsync.testing.simulation import simulate
+from asyncsync.transfer.session import GivenUp
 from asyncsync.transfer.writes import Creating, Replacing
+from asyncsync.trial import Trial
 
-WITHOUT = {"wipes", "ranks"}
-SEEDS = (55, 64, 156, 218)
-
-
-async def _always(view: FencedView) -> None:
-    view._confirmed = view._now()
+Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def test_it_notices_that_nobody_is_kept_from_writing_over_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither a lease nor create-only writes."""
+def no_lease(patch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped does not see that it was replaced."""
+
+    async def always(view: FencedView) -> None:
+        view._confirmed = view._now()
+
+    patch.setattr(FencedView, "_permit", always)
+    patch.setattr(FencedView, "_permitted", lambda view: True)
+    patch.setattr(FencedView, "check", lambda view: None)
+
+
+def written_over(patch: pytest.MonkeyPatch) -> None:
+    """The files of a checkpoint are written over what is there."""
     for name in ("put", "copy", "complete"):
-        monkeypatch.setattr(Creating, name, getattr(Replacing, name))
-    monkeypatch.setattr(FencedView, "_permit", _always)
-    monkeypatch.setattr(FencedView, "_permitted", lambda view: True)
-    monkeypatch.setattr(FencedView, "check", lambda view: None)
-    found = [simulate(seed, without=WITHOUT, root=str(tmp_path / "machines")) for seed in SEEDS]
-    assert "acknowledged, not whole" in {item.kind for outcome in found for item in outcome.violations}
+        patch.setattr(Creating, name, getattr(Replacing, name))
 
 
-def test_with_both_the_same_schedules_are_clean(tmp_path: Path) -> None:
-    assert all(simulate(seed, without=WITHOUT, root=str(tmp_path / "machines")).ok for seed in SEEDS)
+def neither(patch: pytest.MonkeyPatch) -> None:
+    """Neither a lease nor create-only writes."""
+    no_lease(patch)
+    written_over(patch)
+
+
+def any_debt(patch: pytest.MonkeyPatch) -> None:
+    """What is owed is deleted, whatever the record says, and of which trial."""
+
+    async def confirm(given_up: GivenUp, store: Store, since: float) -> float:
+        return lease_time()
+
+    patch.setattr(GivenUp, "confirm", confirm)
+
+
+def retired_first(patch: pytest.MonkeyPatch) -> None:
+    """What is retired goes before the record that retires it is stored."""
+    any_debt(patch)
+    save = Trial.save
+
+    async def early(trial: Trial) -> bool:
+        if trial.leaving:
+            trial._stored(trial._named())
+        return await save(trial)
+
+    patch.setattr(Trial, "save", early)
+
+
+def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """Ranks are matched by the number of their reports."""
+    patch.setattr(asyncsync.shared, "disagreement", lambda steps: None)
+    patch.setattr(asyncsync.planning.ranks, "_equal", lambda values: True)
+
+
+NOTICED = [
+    (neither, "acknowledged, not whole", (55, 64, 156, 218), {"wipes", "ranks"}),
+    (retired_first, "acknowledged, not named", (20009,), set()),
+    (steps_not_compared, "acknowledged, not whole", (66, 209), set()),
+]
+"""What is taken out, what is seen then, in which schedules, and which troubles these are without."""
+CASES = pytest.mark.parametrize(
+    ("plant", "kind", "seeds", "without"), NOTICED, ids=[plant.__name__ for plant, *_ in NOTICED]
+)
+
+
+@CASES
+def test_it_notices_what_is_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
+) -> None:
+    plant(monkeypatch)
+    found = [simulate(seed, without=without, root=str(tmp_path / "machines")) for seed in seeds]
+    assert kind in {item.kind for outcome in found for item in outcome.violations}
+
+
+@CASES
+def test_with_all_of_it_the_same_schedules_are_clean(
+    tmp_path: Path, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
+) -> None:
+    del plant, kind
+    assert all(simulate(seed, without=without, root=str(tmp_path / "machines")).ok for seed in seeds)

@@ -332,4 +332,4 @@ class Ledger:
 
 
 def _number(name: str) -> int:
-    return int(name.rpartition("_")[2])
+    return int(name.rpartition("_")[2].partition("-")[0])  # one that was given another name has a mark
