@@ -31,8 +31,8 @@ from asyncsync.errors import (
 )
 from asyncsync.injected import dice, wall_time
 from asyncsync.opening import warn
-from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import (
+    NONCE,
     RETURNED,
     Generation,
     SameFileError,
@@ -47,7 +47,7 @@ from asyncsync.scheduler import within
 from asyncsync.shared import ConflictError, LostError, Seen, SharedCheckpoint
 from asyncsync.stores.base import Store
 from asyncsync.stores.waiting import Lane
-from asyncsync.transfer.reader import exists, find_record, get_record
+from asyncsync.transfer.reader import find_manifest, find_record, get_record
 from asyncsync.transfer.writes import CollisionError
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ class Ranks:
         numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
         newest = -1
         for number in sorted(numbers, reverse=True):
-            if await exists(store, f"{self._name}/{checkpoint_name(number)}/{MANIFEST}"):
+            manifest = await find_manifest(store, f"{self._name}/{checkpoint_name(number)}/")
+            ours = ("", leader.nonce if leader is not None else "")
+            if manifest is not None and manifest.info.get(NONCE, "") in ours:  # else of a trial that was deleted
                 newest = number
                 break
         trial.last_durable = newest if newest >= 0 else None
