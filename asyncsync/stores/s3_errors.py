@@ -36,6 +36,26 @@ _DENIED = frozenset(
 )
 
 
+_REFUSALS = (
+    "not supported",
+    "unsupported",
+    "not implemented",
+    "notimplemented",
+    "unknown",
+    "unrecognized",
+    "unexpected",
+)
+_ABOUT = ("header", "x-amz-", "checksum")
+
+
+class MalformedError(StoreError):
+    """The server cannot read the document that we sent."""
+
+
+class UnsupportedError(StoreError):
+    """The server does not know such requests, or one of their headers (HTTP 405, 501, some 400)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One answer that is not a success. ``where`` is ``s3://bucket/key``."""
@@ -63,17 +83,33 @@ class Failure:
             return NotFoundError(text)
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
+        if self._is_unsupported(said.lower()):
+            return UnsupportedError(text)
+        if code == "InvalidObjectState":
+            return self._archived(text)
         if code in _DAMAGED or (status == 400 and "checksum" in said.lower()):
             return IntegrityError(text, retryable=True)
         if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
             return ThrottledError(text, retry_after(self.headers))
         if status in (401, 403) or code in _DENIED:
             return AccessDeniedError(text)
-        if status == 501 or code == "NotImplemented":
-            return StoreError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
-        return StoreError(text)
+        return MalformedError(text) if code == "MalformedXML" else StoreError(text)
+
+    def _is_unsupported(self, said: str) -> bool:
+        if self.status in (405, 501) or self.code == "NotImplemented":
+            return True
+        if self.status != 400 or self.code in _DAMAGED:
+            return False
+        if self.operation == "HeadObject" and self.code in ("", "400"):
+            return True  # it says nothing, as no answer to HEAD does
+        return any(word in said for word in _REFUSALS) and any(word in said for word in _ABOUT)
+
+    def _archived(self, text: str) -> StoreError:
+        """Not a matter of permissions, though the status is 403. What cannot be copied can be sent instead."""
+        text += ": it is in an archive class and must be restored before it can be read"
+        return PreconditionError(text) if self.operation in ("CopyObject", "UploadPartCopy") else StoreError(text)
 
 
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:

@@ -64,6 +64,7 @@ class Session:
     fence_of: Callable[[str], Fence | None] = field(default=lambda _: None)
     """For a key: what says whether we may write there; None: nobody is known to ask."""
     on_deleted: Callable[[str, str], None] = field(default=lambda _trial, _name: None)
+    on_warning: Callable[[str], None] = field(default=lambda message: log.warning("%s", message))
     """Hears of a trial's checkpoint that is gone from the store, as it was owed."""
 
     @classmethod
@@ -173,7 +174,7 @@ class Session:
                 elif owed.kind == SWEEP and self.local is not None:
                     await self.local.sweep()
             except (StoreError, ConcurrentWriterError) as error:
-                log.warning("cleaning up %s (%s) failed, it stays owed: %s", self.uri, owed.kind, error)
+                self.on_warning(f"cleaning up {self.uri} ({owed.kind}) failed, it stays owed: {error}")
                 continue
             self.journal.paid(owed.id)
             paid += 1
