@@ -93,7 +93,10 @@ class S3Store(Store):
         self._batches = self._options.multi_delete
 
     async def __aenter__(self) -> S3Store:
-        await self._open_plane()
+        try:
+            await self._open_plane()
+        except UnavailableError as error:  # where the credentials come from; the first request asks again
+            log.info("%s is opened later: %s", self.uri, error)
         return self
 
     async def _open_plane(self) -> Wire | SdkPlane:

@@ -11,7 +11,7 @@ _SENT = {
     "CompleteMultipartUpload": ("size", "whole", "checksum"),
 }
 """What each operation sends, in the order in which it is left out; others send the checksum only."""
-_HEADERS = {"size": "x-amz-mp-object-size", "whole": "x-amz-checksum-type"}
+_HEADERS = {"size": "x-amz-mp-object-size", "whole": "x-amz-checksum"}
 _SWITCHES = {
     "size": "mp_object_size=False",
     "whole": "full_object_checksum=False",
@@ -35,8 +35,8 @@ class Features:
         return Features(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
 
     def below(self, operation: str, refusal: str, *, insist: bool) -> Iterator[Features]:
-        """What to try after a refusal: first without what it names, then with less and less. ``insist``: checksums are
-        always sent."""
+        """What to try after a refusal: without what it names, without each by itself, with less and less. ``insist``:
+        checksums are always sent."""
         usable = [name for name in _SENT.get(operation, ("checksum",)) if not insist or name == "size"]
         tried = {self}
         named = [self._less(name) for name in usable if _HEADERS.get(name, "?") in refusal.lower()]
@@ -44,7 +44,7 @@ class Features:
         for name in usable:
             less = less._less(name)
             steps.append(less)
-        for each in (*named, *steps):
+        for each in (*named, *map(self._less, usable), *steps):
             if each not in tried:
                 tried.add(each)
                 yield each

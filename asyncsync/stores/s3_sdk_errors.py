@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
@@ -9,8 +11,11 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
@@ -35,11 +40,13 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
         return error
     if isinstance(error, ClientError):
         return from_client_error(operation, where, error).error()
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError | SSOError):
         return AccessDeniedError(
-            f"{operation} {where}: no usable credentials; set access_key and secret_key, profile, anonymous=True, or "
-            f"the usual environment variables ({error})"
+            f"{operation} {where}: no usable credentials ({error}). Looked at: {_places()}. Set the storage options "
+            "access_key and secret_key, profile, or anonymous=True"
         )
+    if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
+        return UnavailableError(f"{operation} {where}: the source of the credentials failed: {error}")
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
     if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
@@ -47,3 +54,20 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
     if isinstance(error, BotoCoreError):
         return StoreError(text)
     raise error
+
+
+def _places() -> str:
+    """Where the credential chain looks, in order."""
+    known = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set"
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    files = [
+        os.environ.get(name) or default
+        for name, default in (
+            ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+            ("AWS_CONFIG_FILE", "~/.aws/config"),
+        )
+    ]
+    return (
+        f"the storage options; AWS_ACCESS_KEY_ID ({known}); profile {profile!r} in {' and '.join(files)}; the metadata "
+        "services of container and instance"
+    )

@@ -64,8 +64,9 @@ class Session:
     fence_of: Callable[[str], Fence | None] = field(default=lambda _: None)
     """For a key: what says whether we may write there; None: nobody is known to ask."""
     on_deleted: Callable[[str, str], None] = field(default=lambda _trial, _name: None)
-    on_warning: Callable[[str], None] = field(default=lambda message: log.warning("%s", message))
     """Hears of a trial's checkpoint that is gone from the store, as it was owed."""
+    on_warning: Callable[[str], None] = field(default=lambda message: log.warning("%s", message))
+    """Hears of clean-up that failed and stays owed."""
 
     @classmethod
     async def open(
