@@ -50,6 +50,8 @@ class StoreOptions:
             raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
         if name in cls.CHOICES and value not in cls.CHOICES[name]:
             raise ConfigError(f"storage option {name}={shown} must be one of {', '.join(cls.CHOICES[name])}")
+        if name == "endpoint_url" and "@" in str(value).partition("://")[2].partition("?")[0]:
+            raise ConfigError("storage option endpoint_url must not hold user and password: give keys as options")
         if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
             raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
 
