@@ -143,7 +143,7 @@ class Tree:
         known = self._known() or Manifest()
         preview = Preview(store, self.prefix, self.root, self._transfer(), known.files)
         files = await preview.of(changes.send)
-        gone = sorted({*self._to_delete(changes, rules), *(self._in_the_way(changes) if changes.gone else ())})
+        gone = sorted({*self._to_delete(changes, rules), *(await in_hasher(self._in_the_way, changes))})
         requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
         if gone or self._manifest is None or any(file.action != "keep" for file in files):
             requests += 1  # the manifest
@@ -165,10 +165,10 @@ class Tree:
         scanned = min(scanned, self._looked) if self._looked else scanned
         if accepted is not None:
             await self._see_that_it_is_new(store)
-        blocking = self._in_the_way(changes) if changes.gone else []
+        blocking = await in_hasher(self._in_the_way, changes) if changes.gone else []
         if blocking and store.traits.local:  # nothing can be written where they are
             await self._delete(store, blocking)
-        gone = list({*gone, *blocking})
+        gone = list(dict.fromkeys([*gone, *blocking]))
         tally = await self._send(store, changes.send, scanned, on_progress)
         _raise_if_lost(tally)
         if tally.failures and self._options.whole:

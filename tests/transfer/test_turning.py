@@ -33,10 +33,11 @@ STATES = [
 
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled_each_time(
-    tmp_path, kind, delete, memory_uri
-):
-    store, source = str(tmp_path / "store") if kind == "directory" else memory_uri, tmp_path / "source"
+async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled_each_time(tmp_path, kind, delete):
+    store, source = (
+        str(tmp_path / "store") if kind == "directory" else f"memory://turning-{delete}/p",
+        tmp_path / "source",
+    )
     for number, files in enumerate(STATES):
         make(source, files)
         await push(source, store, sync_config=SyncConfig(delete=delete))
