@@ -25,7 +25,7 @@ from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
 from asyncsync.stores.checks import check_etag
 from asyncsync.stores.s3_direct import DirectAccess, direct
-from asyncsync.stores.s3_errors import Failure, MalformedError, UnsupportedError
+from asyncsync.stores.s3_errors import Failure, InvalidPartError, MalformedError, UnsupportedError
 from asyncsync.stores.s3_features import Features, advice
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
@@ -72,7 +72,7 @@ class S3Store(Store):
         conditional = self._options.conditional_writes
         self.traits = Traits(
             "s3", conditional_writes=conditional, conditional_copy=conditional, crc32c=self._features.checksum,
-            paces=wire_serves(bucket),
+            paces=wire_serves(bucket), equal_parts=self._options.equal_parts,
         )  # fmt: skip
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
@@ -491,6 +491,9 @@ class S3Store(Store):
             answer = await once(used)
         except UnsupportedError as error:
             answer = await self._with_less(error, "CompleteMultipartUpload", used, condition, once)
+        except InvalidPartError as error:
+            self._learn_equal_parts(parts, error)
+            raise
         whole = crc32c if self._features.whole else None
         version = _version(answer["ETag"])
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
@@ -500,6 +503,14 @@ class S3Store(Store):
                 f"{stored:08x}"
             )
         return ObjectInfo(upload.key, size, version, whole if stored is None else stored)
+
+    def _learn_equal_parts(self, parts: Sequence[Part], error: InvalidPartError) -> None:
+        """Some stores do not say so before an upload is complete."""
+        sizes = [part.size for part in parts]
+        if not self.traits.equal_parts and (len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]):
+            self.traits = replace(self.traits, equal_parts=True)
+            log.warning("%s wants parts of one size, which it gets from now on as with equal_parts=True: %s",
+                        self.uri, error)  # fmt: skip
 
     async def abort_multipart(self, upload: Upload) -> None:
         plane = self._plane or await self._open_plane()

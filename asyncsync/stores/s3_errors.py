@@ -52,8 +52,15 @@ class MalformedError(StoreError):
     """The server cannot read the document that we sent."""
 
 
+class InvalidPartError(StoreError):
+    """The parts of an upload are not what the server wants."""
+
+
 class UnsupportedError(StoreError):
     """The server does not know such requests, or one of their headers (HTTP 405, 501, some 400)."""
+
+
+_OWN = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Failure:
             return AccessDeniedError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
-        return MalformedError(text) if code == "MalformedXML" else StoreError(text)
+        return _OWN.get(code, StoreError)(text)
 
     def _is_unsupported(self, said: str) -> bool:
         if self.status in (405, 501) or self.code == "NotImplemented":

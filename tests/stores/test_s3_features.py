@@ -264,3 +264,20 @@ async def test_an_archived_object_is_not_a_matter_of_permissions():
         assert not isinstance(caught.value, PermissionError)
         with pytest.raises(PreconditionError):  # as for any source that cannot be copied, its bytes are sent
             await store.copy_part(UPLOAD, 1, 0, "a", 0, 4)
+
+
+# Parts of one size
+
+
+@pytest.mark.parametrize(("sizes", "learnt"), [((5, 6, 1), True), ((5, 6), True), ((5, 5, 1), False), ((5, 5), False)])
+async def test_that_parts_must_be_of_one_size_is_learnt_from_a_refusal_of_others(sizes, learnt):
+    parts = [Part(number, 0, size, "e") for number, size in enumerate(sizes, 1)]
+    async with scripted(lambda request: fault("400 Bad Request", "InvalidPart")) as (store, _):
+        with pytest.raises(StoreError, match="InvalidPart"):
+            await store.complete_multipart(UPLOAD, parts)
+        assert store.traits.equal_parts is learnt
+
+
+async def test_that_parts_must_be_of_one_size_can_be_said():
+    async with scripted(normal, equal_parts=True) as (store, _):
+        assert store.traits.equal_parts
