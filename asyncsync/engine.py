@@ -216,7 +216,7 @@ class SyncEngine:
         self._janitor = Janitor(session)
         self._runner = CheckpointRunner(self, self._group)
         self.scheduler = Scheduler(self.run.sync_config, self._group, self.emit, on_failure=self._on_failure)
-        session.on_deleted = self._deleted
+        session.on_deleted, session.on_warning = self._deleted, partial(warn, self.emit, "")
         session.fence_of = self._fence_of
         session.nonce = session.uploads.nonce = self.record.nonce
         self._tasks = [

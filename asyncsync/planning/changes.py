@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from asyncsync.planning.manifest import FileEntry, Manifest
@@ -54,6 +54,21 @@ class Comparison:
             return []
         met = set(self._met)
         return [path for path in self._known if path not in met]
+
+
+def in_the_way(gone: Iterable[str], present: Iterable[str]) -> list[str]:
+    """Those of ``gone`` that were files where directories are now, or lay in directories that are files now: no file
+    system holds both."""
+    files = set(present)
+    parents = {parent for path in files for parent in _parents(path)}
+    return [path for path in gone if path in parents or not files.isdisjoint(_parents(path))]
+
+
+def _parents(path: str) -> Iterator[str]:
+    end = path.rfind("/")
+    while end > 0:
+        yield path[:end]
+        end = path.rfind("/", 0, end)
 
 
 def part_size_for(size: int, wanted: int | None, *, least: int, most: int, max_parts: int) -> int:

@@ -67,6 +67,8 @@ class Limits:
     """Whether ranges can be copied; else only whole objects (GCS)."""
     least_source: int = 0
     """Ranges of objects up to this size cannot be copied (S3: 5 MiB)."""
+    equal: bool = False
+    """All parts but the last are of ``part`` bytes (Cloudflare R2)."""
     request_cost: int = 0
     """What a request costs, as bytes sent."""
 
@@ -76,6 +78,8 @@ def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True
 
     ``final``: there are no more; nothing is left waiting.
     """
+    if limits.equal:
+        return _equal(segments, limits), []
     runs = _runs(segments)
     runs = [
         run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last may go on
@@ -91,6 +95,21 @@ def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True
     plain = _split(Piece(start, end - start), segments, limits)
     best = min(pieces, plain, key=lambda choice: cost(choice, limits.request_cost))
     return best, [segment for segment in segments if segment.offset >= end]
+
+
+def _equal(segments: Sequence[Segment], limits: Limits) -> list[Piece]:
+    """One piece for each part of the file, copied where one object has all of it. The segments are whole parts."""
+    parts: list[list[Segment]] = []
+    for segment in segments:
+        if parts and segment.offset < parts[-1][0].offset + limits.part:
+            parts[-1].append(segment)
+        else:
+            parts.append([segment])
+    return [_usable(run[0], limits) if len(run) == 1 else _sent(run) for run in map(_runs, parts)]
+
+
+def _sent(runs: Sequence[Piece]) -> Piece:
+    return Piece(runs[0].offset, runs[-1].end - runs[0].offset)
 
 
 def whole_copy(segments: Sequence[Segment]) -> Origin | None:

@@ -70,6 +70,8 @@ class Traits:
     """Bytes per part of a large file, unless the user wants others; None: 16 MiB."""
     max_part_size: int = 5 << 30
     max_parts: int = 10_000
+    equal_parts: bool = False
+    """All parts of an upload but the last must have the same size, and the last not more."""
     max_single_put: int = 5 << 30
     max_key_bytes: int = 1024
     paces: bool = False

@@ -18,6 +18,8 @@ class StoreOptions:
     """Whose options they are, as a message says it."""
     SECRETS: ClassVar[frozenset[str]]
     """Names whose values are never shown."""
+    FLAGS: ClassVar[frozenset[str]] = frozenset({"anonymous"})
+    """Names whose values are True or False."""
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The values that a name can have, where they are few."""
 
@@ -40,14 +42,16 @@ class StoreOptions:
     @classmethod
     def _check(cls, name: str, value: object) -> None:
         shown = "that value" if name in cls.SECRETS else repr(value)
-        if name == "anonymous" and not isinstance(value, bool):
-            raise ConfigError(f"storage option anonymous={shown} must be True or False")
+        if name in cls.FLAGS and not isinstance(value, bool):
+            raise ConfigError(f"storage option {name}={shown} must be True or False")
         if name == "verify" and not isinstance(value, bool | str):
             raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
-        if name not in ("anonymous", "verify") and (not isinstance(value, str) or not value):
+        if name not in cls.FLAGS | {"verify"} and (not isinstance(value, str) or not value):
             raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
         if name in cls.CHOICES and value not in cls.CHOICES[name]:
             raise ConfigError(f"storage option {name}={shown} must be one of {', '.join(cls.CHOICES[name])}")
+        if name == "endpoint_url" and "@" in str(value).partition("://")[2].partition("?")[0]:
+            raise ConfigError("storage option endpoint_url must not hold user and password: give keys as options")
         if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
             raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
 

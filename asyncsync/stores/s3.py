@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, in_thread, lease_of
+from asyncsync.disk.files import FileRange, Lease, in_thread, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.injected import token
 from asyncsync.stores.base import MISSING, Body, Checks, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload
@@ -26,17 +27,31 @@ from asyncsync.stores.http1_answer import is_number
 from asyncsync.stores.http1_dates import unix_of
 from asyncsync.stores.s3_content import Incoming
 from asyncsync.stores.s3_direct import DirectAccess, direct
-from asyncsync.stores.s3_errors import NO_BUCKET, NOT_SATISFIABLE, Failure
+from asyncsync.stores.s3_errors import (
+    NO_BUCKET,
+    NOT_SATISFIABLE,
+    Failure,
+    InvalidPartError,
+    MalformedError,
+    UnsupportedError,
+)
+from asyncsync.stores.s3_features import Features, advice
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_pages import Place, below, is_more, number_in, text_in
 from asyncsync.stores.s3_sign import crc_from_text, crc_to_text
 from asyncsync.stores.s3_target import Access, Target
 from asyncsync.stores.s3_wire import Wire, wire_serves
+from asyncsync.stores.s3_xml import is_xml_text
+from asyncsync.stores.together import for_each
 
 if TYPE_CHECKING:
     from asyncsync.stores.s3_client import S3Client
     from asyncsync.stores.s3_sdk import SdkPlane
 
+log = logging.getLogger("asyncsync")
+_T = TypeVar("_T")
+DELETED_AT_ONCE = 16
+"""Objects that are deleted side by side where the store has no DeleteObjects."""
 PROBE_COPY = ".asyncsync/probe-copy"
 """How the names of objects begin that find out whether a copy can create only. They are removed at once."""
 _NO_ETAG = (
@@ -50,7 +65,8 @@ class S3Store(Store):
 
     ``options`` are those of :class:`asyncsync.stores.s3_options.S3Options`: endpoint_url, region, profile,
     access_key, secret_key, session_token, anonymous, addressing_style, verify, sse, sse_kms_key_id, storage_class,
-    acl, request_payer, checksum; any other raises ConfigError. ``stall_timeout`` and ``connect_timeout`` in seconds:
+    acl, request_payer, checksum and switches for what some stores do not know; any other raises ConfigError.
+    ``stall_timeout`` and ``connect_timeout`` in seconds:
     a request that moves no byte for so long, or finds no connection, raises UnavailableError. At most
     ``max_connections`` sockets for bulk and as many for the rest. Nothing is opened before the first use. The
     ``version`` of an object is its ETag without quotes.
@@ -64,7 +80,13 @@ class S3Store(Store):
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
-        self.traits = Traits("s3", crc32c=self._options.checksum != "none", paces=wire_serves(bucket))
+        self._features = self._options.features()
+        """Of the optional headers, those that the store has not refused yet."""
+        conditional = self._options.conditional_writes
+        self.traits = Traits(
+            "s3", conditional_writes=conditional, conditional_copy=conditional, crc32c=self._features.checksum,
+            paces=wire_serves(bucket), equal_parts=self._options.equal_parts,
+        )  # fmt: skip
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
             "connect_timeout": connect_timeout,
@@ -76,15 +98,18 @@ class S3Store(Store):
         self._opening_client = asyncio.Lock()
         self._closed = False
         self._object_headers = self._options.object_headers()
+        self._meta_headers = self._options.object_headers(data=False)
         self._common = self._options.request_params()
         self._conditional_copy: bool | None = None
         """Whether a copy can create only; None: nobody has asked."""
         self._probing = asyncio.Lock()
-        self._whole_checksum = True
-        """Whether the store takes the CRC32C of a whole multipart object; what it says on creating one decides."""
+        self._batches = self._options.multi_delete
 
     async def __aenter__(self) -> S3Store:
-        await self._open_plane()
+        try:
+            await self._open_plane()
+        except UnavailableError as error:  # where the credentials come from; the first request asks again
+            log.info("%s is opened later: %s", self.uri, error)
         return self
 
     async def _open_plane(self) -> Wire | SdkPlane:
@@ -149,19 +174,53 @@ class S3Store(Store):
     def _full(self, key: str) -> str:
         return self._prefix + key
 
-    def _checks(self) -> bool:
-        return self.traits.crc32c
+    def _headers_of(self, key: str) -> dict[str, str]:
+        """Of a request that makes this object."""
+        if ".asyncsync/" in key and (key.startswith(".asyncsync/") or "/.asyncsync/" in key):
+            return self._meta_headers
+        return self._object_headers
+
+    def _condition(self, if_version: str | None) -> dict[str, str]:
+        if if_version is None or not self._options.conditional_writes:
+            return {}
+        return _condition(if_version)
 
     def lower_checks(self, checks: Checks) -> None:
         if self._options.checksum == "auto":  # else somebody insists on it
+            self._features = replace(self._features, checksum=False, whole=False)
             self.traits = replace(self.traits, crc32c=False, etag_md5=checks == "etag")
+
+    async def _with_less(
+        self, error: UnsupportedError, operation: str, used: Features, headers: Mapping[str, str],
+        once: Callable[[Features], Awaitable[_T]],
+    ) -> _T:  # fmt: skip
+        """The request again without headers that the store may not know. What it succeeds without is never sent again:
+        nothing is remembered of a request that is refused in any case."""
+        insist = self._options.checksum == "crc32c"
+        now = self._features  # another request may have found it out meanwhile
+        steps = used.below(operation, str(error), insist=insist)
+        for less in steps if now == used else (now, *steps):
+            try:
+                done = await once(less)
+            except UnsupportedError:
+                continue
+            self._do_without(less, error)
+            return done
+        raise UnsupportedError(f"{error}{advice(headers, insist=insist)}") from error
+
+    def _do_without(self, less: Features, error: UnsupportedError) -> None:
+        before, self._features = self._features, self._features.common(less)
+        if self._features.checksum != self.traits.crc32c:
+            self.traits = replace(self.traits, crc32c=self._features.checksum)
+        if lost := before.lost(self._features):
+            log.warning("%s refuses a header, which is left out from now on as with %s: %s", self.uri, lost, error)
 
     # Bulk
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        headers = {**self._object_headers, **_condition(if_version)}
+        headers = {**self._headers_of(key), **self._condition(if_version)}
         answer, crc32c = await self._send("PutObject", self._full(key), "", headers, body, crc32c)
         return ObjectInfo(key, _size(body), _version(answer["etag"]), crc32c)
 
@@ -173,18 +232,30 @@ class S3Store(Store):
         return Part(number, offset, _size(body), _version(answer["etag"]), crc32c)
 
     async def _send(
-        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
-    ) -> tuple[Mapping[str, str], int | None]:
+        self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None,
+        less: Features | None = None,
+    ) -> tuple[Mapping[str, str], int | None]:  # fmt: skip
         plane = self._plane or await self._open_plane()
-        if not self._checks():
+        features = less or self._features
+        sent = ""
+        if features.checksum:
+            if crc32c is None:
+                crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
+            sent = headers["x-amz-checksum-crc32c"] = crc_to_text(crc32c)
+        try:
             answer = await plane.put(operation, key, query, headers, body)
+        except UnsupportedError as error:
+            headers.pop("x-amz-checksum-crc32c", None)
+            if less is not None:
+                raise
+            return await self._with_less(
+                error, operation, features, headers,
+                lambda less: self._send(operation, key, query, headers, body, crc32c, less),
+            )  # fmt: skip
+        if not features.checksum:
             if self.traits.etag_md5:
                 await check_etag(f"{operation} s3://{self._bucket}/{key}", _version(answer["etag"]), body)
             return answer, None
-        if crc32c is None:
-            crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
-        sent = headers["x-amz-checksum-crc32c"] = crc_to_text(crc32c)
-        answer = await plane.put(operation, key, query, headers, body)
         stored = answer.get("x-amz-checksum-crc32c", sent)
         if stored != sent:
             raise IntegrityError(
@@ -198,14 +269,20 @@ class S3Store(Store):
         if length == 0:
             return await self._head(key, if_version)
         plane = self._plane or await self._open_plane()
-        headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
-        headers |= _condition(if_version)
+        features = self._features
+        headers = _mode(features) | _condition(if_version)
         ranged = start > 0 or length is not None
         if ranged:
             headers["range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
         incoming = Incoming(f"GetObject {plane.where(self._full(key))}", start, length if ranged else None, sink)
         try:
             answer = await plane.get(self._full(key), headers, incoming.take, incoming.expect)
+        except UnsupportedError as error:
+            bare = _condition(if_version) | ({"range": headers["range"]} if ranged else {})
+            answer = await self._with_less(
+                error, "GetObject", features, {},
+                lambda less: plane.get(self._full(key), _mode(less) | bare, incoming.take, incoming.expect),
+            )  # fmt: skip
         except StoreError as error:
             if ranged and error.code == NOT_SATISFIABLE:
                 return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
@@ -218,9 +295,14 @@ class S3Store(Store):
         return await self._head(key, None)
 
     async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
-        headers = {"x-amz-checksum-mode": "ENABLED"} if self._checks() else {}
         plane = self._plane or await self._open_plane()
-        answer = await plane.head(self._full(key), headers | _condition(if_version))
+        features, condition = self._features, _condition(if_version)
+        try:
+            answer = await plane.head(self._full(key), _mode(features) | condition)
+        except UnsupportedError as error:
+            answer = await self._with_less(
+                error, "HeadObject", features, {}, lambda less: plane.head(self._full(key), _mode(less) | condition)
+            )
         if not _version(answer.get("etag")):
             raise StoreError(f"HeadObject {plane.where(self._full(key))}: {_NO_ETAG}")
         text = answer.get("content-length", "")
@@ -248,20 +330,49 @@ class S3Store(Store):
         return incoming.total
 
     async def delete(self, keys: Sequence[str]) -> None:
-        plane = self._plane or await self._open_plane()
+        lease = lease_of(keys)
         if len(keys) == 1:
-            try:
-                await plane.delete(self._full(keys[0]), lease_of(keys))
-            except NotFoundError as error:
-                if error.code == NO_BUCKET:
-                    raise
+            await self._delete_one(keys[0], lease)
             return
-        if not keys:
-            return
-        for key, code, message in await plane.delete_many([self._full(key) for key in keys], lease_of(keys)):
+        together = [key for key in keys if is_xml_text(key)] if self._batches and len(keys) > 1 else []
+        if len(together) > 1:
+            singly = [key for key in keys if not is_xml_text(key)]
+            await self._delete_many(together, lease)
+        else:
+            singly = list(keys)
+        await for_each(singly, lambda key: self._delete_one(key, lease), min(DELETED_AT_ONCE, len(singly) or 1))
+
+    async def _delete_one(self, key: str, lease: Lease | None) -> None:
+        plane = self._plane or await self._open_plane()
+        try:
+            await plane.delete(self._full(key), lease)
+        except NotFoundError as error:
+            if error.code == NO_BUCKET:
+                raise
+
+    async def _delete_many(self, keys: Sequence[str], lease: Lease | None) -> None:
+        plane = self._plane or await self._open_plane()
+        try:
+            failed = await plane.delete_many([self._full(key) for key in keys], lease)
+        except (UnsupportedError, NotFoundError) as error:
+            if error.code == NO_BUCKET:
+                raise
+            if self._batches:
+                log.warning("%s has no DeleteObjects; objects are deleted singly, as with multi_delete=False: %s",
+                            self.uri, error)  # fmt: skip
+            self._batches = False
+        except MalformedError:
+            pass  # it holds something that its parser does not read: whatever that is, alone it is no document
+        else:
+            return self._check_deleted(failed)
+        await for_each(keys, lambda key: self._delete_one(key, lease), DELETED_AT_ONCE)
+        return None
+
+    def _check_deleted(self, failed: Sequence[tuple[str, str, str]]) -> None:
+        for key, code, message in failed:
             if code not in ("NoSuchKey", "NotFound"):
                 status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
-                raise Failure("DeleteObjects", plane.where(key), status, code, message, {}).error()
+                raise Failure("DeleteObjects", f"s3://{self._bucket}/{key}", status, code, message, {}).error()
 
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
@@ -275,10 +386,17 @@ class S3Store(Store):
         if size > self.traits.max_single_put:
             raise StoreError(f"{self.uri}: {source} has {size} bytes, more than one request copies: copy it in parts")
         plane = self._plane or await self._open_plane()
-        headers = self._object_headers | _source_condition(if_source_version) | _condition(if_version)
-        if self._checks():
-            headers["x-amz-checksum-algorithm"] = "CRC32C"
-        said = await plane.copy("CopyObject", self._full(key), "", self._full(source), headers, lease_of(key))
+        headers = self._headers_of(key) | _source_condition(if_source_version) | self._condition(if_version)
+
+        def once(features: Features) -> Awaitable[Mapping[str, str]]:
+            asked = headers | ({"x-amz-checksum-algorithm": "CRC32C"} if features.checksum else {})
+            return plane.copy("CopyObject", self._full(key), "", self._full(source), asked, lease_of(key))
+
+        used = self._features
+        try:
+            said = await once(used)
+        except UnsupportedError as error:
+            said = await self._with_less(error, "CopyObject", used, headers, once)
         version = _version(said["ETag"])
         crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
         if crc is None and version != if_source_version:
@@ -312,7 +430,7 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
 
         async def copy() -> StoreError | None:
-            headers = self._object_headers | _condition(MISSING)
+            headers = self._headers_of(name) | _condition(MISSING)
             try:
                 await plane.copy("CopyObject", self._full(name), "", self._full(f"{name}-source"), headers)
             except StoreError as error:
@@ -353,18 +471,29 @@ class S3Store(Store):
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
-        headers = dict(self._object_headers)
-        if self._checks():
-            headers |= {"x-amz-checksum-algorithm": "CRC32C", "x-amz-checksum-type": "FULL_OBJECT"}
         plane = self._plane or await self._open_plane()
-        upload_id, answer = await plane.create(self._full(key), headers)
+
+        def once(features: Features) -> Awaitable[tuple[str, Mapping[str, str]]]:
+            headers = dict(self._headers_of(key))
+            if features.checksum:
+                headers["x-amz-checksum-algorithm"] = "CRC32C"
+            if features.whole:
+                headers["x-amz-checksum-type"] = "FULL_OBJECT"
+            return plane.create(self._full(key), headers)
+
+        used = self._features
+        try:
+            upload_id, answer = await once(used)
+        except UnsupportedError as error:
+            upload_id, answer = await self._with_less(error, "CreateMultipartUpload", used, {}, once)
         self._learn(answer.get("x-amz-checksum-type"))
         return Upload(key, upload_id)
 
     def _learn(self, kind: str | None) -> None:
         """Some servers know checksums of parts only, and would call the right one of the whole wrong."""
-        if self._options.checksum == "auto" and kind:
-            self._whole_checksum = kind == "FULL_OBJECT"
+        if self._options.checksum == "auto" and kind and self._features.checksum:
+            whole = kind == "FULL_OBJECT" and self._options.full_object_checksum
+            self._features = replace(self._features, whole=whole)
 
     async def copy_part(
         self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
@@ -382,12 +511,27 @@ class S3Store(Store):
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         key, size = self._full(upload.key), sum(part.size for part in parts)
-        headers = {"x-amz-mp-object-size": str(size)} | _condition(if_version)
-        whole = crc32c if self._checks() and self._whole_checksum else None
-        if whole is not None:
-            headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(whole)}
         plane = self._plane or await self._open_plane()
-        answer = await plane.complete(key, upload.upload_id, parts, headers, lease_of(upload), checksums=self._checks())
+        condition = self._condition(if_version)
+
+        def once(features: Features) -> Awaitable[Mapping[str, str]]:
+            headers = dict(condition)
+            if features.size:
+                headers["x-amz-mp-object-size"] = str(size)
+            if features.whole and crc32c is not None:
+                headers |= {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-crc32c": crc_to_text(crc32c)}
+            lease = lease_of(upload)
+            return plane.complete(key, upload.upload_id, parts, headers, lease, checksums=features.checksum)
+
+        used = self._features
+        try:
+            answer = await once(used)
+        except UnsupportedError as error:
+            answer = await self._with_less(error, "CompleteMultipartUpload", used, condition, once)
+        except InvalidPartError as error:
+            self._learn_equal_parts(parts, error)
+            raise
+        whole = crc32c if self._features.whole else None
         version = _version(answer["ETag"])
         stored = crc_from_text(answer.get("ChecksumCRC32C"), answer.get("ChecksumType"), version)
         if whole is not None and stored is not None and stored != whole:
@@ -396,6 +540,14 @@ class S3Store(Store):
                 f"{stored:08x}"
             )
         return ObjectInfo(upload.key, size, version, whole if stored is None else stored)
+
+    def _learn_equal_parts(self, parts: Sequence[Part], error: InvalidPartError) -> None:
+        """Some stores do not say so before an upload is complete."""
+        sizes = [part.size for part in parts]
+        if not self.traits.equal_parts and (len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]):
+            self.traits = replace(self.traits, equal_parts=True)
+            log.warning("%s wants parts of one size, which it gets from now on as with equal_parts=True: %s",
+                        self.uri, error)  # fmt: skip
 
     async def abort_multipart(self, upload: Upload) -> None:
         plane = self._plane or await self._open_plane()
@@ -442,6 +594,10 @@ class S3Store(Store):
 
 async def _drop(piece: Piece) -> None:
     """A byte that nobody asked for."""
+
+
+def _mode(features: Features) -> dict[str, str]:
+    return {"x-amz-checksum-mode": "ENABLED"} if features.checksum else {}
 
 
 def _condition(if_version: str | None) -> dict[str, str]:

@@ -22,16 +22,22 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED, handlers
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    ProfileNotFound,
+)
 from botocore.handlers import add_expect_header
 from botocore.httpsession import get_cert_path
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from asyncsync.disk.files import in_thread
-from asyncsync.errors import ConfigError, StoreError, UnavailableError
+from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.http1_connection import PATIENCE
-from asyncsync.stores.s3_direct import tls_context
+from asyncsync.stores.s3_direct import ca_bundle, region_of, tls_context
 from asyncsync.stores.s3_errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_redirect import is_region, regional, shown
@@ -100,8 +106,12 @@ class S3Client:
         try:
             self._session, self._credentials = await self._new_session()
             self._api = await self._stack.enter_async_context(self._new_client(self._options.region))
+        except ConfigError:
+            raise  # it names the setting
         except ProfileNotFound as error:
             raise ConfigError(f"storage option profile={self._options.profile!r}: {error}") from error
+        except (CredentialRetrievalError, MetadataRetrievalError, ClientError) as error:
+            raise translate("Sign", f"s3://{self._bucket}", error) from error
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"s3://{self._bucket} cannot be opened: {error}") from error
 
@@ -138,8 +148,10 @@ class S3Client:
         )
 
     def _new_client(self, region: str | None) -> Any:
-        region = region or self._session.get_config_variable("region") or DEFAULT_REGION
-        verify = None if self._options.verify is True else self._options.verify
+        named = None if self._options.profile else region_of()  # botocore does not know AWS_REGION
+        region = region or named or self._session.get_config_variable("region") or DEFAULT_REGION
+        bundle = self._bundle()
+        verify = None if bundle is True else bundle
         return _Configured(
             self._session.create_client(
                 "s3", region_name=region, endpoint_url=self._options.endpoint_url, verify=verify, config=self._config()
@@ -230,9 +242,16 @@ class S3Client:
             raise translate("Sign", f"s3://{self._bucket}", _no_credentials())
         try:
             frozen = await self._credentials.get_frozen_credentials()
-        except (BotoCoreError, ClientError) as error:
-            raise translate("Sign", f"s3://{self._bucket}", error) from error
+        except Exception as error:
+            raise self._not_given(error) from error
         return frozen.access_key, frozen.secret_key, frozen.token
+
+    def _not_given(self, error: Exception) -> AsyncsyncError:
+        """Their source is a program, a file or a server of somebody else's: whatever it does wrong may pass."""
+        where = f"s3://{self._bucket}"
+        if isinstance(error, BotoCoreError | ClientError | aiohttp.ClientError):
+            return translate("Sign", where, error)
+        return UnavailableError(f"Sign {where}: the source of the credentials failed: {type(error).__name__}: {error}")
 
     async def renew(self) -> None:
         """Get new credentials: from their provider, or by asking the chain again (files may have been replaced)."""
@@ -243,9 +262,15 @@ class S3Client:
             if self._credentials is not before:
                 return
             if hasattr(before, "_protected_refresh"):
-                await before._protected_refresh(is_mandatory=True)  # noqa: SLF001  # the public way waits for the due time
+                try:
+                    await before._protected_refresh(is_mandatory=True)  # noqa: SLF001  # the public way waits for the due time
+                except Exception as error:
+                    raise self._not_given(error) from error
                 return
-            _, found = await self._new_session()
+            try:
+                _, found = await self._new_session()
+            except Exception as error:
+                raise self._not_given(error) from error
             if found is not None:
                 self._credentials = found
                 self._api._request_signer._credentials = found  # noqa: SLF001  # a client keeps its first credentials
@@ -294,10 +319,11 @@ class S3Client:
 
     async def ssl_context(self) -> ssl.SSLContext:
         """How the wire checks certificates: as aiobotocore does."""
-        verify: Any = self._options.verify
-        if verify is True:
-            verify = self._session.get_config_variable("ca_bundle") or True
+        verify = self._bundle()
         return await in_thread(tls_context, get_cert_path(verify) if verify else False)
+
+    def _bundle(self) -> str | bool:
+        return ca_bundle(self._options, self._session.get_config_variable("ca_bundle"))
 
 
 @cache

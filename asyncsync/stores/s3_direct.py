@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from asyncsync.errors import ConfigError
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_target import DEFAULT_REGION, Access, Keys, Target
 
@@ -76,10 +77,10 @@ def direct(bucket: str, options: S3Options, environ: Mapping[str, str] = os.envi
     keys = _keys(options, environ)
     if keys is None and not options.anonymous:
         return None
-    bundle = environ.get("AWS_CA_BUNDLE") or True if options.verify is True else options.verify
+    bundle = ca_bundle(options, environ.get("AWS_CA_BUNDLE"))
     if endpoint.startswith("https:") and bundle is True:
         return None  # the bundle that comes with botocore
-    region = options.region or environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+    region = options.region or region_of(environ) or DEFAULT_REGION
     lasting = options.anonymous or options.access_key is not None
     return Direct(Target(f"{endpoint.rstrip('/')}/{bucket}/", region), keys, lasting, bundle)
 
@@ -96,13 +97,40 @@ def _keys(options: S3Options, environ: Mapping[str, str]) -> Keys | None:
     access_key, secret_key = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     if not access_key or not secret_key:
         return None
-    return access_key, secret_key, environ.get("AWS_SESSION_TOKEN") or None
+    return access_key, secret_key, environ.get("AWS_SESSION_TOKEN") or environ.get("AWS_SECURITY_TOKEN") or None
+
+
+def region_of(environ: Mapping[str, str] = os.environ) -> str | None:
+    """``AWS_REGION``, which newer SDKs read, before ``AWS_DEFAULT_REGION``."""
+    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None
+
+
+def ca_bundle(options: S3Options, named: str | None) -> str | bool:
+    """What TLS checks with: the option, or the bundle that environment or profile name. True: the usual ones.
+    ConfigError for a file that is not there or empty."""
+    bundle, what = options.verify, f"storage option verify={options.verify!r}"
+    if bundle is True and named:
+        bundle, what = named, f"AWS_CA_BUNDLE={named!r}"
+    if isinstance(bundle, str):
+        try:
+            size = 1 if os.path.isdir(bundle) else os.stat(bundle).st_size
+        except OSError as error:
+            raise ConfigError(f"{what}: the CA bundle cannot be read: {error.strerror}") from error
+        if not size:
+            raise ConfigError(f"{what}: the CA bundle is empty")
+    return bundle
 
 
 def tls_context(ca_bundle: str | bool) -> ssl.SSLContext:
     """Blocking. ``ca_bundle``: a path, or False to check nothing."""
     if isinstance(ca_bundle, str):
-        return ssl.create_default_context(cafile=ca_bundle)
+        directory = os.path.isdir(ca_bundle)
+        try:
+            return ssl.create_default_context(
+                cafile=None if directory else ca_bundle, capath=ca_bundle if directory else None
+            )
+        except (OSError, ValueError) as error:  # ssl.SSLError is one
+            raise ConfigError(f"the CA bundle {ca_bundle!r} (option verify or AWS_CA_BUNDLE): {error}") from error
     context = ssl.create_default_context()
     if not ca_bundle:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

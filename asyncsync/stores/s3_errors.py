@@ -43,6 +43,33 @@ _DENIED = frozenset(
 )
 
 
+_REFUSALS = (
+    "not supported",
+    "unsupported",
+    "not implemented",
+    "notimplemented",
+    "unknown",
+    "unrecognized",
+    "unexpected",
+)
+_ABOUT = ("header", "x-amz-", "checksum")
+
+
+class MalformedError(StoreError):
+    """The server cannot read the document that we sent."""
+
+
+class InvalidPartError(StoreError):
+    """The parts of an upload are not what the server wants."""
+
+
+class UnsupportedError(StoreError):
+    """The server does not know such requests, or one of their headers (HTTP 405, 501, some 400)."""
+
+
+_OWN = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One answer that is not a success. ``where`` is ``s3://bucket/key``."""
@@ -81,24 +108,45 @@ class Failure:
             return NotFoundError(text)
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
+        if self._is_unsupported():
+            return UnsupportedError(text)
+        if code == "InvalidObjectState":
+            return self._archived(text)
         if code in _DAMAGED or (status == 400 and self._names_a_checksum()):
             return IntegrityError(text, retryable=True)
         if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
             return ThrottledError(text, retry_after(self.headers))
         if status in (401, 403) or code in _DENIED:
             return AccessDeniedError(text)
-        if status == 501 or code == "NotImplemented":
-            return StoreError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
         if self.location:
             return StoreError(f"{text}: it leads to {shown(self.location)}; {_ELSEWHERE}")
-        return StoreError(text)
+        return _OWN.get(code, StoreError)(text)
+
+    def _is_unsupported(self) -> bool:
+        if self.status in (405, 501) or self.code == "NotImplemented":
+            return True
+        if self.status != 400 or self.code in _DAMAGED:
+            return False
+        if self.operation == "HeadObject" and self.code in ("", "400"):
+            return True  # it says nothing, as no answer to HEAD does
+        said = f"{self.code} {self._own_words()}".lower()
+        return any(word in said for word in _REFUSALS) and any(word in said for word in _ABOUT)
+
+    def _archived(self, text: str) -> StoreError:
+        """Not a matter of permissions, though the status is 403. What cannot be copied can be sent instead."""
+        text += ": it is in an archive class and must be restored before it can be read"
+        return PreconditionError(text) if self.operation in ("CopyObject", "UploadPartCopy") else StoreError(text)
 
     def _names_a_checksum(self) -> bool:
         """AWS says InvalidRequest of a checksum that does not fit, and names the header; the key is no word of it."""
-        message = self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
-        return "checksum" in self.code.lower() or (self.code in _UNSPECIFIC and "checksum" in message.lower())
+        words = self._own_words().lower()
+        return "checksum" in self.code.lower() or (self.code in _UNSPECIFIC and "checksum" in words)
+
+    def _own_words(self) -> str:
+        """The message without the key, which may hold any word."""
+        return self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
 
 
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:

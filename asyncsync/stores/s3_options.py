@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from asyncsync.errors import ConfigError
 from asyncsync.stores.options import StoreOptions, given
+from asyncsync.stores.s3_features import Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -17,6 +18,9 @@ class S3Options(StoreOptions):
 
     STORE: ClassVar[str] = "an S3 store"
     SECRETS: ClassVar[frozenset[str]] = frozenset({"access_key", "secret_key", "session_token"})
+    FLAGS: ClassVar[frozenset[str]] = frozenset(
+        {"anonymous", "conditional_writes", "multi_delete", "equal_parts", "mp_object_size", "full_object_checksum"}
+    )
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "addressing_style": ("auto", "path", "virtual"),
         "sse": ("AES256", "aws:kms"),
@@ -46,25 +50,43 @@ class S3Options(StoreOptions):
     sse_kms_key_id: str | None = None
     """The key for ``aws:kms``; default: the account's own."""
     storage_class: str | None = None
-    """Such as ``STANDARD_IA``; default: the bucket's."""
+    """Such as ``STANDARD_IA``, for data only: manifests and records, which are read again all the time, are in the
+    bucket's own class. Default: that too."""
     acl: str | None = None
     """A canned ACL, such as ``bucket-owner-full-control``."""
     request_payer: str | None = None
     """``requester`` for buckets whose reader pays."""
     checksum: str = "auto"
     """``auto``: CRC32C with every body, and of the whole object where the store understands that;
-    ``crc32c``: the same, and insist on it; ``none``: for stores that refuse the header."""
+    ``crc32c``: the same, and insist on it; ``none``: no such header is sent, nor one of the size."""
+    full_object_checksum: bool = True
+    """Send the CRC32C of a whole multipart object. What a store refuses is left out from then on."""
+    mp_object_size: bool = True
+    """Send the size of a whole multipart object, likewise."""
+    conditional_writes: bool = True
+    """False: for stores that refuse ``If-None-Match`` and ``If-Match`` of a write. Then asyncsync cannot stop two
+    processes that write to the same trial."""
+    multi_delete: bool = True
+    """Delete many objects with one request (DeleteObjects); a store without that is noticed."""
+    equal_parts: bool = False
+    """All parts of an upload but the last have the same size. A store that wants this (Cloudflare R2) is noticed when
+    it refuses the first upload whose parts have not."""
 
     def __post_init__(self) -> None:
         if (self.access_key is None) != (self.secret_key is None):
             raise ConfigError("storage options access_key and secret_key go together: give both or none")
 
-    def object_headers(self) -> dict[str, str]:
-        """Headers of a request that makes an object (PutObject)."""
+    def features(self) -> Features:
+        """The optional headers that are sent until the store refuses them."""
+        checksum = self.checksum != "none"
+        return Features(checksum, checksum and self.full_object_checksum, checksum and self.mp_object_size)
+
+    def object_headers(self, *, data: bool = True) -> dict[str, str]:
+        """Headers of a request that makes an object (PutObject). ``data``: it is no manifest, record or probe."""
         return given(
             {
                 "x-amz-acl": self.acl,
-                "x-amz-storage-class": self.storage_class,
+                "x-amz-storage-class": self.storage_class if data else None,
                 "x-amz-server-side-encryption": self.sse,
                 "x-amz-server-side-encryption-aws-kms-key-id": self.sse_kms_key_id,
             }

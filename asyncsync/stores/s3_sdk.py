@@ -20,6 +20,7 @@ from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http1 import too_short
 from asyncsync.stores.s3_client import S3Client
+from asyncsync.stores.s3_errors import UnsupportedError
 from asyncsync.stores.s3_options import S3Options
 from asyncsync.stores.s3_sign import crc_to_text
 
@@ -56,6 +57,8 @@ class SdkPlane:
         self._client = client
         self._bucket = bucket
         self._common = options.request_params()
+        self._batches = options.checksum != "none"
+        """aiobotocore does not send DeleteObjects without a checksum."""
 
     async def close(self) -> None:
         """The client belongs to the store."""
@@ -88,6 +91,8 @@ class SdkPlane:
     async def delete_many(self, keys: Sequence[str], lease: Lease | None = None) -> list[tuple[str, str, str]]:
         """DeleteObjects; key, code and message of those that the store could not delete."""
         check_lease(lease)
+        if not self._batches:
+            raise UnsupportedError('with checksum="none"')
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = await self._client.call("delete_objects", self.where(""), Delete=wanted, **self._common)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in answer.get("Errors", ())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 
 import aiohttp
@@ -11,8 +12,11 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
@@ -38,11 +42,13 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
         return error
     if isinstance(error, ClientError):
         return from_client_error(operation, where, error).error()
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError | SSOError):
         return AccessDeniedError(
-            f"{operation} {where}: no usable credentials; set access_key and secret_key, profile, anonymous=True, or "
-            f"the usual environment variables ({error})"
+            f"{operation} {where}: no usable credentials ({error}). Looked at: {_places()}. Set the storage options "
+            "access_key and secret_key, profile, or anonymous=True"
         )
+    if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
+        return UnavailableError(f"{operation} {where}: the source of the credentials failed: {error}")
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
     if _is_untrusted(error):
@@ -63,3 +69,20 @@ def _is_untrusted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _places() -> str:
+    """Where the credential chain looks, in order."""
+    known = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set"
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    files = [
+        os.environ.get(name) or default
+        for name, default in (
+            ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+            ("AWS_CONFIG_FILE", "~/.aws/config"),
+        )
+    ]
+    return (
+        f"the storage options; AWS_ACCESS_KEY_ID ({known}); profile {profile!r} in {' and '.join(files)}; the metadata "
+        "services of container and instance"
+    )

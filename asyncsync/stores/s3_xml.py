@@ -64,6 +64,16 @@ def delete_document(keys: Sequence[str]) -> bytes:
     return f'<Delete xmlns="{_NAMESPACE}">{listed}<Quiet>true</Quiet></Delete>'.encode()
 
 
+def is_xml_text(text: str) -> bool:
+    """Whether XML 1.0 can hold it: no control characters but tab and line breaks, no surrogates, no U+FFFE and U+FFFF,
+    not even as a reference (its specification, "Characters")."""
+    return text.isprintable() or not any(map(_is_forbidden, text))
+
+
+def _is_forbidden(char: str) -> bool:
+    return (char < " " and char not in "\t\n\r") or "\ud800" <= char <= "\udfff" or char in "\ufffe\uffff"
+
+
 def failed_deletes(result: Element) -> list[tuple[str, str, str]]:
     """Key, code and message of what could not be deleted."""
     return [(_key_of(error), text_of(error, "Code"), text_of(error, "Message")) for error in children(result, "Error")]

@@ -50,6 +50,7 @@ def limits_of(traits: Traits, config: TransferConfig, part_size: int) -> Limits:
         part=part_size,
         ranges=traits.range_copy,
         least_source=traits.min_range_source,
+        equal=traits.equal_parts,
         request_cost=0 if traits.local else config.request_cost_bytes,
     )
 
@@ -179,6 +180,10 @@ class Assembly:
         except (IntegrityError, NotFoundError) as error:
             if self._copied:  # some stores look for what is copied only now
                 raise LostSourceError(f"{self._key} could not be put together from copies: {error}") from error
+            raise
+        except StoreError as error:
+            if self._store.traits.equal_parts and not self._limits.equal:  # it turned out just now
+                raise LostSourceError(f"{self._key} has to be sent in equal parts: {error}") from error
             raise
         if info.crc32c is not None and info.crc32c != crc:
             raise IntegrityError(f"{self._store.uri}: {self._key} has checksum {info.crc32c:08x}, sent was {crc:08x}")

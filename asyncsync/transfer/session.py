@@ -65,6 +65,8 @@ class Session:
     """For a key: what says whether we may write there; None: nobody is known to ask."""
     on_deleted: Callable[[str, str], None] = field(default=lambda _trial, _name: None)
     """Hears of a trial's checkpoint that is gone from the store, as it was owed."""
+    on_warning: Callable[[str], None] = field(default=lambda message: log.warning("%s", message))
+    """Hears of clean-up that failed and stays owed."""
 
     @classmethod
     async def open(
@@ -174,7 +176,7 @@ class Session:
                 elif owed.kind == SWEEP and self.local is not None:
                     await self.local.sweep()
             except (StoreError, ConcurrentWriterError) as error:
-                log.warning("cleaning up %s (%s) failed, it stays owed: %s", self.uri, owed.kind, error)
+                self.on_warning(f"cleaning up {self.uri} ({owed.kind}) failed, it stays owed: {error}")
                 continue
             self.journal.paid(owed.id)
             paid += 1

@@ -22,7 +22,7 @@ from asyncsync.errors import (
     SyncFailedError,
 )
 from asyncsync.injected import wall_time
-from asyncsync.planning.changes import SCANNED, Changes, Comparison
+from asyncsync.planning.changes import SCANNED, Changes, Comparison, in_the_way
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.ranks import GENERATION, NONCE
@@ -150,7 +150,7 @@ class Tree:
         known = self._known() or Manifest()
         preview = Preview(store, self.prefix, self.root, self._transfer(), known.files)
         files = await preview.of(changes.send)
-        gone = sorted(self._to_delete(changes, rules))
+        gone = sorted({*self._to_delete(changes, rules), *(await in_hasher(self._in_the_way, changes))})
         requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
         if gone or self._manifest is None or any(file.action != "keep" for file in files):
             requests += 1  # the manifest
@@ -174,6 +174,10 @@ class Tree:
         scanned = min(scanned, self._looked) if self._looked else scanned
         if accepted is not None:
             await self._see_that_it_is_new(store)
+        blocking = await in_hasher(self._in_the_way, changes) if changes.gone else []
+        if blocking and store.traits.local:  # nothing can be written where they are
+            await self._delete(store, blocking)
+        gone = list(dict.fromkeys([*gone, *blocking]))
         tally = await self._send(store, changes.send, scanned, on_progress)
         _raise_if_lost(tally)
         tally.failures.update(snapshot.unread)
@@ -360,6 +364,12 @@ class Tree:
         if self._options.delete or not self._options.disown:
             return changes.gone if self._options.delete else []
         return [path for path in changes.gone if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
+
+    def _in_the_way(self, changes: Changes) -> list[str]:
+        """What goes in any case: it was a file where a directory is now, or the other way round."""
+        gone, known = set(changes.gone), self._known()
+        kept = (path for path in (known.files if known is not None else ()) if path not in gone)
+        return in_the_way(changes.gone, [*kept, *(file.path for file in changes.send)])
 
     def _refuse_to_empty(self, gone: Sequence[str], snapshot: Snapshot) -> None:
         """SyncFailedError if more is to be deleted than may be."""

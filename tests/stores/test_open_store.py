@@ -88,3 +88,46 @@ def test_a_scheme_can_be_added_and_gets_options_and_transfer_settings():
 def test_a_scheme_must_be_one():
     with pytest.raises(ConfigError):
         register_scheme("a/b", lambda *_: MemoryStore())
+
+
+@pytest.mark.parametrize("scheme", ["s3a", "s3n", "S3A"])
+def test_other_names_of_s3_are_s3(scheme):
+    assert open_store(f"{scheme}://bucket/p").uri == "s3://bucket/p"
+
+
+def test_another_name_of_gs_is_gs():
+    assert open_store("gcs://bucket/p").uri == "gs://bucket/p"
+
+
+@pytest.mark.parametrize("end", ["", "/experiment"])
+def test_a_query_is_refused_with_the_options_that_say_the_same(end):
+    query = "scheme=http&endpoint_override=127.0.0.1%3A9000&region=eu-west-1"
+    with pytest.raises(ConfigError, match="query") as caught:
+        open_store(f"s3://bucket/p?region=eu-west-1&{query}{end}")
+    assert "'endpoint_url': 'http://127.0.0.1:9000'" in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://b?region=x", "gs://b/p?a=x", "s3://b/p?secret_key=hidden", "s3a://b/?x="])
+def test_any_query_is_refused_and_its_values_are_not_shown(uri):
+    with pytest.raises(ConfigError, match="query") as caught:
+        open_store(uri)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_question_mark_may_be_part_of_a_name():
+    assert open_store("s3://bucket/what?").uri == "s3://bucket/what?"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "gs", "ftp"])
+@pytest.mark.parametrize("secret", ["AKID:hidden@", "AKID:hid/hidden@", "hidden@"])
+def test_user_information_in_an_address_is_refused_and_not_shown(scheme, secret):
+    with pytest.raises(ConfigError) as caught:
+        open_store(f"{scheme}://{secret}bucket/p")
+    assert "hidden" not in str(caught.value)
+    assert "AKID" not in str(caught.value)
+
+
+def test_user_information_in_an_endpoint_is_refused_and_not_shown():
+    with pytest.raises(ConfigError, match="endpoint_url") as caught:
+        open_store("s3://b/p", options={"endpoint_url": "http://me:hidden@host:9000"})
+    assert "hidden" not in str(caught.value)

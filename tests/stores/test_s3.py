@@ -238,7 +238,6 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
         (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
         (fault("409 Conflict", "ConditionalRequestConflict"), UnavailableError, True),
         (fault("409 Conflict", "OperationAborted"), UnavailableError, True),
-        (fault("501 Not Implemented", "NotImplemented"), StoreError, False),
         (fault("503 Service Unavailable", "SlowDown"), ThrottledError, True),
         (reply("429 Too Many Requests"), ThrottledError, True),
         (fault("500 Internal Server Error", "InternalError"), UnavailableError, True),

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from asyncsync.errors import ConfigError
+from asyncsync.stores.s3 import S3Store
 from asyncsync.stores.s3_client import S3Client
 from asyncsync.stores.s3_direct import direct
 from asyncsync.stores.s3_options import S3Options
@@ -40,6 +42,9 @@ async def asked(bucket, options):
         ("bucket", ENDPOINT, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}),
         ("bucket", ENDPOINT, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c"}),
         ("bucket", KEYS, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9001", "AWS_DEFAULT_REGION": "eu-north-1"}),
+        ("bucket", KEYS | ENDPOINT, {"AWS_REGION": "eu-north-1"}),
+        ("bucket", KEYS | ENDPOINT, {"AWS_REGION": "eu-north-1", "AWS_DEFAULT_REGION": "us-west-2"}),
+        ("bucket", ENDPOINT, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SECURITY_TOKEN": "c"}),
         ("bucket", KEYS, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:2"}),
     ],
 )
@@ -99,3 +104,23 @@ print(*[name for name in ("aiobotocore", "botocore", "aiohttp") if name in sys.m
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert (process.returncode, out.decode().split()) == (0, [])
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"], ids=["missing", "empty", "of something else"])
+@pytest.mark.parametrize("named", ["AWS_CA_BUNDLE", "verify"])
+@pytest.mark.parametrize("keys", [KEYS, KEYS | {"addressing_style": "virtual"}], ids=["direct", "by aiobotocore"])
+async def test_a_ca_bundle_that_cannot_be_used_is_a_config_error_that_names_it(
+    tmp_path, monkeypatch, content, named, keys
+):
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content)
+    options = keys | {"endpoint_url": "https://127.0.0.1:1"}
+    if named == "verify":
+        options["verify"] = str(bundle)
+    else:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    with pytest.raises(ConfigError, match=named) as caught:
+        async with S3Store("bucket", "", options=options):
+            pass
+    assert str(bundle) in str(caught.value)

@@ -1,0 +1,47 @@
+"""A path may be a file at one sync, a directory at the next, and a file again."""
+
+import shutil
+
+import pytest
+
+from asyncsync import SyncConfig, pull, push, verify
+from asyncsync.planning.changes import in_the_way
+
+
+def test_what_is_in_the_way_lies_above_or_below_what_is_there():
+    assert in_the_way(["a", "b/c/d", "e", "f/g"], ["a/x/y", "b", "ee/x", "f/h"]) == ["a", "b/c/d"]
+
+
+def make(root, files):
+    shutil.rmtree(root, ignore_errors=True)
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+def files_of(root):
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+STATES = [
+    {"x": "1", "same": "s"},
+    {"x/n": "22", "x/m/deep": "333", "same": "s"},
+    {"x/n/below": "4", "same": "s"},
+    {"x": "55", "same": "s"},
+]
+
+
+@pytest.mark.parametrize("delete", [False, True])
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled_each_time(tmp_path, kind, delete):
+    store, source = (
+        str(tmp_path / "store") if kind == "directory" else f"memory://turning-{delete}/p",
+        tmp_path / "source",
+    )
+    for number, files in enumerate(STATES):
+        make(source, files)
+        await push(source, store, sync_config=SyncConfig(delete=delete))
+        target = tmp_path / f"target{number}"
+        await pull(store, target)
+        assert files.items() <= files_of(target).items()
+        assert (await verify(store)).ok
