@@ -180,7 +180,7 @@ async def look_back(store: Store, trial: Trial, job: CheckpointJob) -> SyncRepor
     if job.problem is not None:
         raise type(job.problem)(
             f"checkpoint {job.handle.uri} was accepted by an earlier process and is lost: {job.problem}"
-        )
+        ) from job.problem
     return None
 
 

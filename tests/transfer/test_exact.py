@@ -201,9 +201,9 @@ async def test_a_directory_that_asyncsync_keeps_in_step_is_refused(both, tmp_pat
     assert contents(target) == {"mine": b"mine"}
 
 
-@pytest.mark.parametrize("where", ["home", "", "home/work/..", "link", "state"])
+@pytest.mark.parametrize("where", ["home", "", "home/inner/..", "link", "state"])
 async def test_a_home_or_state_directory_and_what_is_above_it_is_refused(both, tmp_path, monkeypatch, where):
-    (tmp_path / "home" / "work").mkdir(parents=True)
+    (tmp_path / "home" / "inner").mkdir(parents=True)
     (tmp_path / "home" / "thesis").write_bytes(b"five years")
     (tmp_path / "link").symlink_to("home")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.checkpoints import Checkpoint, CheckpointHandle
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.engine import SyncEngine
-from asyncsync.errors import AsyncsyncError, EngineClosedError, ExperimentExistsError
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    EngineClosedError,
+    ExperimentExistsError,
+    SourceChangedError,
+    SyncFailedError,
+)
 from asyncsync.experiment import Experiment
 from asyncsync.pruning import prune
 from asyncsync.testing.simulation.ledger import NAME, Reported
@@ -209,7 +216,7 @@ class Training(Program):
     def _refused(self, error: AsyncsyncError) -> None:
         """A report failed: most users end then, some go on."""
         self.ledger.note(f"refused {self.process.name} {type(error).__name__}")
-        if self.life.calm and "accepted by an earlier process and is lost" in str(error):
+        if self.life.calm and _is_of_an_earlier_process(error):
             return  # that is told once, and this one may go on
         if self.life.calm or self.dice.random() < 0.5:
             raise error
@@ -344,3 +351,10 @@ def _files(root: str) -> Mapping[str, bytes]:
                 with open(f"{directory}/{name}", "rb") as file:
                     found[path] = file.read()
     return found
+
+
+def _is_of_an_earlier_process(error: AsyncsyncError) -> bool:
+    """Whether all that failed is checkpoints whose files an earlier process left changed or gone."""
+    causes = list(error.failures.values()) if isinstance(error, SyncFailedError) else [error]
+    changed = CheckpointIncompleteError | SourceChangedError
+    return bool(causes) and all(isinstance(cause.__cause__, changed) for cause in causes)
