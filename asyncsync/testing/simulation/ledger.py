@@ -90,6 +90,8 @@ class Ledger:
         """In which one a process was first heard of."""
         self._raised: set[str] = set()
         """Trials whose manifest landed after the wipe, sent by a process from before: nobody promises what it names."""
+        self._disowned: set[tuple[str, str]] = set()
+        """Trial and checkpoint that a record names which landed after the wipe, sent by a process from before."""
         self._trials: dict[str, _TrialSeen] = {}
         self._trace = hashlib.sha256()
         self.events = 0
@@ -177,8 +179,14 @@ class Ledger:
             self.broken("number goes back", f"{where}: next {seen.following} -> {following}")
         if numbers != sorted(numbers) or (numbers and numbers[-1] >= following):
             self.broken("numbers out of order", f"{where}: {numbers}, next {following}")
+        if self._eras[by] < self.era:
+            self._disowned |= {(trial, name) for name in names}
         for name in names:
-            if name not in seen.names and (problem := self.problem(trial, name)):
+            if (
+                name not in seen.names
+                and (trial, name) not in self._disowned
+                and (problem := self.problem(trial, name))
+            ):
                 self.broken("named, not whole", f"{where}: {name}: {problem}")
         for name, number in seen.names.items():
             if name not in names:
@@ -259,7 +267,7 @@ class Ledger:
             self._check(item, "at the end")
         for trial, seen in sorted(self._trials.items()):
             for name in seen.names:
-                if problem := self.problem(trial, name):
+                if (trial, name) not in self._disowned and (problem := self.problem(trial, name)):
                     self.broken("named, not whole", f"{trial}/{name} at the end: {problem}")
         for part in self.reports:
             if not part.whole and not part.removed_by_user and not self._kept(part):
