@@ -18,8 +18,8 @@ from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
 from asyncsync.records import CheckpointRecord
 from asyncsync.report import SyncReport
-from asyncsync.stores.fenced import Fence
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import Lane
+from asyncsync.stores.guard.fenced import Fence
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import ID, Tree, TreeOptions
 

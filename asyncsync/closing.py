@@ -13,7 +13,7 @@ from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
 from asyncsync.injected import lease_time
 from asyncsync.scheduler import Scheduler
 from asyncsync.status import FlushReport
-from asyncsync.stores.breaker import LONGEST_PAUSE, Breaker
+from asyncsync.stores.guard.breaker import LONGEST_PAUSE, Breaker
 from asyncsync.stores.together import for_each
 
 if TYPE_CHECKING:

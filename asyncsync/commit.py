@@ -28,7 +28,7 @@ from asyncsync.ranks import Ranks
 from asyncsync.report import SyncReport
 from asyncsync.resume import not_whole
 from asyncsync.scheduler import foreseen, within
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import Lane
 from asyncsync.transfer.reader import read_manifest
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.sources import recall

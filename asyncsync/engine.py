@@ -42,10 +42,9 @@ from asyncsync.resume import adopt_checkpoints, read_trials, restore_files
 from asyncsync.scheduler import Scheduler
 from asyncsync.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.status import EngineStatus, FlushReport, engine_status
-from asyncsync.stores.base import Store
-from asyncsync.stores.fenced import OUTLIVED, Fence
+from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.guard.fenced import OUTLIVED, Fence
 from asyncsync.stores.together import together
-from asyncsync.stores.waiting import Lane
 from asyncsync.stream import Emitter, EventStream, progress_event
 from asyncsync.transfer.session import Session
 from asyncsync.transfer.tree import Tree, TreeOptions, pair

@@ -45,8 +45,7 @@ from asyncsync.report import SyncReport
 from asyncsync.resume import NUMBERED, sub_prefixes
 from asyncsync.scheduler import within
 from asyncsync.shared import ConflictError, LostError, Seen, SharedCheckpoint
-from asyncsync.stores.base import Store
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import Lane, Store
 from asyncsync.transfer.reader import find_manifest, find_record, get_record
 from asyncsync.transfer.writes import CollisionError
 

@@ -15,10 +15,9 @@ from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import RepairReport
-from asyncsync.stores.base import MISSING, Part
-from asyncsync.stores.guarded import GuardedView
+from asyncsync.stores.base import MISSING, Lane, Part
+from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.together import for_each
-from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.opening import open_upload
 from asyncsync.transfer.session import Session
 from asyncsync.verifying import DEFAULT, Verification

@@ -17,7 +17,7 @@ from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncT
 from asyncsync.injected import dice
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
-from asyncsync.stores.breaker import SPREAD
+from asyncsync.stores.guard.breaker import SPREAD
 
 log = logging.getLogger("asyncsync")
 

@@ -15,7 +15,7 @@ from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClose
 from asyncsync.events import Event, Progress
 from asyncsync.report import SyncReport
 from asyncsync.scheduler import Scheduler, within
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import Lane
 from asyncsync.transfer.download import download_tree
 from asyncsync.transfer.preview import SyncPlan
 from asyncsync.transfer.session import Session

@@ -36,9 +36,8 @@ from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.report import SyncReport
 from asyncsync.resume import NUMBERED
 from asyncsync.shared import LostError
-from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.fenced import OUTLIVED
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import MISSING, Lane, Store
+from asyncsync.stores.guard.fenced import OUTLIVED
 from asyncsync.transfer.tree import Tree, TreeOptions, longest_path
 
 if TYPE_CHECKING:

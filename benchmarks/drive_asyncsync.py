@@ -16,7 +16,8 @@ from asyncsync import RunConfig, SyncConfig, SyncEngine, Syncer, pull
 
 BUCKET = "bench"
 SCHEME = os.environ["BENCH_SCHEME"]
-importlib.import_module({"s3": "asyncsync.stores.s3", "gs": "asyncsync.stores.gcs"}[SCHEME])  # start-up, not work
+PACKAGES = {"s3": "s3", "gs": "gcs"}
+importlib.import_module(f"asyncsync.stores.{PACKAGES[SCHEME]}.store")  # start-up, not work
 CONFIG = SyncConfig(sync_artifacts=True, sync_timeout=None)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import servers
 
 from asyncsync import Checkpoint, Experiment, RunConfig, SyncConfig, SyncEngine, TransferConfig, UploadMode
-from asyncsync.stores.s3 import S3Store
+from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
 BUCKET = "crash"

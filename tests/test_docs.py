@@ -111,7 +111,7 @@ def test_the_command_page_has_every_exit_code():
 
 
 def test_the_stores_page_has_every_s3_option():
-    options = pytest.importorskip("asyncsync.stores.s3_options")
+    options = pytest.importorskip("asyncsync.stores.s3.options")
     text = (ROOT / "docs/stores.md").read_text()
     shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
     assert shown

@@ -294,7 +294,7 @@ TOTAL = 12 * 5 * MIB + 7
 SEND = """
 import asyncio, json, sys
 from asyncsync import push
-from asyncsync.stores.gcs import GcsStore
+from asyncsync.stores.gcs.store import GcsStore
 from test_gcs_flows import PARTS
 put_part, parts = GcsStore.put_part, iter(range(6))
 

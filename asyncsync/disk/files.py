@@ -37,7 +37,7 @@ of 8 (p99, 2 cores), in the same time."""
 
 
 class Lease(Protocol):
-    """The right to write, for a while: see :mod:`asyncsync.stores.fenced`."""
+    """The right to write, for a while: see :mod:`asyncsync.stores.guard.fenced`."""
 
     def check(self) -> None:
         """LeaseExpiredError if nobody has confirmed it for too long. Plain, from any thread: a body is checked before

@@ -57,7 +57,7 @@ def _known() -> str:
 
 
 def _open_local(text: str, path: str) -> Store:
-    from asyncsync.stores.local import LocalStore
+    from asyncsync.stores.local.store import LocalStore
 
     if "\0" in path:
         raise ConfigError(f"storage path {text!r} contains a NUL character")
@@ -78,7 +78,7 @@ def _open_file(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -
 def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
     bucket, prefix = _bucket_and_prefix(uri, "s3")
     _need(uri, "s3", "aiobotocore", "aiohttp", "aiohappyeyeballs")
-    from asyncsync.stores.s3 import S3Store
+    from asyncsync.stores.s3.store import S3Store
 
     return S3Store(
         bucket,
@@ -142,7 +142,7 @@ def _seconds(duration: float | timedelta) -> float:
 def _open_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
     bucket, prefix = _bucket_and_prefix(uri, "gs")
     _need(uri, "gcs", "aiohttp", "gcloud.aio.auth")
-    from asyncsync.stores.gcs import GcsStore
+    from asyncsync.stores.gcs.store import GcsStore
 
     return GcsStore(
         bucket,

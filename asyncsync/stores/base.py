@@ -7,19 +7,22 @@ Promises that every store keeps, checked by one conformance suite:
 - A write is atomic or nothing: a reader sees the old object or the whole new one, also after a cancel.
 - A cancelled or failed call has stopped when it raises; nothing writes behind the caller's back.
 - Errors are :class:`asyncsync.errors.StoreError`, mapped once, here at the edge; ``retryable`` says the rest.
-- A store makes one attempt. Retries, limits and time-outs are :mod:`asyncsync.stores.guarded`.
+- A store makes one attempt. Retries, limits and time-outs are :mod:`asyncsync.stores.guard.guarded`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Literal
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys, lease_of
+from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys, in_thread, lease_of
+from asyncsync.disk.reading import md5_range
 from asyncsync.errors import IntegrityError, StoreError
 
 Body = bytes | FileRange
@@ -81,7 +84,7 @@ class Traits:
     piece: see :class:`asyncsync.disk.files.Progress`."""
     complete_asks: bool = False
     """Completing an upload is repeated safely only where it names the version that it replaces, so that is asked for:
-    see :func:`asyncsync.stores.landed.complete_what_stands`."""
+    see :func:`asyncsync.stores.guard.lost_answers.complete_what_stands`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 
@@ -271,3 +274,26 @@ class Store(ABC):
                 retryable=True,
             )
         return data, info
+
+
+class Lane(IntEnum):
+    """What a request is for; the lower value goes first."""
+
+    CHECKPOINT = 0
+    RECORD = 1
+    ARTIFACT = 2
+
+
+async def check_etag(where: str, etag: str, body: Body) -> None:
+    """Compare the ETag of a body that was sent in one request with its MD5; IntegrityError."""
+    if isinstance(body, bytes):
+        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    else:
+        md5 = await in_thread(md5_range, body)
+    if etag != md5:
+        raise IntegrityError(f"{where}: the MD5 of what was sent is {md5}, the store has {etag}", retryable=True)
+
+
+def body_size(body: Body) -> int:
+    """Bytes of a body."""
+    return len(body) if isinstance(body, bytes) else body.size

@@ -22,7 +22,7 @@ from asyncsync.planning.delta import Limits, Origin, Piece, Segment, pieces_of, 
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
-from asyncsync.stores.breaker import GoneError
+from asyncsync.stores.guard.breaker import GoneError
 from asyncsync.stores.together import for_each, together
 from asyncsync.transfer.opening import going_on, open_upload
 from asyncsync.transfer.uploads import OpenUploads

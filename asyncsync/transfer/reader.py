@@ -15,10 +15,9 @@ from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import Record
 from asyncsync.stores import open_store
-from asyncsync.stores.base import Store
-from asyncsync.stores.budget import Budget
-from asyncsync.stores.guarded import GuardedStore, GuardedView, RetryPolicy
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.guard.budget import Budget
+from asyncsync.stores.guard.guarded import GuardedStore, GuardedView, RetryPolicy
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")

@@ -18,14 +18,13 @@ from asyncsync.injected import lease_time, need_asyncio
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores import open_store
-from asyncsync.stores.base import Store, Upload
-from asyncsync.stores.breaker import Breaker
-from asyncsync.stores.budget import Budget
-from asyncsync.stores.checks import probe_checks
-from asyncsync.stores.fenced import Fence, FencedView
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.base import Lane, Store, Upload
+from asyncsync.stores.guard.breaker import Breaker
+from asyncsync.stores.guard.budget import Budget
+from asyncsync.stores.guard.checksum_probe import probe_checks
+from asyncsync.stores.guard.fenced import Fence, FencedView
+from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
 from asyncsync.stores.together import together
-from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.reader import find
 from asyncsync.transfer.sources import Catalogue
 from asyncsync.transfer.uploads import ABORT, OpenUploads

@@ -28,10 +28,9 @@ from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.ranks import GENERATION, NONCE
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
-from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.fenced import Fence, FencedView
+from asyncsync.stores.base import MISSING, Lane, Store
+from asyncsync.stores.guard.fenced import Fence, FencedView
 from asyncsync.stores.together import for_each
-from asyncsync.stores.waiting import Lane
 from asyncsync.transfer.listing import versions_below
 from asyncsync.transfer.preview import Preview, SyncPlan
 from asyncsync.transfer.reader import exists, find_manifest, get_manifest

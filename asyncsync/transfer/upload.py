@@ -22,7 +22,7 @@ from asyncsync.errors import SourceChangedError, StoreError, SyncError
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.stores.breaker import GoneError
+from asyncsync.stores.guard.breaker import GoneError
 from asyncsync.transfer.assemble import Fate
 from asyncsync.transfer.large import LargeFile
 from asyncsync.transfer.sources import Catalogue, Sources

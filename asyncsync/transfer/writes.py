@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreError
 from asyncsync.planning.delta import Origin
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Store, Upload
-from asyncsync.stores.breaker import GoneError
-from asyncsync.stores.landed import completed_is_ours, written_is_ours
+from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.lost_answers import completed_is_ours, written_is_ours
 
 
 class LostSourceError(Exception):

@@ -11,7 +11,7 @@ from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine import SyncEngine
 from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
 from asyncsync.records import TRIAL_RECORD, TrialRecord
-from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD
+from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD
 from asyncsync.testing import run_virtual
 
 TRIALS, STEPS = 50, 21

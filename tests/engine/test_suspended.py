@@ -14,7 +14,7 @@ from onebench import Bench
 from asyncsync import Checkpoint, SyncConfig, SyncEngine, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, PendingCheckpoint
 from asyncsync.errors import AsyncsyncError, SyncTimeoutError
-from asyncsync.stores import fenced
+from asyncsync.stores.guard import fenced
 from asyncsync.testing import run_virtual
 from asyncsync.testing.memory import Request
 

@@ -33,7 +33,7 @@ from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.records import TRIAL_RECORD, TrialRecord
-from asyncsync.stores.budget import Budget
+from asyncsync.stores.guard.budget import Budget
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
 from asyncsync.transfer import assemble, reader, session
 

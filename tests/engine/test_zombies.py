@@ -10,7 +10,7 @@ from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine, Trans
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.records import TrialRecord
-from asyncsync.stores.fenced import JUST_NOW, TRUSTED
+from asyncsync.stores.guard.fenced import JUST_NOW, TRUSTED
 from asyncsync.testing import run_virtual
 
 ARTIFACTS = SyncConfig(sync_period=1000, sync_artifacts=True)

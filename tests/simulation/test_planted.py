@@ -9,7 +9,7 @@ import asyncsync.planning.ranks
 import asyncsync.shared
 from asyncsync.injected import lease_time
 from asyncsync.stores.base import Store
-from asyncsync.stores.fenced import FencedView
+from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.testing.simulation import simulate
 from asyncsync.transfer.session import GivenUp
 from asyncsync.transfer.writes import Creating, Replacing

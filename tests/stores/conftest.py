@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from asyncsync.stores import open_store
-from asyncsync.stores.budget import Budget
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.budget import Budget
+from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import asyncio
 import ssl
 from contextlib import asynccontextmanager
 
-from asyncsync.stores.http1 import Http1
-from asyncsync.stores.http1_pool import Host
+from asyncsync.stores.http.client import Http1
+from asyncsync.stores.http.pool import Host
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
 MIB = 1 << 20

@@ -7,10 +7,11 @@ import itertools
 
 import pytest
 
-from asyncsync.stores.adaptive import BULK_START, FLOOR, START, Adaptive, Climb
-from asyncsync.stores.bandwidth import STEP
-from asyncsync.stores.budget import AT_ONCE, Budget, Outcome
-from asyncsync.stores.waiting import FAIR_EVERY, SMALL, SMALL_RUN, Lane
+from asyncsync.stores.base import Lane
+from asyncsync.stores.guard.adaptive import BULK_START, FLOOR, START, Adaptive, Climb
+from asyncsync.stores.guard.bandwidth import STEP
+from asyncsync.stores.guard.budget import AT_ONCE, Budget, Outcome
+from asyncsync.stores.guard.wait_queue import FAIR_EVERY, SMALL, SMALL_RUN
 
 virtual = pytest.mark.virtual_time
 LARGE = SMALL + 1

@@ -10,8 +10,8 @@ from asyncsync import RunConfig, SyncEngine
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, UnavailableError
 from asyncsync.stores.base import Traits
-from asyncsync.stores.checks import probe_checks
-from asyncsync.stores.s3 import S3Store
+from asyncsync.stores.guard.checksum_probe import probe_checks
+from asyncsync.stores.s3.store import S3Store
 from asyncsync.testing import FaultProxy, FaultyStore, Flip, MemoryStore, run_virtual
 from asyncsync.testing import memory as memory_module
 

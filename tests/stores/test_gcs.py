@@ -23,10 +23,10 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs_bodies import batch_answers
-from asyncsync.stores.gcs_errors import UnsupportedError, failure
-from asyncsync.stores.gcs_options import GcsOptions
-from asyncsync.stores.gcs_parts import combined
+from asyncsync.stores.gcs.errors import UnsupportedError, failure
+from asyncsync.stores.gcs.multipart_layout import combined
+from asyncsync.stores.gcs.options import GcsOptions
+from asyncsync.stores.gcs.requests import batch_answers
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading

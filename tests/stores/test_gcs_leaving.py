@@ -13,12 +13,12 @@ import pytest
 from asyncsync.disk.files import FileRange, LeasedBytes, Progress
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs import GcsStore
-from asyncsync.stores.gcs_answers import crc_to_text
-from asyncsync.stores.gcs_plane import OwnPlane
+from asyncsync.stores.gcs.responses import crc_to_text
+from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.gcs.transport import OwnPlane
 
 pytest.importorskip("gcloud.aio.auth")
-from asyncsync.stores.gcs_sdk import SdkPlane
+from asyncsync.stores.gcs.proxy_transport import SdkPlane
 
 MIB = 1 << 20
 SIZE = 12 * MIB

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from asyncsync.errors import StoreError, UnavailableError
-from asyncsync.stores import gcs_repeats
+from asyncsync.stores.gcs import unsure_writes as gcs_repeats
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from asyncsync.disk.files import FileRange, Progress
 from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, StoreError, UnavailableError
-from asyncsync.stores import gcs_rewrite, open_store
+from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs import GcsStore
-from asyncsync.stores.gcs_answers import crc_to_text
-from asyncsync.stores.gcs_errors import NoBucketError, failure
-from asyncsync.stores.http1_answer import Answer
+from asyncsync.stores.gcs import compose as gcs_rewrite
+from asyncsync.stores.gcs.errors import NoBucketError, failure
+from asyncsync.stores.gcs.responses import crc_to_text
+from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.http.response import Answer
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

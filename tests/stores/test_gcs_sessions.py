@@ -11,8 +11,8 @@ from asyncsync.disk.files import FileRange, Progress
 from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.budget import Budget
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.budget import Budget
+from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

@@ -7,8 +7,8 @@ import google_crc32c
 import pytest
 
 from asyncsync.disk.files import FileRange, Progress
-from asyncsync.stores import gcs_window
-from asyncsync.stores.gcs_window import CHUNK, FAR, GRAIN, LEAST, Window, Windows
+from asyncsync.stores.gcs import resumable as gcs_window
+from asyncsync.stores.gcs.resumable import CHUNK, FAR, GRAIN, LEAST, Window, Windows
 
 pytest.importorskip("gcloud.aio.auth")
 

@@ -19,12 +19,11 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.recordfile import RecordFile
-from asyncsync.stores.base import MISSING
-from asyncsync.stores.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
-from asyncsync.stores.budget import Budget, Outcome
-from asyncsync.stores.fenced import FencedView
-from asyncsync.stores.guarded import GuardedStore, RetryPolicy
-from asyncsync.stores.waiting import Lane
+from asyncsync.stores.base import MISSING, Lane
+from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
+from asyncsync.stores.guard.budget import Budget, Outcome
+from asyncsync.stores.guard.fenced import FencedView
+from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
 from asyncsync.testing import FaultyStore, MemoryStore
 
 pytestmark = pytest.mark.virtual_time

@@ -11,10 +11,10 @@ from http_wire import MIB, REQUEST, Wire, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http1 import Http1
-from asyncsync.stores.http1_answer import BrokenError, parse_head
-from asyncsync.stores.http1_connection import COLLECTED, INBOX, Connection
-from asyncsync.stores.http1_pool import Host
+from asyncsync.stores.http.client import Http1
+from asyncsync.stores.http.connection import COLLECTED, INBOX, Connection
+from asyncsync.stores.http.pool import Host
+from asyncsync.stores.http.response import BrokenError, parse_head
 
 
 @pytest.fixture(params=["plain", "tls"])

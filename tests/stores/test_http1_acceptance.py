@@ -9,9 +9,9 @@ from contextlib import closing, suppress
 import pytest
 from http_wire import Wire
 
-from asyncsync.stores import http1_pool
-from asyncsync.stores.http1_acceptance import FEW, WINDOW, Acceptance, dropped
-from asyncsync.stores.http1_answer import BrokenError
+from asyncsync.stores.http import pool as http1_pool
+from asyncsync.stores.http.accept_limit import FEW, WINDOW, Acceptance, dropped
+from asyncsync.stores.http.response import BrokenError
 
 MOST = 100
 
@@ -158,7 +158,7 @@ async def test_a_server_that_keeps_connections_has_them_all_after_its_first_answ
 async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(monkeypatch):
     monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
     found = iter([True])
-    monkeypatch.setattr("asyncsync.stores.http1_connection.dropped", lambda _: next(found, False))
+    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: next(found, False))
     server, silent = Server(keep=True), []
 
     async def first_is_silent(reader, writer):
@@ -175,7 +175,7 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
-    monkeypatch.setattr("asyncsync.stores.http1_connection.dropped", lambda _: True)
+    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: True)
     async with client(mute) as http:
         http._patience = 0.01
         with pytest.raises(BrokenError, match="takes no further connections"):

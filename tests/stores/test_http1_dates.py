@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncsync.errors import ThrottledError
-from asyncsync.stores import gcs_errors, s3_errors
-from asyncsync.stores.guarded import RetryPolicy
-from asyncsync.stores.http1_dates import MOST_WAIT, retry_after, unix_of
+from asyncsync.stores.gcs import errors as gcs_errors
+from asyncsync.stores.guard.guarded import RetryPolicy
+from asyncsync.stores.http.dates import MOST_WAIT, retry_after, unix_of
+from asyncsync.stores.s3 import errors as s3_errors
 
 NOW = 1_700_000_000
 

@@ -12,8 +12,8 @@ from leases import CountedLease, leased
 from test_s3 import OK, scripted
 
 from asyncsync.errors import LeaseExpiredError, StoreError, UnavailableError
-from asyncsync.stores import s3 as s3_module
-from asyncsync.stores.http1 import AT_ONCE, TAIL
+from asyncsync.stores.http.client import AT_ONCE, TAIL
+from asyncsync.stores.s3 import store as s3_module
 
 HEAD = b"PUT /k HTTP/1.1\r\n\r\n"
 SIZES = [1, 16 << 10, AT_ONCE, AT_ONCE + 1, 65_537, MIB, 5 * MIB + 17]

@@ -23,9 +23,10 @@ from asyncsync.errors import (
     StoreError,
     UnavailableError,
 )
-from asyncsync.stores import local_files, local_sweep
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.local import LocalStore
+from asyncsync.stores.local import files as local_files
+from asyncsync.stores.local import sweep as local_sweep
+from asyncsync.stores.local.store import LocalStore
 
 MIB = 1 << 20
 
@@ -346,7 +347,7 @@ COUNT_UP = """
 import asyncio, sys
 from pathlib import Path
 from asyncsync.errors import PreconditionError
-from asyncsync.stores.local import LocalStore
+from asyncsync.stores.local.store import LocalStore
 
 async def main():
     store, done = LocalStore(Path(sys.argv[1])), 0

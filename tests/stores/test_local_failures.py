@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.local import LocalStore
+from asyncsync.stores.local.store import LocalStore
 
 CALLS = ("open", "fstat", "pwrite", "write", "fsync", "replace", "link", "unlink", "utime", "stat", "mkdir")
 

@@ -7,7 +7,7 @@ import pytest
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 from asyncsync.stores import open_store, register_scheme
-from asyncsync.stores.local import LocalStore
+from asyncsync.stores.local.store import LocalStore
 from asyncsync.testing import MemoryStore
 
 

@@ -26,13 +26,13 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.stores import s3 as s3_module
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.s3 import S3Store
-from asyncsync.stores.s3_sdk import SdkPlane
-from asyncsync.stores.s3_sign import crc_to_text
-from asyncsync.stores.s3_wire import wire_serves
-from asyncsync.stores.watchdog import Watchdog
+from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
+from asyncsync.stores.s3.requests import wire_serves
+from asyncsync.stores.s3.signer import crc_to_text
+from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
 KEYS = {"region": "us-east-1", "access_key": "AKID", "secret_key": "very-secret"}

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from asyncsync.errors import ConfigError
-from asyncsync.stores.s3 import S3Store
-from asyncsync.stores.s3_client import S3Client
-from asyncsync.stores.s3_direct import direct
-from asyncsync.stores.s3_options import S3Options
+from asyncsync.stores.s3.aiobotocore_client import S3Client
+from asyncsync.stores.s3.options import S3Options
+from asyncsync.stores.s3.static_endpoint import direct
+from asyncsync.stores.s3.store import S3Store
 
 KEYS = {"access_key": "key", "secret_key": "secret"}
 ENDPOINT = {"endpoint_url": "http://127.0.0.1:9000"}

@@ -8,7 +8,7 @@ from test_s3 import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
-from asyncsync.stores.s3_pages import Place
+from asyncsync.stores.s3.listing import Place
 
 DATA = b"0123456789"
 

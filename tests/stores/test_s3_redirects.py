@@ -6,7 +6,7 @@ import pytest
 from test_s3 import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
-from asyncsync.stores.s3_redirect import regional, shown
+from asyncsync.stores.s3.endpoint import regional, shown
 
 DATA = b"the weights"
 OPERATIONS = {

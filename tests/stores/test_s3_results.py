@@ -6,8 +6,8 @@ import pytest
 from test_s3 import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, StoreError, ThrottledError, UnavailableError
-from asyncsync.stores import s3 as s3_module
 from asyncsync.stores.base import Part, Upload
+from asyncsync.stores.s3 import store as s3_module
 
 UPLOAD = Upload("k", "u")
 PARTS = [Part(1, 0, 4, "e")]

@@ -13,7 +13,7 @@ from botocore.credentials import Credentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncsync.stores.s3_sign import (
+from asyncsync.stores.s3.signer import (
     UNSIGNED_PAYLOAD,
     Signer,
     canonical_query,

@@ -1,0 +1,114 @@
+"""Who waits for a slot, and who is next: by lane, within a lane round-robin over owners (trees), within an owner small
+bodies before large ones. Plain state; every step is O(1), whatever the number of owners and waiters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from asyncsync.stores.base import Lane
+
+SMALL = 1 << 20
+"""Bodies up to this many bytes overtake larger ones of the same owner."""
+SMALL_RUN = 8
+"""After this many small bodies of an owner one large body goes, so that it is not starved."""
+FAIR_EVERY = 16
+"""One in so many grants goes to records first, and one to artifacts: a flood of checkpoints must not stop the
+records that make them count."""
+
+
+_STRICT = tuple(Lane)
+_TURNS = {
+    0: (Lane.ARTIFACT, Lane.RECORD, Lane.CHECKPOINT),
+    FAIR_EVERY // 2: (Lane.RECORD, Lane.CHECKPOINT, Lane.ARTIFACT),
+}
+
+
+class Waiter:
+    """One request that waits. ``granted``: it has left the queue, with a slot."""
+
+    __slots__ = ("future", "granted", "lane", "owner", "small")
+
+    def __init__(self, future: asyncio.Future[None], lane: Lane, owner: str, *, small: bool) -> None:
+        self.future = future
+        self.lane = lane
+        self.owner = owner
+        self.small = small
+        self.granted = False
+
+
+class _OwnerQueue:
+    """Waiters of one owner: FIFO, small bodies first, but a large one after every SMALL_RUN small ones."""
+
+    __slots__ = ("large", "run", "small")
+
+    def __init__(self) -> None:
+        self.small: OrderedDict[Waiter, None] = OrderedDict()
+        self.large: OrderedDict[Waiter, None] = OrderedDict()
+        self.run = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.small or self.large)
+
+    def add(self, waiter: Waiter) -> None:
+        (self.small if waiter.small else self.large)[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        (self.small if waiter.small else self.large).pop(waiter, None)
+
+    def pop(self) -> Waiter:
+        if self.small and (self.run < SMALL_RUN or not self.large):
+            self.run += 1
+            return self.small.popitem(last=False)[0]
+        self.run = 0
+        return self.large.popitem(last=False)[0]
+
+
+class WaitQueue:
+    """All who wait for one kind of slot."""
+
+    def __init__(self) -> None:
+        self._lanes: tuple[OrderedDict[str, _OwnerQueue], ...] = tuple(OrderedDict() for _ in Lane)
+        self._sizes = [0 for _ in Lane]
+        self._grants = 0
+        self.size = 0
+
+    def add(self, waiter: Waiter) -> None:
+        owners = self._lanes[waiter.lane]
+        queue = owners.get(waiter.owner)
+        if queue is None:
+            queue = owners[waiter.owner] = _OwnerQueue()
+        queue.add(waiter)
+        self._sizes[waiter.lane] += 1
+        self.size += 1
+
+    def remove(self, waiter: Waiter) -> None:
+        owners = self._lanes[waiter.lane]
+        queue = owners[waiter.owner]
+        queue.remove(waiter)
+        if not queue:
+            del owners[waiter.owner]
+        self._sizes[waiter.lane] -= 1
+        self.size -= 1
+
+    def pop(self) -> Waiter:
+        self._grants = (self._grants + 1) % FAIR_EVERY
+        order = _TURNS.get(self._grants, _STRICT)
+        owners = next(self._lanes[lane] for lane in order if self._lanes[lane])
+        owner, queue = next(iter(owners.items()))
+        waiter = queue.pop()
+        if queue:
+            owners.move_to_end(owner)
+        else:
+            del owners[owner]
+        self._sizes[waiter.lane] -= 1
+        self.size -= 1
+        return waiter
+
+    def ahead(self, lane: Lane) -> tuple[int, int]:
+        """Waiters and owners in this lane and those before it."""
+        waiters = owners = 0
+        for at in range(lane + 1):
+            waiters += self._sizes[at]
+            owners += len(self._lanes[at])
+        return waiters, owners

@@ -1,0 +1,88 @@
+"""What aiobotocore raises, in the words of :mod:`asyncsync.errors`."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, StoreError, UnavailableError
+from asyncsync.stores.http.response import UNTRUSTED
+from asyncsync.stores.s3.errors import Failure
+
+
+def from_client_error(operation: str, where: str, error: ClientError) -> Failure:
+    said = error.response.get("Error", {})
+    meta = error.response.get("ResponseMetadata", {})
+    code = str(said.get("Code", ""))
+    status = int(meta.get("HTTPStatusCode", 0))
+    headers = {str(name).lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
+    region = headers.get("x-amz-bucket-region") or str(said.get("Region", ""))
+    return Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
+
+
+def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
+    """Any failure of a request that is not an answer of the store: the network, the SDK, the credentials."""
+    text = f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, AsyncsyncError):
+        return error
+    if isinstance(error, ClientError):
+        return from_client_error(operation, where, error).error()
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError | SSOError):
+        return AccessDeniedError(
+            f"{operation} {where}: no usable credentials ({error}). Looked at: {_places()}. Set the storage options "
+            "access_key and secret_key, profile, or anonymous=True"
+        )
+    if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
+        return UnavailableError(f"{operation} {where}: the source of the credentials failed: {error}")
+    if isinstance(error, FlexibleChecksumError):
+        return IntegrityError(text, retryable=True)
+    if _is_untrusted(error):
+        return StoreError(f"{text}{UNTRUSTED}")
+    if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
+        return UnavailableError(text)
+    if isinstance(error, BotoCoreError):
+        return StoreError(text)
+    raise error
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    """Whether a certificate was refused: that is final."""
+    for _ in range(10):
+        if error is None:
+            return False
+        if isinstance(error, ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _places() -> str:
+    """Where the credential chain looks, in order."""
+    known = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set"
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    files = [
+        os.environ.get(name) or default
+        for name, default in (
+            ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+            ("AWS_CONFIG_FILE", "~/.aws/config"),
+        )
+    ]
+    return (
+        f"the storage options; AWS_ACCESS_KEY_ID ({known}); profile {profile!r} in {' and '.join(files)}; the metadata "
+        "services of container and instance"
+    )
