@@ -1,8 +1,9 @@
 """asyncsync keeps the files of machine-learning experiments safe while training runs."""
 
-from asyncsync.checkpoints import Checkpoint
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
-from asyncsync.engine import SyncEngine
+from asyncsync.engine.engine import SyncEngine
+from asyncsync.engine.trial import Report, Trial
+from asyncsync.engine.trials.checkpoint import Checkpoint
 from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
@@ -23,15 +24,14 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.experiment import Experiment
 from asyncsync.planning.document import __version__
-from asyncsync.reading import pull
-from asyncsync.repairing import repair
+from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.pull import pull
+from asyncsync.remote.repair import repair
+from asyncsync.remote.verify import verify
 from asyncsync.report import RepairReport, SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
-from asyncsync.syncer import Syncer, push
-from asyncsync.trial import Report, Trial
-from asyncsync.verifying import verify
+from asyncsync.sync.syncer import Syncer, push
 
 __all__ = [
     "AccessDeniedError",

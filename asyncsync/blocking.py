@@ -19,19 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from asyncsync.checkpoints import Checkpoint, CheckpointHandle
-from asyncsync.closing import raise_failures
+from asyncsync.aio.loop_thread import LoopThread
 from asyncsync.config import RunConfig, UploadMode
-from asyncsync.engine import SyncEngine
+from asyncsync.engine.drain import raise_failures
+from asyncsync.engine.engine import SyncEngine
+from asyncsync.engine.signals import Signals, as_signals, check_thread
+from asyncsync.engine.start import as_seconds
+from asyncsync.engine.trial import Report, Trial
+from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.errors import EngineClosedError
 from asyncsync.events import Event
-from asyncsync.loop_thread import LoopThread
-from asyncsync.opening import as_seconds
 from asyncsync.report import SyncReport
-from asyncsync.signals import Signals, as_signals, check_thread
 from asyncsync.status import EngineStatus, FlushReport
-from asyncsync.stream import EventStream
-from asyncsync.trial import Report, Trial
+from asyncsync.sync.event_stream import EventStream
 
 
 class BlockingCheckpoint:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from asyncsync.errors import ConfigError
+from asyncsync.runtime import state_directory
 
 Seconds = float | timedelta
 DEPRECATED = "DEPRECATED"
@@ -308,3 +309,19 @@ def _storage_path(value: object) -> str:
             "started; give an absolute path, ~/..., file:///... or s3://bucket/prefix"
         )
     return str(expanded)
+
+
+def state_dir() -> Path:
+    """``$ASYNCSYNC_STATE_DIR``, else ``$XDG_STATE_HOME/asyncsync``, else ``~/.local/state/asyncsync``. ConfigError if
+    that needs a home directory and the user has none."""
+    own = state_directory() or os.environ.get("ASYNCSYNC_STATE_DIR")
+    base = os.environ.get("XDG_STATE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(base) if base else Path("~/.local/state").expanduser()) / "asyncsync"
+    except RuntimeError as error:  # no HOME, and the user is not in the system's list
+        raise ConfigError(
+            f"this user has no home directory to keep what asyncsync must remember ({error}): set "
+            "ASYNCSYNC_STATE_DIR to a directory that stays"
+        ) from None

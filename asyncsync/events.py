@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asyncsync.injected import wall_time
+from asyncsync.runtime import wall_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

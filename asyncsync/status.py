@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from asyncsync.engine import SyncEngine
-    from asyncsync.trial import Trial
+    from asyncsync.engine.engine import SyncEngine
+    from asyncsync.engine.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)

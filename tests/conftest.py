@@ -19,7 +19,7 @@ import gcs_servers
 import pytest
 import servers
 
-from asyncsync.disk.files import stop_threads
+from asyncsync.aio.threads import stop_threads
 from asyncsync.testing import Faults, VirtualTimeLoop, inject_faults, reset_memory
 
 LEAK_SECONDS = 2.0

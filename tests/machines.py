@@ -15,7 +15,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine
 from asyncsync.errors import AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import Faults, faulty
 from asyncsync.testing.memory import Request
 

@@ -9,7 +9,7 @@ from onebench import Bench
 
 from asyncsync import Report, SyncEngine
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 
 N = 3
 TEXTS = ("", "a", "lost", "old", "b", "c", "new", "newer", "late", "next", "second", "zombie")

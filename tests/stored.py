@@ -4,7 +4,13 @@ import google_crc32c
 import xxhash
 
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
-from asyncsync.records import EXPERIMENT_RECORD, TRIAL_RECORD, CheckpointRecord, ExperimentRecord, TrialRecord
+from asyncsync.sync.records.model import (
+    EXPERIMENT_RECORD,
+    TRIAL_RECORD,
+    CheckpointRecord,
+    ExperimentRecord,
+    TrialRecord,
+)
 
 MTIME = 1_700_000_000_123_456_789
 

@@ -18,10 +18,10 @@ from asyncsync.errors import (
     SyncError,
     SyncFailedError,
 )
-from asyncsync.experiment import Experiment
-from asyncsync.reading import pull
-from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.pull import pull
 from asyncsync.stores import open_store
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
 
 URI = "memory://lab/exp"

@@ -28,7 +28,7 @@ from asyncsync import (
 )
 from asyncsync.errors import ConcurrentWriterError, StoreError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.pruning import prune
+from asyncsync.remote.prune import prune
 from asyncsync.stores import open_store
 
 pytest.importorskip("gcloud.aio.auth")

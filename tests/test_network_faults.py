@@ -12,8 +12,8 @@ import pytest
 from asyncsync import AsyncsyncError, SyncFailedError, TransferConfig, pull, push, verify
 from asyncsync.errors import AccessDeniedError, IntegrityError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
+from asyncsync.remote.access import reading
 from asyncsync.testing import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
-from asyncsync.transfer.reader import reading
 
 pytestmark = pytest.mark.server
 

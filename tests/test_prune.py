@@ -11,10 +11,10 @@ from stored import put_experiment, put_tree, put_trial
 
 from asyncsync import CheckpointConfig, RunConfig, SyncEngine
 from asyncsync.errors import AccessDeniedError, ConfigError, SyncError
-from asyncsync.pruning import DAY, prune
-from asyncsync.records import TrialRecord
+from asyncsync.remote.prune import DAY, prune
+from asyncsync.remote.verify import verify
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
-from asyncsync.verifying import verify
 
 URI = "memory://lab/exp"
 MIB = 1 << 20

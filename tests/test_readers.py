@@ -7,9 +7,9 @@ import pytest
 from stored import entry_of, put_experiment, put_trial
 
 from asyncsync import CheckpointIncompleteError, CheckpointRetiredError, NotFoundError, pull
-from asyncsync.experiment import Experiment
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.remote.experiment import Experiment
+from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
 URI = "memory://lab/exp"

@@ -13,7 +13,14 @@ from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine, __ver
 from asyncsync.errors import ConfigError, DamagedError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.document import DocumentError
-from asyncsync.records import CheckpointRecord, ExperimentRecord, FailureRecord, RankRecord, Record, TrialRecord
+from asyncsync.sync.records.model import (
+    CheckpointRecord,
+    ExperimentRecord,
+    FailureRecord,
+    RankRecord,
+    Record,
+    TrialRecord,
+)
 from asyncsync.testing import MemoryStore, reset_memory
 
 KINDS = (TrialRecord, ExperimentRecord, RankRecord, FailureRecord)

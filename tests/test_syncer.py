@@ -178,7 +178,7 @@ def test_a_file_that_vanishes_is_left_out_and_counted(
 
     big = tree / "big"
     big.write_bytes(os.urandom(20 * MIB))
-    monkeypatch.setattr("asyncsync.transfer.tree.scan", look_and_remove)
+    monkeypatch.setattr("asyncsync.sync.tree.scan", look_and_remove)
     report = run_virtual(push(tree, "memory://b/p", transfer=LARGE))
     assert (report.files_vanished, report.files_sent) == (2, 2)
     assert set(stored()) == {"sub/empty", "sub/deep/ü b"}

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from asyncsync.disk.files import FileRange, in_thread
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import FileRange
 from asyncsync.errors import ConfigError, IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.testing import (

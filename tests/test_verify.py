@@ -7,10 +7,10 @@ import pytest
 from stored import put_experiment, put_tree, put_trial
 
 from asyncsync.errors import NotFoundError
-from asyncsync.records import TrialRecord
+from asyncsync.remote.verify import verify
 from asyncsync.stores import open_store
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
-from asyncsync.verifying import verify
 
 URI = "memory://lab/exp"
 MIB = 1 << 20

@@ -25,12 +25,12 @@ Command = Callable[..., Awaitable[int]]
 """Takes Output, Settings and the command's own options; returns the exit code."""
 
 _MODULES = {
-    "push": "transfer",
-    "pull": "transfer",
-    "watch": "watching",
-    "ls": "listing",
-    "verify": "checking",
-    "prune": "checking",
+    "push": "push_pull",
+    "pull": "push_pull",
+    "watch": "watch",
+    "ls": "ls",
+    "verify": "verify_prune",
+    "prune": "verify_prune",
     "demo": "demo",
     "demo-read": "demo",
 }

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from asyncsync.cli.listing import short_metrics
+from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.output import Output, human_bytes
-from asyncsync.engine import SyncEngine
+from asyncsync.engine.engine import SyncEngine
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,
@@ -25,7 +25,7 @@ from asyncsync.events import (
     SyncFinished,
     SyncTimedOut,
 )
-from asyncsync.stream import EventStream
+from asyncsync.sync.event_stream import EventStream
 
 REFRESH = 0.1
 """Seconds between two looks at the engine."""

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
+from asyncsync.disk.digests import TRIES
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.reading import TRIES
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat

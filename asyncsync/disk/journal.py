@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from asyncsync.config import state_dir
 from asyncsync.disk.database import TABLES, Database, Row, put
-from asyncsync.disk.state import state_dir, tree_lock
+from asyncsync.disk.locks import tree_lock
 from asyncsync.errors import EngineClosedError
-from asyncsync.injected import token, wall_time
+from asyncsync.runtime import token, wall_time
 
 __all__ = [
     "Journal", "OpenPart", "OpenUpload", "Owed", "PendingCheckpoint", "TreeState", "journal_path", "state_dir",

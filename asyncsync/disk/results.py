@@ -12,7 +12,7 @@ from typing import Any
 
 import aiofiles.os
 
-from asyncsync.disk.files import in_thread
+from asyncsync.aio.threads import in_thread
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import DEEPEST, check_depth

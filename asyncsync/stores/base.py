@@ -21,8 +21,9 @@ from typing import Literal
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys, in_thread, lease_of
-from asyncsync.disk.reading import md5_range
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.digests import md5_range
+from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys, lease_of
 from asyncsync.errors import IntegrityError, StoreError
 
 Body = bytes | FileRange

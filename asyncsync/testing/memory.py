@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, check_lease, in_thread
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, check_lease
 from asyncsync.errors import (
     ConfigError,
     IntegrityError,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asyncsync.cli.listing import short_metrics
+from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.output import Meter, Output, count, describe, human_bytes, human_seconds, summary
 from asyncsync.events import Progress
 from asyncsync.report import SyncReport

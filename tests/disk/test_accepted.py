@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.disk.accepted import accept
+from asyncsync.disk.accepted_files import accept
+from asyncsync.disk.digests import Loaded, load, stat_file
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.reading import Loaded, load, stat_file
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 
 LONG_AGO = 10**18

@@ -17,7 +17,7 @@ import pytest
 
 from asyncsync.disk import database
 from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, PendingCheckpoint, TreeState, journal_path, state_dir
-from asyncsync.disk.state import TreeLocks, tree_lock
+from asyncsync.disk.locks import TreeLocks, tree_lock
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError
 
 URI = "s3://bucket/run"
@@ -306,7 +306,7 @@ def test_the_state_directory_is_found_in_order(monkeypatch):
 
 HOLD = """
 import sys
-from asyncsync.disk.state import tree_lock
+from asyncsync.disk.locks import tree_lock
 with tree_lock("t"):
     print("held", flush=True)
     sys.stdin.read()

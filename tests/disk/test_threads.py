@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync import Syncer, TransferConfig
-from asyncsync.disk.files import GIVES_WAY, in_hasher, in_sender, in_thread
+from asyncsync.aio.threads import GIVES_WAY, in_hasher, in_sender, in_thread
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -39,7 +39,7 @@ from asyncsync.errors import DamagedError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
-from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import MemoryStore, run_virtual
 
 MIB = 1 << 20
@@ -212,7 +212,7 @@ def test_a_file_that_vanishes_is_counted(bench: Bench, tree: Path, monkeypatch: 
         return found
 
     (tree / "gone").write_bytes(b"soon")
-    monkeypatch.setattr("asyncsync.transfer.tree.scan", look_and_remove)
+    monkeypatch.setattr("asyncsync.sync.tree.scan", look_and_remove)
     report = run_virtual(push(tree, URI))
     assert (report.files_vanished, named()) == (1, {"a"})
 

@@ -16,7 +16,7 @@ from asyncsync.errors import (
     SyncFailedError,
 )
 from asyncsync.planning.manifest import Manifest
-from asyncsync.records import TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
 MANIFEST = ".asyncsync/manifest.json"

@@ -12,8 +12,8 @@ from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, 
 from asyncsync.disk.journal import Journal, Owed
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
+from asyncsync.sync.session import ABORT, DELETE
 from asyncsync.testing import run_virtual
-from asyncsync.transfer.session import ABORT, DELETE
 
 ONE = CheckpointConfig(num_to_keep=1)
 NEVER = SyncConfig(sync_period=100_000)

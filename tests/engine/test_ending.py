@@ -8,7 +8,7 @@ from onebench import Bench
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
 from asyncsync.errors import AsyncsyncError
-from asyncsync.records import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
 from asyncsync.testing import run_virtual
 
 ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True, delete=False)

@@ -8,7 +8,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, SyncConfig, SyncReport, UploadMode
 from asyncsync.errors import AccessDeniedError, SyncFailedError
 from asyncsync.events import Event
-from asyncsync.stream import BUFFER
+from asyncsync.sync.event_stream import BUFFER
 from asyncsync.testing import run_virtual
 
 

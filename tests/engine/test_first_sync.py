@@ -10,8 +10,8 @@ from asyncsync import SyncConfig, Syncer
 from asyncsync.disk.scan import Rules, Same, scan
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
+from asyncsync.sync import tree
 from asyncsync.testing import run_virtual
-from asyncsync.transfer import tree
 
 ARTIFACTS = SyncConfig(sync_artifacts=True)
 

@@ -7,8 +7,8 @@ from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, SyncEngine, TransferConfig, Trial, UploadMode
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TrialRecord
 from asyncsync.status import FlushReport
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
 TRIALS = ("a", "b", "c")

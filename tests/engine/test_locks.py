@@ -10,12 +10,12 @@ import pytest
 from onebench import Bench
 
 from asyncsync import ConcurrentWriterError, Syncer, push
+from asyncsync.sync.tree import pair
 from asyncsync.testing import run_virtual
-from asyncsync.transfer.tree import pair
 
 HOLD = """
 import sys
-from asyncsync.disk.state import TreeLocks
+from asyncsync.disk.locks import TreeLocks
 locks = TreeLocks()
 for tree in sys.argv[1:]:
     locks.take(tree)

@@ -8,10 +8,10 @@ import pytest
 from onebench import Bench
 
 from asyncsync import SyncConfig, UploadMode, verify
-from asyncsync.engine import SyncEngine
+from asyncsync.engine.engine import SyncEngine
 from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
-from asyncsync.records import TRIAL_RECORD, TrialRecord
 from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import run_virtual
 
 TRIALS, STEPS = 50, 21

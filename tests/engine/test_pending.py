@@ -11,7 +11,7 @@ from asyncsync import Checkpoint, CheckpointConfig, SyncFailedError, TransferCon
 from asyncsync.disk.journal import Journal, PendingCheckpoint, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.records import TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
 MIB = 1 << 20

@@ -31,7 +31,7 @@ from asyncsync.errors import (
 )
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.ranks import failure_name
-from asyncsync.records import FailureRecord
+from asyncsync.sync.records.model import FailureRecord
 from asyncsync.testing import run_virtual
 
 AT_ONCE = 6.0

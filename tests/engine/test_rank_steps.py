@@ -13,7 +13,7 @@ from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, Upl
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.ranks import OUTCOME, failure_name, part_name
-from asyncsync.records import FailureRecord, OutcomeRecord
+from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
 from asyncsync.testing import run_virtual
 
 AT_ONCE = 8.0

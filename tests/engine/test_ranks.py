@@ -26,7 +26,7 @@ from rankbench import (
 from asyncsync import CheckpointConfig, ConfigError, Experiment, SyncConfig, SyncEngine, UploadMode, verify
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.pruning import prune
+from asyncsync.remote.prune import prune
 from asyncsync.testing import run_virtual
 
 

@@ -7,9 +7,9 @@ import pytest
 from machines import Network, told
 
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, UnavailableError
-from asyncsync.recordfile import RecordFile
-from asyncsync.records import WRITER
 from asyncsync.stores.base import Traits
+from asyncsync.sync.records.model import WRITER
+from asyncsync.sync.records.writer import RecordFile
 from asyncsync.testing import FaultyStore, MemoryStore
 
 

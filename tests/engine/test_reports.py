@@ -15,7 +15,8 @@ import pytest
 from onebench import Bench
 
 from asyncsync import Checkpoint, SyncConfig, TransferConfig, UploadMode
-from asyncsync.disk import mapped, results
+from asyncsync.disk import mappings as mapped
+from asyncsync.disk import results
 from asyncsync.testing import run_virtual
 
 TURNS = 60
@@ -39,7 +40,7 @@ def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_
         append(directory, row)
 
     if slow:
-        monkeypatch.setattr("asyncsync.trial.append_result", slowly)
+        monkeypatch.setattr("asyncsync.engine.trial.append_result", slowly)
 
     async def main() -> None:
         async with bench.engine() as engine:
@@ -203,7 +204,7 @@ def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(
         assert leaving.wait(10)
         append(directory, row)
 
-    monkeypatch.setattr("asyncsync.trial.append_result", slowly)
+    monkeypatch.setattr("asyncsync.engine.trial.append_result", slowly)
 
     async def main() -> None:
         async with bench.engine() as engine:

@@ -10,7 +10,7 @@ from onebench import Bench
 
 from asyncsync import SyncConfig, SyncReport
 from asyncsync.events import Event
-from asyncsync.scheduler import Scheduler
+from asyncsync.sync.scheduler import Scheduler
 from asyncsync.testing import run_virtual
 
 TRIALS = 500

@@ -32,10 +32,12 @@ from asyncsync import (
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TRIAL_RECORD, TrialRecord
+from asyncsync.remote import access as reader
 from asyncsync.stores.guard.budget import Budget
+from asyncsync.sync import session
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.upload import assembly as assemble
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
-from asyncsync.transfer import assemble, reader, session
 
 MIB = 1 << 20
 SPLIT = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB, max_attempts=1)

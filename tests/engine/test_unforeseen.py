@@ -13,8 +13,8 @@ from onebench import Bench
 
 from asyncsync import SyncFailedError, UploadMode
 from asyncsync.events import CheckpointFailed, SyncFailed
+from asyncsync.sync.tree import Tree
 from asyncsync.testing import run_virtual
-from asyncsync.transfer.tree import Tree
 
 ERRORS = [
     ValueError("odd"),

@@ -9,8 +9,8 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine, TransferConfig, UploadMode
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.records import TrialRecord
 from asyncsync.stores.guard.fenced import JUST_NOW, TRUSTED
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
 ARTIFACTS = SyncConfig(sync_period=1000, sync_artifacts=True)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+import asyncsync.engine.trials.rank_commit
 import asyncsync.planning.ranks
-import asyncsync.shared
-from asyncsync.injected import lease_time
+from asyncsync.engine.trial import Trial
+from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
+from asyncsync.sync.session import GivenUp
+from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
-from asyncsync.transfer.session import GivenUp
-from asyncsync.transfer.writes import Creating, Replacing
-from asyncsync.trial import Trial
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -65,7 +65,7 @@ def retired_first(patch: pytest.MonkeyPatch) -> None:
 
 def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Ranks are matched by the number of their reports."""
-    patch.setattr(asyncsync.shared, "disagreement", lambda steps: None)
+    patch.setattr(asyncsync.engine.trials.rank_commit, "disagreement", lambda steps: None)
     patch.setattr(asyncsync.planning.ranks, "_equal", lambda values: True)
 
 

@@ -18,12 +18,12 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.recordfile import RecordFile
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
 from asyncsync.stores.guard.budget import Budget, Outcome
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.sync.records.writer import RecordFile
 from asyncsync.testing import FaultyStore, MemoryStore
 
 pytestmark = pytest.mark.virtual_time

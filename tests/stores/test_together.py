@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asyncsync.stores.together import for_each
+from asyncsync.aio.tasks import for_each
 from asyncsync.testing import run_virtual
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from asyncsync import SyncConfig, Syncer, TransferConfig, push
+from asyncsync.disk.digests import digest, stat_file
 from asyncsync.disk.journal import Journal
-from asyncsync.disk.reading import digest, stat_file
 from asyncsync.errors import NotFoundError
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
+from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.large_file import LargeFile
+from asyncsync.sync.upload.open_uploads import OpenUploads
 from asyncsync.testing import Faults, MemoryStore, run_virtual
-from asyncsync.transfer.large import LargeFile
-from asyncsync.transfer.sources import Sources
-from asyncsync.transfer.uploads import OpenUploads
 
 MIB, GIB = 1 << 20, 1 << 30
 CONFIG = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)

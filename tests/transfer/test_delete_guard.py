@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from asyncsync import ConfigError, SyncConfig, SyncFailedError, push
-from asyncsync.disk.state import state_dir
-from asyncsync.syncer import Syncer
+from asyncsync.config import state_dir
+from asyncsync.sync.syncer import Syncer
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
 
 URI = "memory://b/tree"

@@ -17,8 +17,8 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.planning.manifest import Manifest
+from asyncsync.sync.download.tree_download import download_tree
 from asyncsync.testing import Faults, FaultyStore, MemoryStore
-from asyncsync.transfer.download import download_tree
 
 MIB = 1 << 20
 BIG = os.urandom(5 * MIB + 123)

@@ -7,8 +7,8 @@ import pytest
 from stored import put_experiment, put_tree, put_trial
 
 from asyncsync import ConfigError, IntegrityError, SyncFailedError, pull
-from asyncsync.disk.exact import remove_files
-from asyncsync.experiment import Experiment
+from asyncsync.remote.experiment import Experiment
+from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.testing import MemoryStore, inject_faults
 
 URI = "memory://lab/exp"

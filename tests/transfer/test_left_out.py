@@ -13,12 +13,12 @@ import pytest
 
 from asyncsync import CheckpointIncompleteError, SyncConfig, SyncEngine, SyncFailedError, pull, push
 from asyncsync.config import RunConfig
-from asyncsync.disk.accepted import accept
+from asyncsync.disk.accepted_files import accept
 from asyncsync.disk.copying import copy_tree
 from asyncsync.disk.descent import remove_tree
-from asyncsync.disk.exact import ExactTarget, remove_empty
 from asyncsync.disk.scan import Rules, scan
 from asyncsync.events import SyncWarning
+from asyncsync.sync.download.exact_target import ExactTarget, remove_empty
 from asyncsync.testing import MemoryStore, run_virtual
 
 URI = "memory://b/tree"

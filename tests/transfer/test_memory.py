@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.disk.files import HASHERS
+from asyncsync.aio.threads import HASHERS
 
 MIB = 1 << 20
 SLOTS = 4

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from asyncsync.disk import files
-from asyncsync.transfer import saving
-from asyncsync.transfer.saving import MANY, MOST, Shelf
+from asyncsync.aio import threads
+from asyncsync.sync.download import small_files as saving
+from asyncsync.sync.download.small_files import MANY, MOST, Shelf
 
 
 class Door:
@@ -36,7 +36,7 @@ def visits(monkeypatch):
         return save(batch)
 
     monkeypatch.setattr(saving, "_save", counted)
-    with files.worker_threads():
+    with threads.worker_threads():
         yield sizes
 
 
@@ -59,7 +59,7 @@ async def test_a_slow_disk_gets_further_threads(visits):
     shelf, doors = Shelf(), [Door(is_open=False) for _ in range(1 + 2 * MANY)]
     tasks = await began(shelf, doors)
     for number in (0, 1, 1 + MANY):  # all three at once, though none has ended
-        assert await files.in_thread(doors[number].came.wait, 30)
+        assert await threads.in_thread(doors[number].came.wait, 30)
     for door in doors:
         door.open.set()
     await asyncio.gather(*tasks)

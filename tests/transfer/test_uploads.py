@@ -7,7 +7,7 @@ import pytest
 from asyncsync.disk.journal import Journal
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Part, Upload
-from asyncsync.transfer.uploads import OpenUploads
+from asyncsync.sync.upload.open_uploads import OpenUploads
 
 FILE = FileStat("file", 100, 0, 1, 0o644)
 

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from asyncsync import Syncer, TransferConfig
-from asyncsync.disk.reading import Loaded
+from asyncsync.disk.digests import Loaded
 from asyncsync.errors import SyncFailedError, UnavailableError
 from asyncsync.planning.snapshot import FileStat
+from asyncsync.sync.session import PATIENCE
+from asyncsync.sync.upload.tree_upload import BATCH_BYTES, TreeUpload
 from asyncsync.testing import run_virtual
-from asyncsync.transfer.session import PATIENCE
-from asyncsync.transfer.upload import BATCH_BYTES, TreeUpload
 
 MIB = 1 << 20
 
@@ -28,7 +28,7 @@ def test_no_more_than_two_batches_of_small_files_are_in_memory_before_they_are_s
             held.append(sum(file.size for file in batch) + sum(len(loaded.data) for loaded in self._ready))
             return await super()._load(batch)
 
-    monkeypatch.setattr("asyncsync.transfer.tree.TreeUpload", Watched)
+    monkeypatch.setattr("asyncsync.sync.tree.TreeUpload", Watched)
 
     async def main() -> None:
         async with Syncer(tree, "memory://b/p") as syncer:

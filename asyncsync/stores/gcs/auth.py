@@ -17,7 +17,7 @@ import aiohttp
 from gcloud.aio.auth import AioSession, Token
 from gcloud.aio.auth.token import Type
 
-from asyncsync.disk.files import in_thread
+from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, UnavailableError
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from asyncsync.aio.tasks import for_each
 from asyncsync.errors import NotFoundError
 from asyncsync.stores.gcs.errors import NoBucketError, UnsupportedError, failure
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE
 from asyncsync.stores.gcs.requests import BATCH_TYPE, CALLS, Wire, batch, batch_answers
 from asyncsync.stores.gcs.responses import refuse
 from asyncsync.stores.gcs.unsure_writes import Repeats
-from asyncsync.stores.together import for_each
 
 
 @dataclass(frozen=True, slots=True)

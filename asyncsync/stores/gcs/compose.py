@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from asyncsync.aio.tasks import for_each
 from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE, WIDTH, Source, groups, step_name
 from asyncsync.stores.gcs.options import GcsOptions
 from asyncsync.stores.gcs.requests import Wire
 from asyncsync.stores.gcs.responses import Resource, document_of, generation_of, refuse, resource_of, rewrite_of
-from asyncsync.stores.together import for_each
 
 
 class Composes:

@@ -18,7 +18,8 @@ from gcloud.aio.auth import Token
 from gcloud.aio.storage import Storage
 from yarl import URL
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs.transport import INCOMPLETE, MOST, SERVER_SECONDS, Request
 from asyncsync.stores.http.client import too_short

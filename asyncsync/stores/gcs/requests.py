@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread, lease_of
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import PIECE, FileRange, lease_of
 from asyncsync.errors import NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs.auth import Access

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, check_lease, in_thread, lease_of
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import FileRange, check_lease, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout

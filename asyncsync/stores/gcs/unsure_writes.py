@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from asyncsync.aio.tasks import for_each
 from asyncsync.errors import StoreError
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE
 from asyncsync.stores.gcs.requests import Wire
-from asyncsync.stores.together import for_each
 
 MOST = 4096
 """Objects that are remembered; a session has fewer requests under way by far."""

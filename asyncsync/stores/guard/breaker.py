@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from asyncsync.errors import StoreError, UnavailableError
-from asyncsync.injected import dice
+from asyncsync.runtime import dice
 
 log = logging.getLogger("asyncsync")
 

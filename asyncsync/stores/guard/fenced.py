@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import replace
 
 from asyncsync.errors import LeaseExpiredError, StoreError
-from asyncsync.injected import lease_clock
+from asyncsync.runtime import lease_clock
 from asyncsync.stores.base import Body, Lane, LeasedBytes, LeasedKey, LeasedKeys, ObjectInfo, Part, Store, Upload
 from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
 
@@ -32,7 +32,7 @@ JUST_NOW = 1.0
 
 Fence = Callable[[Store, float], Awaitable[float]]
 """Raises ConcurrentWriterError if somebody else is the writer; else when the store was asked, as
-:func:`asyncsync.injected.lease_time` says. What it was asked before the time given does not count."""
+:func:`asyncsync.runtime.lease_time` says. What it was asked before the time given does not count."""
 
 
 class FencedView(GuardedView):

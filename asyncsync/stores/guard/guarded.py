@@ -23,7 +23,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.injected import dice
+from asyncsync.runtime import dice
 from asyncsync.stores.base import Body, Lane, ObjectInfo, Page, Part, Piece, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.guard.bandwidth import STEP, Payer
 from asyncsync.stores.guard.breaker import Breaker, GoneError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import google_crc32c
 
-from asyncsync.disk.files import in_thread
+from asyncsync.aio.threads import in_thread
 from asyncsync.errors import NotFoundError, PreconditionError, StoreError
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Piece, Store, Upload, body_size
 

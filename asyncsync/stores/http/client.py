@@ -11,7 +11,8 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread, lease_of
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease, lease_of
 from asyncsync.errors import SourceChangedError
 from asyncsync.stores.http.connection import COLLECTED, SMALL, Connection
 from asyncsync.stores.http.pool import Host, Pool

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from asyncsync.injected import wall_time
+from asyncsync.runtime import wall_time
 
 MOST_WAIT = 60.0
 """Most seconds that a Retry-After is kept: whoever asks for more is asked again after so many."""

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from asyncsync.disk.files import FileRange, in_sender
+from asyncsync.aio.threads import in_sender
+from asyncsync.disk.files import FileRange
 
 Give = Callable[[FileRange, int, int], tuple[int, bool]]
 """Blocking on the disk: gives up to so many bytes of a file, from a place on, to a socket; how many it took, and

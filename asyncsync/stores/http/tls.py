@@ -14,7 +14,8 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 
-from asyncsync.disk.files import FileRange, Lease, in_sender
+from asyncsync.aio.threads import in_sender
+from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.http.sendfile import FileSocket, set_result
 
 PIECE = 1 << 18

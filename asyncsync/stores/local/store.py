@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-from asyncsync.disk.files import PIECE, FileRange, in_thread, in_thread_stoppable
+from asyncsync.aio.threads import in_thread, in_thread_stoppable
+from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,

@@ -34,7 +34,7 @@ from botocore.httpsession import get_cert_path
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
-from asyncsync.disk.files import in_thread
+from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.http.connection import PATIENCE
 from asyncsync.stores.s3.aiobotocore_errors import from_client_error, translate

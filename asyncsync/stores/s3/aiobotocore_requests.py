@@ -15,7 +15,8 @@ import aiohttp
 from botocore.exceptions import BotoCoreError
 from multidict import CIMultiDict
 
-from asyncsync.disk.files import FileRange, Lease, check_lease, in_thread, lease_of
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.client import too_short

@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, in_thread
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import PIECE, FileRange, Lease
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.client import Http1, too_short

@@ -18,9 +18,11 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from asyncsync.disk.files import FileRange, Lease, in_thread, lease_of
+from asyncsync.aio.tasks import for_each
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.files import FileRange, Lease, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
-from asyncsync.injected import token
+from asyncsync.runtime import token
 from asyncsync.stores.base import (
     MISSING,
     Body,
@@ -53,7 +55,6 @@ from asyncsync.stores.s3.responses import Incoming
 from asyncsync.stores.s3.signer import crc_from_text, crc_to_text
 from asyncsync.stores.s3.static_endpoint import DirectAccess, direct
 from asyncsync.stores.s3.xml import is_xml_text
-from asyncsync.stores.together import for_each
 
 if TYPE_CHECKING:
     from asyncsync.stores.s3.aiobotocore_client import S3Client

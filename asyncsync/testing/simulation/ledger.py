@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.records import TRIAL_RECORD
+from asyncsync.sync.records.model import TRIAL_RECORD
 from asyncsync.testing.memory import Bucket
 
 NAME = "e"

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from asyncsync.sync.session import Session
 from asyncsync.testing.virtual import VirtualTimeLoop
-from asyncsync.transfer.session import Session
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Machine:
 
 
 class TreeLocks:
-    """What :mod:`asyncsync.disk.state` keeps in a file: a process may take a lock several times."""
+    """What :mod:`asyncsync.disk.locks` keeps in a file: a process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -188,7 +188,7 @@ class SimulationLoop(VirtualTimeLoop):
         _Task._numbers = itertools.count()  # noqa: SLF001
         self.set_task_factory(lambda loop, coro, **options: _Task(coro, loop=loop, **options))
 
-    # what asyncsync.injected asks for
+    # what asyncsync.runtime asks for
 
     def wall_time(self) -> float:
         """By the clock of the machine whose code is running."""
@@ -220,7 +220,7 @@ class SimulationLoop(VirtualTimeLoop):
         return set()
 
     def process_identity(self) -> str | None:
-        """Of the process whose code is running, see :mod:`asyncsync.disk.process`."""
+        """Of the process whose code is running, see :mod:`asyncsync.engine.presence`."""
         process = PROCESS.get()
         return None if process is None else f"{process.machine.name} {process.pid}"
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.checkpoints import Checkpoint, CheckpointHandle
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
-from asyncsync.engine import SyncEngine
+from asyncsync.engine.engine import SyncEngine
+from asyncsync.engine.trial import Trial
+from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointIncompleteError,
@@ -24,12 +25,11 @@ from asyncsync.errors import (
     SourceChangedError,
     SyncFailedError,
 )
-from asyncsync.experiment import Experiment
-from asyncsync.pruning import prune
+from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.prune import prune
 from asyncsync.testing.simulation.ledger import NAME, Reported
 from asyncsync.testing.simulation.loop import Process
 from asyncsync.testing.simulation.network import PART_SIZE
-from asyncsync.trial import Trial
 
 if TYPE_CHECKING:
     from asyncsync.testing.simulation.world import World

@@ -1,0 +1,61 @@
+"""Several things at once that end as one: with the first error as it is, or with the cancel if there was one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from asyncsync.errors import AsyncsyncError, SyncTimeoutError
+
+T = TypeVar("T")
+
+
+async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "together") -> None:
+    """Run all of ``works``. The first error ends the rest and is raised as it is, unless the caller is cancelled before
+    the rest has ended: then that counts. A task group alone raises the error, and the cancel is lost."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work, name=f"{name} {number}") for number, work in enumerate(works)]
+            if tasks:  # waited for in here: on leaving, CPython 3.11 counts its own cancel and never takes it back
+                await asyncio.wait(tasks)
+    except BaseExceptionGroup as errors:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError from None
+        raise _first_of(errors) from None
+
+
+async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
+    """``await work(item)`` for every item, ``workers`` at a time; errors as in :func:`together`."""
+    rest = iter(items)
+
+    async def worker() -> None:
+        for item in rest:
+            await work(item)
+
+    await together((worker() for _ in range(workers)), name="worker")
+
+
+def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def within(timeout: float | None, work: Coroutine[Any, Any, T], what: Callable[[], str]) -> T:
+    """Run ``work`` for at most ``timeout`` seconds; SyncTimeoutError once it has stopped."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        result = await asyncio.wait_for(work, timeout)
+    except TimeoutError as error:
+        if isinstance(error, AsyncsyncError):
+            raise
+        raise SyncTimeoutError(
+            f"{what()} (sync_timeout={timeout:g} s); what was sent is kept for the next sync"
+        ) from None
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError  # wait_for can swallow a cancel that comes with the result (cpython#86296)
+    return result

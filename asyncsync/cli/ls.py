@@ -1,0 +1,210 @@
+"""``ls``: what a URL holds, whether that is experiments, an experiment, a trial or a synced directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from asyncsync.aio.tasks import for_each
+from asyncsync.cli.app import DONE, command
+from asyncsync.cli.options import Settings, resolve_url
+from asyncsync.cli.output import Output, age, count, human_bytes
+from asyncsync.errors import DamagedError, NotFoundError
+from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.retention import by_age
+from asyncsync.remote.access import reading
+from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
+from asyncsync.stores.base import Store
+from asyncsync.stores.read import find, list_directories
+from asyncsync.sync.records.manifests import find_manifest, find_record
+from asyncsync.sync.records.model import (
+    EXPERIMENT_RECORD,
+    TRIAL_RECORD,
+    CheckpointRecord,
+    ExperimentRecord,
+    TrialRecord,
+)
+
+AT_ONCE = 64
+"""Records read at once."""
+METRICS = 4
+"""Metrics shown in a row."""
+
+LS = """Show what a URL holds, as a table.
+
+\b
+A storage path   its experiments
+An experiment    its trials: status, last metrics, checkpoints
+A trial          its checkpoints
+Anything else    the files of its manifest
+
+Why: it reads records and manifests only, so what it shows is what is durable. Where stdout is not a terminal the
+columns are parted by tabs.
+
+\b
+Examples:
+  asyncsync ls s3://bucket/experiments
+  asyncsync ls s3://bucket/experiments/sweep --checkpoints
+  asyncsync ls s3://bucket/experiments/sweep/trial_00003
+  asyncsync ls s3://bucket/results --json
+
+Exit codes: 0 done, 1 nothing of asyncsync is there or it cannot be read, 2 usage.
+"""
+
+
+@command(help=LS)
+@click.argument("url")
+@click.option("--checkpoints", is_flag=True, help="Of an experiment: a row for each checkpoint of each trial.")
+@click.option("--files", is_flag=True, help="The files of the URL's manifest, whatever else is there.")
+async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
+    """See LS."""
+    uri = resolve_url(url)
+    async with reading(uri, settings.transfer, settings.storage_options) as store:
+        if not files:
+            if await find(store, EXPERIMENT_RECORD) is not None:
+                await _show_experiment(output, settings, uri, checkpoints=checkpoints)
+                return DONE
+            trial = await find_record(store, TRIAL_RECORD, TrialRecord)
+            if trial is not None:
+                _show_trial(output, uri, trial)
+                return DONE
+        manifest = await find_manifest(store, "")
+        if manifest is not None:
+            _show_files(output, uri, manifest)
+            return DONE
+        found = {} if files else await _experiments(store)
+    if not found:
+        raise NotFoundError(f"{uri} holds no experiment, no trial and no manifest: nothing was synced there completely")
+    _show_experiments(output, uri, found)
+    return DONE
+
+
+async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedError]:
+    """The experiments one level down, by name of their directory; or why the record of one cannot be read."""
+    found: dict[str, ExperimentRecord | DamagedError] = {}
+
+    async def read(name: str) -> None:
+        try:
+            record = await find_record(store, f"{name}/{EXPERIMENT_RECORD}", ExperimentRecord)
+        except DamagedError as error:
+            found[name] = error
+            return
+        if record is not None:
+            found[name] = record
+
+    await for_each(await list_directories(store, ""), read, AT_ONCE)
+    return dict(sorted(found.items()))
+
+
+def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRecord | DamagedError]) -> None:
+    rows, documents, damaged = [], list[dict[str, Any]](), []
+    for name, record in found.items():
+        if isinstance(record, DamagedError):
+            rows.append((name, "unreadable", "-", "-", "-"))
+            documents.append({"name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": "unreadable",
+                              "error": str(record)})  # fmt: skip
+            damaged.append(f"{name} unreadable: {record}")
+            continue
+        states = list(record.trials.values())
+        counts = {status: states.count(status) for status in sorted(set(states))}
+        shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "none"
+        rows.append((name, record.status, shown, age(record.started), age(record.updated)))
+        documents.append(
+            {
+                "name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": record.status, "trials": counts,
+                "started": record.started, "updated": record.updated,
+            }
+        )  # fmt: skip
+    output.table(("experiment", "status", "trials", "started", "updated"), rows)
+    output.lines(damaged, before="")
+    output.document({"ok": True, "kind": "experiments", "uri": uri, "experiments": documents})
+
+
+async def _show_experiment(output: Output, settings: Settings, uri: str, *, checkpoints: bool) -> None:
+    experiment = await Experiment.open(uri, storage_options=settings.storage_options, transfer=settings.transfer)
+    trials = experiment.trials
+    if checkpoints:
+        rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
+        output.table(("trial", *_CHECKPOINT_COLUMNS), rows)
+    else:
+        output.table(("trial", "status", "reports", "last metrics", "kept", "latest checkpoint", "age"), [
+            (trial.name, trial.status, str(trial.reports), short_metrics(trial.metrics), str(len(trial.checkpoints)),
+             *_latest(trial)) for trial in trials
+        ])  # fmt: skip
+        for trial in trials:
+            if trial.error:
+                output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
+    documents = [_trial_json(trial, f"{uri.rstrip('/')}/{trial.name}") for trial in trials]
+    output.document({"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents})
+
+
+_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
+
+
+def _checkpoint_row(item: CheckpointView | CheckpointRecord) -> tuple[str, ...]:
+    return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
+
+
+def _latest(trial: TrialView) -> tuple[str, str]:
+    if not trial.checkpoints:
+        return "-", "-"
+    latest = trial.checkpoints[-1]
+    return latest.name, age(latest.time)
+
+
+def _checkpoint_json(item: CheckpointView | CheckpointRecord, uri: str) -> dict[str, Any]:
+    return {
+        "name": item.name, "uri": f"{uri.rstrip('/')}/{item.name}", "metrics": item.metrics, "metadata": item.metadata,
+        "files": item.files, "bytes": item.bytes, "time": item.time,
+    }  # fmt: skip
+
+
+def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
+    return {
+        "name": trial.name, "uri": uri, "status": trial.status, "error": trial.error, "params": trial.params,
+        "metrics": trial.metrics, "reports": trial.reports, "started": trial.started, "updated": trial.updated,
+        "checkpoints": [_checkpoint_json(item, uri) for item in trial.checkpoints],
+    }  # fmt: skip
+
+
+def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
+    trial.checkpoints.sort(key=by_age)
+    output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
+    if trial.error:
+        output.line(f"error: {' '.join(trial.error.split())}")
+    output.table(_CHECKPOINT_COLUMNS, [_checkpoint_row(item) for item in trial.checkpoints])
+    output.document({"ok": True, "kind": "trial", **_trial_json(trial, uri.rstrip("/"))})
+
+
+def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
+    entries = [manifest.files[path] for path in sorted(manifest.files)]
+    rows = [(human_bytes(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
+    output.table(("size", "age", "path"), rows)
+    output.line(f"{count(len(entries), 'file')}, {human_bytes(manifest.bytes_total)}")
+    files = [
+        {"path": item.path, "size": item.size, "mtime": item.mtime_ns / 1e9, "crc32c": f"{item.crc32c:08x}"}
+        for item in entries
+    ]
+    output.document({"ok": True, "kind": "files", "uri": uri, "bytes": manifest.bytes_total, "files": files})
+
+
+def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS) -> str:
+    """``loss=0.0312 acc=0.97``: the first numbers among the metrics, nested ones as ``eval/loss``."""
+    flat = [f"{name}={_short(value)}" for name, value in _flatten(metrics) if isinstance(value, int | float | str)]
+    return " ".join(flat[:limit]) + (" ..." if len(flat) > limit else "") if flat else "-"
+
+
+def _flatten(metrics: Mapping[str, Any], before: str = "") -> Sequence[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in metrics.items():
+        found += _flatten(value, f"{before}{name}/") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
+    return found
+
+
+def _short(value: float | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."

@@ -1,0 +1,223 @@
+"""A checkpoint's files as they were when it was accepted: just these are sent, or nothing is. Blocking."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from xxhash import xxh3_128
+
+from asyncsync.disk.descent import bottom_up
+from asyncsync.disk.digests import digest_range, stat_file
+from asyncsync.disk.files import FileRange
+from asyncsync.disk.mappings import mapped_below
+from asyncsync.disk.scan import OWN_NAME, Rules, is_own_name, is_text, scan
+from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
+from asyncsync.planning.changes import RACY_NS
+from asyncsync.planning.snapshot import FileStat, Snapshot
+from asyncsync.runtime import wall_time
+
+WHOLE = Rules(symlinks="follow", whole=True)
+"""Filters are for artifacts; links are followed, also out of the directory."""
+SHOWN = 5
+"""How many paths an error names."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What was there. ``single``: the checkpoint is one file in ``root``, and what else is there is nobody's."""
+
+    root: str
+    real: str
+    """The same without links: what is deleted is deleted there, or not at all."""
+    files: tuple[FileStat, ...]
+    single: bool
+    looked: int
+    """Wall-clock nanoseconds just before the directory was read."""
+    mapped: frozenset[str] = frozenset()
+    """Paths of files that were written through memory just then."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The directory, or the one file."""
+        return f"{self.root}/{self.files[0].path}" if self.single else self.root
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for what has the same files in the same state. XXH3-128, hexadecimal."""
+        identity = xxh3_128()
+        for file in self.files:
+            identity.update(repr(file[:4]).encode("utf-8", "surrogateescape"))
+        return identity.hexdigest()
+
+    def check(self, crcs: Mapping[str, int] | None = None) -> None:
+        """That everything is still as it was. SourceChangedError or CheckpointIncompleteError names what is not.
+
+        ``crcs``: CRC32C of what was sent of each file, if all of them were. Files that had just been written when they
+        were accepted, or are written through memory, are read once more: they may have changed without another time.
+        """
+        now, broken = self._now()
+        before = {file.path: file for file in self.files}
+        gone = [path for path in before if path not in now]
+        if gone:
+            raise CheckpointIncompleteError(
+                f"{self.path}: {some(gone)} vanished since the checkpoint was reported; keep the directory until it "
+                "is durable, or report Checkpoint.snapshot(directory)"
+            )
+        other = [path for path, file in now.items() if path not in before or not file.same_content_as(before[path])]
+        if not other and not broken and crcs is not None:
+            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
+        if other or broken:
+            raise self.changed([*other, *broken])
+
+    def holds(self, stored: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether the files are just these, by size and CRC32C; reads them if their names and sizes are the same."""
+        if {path: size for path, (size, _) in stored.items()} != {file.path: file.size for file in self.files}:
+            return False
+        return all(self._crc(file) == stored[file.path][1] for file in self.files)
+
+    def changed(self, paths: Iterable[str]) -> SourceChangedError:
+        """The error that says so."""
+        return SourceChangedError(
+            f"{self.path}: {some(sorted(paths))} changed since the checkpoint was reported, so that it would mix two "
+            "states; write each checkpoint to a directory of its own, or report Checkpoint.snapshot(directory)"
+        )
+
+    def remove(self) -> list[str]:
+        """Delete the files that are as they were when they were sent, and the directories that are empty then; the
+        paths that stay. Of a link only the link goes, and nothing behind one."""
+        if os.path.realpath(self.root) != self.real:
+            return [self.path]  # a link to somewhere else now
+        stayed = {file.path for file in self.files if not _remove(self.real, file)}
+        if self.single:
+            return sorted(stayed)
+        stayed |= set(_remove_empty(self.real))
+        if not stayed and os.path.islink(self.root):
+            os.unlink(self.root)
+        return sorted(stayed)
+
+    def _now(self) -> tuple[dict[str, FileStat], list[str]]:
+        """The files, and what no checkpoint may hold."""
+        try:
+            if self.single:
+                return {file.path: stat_file(self.root, file.path) for file in self.files}, []
+            found = scan(self.root, WHOLE)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, []
+        return {file.path: file for file in found.files}, [*found.broken, *map(repr, found.refused)]
+
+    def _just_written(self) -> list[FileStat]:
+        mapped = self.mapped | mapped_below(self.root, fresh=True)
+        return [file for file in self.files if file.mtime_ns >= self.looked - RACY_NS or file.path in mapped]
+
+    def _crc(self, file: FileStat) -> int:
+        try:
+            return digest_range(FileRange(f"{self.root}/{file.path}", 0, file.size)).crc32c
+        except (FileNotFoundError, NotADirectoryError, SourceChangedError):
+            return -1  # it has changed since it was looked at, a moment ago
+
+
+def accept(path: str) -> Accepted:
+    """Look at a directory, or at one file, that is to be a checkpoint.
+
+    CheckpointIncompleteError if it is not there, holds no file, or holds what cannot be sent: a link that leads nowhere
+    or in a circle, or a name that no store could hold.
+    """
+    path, looked = absolute(path), int(wall_time() * 1e9)
+    try:
+        if os.path.isfile(path):
+            return _accept_file(path, looked)
+        found = scan(path, WHOLE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointIncompleteError(
+            f"the checkpoint {path!r} is neither a directory nor a file on this machine"
+        ) from error
+    except OSError as error:
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be read: {error}") from error
+    _refuse(path, found)
+    return Accepted(
+        path, os.path.realpath(path), tuple(sorted(found.files)), single=False, looked=looked,
+        mapped=mapped_below(path, fresh=True), warnings=tuple(found.warnings),
+    )  # fmt: skip
+
+
+def _accept_file(path: str, looked: int) -> Accepted:
+    root, name = os.path.split(path)
+    found = Snapshot([stat_file(root, name)])
+    if is_own_name(name):
+        found.broken.append(f"{name}: {OWN_NAME}")
+    elif not is_text(name):
+        found.refused.append(name)
+    _refuse(path, found)
+    return Accepted(
+        root,
+        os.path.realpath(root),
+        tuple(found.files),
+        single=True,
+        looked=looked,
+        mapped=mapped_below(root, fresh=True),
+    )
+
+
+def absolute(path: str) -> str:
+    """The path of a checkpoint. ``..`` after a link leaves where the link leads to,
+    which os.path.abspath does not know."""
+    if ".." in path.split(os.sep):
+        parent, name = os.path.split(path.rstrip(os.sep))
+        path = os.path.realpath(path) if name in ("", ".", "..") else f"{os.path.realpath(parent)}/{name}"
+    return os.path.abspath(path)
+
+
+def _refuse(path: str, found: Snapshot) -> None:
+    if found.broken:
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {some(found.broken)}")
+    if found.refused:
+        names = some([repr(name) for name in found.refused])
+        raise CheckpointIncompleteError(f"the checkpoint {path!r} has names that are not UTF-8: {names}")
+    if not found.files:
+        raise CheckpointIncompleteError(
+            f"the checkpoint {path!r} holds no file: report a directory after everything has been written to it"
+        )
+
+
+def some(paths: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(paths[:SHOWN]) + more
+
+
+def _remove(root: str, file: FileStat) -> bool:
+    """Whether the file is gone from its directory."""
+    path = root
+    for name in file.path.split("/"):
+        path = f"{path}/{name}"
+        if os.path.islink(path):
+            break  # what is behind it is not ours
+    if not os.path.lexists(path):
+        return True
+    try:
+        if not stat_file(root, file.path).same_content_as(file):
+            return False  # written since, or a link that was made since
+        os.unlink(path)
+    except OSError:
+        return not os.path.lexists(path)
+    return True
+
+
+def _remove_empty(root: str) -> list[str]:
+    """Delete the directories that are empty; the paths of what keeps the others."""
+    found: list[str] = []
+    for visit in bottom_up(root, prune=True):
+        found += [f"{visit.prefix}{name}" for name in visit.names]
+    with suppress(OSError):  # something is in it, or came meanwhile: it stays
+        os.rmdir(root)
+    return found

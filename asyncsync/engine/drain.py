@@ -1,0 +1,225 @@
+"""Making everything durable: for ``engine.sync()``, for ``flush``, and for the end of a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from asyncsync.aio.retry import may_pass
+from asyncsync.aio.tasks import for_each
+from asyncsync.engine.trials.runner import CheckpointRunner
+from asyncsync.engine.trials.upload import LAST_TRIES
+from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
+from asyncsync.runtime import lease_time
+from asyncsync.status import FlushReport
+from asyncsync.stores.guard.breaker import LONGEST_PAUSE, Breaker
+from asyncsync.sync.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from asyncsync.engine.engine import SyncEngine
+    from asyncsync.engine.trial import Trial
+
+AT_ONCE = 64
+"""Trees that are waited for at once."""
+OWN = "the experiment's own files"
+HOPELESS = 120.0
+"""Seconds for which a store has to refuse everything before an engine that is being left stops waiting for it. That is
+longer than a restart of a server or a change of its address takes, and independent of how much there is to send."""
+MOST = 0.9
+"""Share of a short time for which only the newest checkpoints are sent."""
+
+
+class Gate:
+    """Reports wait at it while a flush is under way."""
+
+    def __init__(self) -> None:
+        self._shut = 0
+        self._open = asyncio.Event()
+
+    @contextmanager
+    def closed(self, shut: bool) -> Iterator[None]:
+        """Nobody passes meanwhile, if ``shut``."""
+        self._shut += shut
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._shut -= shut
+            self._open.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        while self._shut:
+            await self._open.wait()
+
+
+async def bounded(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
+    """Run ``work`` for at most so many seconds, and if ``breaker`` is given only until the store has refused everything
+    for HOPELESS seconds. Returns why it was ended; empty if it was not."""
+    loop, why = asyncio.get_running_loop(), ""
+    began = loop.time()
+
+    def look(since: float, error: StoreError) -> None:
+        nonlocal why
+        lasts = loop.time() - max(since, began)
+        if lasts >= HOPELESS and not why and not scope.expired():
+            why = f"the store has refused everything for {lasts:.0f} s, at last with: {error}"
+            scope.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            if breaker is not None:
+                breaker.on_failing.add(look)
+            await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return why or f"not done within {seconds:g} s"
+    finally:
+        if breaker is not None:
+            breaker.on_failing.discard(look)
+    return ""
+
+
+class Drain:
+    """Makes durable what an engine has; ``failures`` and ``report`` are right at any moment, also if it is cancelled.
+
+    With a deadline the time is short. The newest checkpoint of every trial goes first and whatever else is being sent
+    is interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
+    """
+
+    def __init__(self, engine: SyncEngine, runner: CheckpointRunner) -> None:
+        self.failures: dict[str, BaseException] = {}
+        """What failed for good, by name."""
+        self._engine, self._runner, self._scheduler = engine, runner, engine.scheduler
+        self._synced: set[str] = set()
+        self._patient = False
+
+    async def run(self, deadline: float | None) -> None:
+        """Until nothing is left to do. ``deadline``: so many seconds are left; checkpoints that are not done after most
+        of them share the rest with everything else."""
+        urgent = deadline is not None
+        self._patient = not urgent
+        if deadline is not None:
+            await self._urgent(MOST * deadline)
+        else:
+            await self._settled()
+            await self._outlive()
+        await self._sync(self._engine.member_keys())
+        if urgent:
+            await self._settled()
+            await self._sync([trial.key for trial in self._scheduled() if trial.dirty_since is not None])
+        for trial in self._engine.trials.values():
+            self.failures.update(trial.untold())
+
+    def report(self) -> FlushReport:
+        """What is durable now and what is not. A tree counts if a sync of it has worked since this began."""
+        trials = self._engine.trials.values()
+        pending = {f"{trial.key}/{job.name}" for trial in trials for job in trial.jobs}
+        checkpoints = {f"{trial.key}/{item.name}" for trial in trials for item in trial.record.checkpoints}
+        failed = {"" if name == OWN else name for name in self.failures}
+        finished = {trial.key for trial in trials if not self._scheduler.has(trial.key)}
+        trees = {*self._engine.member_keys(), *finished}
+        clean = (trees & (self._synced | finished)) - self._engine.not_durable()
+        durable = (checkpoints | clean) - pending - failed
+        return FlushReport(tuple(sorted(durable)), tuple(sorted((pending | trees | failed) - durable)))
+
+    async def _urgent(self, seconds: float) -> None:
+        newest = {key: trial.jobs[-1] for key, trial in self._engine.trials.items() if trial.jobs}
+        self._scheduler.pause()
+        try:
+            self._runner.only(newest)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    for job in newest.values():
+                        await job.handle.ended()
+            await for_each(list(self._engine.trials.values()), self._record, AT_ONCE)
+        finally:
+            self._scheduler.go_on()
+            self._runner.all()
+
+    async def _record(self, trial: Trial) -> None:
+        """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
+        try:
+            await trial.prepare()
+            await trial.save()
+        except (AsyncsyncError, OSError):
+            return
+
+    async def _settled(self) -> None:
+        for trial in self._engine.trials.values():
+            await trial.settled()
+
+    async def _outlive(self) -> None:
+        """What a process that was replaced may have written over is looked at before the end."""
+        for trial in self._scheduled():
+            with suppress(AsyncsyncError):  # the sync that follows tells
+                await trial.outlive()
+        if self._engine.recheck_at is not None:
+            await asyncio.sleep(max(0.0, self._engine.recheck_at - lease_time()))
+
+    def _scheduled(self) -> list[Trial]:
+        return [trial for trial in self._engine.trials.values() if self._scheduler.has(trial.key)]
+
+    async def _sync(self, keys: Sequence[str]) -> None:
+        failures = await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced, wait=self._waits)
+        self.failures.update(failures)
+
+    def _waits(self) -> bool:
+        """Whether it is the store that fails, and not these trees: who ends this decides how long that may last."""
+        return self._patient and self._engine.session.breaker.failing
+
+
+async def sync_all(
+    scheduler: Scheduler,
+    keys: Sequence[str],
+    *,
+    tries: int = 1,
+    done: set[str] | None = None,
+    wait: Callable[[], bool] = lambda: False,
+) -> dict[str, BaseException]:
+    """Sync these trees; what failed for good or ``tries`` times, by name. ``done`` is filled as they become durable.
+    While ``wait`` says so, a try does not count."""
+    left, lasting, attempt = list(keys), dict[str, BaseException](), 0
+    pause = 1.0
+    while left:
+        failures = await _sync_these(scheduler, left, done if done is not None else set())
+        attempt += not wait()
+        left = [key for key, error in failures.items() if may_pass(error) and attempt < tries]
+        lasting.update({key: error for key, error in failures.items() if key not in left})
+        if left:
+            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+    return {key or OWN: error for key, error in lasting.items()}
+
+
+async def _sync_these(scheduler: Scheduler, keys: Sequence[str], done: set[str]) -> dict[str, BaseException]:
+    failures: dict[str, BaseException] = {}
+    left = list(reversed(keys))
+
+    async def one_after_the_other() -> None:
+        while left:
+            key = left.pop()
+            try:
+                await scheduler.sync(key)
+            except (AsyncsyncError, OSError) as error:
+                failures[key] = error
+            else:
+                done.add(key)
+
+    async with asyncio.TaskGroup() as group:
+        for index in range(min(len(keys), AT_ONCE)):
+            group.create_task(one_after_the_other(), name=f"sync all #{index}")
+    return failures
+
+
+def raise_failures(failures: Mapping[str, BaseException]) -> None:
+    """Raise the one failure, or one error that names them all; nothing if there is none."""
+    if not failures:
+        return
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    text = "; ".join(f"{key}: {error}" for key, error in failures.items())
+    raise SyncFailedError(f"{len(failures)} things are not durable: {text}", failures)

@@ -1,0 +1,457 @@
+"""A trial that several processes train: its ranks agree through the store alone.
+
+Each rank counts its checkpoints by itself and sends at once, under the number that it expects; the training step in the
+parts tells whether all mean the same. Where they do not, the number is given up by all: who reported an earlier step
+than another rank gets the error, who reported the later one goes on under the next number, and so do the others with
+their next report. So every rank passes every number, and all are in step again whatever they skipped.
+
+Rank 0 keeps the trial's record, and its epoch is the generation of all: checkpoints are counted from the record's
+``first_checkpoint`` on, and only parts of one generation make a checkpoint. Every other rank has a small record that
+says who it is. A rank that comes back alone goes on in the same generation, behind the newest whole checkpoint, which
+cannot change without its own part; when rank 0 comes back a new generation begins, and the others come back too. Who
+comes back first cannot tell which of the two it is: its part only counts for a rank 0 that is alive, and if a new
+generation begins instead it joins that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from asyncsync.aio.retry import Again, persist
+from asyncsync.aio.tasks import within
+from asyncsync.engine.resume import NUMBERED, sub_prefixes
+from asyncsync.engine.start import warn
+from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
+from asyncsync.engine.trials.rank_commit import ConflictError, LostError, Seen, SharedCheckpoint
+from asyncsync.engine.trials.upload import upload
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    ConcurrentWriterError,
+    SyncFailedError,
+)
+from asyncsync.planning.ranks import (
+    NONCE,
+    RETURNED,
+    Generation,
+    SameFileError,
+    claim_name,
+    part_name,
+)
+from asyncsync.report import SyncReport
+from asyncsync.runtime import dice, wall_time
+from asyncsync.stores.base import Lane, Store
+from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
+from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
+from asyncsync.sync.records.writer import RecordFile
+from asyncsync.sync.upload.create_only import CollisionError
+
+if TYPE_CHECKING:
+    from asyncsync.engine.engine import SyncEngine
+    from asyncsync.engine.trial import Trial
+
+log = logging.getLogger("asyncsync")
+
+FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
+"""Seconds between two looks at whether the others are there: at first, and at most."""
+PATIENCE = 5.0
+"""Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
+sent to the old number would be for nothing."""
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Seconds for which one checkpoint may still wait for other ranks; what it sends is not counted."""
+
+    left: float
+
+
+class Ranks:
+    """One rank's share in a trial."""
+
+    def __init__(self, engine: SyncEngine, name: str, *, resumed: bool) -> None:
+        role = engine.role
+        self.rank, self.world_size = role.rank, role.world_size
+        self.claim = RankRecord(name, role.rank, role.world_size, updated=wall_time())
+        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.claim.to_bytes)
+        self._engine, self._name = engine, name
+        self._resumed = self._may_follow = resumed
+        """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
+        self._returned = False
+        """Whether we came to a generation that had begun, and have not seen that its rank 0 is alive: one that we have
+        not seen before may be over, too."""
+        self._unsure = resumed
+        """Whether something may be there already under the next number: it is looked up before anything is sent."""
+        self._before_us: frozenset[tuple[str, str]] = frozenset()
+        """Failures that were there when we came back: whoever told them may be gone with rank 0."""
+        self._begun = False
+        """Whether rank 0 has begun a generation: seen by a rank that does not lead."""
+        self._looked = self._waited = False
+        self._base = 0
+        self._agreed: set[tuple[str, str]] = set()
+        """Parts that are known to be of the step that we are at."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that keeps the trial's record."""
+        return self.rank == 0
+
+    # taking part
+
+    async def take(self, trial: Trial) -> None:
+        """Before the first report of a rank that does not lead: become this rank, and find where to count on.
+
+        ConcurrentWriterError if another process is, or was, this rank and we were not told to resume.
+        """
+        store = self._store()
+        if not self._looked:
+            await self._look_up(store)
+            self._looked = True
+        await self.file.save(store)
+        if self._resumed:
+            await self._count_on(store, trial, await self._leader(store))
+
+    async def _look_up(self, store: Store) -> None:
+        leader = await self._leader(store)
+        there = await get_record(store, self.file.key, RankRecord)
+        if not self._resumed and (there is not None or (leader is not None and leader.epoch > 1)):
+            raise ConcurrentWriterError(
+                f"{store.uri.rstrip('/')}/{self._name}: rank {self.rank} is, or was, another process. Start all ranks "
+                "with resume=True to go on with the trial"
+            )
+        if there is not None:
+            earlier, self.file.version = there
+            self.claim.epoch, self.claim.extra = earlier.epoch + 1, earlier.extra
+            self._belong_to(Generation(earlier.generation, earlier.nonce))
+        before = self._generation()
+        self._belong_to(_generation_of(leader) if leader is not None else Generation(1))
+        known = before in (self._generation(), Generation(self.claim.generation))
+        self._returned = self._resumed and leader is not None
+        self._waited = there is None or not known  # a first start, or rank 0 was faster: nothing to be patient for
+
+    async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
+        """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
+        first = leader.first_checkpoint if leader is not None else 0
+        names = await sub_prefixes(store, f"{self._name}/")
+        numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
+        newest = -1
+        for number in sorted(numbers, reverse=True):
+            manifest = await find_manifest(store, f"{self._name}/{checkpoint_name(number)}/")
+            ours = ("", leader.nonce if leader is not None else "")
+            if manifest is not None and manifest.info.get(NONCE, "") in ours:  # else of a trial that was deleted
+                newest = number
+                break
+        trial.last_durable = newest if newest >= 0 else None
+        self._base = max(first, newest + 1)
+        trial.record.next_checkpoint = self._base
+        if self._returned:
+            later = [self._shared(trial, checkpoint_name(number)) for number in numbers if number >= self._base]
+            self._before_us = frozenset([item for shared in later for item in await shared.failures()])
+
+    async def _leader(self, store: Store) -> TrialRecord | None:
+        record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
+        if record is not None and not self._begun and self.claim.generation == record.epoch and not self.claim.nonce:
+            self._belong_to(_generation_of(record))  # it begins now, or a version without nonces began it
+        self._begun = self._begun or record is not None
+        return record
+
+    async def check(self, store: Store) -> None:
+        """ConcurrentWriterError if rank 0 has begun a new generation that we do not belong to."""
+        await self._moved(store)
+
+    async def _moved(self, store: Store) -> TrialRecord | None:
+        """Rank 0's record if it has begun a generation that we are to join."""
+        leader = await self._leader(store)
+        if leader is None or _generation_of(leader) == self._generation():
+            return None
+        if not self._may_follow:
+            raise ConcurrentWriterError(
+                f"{store.uri.rstrip('/')}/{self._name}: rank 0 was started again (epoch {leader.epoch}) while rank "
+                f"{self.rank} was running (epoch {self.claim.generation}); start this rank again too, with resume=True"
+            )
+        return leader
+
+    async def _follow(self, trial: Trial) -> bool:
+        """Join rank 0's new generation, if there is one: what is on its way is counted anew."""
+        store = self._store()
+        leader = await self._moved(store)
+        if leader is None:
+            return False
+        following, first = trial.record.next_checkpoint, min(job.number for job in trial.jobs)
+        await self._count_on(store, trial, leader)
+        trial.record.next_checkpoint = following
+        _renumber(trial, first, self._base - first)
+        self._belong_to(_generation_of(leader))
+        self.claim.updated = wall_time()
+        self._returned = False
+        await self.file.save(store)
+        return True
+
+    # one checkpoint
+
+    async def make_durable(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+        """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
+
+        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, the one that failed
+        and why, or those that reported another step.
+        """
+        try:
+            await self._wait_for_rank_0(trial, job, again)
+            report = await self._take_part(trial, job, again)
+        except (AsyncsyncError, OSError) as error:
+            self._unsure = True
+            if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
+                raise  # it is no longer ours to write, or each rank sees by itself what is wrong
+            if not await self._give_up(trial, job, error):
+                raise
+            report = SyncReport()
+        self._may_follow = self._returned = self._unsure = False
+        return await self._shared(trial, job.name, job).report(report) if self.leads else report
+
+    async def give_up(self, trial: Trial, job: CheckpointJob, reason: str) -> None:
+        """Give up a checkpoint that was reported: the others are told now, whoever waits for it here when its runner
+        looks next."""
+        job.given_up = reason
+        if trial.jobs[0] is job and (self.leads or self._begun):
+            await self._shared(trial, job.name, job).give_up(self._resigned(job), _step(job))
+
+    async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
+        """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
+        loop = asyncio.get_running_loop()
+        began, limit = loop.time(), self._engine.run.checkpoint_config.commit_seconds
+        while not self.leads and not self._begun:
+            await persist(partial(self._leader, self._store()), again)
+            if not self._begun and loop.time() - began >= limit:
+                raise CheckpointIncompleteError(str(self._late(job, [0])))  # there is no generation to tell
+            await asyncio.sleep(PATIENCE / 20)
+        while self._returned and not self._waited and loop.time() - began < PATIENCE:
+            if not await persist(partial(self._follow, trial), again):
+                await asyncio.sleep(PATIENCE / 20)
+        self._waited = True
+
+    async def _take_part(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+        patience, report = _Patience(self._commit_seconds), SyncReport()
+        while True:
+            self._agreed.clear()
+            if not self.leads:
+                await persist(partial(self._follow, trial), again)
+            seen = await self._arrive(trial, job, again)
+            if seen.lost is None and self.rank in seen.missing:
+                report, seen = await self._send(trial, job, again, patience)
+            verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, again, patience)
+            if verdict is None:  # rank 0 has begun a new generation
+                patience.left = self._commit_seconds
+            elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, again):
+                return report
+
+    async def _arrive(self, trial: Trial, job: CheckpointJob, again: Again) -> Seen:
+        self._check_given_up(job)
+        if not self._unsure:
+            return Seen([self.rank])
+        return await persist(partial(self._shared(trial, job.name, job).arrive, resumed=self._may_follow), again)
+
+    def _is_verdict(self, job: CheckpointJob, seen: Seen) -> bool:
+        """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
+        return seen.whole or (seen.lost is not None and (seen.certain or seen.lost.step < _step(job)))
+
+    async def _is_whole(self, trial: Trial, job: CheckpointJob, lost: FailureRecord, again: Again) -> bool:
+        """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
+        committed all the same."""
+        stands: FailureRecord | None = lost
+        if not self._is_over(trial, job, lost):
+            shared = self._shared(trial, job.name, job)
+            stands = await persist(partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), again)
+        if stands is None:
+            return True
+        if self._is_over(trial, job, stands):
+            raise self._lost(job, stands)
+        job.passed = stands.reason
+        message = f"{job.handle.uri} is not whole: {stands.reason}; step {job.step} gets the next number"
+        warn(self._engine.emit, trial.key, message)
+        self._leave(trial, job)
+        return False
+
+    @staticmethod
+    def _is_over(trial: Trial, job: CheckpointJob, word: FailureRecord) -> bool:
+        """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
+        user chose the name."""
+        return word.step >= _step(job) or job.named or (trial.last_durable or 0) > job.number
+
+    @staticmethod
+    def _progress(job: CheckpointJob) -> str:
+        return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
+
+    def _leave(self, trial: Trial, job: CheckpointJob) -> None:
+        _renumber(trial, job.number, 1)
+        self._unsure = True
+
+    async def _send(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience
+    ) -> tuple[SyncReport, Seen]:
+        """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
+        in the way of ours."""
+        more = {"rank": self.rank, "world_size": self.world_size, **self._generation(trial).info}
+        if self._returned:
+            more[RETURNED] = True
+        sending = upload(
+            self._engine.session, f"{self._name}/", job, again, trial.confirm,
+            record=part_name(self.rank, self.world_size), more=more,
+        )  # fmt: skip
+        try:
+            report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
+        except CollisionError as error:
+            return SyncReport(), await self._in_our_way(trial, job, again, patience, error)
+        except SyncFailedError:
+            seen = await self._shared(trial, job.name, job).look(every=True)
+            if seen.lost is None or self._is_over(trial, job, seen.lost):
+                raise
+            return SyncReport(), seen
+        return report, Seen()
+
+    async def _in_our_way(
+        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
+    ) -> Seen:
+        """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
+        else of a process that is gone, and then all ranks take the next number."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        path = error.key.removeprefix(f"{self._name}/{job.name}/")
+        while True:
+            shared = self._shared(trial, job.name, job)
+            seen = await persist(partial(shared.look, every=True), again)
+            if seen.whole:  # of whatever step
+                return await persist(partial(shared.arrive, resumed=self._may_follow), again)
+            if seen.lost is not None:
+                return seen
+            owner = await persist(partial(shared.owner_of, path), again)
+            if owner is not None:
+                both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
+                raise self._lost(job, self._word(str(both), _step(job), conflict=True))
+            if self._may_follow or set(seen.missing) <= {self.rank}:
+                reason = f"rank {self.rank} found {path!r} of a process that is gone in the way of its own"
+                return Seen(lost=self._word(reason, _step(job) - 1))
+            patience.left = left = deadline - loop.time()
+            if left <= 0:
+                raise error
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
+            pause = min(pause * 1.5, MOST_BETWEEN)
+
+    async def _wait(self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
+        """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        while True:
+            seen = await persist(self._shared(trial, job.name, job).look, again)
+            if seen.whole:
+                return seen
+            if self.leads:
+                await persist(partial(trial.confirm, self._store()), again)
+            elif await persist(partial(self._follow, trial), again):
+                return None
+            self._check_given_up(job)
+            patience.left = left = deadline - loop.time()
+            if self._is_verdict(job, seen):
+                return seen
+            if left <= 0:
+                self._before_us = frozenset()  # nobody has begun a new generation: the others are alive
+                if seen.lost is not None:
+                    raise self._lost(job, seen.lost)
+                raise self._late(job, seen.missing)
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
+            pause = min(pause * 1.5, MOST_BETWEEN)
+
+    @property
+    def _commit_seconds(self) -> float:
+        return self._engine.run.checkpoint_config.commit_seconds
+
+    def _check_given_up(self, job: CheckpointJob) -> None:
+        if job.given_up:
+            raise self._lost(job, self._word(self._resigned(job), _step(job)))
+
+    def _resigned(self, job: CheckpointJob) -> str:
+        return f"rank {self.rank} {job.given_up}"
+
+    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict, self.claim.nonce)
+
+    def _lost(self, job: CheckpointJob, word: FailureRecord) -> LostError:
+        ours = "" if word.step == job.step else f"; rank {self.rank} came with step {job.step}"
+        kind = ConflictError if word.conflict else LostError
+        return kind(job.handle.uri, self.world_size, word.reason, word.step, ours)
+
+    def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
+        limit, names = self._commit_seconds, ", ".join(map(str, missing))
+        reason = f"rank(s) {names} did not send their part of step {job.step} within commit_timeout={limit:g} s"
+        if job.passed:
+            reason = f"{job.passed}; then {reason}"
+        return self._lost(job, self._word(reason, _step(job)))
+
+    async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:
+        """Tell the others, if there is a generation to tell. True: it just became whole all the same.
+
+        A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
+        """
+        if not (self.leads or self._begun) or not (job.given_up or self._engine.session.store.healthy):
+            return False
+        reason, step, conflict = f"rank {self.rank} failed: {error}", _step(job), isinstance(error, ConflictError)
+        if isinstance(error, LostError):
+            reason, step = error.reason, error.step
+        try:
+            while True:
+                stands = await self._shared(trial, job.name, job).give_up(reason, step, conflict=conflict)
+                if stands is None:
+                    return True
+                if self._is_over(trial, job, stands):
+                    return False
+                self._leave(trial, job)
+        except AsyncsyncError as untold:
+            if job.given_up:
+                raise  # who gives it up waits for just this
+            log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
+            return False
+
+    def _shared(self, trial: Trial, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
+        return SharedCheckpoint(
+            self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
+            _step(job) if job is not None else -1, self._returned, self._before_us,
+            job.token if job is not None else "", job.source if job is not None else None, self._agreed,
+        )  # fmt: skip
+
+    def _generation(self, trial: Trial | None = None) -> Generation:
+        if self.leads and trial is not None:
+            return _generation_of(trial.record)
+        return Generation(self.claim.generation, self.claim.nonce)
+
+    def _belong_to(self, generation: Generation) -> None:
+        self.claim.generation, self.claim.nonce = generation.epoch, generation.nonce
+
+    def _store(self, trial: Trial | None = None) -> Store:
+        """With a trial: writes only for who still is this rank."""
+        fence = trial.confirm if trial is not None else None
+        return self._engine.session.view(Lane.RECORD, self._name, fence)
+
+
+def _generation_of(leader: TrialRecord) -> Generation:
+    return Generation(leader.epoch, leader.nonce)
+
+
+def _step(job: CheckpointJob) -> int:
+    return -1 if job.step is None else job.step
+
+
+def _renumber(trial: Trial, first: int, shift: int) -> None:
+    """Checkpoints from a number on, and those that will be reported, get later numbers; what was sent of them is of
+    another generation or under another name."""
+    trial.record.next_checkpoint += shift
+    for job in trial.jobs:
+        if job.number >= first:
+            if job.named or not shift:
+                job.number += shift  # where it is, is the user's word
+                job.begun, job.tree = job.begun or job.tree is not None, None
+            else:
+                job.rename(job.number + shift, trial.uri)

@@ -1,0 +1,58 @@
+"""The life of a checkpoint: accepted, uploaded, committed, registered, and retired one day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from asyncsync.aio.retry import Again, persist
+from asyncsync.engine.trials.job import CheckpointJob
+from asyncsync.planning.manifest import MANIFEST
+from asyncsync.report import SyncReport
+from asyncsync.runtime import wall_time
+from asyncsync.stores.base import Lane
+from asyncsync.stores.guard.fenced import Fence
+from asyncsync.sync.session import Session
+from asyncsync.sync.tree import ID, Tree, TreeOptions
+
+T = TypeVar("T")
+
+LAST_TRIES = 2
+"""How often something is tried at the end of a run, each time with all attempts of its requests."""
+
+
+async def upload(
+    session: Session,
+    prefix: str,
+    job: CheckpointJob,
+    again: Again,
+    fence: Fence | None = None,
+    *,
+    record: str = MANIFEST,
+    more: Mapping[str, Any] | None = None,
+) -> SyncReport:
+    """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
+
+    The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
+    ``record`` and ``more``: another name for the manifest, and what else it says.
+    """
+    if job.problem is not None:
+        raise job.problem
+    assert job.source is not None
+    info = {
+        ID: job.token,
+        "checkpoint": job.name,
+        "number": job.number,
+        "step": job.step,
+        "metrics": job.metrics,
+        "metadata": job.metadata,
+        "time": wall_time(),
+        **(more or {}),
+    }
+    options = TreeOptions(
+        lane=Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence, accepted=job.source,
+        begun=job.begun,
+    )  # fmt: skip
+    tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
+    tree.say(info)  # who goes on with it may have reported it with other metrics
+    return await persist(tree.sync_once, again)

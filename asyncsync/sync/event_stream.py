@@ -1,0 +1,76 @@
+"""Events for any number of listeners, none of whom can stall the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from asyncsync.events import Event
+
+BUFFER = 1024
+"""Events that wait for one listener; further ones are dropped and counted."""
+
+
+class EventStream(AsyncIterator[Event]):
+    """What one listener sees, from the moment ``events()`` was called. Ends when the engine does."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self._emitter = emitter
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._ended = False
+        self.dropped = 0
+        """Events that were lost because this listener was too slow."""
+
+    def offer(self, event: Event | None) -> None:
+        """Called by the emitter; None is the end and always finds room."""
+        if event is not None and self._queue.qsize() >= BUFFER:
+            self.dropped += 1
+            return
+        self._queue.put_nowait(event)
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        event = await self._queue.get()
+        if event is None:
+            self._ended = True
+            raise StopAsyncIteration
+        return event
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._ended = True
+        self._emitter.leave(self)
+
+
+class Emitter:
+    """Hands each event to every listener at once; plain calls only."""
+
+    def __init__(self) -> None:
+        self._listeners: set[EventStream] = set()
+        self._closed = False
+
+    def listen(self) -> EventStream:
+        """A new listener; one that comes after the end sees the end."""
+        stream = EventStream(self)
+        if self._closed:
+            stream.offer(None)
+        else:
+            self._listeners.add(stream)
+        return stream
+
+    def leave(self, stream: EventStream) -> None:
+        """A listener goes."""
+        self._listeners.discard(stream)
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody."""
+        for listener in self._listeners:
+            listener.offer(event)
+
+    def close(self) -> None:
+        """Tell everybody that there is no more."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.offer(None)
+        self._listeners.clear()

@@ -1,0 +1,221 @@
+"""Syncer: one local directory and one prefix, kept in step on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from asyncsync.aio.tasks import within
+from asyncsync.aio.threads import in_thread
+from asyncsync.config import SyncConfig, TransferConfig
+from asyncsync.disk.scan import Rules
+from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
+from asyncsync.events import Event, Progress
+from asyncsync.report import SyncReport
+from asyncsync.stores.base import Lane
+from asyncsync.sync.download.tree_download import download_tree
+from asyncsync.sync.preview import SyncPlan
+from asyncsync.sync.scheduler import Scheduler
+from asyncsync.sync.session import Session
+from asyncsync.sync.tree import Tree, TreeOptions
+from asyncsync.sync.upload.tree_upload import Tally
+
+KEY = ""
+
+
+class Syncer:
+    """Keeps ``local_dir`` and ``uri`` in step; use it as ``async with Syncer(...) as syncer``.
+
+    One sync runs at a time. Calls during a running sync are all served by one more sync after it. Each sync is bounded
+    by ``sync_config.sync_timeout``. Entering raises ConcurrentWriterError if another process of this machine has the
+    same directory and ``uri`` open.
+
+    Args:
+        local_dir: a directory, or a single file.
+        uri: where it is kept: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
+        sync_config: period, time-out, include and exclude patterns, links.
+        transfer: how bytes travel.
+        storage_options: options of the store.
+        checksum: doubt mtimes and read every file.
+        on_event: is called with each event, on the event loop.
+    """
+
+    def __init__(
+        self,
+        local_dir: str | os.PathLike[str],
+        uri: str | os.PathLike[str],
+        sync_config: SyncConfig = SyncConfig(),  # noqa: B008 (frozen)
+        *,
+        transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
+        storage_options: Mapping[str, object] | None = None,
+        checksum: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.local_dir = Path(os.path.abspath(os.fspath(local_dir)))
+        self.uri = os.fspath(uri)
+        self.config, self._transfer = sync_config, transfer
+        self._options, self._checksum = storage_options, checksum
+        self._on_event = on_event
+        self._session: Session | None = None
+        self._last_start = float("-inf")
+
+    key = KEY
+
+    async def __aenter__(self) -> Syncer:
+        self._session = await Session.open(self.uri, self._transfer, self._options)
+        root, rules = self.local_dir, self._rules()
+        self._tree = Tree(
+            self._session,
+            str(root.parent if rules.only else root),
+            "",
+            TreeOptions(
+                lambda: rules,
+                Lane.ARTIFACT,
+                delete=self.config.delete,
+                max_delete=self.config.max_delete,
+                checksum=self._checksum,
+            ),
+        )
+        try:
+            self._session.locks.take(self._tree.identity)
+        except BaseException:
+            await self._session.close()
+            raise
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._scheduler = Scheduler(self.config, self._group, self._emit)
+        self._runner = self._group.create_task(self._scheduler.run(), name="asyncsync scheduler")
+        self._scheduler.add(self, periodic=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, self._session = self._session, None
+        assert session is not None
+        try:
+            if kind is None:
+                await self._scheduler.idle()
+                await session.clean_up()
+        finally:
+            self._scheduler.close()
+            self._scheduler.cancel_running()
+            self._runner.cancel()
+            try:
+                cancelled = error if isinstance(error, asyncio.CancelledError) else None
+                await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            finally:
+                await session.close()
+
+    async def sync_up(self) -> SyncReport:
+        """Bring the prefix in step with the directory, now or right after the running sync.
+
+        SyncFailedError names the files that are not durable; SyncTimeoutError; ConcurrentWriterError.
+        """
+        self._open()
+        return await self._scheduler.sync(KEY)
+
+    async def sync_up_if_needed(self) -> SyncReport | None:
+        """The same, but only if ``sync_period`` has passed since the last sync started; else None."""
+        self._open()
+        if asyncio.get_running_loop().time() - self._last_start < self.config.period:
+            return None
+        return await self.sync_up()
+
+    async def sync_down(self) -> SyncReport:
+        """Bring the directory in step with the prefix: what differs is fetched and verified, nothing is deleted.
+
+        CheckpointIncompleteError if the prefix has no manifest; IntegrityError; SyncTimeoutError.
+        """
+        session = self._open()
+        return await within(self.config.timeout, self._down(session), lambda: f"{self.uri} -> {self.local_dir}")
+
+    async def delete(self) -> int:
+        """Delete everything below the prefix, the manifest first; how many objects that were."""
+        self._open()
+        await self.wait()
+        return await self._tree.delete_remote()
+
+    async def wait(self) -> None:
+        """Wait until no sync is running. Failures are raised by the call that asked for the sync."""
+        self._open()
+        await self._scheduler.idle()
+
+    async def plan(self) -> SyncPlan:
+        """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
+        self._open()
+        return await self._tree.plan()
+
+    async def sync_once(self) -> SyncReport:
+        """One attempt; the scheduler's business."""
+        self._last_start = asyncio.get_running_loop().time()
+        return await self._tree.sync_once(self._progress)
+
+    def progress(self) -> str:
+        """How far the running or last sync is, for people."""
+        return self._tree.progress()
+
+    def _open(self) -> Session:
+        if self._session is None:
+            raise EngineClosedError("the syncer is not running: use it inside its 'async with' block")
+        return self._session
+
+    def _rules(self) -> Rules:
+        config = self.config
+        only = (self.local_dir.name,) if self.local_dir.is_file() else None
+        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only)
+
+    async def _down(self, session: Session) -> SyncReport:
+        manifest = await self._tree.manifest()
+        if manifest is None:
+            raise CheckpointIncompleteError(f"{self.uri} has no manifest: nothing was ever synced there completely")
+        store = session.view(Lane.CHECKPOINT, "download")
+        report = await download_tree(store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency)
+        return SyncReport(
+            files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
+            bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),
+            seconds=report.seconds, warnings=report.warnings,
+        )  # fmt: skip
+
+    def _progress(self, tally: Tally) -> None:
+        self._emit(
+            Progress(
+                tree=KEY, files_done=tally.files_done, files_total=tally.files_total,
+                bytes_done=tally.bytes_sent + tally.bytes_reused, bytes_total=tally.bytes_total,
+            )
+        )  # fmt: skip
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+async def push(
+    local: str | os.PathLike[str],
+    uri: str | os.PathLike[str],
+    *,
+    sync_config: SyncConfig = SyncConfig(),  # noqa: B008 (frozen)
+    transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
+    storage_options: Mapping[str, object] | None = None,
+    checksum: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SyncReport:
+    """Sync a directory (or one file) to ``uri`` once.
+
+    Only what is new or changed is sent. ConfigError if ``local`` does not exist; the rest as :meth:`Syncer.sync_up`.
+    """
+
+    def tell(event: Event) -> None:
+        if on_progress is not None and isinstance(event, Progress):
+            on_progress(event)
+
+    syncer = Syncer(
+        local, uri, sync_config, transfer=transfer, storage_options=storage_options, checksum=checksum, on_event=tell
+    )
+    async with syncer:
+        if not await in_thread(os.path.exists, local):
+            raise ConfigError(f"there is nothing at {os.fspath(local)!r} to push")
+        return await syncer.sync_up()

@@ -1,0 +1,171 @@
+"""What the store holds already that a file may be copied from: by path, by content, across the trees of a session.
+
+Nothing here has to be right: the store is told which version to copy, and what it copied is checked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from asyncsync.errors import AsyncsyncError, DamagedError
+from asyncsync.planning.manifest import FileEntry
+from asyncsync.planning.matching import Candidate
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Store
+from asyncsync.sync.records.manifests import find_manifest
+
+log = logging.getLogger("asyncsync")
+
+WORTH = 4096
+"""Files below this many bytes are not remembered across trees: the request alone costs as much."""
+MOST_FILES = 20_000
+"""Files that a catalogue remembers; the trees that were written longest ago are forgotten first."""
+KEPT = 2
+"""Checkpoints of one trial that are remembered."""
+SIMILAR = 4
+"""Objects in which parts of one file are looked for."""
+
+Content = tuple[int, int, tuple[str, ...]]
+
+
+def _content(entry: FileEntry) -> Content:
+    return entry.size, entry.crc32c, entry.parts
+
+
+class Catalogue:
+    """The files of trees that were written through one session. Memory: about 0.5 KiB a file, MOST_FILES of them."""
+
+    def __init__(self) -> None:
+        self._trees: OrderedDict[str, list[Candidate]] = OrderedDict()
+        self._by_path: dict[str, dict[str, Candidate]] = {}
+        self._by_content: dict[Content, dict[str, Candidate]] = {}
+        self._count = 0
+
+    def remember(self, prefix: str, files: Mapping[str, FileEntry]) -> None:
+        """The store holds ``files`` below ``prefix``, and nothing else there."""
+        self.forget(prefix)
+        found = [Candidate(prefix + path, entry) for path, entry in files.items() if entry.size >= WORTH]
+        if not found or len(found) > MOST_FILES:
+            return
+        self._trees[prefix] = found
+        self._count += len(found)
+        for candidate in found:
+            self._by_path.setdefault(candidate.entry.path, {})[prefix] = candidate
+            self._by_content.setdefault(_content(candidate.entry), {})[prefix] = candidate
+        siblings = [other for other in self._trees if _parent(other) == _parent(prefix) != ""]
+        for old in siblings[:-KEPT]:
+            self.forget(old)
+        while self._count > MOST_FILES:
+            self.forget(next(iter(self._trees)))
+
+    def forget(self, prefix: str) -> None:
+        """Nothing below ``prefix`` is to be relied on: it is going to be deleted."""
+        for candidate in self._trees.pop(prefix, ()):
+            self._count -= 1
+            _drop(self._by_path, candidate.entry.path, prefix)
+            _drop(self._by_content, _content(candidate.entry), prefix)
+
+    def __contains__(self, prefix: str) -> bool:
+        return prefix in self._trees
+
+    def equal(self, prefix: str, content: Content) -> Candidate | None:
+        """A file with just this content, in another tree than ``prefix``."""
+        places = self._by_content.get(content, {})
+        return next((places[other] for other in reversed(places) if other != prefix), None)
+
+    def similar(self, prefix: str, path: str) -> list[Candidate]:
+        """Files of the same name in other trees: first those of the same trial, the newest first."""
+        places = self._by_path.get(path, {})
+        others = [other for other in reversed(places) if other != prefix]
+        return [places[other] for other in sorted(others, key=lambda other: _parent(other) != _parent(prefix))]
+
+
+async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) -> None:
+    """Learn what an earlier process left below ``prefixes``, where that is not known: one request or two for each."""
+    for prefix in prefixes:
+        if prefix in catalogue:
+            continue
+        try:
+            manifest = await find_manifest(store, prefix)
+        except DamagedError as error:
+            log.info("nothing is copied from %s: %s", prefix, error)
+            continue
+        except AsyncsyncError as error:
+            log.info("nothing is copied from %s: %s", prefix, error)
+            return
+        if manifest is not None:
+            catalogue.remember(prefix, manifest.files)
+
+
+Name = TypeVar("Name")
+
+
+def _drop(index: dict[Name, dict[str, Candidate]], name: Name, prefix: str) -> None:
+    places = index.get(name, {})
+    places.pop(prefix, None)
+    if not places:
+        index.pop(name, None)
+
+
+def _parent(prefix: str) -> str:
+    return prefix.rstrip("/").rpartition("/")[0]
+
+
+class Sources:
+    """What one pass over a tree may copy from. ``known``: the tree's own files as the store has them."""
+
+    def __init__(self, prefix: str, known: Mapping[str, FileEntry], catalogue: Catalogue | None = None) -> None:
+        self._prefix, self._known = prefix, known
+        self._catalogue = catalogue or Catalogue()
+        self._by_content: dict[Content, Candidate] = {}
+        self._by_size: dict[int, list[Candidate]] = {}
+        self._moved: dict[str, list[Candidate]] = {}
+
+    def prepare(self, files: Sequence[FileStat]) -> None:
+        """``files`` are going to be sent: only what none of them replaces is a source for the others."""
+        sent = {file.path for file in files}
+        sizes = {file.size for file in files} - {0}
+        names = {_name(path) for path in sent if path not in self._known}
+        if not sizes or not (names or self._known):
+            return
+        for path, entry in self._known.items():
+            if path in sent:
+                continue
+            if entry.size in sizes:
+                candidate = Candidate(self._prefix + path, entry)
+                self._by_content.setdefault(_content(entry), candidate)
+                self._by_size.setdefault(entry.size, []).append(candidate)
+            elif entry.part_size and _name(path) in names:
+                self._moved.setdefault(_name(path), []).append(Candidate(self._prefix + path, entry))
+
+    def has_size(self, size: int) -> bool:
+        """Whether one of the tree's own objects may be equal to a file of this size."""
+        return size > 0 and size in self._by_size
+
+    def equal(self, size: int, crc32c: int, parts: tuple[str, ...]) -> Candidate | None:
+        """An object with just this content, under whatever name."""
+        if not size:
+            return None
+        content = (size, crc32c, parts)
+        return self._by_content.get(content) or self._catalogue.equal(self._prefix, content)
+
+    def candidates(self, file: FileStat, own: FileEntry | None) -> list[Candidate]:
+        """Objects that may hold parts of a large file, the likeliest first: ``own`` is what its own key holds."""
+        found: Iterable[Candidate] = (
+            *([Candidate(self._prefix + file.path, own)] if own is not None else ()),
+            *self._catalogue.similar(self._prefix, file.path),
+            *self._moved.get(_name(file.path), ()),
+            *self._by_size.get(file.size, ()),
+        )
+        distinct: dict[str, Candidate] = {}
+        for candidate in found:
+            if candidate.entry.part_size:
+                distinct.setdefault(candidate.key, candidate)
+        return list(distinct.values())[:SIMILAR]
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -1,0 +1,283 @@
+"""Sending the files of one tree: small ones read in batches, large ones in parts, all through one budget.
+
+Peak memory: one piece (1 MiB) per request under way, plus two batches of small files (2 MiB each) that are ready to go.
+
+There are as many workers as the budget has use for: each that begins or ends a file looks whether one more would find
+something to do, or one less would be enough. So an event loop is never given hundreds of tasks at once, and a thousand
+trees that sync together have a thousand workers, not a hundred thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from asyncsync.aio.threads import in_hasher
+from asyncsync.config import TransferConfig
+from asyncsync.disk.digests import Loaded, load
+from asyncsync.errors import SourceChangedError, StoreError, SyncError
+from asyncsync.events import Progress
+from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Store
+from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.sync.upload.assembly import Fate
+from asyncsync.sync.upload.copy_sources import Catalogue, Sources
+from asyncsync.sync.upload.create_only import LostSourceError, Replacing
+from asyncsync.sync.upload.large_file import LargeFile
+from asyncsync.sync.upload.open_uploads import OpenUploads
+
+SMALL = 1 << 20
+"""Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
+BATCH_FILES, BATCH_BYTES = 128, 2 << 20
+LOW = 32
+"""Loaded files below which the next batch is read, while those are sent; never more than two batches are in memory."""
+
+OnProgress = Callable[["Tally"], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the files so far. ``entries`` are durable; ``failures`` are not, with the cause by path."""
+
+    files_total: int = 0
+    bytes_total: int = 0
+    files_sent: int = 0
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    """Bytes of parts that an earlier, broken off upload had sent already."""
+    files_copied: int = 0
+    """Files that the store copied from what it had, whole: none of their bytes travelled."""
+    bytes_copied: int = 0
+    files_unchanged: int = 0
+    """Read again, found to have the same content: not sent."""
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    vanished: list[str] = field(default_factory=list)
+
+    @property
+    def files_done(self) -> int:
+        """Files that need nothing more."""
+        return len(self.entries) + len(self.vanished)
+
+    def missing(self, files: Sequence[FileStat]) -> list[str]:
+        """Paths that are not durable yet."""
+        return [file.path for file in files if file.path not in self.entries]
+
+
+class TreeUpload:
+    """One pass over the files that have to be sent. ``run`` fills ``tally``, also when it is cancelled half way."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        root: str,
+        config: TransferConfig,
+        uploads: OpenUploads,
+        *,
+        known: Manifest | None = None,
+        catalogue: Catalogue | None = None,
+        on_progress: OnProgress | None = None,
+        writes: Replacing | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._writes = writes or Replacing(store)
+        self._store, self._prefix, self._root, self._config = store, prefix, root, config
+        self._uploads = uploads
+        self._known = known.files if known is not None else {}
+        self._sources = Sources(prefix, self._known, catalogue)
+        self._on_progress = on_progress
+        self._progress_at = 0.0
+        self._small: deque[FileStat] = deque()
+        self._large: deque[FileStat] = deque()
+        self._ready: deque[Loaded] = deque()
+        self._loading = False
+        self._loaded = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._workers = 0
+
+    async def run(self, files: Sequence[FileStat]) -> Tally:
+        """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
+        await in_hasher(self._prepare, files)
+        if len(files) == 1:
+            await self._worker()
+            return self.tally
+        async with asyncio.TaskGroup() as self._group:
+            self._hire(1)
+        return self.tally
+
+    def _hire(self, share: int) -> None:
+        """One more worker, if that is not more than ``share`` and it would find something to do."""
+        if self._group is None or self._workers >= min(share, self._config.max_concurrency):
+            return
+        if self._ready or self._large or (self._small and not self._loading):
+            self._workers += 1
+            self._group.create_task(self._work(), name=f"upload {self._prefix}")
+
+    async def _work(self) -> None:
+        try:
+            await self._worker()
+        finally:
+            self._workers -= 1
+
+    def _prepare(self, files: Sequence[FileStat]) -> None:
+        """In a worker thread: it goes over all files of the tree, those too that stay."""
+        self.tally.files_total = len(files)
+        self.tally.bytes_total = sum(file.size for file in files)
+        self._sources.prepare(files)
+        for file in files:
+            (self._small if file.size <= SMALL else self._large).append(file)
+
+    async def _worker(self) -> None:
+        """Small files first: they free the most names for the least bytes."""
+        share = self._store.share
+        while self._workers <= max(1, share):
+            loaded = await self._next_small()
+            large = self._large.popleft() if loaded is None and self._large else None
+            self._hire(share)
+            if loaded is not None:
+                await self._send_small(loaded)
+            elif large is not None:
+                await self._send_large(large)
+            else:
+                return
+            share = self._store.share
+
+    async def _next_small(self) -> Loaded | None:
+        while not self._ready or self._runs_low():
+            if self._loading:
+                await self._loaded.wait()  # what is being loaded is for all workers: a small tree is one batch
+            elif self._small:
+                await self._load_batch()
+            else:
+                return None
+        return self._ready.popleft()
+
+    def _runs_low(self) -> bool:
+        if self._loading or not self._small or len(self._ready) >= LOW:
+            return False
+        return sum(len(loaded.data) for loaded in self._ready) < BATCH_BYTES
+
+    async def _load_batch(self) -> None:
+        batch: list[FileStat] = []
+        size = 0
+        while self._small and len(batch) < BATCH_FILES and (not batch or size + self._small[0].size <= BATCH_BYTES):
+            file = self._small.popleft()
+            batch.append(file)
+            size += file.size
+        for file, result in zip(batch, await self._load(batch), strict=True):
+            if isinstance(result, Loaded):
+                self._ready.append(result)
+            else:
+                self._failed(file.path, result)
+
+    async def _load(self, batch: list[FileStat]) -> list[Loaded | OSError | SourceChangedError]:
+        self._loading = True
+        self._loaded.clear()
+        try:
+            return await in_hasher(load, self._root, batch, fixed=self._writes.fixed)
+        finally:
+            self._loading = False
+            self._loaded.set()
+
+    def _failed(self, path: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, StoreError) and not self._writes.fixed:
+            self.tally.vanished.append(path)
+        else:
+            self.tally.failures[path] = error
+        if isinstance(error, GoneError):
+            self._give_up(error)
+
+    def _give_up(self, error: GoneError) -> None:
+        """What has not begun would only wait for the store once more."""
+        left = [*(loaded.stat for loaded in self._ready), *self._small, *self._large]
+        self.tally.failures |= {file.path: error for file in left}
+        for queue in (self._ready, self._small, self._large):
+            queue.clear()
+
+    async def _send_small(self, loaded: Loaded) -> None:
+        stat, digest = loaded.stat, loaded.digest
+        old = self._known.get(stat.path)
+        if old is not None and old.size == stat.size and (old.crc32c, old.parts) == (digest.crc32c, (digest.xxh3,)):
+            self._unchanged(stat, old)
+            return
+        try:
+            version = await self._copy_small(loaded)
+            copied = version is not None
+            if version is None:
+                version = (await self._writes.put(self._prefix + stat.path, loaded.data, digest.crc32c)).version
+        except (StoreError, SyncError) as error:
+            self._failed(stat.path, error)
+            return
+        entry = FileEntry(
+            stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
+            version, stat.inode,
+        )  # fmt: skip
+        self._account(0 if copied else stat.size, 0, stat.size if copied else 0)
+        self._sent(entry, "copied" if copied else "sent")
+
+    async def _copy_small(self, loaded: Loaded) -> str | None:
+        """Let the store copy it from an equal file, such as this one before it was renamed; None: it has to be sent."""
+        stat, digest = loaded.stat, loaded.digest
+        equal = self._sources.equal(stat.size, digest.crc32c, (digest.xxh3,))
+        if equal is None:
+            return None
+        try:
+            return await self._writes.copy(equal.origin(), self._prefix + stat.path, digest.crc32c)
+        except LostSourceError:
+            return None
+
+    async def _send_large(self, file: FileStat) -> None:
+        large = LargeFile(
+            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources,
+            self._writes,
+        )  # fmt: skip
+        try:
+            entry, fate = await large.send(file, self._known.get(file.path))
+        except (StoreError, SyncError, OSError) as error:
+            self._failed(file.path, error)
+            return
+        if fate == "unchanged":
+            self._unchanged(file, entry)
+        else:
+            self._sent(entry, fate)
+
+    def _account(self, sent: int, reused: int, copied: int) -> None:
+        self.tally.bytes_sent += sent
+        self.tally.bytes_reused += reused
+        self.tally.bytes_copied += copied
+        self._tell()
+
+    def _sent(self, entry: FileEntry, fate: Fate) -> None:
+        self.tally.entries[entry.path] = entry
+        self.tally.files_sent += fate == "sent"
+        self.tally.files_copied += fate == "copied"
+        self._tell()
+
+    def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
+        self.tally.files_unchanged += 1
+        self.tally.entries[stat.path] = replace(old, mtime_ns=stat.mtime_ns, mode=stat.mode, inode=stat.inode)
+
+    def _tell(self) -> None:
+        """Progress, at most five times a second: a listener must not cost more than the transfer."""
+        if self._on_progress is None:
+            return
+        now = time.monotonic()
+        if now - self._progress_at >= 0.2:
+            self._progress_at = now
+            self._on_progress(self.tally)
+
+
+def progress_event(key: str, tally: Tally) -> Progress:
+    """How far the upload of a tree is."""
+    return Progress(
+        tree=key,
+        files_done=tally.files_done,
+        files_total=tally.files_total,
+        bytes_done=tally.bytes_sent + tally.bytes_reused,
+        bytes_total=tally.bytes_total,
+    )
