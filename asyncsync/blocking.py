@@ -22,7 +22,7 @@ from typing import Any
 from asyncsync.aio.loop_thread import LoopThread
 from asyncsync.config import RunConfig, UploadMode
 from asyncsync.engine.drain import raise_failures
-from asyncsync.engine.engine import SyncEngine
+from asyncsync.engine.engine import LeftWithinError, SyncEngine, not_durable
 from asyncsync.engine.signals import Signals, as_signals, check_thread
 from asyncsync.engine.start import as_seconds
 from asyncsync.engine.trial import Report, Trial
@@ -112,10 +112,19 @@ class BlockingEngine:
     main thread, so that the block is left within ``exit_grace``: KeyboardInterrupt for SIGINT, else SystemExit.
     """
 
-    def __init__(self, run: RunConfig, *, handle_signals: bool | Collection[int] = False, **options: Any) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        exit_grace: float = 30.0,
+        handle_signals: bool | Collection[int] = False,
+        **options: Any,
+    ) -> None:
         self._wanted_signals = as_signals(handle_signals)
         self._signals: Signals | None = None
-        self._engine = SyncEngine(run, **options)
+        self._engine = SyncEngine(run, exit_grace=exit_grace, **options)
+        self._exit_grace = exit_grace
+        self._leaving: LeftWithinError | None = None
         self._loop: LoopThread | None = None
         self._process = os.getpid()
         self.local_dir: Path = self._engine.local_dir
@@ -148,7 +157,7 @@ class BlockingEngine:
             raise
         _open.add(self)
         if self._wanted_signals:
-            self._signals = Signals(self._wanted_signals, _raise, self._engine.exit_grace)
+            self._signals = Signals(self._wanted_signals, _raise, self._exit_grace)
 
     def close(self, grace: float | None = None) -> None:
         """Leave the engine: normally, or with ``grace`` as if by an exception, within so many seconds. Raises what is
@@ -156,9 +165,10 @@ class BlockingEngine:
         if grace is None:
             self._leave(None)
             return
-        self._engine.exit_grace = as_seconds("close(grace)", grace)
-        self._leave(EngineClosedError(f"the engine was closed within {grace:g} s"))
-        raise_failures(self._engine.not_done)
+        seconds = as_seconds("close(grace)", grace)
+        leaving = LeftWithinError(f"the engine was closed within {grace:g} s", seconds)
+        self._leave(leaving)
+        raise_failures(leaving.failures)
 
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> BlockingTrial:
         """See :meth:`asyncsync.SyncEngine.trial`."""
@@ -235,18 +245,22 @@ class BlockingEngine:
             if self._signals is not None:
                 self._signals.restore()
 
-    def _end_with(self, error: BaseException) -> None:
-        """Leave, and do not wait."""
+    def _end_with_interpreter(self) -> float:
+        """Leave, and do not wait; within how many seconds."""
+        grace = self._exit_grace
+        _say(f"the engine of {self.uri} was never left: it is closed now, within exit_grace={grace:g} s")
+        self._leaving = LeftWithinError("the interpreter ended and the engine was never left", grace)
         if self._loop is not None:
-            self._loop.soon(self._ask, error)
+            self._loop.soon(self._ask, self._leaving)
+        return grace
 
     def _tell_end(self, seconds: float) -> None:
         """Wait so long, and say what is not durable."""
         wait([self._left], seconds)
         if not self._left.done():
-            _say(f"the engine of {self.uri} did not end in time: {sorted(self._engine.not_durable())} may be lost")
-        elif self._engine.not_done:
-            names = "; ".join(f"{key}: {why}" for key, why in self._engine.not_done.items())
+            _say(f"the engine of {self.uri} did not end in time: {not_durable(self._engine)} may be lost")
+        elif self._leaving is not None and self._leaving.failures:
+            names = "; ".join(f"{key}: {why}" for key, why in self._leaving.failures.items())
             _say(f"not durable in {self.uri}: {names}")
         elif self._left.exception() is not None:
             _say(f"the engine of {self.uri} failed: {self._left.exception()!r}")
@@ -290,11 +304,8 @@ def _close_all() -> None:
     """The interpreter ends, and nobody has left these: each gets its grace, all at once."""
     engines = list(_open)
     _open.clear()
-    for engine in engines:
-        grace = engine._engine.exit_grace  # noqa: SLF001  a function of this module
-        _say(f"the engine of {engine.uri} was never left: it is closed now, within exit_grace={grace:g} s")
-        engine._end_with(EngineClosedError("the interpreter ended and the engine was never left"))  # noqa: SLF001
-    give_up = time.monotonic() + LAST + max((engine._engine.exit_grace for engine in engines), default=0.0)  # noqa: SLF001
+    graces = [engine._end_with_interpreter() for engine in engines]  # noqa: SLF001  a function of this module
+    give_up = time.monotonic() + LAST + max(graces, default=0.0)
     for engine in engines:
         engine._tell_end(max(0.0, give_up - time.monotonic()))  # noqa: SLF001
 

@@ -13,7 +13,8 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from asyncsync.errors import ConfigError
 
@@ -85,7 +86,7 @@ def tree_locks() -> Any:
 
 
 def process_identity() -> str | None:
-    """Which simulated process this is, see :mod:`asyncsync.engine.presence`; None: a real one."""
+    """Which simulated process this is, see :class:`Presence`; None: a real one."""
     ask = getattr(_loop(), "process_identity", None)
     return None if ask is None else str(ask())
 
@@ -106,3 +107,67 @@ def need_asyncio() -> None:
 
 def _loop() -> Any:
     return asyncio._get_running_loop()  # noqa: SLF001  None instead of an exception: this is asked for every piece
+
+
+_STARTED = 19
+"""Field of ``/proc/PID/stat`` after the name: when the process was started, in ticks since the machine was, proc(5)."""
+
+
+class Presence:
+    """An engine that is there. ``name`` says which: machine since its last start, process name space, number and start
+    of the process, and one more number; empty where that cannot be told."""
+
+    _there: ClassVar[set[str]] = set()
+
+    def __init__(self) -> None:
+        process = _process()
+        self.name = f"{process} {token(4)}" if process else ""
+        self._there.add(self.name)
+
+    def leave(self) -> None:
+        """It has ended, and does nothing more."""
+        self._there.discard(self.name)
+
+    @classmethod
+    def has_ended(cls, name: str) -> bool:
+        """Whether this is known of an engine: of one on another machine, or in another container, it is not."""
+        process, _, _ = name.rpartition(" ")
+        if not process:
+            return False
+        if process == _process():
+            return name not in cls._there
+        if process_identity() is not None:
+            return process_ended(process)
+        here, _, which = process.rpartition(" ")
+        number, _, _ = which.partition("/")
+        if not number.isdecimal() or not here or here != _here():
+            return False
+        return _identity(int(number)) != process
+
+
+def _process() -> str:
+    simulated = process_identity()
+    return _identity(os.getpid()) if simulated is None else simulated
+
+
+def _identity(number: int) -> str:
+    here, started = _here(), _started(number)
+    return f"{here} {number}/{started}" if here and started else ""
+
+
+def _here() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(number: int) -> str:
+    """Empty if there is no such process any more; one that has ended and was not waited for counts as ended."""
+    try:
+        text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[_STARTED]

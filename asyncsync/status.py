@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from asyncsync.engine.engine import SyncEngine
-    from asyncsync.engine.trial import Trial
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +29,8 @@ class TrialStatus:
     bytes_at_risk: int
     """Bytes of checkpoints that were accepted and are not durable."""
     pending_checkpoints: int
+    metrics: dict[str, Any]
+    """Those of the last report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +53,3 @@ class EngineStatus:
     checks: str
     """How damage on the way to the store is found: ``crc32c``, the store refuses it; ``etag``, the MD5 that it answers
     tells; ``none``, it shows when the file is read back. Directories are ``none``: nothing travels."""
-
-
-def trial_status(trial: Trial, now: float) -> TrialStatus:
-    """``now`` is the event loop's clock."""
-    since = [job.accepted for job in trial.jobs]
-    if trial.dirty_since is not None:
-        since.append(trial.dirty_since)
-    return TrialStatus(
-        name=trial.name,
-        status=trial.record.status,
-        last_durable=trial.last_durable,
-        last_durable_time=trial.last_durable_time,
-        durability_lag=now - min(since) if since else 0.0,
-        bytes_at_risk=sum(job.size for job in trial.jobs),
-        pending_checkpoints=len(trial.jobs),
-    )
-
-
-def engine_status(engine: SyncEngine) -> EngineStatus:
-    """A plain call: reads what is in memory."""
-    session, now = engine.session, asyncio.get_running_loop().time()
-    trials = {name: trial_status(trial, now) for name, trial in engine.trials.items()}
-    return EngineStatus(
-        trials=trials,
-        durability_lag=max((trial.durability_lag for trial in trials.values()), default=0.0),
-        bytes_at_risk=sum(trial.bytes_at_risk for trial in trials.values()),
-        syncs_running=engine.scheduler.running,
-        inbox=engine.scheduler.inbox.qsize(),
-        requests_running=session.budget.in_use,
-        requests_waiting=session.budget.waiting,
-        request_limit=session.budget.limit,
-        store_healthy=session.store.healthy,
-        conditional_writes=session.store.traits.conditional_writes,
-        checks=session.store.traits.checks,
-    )

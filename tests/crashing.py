@@ -112,7 +112,7 @@ class Round:
         def durable() -> set[tuple[str, str]]:
             return {
                 (trial.name, item.name)
-                for trial in engine.trials.values()
+                for trial in engine._registry.trials.values()
                 for item in trial.record.checkpoints
                 if item.name not in {job.name for job in trial.jobs}
             }

@@ -113,9 +113,14 @@ Notes = dict[str, dict[str, Noted]]
 """By trial and checkpoint."""
 
 
+def rate_of(number: int) -> float:
+    """The learning rate of a trial."""
+    return 0.05 * (1 + number % 10)
+
+
 async def train(trial: Trial, number: int, scratch: Path, pace: float, notes: Notes) -> None:
     """One training run. All that asyncsync asks for is ``await trial.report(...)``."""
-    model = await asyncio.to_thread(Model, number, float(trial.record.params["rate"]))
+    model = await asyncio.to_thread(Model, number, rate_of(number))
     for epoch in range(1, EPOCHS + 1):
         loss = await asyncio.to_thread(model.epoch)
         if number == FAILS and epoch == FAILS_AT:
@@ -151,7 +156,7 @@ async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Boa
         listeners.create_task(board.follow(engine.events()), name="demo events")
         async with asyncio.TaskGroup() as group:
             for number in range(trials):
-                trial = engine.trial(f"trial_{number:05d}", params={"rate": 0.05 * (1 + number % 10)})
+                trial = engine.trial(f"trial_{number:05d}", params={"rate": rate_of(number)})
                 group.create_task(run_trial(trial, number, work / "scratch", pace, notes), name=trial.name)
             group.create_task(board.refresh(engine), name="demo table")
     return notes

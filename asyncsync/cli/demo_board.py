@@ -97,7 +97,7 @@ class Board:
             if trial.status != RUNNING and name not in self._over and not trial.pending_checkpoints:
                 self._over.add(name)
                 if self._live is None:
-                    metrics = short_metrics(engine.trials[name].record.metrics)
+                    metrics = short_metrics(trial.metrics)
                     self._output.line(f"{name} {trial.status}: {metrics}; {self._durable[name]} checkpoints durable")
         if self._live is not None:
             self._live.update(self._table(engine, status), refresh=True)
@@ -107,9 +107,8 @@ class Board:
         for column in ("trial", "status", "last metrics", "durable", "retired", "at risk", "lag"):
             table.add_column(column)
         for name, trial in sorted(status.trials.items()):
-            record = engine.trials[name].record
             table.add_row(
-                name, trial.status, short_metrics(record.metrics), str(self._durable[name]), str(self._retired[name]),
+                name, trial.status, short_metrics(trial.metrics), str(self._durable[name]), str(self._retired[name]),
                 human_bytes(trial.bytes_at_risk), f"{trial.durability_lag:.1f} s",
                 style={"failed": "red", "finished": "green"}.get(trial.status),
             )  # fmt: skip

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 from asyncsync.aio.retry import may_pass
 from asyncsync.aio.tasks import for_each
+from asyncsync.engine.own_files import OwnFiles
+from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.runner import CheckpointRunner
+from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import LAST_TRIES
 from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
-from asyncsync.runtime import lease_time
 from asyncsync.status import FlushReport
 from asyncsync.stores.guard.breaker import LONGEST_PAUSE, Breaker
 from asyncsync.sync.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    from asyncsync.engine.engine import SyncEngine
-    from asyncsync.engine.trial import Trial
 
 AT_ONCE = 64
 """Trees that are waited for at once."""
@@ -29,30 +27,6 @@ HOPELESS = 120.0
 longer than a restart of a server or a change of its address takes, and independent of how much there is to send."""
 MOST = 0.9
 """Share of a short time for which only the newest checkpoints are sent."""
-
-
-class Gate:
-    """Reports wait at it while a flush is under way."""
-
-    def __init__(self) -> None:
-        self._shut = 0
-        self._open = asyncio.Event()
-
-    @contextmanager
-    def closed(self, shut: bool) -> Iterator[None]:
-        """Nobody passes meanwhile, if ``shut``."""
-        self._shut += shut
-        self._open.clear()
-        try:
-            yield
-        finally:
-            self._shut -= shut
-            self._open.set()
-
-    async def passed(self) -> None:
-        """Wait until it is open."""
-        while self._shut:
-            await self._open.wait()
 
 
 async def bounded(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
@@ -90,10 +64,13 @@ class Drain:
     is interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
     """
 
-    def __init__(self, engine: SyncEngine, runner: CheckpointRunner) -> None:
+    def __init__(
+        self, context: EngineContext, registry: Registry, own: OwnFiles | None, runner: CheckpointRunner
+    ) -> None:
         self.failures: dict[str, BaseException] = {}
         """What failed for good, by name."""
-        self._engine, self._runner, self._scheduler = engine, runner, engine.scheduler
+        self._context, self._registry, self._own, self._runner = context, registry, own, runner
+        self._scheduler = context.scheduler
         self._synced: set[str] = set()
         self._patient = False
 
@@ -107,27 +84,27 @@ class Drain:
         else:
             await self._settled()
             await self._outlive()
-        await self._sync(self._engine.member_keys())
+        await self._sync(self._registry.tree_keys())
         if urgent:
             await self._settled()
-            await self._sync([trial.key for trial in self._scheduled() if trial.dirty_since is not None])
-        for trial in self._engine.trials.values():
+            await self._sync([trial.key for trial in self._registry.scheduled() if trial.dirty_since is not None])
+        for trial in self._registry.trials.values():
             self.failures.update(trial.untold())
 
     def report(self) -> FlushReport:
         """What is durable now and what is not. A tree counts if a sync of it has worked since this began."""
-        trials = self._engine.trials.values()
+        trials = self._registry.trials.values()
         pending = {f"{trial.key}/{job.name}" for trial in trials for job in trial.jobs}
         checkpoints = {f"{trial.key}/{item.name}" for trial in trials for item in trial.record.checkpoints}
         failed = {"" if name == OWN else name for name in self.failures}
         finished = {trial.key for trial in trials if not self._scheduler.has(trial.key)}
-        trees = {*self._engine.member_keys(), *finished}
-        clean = (trees & (self._synced | finished)) - self._engine.not_durable()
+        trees = {*self._registry.tree_keys(), *finished}
+        clean = (trees & (self._synced | finished)) - self._registry.not_durable()
         durable = (checkpoints | clean) - pending - failed
         return FlushReport(tuple(sorted(durable)), tuple(sorted((pending | trees | failed) - durable)))
 
     async def _urgent(self, seconds: float) -> None:
-        newest = {key: trial.jobs[-1] for key, trial in self._engine.trials.items() if trial.jobs}
+        newest = {key: trial.jobs[-1] for key, trial in self._registry.trials.items() if trial.jobs}
         self._scheduler.pause()
         try:
             self._runner.only(newest)
@@ -135,12 +112,12 @@ class Drain:
                 async with asyncio.timeout(seconds):
                     for job in newest.values():
                         await job.handle.ended()
-            await for_each(list(self._engine.trials.values()), self._record, AT_ONCE)
+            await for_each(list(self._registry.trials.values()), self._record, AT_ONCE)
         finally:
             self._scheduler.go_on()
             self._runner.all()
 
-    async def _record(self, trial: Trial) -> None:
+    async def _record(self, trial: TrialState) -> None:
         """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
         try:
             await trial.prepare()
@@ -149,19 +126,16 @@ class Drain:
             return
 
     async def _settled(self) -> None:
-        for trial in self._engine.trials.values():
+        for trial in self._registry.trials.values():
             await trial.settled()
 
     async def _outlive(self) -> None:
         """What a process that was replaced may have written over is looked at before the end."""
-        for trial in self._scheduled():
+        for trial in self._registry.scheduled():
             with suppress(AsyncsyncError):  # the sync that follows tells
                 await trial.outlive()
-        if self._engine.recheck_at is not None:
-            await asyncio.sleep(max(0.0, self._engine.recheck_at - lease_time()))
-
-    def _scheduled(self) -> list[Trial]:
-        return [trial for trial in self._engine.trials.values() if self._scheduler.has(trial.key)]
+        if self._own is not None:
+            await self._own.outlive()
 
     async def _sync(self, keys: Sequence[str]) -> None:
         failures = await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced, wait=self._waits)
@@ -169,7 +143,7 @@ class Drain:
 
     def _waits(self) -> bool:
         """Whether it is the store that fails, and not these trees: who ends this decides how long that may last."""
-        return self._patient and self._engine.session.breaker.failing
+        return self._patient and self._context.session.breaker.failing
 
 
 async def sync_all(

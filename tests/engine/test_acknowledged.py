@@ -239,16 +239,16 @@ def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Benc
             await trial.report({}, bench.checkpoint("a", weights=b"a"))
             await trial.sync()
             await asyncio.sleep(30)
-            trial._touch()
+            trial._state.touch()
             manifest = one.network.hang(operation="put", key="checkpoint_000001/.asyncsync/manifest.json", after=True)
             hangs = [one.network.hang(number + 1, operation="put", key="trial.json") for number in range(others)]
             report = asyncio.create_task(told(trial.report({}, bench.checkpoint("b", weights=b"b"))))
             await manifest.reached.wait()
-            saves = [asyncio.create_task(trial.save())]
+            saves = [asyncio.create_task(trial._state.save())]
             await hangs[0].reached.wait()
             for _ in range(1, others):
-                trial._touch()
-                saves.append(asyncio.create_task(trial.save()))
+                trial._state.touch()
+                saves.append(asyncio.create_task(trial._state.save()))
                 await asyncio.sleep(0)
             manifest.release.set()
             await asyncio.sleep(1)

@@ -129,7 +129,7 @@ def test_what_the_record_names_again_is_not_deleted(bench: Bench) -> None:
         one = Machine(bench, "one")
         async with one.engine(NEVER, resume=False) as engine:
             await engine.trial("t").report({}, bench.checkpoint())
-            nonce = engine.trial("t").record.nonce
+            nonce = engine.trial("t")._state.record.nonce
         await owe(one, DELETE, trial="t", name="checkpoint_000000", nonce=nonce)
         async with one.engine(NEVER) as engine:
             await engine.trial("t").report({})
@@ -145,7 +145,7 @@ def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -
         one, two = Machine(bench, "one"), Machine(bench, "two")
         async with one.engine(NEVER, resume=False) as engine:
             await engine.trial("t").report({})
-            nonce = engine.record.nonce
+            nonce = engine._context.record.nonce
             await engine.sync()
             with pytest.raises(AsyncsyncError):
                 async with two.engine(NEVER) as heir:
@@ -153,15 +153,15 @@ def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -
                     await heir.sync()
                     upload = await bench.store.create_multipart("t/checkpoint_000000/weights")
                     await asyncio.sleep(20)
-                    engine.session.journal.owe(
+                    engine._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await engine.session.clean_up()
+                    await engine._context.session.clean_up()
                     assert upload.upload_id in bench.store.bucket.uploads
-                    heir.session.journal.owe(
+                    heir._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await heir.session.clean_up()
+                    await heir._context.session.clean_up()
                     assert upload.upload_id not in bench.store.bucket.uploads
                     raise UnavailableError("enough")
 
@@ -257,7 +257,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
         if mode == "lend":
             report = await engine.trial("t").report({"who": "one"}, source, upload=UploadMode.ASYNC)
         await asyncio.sleep(1)
-        await engine.trial("t").settled()
+        await engine.trial("t")._state.settled()
         slow.release.set()
         assert report is None or (report.checkpoint is not None and report.checkpoint.is_durable)
 
@@ -322,12 +322,12 @@ def test_the_janitor_leaves_an_upload_alone_that_is_just_being_opened(bench: Ben
             trial = engine.trial("t")
             await trial.sync()
             key = "t/checkpoint_000000/weights"
-            owe = json.dumps({"key": key, "upload_id": "", "nonce": engine.record.nonce})
+            owe = json.dumps({"key": key, "upload_id": "", "nonce": engine._context.record.nonce})
             opening = one.network.hang(after=True, operation="create_multipart")
             report = asyncio.create_task(trial.report({}, bench.checkpoint("big", weights=bytes(11 * MIB))))
             await opening.reached.wait()
-            engine.session.journal.owe(URI, ABORT, owe)
-            await engine.session.clean_up()
+            engine._context.session.journal.owe(URI, ABORT, owe)
+            await engine._context.session.clean_up()
             opening.release.set()
             await report
         assert bench.store.bucket.uploads == {}

@@ -72,7 +72,7 @@ def test_a_trial_made_while_the_experiments_own_files_are_scanned_is_not_taken_f
             trial = engine.trial("t")
             (trial.dir / "log").write_bytes(b"log")
             go_on.set()
-            await engine.scheduler.idle()
+            await engine._context.scheduler.idle()
             own = Manifest.from_bytes(bench.store.contents[MANIFEST])
             assert sorted(own.files) == ["searcher"]
 

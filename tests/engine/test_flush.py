@@ -103,7 +103,7 @@ def test_what_was_not_done_in_time_goes_on_afterwards(bench: Bench) -> None:
         async with bench.engine(ARTIFACTS, KEEP) as engine:
             await busy(bench, engine)
             assert (await engine.flush(6)).not_durable
-        assert engine.trials["a"].record.next_checkpoint == 2
+        assert engine._registry.trials["a"].record.next_checkpoint == 2
 
     run_virtual(main())
     for trial in TRIALS:

@@ -95,7 +95,7 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
             bench.faults.fail(error=UnavailableError("away"), times=None)
             for trial in running:
                 await trial.report({}, source, upload=UploadMode.ASYNC)
-                await engine.scheduler.ask(trial.key, force=True)
+                await engine._context.scheduler.ask(trial.name, force=True)
             await asyncio.sleep(600 + late)
             bench.faults.clear()
             gone = loop.time()

@@ -42,7 +42,7 @@ def test_what_asyncsync_writes_itself_is_no_checkpoint(
             }[which]  # fmt: skip
             with pytest.raises(ConfigError, match="directory of its own"):
                 await trial.report({"x": 2}, Checkpoint.take(path) if owned else path)
-            assert (trial.record.reports, trial.jobs) == (1, [])
+            assert (trial._state.record.reports, trial._state.jobs) == (1, [])
 
     run_virtual(main())
 
@@ -161,7 +161,7 @@ def test_a_name_too_long_for_the_store_is_refused_before_anything_is_recorded(be
             trial = engine.trial("t")
             with pytest.raises(CheckpointIncompleteError, match=r"longer than the store allows.*x/weights"):
                 await trial.report({}, source)
-            assert trial.record.reports == 0
+            assert trial._state.record.reports == 0
             assert not (trial.dir / "result.json").exists()
 
     run_virtual(main())
@@ -196,7 +196,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
             results = await asyncio.gather(*reports, return_exceptions=True)
             assert [isinstance(result, ConfigError) for result in results] == [False, True]
             hang.release.set()
-            assert trial.record.reports == 2
+            assert trial._state.record.reports == 2
             await trial.report({}, bench.checkpoint("d"))
 
     run_virtual(main())
@@ -265,7 +265,7 @@ def test_a_named_checkpoint_is_adopted_retired_and_restored_like_any_other(bench
         async with bench.engine(resume=True, keep=CheckpointConfig(num_to_keep=1)) as engine:
             trial = engine.trial("t")
             await trial.report({})
-            assert [(item.name, item.step) for item in trial.record.checkpoints] == [("first", 1), ("second", 2)]
+            assert [(item.name, item.step) for item in trial._state.record.checkpoints] == [("first", 1), ("second", 2)]
             await trial.report({}, bench.checkpoint("c", w=b"c"), name="third")
 
     with pytest.raises(KeyError):

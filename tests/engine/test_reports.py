@@ -40,7 +40,7 @@ def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_
         append(directory, row)
 
     if slow:
-        monkeypatch.setattr("asyncsync.engine.trial.append_result", slowly)
+        monkeypatch.setattr("asyncsync.engine.trials.acceptance.append_result", slowly)
 
     async def main() -> None:
         async with bench.engine() as engine:
@@ -56,11 +56,11 @@ def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_
                 task.cancel()
                 await asyncio.wait([task])
                 rows, table = rows_of(trial.dir)
-                assert len(rows) == table == trial.record.reports
+                assert len(rows) == table == trial._state.record.reports
             await trial.settled()
             rows, table = rows_of(trial.dir)
             assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
-            names = [item.name for item in trial.record.checkpoints]
+            names = [item.name for item in trial._state.record.checkpoints]
             assert [row["checkpoint_dir_name"] for row in rows if "checkpoint_dir_name" in row] == names
 
     run_virtual(main())
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_no_row_and_accepts_nothing(
                 await trial.report({"x": 2}, bench.checkpoint())
             monkeypatch.delattr(results, "open")
             assert {name: (trial.dir / name).read_bytes() for name in before} == before
-            assert (trial.record.reports, trial.jobs) == (1, [])
+            assert (trial._state.record.reports, trial._state.jobs) == (1, [])
             await trial.report({"x": 3}, bench.checkpoint())
             assert [row["training_iteration"] for row in rows_of(trial.dir)[0]] == [1, 2]
         assert bench.keys("weights") == ["t/checkpoint_000000/weights"]
@@ -204,7 +204,7 @@ def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(
         assert leaving.wait(10)
         append(directory, row)
 
-    monkeypatch.setattr("asyncsync.engine.trial.append_result", slowly)
+    monkeypatch.setattr("asyncsync.engine.trials.acceptance.append_result", slowly)
 
     async def main() -> None:
         async with bench.engine() as engine:

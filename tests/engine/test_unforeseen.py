@@ -98,7 +98,7 @@ def test_a_bug_of_the_engine_itself_is_a_crash(bench: Bench, monkeypatch: pytest
         async with bench.engine() as engine:
             trial = engine.trial("t")
             await trial.sync()
-            monkeypatch.setattr(engine.scheduler, "_ended", lambda *_, **__: 1 / 0)
+            monkeypatch.setattr(engine._context.scheduler, "_ended", lambda *_, **__: 1 / 0)
             await trial.sync()
 
     with pytest.raises(BaseExceptionGroup) as caught:

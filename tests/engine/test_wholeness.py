@@ -162,7 +162,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
     async def main() -> None:
         def strike() -> None:
             nonlocal path, left, count
-            count += any(job.name not in trial.stored for job in trial.jobs)
+            count += any(job.name not in trial._state.stored for job in trial._state.jobs)
             if count == at and not path:
                 path = happen(root)
                 left = {} if happen in (file_to_pipe, break_link) else files_of(root)
@@ -190,7 +190,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
                 assert path in str(error)
                 assert f"t/{name}/{MANIFEST}" not in bench.keys()
                 assert stored(bench, good.checkpoint.name)
-                assert trial.record.checkpoints[-1].name == good.checkpoint.name
+                assert trial._state.record.checkpoints[-1].name == good.checkpoint.name
                 if left:
                     assert files_of(root) == left
                 again = await trial.report({"x": 3}, bench.checkpoint("again"))

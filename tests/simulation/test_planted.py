@@ -7,7 +7,7 @@ import pytest
 
 import asyncsync.engine.trials.rank_commit
 import asyncsync.planning.ranks
-from asyncsync.engine.trial import Trial
+from asyncsync.engine.trials.state import TrialState
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
@@ -53,14 +53,14 @@ def any_debt(patch: pytest.MonkeyPatch) -> None:
 def retired_first(patch: pytest.MonkeyPatch) -> None:
     """What is retired goes before the record that retires it is stored."""
     any_debt(patch)
-    save = Trial.save
+    save = TrialState.save
 
-    async def early(trial: Trial) -> bool:
+    async def early(trial: TrialState) -> bool:
         if trial.leaving:
-            trial._stored(trial._named())
+            trial._stored(trial.named())
         return await save(trial)
 
-    patch.setattr(Trial, "save", early)
+    patch.setattr(TrialState, "save", early)
 
 
 def steps_not_compared(patch: pytest.MonkeyPatch) -> None:

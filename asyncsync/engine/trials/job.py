@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,8 @@ from asyncsync.errors import AsyncsyncError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
-from asyncsync.sync.tree import Tree
+from asyncsync.sync.session import Session
+from asyncsync.sync.tree import ID, Tree
 
 STUCK = 4
 """Attempts in a row that may end by their time-out with bytes on their way and none acknowledged: the first sends as
@@ -86,6 +89,15 @@ class CheckpointJob:
         self.tree.send_less_at_once()
         return self.stuck < STUCK
 
+    def cross_out(self, session: Session) -> None:
+        """It is durable, or given up: no later process resumes it."""
+        if self.written_as:
+            session.journal.checkpoint_closed(session.uri, self.trial, self.written_as)
+
+    def progress(self) -> str:
+        """How much of it was sent, for people."""
+        return self.tree.progress() if self.tree is not None else f"{self.handle.uri}: nothing was sent yet"
+
     def rename(self, number: int, uri: str) -> None:
         """It gets another name, because this one is another checkpoint's: that of ``number``, with a mark if this is
         its number already. ``uri`` is the trial's."""
@@ -93,6 +105,33 @@ class CheckpointJob:
         self.number, self.handle.name = number, checkpoint_name(number) + mark
         self.handle.uri = f"{uri}/{self.handle.name}"
         self.tree, self.begun, self.registered = None, False, False
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A checkpoint that an earlier process accepted and did not finish."""
+
+    trial: str
+    name: str
+    payload: Mapping[str, Any]
+    source: Accepted | None
+    problem: AsyncsyncError | None
+    """Why its files are not those that were accepted."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is resumed without being reported again."""
+        return bool(self.payload.get("goes_on", True))
+
+    def job(self, uri: str, mode: UploadMode) -> CheckpointJob:
+        """The job that resumes it; ``uri`` is the trial's."""
+        payload, handle = self.payload, CheckpointHandle(self.name, f"{uri}/{self.name}")
+        return CheckpointJob(
+            self.trial, self.source, payload["number"], handle, payload["metrics"], payload["metadata"], mode,
+            payload["delete_local"], asyncio.get_running_loop().time(), payload[ID], step=payload.get("step"),
+            named=payload.get("named", False), goes_on=self.goes_on, begun=True, inherited=True, written_as=self.name,
+            problem=self.problem,
+        )  # fmt: skip
 
 
 def checkpoint_name(number: int) -> str:

@@ -20,14 +20,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from asyncsync.aio.retry import Again, persist
 from asyncsync.aio.tasks import within
-from asyncsync.engine.resume import NUMBERED, sub_prefixes
-from asyncsync.engine.start import warn
+from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.rank_commit import ConflictError, LostError, Seen, SharedCheckpoint
+from asyncsync.engine.trials.resume import NUMBERED, sub_prefixes
+from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import upload
 from asyncsync.errors import (
     AsyncsyncError,
@@ -51,10 +51,6 @@ from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.upload.create_only import CollisionError
 
-if TYPE_CHECKING:
-    from asyncsync.engine.engine import SyncEngine
-    from asyncsync.engine.trial import Trial
-
 log = logging.getLogger("asyncsync")
 
 FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
@@ -74,12 +70,12 @@ class _Patience:
 class Ranks:
     """One rank's share in a trial."""
 
-    def __init__(self, engine: SyncEngine, name: str, *, resumed: bool) -> None:
-        role = engine.role
+    def __init__(self, context: EngineContext, name: str, *, resumed: bool) -> None:
+        role = context.role
         self.rank, self.world_size = role.rank, role.world_size
         self.claim = RankRecord(name, role.rank, role.world_size, updated=wall_time())
         self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.claim.to_bytes)
-        self._engine, self._name = engine, name
+        self._context, self._name = context, name
         self._resumed = self._may_follow = resumed
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
@@ -103,7 +99,7 @@ class Ranks:
 
     # taking part
 
-    async def take(self, trial: Trial) -> None:
+    async def take(self, trial: TrialState) -> None:
         """Before the first report of a rank that does not lead: become this rank, and find where to count on.
 
         ConcurrentWriterError if another process is, or was, this rank and we were not told to resume.
@@ -134,7 +130,7 @@ class Ranks:
         self._returned = self._resumed and leader is not None
         self._waited = there is None or not known  # a first start, or rank 0 was faster: nothing to be patient for
 
-    async def _count_on(self, store: Store, trial: Trial, leader: TrialRecord | None) -> None:
+    async def _count_on(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
         first = leader.first_checkpoint if leader is not None else 0
         names = await sub_prefixes(store, f"{self._name}/")
@@ -176,7 +172,7 @@ class Ranks:
             )
         return leader
 
-    async def _follow(self, trial: Trial) -> bool:
+    async def _follow(self, trial: TrialState) -> bool:
         """Join rank 0's new generation, if there is one: what is on its way is counted anew."""
         store = self._store()
         leader = await self._moved(store)
@@ -185,7 +181,7 @@ class Ranks:
         following, first = trial.record.next_checkpoint, min(job.number for job in trial.jobs)
         await self._count_on(store, trial, leader)
         trial.record.next_checkpoint = following
-        _renumber(trial, first, self._base - first)
+        trial.renumber(first, self._base - first)
         self._belong_to(_generation_of(leader))
         self.claim.updated = wall_time()
         self._returned = False
@@ -194,7 +190,7 @@ class Ranks:
 
     # one checkpoint
 
-    async def make_durable(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+    async def make_durable(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
         """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
 
         CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, the one that failed
@@ -213,17 +209,17 @@ class Ranks:
         self._may_follow = self._returned = self._unsure = False
         return await self._shared(trial, job.name, job).report(report) if self.leads else report
 
-    async def give_up(self, trial: Trial, job: CheckpointJob, reason: str) -> None:
+    async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
         """Give up a checkpoint that was reported: the others are told now, whoever waits for it here when its runner
         looks next."""
         job.given_up = reason
         if trial.jobs[0] is job and (self.leads or self._begun):
             await self._shared(trial, job.name, job).give_up(self._resigned(job), _step(job))
 
-    async def _wait_for_rank_0(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
+    async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
         loop = asyncio.get_running_loop()
-        began, limit = loop.time(), self._engine.run.checkpoint_config.commit_seconds
+        began, limit = loop.time(), self._context.run.checkpoint_config.commit_seconds
         while not self.leads and not self._begun:
             await persist(partial(self._leader, self._store()), again)
             if not self._begun and loop.time() - began >= limit:
@@ -234,7 +230,7 @@ class Ranks:
                 await asyncio.sleep(PATIENCE / 20)
         self._waited = True
 
-    async def _take_part(self, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _take_part(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
         patience, report = _Patience(self._commit_seconds), SyncReport()
         while True:
             self._agreed.clear()
@@ -249,7 +245,7 @@ class Ranks:
             elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, again):
                 return report
 
-    async def _arrive(self, trial: Trial, job: CheckpointJob, again: Again) -> Seen:
+    async def _arrive(self, trial: TrialState, job: CheckpointJob, again: Again) -> Seen:
         self._check_given_up(job)
         if not self._unsure:
             return Seen([self.rank])
@@ -259,7 +255,7 @@ class Ranks:
         """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
         return seen.whole or (seen.lost is not None and (seen.certain or seen.lost.step < _step(job)))
 
-    async def _is_whole(self, trial: Trial, job: CheckpointJob, lost: FailureRecord, again: Again) -> bool:
+    async def _is_whole(self, trial: TrialState, job: CheckpointJob, lost: FailureRecord, again: Again) -> bool:
         """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
         committed all the same."""
         stands: FailureRecord | None = lost
@@ -272,26 +268,22 @@ class Ranks:
             raise self._lost(job, stands)
         job.passed = stands.reason
         message = f"{job.handle.uri} is not whole: {stands.reason}; step {job.step} gets the next number"
-        warn(self._engine.emit, trial.key, message)
+        self._context.warn(trial.key, message)
         self._leave(trial, job)
         return False
 
     @staticmethod
-    def _is_over(trial: Trial, job: CheckpointJob, word: FailureRecord) -> bool:
+    def _is_over(trial: TrialState, job: CheckpointJob, word: FailureRecord) -> bool:
         """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
         user chose the name."""
         return word.step >= _step(job) or job.named or (trial.last_durable or 0) > job.number
 
-    @staticmethod
-    def _progress(job: CheckpointJob) -> str:
-        return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
-
-    def _leave(self, trial: Trial, job: CheckpointJob) -> None:
-        _renumber(trial, job.number, 1)
+    def _leave(self, trial: TrialState, job: CheckpointJob) -> None:
+        trial.renumber(job.number, 1)
         self._unsure = True
 
     async def _send(
-        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience
+        self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience
     ) -> tuple[SyncReport, Seen]:
         """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
         in the way of ours."""
@@ -299,11 +291,11 @@ class Ranks:
         if self._returned:
             more[RETURNED] = True
         sending = upload(
-            self._engine.session, f"{self._name}/", job, again, trial.confirm,
+            self._context.session, f"{self._name}/", job, again, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
         try:
-            report = await within(self._engine.run.sync_config.timeout, sending, lambda: self._progress(job))
+            report = await within(self._context.run.sync_config.timeout, sending, job.progress)
         except CollisionError as error:
             return SyncReport(), await self._in_our_way(trial, job, again, patience, error)
         except SyncFailedError:
@@ -314,7 +306,7 @@ class Ranks:
         return report, Seen()
 
     async def _in_our_way(
-        self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
+        self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
     ) -> Seen:
         """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
         else of a process that is gone, and then all ranks take the next number."""
@@ -341,7 +333,7 @@ class Ranks:
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
             pause = min(pause * 1.5, MOST_BETWEEN)
 
-    async def _wait(self, trial: Trial, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
+    async def _wait(self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
         """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + patience.left, FIRST_LOOK
@@ -367,7 +359,7 @@ class Ranks:
 
     @property
     def _commit_seconds(self) -> float:
-        return self._engine.run.checkpoint_config.commit_seconds
+        return self._context.run.checkpoint_config.commit_seconds
 
     def _check_given_up(self, job: CheckpointJob) -> None:
         if job.given_up:
@@ -391,12 +383,12 @@ class Ranks:
             reason = f"{job.passed}; then {reason}"
         return self._lost(job, self._word(reason, _step(job)))
 
-    async def _give_up(self, trial: Trial, job: CheckpointJob, error: Exception) -> bool:
+    async def _give_up(self, trial: TrialState, job: CheckpointJob, error: Exception) -> bool:
         """Tell the others, if there is a generation to tell. True: it just became whole all the same.
 
         A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
         """
-        if not (self.leads or self._begun) or not (job.given_up or self._engine.session.store.healthy):
+        if not (self.leads or self._begun) or not (job.given_up or self._context.session.store.healthy):
             return False
         reason, step, conflict = f"rank {self.rank} failed: {error}", _step(job), isinstance(error, ConflictError)
         if isinstance(error, LostError):
@@ -415,14 +407,14 @@ class Ranks:
             log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
             return False
 
-    def _shared(self, trial: Trial, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
+    def _shared(self, trial: TrialState, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(
             self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
             _step(job) if job is not None else -1, self._returned, self._before_us,
             job.token if job is not None else "", job.source if job is not None else None, self._agreed,
         )  # fmt: skip
 
-    def _generation(self, trial: Trial | None = None) -> Generation:
+    def _generation(self, trial: TrialState | None = None) -> Generation:
         if self.leads and trial is not None:
             return _generation_of(trial.record)
         return Generation(self.claim.generation, self.claim.nonce)
@@ -430,10 +422,10 @@ class Ranks:
     def _belong_to(self, generation: Generation) -> None:
         self.claim.generation, self.claim.nonce = generation.epoch, generation.nonce
 
-    def _store(self, trial: Trial | None = None) -> Store:
+    def _store(self, trial: TrialState | None = None) -> Store:
         """With a trial: writes only for who still is this rank."""
         fence = trial.confirm if trial is not None else None
-        return self._engine.session.view(Lane.RECORD, self._name, fence)
+        return self._context.session.view(Lane.RECORD, self._name, fence)
 
 
 def _generation_of(leader: TrialRecord) -> Generation:
@@ -442,16 +434,3 @@ def _generation_of(leader: TrialRecord) -> Generation:
 
 def _step(job: CheckpointJob) -> int:
     return -1 if job.step is None else job.step
-
-
-def _renumber(trial: Trial, first: int, shift: int) -> None:
-    """Checkpoints from a number on, and those that will be reported, get later numbers; what was sent of them is of
-    another generation or under another name."""
-    trial.record.next_checkpoint += shift
-    for job in trial.jobs:
-        if job.number >= first:
-            if job.named or not shift:
-                job.number += shift  # where it is, is the user's word
-                job.begun, job.tree = job.begun or job.tree is not None, None
-            else:
-                job.rename(job.number + shift, trial.uri)

@@ -6,17 +6,18 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from asyncsync.aio.retry import Again, may_pass, persist
 from asyncsync.aio.tasks import within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import SHOWN, Accepted
-from asyncsync.engine.resume import not_whole
+from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import STUCK, CheckpointJob, record_of
-from asyncsync.engine.trials.pending import cross_out, look_back, write_down
-from asyncsync.engine.trials.ranks import Ranks
+from asyncsync.engine.trials.pending import look_back, write_down
+from asyncsync.engine.trials.registry import Registry
+from asyncsync.engine.trials.resume import not_whole
+from asyncsync.engine.trials.state import RankShare, TrialState
 from asyncsync.engine.trials.upload import LAST_TRIES, upload
 from asyncsync.errors import EngineClosedError, SyncTimeoutError
 from asyncsync.events import (
@@ -38,10 +39,6 @@ from asyncsync.sync.tree import ID
 from asyncsync.sync.upload.copy_sources import recall
 from asyncsync.sync.upload.create_only import CollisionError
 
-if TYPE_CHECKING:
-    from asyncsync.engine.engine import SyncEngine
-    from asyncsync.engine.trial import Trial
-
 log = logging.getLogger("asyncsync")
 
 RECALLED_FROM = 1 << 20
@@ -51,10 +48,10 @@ RECALLED_FROM = 1 << 20
 class CheckpointRunner:
     """Takes jobs from its inbox. Files first, then the manifest, then the record, then retirement."""
 
-    def __init__(self, engine: SyncEngine, group: asyncio.TaskGroup) -> None:
+    def __init__(self, context: EngineContext, registry: Registry, group: asyncio.TaskGroup) -> None:
         self.inbox: asyncio.Queue[CheckpointJob] = asyncio.Queue()
         """Accepted checkpoints. Bounded by ``max_pending_checkpoints`` and the reports that wait, in each trial."""
-        self._engine, self._group = engine, group
+        self._context, self._registry, self._group = context, registry, group
         self._running: dict[str, asyncio.Task[None]] = {}
         self._only: Mapping[str, CheckpointJob] | None = None
         self._sending: dict[str, CheckpointJob] = {}
@@ -63,12 +60,16 @@ class CheckpointRunner:
         """Trials whose runner is being interrupted, to begin again."""
         self._recalled: set[str] = set()
 
+    def submit(self, job: CheckpointJob) -> None:
+        """Plain: a checkpoint is to become durable."""
+        self.inbox.put_nowait(job)
+
     async def run(self) -> None:
         """Start what comes in; ends only by cancel."""
         while True:
             job = await self.inbox.get()
-            self._engine.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
-            self._start(self._engine.trials[job.trial])
+            self._context.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
+            self._start(self._registry.trials[job.trial])
 
     def only(self, jobs: Mapping[str, CheckpointJob]) -> None:
         """Time is short: of each trial just this one, now; what else is being sent is interrupted."""
@@ -78,12 +79,12 @@ class CheckpointRunner:
                 self._yielding.add(key)
                 self._running[key].cancel()
         for key in jobs:
-            self._start(self._engine.trials[key])
+            self._start(self._registry.trials[key])
 
     def all(self) -> None:
         """Everything again, in the order of reports."""
         self._only = None
-        for trial in self._engine.trials.values():
+        for trial in self._registry.trials.values():
             self._start(trial)
 
     def cancel(self) -> None:
@@ -92,35 +93,35 @@ class CheckpointRunner:
         self._yielding.clear()
         for task in self._running.values():
             task.cancel()
-        for trial in self._engine.trials.values():
+        for trial in self._registry.trials.values():
             if trial.key not in self._running:
                 for job in list(trial.jobs):
                     trial.job_ended(job, stopped(job))
 
-    def _start(self, trial: Trial) -> None:
+    def _start(self, trial: TrialState) -> None:
         if trial.key not in self._running and self._next(trial) is not None:
             self._running[trial.key] = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
 
-    def _next(self, trial: Trial) -> CheckpointJob | None:
+    def _next(self, trial: TrialState) -> CheckpointJob | None:
         if self._only is None:
             return trial.jobs[0] if trial.jobs else None
         wanted = self._only.get(trial.key)
         return next((job for job in trial.jobs if job is wanted), None)
 
-    async def _run(self, trial: Trial) -> None:
+    async def _run(self, trial: TrialState) -> None:
         try:
             while (job := self._next(trial)) is not None:
                 await self._one(trial, job)
         finally:
             self._running.pop(trial.key, None)
-            if self._engine.stopped:
+            if self._context.stopped:
                 for job in list(trial.jobs):
                     trial.job_ended(job, stopped(job))
             if trial.key in self._yielding:
                 self._yielding.discard(trial.key)
                 self._start(trial)
 
-    async def _one(self, trial: Trial, job: CheckpointJob) -> None:
+    async def _one(self, trial: TrialState, job: CheckpointJob) -> None:
         started = asyncio.get_running_loop().time()
         try:
             report = await self._within(trial, job)
@@ -132,14 +133,14 @@ class CheckpointRunner:
         except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
             if job.registered and job.name in trial.stored:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
-            elif self._engine.stopped:  # no verdict: the cancel came when the answer did
+            elif self._context.stopped:  # no verdict: the cancel came when the answer did
                 trial.job_ended(job, stopped(job))
                 return
             else:
                 await self._failed(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
                 return
         seconds = asyncio.get_running_loop().time() - started
-        self._engine.emit(
+        self._context.emit(
             CheckpointDurable(
                 tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total,
                 bytes_sent=report.bytes_sent, bytes_copied=report.bytes_copied, requests=report.requests,
@@ -148,15 +149,15 @@ class CheckpointRunner:
         )  # fmt: skip
         if job.delete_local and job.source is not None:
             await self._remove_local(trial, job, job.source)
-        cross_out(self._engine.session, job)
+        job.cross_out(self._context.session)
         if job.goes_on:
-            await self._engine.session.journal.flush()  # before a later one can retire it: it must not come back then
+            await self._context.session.journal.flush()  # before a later one can retire it: it must not come back then
         trial.job_ended(job)
-        config = self._engine.run.sync_config
+        config = self._context.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
-            await self._engine.scheduler.ask(trial.key, force=True)
+            await self._context.scheduler.ask(trial.key, force=True)
 
-    async def _remove_local(self, trial: Trial, job: CheckpointJob, source: Accepted) -> None:
+    async def _remove_local(self, trial: TrialState, job: CheckpointJob, source: Accepted) -> None:
         """What is not as it was sent stays, and is told."""
         try:
             stayed = await in_thread(source.remove)
@@ -165,33 +166,29 @@ class CheckpointRunner:
         if stayed:
             names = ", ".join(stayed[:SHOWN]) + (f" and {len(stayed) - SHOWN} more" if len(stayed) > SHOWN else "")
             message = f"{source.path}: {names} came or changed after {trial.key}/{job.name} was sent, and stayed"
-            self._engine.emit(SyncWarning(tree=trial.key, message=message))
+            self._context.emit(SyncWarning(tree=trial.key, message=message))
 
-    async def _within(self, trial: Trial, job: CheckpointJob) -> SyncReport:
+    async def _within(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         """``sync_timeout`` bounds what we send, not how long other ranks take. An attempt in which bytes moved is gone
         on with: by us if nobody waits for it, else by who reports the directory again."""
-        timeout = self._engine.run.sync_config.timeout
+        timeout = self._context.run.sync_config.timeout
         while trial.ranks is None:
             try:
-                return await within(timeout, self._make_durable(trial, job), lambda: self._progress(job))
+                return await within(timeout, self._make_durable(trial, job), job.progress)
             except SyncTimeoutError as error:
                 if not job.moved() or job.mode is UploadMode.SYNC:
                     raise
-                self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=str(error)))
+                self._context.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=str(error)))
         return await self._make_durable(trial, job)
 
-    @staticmethod
-    def _progress(job: CheckpointJob) -> str:
-        return job.tree.progress() if job.tree is not None else f"{job.handle.uri}: nothing was sent yet"
-
-    async def _make_durable(self, trial: Trial, job: CheckpointJob) -> SyncReport:
-        session = self._engine.session
+    async def _make_durable(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
+        session = self._context.session
         last_tries = LAST_TRIES
 
         def hiccup(error: str) -> bool:
             nonlocal last_tries
-            self._engine.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
-            last_tries -= self._engine.leaving and not self._engine.waits_for_store()
+            self._context.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
+            last_tries -= self._context.leaving and not self._context.waits_for_store
             return last_tries > 0
 
         again = Again(hiccup, session.breaker.rest)
@@ -203,7 +200,7 @@ class CheckpointRunner:
         await self._register(trial, job, report, again)
         return report
 
-    async def _send(self, session: Session, trial: Trial, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
         done = None
         await self._see_that_the_name_is_free(trial, job, again)
         if job.begun and job.tree is None:
@@ -223,7 +220,7 @@ class CheckpointRunner:
                     raise
                 self._step_over(trial, job, error)
 
-    async def _see_that_the_name_is_free(self, trial: Trial, job: CheckpointJob, again: Again) -> None:
+    async def _see_that_the_name_is_free(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
         """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
         name that the user chose is waited for."""
         if job.name in trial.record.given_up:
@@ -236,7 +233,7 @@ class CheckpointRunner:
         if job.name in trial.freed:
             await persist(trial.save, again)
 
-    def _step_over(self, trial: Trial, job: CheckpointJob, why: object) -> None:
+    def _step_over(self, trial: TrialState, job: CheckpointJob, why: object) -> None:
         """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
         was reported later gets a higher number still, or it would count as the older one. What an earlier process had
         accepted keeps its number, under another name: others have gone on since, and theirs are newer."""
@@ -244,24 +241,26 @@ class CheckpointRunner:
         later = trial.jobs[trial.jobs.index(job) + 1 :]
         others = [] if job.inherited else [one for one in later if not one.named and not one.registered]
         for one in [job, *others]:
-            self._engine.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
-            cross_out(self._engine.session, one)
+            self._context.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
+            one.cross_out(self._context.session)
             number = one.number
             if not one.inherited:
                 number = trial.record.next_checkpoint
                 trial.record.next_checkpoint = number + 1
             one.rename(number, trial.uri)
-            write_down(self._engine, trial, one)
+            write_down(self._context, trial, one)
 
-    async def _recall(self, trial: Trial, job: CheckpointJob) -> None:
+    async def _recall(self, trial: TrialState, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
         if trial.key in self._recalled or job.size < RECALLED_FROM:
             return
         self._recalled.add(trial.key)
-        session = self._engine.session
-        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._engine.origins(trial))
+        session = self._context.session
+        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.origins(trial))
 
-    async def _with_the_others(self, trial: Trial, ranks: Ranks, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _with_the_others(
+        self, trial: TrialState, ranks: RankShare, job: CheckpointJob, again: Again
+    ) -> SyncReport:
         report = await ranks.make_durable(trial, job, again)
         if ranks.leads:
             await self._register(trial, job, report, again)
@@ -269,10 +268,10 @@ class CheckpointRunner:
             trial.record.checkpoints = [record_of(job, report)]  # rank 0 keeps the list: this is for status()
         return report
 
-    async def _register(self, trial: Trial, job: CheckpointJob, report: SyncReport, again: Again) -> None:
+    async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, again: Again) -> None:
         """Name it in the record, in the same write without those that it retires; only once that is stored they leave
         our memory, and their data goes."""
-        record, keep = trial.record, self._engine.run.checkpoint_config
+        record, keep = trial.record, self._context.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
             record.checkpoints.sort(key=by_age)  # the newest may have gone first
@@ -280,7 +279,7 @@ class CheckpointRunner:
         retired = to_retire(
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
-        if retired and not self._engine.session.store.traits.conditional_writes:
+        if retired and not self._context.session.store.traits.conditional_writes:
             await persist(partial(self._see_that_it_is_whole, trial, job), again)
         trial.leaving |= frozenset(retired)
         try:
@@ -288,17 +287,17 @@ class CheckpointRunner:
         finally:
             trial.leaving = frozenset()
         for name in sorted(retired):
-            self._engine.session.catalogue.forget(f"{trial.key}/{name}/")
-            self._engine.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
+            self._context.session.catalogue.forget(f"{trial.key}/{name}/")
+            self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 
-    async def _see_that_it_is_whole(self, trial: Trial, job: CheckpointJob) -> None:
+    async def _see_that_it_is_whole(self, trial: TrialState, job: CheckpointJob) -> None:
         """Where a store cannot keep two processes apart, the newest is looked at before an older one goes."""
-        store, prefix = self._engine.session.view(Lane.RECORD, trial.key), f"{trial.key}/{job.name}/"
+        store, prefix = self._context.session.view(Lane.RECORD, trial.key), f"{trial.key}/{job.name}/"
         manifest = await read_manifest(store, prefix)
         if manifest.info.get(ID) != job.token or (wrong := await not_whole(store, prefix, manifest)):
             raise CollisionError(f"{job.handle.uri} was written over by another process: {wrong or MANIFEST}")
 
-    async def _failed(self, trial: Trial, job: CheckpointJob, error: Exception) -> None:
+    async def _failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
         """It will never be durable: nothing of it is to stay in the store. Except one that the next process goes on
         with because the reason may pass, and one whose bytes moved: whoever reports it again goes on with that."""
         waits = isinstance(error, SyncTimeoutError) and job.mode is UploadMode.SYNC and trial.ranks is None
@@ -310,13 +309,13 @@ class CheckpointRunner:
             error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
         elif not (job.goes_on and may_pass(error)):
             trial.give_up(job)
-        self._engine.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
+        self._context.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
         trial.job_ended(job, error)  # whoever waits is told at once, however long the record takes
         await self._tell_the_record(trial)
 
-    async def _tell_the_record(self, trial: Trial) -> None:
+    async def _tell_the_record(self, trial: TrialState) -> None:
         """What it gives up is deleted once that is stored; if that does not work now, the next sync does it."""
-        if not self._engine.session.store.healthy or not trial.record.given_up:
+        if not self._context.session.store.healthy or not trial.record.given_up:
             return
         try:
             await trial.save()

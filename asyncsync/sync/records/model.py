@@ -181,7 +181,7 @@ class TrialRecord(Record):
     """Names of checkpoints whose data is to go, or is going: retired ones, and such as were not to be. They do not come
     back, and only what stands here is deleted."""
     runner: str = ""
-    """The process that runs it, see :mod:`asyncsync.engine.presence`."""
+    """The process that runs it, see :class:`asyncsync.runtime.Presence`."""
     started: float = 0.0
     updated: float = 0.0
 
@@ -259,7 +259,7 @@ class ExperimentRecord(Record):
     nonce: str = ""
     """Tells it from an earlier experiment of the same name in the same place."""
     runner: str = ""
-    """The driver, see :mod:`asyncsync.engine.presence`."""
+    """The driver, see :class:`asyncsync.runtime.Presence`."""
 
 
 CHECKS: dict[str, Check] = {

@@ -220,7 +220,7 @@ class SimulationLoop(VirtualTimeLoop):
         return set()
 
     def process_identity(self) -> str | None:
-        """Of the process whose code is running, see :mod:`asyncsync.engine.presence`."""
+        """Of the process whose code is running, see :class:`asyncsync.runtime.Presence`."""
         process = PROCESS.get()
         return None if process is None else f"{process.machine.name} {process.pid}"
 

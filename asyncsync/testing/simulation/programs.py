@@ -126,7 +126,7 @@ class Training(Program):
             )  # fmt: skip
             try:
                 async with engine:
-                    self.process.sessions.append(engine.session)
+                    self.process.sessions.append(engine._context.session)  # noqa: SLF001  the kit looks behind the face
                     await self._train(engine)
             except ExperimentExistsError:
                 if resume:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from xxhash import xxh3_128
 
 from asyncsync.aio.tasks import for_each
 from asyncsync.aio.threads import in_thread
+from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
+from asyncsync.disk.results import as_json
+from asyncsync.engine.trials.role import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 from asyncsync.planning.retention import by_age
-from asyncsync.runtime import wall_time
+from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
 from asyncsync.stores.read import list_all, versions_below
 from asyncsync.sync.download.tree_download import download_tree
@@ -30,6 +33,40 @@ NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
 LOOKS = 3
 """How often files are looked at again that are not what their manifest says: their writer may be alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """Who wrote a record before us."""
+
+    runner: str = ""
+    running: bool = False
+    """Whether it has not said that it was done."""
+
+    def may_still_write(self) -> bool:
+        """Whether requests of it may be on their way, until its lease has run out."""
+        return self.running and not Presence.has_ended(self.runner)
+
+
+def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
+    """The record of a trial that starts now."""
+    now, params = wall_time(), as_json(params or {})
+    return TrialRecord(
+        name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now, nonce=token(),
+        runner=runner,
+    )  # fmt: skip
+
+
+def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
+    """The record of a trial that goes on: whoever had it, which is returned, loses it when this is written."""
+    before = Predecessor(record.runner, record.status == "running")
+    record.epoch += 1
+    record.nonce, record.runner = record.nonce or token(), runner
+    record.world_size = role.world_size
+    record.status, record.error, record.updated = "running", None, wall_time()
+    if params is not None:
+        record.params = as_json(params)
+    return before
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:

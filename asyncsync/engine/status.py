@@ -1,0 +1,46 @@
+"""Private: reads how an engine stands from its memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.state import TrialState
+from asyncsync.status import EngineStatus, TrialStatus
+
+
+def trial_status(trial: TrialState, now: float) -> TrialStatus:
+    """``now`` is the event loop's clock."""
+    since = [job.accepted for job in trial.jobs]
+    if trial.dirty_since is not None:
+        since.append(trial.dirty_since)
+    return TrialStatus(
+        name=trial.name,
+        status=trial.record.status,
+        last_durable=trial.last_durable,
+        last_durable_time=trial.last_durable_time,
+        durability_lag=now - min(since) if since else 0.0,
+        bytes_at_risk=sum(job.size for job in trial.jobs),
+        pending_checkpoints=len(trial.jobs),
+        metrics=trial.record.metrics,
+    )
+
+
+def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> EngineStatus:
+    """A plain call: reads what is in memory."""
+    session, now = context.session, asyncio.get_running_loop().time()
+    found = {name: trial_status(trial, now) for name, trial in trials.items()}
+    return EngineStatus(
+        trials=found,
+        durability_lag=max((trial.durability_lag for trial in found.values()), default=0.0),
+        bytes_at_risk=sum(trial.bytes_at_risk for trial in found.values()),
+        syncs_running=context.scheduler.running,
+        inbox=context.scheduler.inbox.qsize(),
+        requests_running=session.budget.in_use,
+        requests_waiting=session.budget.waiting,
+        request_limit=session.budget.limit,
+        store_healthy=session.store.healthy,
+        conditional_writes=session.store.traits.conditional_writes,
+        checks=session.store.traits.checks,
+    )

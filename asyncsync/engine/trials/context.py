@@ -1,0 +1,177 @@
+"""Private: what the parts of one engine share. It is handed down to them in place of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from asyncsync.config import RunConfig
+from asyncsync.engine.trials.role import Role
+from asyncsync.errors import ConfigError, EngineClosedError
+from asyncsync.events import Event, SyncWarning
+from asyncsync.runtime import need_asyncio, wall_time
+from asyncsync.stores.base import Store
+from asyncsync.sync.event_stream import Emitter
+from asyncsync.sync.janitor import Janitor
+from asyncsync.sync.records.model import ExperimentRecord
+from asyncsync.sync.records.writer import RecordFile
+from asyncsync.sync.scheduler import Scheduler
+from asyncsync.sync.session import Session
+from asyncsync.sync.tree import pair
+from asyncsync.sync.upload.tree_upload import Tally, progress_event
+
+log = logging.getLogger("asyncsync")
+
+EXPERIMENT = ""
+"""Key of the experiment's own tree."""
+NOT_RUNNING = "the engine is not running: use it inside its 'async with' block"
+
+
+class Home:
+    """The process and the event loop that entered an engine; no other may use it."""
+
+    def __init__(self) -> None:
+        need_asyncio()
+        self._process, self._loop = os.getpid(), asyncio.get_running_loop()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of that process."""
+        return os.getpid() != self._process
+
+    def check(self) -> None:
+        """EngineClosedError in a child, ConfigError on another loop or outside any."""
+        if self.forked:
+            raise EngineClosedError(
+                f"the engine was entered in process {self._process}, which this one was forked from, and runs there: "
+                "make a SyncEngine of your own here"
+            )
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001  None instead of an exception
+            raise ConfigError(
+                "the engine belongs to another event loop or thread: call it on the loop that entered it "
+                "(asyncio.run_coroutine_threadsafe from elsewhere), or use SyncEngine.blocking in any thread"
+            )
+
+
+class Gate:
+    """Reports wait at it while a flush is under way."""
+
+    def __init__(self) -> None:
+        self._shut = 0
+        self._open = asyncio.Event()
+
+    @contextmanager
+    def closed(self, shut: bool) -> Iterator[None]:
+        """Nobody passes meanwhile, if ``shut``."""
+        self._shut += shut
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._shut -= shut
+            self._open.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        while self._shut:
+            await self._open.wait()
+
+
+class EngineContext:
+    """One engine's settings, services and state of life. The engine sets the services when it is entered."""
+
+    scheduler: Scheduler
+    janitor: Janitor
+    record: ExperimentRecord
+    record_file: RecordFile
+    """The experiment's; only a driver writes it."""
+    home: Home
+
+    def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
+        self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
+        self.gate = Gate()
+        self.emitter = Emitter()
+        self.recording: set[asyncio.Future[None]] = set()
+        """Reports whose row is being written now; what belongs to it follows before the engine ends."""
+        self.running = False
+        """Between the end of entering and the beginning of leaving."""
+        self.patient = False
+        """Whether the engine is being left normally, so that an outage of the store costs no attempts."""
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
+        if self._session is None or self.home.forked:
+            raise EngineClosedError(NOT_RUNNING)
+        return self._session
+
+    def begin(self, session: Session) -> None:
+        """There is a store to turn to."""
+        self._session = session
+
+    def end(self) -> Session | None:
+        """There is no store to turn to any more; returns the session, to be closed."""
+        self.running = False
+        session, self._session = self._session, None
+        return session
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is no store to turn to any more."""
+        return self._session is None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the block has been left."""
+        return not self.running
+
+    def check_open(self) -> None:
+        """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
+        if not self.running:
+            raise EngineClosedError(NOT_RUNNING)
+        self.home.check()
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether the store itself fails now, and whoever is leaving the engine decides how long that may last."""
+        return self.patient and self.session.breaker.failing
+
+    def emit(self, event: Event) -> None:
+        """Tell the listeners."""
+        self.emitter.emit(event)
+
+    def warn(self, tree: str, message: str) -> None:
+        """Tell the listeners, and whoever reads the log."""
+        log.warning("%s", message)
+        self.emit(SyncWarning(tree=tree, message=message))
+
+    def progress_of(self, key: str) -> Callable[[Tally], None]:
+        """A function that tells the listeners how far a tree is."""
+        return lambda tally: self.emit(progress_event(key, tally))
+
+    async def confirm(self, store: Store, since: float = float("inf")) -> float:
+        """The experiment's fence: ConcurrentWriterError if another driver has taken the experiment over."""
+        return await self.record_file.confirm(store, since) if self.role.is_driver else float("inf")
+
+    def note_status(self, trial: str, status: str) -> None:
+        """A trial is new or has another status: the experiment's record says so at its next sync."""
+        if self.record.trials.get(trial) != status:
+            self.record.trials[trial] = status
+            self.record.updated = wall_time()
+
+    def owe_deletion(self, trial: str, names: Sequence[str], nonce: str) -> None:
+        """Checkpoints that the trial's stored record gives up are to be deleted."""
+        for name in names:
+            self.session.owe_delete(trial, name, nonce)
+        if names:
+            self.janitor.kick()
+
+    def lock_name(self, trial: str) -> str:
+        """The name under which a trial's directory is locked on this machine."""
+        name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
+        return f"{name} rank {self.role.rank}" if self.role.rank else name
