@@ -132,6 +132,10 @@ class Training(Program):
                 if resume:
                     raise
                 resume = True
+            except AsyncsyncError as error:
+                if not (life.calm and _is_of_an_earlier_process(error)):
+                    raise
+                return
             else:
                 return
             finally:
@@ -151,7 +155,15 @@ class Training(Program):
                 await self._step(engine, trial, last=number == self.life.reports - 1)
         if self.dice.random() < 0.4:
             for trial in trials:
-                await trial.finish()
+                await self._finish(trial)
+
+    async def _finish(self, trial: Trial) -> None:
+        try:
+            await trial.finish()
+        except EngineClosedError:
+            raise
+        except AsyncsyncError as error:
+            self._refused(error)
 
     async def _step(self, engine: SyncEngine, trial: Trial, *, last: bool) -> None:
         step, self.steps[trial.name] = self.steps[trial.name], self.steps[trial.name] + 1
