@@ -54,7 +54,7 @@ log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, conditional_copy=True, paces=True, goes_on=True, complete_asks=True,
+    max_single_put=5 << 40, conditional_copy=True, paced=True, resumable_puts=True, conditional_complete=True,
 )  # fmt: skip
 _ITEM = "name,size,generation,crc32c,updated"
 _RESOURCE = f"bucket,{_ITEM}"

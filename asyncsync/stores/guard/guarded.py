@@ -194,7 +194,7 @@ class GuardedView(Store):
 
     def _paced(self, body: Body, size: int) -> tuple[Body, int]:
         """The body as it is sent, and how many bytes of it are paid for before: all, unless it pays on its way."""
-        if not self._core.budget.paced or isinstance(body, bytes) or size <= HOLD or not self.traits.paces:
+        if not self._core.budget.paced or isinstance(body, bytes) or size <= HOLD or not self.traits.paced:
             return body, size
         return replace(body, pace=self._core.budget.payer(STEP).pay), STEP
 
@@ -233,7 +233,7 @@ class GuardedView(Store):
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        if if_version is None and self.traits.complete_asks:
+        if if_version is None and self.traits.conditional_complete:
             return await complete_what_stands(self, upload, parts, crc32c)
         once = partial(self._inner.complete_multipart, upload, parts, crc32c=crc32c, if_version=if_version)
         landed = partial(completed_is_ours, self, upload, parts, crc32c)

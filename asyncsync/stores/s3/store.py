@@ -97,7 +97,7 @@ class S3Store(Store):
         conditional = self._options.conditional_writes
         self.traits = Traits(
             "s3", conditional_writes=conditional, conditional_copy=conditional, crc32c=self._features.checksum,
-            paces=wire_serves(bucket), equal_parts=self._options.equal_parts,
+            paced=wire_serves(bucket), equal_parts=self._options.equal_parts,
         )  # fmt: skip
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
