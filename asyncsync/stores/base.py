@@ -79,7 +79,7 @@ class Traits:
     max_single_put: int = 5 << 30
     max_key_bytes: int = 1024
     paced: bool = False
-    """The store awaits ``FileRange.pace`` before each step of a body. False: the guard pays for the whole body first."""
+    """The store awaits ``FileRange.pace`` before each step of a body; else the guard pays for it as a whole."""
     resumable_puts: bool = False
     """An interrupted part (or a file larger than ``part_size`` that is sent in one request) resumes from the last
     acknowledged byte: see :class:`asyncsync.disk.files.Progress`."""
