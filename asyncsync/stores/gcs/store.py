@@ -18,13 +18,19 @@ import google_crc32c
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, check_lease, lease_of
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
+    StoreError,
+    UnavailableError,
+)
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
 from asyncsync.stores.gcs.auth import Access
 from asyncsync.stores.gcs.batch_delete import Deletions, Doomed
 from asyncsync.stores.gcs.compose import Composes, Rewrites
-from asyncsync.stores.gcs.errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 from asyncsync.stores.gcs.requests import Wire
 from asyncsync.stores.gcs.responses import (
@@ -212,7 +218,7 @@ class GcsStore(Store):
         params = wire.params(ifGenerationMatch=generation_of(if_version))
         try:
             answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
-        except UnsatisfiableRangeError:
+        except RangeNotSatisfiedError:
             return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
         info = info_from_headers(key, total if seen is None else seen.size, answer)
         if seen is not None and info.crc32c not in (None, seen.crc32c):
