@@ -85,7 +85,7 @@ class Traits:
     acknowledged byte: see :class:`asyncsync.disk.files.Progress`."""
     conditional_complete: bool = False
     """Retrying the completion of an upload is safe only if it names the version that it replaces. The guard looks that
-    version up first: see :func:`asyncsync.stores.guard.lost_answers.complete_what_stands`."""
+    version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_what_stands`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 
@@ -146,6 +146,8 @@ class Store(ABC):
 
     uri: str
     traits: Traits
+    requests: int = 0
+    """Requests made through this object, retries included; 0 where the store does not count them."""
 
     async def __aenter__(self) -> Store:
         return self
