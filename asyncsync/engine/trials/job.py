@@ -90,7 +90,7 @@ class CheckpointJob:
         return self.stuck < STUCK
 
     def check_files(self) -> None:
-        """CheckpointIncompleteError or SourceChangedError if an earlier process accepted files that are not here now."""
+        """CheckpointIncompleteError or SourceChangedError if its files are not those that were accepted."""
         if self.problem is not None:
             text = f"checkpoint {self.handle.uri} was accepted by an earlier process and is lost: {self.problem}"
             raise type(self.problem)(text) from self.problem
