@@ -18,6 +18,7 @@ from pathlib import Path
 import gcs_servers
 import pytest
 import servers
+from onebench import Bench
 
 from asyncsync.aio.threads import stop_threads
 from asyncsync.testing import Faults, VirtualTimeLoop, inject_faults, reset_memory
@@ -68,6 +69,14 @@ def faults() -> Faults:
     """Of ``memory://b``, which is empty."""
     reset_memory()
     return inject_faults("b")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """An experiment on the store in memory."""
+    reset_memory()
+    yield Bench(tmp_path)
+    reset_memory()
 
 
 # Leaks: tasks are looked for when the test function has ended, everything else when its fixtures are gone too.

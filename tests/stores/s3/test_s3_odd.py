@@ -4,7 +4,7 @@ every byte can be checked, and else an error of ours, never half of the truth.""
 import re
 
 import pytest
-from test_s3 import reply, scripted
+from s3_script import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload

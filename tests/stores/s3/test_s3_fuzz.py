@@ -4,7 +4,7 @@ store."""
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_s3 import reply, scripted
+from s3_script import reply, scripted
 from test_s3_results import CALLS, RESULTS, result
 
 from asyncsync.errors import AsyncsyncError, StoreError

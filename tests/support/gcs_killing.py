@@ -1,9 +1,9 @@
 """SIGKILL in the middle of a large upload to the strict fake of Cloud Storage, then the same push again.
 
-``python tests/gcs_killing.py [--mib 1024] [--at 0.5] [--forgetful] [--link MIB]`` prints what was received twice and
-the memory of both processes; exit code 1 if that is more than 8 MiB, if a finished part was sent again, or the object
-is not the file. ``--forgetful``: the server keeps nothing of a chunk that the kill cut. ``--link``: the path carries so
-many MiB a second until the kill.
+``python tests/support/gcs_killing.py [--mib 1024] [--at 0.5] [--forgetful] [--link MIB]`` prints what was received
+twice and the memory of both processes; exit code 1 if that is more than 8 MiB, if a finished part was sent again, or
+the object is not the file. ``--forgetful``: the server keeps nothing of a chunk that the kill cut. ``--link``: the
+path carries so many MiB a second until the kill.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import time
 from pathlib import Path
 
 import google_crc32c
-
-sys.path.insert(0, str(Path(__file__).parent))
 from gcs_fake import GcsFake
 
 MIB = 1 << 20

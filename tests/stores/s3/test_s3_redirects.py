@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from test_s3 import fault, reply, scripted
+from s3_script import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.stores.s3.endpoint import regional, shown

@@ -4,7 +4,7 @@ import logging
 
 import google_crc32c
 import pytest
-from test_s3 import OK, fault, reply, scripted
+from s3_script import OK, fault, reply, scripted
 from test_s3_results import result
 
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError, UnsupportedError

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from test_s3 import OK, S3Store, Script
+from s3_script import OK, Script
 
 from asyncsync.errors import AccessDeniedError, UnavailableError
+from asyncsync.stores.s3.store import S3Store
 
 pytest.importorskip("aiobotocore")
 

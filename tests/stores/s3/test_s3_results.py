@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_s3 import fault, reply, scripted
+from s3_script import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.base import Part, Upload

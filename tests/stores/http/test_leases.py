@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from http_wire import MIB, Wire, answer
 from leases import CountedLease, leased
-from test_s3 import OK, scripted
+from s3_script import OK, scripted
 
 from asyncsync.errors import LeaseExpiredError, StoreError, UnavailableError
 from asyncsync.stores.http.client import AT_ONCE, TAIL
