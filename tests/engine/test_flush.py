@@ -57,7 +57,7 @@ def check(bench: Bench, report: FlushReport) -> None:
     assert {*report.durable, *report.not_durable} == everything
 
 
-def test_the_newest_checkpoint_of_every_trial_goes_first_then_records_then_artifacts(bench: Bench) -> None:
+def test_flush_sends_newest_checkpoints_then_records_then_artifacts(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:

@@ -146,7 +146,8 @@ def test_a_child_pushes_and_runs_engines_of_its_own(tmp_path: Path, blocking: bo
     assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_a_fork_inside_a_coroutine_neither_hangs_nor_leaves_the_parents_engine(tmp_path: Path) -> None:
+def test_a_fork_in_a_coroutine_neither_hangs_nor_leaves_the_engine(tmp_path: Path) -> None:
+    """The engine is the parent's: the child does not leave it."""
     done = execute(
         tmp_path,
         """
@@ -209,7 +210,7 @@ def test_a_signal_ends_a_child_as_if_there_were_no_engine(tmp_path: Path, blocki
     assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_the_handler_is_the_programs_again_when_another_thread_has_closed_the_engine(tmp_path: Path) -> None:
+def test_closing_from_another_thread_restores_the_programs_handler(tmp_path: Path) -> None:
     done = execute(
         tmp_path,
         """
@@ -313,7 +314,8 @@ def test_a_signal_leaves_a_blocking_block_and_the_handler_is_back(
     assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_are_ignored(tmp_path: Path) -> None:
+def test_a_signal_while_a_blocking_engine_is_left_begins_the_grace(tmp_path: Path) -> None:
+    """Repeated signals are ignored."""
     done = execute(
         tmp_path,
         """
@@ -336,7 +338,8 @@ def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_ar
     assert "t/checkpoint_000000" in done.stdout
 
 
-def test_a_blocking_engine_off_the_main_thread_refuses_signals_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_blocking_engine_off_the_main_thread_refuses_signals(tmp_path: Path) -> None:
+    """It starts nothing then."""
     seen: list[str] = []
 
     def enter() -> None:

@@ -120,7 +120,8 @@ def test_a_manifest_says_who_wrote_it() -> None:
     assert Manifest.from_bytes(b'{"format":1,"files":[]}').files == {}
 
 
-def test_a_newer_format_is_refused_with_both_versions_whatever_else_is_in_it() -> None:
+def test_a_newer_format_is_refused_with_both_versions() -> None:
+    """This holds whatever else the document contains."""
     wanted = re.escape(
         f"is of format 2, written by a newer asyncsync (asyncsync 9.1); this one (asyncsync {__version__}, format 1) "
         "cannot read it: upgrade asyncsync"

@@ -201,7 +201,7 @@ async def test_of_a_directory_the_file_system_tells_the_time(tmp_path, monkeypat
     assert {path for path in root.rglob("*") if "checkpoint_000008" not in str(path)} == before
 
 
-async def test_one_young_object_protects_its_whole_directory_and_the_uploads_there(store):
+async def test_one_young_object_protects_its_directory_and_the_uploads_there(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.create_multipart("a/checkpoint_000002/big")
     days_later(store)
@@ -270,7 +270,7 @@ async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
 # what is garbage
 
 
-async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_ours(store):
+async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):
     other = MemoryStore("lab", "other")
     await other.put("run/checkpoint_000001/x", b"x")
     days_later(store)
@@ -279,7 +279,8 @@ async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_
 
 
 @pytest.mark.parametrize("damage", [b"{", b"", b"[" * 100_000, b'{"format":2,"kind":"trial"}'])
-async def test_prune_leaves_a_trial_alone_whose_record_cannot_be_read_and_goes_on_with_the_others(store, damage):
+async def test_prune_skips_a_trial_with_an_unreadable_record(store, damage):
+    """It prunes the other trials."""
     await put_trial(store, "b", {})
     for trial in ("a", "b"):
         await put_tree(store, f"{trial}/checkpoint_000002/", FILES, manifest=False)

@@ -361,7 +361,7 @@ def test_a_checkpoint_of_ranks_is_never_half(tmp_path: Path, plan: Callable[[Fau
     assert sweep(train_by_ranks, tmp_path, plan, shards_equal_local, uri="memory://b/exp") > 40
 
 
-def test_a_rank_that_is_refused_whatever_write_of_a_checkpoint_tells_the_other(tmp_path: Path) -> None:
+def test_a_rank_refused_any_write_of_a_checkpoint_informs_the_other(tmp_path: Path) -> None:
     """Both end soon: one with the refusal, the other with its name; or the checkpoint was whole all the same."""
 
     async def timed(root: Path) -> tuple[list[list[str] | BaseException], float]:

@@ -33,7 +33,8 @@ STATES = [
 
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled_each_time(tmp_path, kind, delete):
+async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled(tmp_path, kind, delete):
+    """It can be pulled after each turn."""
     store, source = (
         str(tmp_path / "store") if kind == "directory" else f"memory://turning-{delete}/p",
         tmp_path / "source",

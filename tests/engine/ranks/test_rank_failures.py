@@ -99,7 +99,9 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["empty", "gone", "changes", "vanishes"])
-def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reason(bench: Bench, wrong: str) -> None:
+def test_a_checkpoint_incomplete_on_one_rank_fails_on_all(bench: Bench, wrong: str) -> None:
+    """Every rank's error gives the reason."""
+
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -222,7 +224,9 @@ def test_a_failure_of_an_earlier_generation_says_nothing(bench: Bench, order: tu
     check_whole(bench, names[0], "new")
 
 
-def test_who_waited_for_a_rank_0_that_never_started_leaves_no_word_for_the_first_generation(bench: Bench) -> None:
+def test_a_rank_without_rank_0_leaves_nothing_for_the_first_generation(bench: Bench) -> None:
+    """A rank that waited in vain for rank 0 writes no failure that the first generation would read."""
+
     async def main() -> None:
         keep = CheckpointConfig(commit_timeout=100)
         async with rank(bench, 1, keep=keep) as one, rank(bench, 2, keep=keep) as two:

@@ -50,7 +50,7 @@ def check_durable(bench: Bench, reports: Sequence[object], step: int) -> str:
 # what a report has to say
 
 
-def test_a_checkpoint_of_ranks_needs_a_step_and_nothing_is_recorded_without_one(bench: Bench) -> None:
+def test_ranks_need_a_step_and_record_nothing_without_one(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -95,9 +95,7 @@ def test_a_number_of_another_library_is_a_step(bench: Bench) -> None:
 
 @pytest.mark.parametrize("who", range(N))
 @pytest.mark.parametrize("late", [0.0, 30.0, 1000.0])
-def test_a_step_that_one_rank_skipped_fails_for_all_and_the_next_is_theirs_again(
-    bench: Bench, who: int, late: float
-) -> None:
+def test_a_step_that_one_rank_skipped_fails_and_the_next_succeeds(bench: Bench, who: int, late: float) -> None:
     async def main() -> None:
         keep = CheckpointConfig(commit_timeout=500)
         others = [n for n in range(N) if n != who]
@@ -126,7 +124,7 @@ def test_a_step_that_one_rank_skipped_fails_for_all_and_the_next_is_theirs_again
 
 
 @pytest.mark.parametrize("who", range(N))
-def test_a_step_that_only_one_rank_reports_fails_for_it_and_the_others_do_not_notice(bench: Bench, who: int) -> None:
+def test_a_step_that_only_one_rank_reports_fails_only_there(bench: Bench, who: int) -> None:
     async def main() -> None:
         others = [n for n in range(N) if n != who]
         async with AsyncExitStack() as stack:
@@ -251,7 +249,7 @@ def test_a_damaged_record_of_ranks_is_named(bench: Bench, key: str, data: bytes)
 
 
 @pytest.mark.parametrize("who", range(N))
-def test_nothing_is_asked_of_the_store_before_the_first_byte_of_a_checkpoint(bench: Bench, who: int) -> None:
+def test_no_request_comes_before_the_first_byte_of_a_checkpoint(bench: Bench, who: int) -> None:
     """And one small request more than parts and manifest decides what becomes of it."""
 
     async def main() -> None:
@@ -307,7 +305,7 @@ async def two_waits_for_one(bench: Bench, engines: Sequence[SyncEngine]) -> list
     return handles[:2]
 
 
-def test_who_comes_back_behind_its_part_loses_only_what_the_others_do_not_wait_for(bench: Bench) -> None:
+def test_a_rank_back_behind_its_part_loses_only_steps_nobody_awaits(bench: Bench) -> None:
     """It had sent step 20, for which they wait, and comes to it once more."""
 
     async def main() -> None:

@@ -49,7 +49,7 @@ def test_all_ranks_write_one_checkpoint_and_rank_0_names_it(bench: Bench) -> Non
     assert [json.loads(line)["from"] for line in lines] == [0, 0]
 
 
-def test_there_is_no_manifest_before_the_last_part_and_everybody_waits_for_it(bench: Bench) -> None:
+def test_the_manifest_follows_the_last_part_and_all_ranks_wait(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -212,9 +212,7 @@ def test_all_come_back_in_any_order_and_agree_on_a_number(bench: Bench, order: t
 
 
 @pytest.mark.parametrize("back", [1, 2])
-def test_a_rank_that_comes_back_alone_goes_on_with_the_checkpoint_that_the_others_wait_for(
-    bench: Bench, back: int
-) -> None:
+def test_a_rank_back_alone_resumes_the_checkpoint_the_others_await(bench: Bench, back: int) -> None:
     """Whether it had sent its part before it died (rank 1) or not (rank 2)."""
 
     async def main() -> None:
@@ -270,7 +268,7 @@ def test_a_rank_that_runs_on_after_rank_0_was_started_again_loses(bench: Bench) 
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_second_process_of_a_rank_is_refused_and_one_that_resumes_takes_over(bench: Bench, number: int) -> None:
+def test_a_second_process_of_a_rank_is_refused_unless_it_resumes(bench: Bench, number: int) -> None:
     async def main() -> None:
         with contextlib.suppress(AsyncsyncError):  # at the end, if there is something that is not durable
             async with rank(bench, number) as zombie:

@@ -131,7 +131,7 @@ class _whatever:
         (parts, False, False), (parts, True, True), (copied, False, False),
     ],
 )  # fmt: skip
-def test_two_drivers_at_once_change_nothing_that_was_acknowledged_to_either(
+def test_two_drivers_at_once_change_nothing_acknowledged(
     tmp_path: Path, files: Callable[[str, int], Files], after: bool, second: bool
 ) -> None:
     n = 0

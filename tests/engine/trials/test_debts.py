@@ -71,9 +71,7 @@ def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) 
 
 
 @pytest.mark.parametrize("new_machine", [True, False], ids=["another machine", "same machine"])
-def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
-    bench: Bench, new_machine: bool
-) -> None:
+def test_a_debt_of_a_wiped_experiment_touches_nothing_of_the_next_one(bench: Bench, new_machine: bool) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         await dies_owing(bench, one)
@@ -92,7 +90,7 @@ def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
     run_virtual(main())
 
 
-def test_a_debt_of_an_experiment_that_was_wiped_does_not_pay_for_the_next_ones(bench: Bench) -> None:
+def test_a_debt_of_a_wiped_experiment_does_not_pay_for_the_next_ones(bench: Bench) -> None:
     """Of two checkpoints of one name only the one that is given up is meant."""
 
     async def main() -> None:
@@ -189,7 +187,7 @@ def test_what_failed_is_deleted_and_then_forgotten(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_whichever_request_of_a_retirement_is_the_last_the_next_process_ends_it(tmp_path: Path, after: bool) -> None:
+def test_the_next_process_completes_a_retirement_cut_at_any_request(tmp_path: Path, after: bool) -> None:
     n, begun = 0, True
     while begun:
         n += 1
@@ -270,7 +268,7 @@ def test_a_pending_checkpoint_is_not_sent_under_a_number_that_is_given_up(bench:
     assert mine
 
 
-def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_data(bench: Bench) -> None:
+def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None:
     """The record in the store gives the name up until it is written again."""
 
     async def main() -> None:

@@ -150,7 +150,7 @@ def test_a_pipe_in_a_checkpoint_is_told(bench: Bench) -> None:
     assert "'pipe'" in message
 
 
-def test_a_name_too_long_for_the_store_is_refused_before_anything_is_recorded(bench: Bench) -> None:
+def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) -> None:
     source = bench.tmp_path / "deep"
     deep = source.joinpath(*["x" * 200] * 5)
     deep.mkdir(parents=True)

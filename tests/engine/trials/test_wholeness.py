@@ -208,9 +208,10 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
 
 @pytest.mark.parametrize("mode", [UploadMode.SYNC, UploadMode.ASYNC])
 @pytest.mark.parametrize("happen", HAPPENINGS)
-def test_whatever_happens_to_a_small_directory_it_is_stored_as_it_was_or_not_at_all(
+def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
     bench: Bench, happen: Callable[[Path], str], mode: UploadMode
 ) -> None:
+    """This holds whatever happens to it meanwhile."""
     at = 1
     while act(bench, at, 1024, mode, happen):
         at += 1
@@ -218,9 +219,8 @@ def test_whatever_happens_to_a_small_directory_it_is_stored_as_it_was_or_not_at_
 
 
 @pytest.mark.parametrize("happen", [remove, overwrite, replace, truncate, append, directory_to_link, file_to_pipe])
-def test_whatever_happens_to_a_large_file_it_is_stored_as_it_was_or_not_at_all(
-    bench: Bench, happen: Callable[[Path], str]
-) -> None:
+def test_a_large_file_is_stored_as_it_was_or_not_at_all(bench: Bench, happen: Callable[[Path], str]) -> None:
+    """This holds whatever happens to it meanwhile."""
     bench.transfer = SPLIT
     at = 1
     while act(bench, at, 11 * MIB, UploadMode.SYNC, happen):

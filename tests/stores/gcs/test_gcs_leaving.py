@@ -159,7 +159,8 @@ async def _pace(size):
 
 
 @pytest.mark.parametrize("early", [True, None], ids=["reads on", "hangs up"])
-async def test_a_session_that_says_what_it_has_before_it_can_have_it_is_not_believed(opened, path, data, early):
+async def test_a_session_that_acknowledges_too_early_is_not_believed(opened, path, data, early):
+    """It acknowledges bytes that it cannot have received yet."""
     body, size = bodies(path, data)["session"]
     async with Server(data[:size], early=early, status=308) as server, opened(server) as store:
         with pytest.raises(UnavailableError, match="308"):

@@ -246,7 +246,7 @@ async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "unknown"}', "{}"])
-async def test_a_credentials_file_that_says_nothing_is_no_reason_to_ask_the_machine(
+async def test_an_empty_credentials_file_does_not_fall_back_to_the_machine(
     gcs_strict, tmp_path, monkeypatch, text, given
 ):
     path = tmp_path / "broken.json"
@@ -564,7 +564,8 @@ async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objec
 
 
 @pytest.mark.parametrize("size", [0, 10])
-async def test_a_copy_that_only_creates_says_so_in_every_step_and_asks_nothing_before(gcs_strict, store, objects, size):
+async def test_a_create_only_copy_sends_its_condition_in_every_step(gcs_strict, store, objects, size):
+    """It sends no other request first."""
     await store.put("x", bytes(size))
     gcs_strict.rewrites.step = 4
     gcs_strict.seen.clear()

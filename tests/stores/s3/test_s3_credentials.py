@@ -68,7 +68,7 @@ async def test_a_source_of_credentials_that_fails_is_transient(home, first, flaw
             await store.put("k", b"data")
 
 
-async def test_no_credentials_at_all_are_final_and_the_error_says_where_they_were_looked_for(home):
+async def test_missing_credentials_are_final_and_the_error_lists_the_sources(home):
     with pytest.raises(AccessDeniedError, match=r"Looked at.*AWS_ACCESS_KEY_ID.*credentials") as caught:
         async with opened() as store:
             await store.put("k", b"data")

@@ -67,7 +67,7 @@ async def test_what_was_asked_for_is_read_however_it_comes(response, bounds, dat
         reply("206 Partial", DATA[2:5], Content_Range="bytes 2-\xb2/10"),
     ],
 )
-async def test_another_range_than_the_one_asked_for_is_refused_before_a_byte_of_it_is_taken(response):
+async def test_another_range_than_requested_is_refused_before_its_first_byte(response):
     taken = []
     async with scripted([response]) as (store, _):
         with pytest.raises(StoreError) as caught:

@@ -100,7 +100,7 @@ async def test_nothing_is_removed_before_everything_is_in_place(store, both, tmp
     assert b"1" in contents(target).values()  # tok/v1, under its name or set aside
 
 
-async def test_what_was_in_the_way_is_back_after_a_failure_before_anything_landed(both, tmp_path):
+async def test_a_failure_before_the_first_file_landed_restores_the_old_files(both, tmp_path):
     target = tmp_path / "model"
     (target / "tok").mkdir(parents=True)
     (target / "tok" / "v1").write_bytes(b"1")

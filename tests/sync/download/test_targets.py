@@ -30,7 +30,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("call", ["fchmod", "utime"])
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-def test_a_target_that_takes_no_modes_or_times_gets_the_files_and_one_warning(
+def test_a_target_without_modes_or_times_gets_the_files_and_one_warning(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     for name in ("a", "b", "d/c"):

@@ -103,7 +103,7 @@ WRONG = (None, True, -1, 1.5, "", "x", "a/b", "..", [], {}, [1], {"a": 1}, {"../
 
 @both
 @pytest.mark.parametrize("value", WRONG, ids=ascii)
-def test_a_field_of_another_type_is_refused_or_is_one_that_could_have_been_written(kind, record, value):
+def test_a_field_of_another_type_is_refused_or_could_have_been_written(kind, record, value):
     for name in raw_of(record).keys() - {"by"}:
         raw = {**raw_of(record), name: value}
         try:
@@ -227,7 +227,7 @@ async def test_a_damaged_record_of_a_trial_costs_that_trial_only(store, tmp_path
 
 
 @ways
-async def test_a_damaged_record_of_the_experiment_is_named_on_resume_and_stays_as_it_is(store, tmp_path, damage):
+async def test_resume_names_a_damaged_experiment_record_and_leaves_it_alone(store, tmp_path, damage):
     key = ".asyncsync/experiment.json"
     await spoil(store, key, damage)
     before = store.contents[key]
@@ -240,7 +240,7 @@ async def test_a_damaged_record_of_the_experiment_is_named_on_resume_and_stays_a
     await pull(URI, tmp_path / "copy")
 
 
-async def test_nothing_but_a_damaged_record_of_an_experiment_is_that_error_and_not_nothing(tmp_path):
+async def test_an_experiment_with_only_a_damaged_record_raises_that_error(tmp_path):
     reset_memory()
     await MemoryStore("lab", "exp").put(".asyncsync/experiment.json", b"{")
     with pytest.raises(DamagedError, match=r"exp/.asyncsync/experiment.json is damaged"):
@@ -248,7 +248,8 @@ async def test_nothing_but_a_damaged_record_of_an_experiment_is_that_error_and_n
 
 
 @ways
-async def test_a_checkpoint_whose_manifest_is_damaged_is_not_adopted_and_keeps_its_number(store, tmp_path, damage):
+async def test_a_checkpoint_with_a_damaged_manifest_is_not_adopted(store, tmp_path, damage):
+    """It keeps its number."""
     await put_tree(store, "a/checkpoint_000001/", {"model": b"x"})
     key = "a/checkpoint_000001/.asyncsync/manifest.json"
     await spoil(store, key, damage)
@@ -314,7 +315,8 @@ async def test_what_a_later_asyncsync_wrote_is_there_after_this_one_went_on(stor
 
 
 @pytest.mark.parametrize("levels", [380, 395, 950, 5000])
-async def test_metrics_that_a_record_could_not_be_read_with_are_refused_and_cost_nothing(store, tmp_path, levels):
+async def test_metrics_that_would_make_a_record_unreadable_are_refused(store, tmp_path, levels):
+    """They cost nothing else."""
     deep = 1
     for _ in range(levels):
         deep = [deep]

@@ -153,7 +153,7 @@ def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, op
     assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
 
 
-def test_a_source_that_is_lost_when_the_file_is_put_together_costs_its_bytes_too(faults, tree) -> None:
+def test_a_copy_source_lost_during_assembly_is_sent_instead(faults, tree) -> None:
     """Stores that compose look at what is copied only then."""
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
@@ -391,7 +391,7 @@ def test_a_log_that_was_edited_and_grew_is_not_taken_for_an_append(faults, tree,
     assert stored() == local(tree)
 
 
-def test_a_byte_in_the_middle_of_what_is_no_log_is_found_though_the_file_grew(faults, tree, monkeypatch) -> None:
+def test_a_changed_byte_inside_a_grown_file_that_is_no_log_is_found(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
     (tree / "data.bin").write_bytes(noise(42 * MIB))
     send(tree)

@@ -29,7 +29,7 @@ def test_every_promise_is_kept(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(900_000, 900_010))
-def test_every_promise_is_kept_without_conditional_writes_by_one_writer_at_a_time(tmp_path: Path, seed: int) -> None:
+def test_every_promise_holds_for_one_writer_without_conditional_writes(tmp_path: Path, seed: int) -> None:
     assert run(tmp_path, seed, conditional_writes=False, without={"ranks"}).violations == ()
 
 
