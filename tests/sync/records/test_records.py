@@ -31,6 +31,7 @@ RECORDS = (
     FailureRecord(3, 1, "disk full"),
 )
 URI = "memory://lab/exp"
+pytestmark = pytest.mark.virtual_time  # a successor waits until the lease of a process of unknown fate has ended
 
 
 def raw_of(record: Record) -> dict[str, object]:
