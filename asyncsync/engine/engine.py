@@ -25,7 +25,7 @@ from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import read_trials, restore_files
 from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.runner import CheckpointRunner
-from asyncsync.errors import EngineClosedError, SyncError
+from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stores.base import Lane, Store
@@ -34,6 +34,9 @@ from asyncsync.sync.janitor import Janitor
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import pair
+
+TAKEOVERS = 4
+"""Attempts to replace a record that its last writer has writes in flight for."""
 
 if TYPE_CHECKING:
     from asyncsync.blocking import BlockingEngine
@@ -166,12 +169,12 @@ class SyncEngine:
         context, role = self._context, self._context.role
         store = session.view(Lane.RECORD, EXPERIMENT)
         await together((session.probe(), self._open_record(store)), "start")
-        before = self._before
         if limits := limits_of(session.store):
             context.warn(EXPERIMENT, limits)
         if role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
-            await context.record_file.save(store)  # from here on who was replaced begins nothing new
+            await self._take_over(store)
+        before = self._before
         registry = self._registry = Registry(context, self._presence.name, before, resume=self._resume)
         if self._resume and role.leads:
             registry.know(*await read_trials(store))
@@ -187,6 +190,24 @@ class SyncEngine:
         for job in registry.take_up(left):
             self._runner.submit(job)
         context.janitor.kick()
+
+    async def _take_over(self, store: Store) -> None:
+        """Make the experiment's record this process's: a replaced driver begins nothing new from here on.
+
+        A write that the replaced driver had in flight may land between our read and our write; then we read again.
+        """
+        for left in reversed(range(TAKEOVERS)):
+            replaced = self._before.runner
+            try:
+                await self._context.record_file.save(store)
+            except ConcurrentWriterError:
+                if not (left and replaced and self._resume):
+                    raise
+                await self._open_record(store)
+                if self._before.runner != replaced:
+                    raise  # another process has taken over in between
+            else:
+                return
 
     async def _begin_tasks(self, session: Session, registry: Registry) -> None:
         context = self._context

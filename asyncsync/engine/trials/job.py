@@ -89,6 +89,12 @@ class CheckpointJob:
         self.tree.send_less_at_once()
         return self.stuck < STUCK
 
+    def check_files(self) -> None:
+        """CheckpointIncompleteError or SourceChangedError if its files are not those that were accepted."""
+        if self.problem is not None:
+            text = f"checkpoint {self.handle.uri} was accepted by an earlier process and is lost: {self.problem}"
+            raise type(self.problem)(text) from self.problem
+
     def cross_out(self, session: Session) -> None:
         """It is durable, or given up: no later process resumes it."""
         if self.written_as:

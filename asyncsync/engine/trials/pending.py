@@ -117,8 +117,5 @@ async def look_back(store: Store, trial: TrialState, job: CheckpointJob) -> Sync
     manifest = await find_manifest(store, f"{trial.key}/{job.name}/")
     if manifest is not None and manifest.info.get(ID) == job.token:
         return SyncReport(files_skipped=len(manifest.files), bytes_total=manifest.bytes_total)
-    if job.problem is not None:
-        raise type(job.problem)(
-            f"checkpoint {job.handle.uri} was accepted by an earlier process and is lost: {job.problem}"
-        ) from job.problem
+    job.check_files()
     return None

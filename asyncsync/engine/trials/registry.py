@@ -191,6 +191,7 @@ class Registry:
             before = replace(before, running=before.running and self._predecessor.running)  # it ended with its engine
         trial = TrialState(context, record, version, resumed=True, ranks=self._ranks(name, resumed=True))
         trial.doubtful = before.may_still_write()
+        trial.replaced = frozenset({before.runner, self._predecessor.runner} - {""})
         return trial
 
     def _ranks(self, name: str, *, resumed: bool) -> Ranks | None:

@@ -69,6 +69,22 @@ def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str,
     return before
 
 
+def continued(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
+    """``ours``, which was never stored, on top of what a replaced process stored after we had read its record."""
+    given_up = [*late.given_up, *(name for name in ours.given_up if name not in late.given_up)]
+    return replace(
+        ours,
+        epoch=late.epoch + 1,
+        nonce=late.nonce or ours.nonce,
+        checkpoints=late.checkpoints,
+        given_up=given_up,
+        metrics=late.metrics if late.reports > ours.reports else ours.metrics,
+        reports=max(late.reports, ours.reports),
+        next_checkpoint=max(late.next_checkpoint, ours.next_checkpoint),
+        extra=late.extra,
+    )
+
+
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
     """Names of the directories right below a prefix."""
     names: list[str] = []

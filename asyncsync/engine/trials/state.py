@@ -18,12 +18,13 @@ from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, Left
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
-from asyncsync.errors import SyncError, SyncFailedError
+from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, continued, restore_files
+from asyncsync.errors import ConcurrentWriterError, SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
 from asyncsync.stores.guard.fenced import OUTLIVED
+from asyncsync.sync.records.manifests import get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
@@ -109,6 +110,7 @@ class TrialState:
         "recheck_at",
         "record",
         "record_file",
+        "replaced",
         "reported_dirs",
         "resumed",
         "stored",
@@ -145,6 +147,8 @@ class TrialState:
         self.jobs: list[CheckpointJob] = []
         self.doubtful = False
         """Whether another process that ran it may not have ended."""
+        self.replaced = NONE
+        """Runners that this one replaced: their writes of the record may still land."""
         self.recheck_at: float | None = None
         """When the lease of that is over, on the lease's clock: then its artifacts are looked at."""
         self.leaving = NONE
@@ -220,11 +224,33 @@ class TrialState:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
         if not self._claimed:
             new = not self.record_file.exists
-            if await self.save() and new and self.ranks is None:
+            if await self._take_record() and new and self.ranks is None:
                 self.tree.expect_nothing()
             if self.doubtful:
                 self.doubtful, self.recheck_at = False, lease_time() + OUTLIVED
             self._claimed = True
+
+    async def _take_record(self) -> bool:
+        """Save the record for the first time. A write that a replaced process had in flight may have landed since we
+        read it: then its content is taken over, and replaced again."""
+        try:
+            return await self.save()
+        except ConcurrentWriterError:
+            if not await self._adopt_late_record():
+                raise
+        return await self.save()
+
+    async def _adopt_late_record(self) -> bool:
+        """Whether the record in the store is of a process that this one replaced; then ours continues it."""
+        store = self._context.session.view(Lane.RECORD, self.key)
+        found = await get_record(store, self.record_file.key, TrialRecord) if self._context.role.leads else None
+        if found is None or found[0].runner not in self.replaced:
+            return False
+        late, version = found
+        await adopt_checkpoints(store, late, partial(self._context.warn, self.key))
+        self.record = continued(self.record, late)
+        self.record_file.replace(version)
+        return True
 
     async def save(self) -> bool:
         """Write the record if it has changed; whether it was written. ConcurrentWriterError. Only once it is written,

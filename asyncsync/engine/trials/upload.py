@@ -36,8 +36,7 @@ async def upload(
     The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
     ``record`` and ``more``: another name for the manifest, and what else it says.
     """
-    if job.problem is not None:
-        raise job.problem
+    job.check_files()
     assert job.source is not None
     info = {
         ID: job.token,

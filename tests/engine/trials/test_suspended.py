@@ -267,7 +267,7 @@ def test_parts_that_are_done_are_kept_when_less_is_sent_at_once(bench: Bench) ->
         async with one.killed(QUICK, resume=False) as engine:
             await engine.trial("t").sync()
             assert isinstance(await again(engine, big), SyncTimeoutError)  # one part of 10 MiB is done
-            (job,) = [engine.trial("t")._suspended]
+            (job,) = [engine.trial("t")._state._suspended]
             assert job is not None
             assert job.tree is not None
             job.tree.send_less_at_once()
