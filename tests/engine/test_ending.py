@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
-from machines import Machine, names, see_that_all_is_whole, stored, told
+from machines import Machine, names, stored, told
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
 from asyncsync.errors import AsyncsyncError
@@ -86,7 +87,7 @@ def test_a_missing_artifact_that_was_overwritten_late_is_not_named(bench: Bench)
                     await asyncio.sleep(1)
                     assert bench.store.contents["t/artifact"] == b"zombie"
                 await sync
-        see_that_all_is_whole(bench)
+        check_complete(bench.store.contents)
 
     run_virtual(main())
 

@@ -50,9 +50,13 @@ def execute(tmp_path: Path, code: str, seconds: float = 40.0) -> subprocess.Comp
     program.write_text(BEGIN + textwrap.dedent(code))
     environment = {**os.environ, "ASYNCSYNC_STATE_DIR": str(tmp_path / "state")}
     return subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=seconds, env=environment,
+        [sys.executable, str(program), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=environment,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def checkpoints(tmp_path: Path) -> list[str]:
@@ -65,10 +69,17 @@ def checkpoints(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     "use",
     [
-        "engine.trial('u')", "engine.status()", "engine.sync()", "engine.flush()", "trial.report({'a': 1})",
-        "trial.sync()", "trial.finish()", "late.checkpoint.durable()", "engine.events()",
+        "engine.trial('u')",
+        "engine.status()",
+        "engine.sync()",
+        "engine.flush()",
+        "trial.report({'a': 1})",
+        "trial.sync()",
+        "trial.finish()",
+        "late.checkpoint.durable()",
+        "engine.events()",
     ],
-)  # fmt: skip
+)
 def test_a_blocking_engine_that_was_inherited_says_whose_it_is(tmp_path: Path, use: str) -> None:
     done = execute(
         tmp_path,

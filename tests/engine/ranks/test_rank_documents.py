@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from onebench import Bench
-from rankbench import N, all_report, check_whole, killed, rank, shard, together, world
+from rankbench import N, all_report, check_shards, killed, rank, shard, together, world
 
 from asyncsync.errors import CheckpointIncompleteError, DamagedError
 from asyncsync.planning.manifest import MANIFEST
@@ -35,7 +35,7 @@ def test_a_damaged_part_or_word_fails_that_checkpoint_and_is_named(bench: Bench,
         assert isinstance(error, DamagedError | CheckpointIncompleteError)
         assert f"{key} is " in str(error)
     assert f"t/checkpoint_000000/{MANIFEST}" not in bench.store.contents
-    check_whole(bench, "checkpoint_000001", "next")
+    check_shards(bench, "checkpoint_000001", "next")
 
 
 @damages

@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from machines import record
 from onebench import Bench
-from rankbench import KilledError, N, manifest, rank, record, together, world
+from rankbench import KilledError, N, manifest, now, rank, together, world
 
 from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
@@ -16,12 +17,8 @@ from asyncsync.planning.ranks import OUTCOME, failure_name, part_name
 from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
 from asyncsync.testing import run_virtual
 
-AT_ONCE = 8.0
-"""Virtual seconds: the longest pause between two looks, and the requests."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+PROMPT_SECONDS = 8.0
+"""Virtual seconds: the longest pause between two polls, and the requests."""
 
 
 def shard(bench: Bench, number: int, step: int) -> Path:
@@ -112,7 +109,7 @@ def test_a_step_that_one_rank_skipped_fails_and_the_next_succeeds(bench: Bench, 
                     told = {f"step {step}": str(error).index(f"step {step}") for step in (100, 110)}
                     assert len(told) == 2
                     assert f"rank {who}" in str(error)
-                    assert now() - began < late + AT_ONCE
+                    assert now() - began < late + PROMPT_SECONDS
                 else:
                     assert f"rank(s) {who} did not send" in str(error)
             reports = [*await together(*(share(bench, engines[n], n, 110) for n in others)), await ahead]
@@ -138,7 +135,7 @@ def test_a_step_that_only_one_rank_reports_fails_only_there(bench: Bench, who: i
                 await alone
             assert "110" in str(raised.value)
             reports = [await share(bench, engines[who], who, 110), *[await task for task in at_110]]
-            assert now() - began < 4 * AT_ONCE
+            assert now() - began < 4 * PROMPT_SECONDS
             check_durable(bench, reports, 110)
 
     run_virtual(main())
@@ -393,7 +390,7 @@ def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench:
 
             nothing, *errors = await together(give_up(), *(report(n) for n in others))
             assert nothing is None
-            assert now() - began < 100 + AT_ONCE
+            assert now() - began < 100 + PROMPT_SECONDS
             for error in errors:
                 assert isinstance(error, CheckpointIncompleteError)
                 assert f"rank {who} gave up step 2: the loss is NaN" in str(error)
@@ -414,7 +411,7 @@ def test_a_rank_can_give_up_what_it_has_reported(bench: Bench) -> None:
             for report in reports:
                 with pytest.raises(CheckpointIncompleteError, match="rank 1 gave up step 1: the shard is wrong"):
                     await report.checkpoint.durable()
-            assert now() - began < 2 * AT_ONCE
+            assert now() - began < 2 * PROMPT_SECONDS
             with pytest.raises(CheckpointIncompleteError, match="rank 1 gave up step 1"):
                 await share(bench, engines[2], 2, 1)
             check_durable(bench, await at_steps(bench, engines, 2, 2, 2), 2)

@@ -7,16 +7,16 @@ import re
 from contextlib import AsyncExitStack
 
 import pytest
+from machines import record
 from onebench import Bench
 from rankbench import (
     KilledError,
     N,
     all_report,
-    check_whole,
+    check_shards,
     killed,
     manifest,
     rank,
-    record,
     shard,
     share,
     together,
@@ -42,8 +42,9 @@ def test_all_ranks_write_one_checkpoint_and_rank_0_names_it(bench: Bench) -> Non
     assert sorted(whole.files) == ["shard_0.pt", "shard_1.pt", "shard_2.pt"]
     assert whole.info["metrics"] == {"loss": 1.0, "from": 0}
     assert [(item.name, item.files) for item in record(bench).checkpoints] == [
-        ("checkpoint_000000", N), ("checkpoint_000001", N)
-    ]  # fmt: skip
+        ("checkpoint_000000", N),
+        ("checkpoint_000001", N),
+    ]
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
     lines = bench.store.contents["t/result.json"].splitlines()
     assert [json.loads(line)["from"] for line in lines] == [0, 0]
@@ -205,7 +206,7 @@ def test_all_come_back_in_any_order_and_agree_on_a_number(bench: Bench, order: t
 
     run_virtual(main())
     assert names[0] == names[1] == names[2]
-    check_whole(bench, names[0][1], "newer")
+    check_shards(bench, names[0][1], "newer")
     assert len(record(bench).checkpoints) == 3
     assert record(bench).epoch == 2
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
@@ -243,7 +244,7 @@ def test_a_rank_back_alone_resumes_the_checkpoint_the_others_await(bench: Bench,
                 await all_report(bench, [engines[n] for n in range(N)], "c")
 
     run_virtual(main())
-    check_whole(bench, "checkpoint_000002", "c")
+    check_shards(bench, "checkpoint_000002", "c")
     assert [item.name for item in record(bench).checkpoints] == [f"checkpoint_00000{n}" for n in range(3)]
     for number in range(N):
         assert bench.store.contents[f"t/checkpoint_000001/shard_{number}.pt"].startswith(f"{number} b".encode())

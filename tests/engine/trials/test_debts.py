@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import Machine, names, record, see_that_all_is_whole, stored, told, turns
+from machines import Machine, names, record, stored, told, turns
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
@@ -210,14 +211,14 @@ def test_the_next_process_completes_a_retirement_cut_at_any_request(tmp_path: Pa
                 acknowledged = report.done()
                 begun = one.network.calls - before >= n
             await report
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             assert names(bench)
             if acknowledged:
                 assert names(bench) == ["checkpoint_000001"]
             async with two.engine(NEVER, ONE) as engine:
                 await engine.trial("t").report({}, bench.checkpoint("c"))
                 await engine.trial("t").finish()
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             (last,) = names(bench)
             there = {key.split("/")[1] for key in bench.keys("weights")}
             unknown = there - {last}
@@ -263,7 +264,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
 @pytest.mark.parametrize("mode", ["take", "lend"])
 def test_a_pending_checkpoint_is_not_sent_under_a_number_that_is_given_up(bench: Bench, mode: str) -> None:
     run_virtual(pending_under_a_number_that_was_given_up(bench, mode))
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     mine = [name for name in names(bench) if stored(bench, f"t/{name}/").get("weights") == b"mine"]
     assert mine
 
@@ -287,7 +288,7 @@ def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None
         async with one.engine(NEVER, ONE):
             await asyncio.sleep(5)
             slow.release.set()
-        see_that_all_is_whole(bench)
+        check_complete(bench.store.contents)
         assert names(bench) == ["best"]
         assert stored(bench, "t/best/") == {"weights": b"c"}
 

@@ -136,9 +136,19 @@ def file_to_directory(root: Path) -> str:
 
 
 HAPPENINGS = [
-    remove, remove_everything, overwrite, replace, truncate, append, add, directory_to_link, retarget, break_link,
-    file_to_pipe, file_to_directory,
-]  # fmt: skip
+    remove,
+    remove_everything,
+    overwrite,
+    replace,
+    truncate,
+    append,
+    add,
+    directory_to_link,
+    retarget,
+    break_link,
+    file_to_pipe,
+    file_to_directory,
+]
 
 
 def make(root: Path, size: int) -> Path:

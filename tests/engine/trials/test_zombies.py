@@ -55,8 +55,14 @@ def acts(bench: Bench) -> dict[str, Act]:
 
 
 NAMES = (
-    "sync checkpoint", "checkpoint of another trial", "report", "artifacts", "own files", "another trial", "finish"
-)  # fmt: skip
+    "sync checkpoint",
+    "checkpoint of another trial",
+    "report",
+    "artifacts",
+    "own files",
+    "another trial",
+    "finish",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

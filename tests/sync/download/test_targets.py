@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from stored import files_of
 
 from asyncsync import SyncFailedError, TransferConfig, pull, push
 from asyncsync.disk.descent import Beneath
@@ -21,11 +22,6 @@ URI = "memory://b/tree"
 @pytest.fixture(autouse=True)
 def _empty() -> None:
     reset_memory()
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    """What a directory holds, by relative path."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("call", ["fchmod", "utime"])

@@ -87,8 +87,11 @@ def test_a_newer_format_is_refused_with_both_versions(kind, record):
 
 @both
 def test_a_record_that_lacks_a_field_is_refused_by_name_or_has_the_default(kind, record):
-    defaults = {item.name for item in dataclasses.fields(kind) if item.default is not dataclasses.MISSING
-                or item.default_factory is not dataclasses.MISSING}  # fmt: skip
+    defaults = {
+        item.name
+        for item in dataclasses.fields(kind)
+        if item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+    }
     for name in raw_of(record).keys() - {"by"}:
         raw = raw_of(record)
         del raw[name]
@@ -117,12 +120,25 @@ def test_a_field_of_another_type_is_refused_or_could_have_been_written(kind, rec
 
 @pytest.mark.parametrize(
     "checkpoints",
-    [None, {}, [1], [None], [[]], [{"name": "checkpoint_000000"}], [{"number": 1}], [{"name": 1, "number": 1}],
-     [{"name": "a", "number": True}], [{"name": "a", "number": 1, "time": float("nan")}],
-     [{"name": "a", "number": 1, "metrics": []}], [{"name": "../a", "number": 1}], [{"name": "a\0", "number": 1}],
-     [{"name": ".asyncsync", "number": 1}], [{"name": "a", "number": 1}, {"name": "a", "number": 2}]],
+    [
+        None,
+        {},
+        [1],
+        [None],
+        [[]],
+        [{"name": "checkpoint_000000"}],
+        [{"number": 1}],
+        [{"name": 1, "number": 1}],
+        [{"name": "a", "number": True}],
+        [{"name": "a", "number": 1, "time": float("nan")}],
+        [{"name": "a", "number": 1, "metrics": []}],
+        [{"name": "../a", "number": 1}],
+        [{"name": "a\0", "number": 1}],
+        [{"name": ".asyncsync", "number": 1}],
+        [{"name": "a", "number": 1}, {"name": "a", "number": 2}],
+    ],
     ids=ascii,
-)  # fmt: skip
+)
 def test_checkpoints_that_cannot_be_are_refused(checkpoints):
     with pytest.raises(DocumentError, match="not a trial record"):
         parse(TrialRecord, {**raw_of(RECORDS[0]), "checkpoints": checkpoints})
@@ -130,10 +146,22 @@ def test_checkpoints_that_cannot_be_are_refused(checkpoints):
 
 @both
 @pytest.mark.parametrize(
-    "damage", [b"", b"\0" * 300, b"\xff\xfe", b"null", b"[]", b'"x"', b"1", b"[" * 100_000, b'{"a":' * 100_000,
-               b'{"format":1,"later":' + b"[" * 500 + b"]" * 500 + b"}", b'{"format":' + b"9" * 10_000 + b"}"],
+    "damage",
+    [
+        b"",
+        b"\0" * 300,
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"1",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"format":1,"later":' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"format":' + b"9" * 10_000 + b"}",
+    ],
     ids=lambda data: repr(data[:12]),
-)  # fmt: skip
+)
 def test_what_is_no_record_is_refused_in_words(kind, record, damage):
     with pytest.raises(DocumentError, match=f"not a {kind.KIND} record"):
         kind.from_bytes(damage)
