@@ -49,25 +49,63 @@ SAME_BASENAME = {
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""
 WITHOUT_DOCSTRING = {"disk", "planning"}
 SAME_CLASS_NAME = {
-    "Acceptance", "Access", "Answer", "Failure", "Gate", "Outcome", "Plan", "Progress", "Request", "SdkPlane", "Seen",
-    "Source", "TreeLocks", "UnsupportedError", "Wire", "_Directory", "_Seen", "_Walk",
-}  # fmt: skip
+    "Acceptance",
+    "Access",
+    "Answer",
+    "Failure",
+    "Gate",
+    "Outcome",
+    "Plan",
+    "Progress",
+    "Request",
+    "SdkPlane",
+    "Seen",
+    "Source",
+    "TreeLocks",
+    "UnsupportedError",
+    "Wire",
+    "_Directory",
+    "_Seen",
+    "_Walk",
+}
 
 PURE = {
-    "__future__", "collections", "contextlib", "dataclasses", "enum", "fnmatch", "functools", "google_crc32c", "heapq",
-    "itertools", "json", "math", "os", "re", "stat", "typing",
-}  # fmt: skip
+    "__future__",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "enum",
+    "fnmatch",
+    "functools",
+    "google_crc32c",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "os",
+    "re",
+    "stat",
+    "typing",
+}
 """Modules that planning may import. Of ``os`` it uses the type ``os.stat_result`` only."""
 
 DOCUMENTED = {
     "SyncEngine": {"blocking", "events", "flush", "local_dir", "status", "sync", "trial", "uri"},
     "Trial": {"dir", "finish", "name", "report", "skip", "status", "sync", "uri"},
     "Experiment": {
-        "best_checkpoint", "checkpoints", "latest_checkpoint", "name", "open", "restore", "status", "trial", "trials",
+        "best_checkpoint",
+        "checkpoints",
+        "latest_checkpoint",
+        "name",
+        "open",
+        "restore",
+        "status",
+        "trial",
+        "trials",
         "uri",
     },
     "Syncer": {"delete", "local_dir", "plan", "sync_down", "sync_once", "sync_up", "sync_up_if_needed", "uri", "wait"},
-}  # fmt: skip
+}
 UNDOCUMENTED = {"Experiment": {"access"}, "Syncer": {"config", "key", "progress"}}
 """Names that users see today and should not."""
 

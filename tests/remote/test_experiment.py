@@ -75,8 +75,10 @@ async def test_open_tells_trials_with_parameters_metrics_status_and_checkpoints(
     experiment = await Experiment.open(URI)
     assert (experiment.name, experiment.status) == ("exp", "running")
     assert [(trial.name, trial.status, len(trial.checkpoints)) for trial in experiment.trials] == [
-        ("a", "finished", 2), ("b", "running", 3), ("c", "running", 0),
-    ]  # fmt: skip
+        ("a", "finished", 2),
+        ("b", "running", 3),
+        ("c", "running", 0),
+    ]
     trial = experiment.trial("a")
     assert (trial.params, trial.metrics) == ({"lr": 0.1}, {"loss": 0.2})
     first = trial.checkpoints[0]

@@ -45,8 +45,11 @@ async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed
     before = store.contents
     report = await prune(URI)
     assert (report.dry_run, report.checkpoints, report.objects, report.bytes) == (
-        True, ["a/checkpoint_000002/"], 2, 3 * MIB,
-    )  # fmt: skip
+        True,
+        ["a/checkpoint_000002/"],
+        2,
+        3 * MIB,
+    )
     assert store.contents == before
     assert (await prune(URI, dry_run=False)).checkpoints == ["a/checkpoint_000002/"]
     assert store.contents == {key: data for key, data in before.items() if "checkpoint_000002" not in key}
@@ -312,5 +315,6 @@ async def test_prune_aborts_old_uploads_until_no_part_is_left(store):
     assert report.uploads == ["a/big"]
     assert await store.list_multiparts() == []
     assert [request.operation for request in store.requests if "a/big" in request.key][-2:] == [
-        "abort_multipart", "list_parts",
-    ]  # fmt: skip
+        "abort_multipart",
+        "list_parts",
+    ]

@@ -75,9 +75,11 @@ class World:
     @asynccontextmanager
     async def engine(self, keep: int | None = None) -> AsyncIterator[SyncEngine]:
         run = RunConfig(
-            name="exp", storage_path=f"s3://{self.bucket}", storage_options=self.server.storage_options,
+            name="exp",
+            storage_path=f"s3://{self.bucket}",
+            storage_options=self.server.storage_options,
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
-        )  # fmt: skip
+        )
         async with SyncEngine(run, local_dir=self.room / "local") as engine:
             events = engine.events()
             yield engine

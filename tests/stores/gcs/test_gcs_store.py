@@ -222,12 +222,21 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (200, b""), (200, b"<html>log in</html>"), (200, b"[]"), (200, b'"x"'), (200, b'{"expires_in": 5}'),
-        (200, b'{"access_token": "x"}'), (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
-        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'), (200, b'{"access_token": "", "expires_in": 5}'),
-        (200, b"[" * 60_000), (500, b""), (503, b"{}"), (429, b""),
+        (200, b""),
+        (200, b"<html>log in</html>"),
+        (200, b"[]"),
+        (200, b'"x"'),
+        (200, b'{"expires_in": 5}'),
+        (200, b'{"access_token": "x"}'),
+        (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
+        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'),
+        (200, b'{"access_token": "", "expires_in": 5}'),
+        (200, b"[" * 60_000),
+        (500, b""),
+        (503, b"{}"),
+        (429, b""),
     ],
-)  # fmt: skip
+)
 async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
     gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
     async with open_store("gs://conformance/p", options=credentials) as opened:
@@ -481,11 +490,18 @@ async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict,
 @pytest.mark.parametrize(
     ("updated", "unix"),
     [
-        ("1970-01-01T00:01:40Z", 100.0), ("1970-01-01T02:01:40.5+02:00", 100.5),
-        ("1970-01-01T00:01:40.123456789Z", 100.123456), ("1970-01-01T00:01:40", None), ("yesterday", None), ("", None),
-        (100, None), ([], None), ("9999-99-99T00:00:00Z", None), ("0001-01-01T00:00:00+23:59", -62135683140.0),
+        ("1970-01-01T00:01:40Z", 100.0),
+        ("1970-01-01T02:01:40.5+02:00", 100.5),
+        ("1970-01-01T00:01:40.123456789Z", 100.123456),
+        ("1970-01-01T00:01:40", None),
+        ("yesterday", None),
+        ("", None),
+        (100, None),
+        ([], None),
+        ("9999-99-99T00:00:00Z", None),
+        ("0001-01-01T00:00:00+23:59", -62135683140.0),
     ],
-)  # fmt: skip
+)
 async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix):
     """Least of all in the zone of this machine."""
 

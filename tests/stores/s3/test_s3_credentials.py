@@ -44,10 +44,15 @@ async def opened(**options):
 
 def keys(seconds):
     until = datetime.now(UTC) + timedelta(seconds=seconds)
-    return json.dumps({
-        "Version": 1, "AccessKeyId": "K", "SecretAccessKey": "s", "SessionToken": "t",
-        "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "Version": 1,
+            "AccessKeyId": "K",
+            "SecretAccessKey": "s",
+            "SessionToken": "t",
+            "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+    )
 
 
 @pytest.mark.parametrize("flaw", [None, "this is not JSON", '{"Version": 1}', "[]"])

@@ -155,9 +155,10 @@ async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, mo
 
     def answer(request):
         request.headers = {
-            name: value for name, value in request.headers.items()
+            name: value
+            for name, value in request.headers.items()
             if name not in ("x-amz-date", "x-amz-content-sha256", "x-amz-copy-source", "x-amz-copy-source-if-match")
-        }  # fmt: skip
+        }
         bad = [name for name in request.headers if name.startswith(("x-amz-checksum", "x-amz-sdk-ch", "x-amz-mp"))]
         return seen(request) if bad or "x-amz-trailer" in request.headers else by_kind(request)
 
