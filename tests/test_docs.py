@@ -1,4 +1,4 @@
-"""What the documentation says is so: its programs run, its commands parse, its tables agree with the code."""
+"""The documentation is true: its programs run, its commands parse, its tables agree with the code."""
 
 from __future__ import annotations
 

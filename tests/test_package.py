@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what it needs, that it is typed."""
+"""The package as a whole: its exports, its dependencies, its type marker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written on the command line, and what it means."""
+"""Command-line values: sizes, options of stores, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A snapshot is what the directory was, whatever training does to it afterwards."""
+"""A snapshot keeps the directory as it was, whatever training does to it afterwards."""
 
 import fcntl
 import os

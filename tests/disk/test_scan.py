@@ -1,4 +1,4 @@
-"""What a scan takes along while the directory changes under it."""
+"""A scan of a directory that changes meanwhile."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""However an engine ends, whoever waits is told, and nothing is left behind."""
+"""However an engine ends, every waiter gets a result or an error, and nothing is left behind."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What listeners see, and what ``status`` says."""
+"""Events for listeners, and ``status``."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Before a preemption the most valuable bytes go first, and the report says exactly what is in the store."""
+"""``flush`` sends the most valuable bytes first, and its report lists exactly which trees are durable."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Two processes of one machine on one directory: the second is told who the first is; a dead one is in nobody's way."""
+"""Two processes of one machine on one directory: the second learns who the first is; a dead process blocks nobody."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Forks, the end of the interpreter, other threads and loops: an engine belongs to where it was entered."""
+"""Forks, interpreter exit, other threads and loops: an engine belongs to the process, thread and loop that entered."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Signals that announce the end: one cancel, its grace, and the program's own handlers as they were."""
+"""Signals that announce the end: one cancel, its grace, and the program's own handlers restored."""
 
 import asyncio
 import os

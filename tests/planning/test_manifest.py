@@ -1,4 +1,4 @@
-"""The manifest's document: what is written is read again, and what contradicts itself is refused."""
+"""The manifest's document: it can be read back, and an inconsistent one is refused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""When trees are synced: pure, time is an argument."""
+"""When trees are synced. The schedule is pure: time is an argument."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st

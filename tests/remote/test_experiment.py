@@ -1,4 +1,4 @@
-"""Reading an experiment back: its records, the right checkpoint, and what happens when something is damaged or gone."""
+"""Reading an experiment back: its records, the right checkpoint, and its errors if something is damaged or missing."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Prune removes only what is certainly garbage, and only what is old by the clock of the store."""
+"""Prune removes only certain garbage, and only if it is old by the clock of the store."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Readers of an experiment whose writer goes on: they go forward, and never get files of two checkpoints."""
+"""Readers of an experiment that is still written move forward only, and never mix files of two checkpoints."""
 
 import itertools
 from pathlib import Path

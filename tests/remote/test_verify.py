@@ -1,4 +1,4 @@
-"""Verify tells damage from strays."""
+"""Verify distinguishes damaged, missing and stray objects."""
 
 import itertools
 import shutil

@@ -1,4 +1,4 @@
-"""The table "Bad input" of docs/design.md: every row, as a user meets it."""
+"""Every row of the table "Bad input" in docs/design.md, as a user meets it."""
 
 import asyncio
 import math

@@ -1,6 +1,6 @@
-"""Whatever the network does between us and a real store: a transfer ends right, or with the right error.
+"""Whatever the network does between us and a real store, a transfer succeeds or raises the right error.
 
-Plain HTTP, so that a damaged byte is not already the transport's business.
+The tests use plain HTTP: TLS would detect damaged bytes first.
 """
 
 from contextlib import asynccontextmanager

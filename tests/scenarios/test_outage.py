@@ -1,4 +1,4 @@
-"""The store is gone for a minute in the middle of fifty trials: nothing crashes, nothing is lost, nothing piles up."""
+"""The store is unreachable for a minute during fifty trials: nothing crashes, is lost or piles up."""
 
 import asyncio
 import json

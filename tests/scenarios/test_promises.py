@@ -1,4 +1,4 @@
-"""What a sync promises (docs/concepts.md), in virtual time."""
+"""The promises of a sync (docs/concepts.md), in virtual time."""
 
 import asyncio
 import json

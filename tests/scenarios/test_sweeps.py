@@ -1,8 +1,8 @@
-"""Fail, lose the answer, and cancel at the n-th request to the store, for every n; then look whether anything is half.
+"""Fail, lose the response of, and cancel at the n-th request to the store, for every n; then check the invariants.
 
-The invariants: no manifest without what it names, no record that names a checkpoint without manifest, no multipart
-upload that the journal does not know, no request left running and no slot taken, and the next run succeeds and ends
-with equal contents.
+The invariants: every manifest has its objects; every checkpoint in a record has its manifest; the journal knows every
+open multipart upload; no request is running and no slot is taken; and the next run succeeds and ends with equal
+contents.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Files written by real PyTorch, on a real server. `nox -s torch` runs these; `run.py test` does not collect them.
 
-Sizes are above the floor for parts (5 MiB) with the default part size of 16 MiB: what a figure allows is the bytes that
-changed and two parts.
+Sizes are above the floor for parts (5 MiB) with the default part size of 16 MiB: each limit allows the changed bytes
+and two parts.
 """
 
 from __future__ import annotations

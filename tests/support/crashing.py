@@ -1,9 +1,9 @@
-"""Kills a training process at random moments and looks what the next one makes of it.
+"""Kills a training process at random moments and checks the result of the next one.
 
-``python tests/support/crashing.py --kills 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` does a few
-of them. Each round is an experiment of its own: a process trains with ASYNC checkpoints and gets SIGKILL; a fresh
-process with ``resume=True`` makes durable what was accepted, trains on to the end, and restores every checkpoint bit
-for bit.
+``python tests/support/crashing.py --kills 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` runs a few
+rounds. Each round is an experiment of its own: a process trains with ASYNC checkpoints and gets SIGKILL; a fresh
+process with ``resume=True`` makes the accepted checkpoints durable, trains to the end, and restores every checkpoint
+bit for bit.
 """
 
 from __future__ import annotations

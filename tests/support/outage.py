@@ -1,7 +1,7 @@
-"""A store that is gone for a while in the middle of a sweep: 50 trials against SeaweedFS through the fault proxy.
+"""A store that is unreachable for a while during a sweep: 50 trials against SeaweedFS through the fault proxy.
 
-``python tests/support/outage.py --seconds 60`` prints what it cost and fails if anything was lost.
-``nox -s outage`` runs it.
+``python tests/support/outage.py --seconds 60`` prints the costs and fails if anything was lost. ``nox -s outage`` runs
+it.
 """
 
 from __future__ import annotations

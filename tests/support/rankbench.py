@@ -1,4 +1,4 @@
-"""A trial that several ranks train, all of them in one process."""
+"""A trial that several ranks train, all in one process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,9 +1,9 @@
-"""Stops a training process at random moments, lets another one take over, and wakes the first one up again.
+"""Stops a training process at random moments, lets another one take over, and wakes the first one.
 
-``python tests/support/stopping.py --stops 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` does a few
-of them. In each round a process trains and gets SIGSTOP; another one, which has its own directories as on another
-machine, resumes the experiment and trains on; the first gets SIGCONT at a random moment, while the second runs or
-when it has ended. Every checkpoint that either was told to be durable must be there, bit for bit, and so must the
+``python tests/support/stopping.py --stops 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` runs a few
+rounds. In each round a process trains and gets SIGSTOP. Another one, with its own directories as on another machine,
+resumes the experiment and continues training. The first gets SIGCONT at a random moment, while the second runs or after
+it has ended. Every checkpoint that either process reported as durable must be there, bit for bit, and so must the
 artifacts of the second.
 """
 

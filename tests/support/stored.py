@@ -1,4 +1,4 @@
-"""Puts trees, trials and experiments into a store as a finished sync leaves them, and checks what a store holds."""
+"""Puts trees, trials and experiments into a store as a finished sync leaves them, and checks its contents."""
 
 from collections.abc import Mapping
 from pathlib import Path

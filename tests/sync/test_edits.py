@@ -1,4 +1,4 @@
-"""Whatever is done to the files, after each sync the store holds them byte for byte."""
+"""Whatever is done to the files, after each sync the store has them byte for byte."""
 
 import os
 import random

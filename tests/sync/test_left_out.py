@@ -1,5 +1,6 @@
-"""What cannot be read, or has a name that no store could hold, is named and left out of artifacts; the rest is sent. A
-checkpoint leaves nothing out."""
+"""Files that cannot be read, or whose names no store can hold, are reported and left out of artifacts; the rest is
+sent. A checkpoint leaves nothing out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may run at once does: round trips, not files, are what a far store costs."""
+"""Independent requests run concurrently: a distant store costs round trips, not files."""
 
 import asyncio
 from pathlib import Path

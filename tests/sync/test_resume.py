@@ -1,4 +1,4 @@
-"""After a process has ended anywhere, the next one sends only what the store lacks."""
+"""After a process has ended anywhere, the next one sends only the bytes that the store lacks."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The workers of one tree: what they hold in memory, when they end, what a store that is gone costs them."""
+"""The workers of one tree: their memory, their end, and the cost of an unreachable store."""
 
 import asyncio
 

@@ -1,4 +1,6 @@
-"""What ranks leave for each other in the store may be damaged, or be of tomorrow: it costs that checkpoint, by name."""
+"""Documents that ranks exchange through the store may be damaged or of a newer format: only that checkpoint fails, and
+the error names the document.
+"""
 
 from contextlib import AsyncExitStack
 

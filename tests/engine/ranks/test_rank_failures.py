@@ -1,4 +1,4 @@
-"""A rank that fails for good tells the others through the store; they do not wait for what will never come."""
+"""A rank that fails for good reports it through the store, so the other ranks stop waiting."""
 
 import asyncio
 import os

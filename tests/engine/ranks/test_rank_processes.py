@@ -1,4 +1,4 @@
-"""Ranks as they are: processes that know nothing of each other but the store."""
+"""Ranks as real processes that communicate only through the store."""
 
 import asyncio
 import json

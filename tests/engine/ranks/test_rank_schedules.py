@@ -1,4 +1,4 @@
-"""Ranks that skip, add and give up steps in every pattern: no schedule mixes steps, or leaves them out of step."""
+"""Ranks that skip, add and give up steps in every pattern: no schedule mixes steps or leaves the ranks out of step."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Parts of ranks make a checkpoint only if they are of one step; if not, every rank is told who was where."""
+"""Ranks commit a checkpoint only if all report the same step; otherwise every rank learns the steps of the others."""
 
 import asyncio
 from collections.abc import Sequence

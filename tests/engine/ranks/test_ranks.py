@@ -1,4 +1,4 @@
-"""Several ranks write one checkpoint, and reach nothing but the store."""
+"""Several ranks write one checkpoint and communicate only through the store."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What was acknowledged stays as it is: whoever is replaced, whatever is late, whichever answer is lost."""
+"""An acknowledged checkpoint never changes: not by a replaced process, a late request or a lost response."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The life of a checkpoint."""
+"""The life cycle of a checkpoint."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Deletions that are owed: they delete what the trial's record gives up, and nothing else, and every one is done."""
+"""Owed deletions delete exactly the checkpoints that the trial's record gave up, and none is forgotten."""
 
 import asyncio
 import json

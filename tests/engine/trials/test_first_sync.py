@@ -1,4 +1,4 @@
-"""What the first sync of a trial costs, and what it finds."""
+"""The first sync of a trial: its requests, and the files it finds."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Whose a directory is: what may be reported, what a checkpoint may be called, and what is deleted."""
+"""Ownership of directories: which may be reported, how a checkpoint may be named, and which files are deleted."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A row in result.json and its checkpoint are there together, whenever a report is cancelled or the disk is full."""
+"""A row in result.json and its checkpoint are recorded together, also if a report is cancelled or the disk is full."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Uploads that move are not thrown away: what was cut short goes on, in this process or the next."""
+"""An upload that makes progress is kept: after an interruption this process or the next one resumes it."""
 
 import asyncio
 import json

@@ -1,6 +1,6 @@
-"""A checkpoint is whole: what was there when it was accepted is what is stored, or nothing is.
+"""A checkpoint is stored exactly as it was accepted, or not at all.
 
-The sweeps let something happen to the directory at the n-th request to the store, for every n.
+The sweeps change the directory at the n-th request to the store, for every n.
 """
 
 import os

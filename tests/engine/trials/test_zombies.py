@@ -1,4 +1,4 @@
-"""A process that was away while its successor started: it loses at its next write and writes nothing more."""
+"""A process that was stopped while its successor started loses at its next write and writes nothing more."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

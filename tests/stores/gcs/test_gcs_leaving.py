@@ -1,5 +1,7 @@
-"""A request is whole only when its last byte has left: until then no response is a success, and who loses the lease
-of a body has not sent what can be carried out. By our own client, and by that for proxies."""
+"""A request is complete only when its last byte has left. Until then no response counts as success, and a process that
+loses the lease of a body has not sent a request that the service could execute. With our own client, and with the one
+for proxies.
+"""
 
 import asyncio
 import json

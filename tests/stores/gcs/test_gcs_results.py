@@ -1,5 +1,6 @@
-"""A success counts only with the result that Cloud Storage documents for its request; everything else is an error of
-the store that says which request it was, and is tried again."""
+"""A success counts only with the result that Cloud Storage documents for its request. Any other response is a store
+error that names the request, and the request is retried.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What only Google Cloud Storage has: its conditions, tokens, errors, composed uploads. Against the strict fake."""
+"""Features of Google Cloud Storage only: conditions, tokens, errors, composed uploads. Against the strict fake."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""HTTPS to Cloud Storage: certificates are checked, and the proxies of the environment are used, or refused by name."""
+"""HTTPS to Cloud Storage: certificates are checked; proxies of the environment are used, or refused by name."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a file has under way to a near service without an answer is one chunk, however many parts travel."""
+"""A file has one unacknowledged chunk in flight to a near service, however many parts are sent."""
 
 import asyncio
 import os

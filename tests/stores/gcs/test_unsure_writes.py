@@ -1,4 +1,4 @@
-"""What is repeated without knowing whether it was done names the generation that it meets."""
+"""A write that is retried after a lost response names the generation that it expects."""
 
 import asyncio
 

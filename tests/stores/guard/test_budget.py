@@ -1,4 +1,4 @@
-"""The shared limits: who gets a slot, how many there are, and how fast bytes may go."""
+"""The shared limits: the order of slots, their number, and the bandwidth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guarded store: what is tried again, when, and what never happens twice."""
+"""The guarded store: which requests are retried and when, and which never run twice."""
 
 from __future__ import annotations
 

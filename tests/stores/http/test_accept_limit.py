@@ -1,4 +1,4 @@
-"""How many connections at once a server is given to accept."""
+"""How many connections a server gets to accept at once."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 client of the data plane against a server that answers by the byte."""
+"""The HTTP/1.1 client of the data plane against a server that controls every byte."""
 
 import asyncio
 import errno

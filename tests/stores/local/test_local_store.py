@@ -1,4 +1,4 @@
-"""What only a directory has: crashes, links, locks, names, full disks."""
+"""Features of the local store only: crashes, links, locks, names, full disks."""
 
 import asyncio
 import errno

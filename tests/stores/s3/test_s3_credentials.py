@@ -1,4 +1,4 @@
-"""Where credentials come from may be away for a moment; that there are none is final."""
+"""A credential source may fail for a moment; missing credentials are a final error."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a store does not know is left out, once it is known which part of the request that is; and nothing else is."""
+"""A feature that a store does not support is omitted once it is identified; everything else stays."""
 
 import logging
 

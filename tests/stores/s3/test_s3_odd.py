@@ -1,5 +1,6 @@
-"""Responses of S3 stores that leave something out, or say something else than they were asked: they are read where
-every byte can be checked, and else an error of ours, never half of the truth."""
+"""Unusual responses of S3 stores, with missing or unexpected fields: they are accepted where every byte can be checked;
+otherwise they are an error of ours.
+"""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A success counts only with the result that S3 documents: whatever else comes with a 2xx is a failed request."""
+"""A success counts only with the result that S3 documents: any other 2xx response is a failed request."""
 
 import re
 

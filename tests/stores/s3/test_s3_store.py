@@ -1,4 +1,4 @@
-"""What the S3 store does when requests go wrong, against a server that says what it is told to say."""
+"""The S3 store when requests fail, against a scripted server."""
 
 import asyncio
 import base64

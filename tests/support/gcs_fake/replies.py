@@ -1,4 +1,4 @@
-"""What the service answers: JSON, plain text or nothing, and errors in Google's form."""
+"""Responses of the service: JSON, plain text or nothing, and errors in Google's form."""
 
 from __future__ import annotations
 

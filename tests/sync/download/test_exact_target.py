@@ -1,4 +1,4 @@
-"""exact=True: the target holds the checkpoint and nothing else, and nothing outside it is touched."""
+"""exact=True: the target ends with exactly the files of the checkpoint, and nothing outside it is touched."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Targets of a download that take no modes or times, and such as somebody changes meanwhile."""
+"""Download targets without modes or times, and targets that change meanwhile."""
 
 from __future__ import annotations
 

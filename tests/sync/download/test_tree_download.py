@@ -1,4 +1,4 @@
-"""Getting a tree back: whole, checked, inside the target, or not at all."""
+"""Downloading a tree: complete, checked and inside the target, or not at all."""
 
 import asyncio
 import errno

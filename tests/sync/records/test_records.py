@@ -1,4 +1,4 @@
-"""Records: documents of tomorrow and damaged ones, as every reader meets them."""
+"""Records of newer formats and damaged ones, in every reader."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Only what changed travels; what the store has already it copies itself."""
+"""Only changed bytes are sent; the store copies the others itself."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the journal knows of a part that is not finished."""
+"""What the journal records of an unfinished part."""
 
 from dataclasses import replace
 

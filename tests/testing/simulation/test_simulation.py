@@ -1,4 +1,4 @@
-"""Whole clusters in virtual time: the promises hold in every schedule, and the simulation notices when they do not."""
+"""Whole clusters in virtual time: the promises hold in every schedule, and the simulation reports a broken one."""
 
 import os
 import subprocess
