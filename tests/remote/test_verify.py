@@ -1,4 +1,4 @@
-"""Verify tells damage from strays."""
+"""Verify distinguishes damaged, missing and stray objects."""
 
 import itertools
 import shutil
@@ -44,7 +44,8 @@ async def test_a_missing_file_is_missing(store):
     assert (report.ok, report.missing, report.damaged) == (False, ["a/checkpoint_000001/model.bin"], {})
 
 
-async def test_another_size_or_checksum_is_found_without_reading_and_told_as_replaced(store):
+async def test_another_size_or_checksum_is_reported_as_replaced(store):
+    """It is found without reading the object."""
     await store.put("a/checkpoint_000000/model.bin", b"short")
     await store.put("a/checkpoint_000001/model.bin", b"x" * (3 * MIB))
     for deep in (False, True):
@@ -123,7 +124,7 @@ async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep
 
 
 @pytest.mark.parametrize("deep", [False, True])
-async def test_a_tree_that_is_synced_while_it_is_checked_is_checked_by_its_new_manifest(store, deep):
+async def test_a_tree_synced_during_verify_is_checked_by_its_new_manifest(store, deep):
     """At the n-th request, for every n: a file and its manifest are replaced."""
     other = MemoryStore("", "exp")
     await put_tree(other, "a/", {"result.json": b"longer than before\n", "more": b"x"})

@@ -1,4 +1,4 @@
-"""A body over 8 MiB goes in a resumable session: after a break only what was not acknowledged is sent again."""
+"""A body over 8 MiB uses a resumable session: after an interruption only unacknowledged bytes are sent again."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A store that does not check what it is sent is found out at the start, and gets the best that it can do."""
+"""A store that does not verify checksums is detected at the start, and gets the best protection available."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""With what keeps the promises taken out, the simulation notices: it can fail."""
+"""With a safeguard removed the simulation reports a violation: it can fail."""
 
 from collections.abc import Callable
 from pathlib import Path
