@@ -150,10 +150,20 @@ class Acceptance:
         number = found.number if found is not None else trial.record.next_checkpoint
         name = found.name if found is not None else wanted.name or checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, files, number, CheckpointHandle(name, f"{trial.uri}/{name}"), wanted.metrics, wanted.metadata,
-            wanted.mode, delete, asyncio.get_running_loop().time(), token(), step=wanted.step,
-            named=wanted.name is not None, goes_on=goes_on,
-        )  # fmt: skip
+            trial.key,
+            files,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            wanted.metrics,
+            wanted.metadata,
+            wanted.mode,
+            delete,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=wanted.step,
+            named=wanted.name is not None,
+            goes_on=goes_on,
+        )
         if found is not None:
             job.token, job.written_as, job.begun, job.tree = found.token, found.written_as, True, found.tree
         return job
@@ -192,9 +202,19 @@ class Acceptance:
         number = trial.record.next_checkpoint
         name = checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, None, number, CheckpointHandle(name, f"{trial.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
-            asyncio.get_running_loop().time(), token(), step=step, given_up=reason,
-        )  # fmt: skip
+            trial.key,
+            None,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            {},
+            {},
+            UploadMode.ASYNC,
+            False,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=step,
+            given_up=reason,
+        )
         trial.record.next_checkpoint = number + 1
         trial.jobs.append(job)
         self._submit(job)

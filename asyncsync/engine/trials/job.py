@@ -133,11 +133,24 @@ class Left:
         """The job that resumes it; ``uri`` is the trial's."""
         payload, handle = self.payload, CheckpointHandle(self.name, f"{uri}/{self.name}")
         return CheckpointJob(
-            self.trial, self.source, payload["number"], handle, payload["metrics"], payload["metadata"], mode,
-            payload["delete_local"], asyncio.get_running_loop().time(), payload[ID], step=payload.get("step"),
-            named=payload.get("named", False), goes_on=self.goes_on, begun=True, inherited=True, written_as=self.name,
+            self.trial,
+            self.source,
+            payload["number"],
+            handle,
+            payload["metrics"],
+            payload["metadata"],
+            mode,
+            payload["delete_local"],
+            asyncio.get_running_loop().time(),
+            payload[ID],
+            step=payload.get("step"),
+            named=payload.get("named", False),
+            goes_on=self.goes_on,
+            begun=True,
+            inherited=True,
+            written_as=self.name,
             problem=self.problem,
-        )  # fmt: skip
+        )
 
 
 def checkpoint_name(number: int) -> str:

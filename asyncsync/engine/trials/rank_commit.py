@@ -188,9 +188,12 @@ class SharedCheckpoint:
         manifest = await find_manifest(self.store, self.prefix)
         files = manifest.files if manifest is not None else {}
         return SyncReport(
-            files_skipped=len(files), bytes_total=sum(entry.size for entry in files.values()),
-            bytes_sent=ours.bytes_sent, bytes_copied=ours.bytes_copied, requests=ours.requests,
-        )  # fmt: skip
+            files_skipped=len(files),
+            bytes_total=sum(entry.size for entry in files.values()),
+            bytes_sent=ours.bytes_sent,
+            bytes_copied=ours.bytes_copied,
+            requests=ours.requests,
+        )
 
     # what is there
 

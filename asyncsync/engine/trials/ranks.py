@@ -291,9 +291,14 @@ class Ranks:
         if self._returned:
             more[RETURNED] = True
         sending = upload(
-            self._context.session, f"{self._name}/", job, again, trial.confirm,
-            record=part_name(self.rank, self.world_size), more=more,
-        )  # fmt: skip
+            self._context.session,
+            f"{self._name}/",
+            job,
+            again,
+            trial.confirm,
+            record=part_name(self.rank, self.world_size),
+            more=more,
+        )
         try:
             report = await within(self._context.run.sync_config.timeout, sending, job.progress)
         except CollisionError as error:
@@ -409,10 +414,18 @@ class Ranks:
 
     def _shared(self, trial: TrialState, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(
-            self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
-            _step(job) if job is not None else -1, self._returned, self._before_us,
-            job.token if job is not None else "", job.source if job is not None else None, self._agreed,
-        )  # fmt: skip
+            self._store(trial),
+            f"{self._name}/{checkpoint}/",
+            self.rank,
+            self.world_size,
+            self._generation(trial),
+            _step(job) if job is not None else -1,
+            self._returned,
+            self._before_us,
+            job.token if job is not None else "",
+            job.source if job is not None else None,
+            self._agreed,
+        )
 
     def _generation(self, trial: TrialState | None = None) -> Generation:
         if self.leads and trial is not None:

@@ -52,9 +52,15 @@ def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mappi
     """The record of a trial that starts now."""
     now, params = wall_time(), as_json(params or {})
     return TrialRecord(
-        name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now, nonce=token(),
+        name,
+        str(run.name),
+        params=params,
+        world_size=role.world_size,
+        started=now,
+        updated=now,
+        nonce=token(),
         runner=runner,
-    )  # fmt: skip
+    )
 
 
 def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
@@ -170,9 +176,17 @@ async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
 
     info = await store.read(prefix + entry.path, take)
     return replace(
-        entry, size=size, crc32c=crc, part_size=0, parts=(digest.hexdigest(),), part_crcs=(crc,), version=info.version,
-        mtime_ns=int((info.modified or 0) * 1e9), inode=0, samples="",
-    )  # fmt: skip
+        entry,
+        size=size,
+        crc32c=crc,
+        part_size=0,
+        parts=(digest.hexdigest(),),
+        part_crcs=(crc,),
+        version=info.version,
+        mtime_ns=int((info.modified or 0) * 1e9),
+        inode=0,
+        samples="",
+    )
 
 
 def _here(root: str, paths: list[str]) -> set[str]:

@@ -142,11 +142,16 @@ class CheckpointRunner:
         seconds = asyncio.get_running_loop().time() - started
         self._context.emit(
             CheckpointDurable(
-                tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total,
-                bytes_sent=report.bytes_sent, bytes_copied=report.bytes_copied, requests=report.requests,
+                tree=trial.key,
+                trial=trial.key,
+                checkpoint=job.name,
+                bytes_total=report.bytes_total,
+                bytes_sent=report.bytes_sent,
+                bytes_copied=report.bytes_copied,
+                requests=report.requests,
                 seconds=seconds,
             )
-        )  # fmt: skip
+        )
         if job.delete_local and job.source is not None:
             await self._remove_local(trial, job, job.source)
         job.cross_out(self._context.session)

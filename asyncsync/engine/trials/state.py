@@ -115,7 +115,7 @@ class TrialState:
         "resumed",
         "stored",
         "tree",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -138,12 +138,19 @@ class TrialState:
             self.record_file = self.ranks.file
         where = context.role.directory(record.name)
         self.tree = Tree(
-            context.session, f"{context.local_dir}/{where}", f"{where}/",
+            context.session,
+            f"{context.local_dir}/{where}",
+            f"{where}/",
             TreeOptions(
-                self._rules, Lane.ARTIFACT, delete=context.run.sync_config.delete, disown=True, fence=self.confirm,
-                doubted=True, max_delete=context.run.sync_config.max_delete,
+                self._rules,
+                Lane.ARTIFACT,
+                delete=context.run.sync_config.delete,
+                disown=True,
+                fence=self.confirm,
+                doubted=True,
+                max_delete=context.run.sync_config.max_delete,
             ),
-        )  # fmt: skip
+        )
         self.jobs: list[CheckpointJob] = []
         self.doubtful = False
         """Whether another process that ran it may not have ended."""
@@ -456,9 +463,13 @@ class TrialState:
         if not config.sync_artifacts:
             return Rules(only=OWN_FILES)
         return Rules(
-            tuple(config.include), tuple(config.exclude), config.symlinks,
-            self.reported_dirs | self.own_names() | self._context.role.others(), always=OWN_FILES, skip_numbered=True,
-        )  # fmt: skip
+            tuple(config.include),
+            tuple(config.exclude),
+            config.symlinks,
+            self.reported_dirs | self.own_names() | self._context.role.others(),
+            always=OWN_FILES,
+            skip_numbered=True,
+        )
 
     # its checkpoints
 

@@ -49,9 +49,15 @@ async def upload(
         **(more or {}),
     }
     options = TreeOptions(
-        lane=Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence, accepted=job.source,
+        lane=Lane.CHECKPOINT,
+        whole=True,
+        fresh=True,
+        info=info,
+        record=record,
+        fence=fence,
+        accepted=job.source,
         begun=job.begun,
-    )  # fmt: skip
+    )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
     tree.say(info)  # who goes on with it may have reported it with other metrics
     return await persist(tree.sync_once, again)

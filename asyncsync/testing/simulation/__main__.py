@@ -57,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"  it needs {', '.join(needed(plain, outcome, without)) or 'nothing'}", flush=True)
     seconds = time.monotonic() - started
     where = f"{min(seeds)}-{max(seeds)}" if done else ""
-    print(f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
-          f"{len(failed)} failed")  # fmt: skip
+    print(
+        f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
+        f"{len(failed)} failed"
+    )
     print("  " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     for kind, count in kinds.most_common():
         print(f"  {kind}: {count}")

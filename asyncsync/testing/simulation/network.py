@@ -118,9 +118,13 @@ class SimulatedStore(Store):
         self.uri = f"{SCHEME}://{network.bucket_name}/{prefix}".rstrip("/")
         conditional = network.conditional
         self.traits: Traits = replace(
-            self._inner.traits, scheme=SCHEME, part_size=PART_SIZE, min_range_source=MIN_RANGE_SOURCE,
-            conditional_writes=conditional, conditional_copy=conditional,
-        )  # fmt: skip
+            self._inner.traits,
+            scheme=SCHEME,
+            part_size=PART_SIZE,
+            min_range_source=MIN_RANGE_SOURCE,
+            conditional_writes=conditional,
+            conditional_copy=conditional,
+        )
 
     async def close(self) -> None:
         """Nothing to free."""
@@ -162,16 +166,22 @@ class SimulatedStore(Store):
         await self._send("delete", "\n".join(keys), lambda: self._inner.delete(keys))
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
+    ) -> ObjectInfo:
         only = self._only(if_version)
         more: dict[str, Any] = {} if only is None else {"if_version": only}
         return await self._send(
-            "copy", key,
+            "copy",
+            key,
             lambda: self._inner.copy(source, key, if_source_version=if_source_version, size=size, **more),
             version=only,
-        )  # fmt: skip
+        )
 
     async def create_multipart(self, key: str) -> Upload:
         return await self._send("create_multipart", key, lambda: self._inner.create_multipart(key))
@@ -185,25 +195,34 @@ class SimulatedStore(Store):
         )
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
+    ) -> Part:
         return await self._send(
-            "copy_part", upload.key,
+            "copy_part",
+            upload.key,
             lambda: self._inner.copy_part(
                 upload, number, offset, source, start, length, if_source_version=if_source_version
             ),
-        )  # fmt: skip
+        )
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         only = self._only(if_version)
         return await self._send(
-            "complete_multipart", upload.key,
+            "complete_multipart",
+            upload.key,
             lambda: self._inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=only),
             version=only,
-        )  # fmt: skip
+        )
 
     async def abort_multipart(self, upload: Upload) -> None:
         await self._send("abort_multipart", upload.key, lambda: self._inner.abort_multipart(upload))
@@ -239,9 +258,14 @@ class SimulatedStore(Store):
         return data
 
     async def _send(
-        self, operation: str, key: str, apply: Callable[[], Coroutine[Any, Any, T]], *, changes: bool = True,
+        self,
+        operation: str,
+        key: str,
+        apply: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        changes: bool = True,
         version: str | None = None,
-    ) -> T:  # fmt: skip
+    ) -> T:
         network, process, loop = self._network, self._process, self._network.loop
         key = "\n".join(self._prefix + one for one in key.split("\n"))
         network.sent(process, operation, key)
@@ -270,9 +294,17 @@ class _Request:
     """One on its way. All of its callbacks are the world's: they come whatever becomes of the sender."""
 
     def __init__(
-        self, network: Network, process: Process, operation: str, key: str,
-        apply: Callable[[], Coroutine[Any, Any, Any]], answer: asyncio.Future[Any], fate: Fate, *, changes: bool,
-    ) -> None:  # fmt: skip
+        self,
+        network: Network,
+        process: Process,
+        operation: str,
+        key: str,
+        apply: Callable[[], Coroutine[Any, Any, Any]],
+        answer: asyncio.Future[Any],
+        fate: Fate,
+        *,
+        changes: bool,
+    ) -> None:
         self._network, self._process, self._operation, self._key = network, process, operation, key
         self._apply, self._answer, self._fate, self._changes = apply, answer, fate, changes
         self._withdrawn = False

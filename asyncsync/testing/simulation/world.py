@@ -27,9 +27,22 @@ QUIET = 3 * HOURS
 """Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
 
 TROUBLES = (
-    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes",
-    "readers", "timeouts", "ranks", "skips",
-)  # fmt: skip
+    "late",
+    "storms",
+    "kill",
+    "stop",
+    "cancel",
+    "partition",
+    "rival",
+    "wipes",
+    "clock_steps",
+    "meddling",
+    "prunes",
+    "readers",
+    "timeouts",
+    "ranks",
+    "skips",
+)
 """What ``without`` can leave out, to find which of them a failure needs."""
 
 WEATHERS = (
@@ -101,10 +114,12 @@ class Plan:
         if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
             plan = replace(plan, kind="solo")
         return replace(
-            plan, storms=plan.storms and "storms" not in without, wipes=plan.wipes and "wipes" not in without,
+            plan,
+            storms=plan.storms and "storms" not in without,
+            wipes=plan.wipes and "wipes" not in without,
             clock_steps=plan.clock_steps and "clock_steps" not in without,
             prunes=plan.prunes and "prunes" not in without,
-        )  # fmt: skip
+        )
 
     def has(self, trouble: str) -> bool:
         """Whether it may happen in this schedule."""
@@ -493,9 +508,13 @@ class World:
 
 
 def simulate(
-    seed: int, *, conditional_writes: bool = True, trace: bool = False, without: Iterable[str] = (),
+    seed: int,
+    *,
+    conditional_writes: bool = True,
+    trace: bool = False,
+    without: Iterable[str] = (),
     root: str | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Run one schedule; the same seed gives the same one, event by event.
 
     ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
@@ -526,9 +545,15 @@ def simulate(
         forget_buckets()
         shutil.rmtree(place, ignore_errors=True)
     return Outcome(
-        seed, tuple(ledger.violations), ledger.digest(), ledger.events, loop.time(), ledger.counts,
-        tuple(ledger.lines or ()), world.plan,
-    )  # fmt: skip
+        seed,
+        tuple(ledger.violations),
+        ledger.digest(),
+        ledger.events,
+        loop.time(),
+        ledger.counts,
+        tuple(ledger.lines or ()),
+        world.plan,
+    )
 
 
 def _unhandled(world: World, context: dict[str, object]) -> None:
