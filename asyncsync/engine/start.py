@@ -65,7 +65,7 @@ def _config(run: RunConfig) -> dict[str, Any]:
     return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
 
 
-def limits_of(store: Store) -> str:
+def write_safety_warning(store: Store) -> str:
     """What the store cannot do and somebody might count on; empty: nothing."""
     if store.traits.conditional_writes:
         return ""

@@ -26,12 +26,12 @@ from asyncsync.sync.upload.tree_upload import Tally, progress_event
 
 log = logging.getLogger("asyncsync")
 
-EXPERIMENT = ""
+EXPERIMENT_KEY = ""
 """Key of the experiment's own tree."""
 NOT_RUNNING = "the engine is not running: use it inside its 'async with' block"
 
 
-class Home:
+class OwningLoop:
     """The process and the event loop that entered an engine; no other may use it."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Home:
             )
 
 
-class Gate:
+class ReportGate:
     """Reports wait at it while a flush is under way."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Gate:
             self._shut -= shut
             self._open.set()
 
-    async def passed(self) -> None:
+    async def wait_open(self) -> None:
         """Wait until it is open."""
         while self._shut:
             await self._open.wait()
@@ -89,32 +89,32 @@ class EngineContext:
     record: ExperimentRecord
     record_file: RecordFile
     """The experiment's; only a driver writes it."""
-    home: Home
+    owning_loop: OwningLoop
 
     def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
         self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
-        self.gate = Gate()
+        self.gate = ReportGate()
         self.emitter = Emitter()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written now; what belongs to it follows before the engine ends."""
         self.running = False
         """Between the end of entering and the beginning of leaving."""
-        self.patient = False
+        self.leaving_normally = False
         """Whether the engine is being left normally, so that an outage of the store costs no attempts."""
         self._session: Session | None = None
 
     @property
     def session(self) -> Session:
         """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
-        if self._session is None or self.home.forked:
+        if self._session is None or self.owning_loop.forked:
             raise EngineClosedError(NOT_RUNNING)
         return self._session
 
-    def begin(self, session: Session) -> None:
+    def open_session(self, session: Session) -> None:
         """There is a store to turn to."""
         self._session = session
 
-    def end(self) -> Session | None:
+    def close_session(self) -> Session | None:
         """There is no store to turn to any more; returns the session, to be closed."""
         self.running = False
         session, self._session = self._session, None
@@ -134,12 +134,12 @@ class EngineContext:
         """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
         if not self.running:
             raise EngineClosedError(NOT_RUNNING)
-        self.home.check()
+        self.owning_loop.check()
 
     @property
     def waits_for_store(self) -> bool:
         """Whether the store itself fails now, and whoever is leaving the engine decides how long that may last."""
-        return self.patient and self.session.breaker.failing
+        return self.leaving_normally and self.session.breaker.failing
 
     def emit(self, event: Event) -> None:
         """Tell the listeners."""
@@ -164,7 +164,7 @@ class EngineContext:
             self.record.trials[trial] = status
             self.record.updated = wall_time()
 
-    def owe_deletion(self, trial: str, names: Sequence[str], nonce: str) -> None:
+    def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:
         """Checkpoints that the trial's stored record gives up are to be deleted."""
         for name in names:
             self.session.owe_delete(trial, name, nonce)

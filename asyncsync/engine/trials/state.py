@@ -17,8 +17,8 @@ from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.job import CheckpointJob, Left
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, continued, restore_files
+from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
+from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, merge_late_record, restore_files
 from asyncsync.errors import ConcurrentWriterError, SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
@@ -29,10 +29,10 @@ from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
 
-TOLERATED = 300.0
+TOLERATED_FAILURE_SECONDS = 300.0
 """How long (s) background syncs may keep failing with transient errors before the trial's next report() raises."""
 
-NONE = frozenset[str]()
+NO_NAMES = frozenset[str]()
 """Shared: an empty set of its own would be a twentieth of what an idle trial takes."""
 
 
@@ -46,7 +46,7 @@ class RankShare(Protocol):
     def leads(self) -> bool:
         """Whether this is the rank that keeps the trial's record."""
 
-    async def take(self, trial: TrialState) -> None:
+    async def join(self, trial: TrialState) -> None:
         """Become this rank, before the first report."""
 
     async def check(self, store: Store) -> None:
@@ -60,7 +60,7 @@ class RankShare(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class TrialFailure:
     """Something that went wrong since the last report. ``handle``: of the checkpoint, if it is one."""
 
     key: str
@@ -69,28 +69,28 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class RecordedNames:
     """What a record says of checkpoints: those it names, and of those that it gives up which are still in memory."""
 
     names: frozenset[str]
-    leaving: frozenset[str]
+    retiring: frozenset[str]
     given_up: tuple[str, ...]
 
 
-_NOTHING_NAMED = _Named(NONE, NONE, ())
+NOTHING_RECORDED = RecordedNames(NO_NAMES, NO_NAMES, ())
 
 
 class TrialState:
     """One trial of an engine; :class:`asyncsync.Trial` is the face that users see."""
 
     __slots__ = (
+        "_being_deleted",
         "_changed",
         "_changed_since",
-        "_claimed",
         "_context",
         "_failing_since",
         "_failures",
-        "_owed",
+        "_owned",
         "_prepared",
         "_preparing",
         "_reporting",
@@ -98,22 +98,22 @@ class TrialState:
         "_suspended",
         "_written",
         "dirty_since",
-        "doubtful",
-        "freed",
+        "freed_names",
         "jobs",
         "key",
         "last_durable",
         "last_durable_time",
-        "leaving",
-        "left",
+        "left_behind",
+        "predecessor_may_write",
         "ranks",
         "recheck_at",
         "record",
         "record_file",
-        "replaced",
+        "replaced_runners",
         "reported_dirs",
         "resumed",
-        "stored",
+        "retiring",
+        "stored_names",
         "tree",
     )
 
@@ -152,28 +152,28 @@ class TrialState:
             ),
         )
         self.jobs: list[CheckpointJob] = []
-        self.doubtful = False
+        self.predecessor_may_write = False
         """Whether another process that ran it may not have ended."""
-        self.replaced = NONE
+        self.replaced_runners = NO_NAMES
         """Runners that this one replaced: their writes of the record may still land."""
         self.recheck_at: float | None = None
         """When the lease of that is over, on the lease's clock: then its artifacts are looked at."""
-        self.leaving = NONE
+        self.retiring = NO_NAMES
         """Names of checkpoints that are being retired: the record without them is on its way."""
-        self.stored: frozenset[str] = NONE
+        self.stored_names: frozenset[str] = NO_NAMES
         """Names of the checkpoints in the record that was stored last."""
-        self.freed = NONE
+        self.freed_names = NO_NAMES
         """Names that the record in the store gives up though their data is gone: not used before it is written."""
         self._saving: asyncio.Lock | None = None
-        self._written = _NOTHING_NAMED
+        self._written = NOTHING_RECORDED
         """What the record says that was written last, or is on its way."""
-        self._owed = NONE
+        self._being_deleted = NO_NAMES
         """Names in the record's ``given_up`` whose deletion is owed to the store."""
-        self.left: Sequence[Left] = ()
+        self.left_behind: Sequence[LeftBehind] = ()
         """Checkpoints of an earlier process that are resumed if their directory is reported again."""
         self._suspended: CheckpointJob | None = None
         """Of a SYNC report that ended by its time-out while bytes moved."""
-        self._failures: list[Failure] = []
+        self._failures: list[TrialFailure] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
@@ -184,8 +184,8 @@ class TrialState:
         self._changed: asyncio.Event | None = None
         self._reporting: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
-        self._prepared = self._claimed = False
-        self.reported_dirs: frozenset[str] = NONE
+        self._prepared = self._owned = False
+        self.reported_dirs: frozenset[str] = NO_NAMES
 
     @property
     def name(self) -> str:
@@ -207,13 +207,13 @@ class TrialState:
     async def sync_once(self) -> SyncReport:
         """One attempt at files and record."""
         await self.prepare()
-        await self.claim()
+        await self.take_ownership()
         if self.recheck_at is not None and lease_time() >= self.recheck_at:
             await self.tree.recheck()
             self.recheck_at = None
         self._changed_since = None
         if self.reported_dirs:
-            self.reported_dirs = await in_thread(_existing, self.tree.root, self.reported_dirs)
+            self.reported_dirs = await in_thread(_existing_directories, self.tree.root, self.reported_dirs)
         report = await self._sync_files()
         saved = await self.save()
         self.dirty_since = self._changed_since  # what was there when it began is durable
@@ -227,15 +227,15 @@ class TrialState:
             return SyncReport()  # result.json and its like are rank 0's
         return await self.tree.sync_once(self._context.progress_of(self.key))
 
-    async def claim(self) -> None:
+    async def take_ownership(self) -> None:
         """Write the record before anything else of the trial: who is not its one writer learns it here."""
-        if not self._claimed:
+        if not self._owned:
             new = not self.record_file.exists
             if await self._take_record() and new and self.ranks is None:
                 self.tree.expect_nothing()
-            if self.doubtful:
-                self.doubtful, self.recheck_at = False, lease_time() + OUTLIVED
-            self._claimed = True
+            if self.predecessor_may_write:
+                self.predecessor_may_write, self.recheck_at = False, lease_time() + OUTLIVED
+            self._owned = True
 
     async def _take_record(self) -> bool:
         """Save the record for the first time. A write that a replaced process had in flight may have landed since we
@@ -251,11 +251,11 @@ class TrialState:
         """Whether the record in the store is of a process that this one replaced; then ours continues it."""
         store = self._context.session.view(Lane.RECORD, self.key)
         found = await get_record(store, self.record_file.key, TrialRecord) if self._context.role.leads else None
-        if found is None or found[0].runner not in self.replaced:
+        if found is None or found[0].runner not in self.replaced_runners:
             return False
         late, version = found
         await adopt_checkpoints(store, late, partial(self._context.warn, self.key))
-        self.record = continued(self.record, late)
+        self.record = merge_late_record(self.record, late)
         self.record_file.replace(version)
         return True
 
@@ -268,48 +268,48 @@ class TrialState:
                 self._context.session.view(Lane.RECORD, self.key, self._context.confirm)
             )
             if self._context.role.leads:
-                self._stored(self._written if saved else self.named())
+                self._note_stored(self._written if saved else self.recorded_names())
         return saved
 
-    def named(self) -> _Named:
-        leaving = self.leaving
-        names = frozenset(item.name for item in self.record.checkpoints if item.name not in leaving) or NONE
-        return _Named(names, leaving, (*self.record.given_up, *sorted(leaving)))
+    def recorded_names(self) -> RecordedNames:
+        retiring = self.retiring
+        names = frozenset(item.name for item in self.record.checkpoints if item.name not in retiring) or NO_NAMES
+        return RecordedNames(names, retiring, (*self.record.given_up, *sorted(retiring)))
 
-    def _stored(self, written: _Named) -> None:
+    def _note_stored(self, written: RecordedNames) -> None:
         """Plain. If a checkpoint that the store names now has failed meanwhile, what it retires stays: the next record
         names that again."""
-        record, self.stored = self.record, written.names
-        self.freed = self.freed & frozenset(written.given_up) or NONE
-        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else NONE
-        record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
-        record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
-        given_up = [name for name in written.given_up if name in record.given_up and name not in self._owed]
-        self._context.owe_deletion(self.key, given_up, record.nonce)
-        self._owed = self._owed | frozenset(given_up) or NONE
+        record, self.stored_names = self.record, written.names
+        self.freed_names = self.freed_names & frozenset(written.given_up) or NO_NAMES
+        retiring = written.retiring if written.names <= {item.name for item in record.checkpoints} else NO_NAMES
+        record.checkpoints = [item for item in record.checkpoints if item.name not in retiring]
+        record.given_up += [name for name in sorted(retiring) if name not in record.given_up]
+        given_up = [name for name in written.given_up if name in record.given_up and name not in self._being_deleted]
+        self._context.schedule_deletions(self.key, given_up, record.nonce)
+        self._being_deleted = self._being_deleted | frozenset(given_up) or NO_NAMES
 
-    def deleted(self, name: str) -> None:
+    def note_deleted(self, name: str) -> None:
         """What was given up is gone from the store."""
-        self._owed = self._owed - {name} or NONE
+        self._being_deleted = self._being_deleted - {name} or NO_NAMES
         if name in self.record.given_up:
             self.record.given_up.remove(name)
-            self.freed |= {name}
+            self.freed_names |= {name}
             if self._changed is not None:
                 self._changed.set()
 
-    async def deletion(self, name: str) -> None:
+    async def wait_deleted(self, name: str) -> None:
         """Wait until what the record gives up under this name is gone."""
         while name in self.record.given_up:
-            await self._change()
+            await self._wait_change()
 
     def _encode(self, stamp: str) -> bytes:
         """The record as it is to be stored: what is being retired is not in it, but stays here until it is stored."""
         record = self.record
         if stamp:
-            self._written = self.named()
-        if self.leaving:
-            kept = [item for item in record.checkpoints if item.name not in self.leaving]
-            record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.leaving)])
+            self._written = self.recorded_names()
+        if self.retiring:
+            kept = [item for item in record.checkpoints if item.name not in self.retiring]
+            record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.retiring)])
         return record.to_bytes(stamp)
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
@@ -321,11 +321,11 @@ class TrialState:
             await self.ranks.check(store)
         return asked
 
-    async def outlive(self) -> None:
+    async def wait_for_predecessor(self) -> None:
         """Wait until nothing of the process that ran it before can be on its way any more."""
-        if self.doubtful:
+        if self.predecessor_may_write:
             await self.prepare()
-            await self.claim()
+            await self.take_ownership()
         if self.recheck_at is not None:
             await asyncio.sleep(max(0.0, self.recheck_at - lease_time()))
 
@@ -333,12 +333,12 @@ class TrialState:
         """How far the running or last sync is, for people."""
         return self.tree.progress()
 
-    async def settled(self, most: int = 0) -> None:
+    async def wait_durable(self, most: int = 0) -> None:
         """Wait until at most ``most`` checkpoints are not durable."""
         while len(self.jobs) > most:
-            await self._change()
+            await self._wait_change()
 
-    async def _change(self) -> None:
+    async def _wait_change(self) -> None:
         if self._changed is None:
             self._changed = asyncio.Event()
         self._changed.clear()
@@ -349,9 +349,9 @@ class TrialState:
         self.jobs.remove(job)
         if self._changed is not None:
             self._changed.set()
-        job.handle.settle(error)
-        if error is not None and not job.handle.told and not job.given_up:
-            self._failures.append(Failure(f"{self.key}/{job.name}", error, job.handle))
+        job.handle.resolve(error)
+        if error is not None and not job.handle.error_raised and not job.given_up:
+            self._failures.append(TrialFailure(f"{self.key}/{job.name}", error, job.handle))
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
                 self.last_durable, self.last_durable_time = job.number, wall_time()
@@ -362,23 +362,23 @@ class TrialState:
         has lasted, because a short outage of the store must not end a training loop."""
         now = asyncio.get_running_loop().time()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if not may_pass(error) or now - self._failing_since >= TOLERATED:
+        if not may_pass(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
             self._failures = [failure for failure in self._failures if failure.key != self.key]
-            self._failures.append(Failure(self.key, error))
+            self._failures.append(TrialFailure(self.key, error))
 
-    def untold(self) -> dict[str, BaseException]:
+    def take_failures(self) -> dict[str, BaseException]:
         """Failures that nobody has been given yet; they count as told now."""
         found = {
             failure.key: failure.error
             for failure in self._failures
-            if failure.handle is None or not failure.handle.told
+            if failure.handle is None or not failure.handle.error_raised
         }
         self._failures.clear()
         return found
 
     def raise_failures(self) -> None:
         """Tell what went wrong since the last report."""
-        found = self.untold()
+        found = self.take_failures()
         if not found:
             return
         if len(found) == 1:
@@ -404,12 +404,12 @@ class TrialState:
         if self.resumed:
             await self._restore()
             if self._context.role.leads:
-                self._count_on(await in_thread(last_rows, self.dir))
+                self._skip_used_numbers(await in_thread(last_rows, self.dir))
                 self.record.first_checkpoint = self.record.next_checkpoint
             self._abandon_uploads()
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:
-            await self.ranks.take(self)
+            await self.ranks.join(self)
         elif self.record.params:
             await write_params(self.dir, self.record.params)
         self._prepared = True
@@ -425,11 +425,11 @@ class TrialState:
         """Abort the uploads that an earlier process left, except those of pending checkpoints."""
         if self._context.role.world_size > 1:
             return  # other ranks on this machine may be at it
-        names = [*(item.name for item in self.left), *(job.name for job in self.jobs)]
+        names = [*(item.name for item in self.left_behind), *(job.name for job in self.jobs)]
         keep = tuple(f"{self.key}/{name}/" for name in names)
         self._context.session.uploads.abandon_below(f"{self.key}/checkpoint_", keep=keep)
 
-    def _count_on(self, rows: list[dict[str, Any]]) -> None:
+    def _skip_used_numbers(self, rows: list[dict[str, Any]]) -> None:
         """Neither an iteration nor a checkpoint's number is used twice, though the process that used it was killed
         before the store heard of it. Plain."""
         for row in rows:
@@ -466,17 +466,17 @@ class TrialState:
             tuple(config.include),
             tuple(config.exclude),
             config.symlinks,
-            self.reported_dirs | self.own_names() | self._context.role.others(),
+            self.reported_dirs | self.checkpoint_names() | self._context.role.others(),
             always=OWN_FILES,
             skip_numbered=True,
         )
 
     # its checkpoints
 
-    def own_names(self) -> frozenset[str]:
+    def checkpoint_names(self) -> frozenset[str]:
         """Directories of the trial's prefix that are checkpoints, or what is left of some."""
         names = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
-        names |= {item.name for item in self.left}
+        names |= {item.name for item in self.left_behind}
         names |= {self._suspended.name} if self._suspended is not None else set()
         return frozenset(names | set(self.record.given_up))
 
@@ -489,11 +489,11 @@ class TrialState:
     def give_up(self, job: CheckpointJob) -> None:
         """It will never be durable. Plain; what is in the store of it is deleted once the record says so. Not what the
         record names: another process used the number, or this is in the store after all."""
-        job.cross_out(self._context.session)
+        job.remove_from_journal(self._context.session)
         self.unregister(job)
         if any(item.name == job.name for item in self.record.checkpoints):
             return
-        if job.tree is None and not job.begun:
+        if job.tree is None and not job.may_be_stored:
             return  # nothing was sent
         self._context.session.uploads.abandon_below(f"{self.key}/{job.name}/")
         if self.ranks is None and job.name not in self.record.given_up:  # other ranks may still be sending to it
@@ -514,11 +514,11 @@ class TrialState:
 
     def _take_suspended(self) -> None:
         """Those of an earlier process; only the last one can be resumed."""
-        left, self.left = self.left, ()
-        for item in left:
+        left_behind, self.left_behind = self.left_behind, ()
+        for item in left_behind:
             if self._suspended is not None:
                 self.give_up(self._suspended)
-            self._suspended = self.take_over(item, UploadMode.SYNC)
+            self._suspended = self.resume_job(item, UploadMode.SYNC)
 
     def suspended(self) -> CheckpointJob | None:
         """The checkpoint whose report ended by its time-out while bytes moved."""
@@ -530,9 +530,9 @@ class TrialState:
         found, self._suspended = self._suspended, None
         return found
 
-    def take_over(self, left: Left, mode: UploadMode) -> CheckpointJob:
+    def resume_job(self, left_behind: LeftBehind, mode: UploadMode) -> CheckpointJob:
         """The job of a checkpoint that an earlier process accepted. Plain."""
-        job = left.job(self.uri, mode)
+        job = left_behind.job(self.uri, mode)
         self.record.next_checkpoint = max(self.record.next_checkpoint, job.number + 1)
         return job
 
@@ -542,13 +542,13 @@ class TrialState:
         self.record.next_checkpoint += shift
         for job in self.jobs:
             if job.number >= first:
-                if job.named or not shift:
+                if job.user_named or not shift:
                     job.number += shift  # the user chose its name
-                    job.begun, job.tree = job.begun or job.tree is not None, None
+                    job.may_be_stored, job.tree = job.may_be_stored or job.tree is not None, None
                 else:
                     job.rename(job.number + shift, self.uri)
 
 
-def _existing(root: str, names: frozenset[str]) -> frozenset[str]:
+def _existing_directories(root: str, names: frozenset[str]) -> frozenset[str]:
     """Those that still are there: so the set cannot grow for ever."""
     return frozenset(name for name in names if os.path.isdir(f"{root}/{name}"))

@@ -17,11 +17,11 @@ from asyncsync.sync.tree import ID, Tree, TreeOptions
 
 T = TypeVar("T")
 
-LAST_TRIES = 2
+LAST_ATTEMPTS = 2
 """How often something is tried at the end of a run, each time with all attempts of its requests."""
 
 
-async def upload(
+async def upload_checkpoint(
     session: Session,
     prefix: str,
     job: CheckpointJob,
@@ -56,7 +56,7 @@ async def upload(
         record=record,
         fence=fence,
         accepted=job.source,
-        begun=job.begun,
+        begun=job.may_be_stored,
     )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
     tree.say(info)  # who goes on with it may have reported it with other metrics

@@ -58,7 +58,7 @@ CALM = Weather()
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class RequestOutcome:
     """What becomes of one request, in seconds from now; None: never."""
 
     lands: float | None
@@ -70,23 +70,23 @@ class Fate:
     throttled: bool = False
 
 
-def draw(weather: Weather, dice: random.Random, *, most_late: float) -> Fate:
+def draw(weather: Weather, dice: random.Random, *, most_late: float) -> RequestOutcome:
     """The fate of a request that goes out now. ``most_late`` bounds how late it may land."""
     there, back = dice.uniform(0, weather.latency), dice.uniform(0, weather.latency)
     roll = dice.random()
     if roll < weather.refused:
-        return Fate(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
+        return RequestOutcome(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
     roll -= weather.refused
     if roll < weather.lost:
-        return Fate(None, None, dice.uniform(0, weather.patience), "no answer")
+        return RequestOutcome(None, None, dice.uniform(0, weather.patience), "no answer")
     roll -= weather.lost
     if roll < weather.unanswered:
-        return Fate(there, None, there + dice.uniform(0, weather.patience))
+        return RequestOutcome(there, None, there + dice.uniform(0, weather.patience))
     roll -= weather.unanswered
     if roll < weather.late:
         late = min(most_late, weather.lateness) * dice.random() ** 3
-        return Fate(late, back, dice.uniform(0, weather.patience))
-    return Fate(there, back, None)
+        return RequestOutcome(late, back, dice.uniform(0, weather.patience))
+    return RequestOutcome(there, back, None)
 
 
 class Network:
@@ -283,10 +283,12 @@ class SimulatedStore(Store):
             process.under_way -= 1
             request.left()
 
-    def _fate(self, operation: str, key: str, version: str | None) -> Fate:
+    def _fate(self, operation: str, key: str, version: str | None) -> RequestOutcome:
         network, process = self._network, self._process
         if process.partitioned:
-            return Fate(None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host")
+            return RequestOutcome(
+                None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host"
+            )
         return draw(network.weather, process.network_dice, most_late=network.most_late(operation, key, version))
 
 
@@ -301,7 +303,7 @@ class _Request:
         key: str,
         apply: Callable[[], Coroutine[Any, Any, Any]],
         answer: asyncio.Future[Any],
-        fate: Fate,
+        fate: RequestOutcome,
         *,
         changes: bool,
     ) -> None:

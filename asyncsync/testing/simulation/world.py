@@ -58,7 +58,7 @@ WEATHERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SchedulePlan:
     """What is the same for all of one schedule."""
 
     kind: str
@@ -83,7 +83,7 @@ class Plan:
     without: frozenset[str] = frozenset()
 
     @classmethod
-    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> Plan:
+    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> SchedulePlan:
         """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one
         writer of everything at a time then, and nothing lands late."""
         kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
@@ -127,7 +127,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationResult:
     """What became of one schedule. ``digest`` is that of its trace: equal for equal seeds."""
 
     seed: int
@@ -138,7 +138,7 @@ class Outcome:
     """Of virtual time."""
     counts: dict[str, int] = field(default_factory=dict)
     trace: tuple[str, ...] = ()
-    plan: Plan | None = None
+    plan: SchedulePlan | None = None
 
     @property
     def ok(self) -> bool:
@@ -163,7 +163,7 @@ class World:
         self.dice = random.Random(f"{seed} plan")  # noqa: S311
         self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
         """Each with dice of its own, so that leaving one out changes nothing of the others."""
-        self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
+        self.plan = SchedulePlan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
         self.network = Network(loop, f"world-{seed}", conditional=options.conditional_writes)
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
         self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
@@ -514,7 +514,7 @@ def simulate(
     trace: bool = False,
     without: Iterable[str] = (),
     root: str | None = None,
-) -> Outcome:
+) -> SimulationResult:
     """Run one schedule; the same seed gives the same one, event by event.
 
     ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
@@ -544,7 +544,7 @@ def simulate(
         disconnect(world.network)
         forget_buckets()
         shutil.rmtree(place, ignore_errors=True)
-    return Outcome(
+    return SimulationResult(
         seed,
         tuple(ledger.violations),
         ledger.digest(),

@@ -57,7 +57,7 @@ def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_
                 await asyncio.wait([task])
                 rows, table = rows_of(trial.dir)
                 assert len(rows) == table == trial._state.record.reports
-            await trial._state.settled()
+            await trial._state.wait_durable()
             rows, table = rows_of(trial.dir)
             assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
             names = [item.name for item in trial._state.record.checkpoints]

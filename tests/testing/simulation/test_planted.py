@@ -56,8 +56,8 @@ def retired_first(patch: pytest.MonkeyPatch) -> None:
     save = TrialState.save
 
     async def early(trial: TrialState) -> bool:
-        if trial.leaving:
-            trial._stored(trial.named())
+        if trial.retiring:
+            trial._note_stored(trial.recorded_names())
         return await save(trial)
 
     patch.setattr(TrialState, "save", early)
