@@ -121,7 +121,7 @@ class Drain:
         """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
         try:
             await trial.prepare()
-            await trial.save()
+            await trial.keeper.save()
         except (AsyncsyncError, OSError):
             return
 

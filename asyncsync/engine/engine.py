@@ -19,11 +19,10 @@ from asyncsync.engine.start import as_seconds, open_record, write_safety_warning
 from asyncsync.engine.status import engine_status
 from asyncsync.engine.trial import Trial
 from asyncsync.engine.trials.acceptance import ReportAcceptance
-from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop
-from asyncsync.engine.trials.pending import find_left_behind
+from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
+from asyncsync.engine.trials.pending_checkpoints import find_left_behind
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import read_trials, restore_files
-from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
 from asyncsync.runtime import Presence, wall_time

@@ -9,8 +9,8 @@ from typing import Any
 
 from asyncsync.config import RunConfig
 from asyncsync.disk.results import as_json
+from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
-from asyncsync.engine.trials.role import Role
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store

@@ -15,9 +15,8 @@ from asyncsync.disk.results import OWN_FILES, as_json
 from asyncsync.disk.scan import is_own_name
 from asyncsync.engine.trials.acceptance import ReportAcceptance, ReportRequest
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import EngineContext, Role
 from asyncsync.engine.trials.rank_commit import LostError
-from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.report import SyncReport
@@ -110,7 +109,7 @@ class Trial:
         if not self._context.scheduler.has(self._state.key):
             raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
         self._state.raise_failures()
-        async with self._state.reporting():
+        async with self._state.reporting:
             await self._state.prepare()
             handle = await self._acceptance.accept(self._state, request, source)
         if handle is not None and upload is UploadMode.SYNC:
@@ -133,7 +132,7 @@ class Trial:
         self._context.check_open()
         if state.ranks is None:
             return
-        async with self._state.reporting():
+        async with self._state.reporting:
             await self._state.prepare()
             job = next((job for job in state.jobs if job.step == number), None)
             if job is None:

@@ -15,7 +15,7 @@ from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
-from asyncsync.engine.trials.pending import add_to_journal
+from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConfigError, SyncError
@@ -140,7 +140,7 @@ class ReportAcceptance:
         if suspended is not None and suspended.token != job.token:
             trial.give_up(suspended)  # nobody goes on with it
         if not job.journal_name:
-            add_to_journal(self._context, trial, job)
+            add_to_journal(self._context, trial.record, job)
         self._submit(job)
 
     def _job(self, trial: TrialState, request: ReportRequest, source: Checkpoint, files: Accepted) -> CheckpointJob:

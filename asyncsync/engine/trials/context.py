@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsync.config import RunConfig
-from asyncsync.engine.trials.role import Role
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.events import Event, SyncWarning
+from asyncsync.planning.ranks import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.event_stream import Emitter
@@ -29,6 +30,51 @@ log = logging.getLogger("asyncsync")
 EXPERIMENT_KEY = ""
 """Key of the experiment's own tree."""
 NOT_RUNNING = "the engine is not running: use it inside its 'async with' block"
+MOST_RANKS = 99_999
+"""Ranks have five digits in names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Which part of the experiment a process is: the driver, or one that only runs trials; and which rank of them."""
+
+    name: str = "driver"
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in ("driver", "worker"):
+            raise ConfigError(f'SyncEngine(role={self.name!r}) is not usable: it must be "driver" or "worker"')
+        if not _whole(self.world_size) or not 1 <= self.world_size <= MOST_RANKS:
+            raise ConfigError(f"SyncEngine(world_size={self.world_size!r}) is not usable: it must be 1 to {MOST_RANKS}")
+        if not _whole(self.rank) or not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"SyncEngine(rank={self.rank!r}, world_size={self.world_size}) is not usable: rank must be 0 to "
+                f"{self.world_size - 1}"
+            )
+        if self.rank and self.is_driver:
+            raise ConfigError(
+                f'SyncEngine(rank={self.rank}) is not usable with role="driver": only rank 0 may be the driver, give '
+                'role="worker"'
+            )
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether it keeps the experiment's record and own files."""
+        return self.name == "driver"
+
+    @property
+    def leads(self) -> bool:
+        """Whether it keeps the records and directories of its trials: rank 0."""
+        return self.rank == 0
+
+    def directory(self, trial: str) -> str:
+        """Where its artifacts of a trial are, below the experiment."""
+        return trial if self.leads else f"{trial}/{rank_name(self.rank)}"
+
+    def others(self) -> frozenset[str]:
+        """Directories in a trial's that belong to other ranks."""
+        return frozenset(rank_name(rank) for rank in range(1, self.world_size)) if self.leads else frozenset()
 
 
 class OwningLoop:
@@ -175,3 +221,7 @@ class EngineContext:
         """The name under which a trial's directory is locked on this machine."""
         name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
         return f"{name} rank {self.role.rank}" if self.role.rank else name
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

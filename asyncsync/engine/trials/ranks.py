@@ -188,7 +188,7 @@ class Ranks:
         following, first = trial.record.next_checkpoint, min(job.number for job in trial.jobs)
         await self._find_next_number(store, trial, leader)
         trial.record.next_checkpoint = following
-        trial.renumber(first, self._first_number - first)
+        trial.shift_numbers(first, self._first_number - first)
         self._set_generation(_generation_of(leader))
         self.record.updated = wall_time()
         self._returned = False
@@ -292,7 +292,7 @@ class Ranks:
         return failure.step >= _step(job) or job.user_named or (trial.last_durable or 0) > job.number
 
     def _take_next_number(self, trial: TrialState, job: CheckpointJob) -> None:
-        trial.renumber(job.number, 1)
+        trial.shift_numbers(job.number, 1)
         self._check_before_sending = True
 
     async def _send(

@@ -11,12 +11,11 @@ from typing import Any
 
 from asyncsync.config import UploadMode, check_name, state_dir
 from asyncsync.disk.scan import Rules
-from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext
+from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext, Role
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
-from asyncsync.engine.trials.pending import belongs_to_run
+from asyncsync.engine.trials.pending_checkpoints import belongs_to_run
 from asyncsync.engine.trials.ranks import Ranks
 from asyncsync.engine.trials.resume import Predecessor, new_record, take_over_record
-from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import DamagedError
 from asyncsync.planning.manifest import META_DIR
@@ -118,7 +117,7 @@ class Registry:
     def stored_record(self, trial: str) -> TrialRecord | None:
         """What the store says of this trial, if it has a record of it."""
         if trial in self.trials:
-            return self.trials[trial].record if self.trials[trial].record_file.exists else None
+            return self.trials[trial].record if self.trials[trial].keeper.file.exists else None
         return self._stored[trial][0] if trial in self._stored else None
 
     def scheduled(self) -> list[TrialState]:
@@ -172,7 +171,7 @@ class Registry:
     def note_deleted(self, trial: str, name: str) -> None:
         """What was owed is done: the store has nothing of this checkpoint any more."""
         if trial in self.trials:
-            self.trials[trial].note_deleted(name)
+            self.trials[trial].keeper.note_deleted(name)
 
     def note_sync_failure(self, key: str, error: BaseException) -> None:
         """A background sync failed; it is tried again."""
@@ -191,7 +190,7 @@ class Registry:
             before = replace(before, running=before.running and self._predecessor.running)  # it ended with its engine
         trial = TrialState(context, record, version, resumed=True, ranks=self._ranks(name, resumed=True))
         trial.predecessor_may_write = before.may_still_write()
-        trial.replaced_runners = frozenset({before.runner, self._predecessor.runner} - {""})
+        trial.keeper.replaced_runners = frozenset({before.runner, self._predecessor.runner} - {""})
         return trial
 
     def _ranks(self, name: str, *, resumed: bool) -> Ranks | None:

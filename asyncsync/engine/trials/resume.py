@@ -17,7 +17,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
 from asyncsync.disk.results import as_json
-from asyncsync.engine.trials.role import Role
+from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 from asyncsync.planning.retention import by_age

@@ -14,7 +14,7 @@ from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import SHOWN, Accepted
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import MAX_STALLED_ATTEMPTS, CheckpointJob, record_of
-from asyncsync.engine.trials.pending import add_to_journal, find_committed
+from asyncsync.engine.trials.pending_checkpoints import find_committed
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import first_difference
 from asyncsync.engine.trials.state import RankShare, TrialState
@@ -131,7 +131,7 @@ class CheckpointRunner:
             trial.job_ended(job, stopped_error(job))
             raise
         except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
-            if job.registered and job.name in trial.stored_names:
+            if job.registered and job.name in trial.keeper.stored_names:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
             elif self._context.stopped:  # no verdict: the cancel came when the answer did
                 trial.job_ended(job, stopped_error(job))
@@ -209,8 +209,7 @@ class CheckpointRunner:
         done = None
         await self._ensure_name_is_free(trial, job, again)
         if job.may_be_stored and job.tree is None:
-            store = session.view(Lane.CHECKPOINT, trial.key)
-            done = await persist(lambda: find_committed(store, trial, job), again)
+            done = await persist(partial(self._find_committed, trial, job), again)
         await persist(trial.take_ownership, again)
         if trial.ranks is not None:
             return await self._make_durable_with_ranks(trial, trial.ranks, job, again)
@@ -223,7 +222,11 @@ class CheckpointRunner:
             except CollisionError as error:
                 if job.user_named:
                     raise
-                self._step_over(trial, job, error)
+                self._take_new_name(trial, job, error)
+
+    async def _find_committed(self, trial: TrialState, job: CheckpointJob) -> SyncReport | None:
+        await trial.prepare()
+        return await find_committed(self._context.session.view(Lane.CHECKPOINT, trial.key), job)
 
     async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
         """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
@@ -232,28 +235,16 @@ class CheckpointRunner:
             await persist(trial.prepare, again)
             await persist(trial.take_ownership, again)
             if not job.user_named:
-                self._step_over(trial, job, "it was another checkpoint, which is being deleted")
+                self._take_new_name(trial, job, "its data is being deleted")
                 return
-            await trial.wait_deleted(job.name)
-        if job.name in trial.freed_names:
-            await persist(trial.save, again)
+            await trial.keeper.wait_deleted(job.name)
+        if job.name in trial.keeper.freed_names:
+            await persist(trial.keeper.save, again)
 
-    def _step_over(self, trial: TrialState, job: CheckpointJob, why: object) -> None:
-        """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
-        was reported later gets a higher number still, or it would count as the older one. What an earlier process had
-        accepted keeps its number, under another name: others have gone on since, and theirs are newer."""
-        log.warning("%s gets another name: %s", job.handle.uri, why)
-        later = trial.jobs[trial.jobs.index(job) + 1 :]
-        others = [] if job.inherited else [one for one in later if not one.user_named and not one.registered]
-        for one in [job, *others]:
-            self._context.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
-            one.remove_from_journal(self._context.session)
-            number = one.number
-            if not one.inherited:
-                number = trial.record.next_checkpoint
-                trial.record.next_checkpoint = number + 1
-            one.rename(number, trial.uri)
-            add_to_journal(self._context, trial, one)
+    @staticmethod
+    def _take_new_name(trial: TrialState, job: CheckpointJob, why: object) -> None:
+        log.warning("%s gets another name, another checkpoint has this one: %s", job.handle.uri, why)
+        trial.take_new_name(job)
 
     async def _add_copy_sources(self, trial: TrialState, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
@@ -286,11 +277,11 @@ class CheckpointRunner:
         )
         if retired and not self._context.session.store.traits.conditional_writes:
             await persist(partial(self._verify_stored, trial, job), again)
-        trial.retiring |= frozenset(retired)
+        trial.keeper.retiring |= frozenset(retired)
         try:
-            await persist(trial.save, again)
+            await persist(trial.keeper.save, again)
         finally:
-            trial.retiring = frozenset()
+            trial.keeper.retiring = frozenset()
         for name in sorted(retired):
             self._context.session.catalogue.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
@@ -323,7 +314,7 @@ class CheckpointRunner:
         if not self._context.session.store.healthy or not trial.record.given_up:
             return
         try:
-            await trial.save()
+            await trial.keeper.save()
         except Exception as error:  # noqa: BLE001  # the next sync tells it
             log.warning("what was sent of a failed checkpoint of %s stays in the store for now: %s", trial.uri, error)
 

@@ -12,12 +12,12 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.accepted_files import Accepted, accept
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
-from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
 from asyncsync.sync.records.manifests import find_manifest
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import ID
 
@@ -25,7 +25,7 @@ MAX_LISTED_FILES = 1000
 """Files of a checkpoint up to which each is written down, so that one that changed can be named."""
 
 
-def add_to_journal(context: EngineContext, trial: TrialState, job: CheckpointJob) -> None:
+def add_to_journal(context: EngineContext, record: TrialRecord, job: CheckpointJob) -> None:
     """Plain: it is safe once the journal is flushed. A rank cannot go on alone, so nothing is written down for one."""
     if context.role.world_size > 1 or job.source is None:
         return
@@ -45,13 +45,13 @@ def add_to_journal(context: EngineContext, trial: TrialState, job: CheckpointJob
         "metadata": job.metadata,
         "delete_local": job.delete_local,
         "goes_on": job.resumes_by_itself,
-        "params": trial.record.params,
+        "params": record.params,
         "role": context.role.name,
-        "lock": context.lock_name(trial.name),
-        "nonce": trial.record.nonce,
+        "lock": context.lock_name(record.name),
+        "nonce": record.nonce,
         "experiment": context.record.nonce,
     }
-    context.session.journal.checkpoint_accepted(context.uri, trial.name, job.name, json.dumps(payload))
+    context.session.journal.checkpoint_accepted(context.uri, record.name, job.name, json.dumps(payload))
 
 
 async def find_left_behind(session: Session, role: str) -> list[LeftBehind]:
@@ -108,13 +108,12 @@ def _recorded_files(payload: Mapping[str, Any]) -> Accepted | None:
     return Accepted(root, os.path.realpath(root), files, single=payload["single"], looked=looked)
 
 
-async def find_committed(store: Store, trial: TrialState, job: CheckpointJob) -> SyncReport | None:
+async def find_committed(store: Store, job: CheckpointJob) -> SyncReport | None:
     """How far the earlier process got with a checkpoint: the report of one that it committed, else None.
 
     CheckpointIncompleteError or SourceChangedError if its files are not as they were, and it was not committed.
     """
-    await trial.prepare()
-    manifest = await find_manifest(store, f"{trial.key}/{job.name}/")
+    manifest = await find_manifest(store, f"{job.trial}/{job.name}/")
     if manifest is not None and manifest.info.get(ID) == job.token:
         return SyncReport(files_skipped=len(manifest.files), bytes_total=manifest.bytes_total)
     job.check_files()
