@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from asyncsync.testing.simulation import SimulationResult, simulate
-from asyncsync.testing.simulation.world import TROUBLES
+from asyncsync.testing.simulation.plan import TROUBLES
 
 SHOWN = 20
 COLLECT = 50

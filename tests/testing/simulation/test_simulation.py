@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync.testing.simulation import SimulationResult, simulate
-from asyncsync.testing.simulation.world import TROUBLES
+from asyncsync.testing.simulation.plan import TROUBLES
 
 CORPUS = Path(__file__).parent / "seeds.txt"
 SEEDS = [int(line.split("#")[0]) for line in CORPUS.read_text().splitlines() if line.split("#")[0].strip()]
