@@ -23,7 +23,7 @@ from asyncsync.errors import ConcurrentWriterError, SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
-from asyncsync.stores.guard.fenced import OUTLIVED
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
@@ -227,7 +227,7 @@ class TrialState:
             if await self._take_record() and new and self.ranks is None:
                 self.tree.expect_nothing()
             if self.doubtful:
-                self.doubtful, self.recheck_at = False, lease_time() + OUTLIVED
+                self.doubtful, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
             self._claimed = True
 
     async def _take_record(self) -> bool:
