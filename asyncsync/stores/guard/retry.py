@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, ThrottledError
-from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.stores.http.dates import MOST_WAIT
 
 
@@ -38,7 +38,7 @@ def is_final(error: StoreError, delivered: int) -> bool:
     """Whether no further attempt can help. ``delivered``: bytes of a read that the caller's sink has taken."""
     if isinstance(error, IntegrityError) and delivered:
         return True  # the sink holds damaged bytes, and nobody knows which
-    return not error.retryable or isinstance(error, GoneError)
+    return not error.retryable or isinstance(error, StillUnavailableError)
 
 
 def may_have_succeeded(error: StoreError, attempt: int, *, last: bool) -> bool:
@@ -46,4 +46,4 @@ def may_have_succeeded(error: StoreError, attempt: int, *, last: bool) -> bool:
     any of them if this was the last and the store can be asked."""
     if isinstance(error, PreconditionError | NotFoundError):
         return attempt > 1
-    return last and error.retryable and not isinstance(error, GoneError)
+    return last and error.retryable and not isinstance(error, StillUnavailableError)

@@ -323,11 +323,11 @@ async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"region": "x"}, "'region' is not known"),
+        ({"region": "x"}, "unknown storage option 'region'"),
         ({"endpoint_url": "host:1"}, "must start with"),
         ({"endpoint_url": "http://host:port"}, "is no address"),
         ({"anonymous": "yes"}, "True or False"),
-        ({"token": ""}, "not empty"),
+        ({"token": ""}, "must be non-empty text"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
         ({"verify": 3}, "CA bundle"),
     ],

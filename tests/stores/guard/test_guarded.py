@@ -19,8 +19,14 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.stores.base import MISSING, Lane
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
-from asyncsync.stores.guard.budget import Budget, Outcome
+from asyncsync.stores.guard.breaker import (
+    FAILURES_TO_OPEN,
+    LONGEST_PROBE_PAUSE,
+    RETURN_SPREAD,
+    Breaker,
+    StillUnavailableError,
+)
+from asyncsync.stores.guard.budget import AttemptOutcome, Budget
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.guarded import GuardedStore
 from asyncsync.stores.guard.retry import RetryPolicy
@@ -324,7 +330,7 @@ async def test_a_cancel_at_any_time_leaks_nothing(when):
 # The circuit breaker
 
 
-async def gone(world, requests=THRESHOLD):
+async def gone(world, requests=FAILURES_TO_OPEN):
     """Let the store go away, and be noticed."""
     world.faults.fail(1, times=None)
     tasks = [asyncio.create_task(world.view.put(str(number), b"x")) for number in range(requests)]
@@ -343,7 +349,7 @@ async def test_writes_wait_for_an_unreachable_store_together_not_in_turn():
         began = world.now
         writes = [fenced.put(str(number), b"x") for number in range(20)]
         errors = await asyncio.gather(*writes, return_exceptions=True)
-        assert {type(error) for error in errors} == {GoneError}
+        assert {type(error) for error in errors} == {StillUnavailableError}
         assert world.now - began == pytest.approx(20.0, abs=0.1)
     world.faults.clear()
     await asyncio.gather(*(fenced.put(str(number), b"x") for number in range(20)))
@@ -356,7 +362,7 @@ async def test_a_store_that_is_gone_is_seen_and_asked_by_one_request_at_a_time()
     assert isinstance(world.guarded.last_error, UnavailableError)
     await asyncio.sleep(60)
     assert world.faults.active <= 1
-    assert 60 / LONGEST_PAUSE <= world.faults.calls - before <= 10 + 42
+    assert 60 / LONGEST_PROBE_PAUSE <= world.faults.calls - before <= 10 + 42
     assert world.now - began >= 60
     for task in tasks:
         task.cancel()
@@ -371,7 +377,7 @@ async def test_everything_goes_on_when_the_store_is_back():
     world.faults.clear()
     await asyncio.gather(*tasks)
     assert world.guarded.healthy
-    assert world.now < 60 + LONGEST_PAUSE + 1
+    assert world.now < 60 + LONGEST_PROBE_PAUSE + 1
     world.check()
 
 
@@ -402,7 +408,7 @@ async def test_a_cancelled_probe_leaves_the_next_one_to_ask():
 
 async def test_an_error_that_is_an_answer_does_not_open_the_circuit():
     world = World()
-    for _ in range(2 * THRESHOLD):
+    for _ in range(2 * FAILURES_TO_OPEN):
         with pytest.raises(NotFoundError):
             await world.view.head("nothing")
     assert world.guarded.healthy
@@ -414,7 +420,7 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     breaker = world.guarded.core.breaker
 
     async def rest(seconds: float) -> None:
-        await breaker.rest(seconds, world.now)
+        await breaker.wait_to_retry(seconds, world.now)
         ended.append(world.now)
 
     resting = [asyncio.create_task(rest(1000.0)) for _ in range(50)]
@@ -422,7 +428,7 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     assert not ended
     world.faults.clear()
     await asyncio.gather(*tasks, *resting)
-    assert 30 < min(ended) < max(ended) < 30 + LONGEST_PAUSE + 1 + SPREAD
+    assert 30 < min(ended) < max(ended) < 30 + LONGEST_PROBE_PAUSE + 1 + RETURN_SPREAD
     assert len(set(ended)) > 25
     assert not breaker.on_back
 
@@ -430,13 +436,13 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
 async def test_a_rest_never_takes_longer_than_it_was_to():
     world = World()
     breaker = world.guarded.core.breaker
-    await breaker.rest(7.0, world.now)
+    await breaker.wait_to_retry(7.0, world.now)
     assert world.now == pytest.approx(7.0)
     tasks = await gone(world)
     world.faults.clear()
     await asyncio.gather(*tasks)
     began = world.now
-    await breaker.rest(0.001, since=0.0)
+    await breaker.wait_to_retry(0.001, since=0.0)
     assert world.now - began <= 0.0011
 
 
@@ -447,9 +453,9 @@ async def test_what_was_begun_before_the_store_was_back_rests_shortly():
     world.faults.clear()
     await asyncio.gather(*tasks)
     before = world.now
-    await world.guarded.core.breaker.rest(1000.0, began)
-    assert world.now - before <= SPREAD
-    await world.guarded.core.breaker.rest(1000.0, world.now)
+    await world.guarded.core.breaker.wait_to_retry(1000.0, began)
+    assert world.now - before <= RETURN_SPREAD
+    await world.guarded.core.breaker.wait_to_retry(1000.0, world.now)
     assert world.now - before >= 1000
 
 
@@ -501,7 +507,7 @@ async def test_a_lane_that_matters_more_is_sent_first():
         for lane in lanes:
             group.create_task(world.guarded.view(lane, "a").put(lane.name, b"x"))
         await asyncio.sleep(0)
-        world.budget.release(started, 0, Outcome.FAILED)
+        world.budget.release(started, 0, AttemptOutcome.FAILED)
     assert [request.key for request in world.faults.requests] == [lane.name for lane in reversed(lanes)]
 
 
@@ -534,7 +540,7 @@ async def test_a_probe_goes_though_its_timer_is_early():
     """asyncio runs a timer up to the clock's resolution before its time."""
     loop = asyncio.get_running_loop()
     breaker = Breaker("memory://b")
-    for _ in range(THRESHOLD):
+    for _ in range(FAILURES_TO_OPEN):
         breaker.failed(UnavailableError("away"), probe=False)
     exact, began = loop.time, loop.time()
     loop.time = lambda: exact() - (2.0**-22 if exact() > began else 0)

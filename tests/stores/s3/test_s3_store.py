@@ -634,7 +634,7 @@ async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, se
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'endpoint' is not known.*endpoint_url"):
+    with pytest.raises(ConfigError, match=r"unknown storage option 'endpoint'.*endpoint_url"):
         S3Store("bucket", "", options={"endpoint": "http://x"})
 
 
