@@ -23,10 +23,10 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.errors import UnsupportedError, failure
-from asyncsync.stores.gcs.multipart_layout import combined
+from asyncsync.stores.gcs.errors import UnsupportedRequestError, failure
+from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 from asyncsync.stores.gcs.options import GcsOptions
-from asyncsync.stores.gcs.requests import batch_answers
+from asyncsync.stores.gcs.requests import batch_responses
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
@@ -45,13 +45,13 @@ MIB = 1 << 20
         (401, AccessDeniedError, False),
         (403, AccessDeniedError, False),
         (404, NotFoundError, False),
-        (405, UnsupportedError, False),
+        (405, UnsupportedRequestError, False),
         (408, UnavailableError, True),
         (410, NotFoundError, False),
         (412, PreconditionError, False),
         (429, ThrottledError, True),
         (500, UnavailableError, True),
-        (501, UnsupportedError, False),
+        (501, UnsupportedRequestError, False),
         (502, UnavailableError, True),
         (503, UnavailableError, True),
         (504, UnavailableError, True),
@@ -521,12 +521,12 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
 def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
     answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
     said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
-    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
+    assert batch_responses(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
 def test_answers_of_a_batch_without_names_come_in_order():
     said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
-    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
+    assert batch_responses(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -773,7 +773,7 @@ async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, g
     """Intermediate results replace nothing."""
     version = "0" if old is None else (await guarded.put("x", old)).version
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(count)])
-    info = await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    info = await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     *steps, (name, last) = conditions(gcs_strict)
     assert (name, last) == ("p/x", version)
     assert [condition for _, condition in steps] == ["0"] * (0 if count <= 32 else -(-count // 32))
@@ -830,7 +830,7 @@ async def test_after_a_lost_answer_parts_that_cannot_be_removed_stay_for_prune(g
 async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, guarded, objects):
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(70)])
     gcs_strict.faults.append(Fault("POST .*p%2Fx/compose", 1, 503))
-    await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     assert sorted(seen.status for seen in gcs_strict.requests("/compose")) == [200] * 7 + [503]
     assert list(objects) == ["p/x"]
 

@@ -15,10 +15,10 @@ from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableE
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.gcs.transport import OwnPlane
+from asyncsync.stores.gcs.transport import DirectTransport
 
 pytest.importorskip("gcloud.aio.auth")
-from asyncsync.stores.gcs.proxy_transport import SdkPlane
+from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -104,8 +104,8 @@ def opened(request):
 
         async def plane():
             if request.param == "own":
-                return OwnPlane(address, None, **LIMITS)
-            return SdkPlane("http://storage.test", None, address, **LIMITS)
+                return DirectTransport(address, None, **LIMITS)
+            return ProxyTransport("http://storage.test", None, address, **LIMITS)
 
         store._new_plane = plane
         return store

@@ -18,10 +18,10 @@ from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, Stor
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
-from asyncsync.stores.gcs.errors import NoBucketError, failure
+from asyncsync.stores.gcs.errors import NoSuchBucketError, failure
 from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.http.response import Answer
+from asyncsync.stores.http.response import Response
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -230,7 +230,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
     bucket.faults.append(Fault("rewriteTo", 999, 200, body=said))
     with pytest.raises(UnavailableError, match="moved nothing"):
         await store.copy("old", "new")
-    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.STILL + 1
+    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.MAX_IDLE_STEPS + 1
 
 
 # list
@@ -312,7 +312,7 @@ async def test_what_an_error_means_is_not_read_from_the_name_of_an_object(bucket
     await store.delete(["there is no bucket"])
     with pytest.raises(NotFoundError) as caught:
         await store.head("there is no bucket")
-    assert not isinstance(caught.value, NoBucketError)
+    assert not isinstance(caught.value, NoSuchBucketError)
 
 
 # sessions
@@ -501,7 +501,7 @@ def answer_to(request, said):
         if value is not ...:
             place[field] = value
     body = json.dumps(document).encode() if body is None else body
-    return Answer(status, {"location": "/upload/session", **headers}, keep=True, content=body)
+    return Response(status, {"location": "/upload/session", **headers}, keep=True, content=body)
 
 
 async def nothing(piece):

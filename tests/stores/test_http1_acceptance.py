@@ -10,7 +10,7 @@ import pytest
 from http_wire import Wire
 
 from asyncsync.stores.http import pool as http1_pool
-from asyncsync.stores.http.accept_limit import FEW, WINDOW, Acceptance, dropped
+from asyncsync.stores.http.accept_limit import FEW_CONNECTIONS, WINDOW_RESPONSES, AcceptLimit, dropped
 from asyncsync.stores.http.response import BrokenError
 
 MOST = 100
@@ -29,14 +29,14 @@ def served(acceptance, answers, seconds):
 
 
 def test_few_are_given_before_the_first_answer_and_any_number_to_who_keeps_them():
-    acceptance = Acceptance(MOST)
-    assert acceptance.limit == FEW
+    acceptance = AcceptLimit(MOST)
+    assert acceptance.limit == FEW_CONNECTIONS
     acceptance.answered(0, 1, keep=True, waiting=True)
     assert acceptance.limit == MOST
 
 
 def test_there_are_never_more_than_there_may_be():
-    acceptance = Acceptance(2)
+    acceptance = AcceptLimit(2)
     assert acceptance.limit == 2
     served(acceptance, 1000, lambda _: 1.0)
     acceptance.overflowed(1000)
@@ -44,30 +44,30 @@ def test_there_are_never_more_than_there_may_be():
 
 
 def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     acceptance.answered(0, 1, keep=True, waiting=True)
     acceptance.overflowed(2)
-    assert acceptance.limit == FEW
+    assert acceptance.limit == FEW_CONNECTIONS
     acceptance.answered(2, 3, keep=True, waiting=True)
-    assert acceptance.limit == FEW + 1
+    assert acceptance.limit == FEW_CONNECTIONS + 1
 
 
 def test_an_error_that_ends_its_connection_says_nothing_of_a_server_that_keeps_them():
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     acceptance.answered(0, 1, keep=True, waiting=True)
-    for _ in range(10 * WINDOW):
+    for _ in range(10 * WINDOW_RESPONSES):
         acceptance.answered(2, 9, keep=False, waiting=True)
     assert acceptance.limit == MOST
 
 
 def test_a_server_with_one_thread_is_given_few():
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     served(acceptance, 3000, lambda n: 0.001 * n)
-    assert acceptance.limit <= FEW + 1
+    assert acceptance.limit <= FEW_CONNECTIONS + 1
 
 
 def test_where_times_vary_by_chance_few_stay_few():
-    acceptance, rng, limits = Acceptance(MOST), random.Random(3), []
+    acceptance, rng, limits = AcceptLimit(MOST), random.Random(3), []
 
     def seconds(n):
         limits.append(acceptance.limit)
@@ -75,21 +75,21 @@ def test_where_times_vary_by_chance_few_stay_few():
 
     served(acceptance, 20_000, seconds)
     assert max(limits) <= 5
-    assert sum(limits) / len(limits) < FEW + 0.5
+    assert sum(limits) / len(limits) < FEW_CONNECTIONS + 0.5
 
 
 @pytest.mark.parametrize("room", [12, 30])
 def test_a_far_server_is_given_what_it_can_serve(room):
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     served(acceptance, 20_000, lambda n: 0.03 * max(1, n / room))
     assert room * 0.75 <= acceptance.limit <= room * 1.5
 
 
 def test_where_nobody_waits_it_does_not_grow():
-    acceptance = Acceptance(MOST)
-    for _ in range(10 * WINDOW):
+    acceptance = AcceptLimit(MOST)
+    for _ in range(10 * WINDOW_RESPONSES):
         acceptance.answered(0, 1, keep=False, waiting=False)
-    assert acceptance.limit == FEW
+    assert acceptance.limit == FEW_CONNECTIONS
 
 
 def test_what_the_other_system_has_was_not_dropped():
@@ -144,7 +144,7 @@ async def test_a_server_that_ends_connections_has_few_at_once():
     async with client(server.serve) as http:
         await asked(http, 14)  # fewer than a window: then it depends on this machine
     assert (server.accepted, http.busy) == (14, 0)
-    assert server.most <= FEW + 1  # the one before may still be closing
+    assert server.most <= FEW_CONNECTIONS + 1  # the one before may still be closing
 
 
 async def test_a_server_that_keeps_connections_has_them_all_after_its_first_answer():

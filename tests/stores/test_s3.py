@@ -29,8 +29,8 @@ from asyncsync.errors import (
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.http.watchdog import Watchdog
 from asyncsync.stores.s3 import store as s3_module
-from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
-from asyncsync.stores.s3.requests import wire_serves
+from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
+from asyncsync.stores.s3.requests import supports_bucket
 from asyncsync.stores.s3.signer import crc_to_text
 from asyncsync.stores.s3.store import S3Store
 
@@ -695,10 +695,10 @@ async def test_many_are_deleted_in_one_request_and_failures_are_told():
 @pytest.mark.parametrize("plane", ["wire", "sdk"])
 async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
     data = bytes(range(256)) * (11 * MIB // 256) + b"end"
-    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: plane == "wire")
+    monkeypatch.setattr(s3_module, "supports_bucket", lambda bucket: plane == "wire")
     bucket = seaweedfs.create_bucket(f"ranges-{plane}")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._plane, SdkPlane) is (plane == "sdk")
+        assert isinstance(store._plane, AiobotocoreRequests) is (plane == "sdk")
         old = await store.put("a b", data)
         upload = await store.create_multipart("k")
         cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]
@@ -780,17 +780,17 @@ async def test_nothing_is_opened_before_the_first_use():
     ],
 )
 def test_which_buckets_the_wire_serves(bucket, served):
-    assert wire_serves(bucket) is served
+    assert supports_bucket(bucket) is served
 
 
 @pytest.mark.server
 async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
-    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+    monkeypatch.setattr(s3_module, "supports_bucket", lambda bucket: False)
     bucket = seaweedfs.create_bucket("fallback")
     path = tmp_path / "f"
     path.write_bytes(bytes(6 * MIB) + b"end")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._plane, SdkPlane)
+        assert isinstance(store._plane, AiobotocoreRequests)
         first = await store.put("k", b"data", if_version=MISSING)
         with pytest.raises(PreconditionError):
             await store.put("k", b"other", if_version=MISSING)

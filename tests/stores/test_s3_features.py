@@ -10,7 +10,7 @@ from test_s3_results import result
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError
 from asyncsync.stores.base import MISSING, Part, Upload
 from asyncsync.stores.s3 import store as s3_module
-from asyncsync.stores.s3.errors import UnsupportedError
+from asyncsync.stores.s3.errors import UnsupportedRequestError
 
 CRC = google_crc32c.value(b"data")
 UPLOAD = Upload("k", "u")
@@ -119,12 +119,12 @@ async def test_the_checksum_of_the_whole_goes_before_those_of_the_parts():
 @pytest.mark.parametrize("call", ["put", "complete"])
 async def test_nothing_is_given_up_for_a_request_that_is_refused_in_any_case(call):
     async with scripted(lambda request: reply("501 Not Implemented")) as (store, script):
-        with pytest.raises(UnsupportedError) as caught:
+        with pytest.raises(UnsupportedRequestError) as caught:
             await CALLS[call](store)
         assert not caught.value.retryable
         assert store.traits.crc32c
         sent = len(script.requests)
-        with pytest.raises(UnsupportedError):
+        with pytest.raises(UnsupportedRequestError):
             await CALLS[call](store)
     assert "x-amz-checksum-crc32c" in script.requests[sent].headers
 
@@ -141,7 +141,7 @@ async def test_damage_is_not_taken_for_a_header_that_is_not_known():
 
 async def test_a_checksum_that_is_insisted_on_is_not_left_out():
     async with scripted(refusing("x-amz-checksum", reply("501 Not Implemented")), checksum="crc32c") as (store, script):
-        with pytest.raises(UnsupportedError, match='checksum="auto"'):
+        with pytest.raises(UnsupportedRequestError, match='checksum="auto"'):
             await CALLS["put"](store)
     assert len(script.requests) == 1
 
@@ -150,7 +150,7 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
 async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, monkeypatch):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_module, "supports_bucket", lambda bucket: False)
     seen = refusing("x-amz-", *[reply("501 Not Implemented")])
 
     def answer(request):

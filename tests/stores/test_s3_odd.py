@@ -8,7 +8,7 @@ from test_s3 import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
-from asyncsync.stores.s3.listing import Place
+from asyncsync.stores.s3.listing import ListingPosition
 
 DATA = b"0123456789"
 
@@ -172,10 +172,10 @@ async def test_a_page_that_says_more_and_not_where_is_an_error():
 
 
 def test_pages_that_name_nothing_end():
-    place = Place()
+    place = ListingPosition()
     with pytest.raises(StoreError, match="name nothing"):
         for number in range(5000):
-            place = Place.parse(place.further("list", str(number), empty=True).text())
+            place = ListingPosition.parse(place.further("list", str(number), empty=True).text())
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def plane(request, monkeypatch):
     """Both ways to a bucket."""
     if request.param == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_module, "supports_bucket", lambda bucket: False)
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""Access tokens: gcloud-aio-auth finds the credentials and asks for tokens; here they are kept and renewed.
+"""GcsAccess tokens: gcloud-aio-auth finds the credentials and asks for tokens; here they are kept and renewed.
 
 Its own cache renews in tasks that nobody owns and repeats a failure for a minute; so only its one request is used.
 """
@@ -22,16 +22,16 @@ from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, Una
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
-FILE = "GOOGLE_APPLICATION_CREDENTIALS"
-FRESH = 0.9
+CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+RENEW_AFTER = 0.9
 """The part of its life after which a token is renewed; Google's live an hour."""
 _TOKEN = re.compile("[!-~]+")
-MOST_LIFE = 1 << 31
+MAX_TOKEN_LIFETIME = 1 << 31
 """Seconds beyond which it is none."""
-ANSWER_SECONDS = 10
+TOKEN_TIMEOUT = 10
 
 
-class Access:
+class GcsAccess:
     """The ``Authorization`` header of one store. Made inside a running loop; one renewal at a time."""
 
     def __init__(self, options: GcsOptions, where: str, now: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class Access:
             if self._source is None:
                 self._source = await self._open()
             try:
-                answer = await self._source.refresh(timeout=ANSWER_SECONDS)
+                answer = await self._source.refresh(timeout=TOKEN_TIMEOUT)
             except AsyncsyncError:
                 raise
             except Exception as error:
@@ -75,17 +75,22 @@ class Access:
                 raise no_token(self._where, error, from_machine=machine) from error
             token, life = answer.value, answer.expires_in
             if not (
-                isinstance(token, str) and re.fullmatch("[!-~]+", token) and type(life) is int and life < MOST_LIFE
+                isinstance(token, str)
+                and re.fullmatch("[!-~]+", token)
+                and type(life) is int
+                and life < MAX_TOKEN_LIFETIME
             ):
                 raise UnavailableError(f"{self._where}: no access token: what was given is none that can be used")
-            self._header, self._until = f"Bearer {token}", self._now() + FRESH * life
+            self._header, self._until = f"Bearer {token}", self._now() + RENEW_AFTER * life
 
     async def _open(self) -> Any:
-        path = self._options.credentials or os.environ.get(FILE)
+        path = self._options.credentials or os.environ.get(CREDENTIALS_VARIABLE)
         try:
             source = await in_thread(Token, service_file=path, scopes=SCOPES)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its JSON may be
-            raise ConfigError(f"{self._where}: credentials {path or FILE!r} cannot be used: {error}") from error
+            raise ConfigError(
+                f"{self._where}: credentials {path or CREDENTIALS_VARIABLE!r} cannot be used: {error}"
+            ) from error
         if path and source.token_type is Type.GCE_METADATA:  # it would ask the machine, whose rights are others
             raise ConfigError(f"{self._where}: credentials {path!r} cannot be used: no JSON that can be read")
         if source.token_type is not Type.GCE_METADATA:  # that one is on the machine itself

@@ -17,33 +17,48 @@ from urllib.parse import quote
 from asyncsync.aio.tasks import for_each
 from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.multipart_layout import AT_ONCE, WIDTH, Source, groups, step_name
+from asyncsync.stores.gcs.multipart_layout import (
+    CONCURRENT_REQUESTS,
+    MAX_COMPOSE_SOURCES,
+    ComposeSource,
+    groups,
+    step_name,
+)
 from asyncsync.stores.gcs.options import GcsOptions
-from asyncsync.stores.gcs.requests import Wire
-from asyncsync.stores.gcs.responses import Resource, document_of, generation_of, refuse, resource_of, rewrite_of
+from asyncsync.stores.gcs.requests import GcsRequests
+from asyncsync.stores.gcs.responses import (
+    ObjectResource,
+    document_of,
+    generation_of,
+    refuse_response,
+    resource_of,
+    rewrite_of,
+)
 
 
-class Composes:
+class Composer:
     """The composes of one store. ``fields``: what is told of an object that was made."""
 
-    def __init__(self, wire: Wire, options: GcsOptions, fields: str) -> None:
+    def __init__(self, wire: GcsRequests, options: GcsOptions, fields: str) -> None:
         self._wire, self._fields = wire, fields
         self._query = options.destination_query()
         self._properties = {name: value for name, value in options.properties().items() if name != "storageClass"}
 
-    async def run(self, name: str, sources: Sequence[Source], home: str, if_version: str | None) -> Resource:
+    async def run(
+        self, name: str, sources: Sequence[ComposeSource], home: str, if_version: str | None
+    ) -> ObjectResource:
         """Make ``name``, by way of objects below ``home`` if there are many ``sources``; what was made.
 
         PreconditionError if ``name`` is not at ``if_version``; NotFoundError if a source is gone or has changed.
         """
         if_version = self._appended(name, sources, if_version)
         attempt, level = secrets.token_hex(4), 0
-        while len(sources) > WIDTH:
+        while len(sources) > MAX_COMPOSE_SOURCES:
             level += 1
             sources = await self._level(sources, f"{home}{level}-", attempt)
         return await self._compose(name, sources, if_version)
 
-    def _appended(self, name: str, sources: Sequence[Source], if_version: str | None) -> str | None:
+    def _appended(self, name: str, sources: Sequence[ComposeSource], if_version: str | None) -> str | None:
         """What is composed onto itself must still be what it was when that was decided."""
         for source in sources:
             if source.name == name:
@@ -54,18 +69,18 @@ class Composes:
                 return source.generation
         return if_version
 
-    async def _level(self, sources: Sequence[Source], home: str, attempt: str) -> Sequence[Source]:
-        made: dict[int, Source] = {}
+    async def _level(self, sources: Sequence[ComposeSource], home: str, attempt: str) -> Sequence[ComposeSource]:
+        made: dict[int, ComposeSource] = {}
 
-        async def step(numbered: tuple[int, Sequence[Source]]) -> None:
+        async def step(numbered: tuple[int, Sequence[ComposeSource]]) -> None:
             index, group = numbered
             name = step_name(home, index, attempt)
-            made[index] = Source(name, (await self._compose(name, group, MISSING)).generation)
+            made[index] = ComposeSource(name, (await self._compose(name, group, MISSING)).generation)
 
-        await for_each(enumerate(groups(sources)), step, AT_ONCE)
+        await for_each(enumerate(groups(sources)), step, CONCURRENT_REQUESTS)
         return [made[index] for index in sorted(made)]
 
-    async def _compose(self, name: str, sources: Sequence[Source], if_version: str | None) -> Resource:
+    async def _compose(self, name: str, sources: Sequence[ComposeSource], if_version: str | None) -> ObjectResource:
         wire = self._wire
         params = wire.params(ifGenerationMatch=generation_of(if_version), fields=self._fields, **self._query)
         listed = [source.document() for source in sources]
@@ -90,20 +105,22 @@ class Composes:
             raise NotFoundError(f"{error}: what it is made of has changed") from error
 
 
-STILL = 16
+MAX_IDLE_STEPS = 16
 """Steps in a row that may move nothing."""
 
 
-class Rewrites:
+class Rewriter:
     """The rewrites of one store. ``fields``: what is told of an object that was made."""
 
-    def __init__(self, wire: Wire, options: GcsOptions, fields: str) -> None:
+    def __init__(self, wire: GcsRequests, options: GcsOptions, fields: str) -> None:
         self._wire = wire
         self._query = options.destination_query("destinationKmsKeyName") | {
             "fields": f"done,rewriteToken,totalBytesRewritten,resource({fields})"
         }
 
-    async def run(self, source: str, name: str, if_source_version: str | None, met: str, size: int | None) -> Resource:
+    async def run(
+        self, source: str, name: str, if_source_version: str | None, met: str, size: int | None
+    ) -> ObjectResource:
         """What was made of ``source``, which has ``size`` bytes, where that is known. Every step names the generation
         ``met`` that it replaces (0: there is none); PreconditionError if it finds another, or another source."""
         wire, where = self._wire, f"rewrite {self._wire.where(source)}"
@@ -115,9 +132,9 @@ class Rewrites:
             if step.resource is not None:
                 break
             still = 0 if step.moved > moved else still + 1
-            if still == STILL:
-                refuse(where, f"{STILL} steps in a row moved nothing")
+            if still == MAX_IDLE_STEPS:
+                refuse_response(where, f"{MAX_IDLE_STEPS} steps in a row moved nothing")
             moved, params = max(moved, step.moved), params | {"rewriteToken": step.token}
         if size not in (None, step.resource.size):
-            refuse(where, f"it has 'size' {step.resource.size}, {size} bytes were to be copied")
+            refuse_response(where, f"it has 'size' {step.resource.size}, {size} bytes were to be copied_part_etag")
         return step.resource

@@ -19,20 +19,20 @@ from asyncsync.stores.http.dates import retry_after
 
 _LIMITED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 """Reasons of a 403 that mean 429 (Cloud Storage documentation, "HTTP status and error codes for JSON")."""
-SHOWN = 500
+MAX_SHOWN_MESSAGE = 500
 """Most characters that an error shows of what a server says."""
 _DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated|validation)", re.IGNORECASE | re.DOTALL)
 
 
-class NoBucketError(NotFoundError):
+class NoSuchBucketError(NotFoundError):
     """The bucket itself is not there."""
 
 
-class UnsatisfiableRangeError(StoreError):
+class RangeNotSatisfiedError(StoreError):
     """A range begins at or behind the end of the object (HTTP 416)."""
 
 
-class UnsupportedError(StoreError):
+class UnsupportedRequestError(StoreError):
     """The server does not know such requests (HTTP 405, 501)."""
 
 
@@ -41,7 +41,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     message, reason = _said(body)
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
     if status == 404 and "bucket" in message.lower() and "object" not in message.lower():
-        return NoBucketError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
+        return NoSuchBucketError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
     if status in (400, 412) and _DAMAGED.search(message):
         return IntegrityError(text, retryable=True)
     if status in (404, 410):
@@ -49,9 +49,9 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     if status in (409, 412):
         return PreconditionError(text)
     if status == 416:
-        return UnsatisfiableRangeError(text)
+        return RangeNotSatisfiedError(text)
     if status in (405, 501):
-        return UnsupportedError(text)
+        return UnsupportedRequestError(text)
     wait = retry_after(headers)
     passing = status == 408 or status >= 500
     if status == 429 or (status == 403 and reason in _LIMITED) or (passing and wait is not None):
@@ -70,9 +70,9 @@ def _said(body: bytes) -> tuple[str, str]:
         reasons = error.get("errors") or [{}]
         return _shown(error.get("message", "")), _shown(reasons[0].get("reason", ""))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-        return body[:SHOWN].decode("utf-8", "replace").strip(), ""
+        return body[:MAX_SHOWN_MESSAGE].decode("utf-8", "replace").strip(), ""
 
 
 def _shown(value: object) -> str:
     """So much of a text as an error shows; halves of surrogate pairs, which JSON can spell, can be shown nowhere."""
-    return value[:SHOWN].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    return value[:MAX_SHOWN_MESSAGE].encode("utf-8", "replace").decode() if isinstance(value, str) else ""

@@ -18,18 +18,18 @@ from urllib.parse import quote, unquote
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.stores.base import Part
 
-HOME = ".asyncsync/parts/"
-MARKER = "upload"
-WIDTH = 32
+PARTS_PREFIX = ".asyncsync/parts/"
+MARKER_NAME = "upload"
+MAX_COMPOSE_SOURCES = 32
 """Most objects that one request composes (Cloud Storage documentation, "Composite objects")."""
-AT_ONCE = 4
+CONCURRENT_REQUESTS = 4
 """Batches of a deletion, or steps of a compose, at once."""
-KEY = "asyncsync-key"
+OWNER_METADATA = "asyncsync-key"
 """Custom metadata of every object of an upload: the key that it becomes, percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ComposeSource:
     """One object to compose: its full name and generation."""
 
     name: str
@@ -41,16 +41,16 @@ class Source:
         return {"name": self.name, "generation": self.generation, "objectPreconditions": condition}
 
 
-def home_of(upload_id: str) -> str:
-    return f"{HOME}{upload_id}/"
+def upload_prefix(upload_id: str) -> str:
+    return f"{PARTS_PREFIX}{upload_id}/"
 
 
 def part_key(upload_id: str, number: int) -> str:
-    return f"{HOME}{upload_id}/{number:05}"
+    return f"{PARTS_PREFIX}{upload_id}/{number:05}"
 
 
 def marker_key(upload_id: str) -> str:
-    return f"{HOME}{upload_id}/{MARKER}"
+    return f"{PARTS_PREFIX}{upload_id}/{MARKER_NAME}"
 
 
 def step_name(home: str, index: int, attempt: str) -> str:
@@ -66,26 +66,26 @@ def number_of(key: str) -> int | None:
 
 def upload_of(key: str) -> str:
     """The upload id in the key of one of its objects."""
-    return key[len(HOME) :].partition("/")[0]
+    return key[len(PARTS_PREFIX) :].partition("/")[0]
 
 
 def is_hidden(key: str) -> bool:
     """Whether a key is a part of somebody's upload, of this store or of one that lies deeper."""
-    return key.startswith(HOME) or f"/{HOME}" in key
+    return key.startswith(PARTS_PREFIX) or f"/{PARTS_PREFIX}" in key
 
 
-def copied(source: Source) -> str:
+def copied_part_etag(source: ComposeSource) -> str:
     """The ETag of a part that is another object: ``generation=name``."""
     return f"{source.generation}={source.name}"
 
 
-def source_of(part: Part, own: str) -> Source:
+def source_of(part: Part, own: str) -> ComposeSource:
     """What to compose for a part; ``own`` is the full name it has if it was sent."""
     generation, mark, name = part.etag.partition("=")
-    return Source(name if mark else own, generation)
+    return ComposeSource(name if mark else own, generation)
 
 
-def combined(parts: Iterable[Part]) -> int | None:
+def combined_crc32c(parts: Iterable[Part]) -> int | None:
     """CRC32C of the whole; None if that of a part is not known."""
     whole = 0
     for part in parts:
@@ -95,18 +95,18 @@ def combined(parts: Iterable[Part]) -> int | None:
     return whole
 
 
-def groups(sources: Sequence[Source]) -> list[Sequence[Source]]:
+def groups(sources: Sequence[ComposeSource]) -> list[Sequence[ComposeSource]]:
     """What to compose first so that at most 32 remain; one level of the tree."""
-    return [sources[start : start + WIDTH] for start in range(0, len(sources), WIDTH)]
+    return [sources[start : start + MAX_COMPOSE_SOURCES] for start in range(0, len(sources), MAX_COMPOSE_SOURCES)]
 
 
-def owner_in(item: Mapping[str, object]) -> str:
-    """The key that an object of an upload becomes, as :func:`belongs_to` told it; empty if it does not tell."""
+def owner_of(item: Mapping[str, object]) -> str:
+    """The key that an object of an upload becomes, as :func:`owner_metadata` told it; empty if it does not tell."""
     metadata = item.get("metadata")
-    found = metadata.get(KEY) if isinstance(metadata, dict) else None
+    found = metadata.get(OWNER_METADATA) if isinstance(metadata, dict) else None
     return unquote(found) if isinstance(found, str) and found.isascii() else ""
 
 
-def belongs_to(key: str) -> bytes:
+def owner_metadata(key: str) -> bytes:
     """Every object of an upload tells whose it is, so that whatever is left behind can be found."""
-    return f', "metadata": {{"{KEY}": "{quote(key, safe="")}"}}'.encode()
+    return f', "metadata": {{"{OWNER_METADATA}": "{quote(key, safe="")}"}}'.encode()

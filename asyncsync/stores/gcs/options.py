@@ -13,7 +13,7 @@ from asyncsync.errors import ConfigError
 from asyncsync.stores.options import StoreOptions, given
 
 GOOGLE = "https://storage.googleapis.com"
-"""Where the JSON API is (Cloud Storage documentation, "Request endpoints")."""
+"""Where the JSON API is (Cloud Storage documentation, "GcsRequest endpoints")."""
 EMULATOR = "STORAGE_EMULATOR_HOST"
 
 

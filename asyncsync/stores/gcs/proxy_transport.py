@@ -21,9 +21,9 @@ from yarl import URL
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.stores.base import Sink
-from asyncsync.stores.gcs.transport import INCOMPLETE, MOST, SERVER_SECONDS, Request
-from asyncsync.stores.http.client import too_short
-from asyncsync.stores.http.response import Answer, BrokenError
+from asyncsync.stores.gcs.transport import MAX_RESPONSE_BYTES, PATIENT_STALL_TIMEOUT, RESUME_INCOMPLETE, GcsRequest
+from asyncsync.stores.http.client import source_too_short
+from asyncsync.stores.http.response import BrokenError, Response
 
 
 class _NoToken(Token):
@@ -33,8 +33,8 @@ class _NoToken(Token):
         """There is nothing to set up."""
 
 
-class SdkPlane:
-    """The same calls as :class:`asyncsync.stores.gcs.transport.OwnPlane`. Made inside a running loop."""
+class ProxyTransport:
+    """The same calls as :class:`asyncsync.stores.gcs.transport.DirectTransport`. Made inside a running loop."""
 
     def __init__(
         self, endpoint: str, context: ssl.SSLContext | None, proxy: str, *, stall_timeout: float,
@@ -43,7 +43,7 @@ class SdkPlane:
         self._endpoint, self._proxy = endpoint, proxy
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=stall_timeout)
         self._patient = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout, sock_read=max(SERVER_SECONDS, stall_timeout)
+            total=None, sock_connect=connect_timeout, sock_read=max(PATIENT_STALL_TIMEOUT, stall_timeout)
         )
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections, ssl=context or True),
@@ -57,7 +57,7 @@ class SdkPlane:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _open(self, request: Request, authorization: str | None) -> aiohttp.ClientResponse:
+    async def _open(self, request: GcsRequest, authorization: str | None) -> aiohttp.ClientResponse:
         headers = dict(line.split(": ", 1) for line in request.headers.splitlines())
         headers["user-agent"] = "asyncsync"
         if authorization is not None:
@@ -74,12 +74,12 @@ class SdkPlane:
             if data is not None and data.error is not None:
                 raise data.error from error
             raise _broken(error) from error
-        if data is not None and not data.gone and (response.status < 300 or response.status == INCOMPLETE):
+        if data is not None and not data.gone and (response.status < 300 or response.status == RESUME_INCOMPLETE):
             response.close()
             raise BrokenError(f"the store answered {response.status} before it had the whole request")
         return response
 
-    async def send(self, request: Request, authorization: str | None) -> Answer:
+    async def send(self, request: GcsRequest, authorization: str | None) -> Response:
         response = await self._open(request, authorization)
         try:
             return _answer(response, await _collected(response))
@@ -89,8 +89,8 @@ class SdkPlane:
             response.release()  # what nobody reads any more ends its connection
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
-    ) -> Answer:
+        self, request: GcsRequest, authorization: str | None, expect: Callable[[Response], int | None], sink: Sink
+    ) -> Response:
         response = await self._open(request, authorization)
         try:
             if response.status >= 300:
@@ -122,8 +122,8 @@ async def _collected(response: aiohttp.ClientResponse) -> bytes:
     content = bytearray()
     async for piece in response.content.iter_chunked(PIECE):
         content += piece
-        if len(content) > MOST:
-            raise BrokenError(f"the answer has more than {MOST} bytes")
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise BrokenError(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
     return bytes(content)
 
 
@@ -131,7 +131,7 @@ class _Outgoing(Payload):
     """A body on its way out. Each piece waits until the system has taken all before it, and is sent only under the
     body's lease; so who loses that before the last piece has not sent a request that can be carried out."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: GcsRequest) -> None:
         super().__init__(request)
         self._request, self._size = request, request.size
         self._transport: asyncio.Transport | None = None
@@ -184,7 +184,7 @@ def _size_of(body: bytes | FileRange | None) -> int:
     return 0 if body is None else len(body) if isinstance(body, bytes) else body.size
 
 
-async def _piece(request: Request, at: int, end: int) -> bytes:
+async def _piece(request: GcsRequest, at: int, end: int) -> bytes:
     """The bytes of the body from ``at`` to ``end``, with what goes before it and after it."""
     body = request.body
     if isinstance(body, FileRange):
@@ -192,18 +192,18 @@ async def _piece(request: Request, at: int, end: int) -> bytes:
             await body.pace(end - at)
         data = await in_thread(body.read, at, end - at) if end > at else b""
         if len(data) < end - at:
-            raise too_short(body, at + len(data))
+            raise source_too_short(body, at + len(data))
     else:
         data = (body or b"")[at:end]
     return b"".join((b"" if at else request.before, data, request.after if end == _size_of(body) else b""))
 
 
-def _answer(response: aiohttp.ClientResponse, content: bytes) -> Answer:
+def _answer(response: aiohttp.ClientResponse, content: bytes) -> Response:
     headers: dict[str, str] = {}
     for name, value in response.headers.items():
         name = name.lower()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Answer(response.status, headers, keep=False, content=content)
+    return Response(response.status, headers, keep=False, content=content)
 
 
 def _broken(error: Exception) -> BrokenError:

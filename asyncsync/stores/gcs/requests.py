@@ -19,12 +19,12 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, lease_of
 from asyncsync.errors import NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
-from asyncsync.stores.gcs.auth import Access
-from asyncsync.stores.gcs.errors import NoBucketError, failure
-from asyncsync.stores.gcs.responses import document_of, number_of, refuse
-from asyncsync.stores.gcs.transport import INCOMPLETE, Plane, Request
-from asyncsync.stores.http.client import too_short
-from asyncsync.stores.http.response import UNTRUSTED, Answer, BrokenError, UntrustedError
+from asyncsync.stores.gcs.auth import GcsAccess
+from asyncsync.stores.gcs.errors import NoSuchBucketError, failure
+from asyncsync.stores.gcs.responses import document_of, number_of, refuse_response
+from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE, GcsRequest, Transport
+from asyncsync.stores.http.client import source_too_short
+from asyncsync.stores.http.response import UNTRUSTED_ADVICE, BrokenError, Response, UntrustedCertificateError
 
 _BOUNDARY = secrets.token_hex(16)
 """One for all: 128 random bits are in nobody's data."""
@@ -34,7 +34,7 @@ _BETWEEN = (
 )
 AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
 
-CALLS = 100
+MAX_BATCH_CALLS = 100
 """Most calls in a batch (Cloud Storage documentation, "Batch requests")."""
 RELATED_TYPE = f"multipart/related; boundary={_BOUNDARY}"
 BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
@@ -57,7 +57,7 @@ def batch(paths: Sequence[str]) -> bytes:
     return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
 
 
-def batch_answers(said: bytes) -> list[tuple[int, int, bytes]] | None:
+def batch_responses(said: bytes) -> list[tuple[int, int, bytes]] | None:
     """Of each answer in a batch: to which call, its status, its body. None: this is no batch, or not all of one.
 
     Answers come in any order, and name their call by its Content-ID; where they do not, theirs is taken for that of the
@@ -78,21 +78,21 @@ def batch_answers(said: bytes) -> list[tuple[int, int, bytes]] | None:
 
 _PLAIN = "accept-encoding: identity\r\n"
 _RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
-LATEST = 64
+REMEMBERED_ROUND_TRIPS = 64
 """Round trips that are remembered."""
 
 
-class Wire:
+class GcsRequests:
     """Requests of one bucket. Made inside a running loop; ``payer`` is the project that pays, ``base`` the path of the
     server's address, which ``plane`` puts before every target."""
 
-    def __init__(self, bucket: str, access: Access, plane: Plane, payer: str | None, base: str = "") -> None:
+    def __init__(self, bucket: str, access: GcsAccess, plane: Transport, payer: str | None, base: str = "") -> None:
         self.bucket = bucket
         self._base = base
         self._access = access
         self._plane = plane
         self._always = {} if payer is None else {"userProject": payer}
-        self.trips: deque[float] = deque(maxlen=LATEST)
+        self.trips: deque[float] = deque(maxlen=REMEMBERED_ROUND_TRIPS)
         """Seconds that the latest requests took that carried next to nothing."""
 
     async def close(self) -> None:
@@ -128,34 +128,34 @@ class Wire:
             body = await _whole(body)
         head = before_media(document)
         if isinstance(body, bytes):
-            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)), lease=lease)
+            request = GcsRequest("POST", target, _RELATED, b"".join((head, body, AFTER)), lease=lease)
         else:
-            request = Request("POST", target, _RELATED, body, head, AFTER, lease=lease)
+            request = GcsRequest("POST", target, _RELATED, body, head, AFTER, lease=lease)
         return (await self._exchange("insert", name, request)).content
 
     async def start_session(self, name: str, target: str, document: bytes, size: int) -> str:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
         headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
-        answer = await self._trip("insert", name, Request("POST", target, headers, document))
+        answer = await self._trip("insert", name, GcsRequest("POST", target, headers, document))
         try:
             found = urlsplit(answer.headers.get("location", ""))
         except ValueError:  # brackets around what is no address
             found = urlsplit("")
         if not is_session(f"{found.path}?{found.query}"):
-            refuse(f"insert {self.where(name)}", "its Location names no upload session")
+            refuse_response(f"insert {self.where(name)}", "its Location names no upload session")
         # a server may know of the endpoint's path, or stand behind a proxy that strips it
         path = found.path.removeprefix(self._base) if found.path.startswith(f"{self._base}/") else found.path
         return f"{path}?{found.query}" if found.query else path
 
-    async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
+    async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Response:
         """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
         headers = f"{_PLAIN}content-range: {content_range}\r\n"
-        request = Request("PUT", session, headers, body, lease=lease_of(body))
-        return await self._exchange("insert", name, request, also=INCOMPLETE)
+        request = GcsRequest("PUT", session, headers, body, lease=lease_of(body))
+        return await self._exchange("insert", name, request, also=RESUME_INCOMPLETE)
 
     async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
         """A request without a body; the answer's."""
-        return (await self._trip(operation, name, Request(method, target, _PLAIN))).content
+        return (await self._trip(operation, name, GcsRequest(method, target, _PLAIN))).content
 
     async def generation(self, name: str) -> str:
         """That of the live object; 0: there is none."""
@@ -163,7 +163,7 @@ class Wire:
             found = await self.ask(
                 "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
             )
-        except NoBucketError:
+        except NoSuchBucketError:
             raise
         except NotFoundError:
             return "0"
@@ -173,7 +173,7 @@ class Wire:
     async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
         """A request that makes the service work; the answer's body."""
         headers = f"{_PLAIN}content-type: {content_type}\r\n" if body else _PLAIN
-        return (await self._exchange(operation, name, Request("POST", target, headers, body, patient=True))).content
+        return (await self._exchange(operation, name, GcsRequest("POST", target, headers, body, patient=True))).content
 
     async def read(
         self, name: str, params: Mapping[str, str], bounds: str, sink: Sink,
@@ -183,33 +183,33 @@ class Wire:
         and gives the bytes that must come, None: unknown."""
         # Who accepts gzip gets the bytes as they are stored; others get what was compressed undone.
         headers = "accept-encoding: gzip\r\n" + (f"range: {bounds}\r\n" if bounds else "")
-        request = Request("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
+        request = GcsRequest("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
 
-        async def once(signed: str | None) -> Answer:
+        async def once(signed: str | None) -> Response:
             return await self._plane.fetch(request, signed, lambda answer: expect(answer.headers), sink)
 
         return (await self._signed("get", name, once)).headers
 
-    async def _trip(self, operation: str, name: str, request: Request) -> Answer:
+    async def _trip(self, operation: str, name: str, request: GcsRequest) -> Response:
         began = asyncio.get_running_loop().time()
         answer = await self._exchange(operation, name, request)
         self.trips.append(asyncio.get_running_loop().time() - began)
         return answer
 
-    async def _exchange(self, operation: str, name: str, request: Request, also: int = 0) -> Answer:
+    async def _exchange(self, operation: str, name: str, request: GcsRequest, also: int = 0) -> Response:
         return await self._signed(operation, name, lambda signed: self._plane.send(request, signed), also)
 
     async def _signed(
-        self, operation: str, name: str, once: Callable[[str | None], Awaitable[Answer]], also: int = 0
-    ) -> Answer:
+        self, operation: str, name: str, once: Callable[[str | None], Awaitable[Response]], also: int = 0
+    ) -> Response:
         """The answer if it is a success or has the status ``also``, its error otherwise."""
         renewed = False
         while True:
             header = await self._authorization()
             try:
                 answer = await once(header)
-            except UntrustedError as error:
-                raise StoreError(f"{operation} {self.where(name)}: {error}{UNTRUSTED}") from error
+            except UntrustedCertificateError as error:
+                raise StoreError(f"{operation} {self.where(name)}: {error}{UNTRUSTED_ADVICE}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{operation} {self.where(name)}: {error}") from error
             if answer.status < 300 or answer.status == also:
@@ -235,5 +235,5 @@ def is_session(target: str) -> bool:
 async def _whole(body: FileRange) -> bytes:
     data = await in_thread(body.read, 0, body.size) if body.size else b""
     if len(data) < body.size:
-        raise too_short(body, len(data))
+        raise source_too_short(body, len(data))
     return data

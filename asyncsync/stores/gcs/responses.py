@@ -94,12 +94,12 @@ def media_bytes(headers: Mapping[str, str]) -> int | None:
 
 
 def check_version(where: str, wanted: str | None, found: str | None) -> None:
-    """PreconditionError if another version was found. Servers should refuse it themselves; some do not."""
+    """PreconditionError if another version was found. Servers should refuse_response it themselves; some do not."""
     if wanted is not None and found is not None and found != wanted:
         raise PreconditionError(f"{where}: has generation {found}, not {wanted}")
 
 
-class Checked:
+class ChecksumSink:
     """A sink that takes the size and the CRC32C of what goes by."""
 
     __slots__ = ("_sink", "crc32c", "size")
@@ -114,7 +114,7 @@ class Checked:
         await self._sink(piece)
 
 
-MOST = (1 << 63) - 1
+MAX_INT64 = (1 << 63) - 1
 """Sizes and generations are 64-bit integers, which JSON carries as text (documentation, "Objects: resource")."""
 _DIGITS = re.compile("[0-9]{1,19}")
 
@@ -122,7 +122,7 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class ObjectResource:
     """An object resource. ``modified`` in Unix seconds, on the clock of the service."""
 
     name: str
@@ -137,7 +137,7 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ListingPage:
     """One page of a listing. ``items`` have names, their other fields are not looked at."""
 
     items: tuple[Document, ...]
@@ -146,10 +146,10 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
+class RewriteStep:
     """One step of a rewrite: what was made, or else the token with which it goes on after ``moved`` bytes."""
 
-    resource: Resource | None
+    resource: ObjectResource | None
     token: str = ""
     moved: int = 0
 
@@ -168,64 +168,64 @@ def document_of(where: str, content: bytes) -> Document:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        refuse(where, f"it is no JSON object: {content[:60]!r}" if content else "it is empty")
+        refuse_response(where, f"it is no JSON object: {content[:60]!r}" if content else "it is empty")
     return found
 
 
-def resource_of(where: str, found: object, name: str, bucket: str | None) -> Resource:
+def resource_of(where: str, found: object, name: str, bucket: str | None) -> ObjectResource:
     """An object resource, which must be that of ``name``. ``bucket`` None: that is not looked at."""
     if not isinstance(found, dict):
-        refuse(where, f"{reprlib.repr(found)} is no object resource")
+        refuse_response(where, f"{reprlib.repr(found)} is no object resource")
     if text_of(where, found, "name") != name:
-        refuse(where, f"it is of {reprlib.repr(found['name'])}")
+        refuse_response(where, f"it is of {reprlib.repr(found['name'])}")
     if bucket is not None and text_of(where, found, "bucket") != bucket:
-        refuse(where, f"it is of bucket {reprlib.repr(found['bucket'])}")
+        refuse_response(where, f"it is of bucket {reprlib.repr(found['bucket'])}")
     size, generation = number_of(where, found, "size"), number_of(where, found, "generation", least=1)
-    return Resource(name, size, str(generation), _crc_of(where, found), modified_of(found))
+    return ObjectResource(name, size, str(generation), _crc_of(where, found), modified_of(found))
 
 
-def written_of(where: str, content: bytes, name: str, bucket: str, size: int, crc32c: int) -> Resource:
+def written_of(where: str, content: bytes, name: str, bucket: str, size: int, crc32c: int) -> ObjectResource:
     """What an insert made of ``size`` bytes with that CRC32C. IntegrityError if it is something else."""
     made = resource_of(where, document_of(where, content), name, bucket)
     if made.crc32c is None:
-        refuse(where, "it has no 'crc32c'")
+        refuse_response(where, "it has no 'crc32c'")
     if made.crc32c != crc32c:
         sent, stored = crc_to_text(crc32c), crc_to_text(made.crc32c)
         raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
     if made.size != size:
-        refuse(where, f"it has 'size' {made.size}, {size} bytes were sent")
+        refuse_response(where, f"it has 'size' {made.size}, {size} bytes were sent")
     return made
 
 
-def rewrite_of(where: str, content: bytes, name: str, bucket: str) -> Rewrite:
+def rewrite_of(where: str, content: bytes, name: str, bucket: str) -> RewriteStep:
     """What one step of a rewrite came to."""
     found = document_of(where, content)
     if found.get("done") is True:
-        return Rewrite(resource_of(where, found.get("resource"), name, bucket))
+        return RewriteStep(resource_of(where, found.get("resource"), name, bucket))
     if found.get("done") is not False:
-        refuse(where, f"'done' is {reprlib.repr(found.get('done'))}")
-    return Rewrite(None, text_of(where, found, "rewriteToken"), number_of(where, found, "totalBytesRewritten"))
+        refuse_response(where, f"'done' is {reprlib.repr(found.get('done'))}")
+    return RewriteStep(None, text_of(where, found, "rewriteToken"), number_of(where, found, "totalBytesRewritten"))
 
 
-def listing_of(where: str, content: bytes, prefix: str) -> Listing:
+def listing_of(where: str, content: bytes, prefix: str) -> ListingPage:
     """One page of what lies below ``prefix``, and of nothing else."""
     found = document_of(where, content)
     if found.get("kind") != "storage#objects":
-        refuse(where, f"'kind' is {reprlib.repr(found.get('kind'))}")
+        refuse_response(where, f"'kind' is {reprlib.repr(found.get('kind'))}")
     items, prefixes, token = found.get("items", []), found.get("prefixes", []), found.get("nextPageToken")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        refuse(where, "'items' is no list of objects")
+        refuse_response(where, "'items' is no list of objects")
     if not isinstance(prefixes, list):
-        refuse(where, "'prefixes' is no list")
+        refuse_response(where, "'prefixes' is no list")
     for name in [*(item.get("name") for item in items), *prefixes]:
         if not is_text(name) or not name.startswith(prefix):
-            refuse(where, f"{reprlib.repr(name)} does not begin with {prefix!r}")
+            refuse_response(where, f"{reprlib.repr(name)} does not begin with {prefix!r}")
     if token and not is_text(token):
-        refuse(where, f"'nextPageToken' is {reprlib.repr(token)}")
-    return Listing(tuple(items), tuple(prefixes), token or None)
+        refuse_response(where, f"'nextPageToken' is {reprlib.repr(token)}")
+    return ListingPage(tuple(items), tuple(prefixes), token or None)
 
 
-def refuse(where: str, why: str) -> NoReturn:
+def refuse_response(where: str, why: str) -> NoReturn:
     """The response is not the one that is documented."""
     raise UnavailableError(f"{where}: not a response of Cloud Storage: {why}")
 
@@ -240,7 +240,7 @@ def is_text(value: object) -> bool:
 def text_of(where: str, found: Document, field: str) -> str:
     value = found.get(field)
     if not is_text(value):
-        refuse(where, _unusable(found, field))
+        refuse_response(where, _unusable(found, field))
     return str(value)
 
 
@@ -249,8 +249,8 @@ def number_of(where: str, found: Document, field: str, least: int = 0) -> int:
     value = found.get(field)
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
-    if type(value) is not int or not least <= value <= MOST:
-        refuse(where, _unusable(found, field))
+    if type(value) is not int or not least <= value <= MAX_INT64:
+        refuse_response(where, _unusable(found, field))
     return value
 
 
@@ -275,7 +275,7 @@ def _crc_of(where: str, found: Document) -> int | None:
         return None
     crc = crc_from_text(text) if isinstance(text, str) else None
     if crc is None:
-        refuse(where, _unusable(found, "crc32c"))
+        refuse_response(where, _unusable(found, "crc32c"))
     return crc
 
 

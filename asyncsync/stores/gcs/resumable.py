@@ -28,25 +28,25 @@ from dataclasses import dataclass, replace
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError, ThrottledError, UnavailableError
-from asyncsync.stores.gcs.requests import Wire, is_session
-from asyncsync.stores.gcs.responses import Resource, kept_bytes, written_of
-from asyncsync.stores.gcs.transport import INCOMPLETE
-from asyncsync.stores.http.response import Answer, BrokenError
+from asyncsync.stores.gcs.requests import GcsRequests, is_session
+from asyncsync.stores.gcs.responses import ObjectResource, kept_bytes, written_of
+from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE
+from asyncsync.stores.http.response import BrokenError, Response
 
-CHUNK = 8 << 20
+CHUNK_SIZE = 8 << 20
 """Bytes of a file that may be sent again after a break, and most in one request. (Google advises 8 MiB: documentation
 as above.)"""
-LEAST = 4 << 20
+MIN_CHUNK_SIZE = 4 << 20
 """Bytes below which a request costs more than it is good for: 1 GiB took 0.67 s in chunks of 4 MiB, two at a time, and
 0.74 s in chunks of 512 KiB, sixteen at a time (the sink of benchmarks/, 2 cores)."""
-GRAIN = 1 << 18
+CHUNK_MULTIPLE = 1 << 18
 """A chunk that is not the last has a multiple of this (documentation as above)."""
-FAR = 0.01
+FAR_ROUND_TRIP = 0.01
 """Seconds of a round trip from which on a service is far. A nearer one takes 800 MB/s of a file with one chunk under
 way; behind 30 ms that made 1 GiB take 4.6 s instead of 1.1 s (the same sink)."""
 
 
-class Window:
+class UploadWindow:
     """That of one file. ``trips``: seconds that the latest round trips took; the quickest counts, because a busy server
     answers late."""
 
@@ -72,24 +72,24 @@ class Window:
         self._freed.clear()  # who waited looks again; who comes later waits
 
     def _limit(self) -> int:
-        far = min(self._trips, default=0.0) >= FAR
-        return CHUNK * self.bodies if far else CHUNK
+        far = min(self._trips, default=0.0) >= FAR_ROUND_TRIP
+        return CHUNK_SIZE * self.bodies if far else CHUNK_SIZE
 
     def _share(self) -> int:
-        return min(CHUNK, max(LEAST, self._limit() // self.bodies // GRAIN * GRAIN))
+        return min(CHUNK_SIZE, max(MIN_CHUNK_SIZE, self._limit() // self.bodies // CHUNK_MULTIPLE * CHUNK_MULTIPLE))
 
 
-class Windows:
+class UploadWindows:
     """Those of all files that are being sent, by path."""
 
     def __init__(self, trips: Collection[float]) -> None:
-        self._files: dict[str, Window] = {}
+        self._files: dict[str, UploadWindow] = {}
         self._trips = trips
 
     @contextmanager
-    def of(self, path: str) -> Iterator[Window]:
+    def of(self, path: str) -> Iterator[UploadWindow]:
         """For one part of the file, as long as that is being sent."""
-        window = self._files.setdefault(path, Window(self._trips))
+        window = self._files.setdefault(path, UploadWindow(self._trips))
         window.bodies += 1
         try:
             yield window
@@ -99,18 +99,18 @@ class Windows:
                 del self._files[path]
 
 
-KEPT = 256
+MAX_BROKEN_SESSIONS = 256
 """Most broken sessions that are remembered; the service forgets each after a week."""
 
-REFUSALS = 3
+MAX_REFUSALS = 3
 """After so many errors in a row for an answer to how far it is, a session is given up. That nobody answers is none."""
 
 _Key = tuple[str, str, int, int]
-_PASSING = (asyncio.CancelledError, UnavailableError, ThrottledError)
+_TRANSIENT = (asyncio.CancelledError, UnavailableError, ThrottledError)
 
 
 @dataclass(frozen=True, slots=True)
-class Insert:
+class ResumableUpload:
     """What a session makes: the request that opens it, and its body. ``document`` tells name and CRC32C."""
 
     name: str
@@ -129,7 +129,7 @@ class Insert:
 
 
 @dataclass(frozen=True, slots=True)
-class _Broken:
+class _BrokenSession:
     """A session to go on with. ``sent``: up to where this process has sent the body; None: another one opened it."""
 
     session: str
@@ -137,27 +137,27 @@ class _Broken:
     refusals: int = 0
 
 
-class Sessions:
+class ResumableUploads:
     """The sessions of one store."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: GcsRequests) -> None:
         self._wire = wire
-        self._broken: dict[_Key, _Broken] = {}
-        self._windows = Windows(wire.trips)
+        self._broken: dict[_Key, _BrokenSession] = {}
+        self._windows = UploadWindows(wire.trips)
 
-    async def upload(self, insert: Insert) -> Resource:
+    async def upload(self, insert: ResumableUpload) -> ObjectResource:
         """What was made. IntegrityError if it is something else than ``insert.body``."""
         with self._windows.of(insert.body.path) as window:
             return await self._upload(insert, window)
 
-    async def _upload(self, insert: Insert, window: Window) -> Resource:
+    async def _upload(self, insert: ResumableUpload, window: UploadWindow) -> ObjectResource:
         body = insert.body
         broken = self._broken.pop(insert.key(), None) or _earlier(insert)
         known = None
         if broken is not None:
             try:
                 known = await self._how_far(insert, broken)
-            except _PASSING as error:
+            except _TRANSIENT as error:
                 self._remember(insert, replace(broken, refusals=broken.refusals + _was_answered(error)))
                 raise
         ours = broken is not None and broken.sent is not None and known is not None
@@ -165,21 +165,21 @@ class Sessions:
             session = await self._wire.start_session(insert.name, insert.target, insert.document, body.size)
         else:
             session = broken.session
-        at = body.size if isinstance(known, Resource) else known or 0
+        at = body.size if isinstance(known, ObjectResource) else known or 0
         if body.progress is not None and not ours:
             body.progress.there = at
             if known is None:
                 body.progress.keep(f"{session}#{insert.mark()}")
-        return known if isinstance(known, Resource) else await self._fill(insert, session, at, window)
+        return known if isinstance(known, ObjectResource) else await self._fill(insert, session, at, window)
 
-    def _remember(self, insert: Insert, broken: _Broken) -> None:
-        if broken.refusals == REFUSALS:
+    def _remember(self, insert: ResumableUpload, broken: _BrokenSession) -> None:
+        if broken.refusals == MAX_REFUSALS:
             return
-        while len(self._broken) >= KEPT:
+        while len(self._broken) >= MAX_BROKEN_SESSIONS:
             del self._broken[next(iter(self._broken))]
         self._broken[insert.key()] = broken
 
-    async def _how_far(self, insert: Insert, broken: _Broken) -> int | Resource | None:
+    async def _how_far(self, insert: ResumableUpload, broken: _BrokenSession) -> int | ObjectResource | None:
         """Bytes that the service has or, if it was the last answer that was lost, what was made. None: the session is
         gone, or of no use; what else is wrong, a new one meets too."""
         size = insert.body.size
@@ -189,7 +189,7 @@ class Sessions:
             if error.retryable:
                 raise
             return None
-        if answer.status == INCOMPLETE:
+        if answer.status == RESUME_INCOMPLETE:
             return self._kept(insert, answer, 0, size if broken.sent is None else broken.sent)
         try:
             made = self._made(insert, answer)
@@ -197,15 +197,15 @@ class Sessions:
             return None  # it made something else of what it had
         return made if await self._is_live(made) else None
 
-    async def _is_live(self, made: Resource) -> bool:
+    async def _is_live(self, made: ObjectResource) -> bool:
         """A session tells for a week what it made, also when something else has replaced that since."""
         return await self._wire.generation(made.name) == made.generation
 
-    def _made(self, insert: Insert, answer: Answer) -> Resource:
+    def _made(self, insert: ResumableUpload, answer: Response) -> ObjectResource:
         where = f"insert {self._wire.where(insert.name)}"
         return written_of(where, answer.content, insert.name, self._wire.bucket, insert.body.size, insert.crc32c)
 
-    async def _fill(self, insert: Insert, session: str, at: int, window: Window) -> Resource:
+    async def _fill(self, insert: ResumableUpload, session: str, at: int, window: UploadWindow) -> ObjectResource:
         size, sent, lease = insert.body.size, at, insert.body.lease
         try:
             while True:
@@ -217,14 +217,14 @@ class Sessions:
                     answer = await self._chunk(insert, session, at, sent)
                 finally:
                     window.give(taken)
-                if answer.status != INCOMPLETE:
+                if answer.status != RESUME_INCOMPLETE:
                     return self._made(insert, answer)
                 at = self._kept(insert, answer, at + 1, sent)
-        except _PASSING:
-            self._remember(insert, _Broken(session, sent))
+        except _TRANSIENT:
+            self._remember(insert, _BrokenSession(session, sent))
             raise
 
-    async def _chunk(self, insert: Insert, session: str, at: int, end: int) -> Answer:
+    async def _chunk(self, insert: ResumableUpload, session: str, at: int, end: int) -> Response:
         body = insert.body
         chunk = replace(body, offset=body.offset + at, size=end - at)
         try:
@@ -232,7 +232,7 @@ class Sessions:
         except NotFoundError as error:
             raise UnavailableError(f"{error}: the upload session is gone") from error
 
-    def _kept(self, insert: Insert, answer: Answer, least: int, sent: int) -> int:
+    def _kept(self, insert: ResumableUpload, answer: Response, least: int, sent: int) -> int:
         """Bytes that the service has for good: never more than were sent, and never all of them, for then it would have
         made something of them."""
         kept = kept_bytes(answer.headers)
@@ -242,14 +242,14 @@ class Sessions:
         raise UnavailableError(f"{where}: the store kept {kept} bytes of {sent} that were sent")
 
 
-def _earlier(insert: Insert) -> _Broken | None:
+def _earlier(insert: ResumableUpload) -> _BrokenSession | None:
     """The session of another process, once: where that leads nowhere the next attempt begins anew."""
     progress = insert.body.progress
     if progress is None:
         return None
     token, progress.token = progress.token, None
     session, _, mark = (token or "").rpartition("#")
-    return _Broken(session, None) if mark == insert.mark() and is_session(session) else None
+    return _BrokenSession(session, None) if mark == insert.mark() and is_session(session) else None
 
 
 def _was_answered(error: BaseException) -> bool:

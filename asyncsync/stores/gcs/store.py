@@ -21,17 +21,17 @@ from asyncsync.disk.files import FileRange, check_lease, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
-from asyncsync.stores.gcs.auth import Access
-from asyncsync.stores.gcs.batch_delete import Deletions, Doomed
-from asyncsync.stores.gcs.compose import Composes, Rewrites
-from asyncsync.stores.gcs.errors import UnsatisfiableRangeError
+from asyncsync.stores.gcs.auth import GcsAccess
+from asyncsync.stores.gcs.batch_delete import BatchDelete, ToDelete
+from asyncsync.stores.gcs.compose import Composer, Rewriter
+from asyncsync.stores.gcs.errors import RangeNotSatisfiedError
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
-from asyncsync.stores.gcs.requests import Wire
+from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
-    Checked,
+    ChecksumSink,
     Document,
-    Listing,
-    Resource,
+    ListingPage,
+    ObjectResource,
     check_version,
     crc_to_text,
     document_of,
@@ -41,19 +41,19 @@ from asyncsync.stores.gcs.responses import (
     listing_of,
     media_bytes,
     range_bytes,
-    refuse,
+    refuse_response,
     resource_of,
     unix_of,
     written_of,
 )
-from asyncsync.stores.gcs.resumable import CHUNK, Insert, Sessions
-from asyncsync.stores.gcs.transport import OwnPlane, Plane
-from asyncsync.stores.gcs.unsure_writes import Repeats
+from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, ResumableUploads
+from asyncsync.stores.gcs.transport import DirectTransport, Transport
+from asyncsync.stores.gcs.unsure_writes import UnsureWrites
 
 log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
-    "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
+    "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK_SIZE, max_part_size=5 << 30, max_parts=10_000,
     max_single_put=5 << 40, conditional_copy=True, paces=True, goes_on=True, complete_asks=True,
 )  # fmt: skip
 _ITEM = "name,size,generation,crc32c,updated"
@@ -84,12 +84,12 @@ class GcsStore(Store):
             "connect_timeout": connect_timeout,
             "max_connections": max_connections,
         }
-        self._wire: Wire | None = None
-        self._sessions: Sessions | None = None
-        self._repeats: Repeats | None = None
-        self._deletions: Deletions | None = None
-        self._composes: Composes | None = None
-        self._rewrites: Rewrites | None = None
+        self._wire: GcsRequests | None = None
+        self._sessions: ResumableUploads | None = None
+        self._repeats: UnsureWrites | None = None
+        self._deletions: BatchDelete | None = None
+        self._composes: Composer | None = None
+        self._rewrites: Rewriter | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
@@ -99,30 +99,30 @@ class GcsStore(Store):
         await self._open()
         return self
 
-    async def _open(self) -> Wire:
+    async def _open(self) -> GcsRequests:
         async with self._opening:
             if self._closed:
                 raise StoreError(f"{self.uri} is closed")
             if self._wire is None:
                 plane = await self._new_plane()
-                access = Access(self._options, f"gs://{self._bucket}")
+                access = GcsAccess(self._options, f"gs://{self._bucket}")
                 base = urlsplit(self._options.endpoint()).path
-                self._wire = Wire(self._bucket, access, plane, self._options.user_project, base)
-                self._sessions, self._repeats = Sessions(self._wire), Repeats(self._wire)
-                self._deletions = Deletions(self._wire, self._repeats)
-                self._composes = Composes(self._wire, self._options, _RESOURCE)
-                self._rewrites = Rewrites(self._wire, self._options, _RESOURCE)
+                self._wire = GcsRequests(self._bucket, access, plane, self._options.user_project, base)
+                self._sessions, self._repeats = ResumableUploads(self._wire), UnsureWrites(self._wire)
+                self._deletions = BatchDelete(self._wire, self._repeats)
+                self._composes = Composer(self._wire, self._options, _RESOURCE)
+                self._rewrites = Rewriter(self._wire, self._options, _RESOURCE)
             return self._wire
 
-    async def _new_plane(self) -> Plane:
+    async def _new_plane(self) -> Transport:
         endpoint = self._options.endpoint()
         proxy = proxy_for(endpoint)
         context = await in_thread(self._options.ssl_context)
         if proxy is None:
-            return OwnPlane(endpoint, context, **self._limits)
-        from asyncsync.stores.gcs.proxy_transport import SdkPlane
+            return DirectTransport(endpoint, context, **self._limits)
+        from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
-        return SdkPlane(endpoint, context, proxy, **self._limits)
+        return ProxyTransport(endpoint, context, proxy, **self._limits)
 
     async def close(self) -> None:
         """Free all connections. Safe to call twice; the store cannot be used again."""
@@ -151,17 +151,17 @@ class GcsStore(Store):
         name, sent = self._full(key), crc_to_text(crc32c)
         own = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
         document = b"".join((self._properties, more, own))
-        if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
+        if isinstance(body, FileRange) and (body.size > CHUNK_SIZE or body.progress is not None):
             assert self._sessions is not None  # made with the wire
             target = self._insert_target(wire, if_version, "resumable")
-            made = await self._sessions.upload(Insert(name, target, document, body, crc32c))
+            made = await self._sessions.upload(ResumableUpload(name, target, document, body, crc32c))
         else:
             made = await self._insert_once(wire, name, document, body, crc32c, if_version)
         return made.info(key)
 
     async def _insert_once(
-        self, wire: Wire, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
-    ) -> Resource:
+        self, wire: GcsRequests, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
+    ) -> ObjectResource:
         assert self._repeats is not None  # made with the wire
         met = None if if_version is not None else (await self._repeats.standing([name])).get(name)
         try:
@@ -174,7 +174,7 @@ class GcsStore(Store):
                 raise
             raise UnavailableError(f"{error}: it was written while we asked for it") from error
 
-    def _small_target(self, wire: Wire, if_version: str | None) -> str:
+    def _small_target(self, wire: GcsRequests, if_version: str | None) -> str:
         found = self._insert_targets.get(if_version)
         if found is None:
             found = self._insert_target(wire, if_version, "multipart")
@@ -182,7 +182,7 @@ class GcsStore(Store):
                 self._insert_targets[if_version] = found  # two at most: any version, and none
         return found
 
-    def _insert_target(self, wire: Wire, if_version: str | None, kind: str) -> str:
+    def _insert_target(self, wire: GcsRequests, if_version: str | None, kind: str) -> str:
         return wire.upload_target(
             wire.params(
                 uploadType=kind, fields=_RESOURCE, ifGenerationMatch=generation_of(if_version),
@@ -199,7 +199,7 @@ class GcsStore(Store):
         ranged = start > 0 or length is not None
         bounds = f"bytes={start}-{'' if length is None else start + length - 1}" if ranged else ""
         where = wire.where(self._full(key))
-        total, seen = 0, None if ranged else Checked(sink)
+        total, seen = 0, None if ranged else ChecksumSink(sink)
 
         def expect(answer: Mapping[str, str]) -> int | None:
             nonlocal total
@@ -212,7 +212,7 @@ class GcsStore(Store):
         params = wire.params(ifGenerationMatch=generation_of(if_version))
         try:
             answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
-        except UnsatisfiableRangeError:
+        except RangeNotSatisfiedError:
             return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
         info = info_from_headers(key, total if seen is None else seen.size, answer)
         if seen is not None and info.crc32c not in (None, seen.crc32c):
@@ -240,9 +240,9 @@ class GcsStore(Store):
     async def delete(self, keys: Sequence[str]) -> None:
         deletions = await self._open_deletions()
         check_lease(lease_of(keys))
-        await deletions.delete([Doomed(self._full(key)) for key in keys])
+        await deletions.delete([ToDelete(self._full(key)) for key in keys])
 
-    async def _open_deletions(self) -> Deletions:
+    async def _open_deletions(self) -> BatchDelete:
         await self._open()
         assert self._deletions is not None  # made with the wire
         return self._deletions
@@ -272,12 +272,12 @@ class GcsStore(Store):
             if shown or prefixes or token is None:  # a page of hidden objects only is no page
                 return Page(shown, prefixes, token)
 
-    def _item(self, item: Document) -> Resource:
+    def _item(self, item: Document) -> ObjectResource:
         return resource_of(f"list {self.uri}", item, item["name"], None)
 
     async def _page(
         self, prefix: str, fields: str, seen: set[str | None], delimiter: str = "", token: str | None = None
-    ) -> Listing:
+    ) -> ListingPage:
         """``seen`` are the tokens of the pages before: one that comes again would make a circle of them."""
         wire = self._wire or await self._open()
         params = wire.params(
@@ -288,14 +288,14 @@ class GcsStore(Store):
         page = listing_of(f"list {wire.where(prefix)}", said, prefix)
         seen.add(token)
         if page.token is not None and page.token in seen:
-            refuse(f"list {wire.where(prefix)}", "'nextPageToken' is that of a page before")
+            refuse_response(f"list {wire.where(prefix)}", "'nextPageToken' is that of a page before")
         return page
 
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
         upload_id = secrets.token_hex(8)
-        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, layout.belongs_to(key))
+        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, layout.owner_metadata(key))
         return Upload(key, upload_id)
 
     async def put_part(
@@ -304,7 +304,7 @@ class GcsStore(Store):
         if not 1 <= number <= self.traits.max_parts:
             raise StoreError(f"{self.uri}: part number {number} is not in 1-{self.traits.max_parts}")
         key = layout.part_key(upload.upload_id, number)
-        info = await self._insert(key, body, crc32c, None, layout.belongs_to(upload.key))
+        info = await self._insert(key, body, crc32c, None, layout.owner_metadata(upload.key))
         return Part(number, offset, info.size, info.version, info.crc32c)
 
     async def copy_part(
@@ -317,20 +317,20 @@ class GcsStore(Store):
             raise StoreError(
                 f"{self.uri}: {source!r} has {info.size} bytes; GCS composes whole objects, not {length} from {start}"
             )
-        etag = layout.copied(layout.Source(self._full(source), info.version))
+        etag = layout.copied_part_etag(layout.ComposeSource(self._full(source), info.version))
         return Part(number, offset, length, etag, info.crc32c)
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        whole = layout.combined(parts)
+        whole = layout.combined_crc32c(parts)
         if None not in (crc32c, whole) and crc32c != whole:
             raise IntegrityError(f"{self.uri}: the parts of {upload.key!r} have CRC32C {whole:08x}, not {crc32c:08x}")
         await self._open()
         assert self._composes is not None  # made with the wire
         own = partial(layout.part_key, upload.upload_id)
         sources = [layout.source_of(part, self._full(own(part.number))) for part in parts]
-        home = self._full(layout.home_of(upload.upload_id))
+        home = self._full(layout.upload_prefix(upload.upload_id))
         check_lease(upload.lease)
         made = await self._composes.run(self._full(upload.key), sources, home, if_version)
         info, size = made.info(upload.key), sum(part.size for part in parts)
@@ -338,7 +338,7 @@ class GcsStore(Store):
         if None not in (info.crc32c, expected) and info.crc32c != expected:
             raise IntegrityError(f"compose {self.uri}/{upload.key}: CRC32C {info.crc32c:08x}, not {expected:08x}")
         if info.size != size:
-            refuse(f"compose {self.uri}/{upload.key}", f"it has 'size' {info.size}, the parts have {size}")
+            refuse_response(f"compose {self.uri}/{upload.key}", f"it has 'size' {info.size}, the parts have {size}")
         try:
             await self.abort_multipart(upload)
         except StoreError as error:
@@ -349,12 +349,12 @@ class GcsStore(Store):
 
     async def abort_multipart(self, upload: Upload) -> None:
         deletions = await self._open_deletions()
-        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
+        found = await self._objects_below(layout.upload_prefix(upload.upload_id), _ITEM)
         items = [self._item(item) for item in found]
-        await deletions.delete([Doomed(item.name, item.generation) for item in items])
+        await deletions.delete([ToDelete(item.name, item.generation) for item in items])
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
+        found = await self._objects_below(layout.upload_prefix(upload.upload_id), _ITEM)
         if not any(item["name"].endswith(layout.marker_key(upload.upload_id)) for item in found):
             raise NotFoundError(f"{self.uri}: there is no upload {upload.upload_id} of {upload.key!r}")
         parts: list[Part] = []
@@ -367,8 +367,8 @@ class GcsStore(Store):
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         uploads: dict[str, Upload] = {}
-        for item in await self._objects_below(layout.HOME, "name,metadata,timeCreated"):
-            key = layout.owner_in(item)
+        for item in await self._objects_below(layout.PARTS_PREFIX, "name,metadata,timeCreated"):
+            key = layout.owner_of(item)
             upload_id = layout.upload_of(item["name"][len(self._prefix) :])
             if key and key.startswith(prefix):
                 started = unix_of(item.get("timeCreated"))

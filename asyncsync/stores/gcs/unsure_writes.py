@@ -13,17 +13,17 @@ from contextlib import contextmanager
 
 from asyncsync.aio.tasks import for_each
 from asyncsync.errors import StoreError
-from asyncsync.stores.gcs.multipart_layout import AT_ONCE
-from asyncsync.stores.gcs.requests import Wire
+from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
+from asyncsync.stores.gcs.requests import GcsRequests
 
-MOST = 4096
+MAX_UNSURE_WRITES = 4096
 """Objects that are remembered; a session has fewer requests under way by far."""
 
 
-class Repeats:
+class UnsureWrites:
     """The objects of one bucket whose last write broke off."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: GcsRequests) -> None:
         self._wire = wire
         self._broken: dict[str, None] = {}
 
@@ -36,7 +36,7 @@ class Repeats:
             found[name] = await self._wire.generation(name)
 
         if again:
-            await for_each(again, look, min(AT_ONCE, len(again)))
+            await for_each(again, look, min(CONCURRENT_REQUESTS, len(again)))
         return found
 
     @contextmanager
@@ -53,5 +53,5 @@ class Repeats:
 
     def _remember(self, names: Sequence[str]) -> None:
         self._broken.update(dict.fromkeys(names))
-        while len(self._broken) > MOST:
+        while len(self._broken) > MAX_UNSURE_WRITES:
             del self._broken[next(iter(self._broken))]

@@ -18,15 +18,15 @@ import socket
 import sys
 import termios
 
-FEW = 3
+FEW_CONNECTIONS = 3
 """Enough to keep a server with one thread busy; those of two clients still fit into a queue of five."""
-WINDOW = 16
+WINDOW_RESPONSES = 16
 """Least answers after which the limit of a server that ends connections is looked at; at least twice the limit."""
-SAME = 1.15
+SAME_DELAY_RATIO = 1.15
 """A mean delay up to this multiple of that with few, or of a lesser one, says that the server takes more."""
-RISEN = 1.35
+RISEN_DELAY_RATIO = 1.35
 """One beyond this multiple says that they only wait for each other."""
-HOLD = 32
+HOLD_WINDOWS = 32
 """Windows after which more are tried again, when they were of no use: by chance a window may look better than it was,
 and at a server with room for five a few of them in a row cost a second."""
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
@@ -57,14 +57,14 @@ def unacknowledged(sock: socket.socket) -> int:
     return int.from_bytes(said, sys.byteorder)
 
 
-class Acceptance:
+class AcceptLimit:
     """``limit`` is how many fresh connections may be under way now, ``most`` at most."""
 
     __slots__ = ("_base", "_count", "_hold", "_keeps", "_most", "_opened", "_total", "limit")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.limit = min(FEW, most)
+        self.limit = min(FEW_CONNECTIONS, most)
         self._keeps = False
         self._base = float("inf")
         self._hold = 0
@@ -75,7 +75,7 @@ class Acceptance:
 
     def overflowed(self, now: float) -> None:
         """The server's system dropped what was sent to it."""
-        self.limit, self._hold = min(FEW, self._most), HOLD
+        self.limit, self._hold = min(FEW_CONNECTIONS, self._most), HOLD_WINDOWS
         self._open(now)
 
     def answered(self, began: float, now: float, *, keep: bool, waiting: bool) -> None:
@@ -87,15 +87,15 @@ class Acceptance:
         elif not self._keeps and began >= self._opened:  # else it began under another limit
             self._count += 1
             self._total += now - began
-            if self._count >= max(WINDOW, 2 * self.limit):
+            if self._count >= max(WINDOW_RESPONSES, 2 * self.limit):
                 self._adapt(self._total / self._count, waiting=waiting)
                 self._open(now)
 
     def _adapt(self, mean: float, *, waiting: bool) -> None:
-        few = min(FEW, self._most)
+        few = min(FEW_CONNECTIONS, self._most)
         self._base = mean if self.limit == few else min(self._base, mean)
         self._hold = max(0, self._hold - 1)
-        if mean > RISEN * self._base:
-            self.limit, self._hold = max(few, self.limit * 3 // 4), HOLD
-        elif waiting and not self._hold and mean <= SAME * self._base:
+        if mean > RISEN_DELAY_RATIO * self._base:
+            self.limit, self._hold = max(few, self.limit * 3 // 4), HOLD_WINDOWS
+        elif waiting and not self._hold and mean <= SAME_DELAY_RATIO * self._base:
             self.limit = min(self._most, self.limit + max(1, self.limit // 8))

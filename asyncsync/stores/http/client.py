@@ -14,27 +14,27 @@ from collections.abc import Awaitable, Callable
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, Lease, lease_of
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http.connection import COLLECTED, SMALL, Connection
-from asyncsync.stores.http.pool import Host, Pool
-from asyncsync.stores.http.response import Answer, BrokenError, UnheardError
+from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, SINGLE_WRITE_BODY, Connection
+from asyncsync.stores.http.pool import ConnectionPool, Host
+from asyncsync.stores.http.response import BrokenError, NotReceivedError, Response
 from asyncsync.stores.http.watchdog import Watchdog
 
-GULP = 1 << 22
+SENDFILE_STEP = 1 << 22
 """Bytes of a file that a worker thread offers to a socket at once; it takes what it has room for."""
-NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+_SENDFILE_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system says whose files the kernel cannot send by itself."""
-STEP = 1 << 18
+WRITE_STEP = 1 << 18
 """Bytes given to the socket at once: what it does not take is copied, and waits in memory."""
 
-AT_ONCE = 1 << 15
+SINGLE_WRITE_LEASED = 1 << 15
 """Bytes of a body under a lease that go out in one write: a socket that holds nothing yet has room for so many."""
-TAIL = 1 << 12
+HELD_BACK_BYTES = 1 << 12
 """Bytes of a longer one that are held back until the lease has been looked at once more."""
 
-Take = Callable[[memoryview], Awaitable[None]]
+ViewSink = Callable[[memoryview], Awaitable[None]]
 
 
-class Http1:
+class HttpClient:
     """Exchanges with one host. Made inside a running loop; at most ``max_connections`` at once, and only as many new
     ones as the server accepts (:mod:`asyncsync.stores.http.accept_limit`); others wait."""
 
@@ -42,7 +42,7 @@ class Http1:
         self._loop = asyncio.get_running_loop()
         self._patience = connect_timeout
         self._watchdog = Watchdog(stall_timeout)
-        self._pool = Pool(
+        self._pool = ConnectionPool(
             host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
         )
 
@@ -57,9 +57,9 @@ class Http1:
         await self._pool.close()
 
     async def send(
-        self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = COLLECTED,
+        self, head: bytes, body: bytes | FileRange | None, *, bodiless: bool = False, most: int = MAX_COLLECTED_BODY,
         suffix: bytes = b"", lease: Lease | None = None, also: int = 0,
-    ) -> Answer:  # fmt: skip
+    ) -> Response:  # fmt: skip
         """One request; its answer with the first ``most`` bytes of its body (``bodiless``: none, as after HEAD).
 
         ``suffix`` goes out behind the body. ``lease``: under which the body is sent, unless it says that itself;
@@ -69,7 +69,7 @@ class Http1:
         if lease is None and type(body) is not bytes:
             lease = lease_of(body)
 
-        async def once(connection: Connection) -> tuple[Answer, bool]:
+        async def once(connection: Connection) -> tuple[Response, bool]:
             complete = await self._write(connection, head, body, suffix, lease)
             answer = await self._answer(connection, bodiless=bodiless)
             complete = complete and not connection.early
@@ -81,14 +81,14 @@ class Http1:
 
         return await self._exchange(once)
 
-    async def fetch(self, head: bytes, expect: Callable[[Answer], int | None], take: Take) -> Answer:
+    async def fetch(self, head: bytes, expect: Callable[[Response], int | None], take: ViewSink) -> Response:
         """One request whose answer goes to ``take`` in pieces of at most 1 MiB, whose memory is used again.
 
         ``expect`` is asked how many bytes must come (None: as many as there are in the chunks of the answer); an
         answer of 300 and above is collected as by :meth:`send`.
         """
 
-        async def once(connection: Connection) -> tuple[Answer, bool]:
+        async def once(connection: Connection) -> tuple[Response, bool]:
             connection.request(head)
             answer = await self._answer(connection)
             if answer.status >= 300:
@@ -103,7 +103,7 @@ class Http1:
 
         return await self._exchange(once)
 
-    async def _exchange(self, once: Callable[[Connection], Awaitable[tuple[Answer, bool]]]) -> Answer:
+    async def _exchange(self, once: Callable[[Connection], Awaitable[tuple[Response, bool]]]) -> Response:
         """``once`` gives the answer, and whether its connection can be used again as far as the request goes. It is
         repeated only where not a byte of the request has arrived."""
         give_up = self._loop.time() + self._patience
@@ -114,7 +114,7 @@ class Http1:
                 self._watchdog.add(connection)
                 answer, complete = await once(connection)
                 reusable = complete and connection.reusable()
-            except UnheardError:
+            except NotReceivedError:
                 if self._loop.time() > give_up:
                     raise
             else:
@@ -123,13 +123,13 @@ class Http1:
                 self._watchdog.discard(connection)
                 self._pool.put_back(connection, reusable=reusable)
 
-    async def _answer(self, connection: Connection, *, bodiless: bool = False) -> Answer:
+    async def _answer(self, connection: Connection, *, bodiless: bool = False) -> Response:
         answer = await connection.answer(bodiless=bodiless)
         if connection.fresh:
             self._pool.answered(connection, answer)
         return answer
 
-    async def _receive(self, connection: Connection, expected: int, take: Take) -> None:
+    async def _receive(self, connection: Connection, expected: int, take: ViewSink) -> None:
         left = expected
         room = memoryview(bytearray(min(PIECE, left)))  # once: making it anew costs as much as reading into it
         while left:
@@ -142,7 +142,7 @@ class Http1:
             await take(piece)
             self._watchdog.resume(connection)
 
-    async def _receive_chunks(self, connection: Connection, expected: int | None, take: Take) -> None:
+    async def _receive_chunks(self, connection: Connection, expected: int | None, take: ViewSink) -> None:
         got, room = 0, memoryview(bytearray(PIECE))
         while size := await connection.read_chunk_into(room):
             got += size
@@ -158,7 +158,9 @@ class Http1:
         """False: the store answered before it had everything, so the connection cannot be used again."""
         if lease is not None:
             lease.check()
-        if body is None or (isinstance(body, bytes) and len(body) <= (SMALL if lease is None else AT_ONCE)):
+        if body is None or (
+            isinstance(body, bytes) and len(body) <= (SINGLE_WRITE_BODY if lease is None else SINGLE_WRITE_LEASED)
+        ):
             connection.request(head + body + suffix if body else head + suffix)
             return True
         size = len(body) if isinstance(body, bytes) else body.size
@@ -177,9 +179,9 @@ class Http1:
         """The kernel sends a file by itself: half the processor time, and none of it on the event loop."""
         sent, held = 0, _held_back(body.size, lease)
         while sent < body.size:
-            most = min(GULP, (body.size - held if sent < body.size - held else body.size) - sent)
+            most = min(SENDFILE_STEP, (body.size - held if sent < body.size - held else body.size) - sent)
             if body.pace is not None:
-                most = min(most, STEP)
+                most = min(most, WRITE_STEP)
                 await self._pace(connection, body.pace, most)
             done = 0
             while done < most:
@@ -190,14 +192,14 @@ class Http1:
                 try:
                     count, full = await connection.send_file(body, sent + done, most - done)
                 except OSError as error:
-                    if sent + done or error.errno not in NO_SENDFILE:
+                    if sent + done or error.errno not in _SENDFILE_UNSUPPORTED:
                         raise
                     return await self._stream(connection, body, lease)
                 done += count
                 if full:
                     await connection.writable()
                 elif not count:
-                    raise too_short(body, sent + done)
+                    raise source_too_short(body, sent + done)
             sent += most
         return True
 
@@ -238,8 +240,8 @@ class Http1:
             else:
                 room = _room(connection, room, min(PIECE, size - sent))
                 piece = (await _read(body, sent, room))[: size - sent]
-            for start in range(0, len(piece), STEP):
-                step = piece[start : start + STEP]
+            for start in range(0, len(piece), WRITE_STEP):
+                step = piece[start : start + WRITE_STEP]
                 if pace is not None:
                     await self._pace(connection, pace, len(step))
                 if connection.answered:
@@ -255,7 +257,7 @@ class Http1:
 def _held_back(size: int, lease: Lease | None) -> int:
     """Bytes at the end of a body that go out by themselves, once the system has taken all before them and the lease has
     been looked at: so a request that was begun under it does not become whole without it."""
-    return 0 if lease is None else min(TAIL, size)
+    return 0 if lease is None else min(HELD_BACK_BYTES, size)
 
 
 def _room(connection: Connection, last: bytearray, size: int) -> bytearray:
@@ -268,18 +270,18 @@ async def _read(body: FileRange, start: int, room: bytearray) -> memoryview:
     """What comes next."""
     got = await in_thread(body.read_into, start, room)
     if not got:
-        raise too_short(body, start)
+        raise source_too_short(body, start)
     return memoryview(room)[:got]
 
 
 async def _exactly(body: FileRange, start: int, size: int) -> bytes:
     data = await in_thread(body.read, start, size)
     if len(data) < size:
-        raise too_short(body, start + len(data))
+        raise source_too_short(body, start + len(data))
     return data
 
 
-def too_short(source: FileRange, got: int) -> SourceChangedError:
+def source_too_short(source: FileRange, got: int) -> SourceChangedError:
     return SourceChangedError(
         f"{source.path}: {source.size} bytes from {source.offset} were promised, the file ends after {got}"
     )

@@ -11,24 +11,24 @@ from typing import cast
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import LeaseExpiredError
 from asyncsync.stores.http.accept_limit import acknowledged, dropped, unacknowledged
-from asyncsync.stores.http.response import Answer, BrokenError, chunk_size, length_of, parse_head
+from asyncsync.stores.http.response import BrokenError, Response, chunk_size, length_of, parse_head
 from asyncsync.stores.http.sendfile import FileSocket
 from asyncsync.stores.http.tls import TlsTransport, can_send_files, sender_of_files
 
-INBOX = 1 << 16
+INPUT_BUFFER_SIZE = 1 << 16
 """Bytes that wait here while nobody reads: a head, and with it the whole of a small answer."""
-SMALL = 1 << 16
+SINGLE_WRITE_BODY = 1 << 16
 """Bytes of a body that go out in one write with their head, without waiting for the peer."""
-COLLECTED = 1 << 16
+MAX_COLLECTED_BODY = 1 << 16
 """Bytes of an answer that are kept in memory unless more are asked for: an error document has a few hundred."""
-LEAST = 1 << 10
+MIN_BODY_PROGRESS = 1 << 10
 """Bytes of a body that must come within the stall timeout."""
-PATIENCE = 20
+COLLECT_STALL_TIMEOUTS = 20
 """Stall timeouts within which a small response must be over."""
-MOST_INTERIMS = 32
-MOST_TRAILERS = 64
+MAX_INTERIM_RESPONSES = 32
+MAX_TRAILER_LINES = 64
 _INTERIM = (b"HTTP/1.1 1", b"HTTP/1.0 1")
-_LINGER_NOT = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -44,7 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self._registry = registry
         self._stall_timeout = stall_timeout
         self._transport: asyncio.Transport | None = None
-        self._raw = bytearray(INBOX)
+        self._raw = bytearray(INPUT_BUFFER_SIZE)
         self._inbox = memoryview(self._raw)
         self._start = self._end = 0
         self._target: memoryview | None = None
@@ -62,7 +62,7 @@ class Connection(asyncio.BufferedProtocol):
         """The response came before the whole request had left."""
         self._whole: int | None = None
         """Where a request ends whose body is streamed, in bytes since the connection was made."""
-        self._current: Answer | None = None
+        self._current: Response | None = None
         self._left: int | None = 0
         """Bytes of the current answer's body that are still to come; None: until the end, or chunked."""
         self._chunk = 0
@@ -99,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
             return self._target[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end == INBOX:
+        elif self._end == INPUT_BUFFER_SIZE:
             count = self._end - self._start
             self._inbox[:count] = bytes(self._inbox[self._start : self._end])
             self._start, self._end = 0, count
@@ -111,7 +111,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._current is None and not self.early:
                 self.early = self._unsent()
             self._end += nbytes
-            if self._end - self._start == INBOX:
+            if self._end - self._start == INPUT_BUFFER_SIZE:
                 self._pause()
             self._wake()
             return
@@ -166,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def least(self) -> int:
         """A body comes at a least rate, unless it is one that a server keeps us waiting with (:meth:`collect`)."""
-        return 1 if self._current is None or self._collecting else LEAST
+        return 1 if self._current is None or self._collecting else MIN_BODY_PROGRESS
 
     def stall(self) -> None:
         self.lose(BrokenError(f"no byte moved for {self._stall_timeout:g} s, or too few"))
@@ -191,7 +191,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if transport.get_extra_info("socket") is not None and (self._current is None or self.early):
             # A request that nobody waits for any more must not be carried out later.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 
     # Out
@@ -303,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # In
 
-    async def answer(self, *, bodiless: bool = False) -> Answer:
+    async def answer(self, *, bodiless: bool = False) -> Response:
         """The head of the answer. ``bodiless``: no body follows, whatever the headers say."""
         while True:
             answer = parse_head(await self._until(b"\r\n\r\n"))
@@ -326,8 +326,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _interim_over(self) -> None:
         self._interims += 1
-        if self._interims > MOST_INTERIMS:
-            raise BrokenError(f"more than {MOST_INTERIMS} responses came that only say that there is more to come")
+        if self._interims > MAX_INTERIM_RESPONSES:
+            raise BrokenError(
+                f"more than {MAX_INTERIM_RESPONSES} responses came that only say that there is more to come"
+            )
         self.early = self._end > self._start and self._unsent()
 
     async def _until(self, mark: bytes) -> bytes:
@@ -338,7 +340,7 @@ class Connection(asyncio.BufferedProtocol):
                 found = bytes(self._inbox[self._start : end])
                 self._start = end + len(mark)
                 return found
-            if self._end - self._start == INBOX:
+            if self._end - self._start == INPUT_BUFFER_SIZE:
                 raise BrokenError("the head of the answer is longer than 64 KiB")
             await self._arrival()
 
@@ -378,14 +380,14 @@ class Connection(asyncio.BufferedProtocol):
         return len(target)
 
     async def _trailers(self) -> None:
-        for _ in range(MOST_TRAILERS):
+        for _ in range(MAX_TRAILER_LINES):
             if not await self._until(b"\r\n"):
                 return
-        raise BrokenError(f"more than {MOST_TRAILERS} lines follow the body")
+        raise BrokenError(f"more than {MAX_TRAILER_LINES} lines follow the body")
 
-    async def collect(self, most: int = COLLECTED) -> bytes:
+    async def collect(self, most: int = MAX_COLLECTED_BODY) -> bytes:
         """The body of the current answer, its first ``most`` bytes. S3 sends blanks while it copies or completes, one
-        now and then, for minutes; so it is given PATIENCE times the stall timeout in all."""
+        now and then, for minutes; so it is given COLLECT_STALL_TIMEOUTS times the stall timeout in all."""
         answer = self._current
         assert answer is not None
         if self._left == 0:
@@ -394,15 +396,17 @@ class Connection(asyncio.BufferedProtocol):
             return await self._collect(most, answer)
         self._collecting = answer.status < 300  # an error has no reason to wait
         try:
-            async with asyncio.timeout(PATIENCE * self._stall_timeout):
+            async with asyncio.timeout(COLLECT_STALL_TIMEOUTS * self._stall_timeout):
                 return await self._collect(most, answer)
         except TimeoutError:
-            self.lose(BrokenError(f"the response was not over within {PATIENCE * self._stall_timeout:g} s"))
+            self.lose(
+                BrokenError(f"the response was not over within {COLLECT_STALL_TIMEOUTS * self._stall_timeout:g} s")
+            )
             raise self._broken(cast(BrokenError, self._lost)) from None
         finally:
             self._collecting = False
 
-    async def _collect(self, most: int, answer: Answer) -> bytes:
+    async def _collect(self, most: int, answer: Response) -> bytes:
         if self.chunked:
             return await self._collect_chunks(most)
         if self._left is None:
@@ -414,12 +418,12 @@ class Connection(asyncio.BufferedProtocol):
         return bytes(content[:got])  # half an error document is better than none
 
     async def _collect_chunks(self, most: int) -> bytes:
-        content, room = bytearray(), memoryview(bytearray(COLLECTED))
+        content, room = bytearray(), memoryview(bytearray(MAX_COLLECTED_BODY))
         while len(content) < most and (got := await self.read_chunk_into(room)):
             content += room[:got]
         return bytes(content[:most])
 
-    async def _collect_rest(self, most: int, answer: Answer) -> bytes:
+    async def _collect_rest(self, most: int, answer: Response) -> bytes:
         raw = bytearray()
         while self._lost is None and len(raw) < most:
             raw += self._take_inbox()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import aiohappyeyeballs
 
-from asyncsync.stores.http.accept_limit import Acceptance
+from asyncsync.stores.http.accept_limit import AcceptLimit
 from asyncsync.stores.http.connection import Connection
-from asyncsync.stores.http.response import Answer, BrokenError, UnheardError, UntrustedError
+from asyncsync.stores.http.response import BrokenError, NotReceivedError, Response, UntrustedCertificateError
 from asyncsync.stores.http.tls import secure
 
 KEEPALIVE_SECONDS = 12.0
@@ -35,16 +35,16 @@ class Host:
     tls: ssl.SSLContext | None
 
 
-class Pool:
+class ConnectionPool:
     """Made inside a running loop. At most ``max_connections`` are busy, and of those only so many fresh ones as
-    :class:`asyncsync.stores.http.accept_limit.Acceptance` says. Others wait, in order."""
+    :class:`asyncsync.stores.http.accept_limit.AcceptLimit` says. Others wait, in order."""
 
     def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
         self._host = host
         self._stall_timeout, self._connect_timeout = stall_timeout, connect_timeout
         self._loop = asyncio.get_running_loop()
         self._most = max_connections
-        self._acceptance = Acceptance(max_connections)
+        self._acceptance = AcceptLimit(max_connections)
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self.busy = 0
         """Connections that carry a request now."""
@@ -153,7 +153,7 @@ class Pool:
             connection.abort()
         self._leave()
 
-    def answered(self, connection: Connection, answer: Answer) -> None:
+    def answered(self, connection: Connection, answer: Response) -> None:
         """The first answer of a fresh connection has begun."""
         self._heard(connection)
         self._session = connection.session or self._session
@@ -178,7 +178,7 @@ class Pool:
                 raise BrokenError("the store was closed")
         except ssl.SSLCertVerificationError as error:
             self._give_back(None)
-            raise UntrustedError(f"the certificate of {self._host.name} is not trusted: {error}") from error
+            raise UntrustedCertificateError(f"the certificate of {self._host.name} is not trusted: {error}") from error
         except OSError as error:
             self._give_back(None)
             raise BrokenError(f"no connection: {type(error).__name__}: {error}") from error
@@ -197,7 +197,7 @@ class Pool:
     def _listen(self, connection: Connection) -> None:
         if connection.unheard:
             self._acceptance.overflowed(self._loop.time())
-            connection.lose(UnheardError("the server takes no further connections"))
+            connection.lose(NotReceivedError("the server takes no further connections"))
 
     async def _open_connection(self, patience: float) -> Connection | None:
         connection = Connection(self._loop, self._open, self._stall_timeout)

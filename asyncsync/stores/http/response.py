@@ -16,20 +16,20 @@ class BrokenError(Exception):
     fate: it may have been carried out."""
 
 
-class UnheardError(BrokenError):
+class NotReceivedError(BrokenError):
     """Not a byte of the request has arrived at the server's system."""
 
 
-UNTRUSTED = "; if an authority of your own signed it, name its file by the storage option verify"
+UNTRUSTED_ADVICE = "; if an authority of your own signed it, name its file by the storage option verify"
 """What to do about it."""
 
 
-class UntrustedError(BrokenError):
+class UntrustedCertificateError(BrokenError):
     """The server's certificate is not one that is trusted for its name. Trying again is of no use."""
 
 
 @dataclass(slots=True)
-class Answer:
+class Response:
     """Status and headers (names in lower case) of an answer, and its body where it was collected."""
 
     status: int
@@ -39,7 +39,7 @@ class Answer:
     content: bytes = b""
 
 
-def parse_head(head: bytes) -> Answer:
+def parse_head(head: bytes) -> Response:
     """Status line and headers; a header that comes twice is joined with a comma. BrokenError: this is not HTTP/1."""
     lines = head.decode("latin-1").split("\r\n")
     version, _, rest = lines[0].partition(" ")
@@ -55,10 +55,10 @@ def parse_head(head: bytes) -> Answer:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     wish = headers.get("connection", "").lower()
     keep = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
-    return Answer(int(status), headers, keep)
+    return Response(int(status), headers, keep)
 
 
-def length_of(answer: Answer) -> int | None:
+def length_of(answer: Response) -> int | None:
     """Bytes of the body as the head tells; None: its end will show."""
     if answer.status in (204, 304):
         return 0

@@ -45,7 +45,7 @@ def check_stop(stop: threading.Event) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Permit:
+class WritePermit:
     """What a worker thread asks before each step: whether its caller is still there, and has the right to write."""
 
     stop: threading.Event
@@ -111,7 +111,7 @@ def create(path: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """An open file to copy from."""
 
     fd: int
@@ -126,15 +126,15 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(body: FileRange) -> Iterator[Source]:
+def open_source(body: FileRange) -> Iterator[SourceFile]:
     fd = never_waiting(body.path, os.O_RDONLY)
     try:
-        yield Source(fd, body.path, body.offset, body.size, os.fstat(fd))
+        yield SourceFile(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:
         os.close(fd)
 
 
-def write_bytes(fd: int, data: bytes, at: int, permit: Permit) -> None:
+def write_bytes(fd: int, data: bytes, at: int, permit: WritePermit) -> None:
     view = memoryview(data)
     done = 0
     while done < len(view):
@@ -142,7 +142,7 @@ def write_bytes(fd: int, data: bytes, at: int, permit: Permit) -> None:
         done += os.pwrite(fd, view[done : done + PIECE], at + done)
 
 
-def copy_range(source: Source, fd: int, at: int, permit: Permit) -> None:
+def copy_range(source: SourceFile, fd: int, at: int, permit: WritePermit) -> None:
     """Copy ``source`` to offset ``at`` of ``fd``, in the kernel where it can: shared blocks, else copy_file_range.
 
     The bytes are not seen on the way, so no checksum can be compared; a source whose size or mtime differs after
@@ -173,7 +173,7 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _copy_in_kernel(source: Source, fd: int, at: int, permit: Permit) -> int:
+def _copy_in_kernel(source: SourceFile, fd: int, at: int, permit: WritePermit) -> int:
     """Bytes copied: all, or fewer where the system cannot (another file system, macOS)."""
     done = 0
     if not hasattr(os, "copy_file_range"):
@@ -231,7 +231,7 @@ def _is_still(fd: int, path: str) -> bool:
         return False
 
 
-def publish(temporary: str, target: str, where: str, if_version: str | None, permit: Permit) -> None:
+def publish(temporary: str, target: str, where: str, if_version: str | None, permit: WritePermit) -> None:
     """Give a finished file its name, atomically, if the condition holds; the temporary name is gone then."""
     permit.check()
     if if_version is None:
@@ -248,7 +248,7 @@ def publish(temporary: str, target: str, where: str, if_version: str | None, per
     sync_dir(os.path.dirname(target))
 
 
-def _publish_new(temporary: str, target: str, where: str, permit: Permit) -> None:
+def _publish_new(temporary: str, target: str, where: str, permit: WritePermit) -> None:
     try:
         os.link(temporary, target, follow_symlinks=False)
     except FileExistsError as error:
@@ -263,7 +263,7 @@ def _publish_new(temporary: str, target: str, where: str, permit: Permit) -> Non
         os.unlink(temporary)
 
 
-def _rename_new(temporary: str, target: str, where: str, permit: Permit) -> None:
+def _rename_new(temporary: str, target: str, where: str, permit: WritePermit) -> None:
     """Where there are no hard links: by a rename that does not replace, where the system has one. Else those of us who
     create only, or replace one version, exclude each other."""
     permit.check()
@@ -300,7 +300,7 @@ def _current(target: str) -> str:
 
 
 def write_file(
-    target: str, body: Body | Source, where: str, permit: Permit, crc32c: int | None, if_version: str | None
+    target: str, body: Body | SourceFile, where: str, permit: WritePermit, crc32c: int | None, if_version: str | None
 ) -> tuple[os.stat_result, int | None]:
     """The whole of a put: temporary file, bytes, fsync, name, fsync of the directory."""
     checked = check_crc(where, body, crc32c) if isinstance(body, bytes) else None
@@ -310,7 +310,7 @@ def write_file(
     try:
         if isinstance(body, bytes):
             write_bytes(fd, body, 0, permit)
-        elif isinstance(body, Source):
+        elif isinstance(body, SourceFile):
             copy_range(body, fd, 0, permit)
         else:
             with open_source(body) as source:

@@ -25,7 +25,7 @@ def list_page(root: str, prefix: str, *, folded: bool, token: str | None) -> Pag
     objects: list[ObjectInfo] = []
     prefixes: list[str] = []
     last: str | None = None
-    walk = _Walk(root, token or "", prefix, folded)
+    walk = _ListingWalk(root, token or "", prefix, folded)
     beneath(os.path.join(root, base), root)
     for entry in walk.below(start):
         if len(objects) + len(prefixes) == PAGE:
@@ -39,7 +39,7 @@ def list_page(root: str, prefix: str, *, folded: bool, token: str | None) -> Pag
     return Page(tuple(objects), tuple(prefixes))
 
 
-class _Walk:
+class _ListingWalk:
     def __init__(self, root: str, token: str, prefix: str, folded: bool) -> None:
         self._root = root
         self._token = token.encode()
@@ -60,7 +60,7 @@ class _Walk:
                     if info is not None and key.encode() > self._token:
                         yield info
                 elif self._folded and key != self._prefix:
-                    if key.encode() > self._token and _Walk(self._root, "", key, folded=False).holds_any(key):
+                    if key.encode() > self._token and _ListingWalk(self._root, "", key, folded=False).holds_any(key):
                         yield key
                 elif key.encode() > self._token or self._token.startswith(key.encode()):
                     left.append((key, iter(self._entries(key))))

@@ -25,7 +25,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _MARKER = re.compile(r"part-(\d+)-(\d+)-(\d+)-([0-9a-f]{8}|none)")
 
 
-class Uploads:
+class LocalUploads:
     """The open uploads of one root. All calls block; errors are the system's, for the store to translate."""
 
     def __init__(self, root: str) -> None:
@@ -38,7 +38,7 @@ class Uploads:
         # `key` comes first under another name, so that a crash never leaves an upload that cannot say whose it is
         fd = disk.create(os.path.join(home, f"key{disk.TEMPORARY}"))
         try:
-            disk.write_bytes(fd, key.encode(), 0, disk.Permit(threading.Event()))
+            disk.write_bytes(fd, key.encode(), 0, disk.WritePermit(threading.Event()))
             os.fsync(fd)
             os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             os.rename(os.path.join(home, f"key{disk.TEMPORARY}"), os.path.join(home, "key"))
@@ -48,8 +48,8 @@ class Uploads:
         return upload
 
     def put_part(
-        self, upload: Upload, number: int, offset: int, body: bytes | disk.Source, crc32c: int | None,
-        permit: disk.Permit,
+        self, upload: Upload, number: int, offset: int, body: bytes | disk.SourceFile, crc32c: int | None,
+        permit: disk.WritePermit,
     ) -> Part:  # fmt: skip
         if number < 1 or offset < 0:
             raise StoreError(f"{upload.key}: part {number} at {offset}: numbers count from 1, offsets from 0")
@@ -74,7 +74,7 @@ class Uploads:
 
     def complete(
         self, upload: Upload, parts: Sequence[Part], target: str, where: str, crc32c: int | None,
-        if_version: str | None, permit: disk.Permit,
+        if_version: str | None, permit: disk.WritePermit,
     ) -> tuple[os.stat_result, int | None]:  # fmt: skip
         size, known = self._check(upload, parts, where, crc32c)
         data = os.path.join(self._dir(upload), "data")
@@ -155,7 +155,7 @@ class Uploads:
             raise IntegrityError(f"{where}: CRC32C of the parts is {total:08x}, expected was {crc32c:08x}")
         return size, total
 
-    def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.Permit) -> None:
+    def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.WritePermit) -> None:
         for attempt in range(100):
             disk.make_dirs(os.path.dirname(target))
             try:

@@ -25,7 +25,7 @@ from asyncsync.errors import (
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.listing import list_page
-from asyncsync.stores.local.multipart import UPLOADS, Uploads
+from asyncsync.stores.local.multipart import UPLOADS, LocalUploads
 from asyncsync.stores.local.sweep import sweep
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class LocalStore(Store):
             max_key_bytes=3000,
             local=True,
         )
-        self._uploads = Uploads(self.root)
+        self._uploads = LocalUploads(self.root)
 
     async def close(self) -> None:
         """Nothing to free: every call closes what it opened."""
@@ -81,7 +81,7 @@ class LocalStore(Store):
         target, lease = self._path(key), lease_of(body)
 
         def work(stop: threading.Event) -> ObjectInfo:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source:  # outside `_mapped`: its absence is not the store's
                     return self._write(key, target, source, permit, crc32c, if_version)
@@ -153,7 +153,7 @@ class LocalStore(Store):
         paths, lease = {key: self._path(key) for key in keys}, lease_of(keys)
 
         def work(stop: threading.Event) -> None:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             for key, path in paths.items():
                 permit.check()
                 with self._mapped(key):
@@ -177,7 +177,7 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, disk.Permit(stop, lease), None, if_version)
+                return self._write(key, target, opened, disk.WritePermit(stop, lease), None, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -191,7 +191,7 @@ class LocalStore(Store):
         where, lease = self._where(upload.key), lease_of(body)
 
         def work(stop: threading.Event) -> Part:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source, self._mapped(upload.key):
                     return self._uploads.put_part(upload, number, offset, source, crc32c, permit)
@@ -211,8 +211,8 @@ class LocalStore(Store):
             with self._origin(source, origin, if_source_version) as opened, self._mapped(upload.key):
                 if start < 0 or length < 1 or start + length > opened.size:
                     raise StoreError(f"{self._where(source)}: no range of {length} bytes at {start}")
-                piece = disk.Source(opened.fd, opened.path, start, length, opened.found)
-                return self._uploads.put_part(upload, number, offset, piece, None, disk.Permit(stop))
+                piece = disk.SourceFile(opened.fd, opened.path, start, length, opened.found)
+                return self._uploads.put_part(upload, number, offset, piece, None, disk.WritePermit(stop))
 
         return await in_thread_stoppable(work)
 
@@ -223,7 +223,7 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             disk.beneath(os.path.dirname(target), self.root)
-            permit = disk.Permit(stop, upload.lease)
+            permit = disk.WritePermit(stop, upload.lease)
             found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, permit)
             return _info(upload.key, found, known)
 
@@ -250,7 +250,7 @@ class LocalStore(Store):
         return await in_thread_stoppable(work)
 
     def _write(
-        self, key: str, target: str, body: bytes | disk.Source, permit: disk.Permit,
+        self, key: str, target: str, body: bytes | disk.SourceFile, permit: disk.WritePermit,
         crc32c: int | None, if_version: str | None,
     ) -> ObjectInfo:  # fmt: skip
         with self._mapped(key):
@@ -259,14 +259,14 @@ class LocalStore(Store):
             return _info(key, found, checked)
 
     @contextlib.contextmanager
-    def _origin(self, key: str, path: str, if_version: str | None) -> Iterator[disk.Source]:
+    def _origin(self, key: str, path: str, if_version: str | None) -> Iterator[disk.SourceFile]:
         """One of our own objects, open to be copied from."""
         with self._mapped(key):
             fd, found = disk.open_object(path, self.root)
         try:
             if if_version is not None and if_version != disk.version_of(found):
                 raise PreconditionError(f"{self._where(key)} has version {disk.version_of(found)}, not {if_version}")
-            yield disk.Source(fd, path, 0, found.st_size, found)
+            yield disk.SourceFile(fd, path, 0, found.st_size, found)
         finally:
             os.close(fd)
 

@@ -13,13 +13,13 @@ from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_REGION = "us-east-1"
 Keys = tuple[str, str, str | None]
-"""Access key, secret key and session token."""
+"""S3Access key, secret key and session token."""
 
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """``base`` is what the URL of a key starts with, ending in ``/``."""
 
     base: str
@@ -53,16 +53,16 @@ class Target:
         return "/" + self.base.partition("://")[2].partition("/")[2]
 
 
-class Access(Protocol):
+class S3Access(Protocol):
     """What the wire asks of the control plane."""
 
     async def credentials(self) -> Keys | None:
-        """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
+        """S3Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
 
     async def renew(self) -> None:
         """The store calls the credentials expired: get new ones."""
 
-    async def relocate(self, region: str, location: str) -> Target:
+    async def relocate(self, region: str, location: str) -> Endpoint:
         """The bucket is in ``region``, or for now at ``location``."""
 
 
@@ -70,7 +70,7 @@ _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _GEOGRAPHIC = r"[a-z]{2,4}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}"
 _SERVICE = re.compile(rf"(?:(?P<bucket>[a-z0-9._-]+)\.)?s3(?:[.-](?P<region>{_GEOGRAPHIC}))?\.(?P<domain>[a-z0-9.-]+)")
 """``bucket.s3.region.amazonaws.com``, ``s3-region.amazonaws.com``, ``s3.wasabisys.com`` and the like."""
-_SHOWN = 200
+_MAX_SHOWN_LOCATION = 200
 
 
 def is_region(text: str) -> bool:
@@ -112,7 +112,7 @@ def shown(location: str) -> str:
     url = split(location)
     if url is None:
         return "an address that is no URL"
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"[:_SHOWN]
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"[:_MAX_SHOWN_LOCATION]
 
 
 def _port(url: SplitResult) -> int:

@@ -1,5 +1,5 @@
 """What S3 says, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else; the SDK's own failures are
-in :mod:`asyncsync.stores.s3.aiobotocore_errors`."""
+in :mod:`asyncsync.stores.s3.aiobotocore.errors`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooMan
 NO_BUCKET = "NoSuchBucket"
 NOT_SATISFIABLE = "InvalidRange"
 """Of a range that begins behind the end, also where the response has no document (HTTP 416)."""
-_ELSEWHERE = (
+_REDIRECT_ADVICE = (
     "redirects are followed only to other regions of the same service, and never from https to http; if this is where "
     "the bucket is, set endpoint_url, or region"
 )
@@ -43,7 +43,7 @@ _DENIED = frozenset(
 )
 
 
-_REFUSALS = (
+_REFUSAL_WORDS = (
     "not supported",
     "unsupported",
     "not implemented",
@@ -52,7 +52,7 @@ _REFUSALS = (
     "unrecognized",
     "unexpected",
 )
-_ABOUT = ("header", "x-amz-", "checksum")
+_REFUSED_SUBJECTS = ("header", "x-amz-", "checksum")
 
 
 class MalformedError(StoreError):
@@ -63,15 +63,15 @@ class InvalidPartError(StoreError):
     """The parts of an upload are not what the server wants."""
 
 
-class UnsupportedError(StoreError):
+class UnsupportedRequestError(StoreError):
     """The server does not know such requests, or one of their headers (HTTP 405, 501, some 400)."""
 
 
-_OWN = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
+_ERRORS_BY_CODE = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class S3Failure:
     """One answer that is not a success. ``where`` is ``s3://bucket/key``."""
 
     operation: str
@@ -109,7 +109,7 @@ class Failure:
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
         if self._is_unsupported():
-            return UnsupportedError(text)
+            return UnsupportedRequestError(text)
         if code == "InvalidObjectState":
             return self._archived(text)
         if code in _DAMAGED or (status == 400 and self._names_a_checksum()):
@@ -121,8 +121,8 @@ class Failure:
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
         if self.location:
-            return StoreError(f"{text}: it leads to {shown(self.location)}; {_ELSEWHERE}")
-        return _OWN.get(code, StoreError)(text)
+            return StoreError(f"{text}: it leads to {shown(self.location)}; {_REDIRECT_ADVICE}")
+        return _ERRORS_BY_CODE.get(code, StoreError)(text)
 
     def _is_unsupported(self) -> bool:
         if self.status in (405, 501) or self.code == "NotImplemented":
@@ -132,7 +132,7 @@ class Failure:
         if self.operation == "HeadObject" and self.code in ("", "400"):
             return True  # it says nothing, as no answer to HEAD does
         said = f"{self.code} {self._own_words()}".lower()
-        return any(word in said for word in _REFUSALS) and any(word in said for word in _ABOUT)
+        return any(word in said for word in _REFUSAL_WORDS) and any(word in said for word in _REFUSED_SUBJECTS)
 
     def _archived(self, text: str) -> StoreError:
         """Not a matter of permissions, though the status is 403. What cannot be copied can be sent instead."""
@@ -149,19 +149,19 @@ class Failure:
         return self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
 
 
-def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> S3Failure:
     """Read an error document, also one that was cut off; without one (HEAD, proxies) code and message are empty."""
     root = document(body, cut=True)
     error = next((one for one in root.iter() if local_name(one) == "Error"), None) if root is not None else None
     if error is None:
-        return Failure(operation, where, status, "", "", headers, headers.get("x-amz-bucket-region", ""))
+        return S3Failure(operation, where, status, "", "", headers, headers.get("x-amz-bucket-region", ""))
     return failure_in(error, operation, where, status, headers)
 
 
-def failure_in(error: Element, operation: str, where: str, status: int, headers: Mapping[str, str]) -> Failure:
+def failure_in(error: Element, operation: str, where: str, status: int, headers: Mapping[str, str]) -> S3Failure:
     """What an error element says."""
     region = headers.get("x-amz-bucket-region") or text_of(error, "Region")
-    return Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
+    return S3Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
 
 
 def server_time(headers: Mapping[str, str]) -> float | None:

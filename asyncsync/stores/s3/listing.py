@@ -9,12 +9,12 @@ from typing import Any
 
 from asyncsync.errors import StoreError, UnavailableError
 
-MOST_EMPTY = 1000
+MAX_EMPTY_PAGES = 1000
 """Pages in a row that may name nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListingPosition:
     """How far a list has been read. ``mark`` is an earlier ``token``, taken again after 1, 2, 4, 8 ... pages: a circle
     of any length comes back to it (Brent, "An improved Monte Carlo factorization algorithm", 1980)."""
 
@@ -25,33 +25,33 @@ class Place:
     empty: int = 0
 
     @staticmethod
-    def parse(text: str | None) -> Place:
+    def parse(text: str | None) -> ListingPosition:
         """The inverse of :meth:`text`; of another text: a place that was reached in no known way."""
         if not text:
-            return Place()
+            return ListingPosition()
         numbers, _, rest = text.partition(":")
         fields = numbers.split(",")
         if len(fields) != 4 or not all(field.isascii() and field.isdigit() for field in fields):
-            return Place(text)
+            return ListingPosition(text)
         steps, limit, empty, size = map(int, fields)
-        return Place(rest[size:], rest[:size], steps, limit, empty)
+        return ListingPosition(rest[size:], rest[:size], steps, limit, empty)
 
     def text(self) -> str:
         """One token that holds all of it."""
         return f"{self.steps},{self.limit},{self.empty},{len(self.mark)}:{self.mark}{self.token}"
 
-    def further(self, where: str, token: str, *, empty: bool) -> Place:
+    def further(self, where: str, token: str, *, empty: bool) -> ListingPosition:
         """The place after a page that says that there is more, at ``token``. StoreError, final: it cannot be."""
         if not token.strip():
             raise StoreError(f"{where}: the page says that there is more, and not where")
         if token in (self.token, self.mark):
             raise StoreError(f"{where}: the pages go in a circle: {token[:60]!r} came before")
         blank = self.empty + 1 if empty else 0
-        if blank > MOST_EMPTY:
+        if blank > MAX_EMPTY_PAGES:
             raise StoreError(f"{where}: {blank} pages in a row say that there is more, and name nothing")
         if self.steps + 1 < self.limit:
-            return Place(token, self.mark, self.steps + 1, self.limit, blank)
-        return Place(token, token, 0, 2 * self.limit, blank)
+            return ListingPosition(token, self.mark, self.steps + 1, self.limit, blank)
+        return ListingPosition(token, token, 0, 2 * self.limit, blank)
 
 
 def is_more(page: Mapping[str, Any]) -> bool:

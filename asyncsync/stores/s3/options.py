@@ -27,7 +27,7 @@ _SWITCHES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class OptionalHeaders:
     """Which optional headers are sent."""
 
     checksum: bool = True
@@ -37,11 +37,11 @@ class Features:
     size: bool = True
     """The size of a whole multipart object."""
 
-    def common(self, other: Features) -> Features:
+    def common(self, other: OptionalHeaders) -> OptionalHeaders:
         """What both have."""
-        return Features(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
+        return OptionalHeaders(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
 
-    def below(self, operation: str, refusal: str, *, insist: bool) -> Iterator[Features]:
+    def below(self, operation: str, refusal: str, *, insist: bool) -> Iterator[OptionalHeaders]:
         """What to try after a refusal: without what it names, without each by itself, with less and less. ``insist``:
         checksums are always sent."""
         usable = [name for name in _SENT.get(operation, ("checksum",)) if not insist or name == "size"]
@@ -56,10 +56,10 @@ class Features:
                 tried.add(each)
                 yield each
 
-    def _less(self, name: str) -> Features:
+    def _less(self, name: str) -> OptionalHeaders:
         return replace(self, checksum=False, whole=False) if name == "checksum" else replace(self, **{name: False})
 
-    def lost(self, now: Features) -> list[str]:
+    def lost(self, now: OptionalHeaders) -> list[str]:
         """The storage options that say from the beginning what was found out."""
         return [switch for name, switch in _SWITCHES.items() if getattr(self, name) and not getattr(now, name)]
 
@@ -139,10 +139,10 @@ class S3Options(StoreOptions):
         if (self.access_key is None) != (self.secret_key is None):
             raise ConfigError("storage options access_key and secret_key go together: give both or none")
 
-    def features(self) -> Features:
+    def features(self) -> OptionalHeaders:
         """The optional headers that are sent until the store refuses them."""
         checksum = self.checksum != "none"
-        return Features(checksum, checksum and self.full_object_checksum, checksum and self.mp_object_size)
+        return OptionalHeaders(checksum, checksum and self.full_object_checksum, checksum and self.mp_object_size)
 
     def object_headers(self, *, data: bool = True) -> dict[str, str]:
         """Headers of a request that makes an object (PutObject). ``data``: it is no manifest, record or probe."""

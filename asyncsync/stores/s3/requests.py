@@ -2,7 +2,7 @@
 HeadObject, the multipart upload, copies and deletes.
 
 One such request costs a tenth of the same call through aiobotocore. Endpoint, addressing and credentials come from
-:mod:`asyncsync.stores.s3.aiobotocore_client`. Each call makes one attempt, except that an expired token, a wrong clock
+:mod:`asyncsync.stores.s3.aiobotocore.client`. Each call makes one attempt, except that an expired token, a wrong clock
 and a bucket in another region are corrected once. Memory: one piece (1 MiB) and the socket's buffer per request.
 """
 
@@ -23,16 +23,16 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, Lease
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
-from asyncsync.stores.http.client import Http1, too_short
-from asyncsync.stores.http.connection import COLLECTED
+from asyncsync.stores.http.client import HttpClient, source_too_short
+from asyncsync.stores.http.connection import MAX_COLLECTED_BODY
 from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import UNTRUSTED, Answer, BrokenError, UntrustedError
-from asyncsync.stores.s3.endpoint import Access, Target
+from asyncsync.stores.http.response import UNTRUSTED_ADVICE, BrokenError, Response, UntrustedCertificateError
+from asyncsync.stores.s3.endpoint import Endpoint, S3Access
 from asyncsync.stores.s3.errors import (
     EXPIRED,
     MISDIRECTED,
     SKEWED,
-    Failure,
+    S3Failure,
     parse_failure,
     server_time,
 )
@@ -40,9 +40,9 @@ from asyncsync.stores.s3.responses import check_result, names_etag
 from asyncsync.stores.s3.signer import UNSIGNED_PAYLOAD, Signer, timestamp_of
 from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes, text_of
 
-_DOCUMENT = 8 << 20
+_MAX_DELETE_RESPONSE = 8 << 20
 """Most bytes of an answer that names a thousand keys."""
-_BARE = frozenset({400, 401, 403, 501})
+_EXPLAINED_BY_GET = frozenset({400, 401, 403, 501})
 """What a HEAD is refused with for reasons that only a document tells."""
 _UNSIGNED = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
 
@@ -60,11 +60,11 @@ class _Call:
     lease: Lease | None = None
 
 
-class Wire:
+class S3Requests:
     """Signed requests of one bucket. Made inside a running loop."""
 
     def __init__(
-        self, bucket: str, target: Target, access: Access, *, ssl_context: ssl.SSLContext | None,
+        self, bucket: str, target: Endpoint, access: S3Access, *, ssl_context: ssl.SSLContext | None,
         stall_timeout: float, connect_timeout: float, max_connections: int, headers: Mapping[str, str],
     ) -> None:  # fmt: skip
         self._bucket = bucket
@@ -78,17 +78,17 @@ class Wire:
         self._fixed = {"x-amz-content-sha256": UNSIGNED_PAYLOAD, **headers}
         self._signer: Signer | None = None
         self._stamp = (-1, "")
-        self._old: list[Http1] = []
+        self._old: list[HttpClient] = []
         self.skew = 0.0
         """Seconds by which the store's clock is ahead of ours."""
         self._aim(target)
 
-    def _aim(self, target: Target) -> None:
+    def _aim(self, target: Endpoint) -> None:
         self._target = target
         self._path, self._host = target.path, target.host
         self._signer = None
         tls = self._ssl_context if target.base.startswith("https:") else None
-        self._http = Http1(Host(target.hostname, target.port, tls), **self._limits)
+        self._http = HttpClient(Host(target.hostname, target.port, tls), **self._limits)
 
     async def close(self) -> None:
         for http in (*self._old, self._http):
@@ -154,25 +154,25 @@ class Wire:
         headers = {"content-type": "application/xml", "content-md5": md5}
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
         call = _Call("DeleteObjects", "POST", "", "delete=", headers, body, lease)
-        return failed_deletes(self._document(call, await self._send(call, most=_DOCUMENT)))
+        return failed_deletes(self._document(call, await self._send(call, most=_MAX_DELETE_RESPONSE)))
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
         call = _Call("AbortMultipartUpload", "DELETE", key, _of_upload(upload_id), {}, None)
         self._result(call, await self._send(call))
 
-    def _result(self, call: _Call, answer: Answer) -> Element | None:
+    def _result(self, call: _Call, answer: Response) -> Element | None:
         """See :func:`check_result`."""
         where = self.where(call.key)
         return check_result(call.operation, where, answer.status, answer.headers, answer.content)
 
-    def _document(self, call: _Call, answer: Answer) -> Element:
+    def _document(self, call: _Call, answer: Response) -> Element:
         result = self._result(call, answer)
         assert result is not None
         return result
 
-    async def _send(self, call: _Call, most: int = COLLECTED) -> Answer:
-        async def once(http: Http1, head: bytes) -> Answer:
+    async def _send(self, call: _Call, most: int = MAX_COLLECTED_BODY) -> Response:
+        async def once(http: HttpClient, head: bytes) -> Response:
             return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most, lease=call.lease)
 
         return await self._exchange(call, once)
@@ -182,7 +182,7 @@ class Wire:
     ) -> Mapping[str, str]:
         """GetObject into ``sink``. ``expect`` takes status and headers and gives the bytes that must come."""
 
-        async def once(http: Http1, head: bytes) -> Answer:
+        async def once(http: HttpClient, head: bytes) -> Response:
             return await http.fetch(head, lambda answer: expect(answer.status, answer.headers), sink)
 
         return (await self._exchange(_Call("GetObject", "GET", key, "", headers, None), once)).headers
@@ -190,22 +190,22 @@ class Wire:
     def where(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
-    async def _exchange(self, call: _Call, once: Callable[[Http1, bytes], Awaitable[Answer]]) -> Answer:
+    async def _exchange(self, call: _Call, once: Callable[[HttpClient, bytes], Awaitable[Response]]) -> Response:
         """The answer to ``call`` if it is a success, its error otherwise."""
         repaired: set[str] = set()
         while True:
             head, http = await self._head(call), self._http
             try:
                 answer = await once(http, head)
-            except UntrustedError as error:
-                raise StoreError(f"{call.operation} {self.where(call.key)}: {error}{UNTRUSTED}") from error
+            except UntrustedCertificateError as error:
+                raise StoreError(f"{call.operation} {self.where(call.key)}: {error}{UNTRUSTED_ADVICE}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{call.operation} {self.where(call.key)}: {error}") from error
             if answer.status < 300:
                 return answer
             failure = self._failure(call, answer)
             kind = _kind(failure, self._target.region)
-            if not kind and call.method == "HEAD" and answer.status in _BARE:
+            if not kind and call.method == "HEAD" and answer.status in _EXPLAINED_BY_GET:
                 failure = await self._reason(call, failure)
                 kind = _kind(failure, self._target.region)
             if not kind or kind in repaired:
@@ -213,10 +213,10 @@ class Wire:
             repaired.add(kind)
             await self._repair(kind, failure, http)
 
-    def _failure(self, call: _Call, answer: Answer) -> Failure:
+    def _failure(self, call: _Call, answer: Response) -> S3Failure:
         return parse_failure(call.operation, self.where(call.key), answer.status, answer.headers, answer.content)
 
-    async def _reason(self, call: _Call, refused: Failure) -> Failure:
+    async def _reason(self, call: _Call, refused: S3Failure) -> S3Failure:
         """Why a HEAD was refused: its response has no document, that to a GET of a byte has one."""
         probe = replace(call, method="GET", headers=call.headers | {"range": "bytes=0-0"})
         try:
@@ -267,7 +267,7 @@ class Wire:
             self._signer = signer
         return signer
 
-    async def _repair(self, kind: str, failure: Failure, http: Http1) -> None:
+    async def _repair(self, kind: str, failure: S3Failure, http: HttpClient) -> None:
         """Put right what can be put right, so that the same request may succeed."""
         if kind == "expired":
             await self._access.renew()
@@ -285,7 +285,7 @@ class Wire:
                 self._aim(target)
 
 
-def _kind(failure: Failure, region: str) -> str:
+def _kind(failure: S3Failure, region: str) -> str:
     """What can be put right. Without a document, as after HEAD, the region of the bucket in a header tells."""
     if failure.code in EXPIRED:
         return "expired"
@@ -304,10 +304,10 @@ def _of_upload(upload_id: str) -> str:
 async def _whole(body: FileRange) -> bytes:
     data = await in_thread(body.read, 0, body.size) if body.size else b""
     if len(data) < body.size:
-        raise too_short(body, len(data))
+        raise source_too_short(body, len(data))
     return data
 
 
-def wire_serves(bucket: str) -> bool:
+def supports_bucket(bucket: str) -> bool:
     """Whether our own requests reach this bucket: not for ARNs and directory buckets."""
     return not bucket.startswith("arn:") and not bucket.endswith(("--x-s3", "--xa-s3"))

@@ -30,9 +30,9 @@ _DOCUMENTS = {
     "ListMultipartUploads": ("ListMultipartUploadsResult", ""),
 }
 """Root element, and the element in it without which it tells nothing."""
-_ALSO = {"ListPartsResponse": "ListPartsResult"}
+_OTHER_ROOT_NAMES = {"ListPartsResponse": "ListPartsResult"}
 """What moto calls it."""
-_HINT = (
+_NOT_S3_ADVICE = (
     "this is not how an S3 server responds: check endpoint_url; a proxy, a captive portal or a web console may have "
     "responded in its place"
 )
@@ -61,7 +61,7 @@ def check_result(operation: str, where: str, status: int, headers: Mapping[str, 
     root_name = local_name(root)
     if root_name == "Error":  # it may come after a 200, which says only that the store has begun
         raise failure_in(root, operation, where, status, headers).error()
-    if _ALSO.get(root_name, root_name) != name:
+    if _OTHER_ROOT_NAMES.get(root_name, root_name) != name:
         raise _foreign(operation, where, f"HTTP 200 with a document {root_name[:60]!r} instead of {name}")
     if needed and not text_of(root, needed).strip(' "'):
         raise _foreign(operation, where, f"HTTP 200 with a {name} without {needed}")
@@ -74,7 +74,7 @@ def names_etag(status: int, headers: Mapping[str, str]) -> bool:
 
 
 def _foreign(operation: str, where: str, what: str) -> UnavailableError:
-    return UnavailableError(f"{operation} {where}: {what}; {_HINT}")
+    return UnavailableError(f"{operation} {where}: {what}; {_NOT_S3_ADVICE}")
 
 
 def _glimpse(content: bytes) -> str:
@@ -84,7 +84,7 @@ def _glimpse(content: bytes) -> str:
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
-class Incoming:
+class GetObjectBody:
     """One response. ``length``: of the range that was asked for, None: to the end. ``total`` is the size of the object,
     once all has come."""
 

@@ -16,7 +16,7 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 """In place of the SHA-256 of a body: what travels is guarded by a CRC32C header, which is signed."""
 
 
-MOST_SHAPES = 64
+MAX_HEADER_SETS = 64
 """Sets of header names that are remembered."""
 
 
@@ -70,7 +70,7 @@ class Signer:
     def _learn(self, shape: tuple[str, ...]) -> tuple[list[str], str]:
         """The order of a set of header names: a store sends few different ones, again and again."""
         names = sorted(shape)
-        if len(self._shapes) < MOST_SHAPES:
+        if len(self._shapes) < MAX_HEADER_SETS:
             self._shapes[shape] = names, ";".join(names)
         return names, ";".join(names)
 

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from asyncsync.errors import ConfigError
-from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Access, Keys, Target
+from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, S3Access
 from asyncsync.stores.s3.options import S3Options
 
 _PLAIN_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PLAIN_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/?")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_SETTLED_ELSEWHERE = (
+_AIOBOTOCORE_VARIABLES = (
     "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "AWS_USE_FIPS_ENDPOINT",
     "AWS_USE_DUALSTACK_ENDPOINT", "AWS_S3_USE_ARN_REGION", "AWS_S3_DISABLE_MULTIREGION_ACCESS_POINTS",
 )  # fmt: skip
@@ -28,10 +28,10 @@ _SETTLED_ELSEWHERE = (
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Direct:
+class StaticEndpoint:
     """``keys``: access key, secret key and token; None: requests go out unsigned."""
 
-    target: Target
+    target: Endpoint
     keys: Keys | None
     lasting: bool
     """The keys were given as options: there is nobody to ask for new ones."""
@@ -45,11 +45,11 @@ class Direct:
         return tls_context(self.ca_bundle)
 
 
-class DirectAccess:
+class StaticAccess:
     """Keys that hold until the store calls them expired; then, and to be sent to another region, aiobotocore is asked
     after all (``client`` opens it)."""
 
-    def __init__(self, known: Direct, client: Callable[[], Awaitable[Access]]) -> None:
+    def __init__(self, known: StaticEndpoint, client: Callable[[], Awaitable[S3Access]]) -> None:
         self._keys, self._lasting, self._client = known.keys, known.lasting, client
 
     async def credentials(self) -> Keys | None:
@@ -61,14 +61,14 @@ class DirectAccess:
             await client.renew()
             self._keys = await client.credentials()
 
-    async def relocate(self, region: str, location: str) -> Target:
+    async def relocate(self, region: str, location: str) -> Endpoint:
         return await (await self._client()).relocate(region, location)
 
 
-def direct(bucket: str, options: S3Options, environ: Mapping[str, str] = os.environ) -> Direct | None:
+def static_endpoint(bucket: str, options: S3Options, environ: Mapping[str, str] = os.environ) -> StaticEndpoint | None:
     """None: aiobotocore has to be asked."""
     endpoint = options.endpoint_url or next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
-    if options.profile or any(environ.get(name) for name in _SETTLED_ELSEWHERE) or _has_config(environ):
+    if options.profile or any(environ.get(name) for name in _AIOBOTOCORE_VARIABLES) or _has_config(environ):
         return None
     if options.addressing_style == "virtual" or not _PLAIN_BUCKET.fullmatch(bucket):
         return None
@@ -82,7 +82,7 @@ def direct(bucket: str, options: S3Options, environ: Mapping[str, str] = os.envi
         return None  # the bundle that comes with botocore
     region = options.region or region_of(environ) or DEFAULT_REGION
     lasting = options.anonymous or options.access_key is not None
-    return Direct(Target(f"{endpoint.rstrip('/')}/{bucket}/", region), keys, lasting, bundle)
+    return StaticEndpoint(Endpoint(f"{endpoint.rstrip('/')}/{bucket}/", region), keys, lasting, bundle)
 
 
 def _has_config(environ: Mapping[str, str]) -> bool:

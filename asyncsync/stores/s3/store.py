@@ -1,7 +1,7 @@
 """Objects in an S3 bucket: AWS, or any server that speaks its protocol.
 
 What a transfer needs travels by :mod:`asyncsync.stores.s3.requests`; everything else by aiobotocore
-(:mod:`asyncsync.stores.s3.aiobotocore_client`), which is imported when it is first needed.
+(:mod:`asyncsync.stores.s3.aiobotocore.client`), which is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from asyncsync.stores.base import (
 )
 from asyncsync.stores.http.dates import unix_of
 from asyncsync.stores.http.response import is_number
-from asyncsync.stores.s3.endpoint import Access, Target
+from asyncsync.stores.s3.endpoint import Endpoint, S3Access
 from asyncsync.stores.s3.errors import (
     NO_BUCKET,
     NOT_SATISFIABLE,
-    Failure,
     InvalidPartError,
     MalformedError,
-    UnsupportedError,
+    S3Failure,
+    UnsupportedRequestError,
 )
-from asyncsync.stores.s3.listing import Place, below, is_more, number_in, text_in
-from asyncsync.stores.s3.options import Features, S3Options, advice
-from asyncsync.stores.s3.requests import Wire, wire_serves
-from asyncsync.stores.s3.responses import Incoming
+from asyncsync.stores.s3.listing import ListingPosition, below, is_more, number_in, text_in
+from asyncsync.stores.s3.options import OptionalHeaders, S3Options, advice
+from asyncsync.stores.s3.requests import S3Requests, supports_bucket
+from asyncsync.stores.s3.responses import GetObjectBody
 from asyncsync.stores.s3.signer import crc_from_text, crc_to_text
-from asyncsync.stores.s3.static_endpoint import DirectAccess, direct
+from asyncsync.stores.s3.static_endpoint import StaticAccess, static_endpoint
 from asyncsync.stores.s3.xml import is_xml_text
 
 if TYPE_CHECKING:
-    from asyncsync.stores.s3.aiobotocore_client import S3Client
-    from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
+    from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
+    from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
 
 log = logging.getLogger("asyncsync")
 _T = TypeVar("_T")
-DELETED_AT_ONCE = 16
+CONCURRENT_DELETES = 16
 """Objects that are deleted side by side where the store has no DeleteObjects."""
-PROBE_COPY = ".asyncsync/probe-copy"
+COPY_PROBE_PREFIX = ".asyncsync/probe-copy"
 """How the names of objects begin that find out whether a copy can create only. They are removed at once."""
 _NO_ETAG = (
     "the response has no ETag; without ETags nobody can tell one version of an object from another, so that this store "
@@ -97,15 +97,15 @@ class S3Store(Store):
         conditional = self._options.conditional_writes
         self.traits = Traits(
             "s3", conditional_writes=conditional, conditional_copy=conditional, crc32c=self._features.checksum,
-            paces=wire_serves(bucket), equal_parts=self._options.equal_parts,
+            paces=supports_bucket(bucket), equal_parts=self._options.equal_parts,
         )  # fmt: skip
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
             "connect_timeout": connect_timeout,
             "max_connections": max_connections,
         }
-        self._plane: Wire | SdkPlane | None = None
-        self._client: S3Client | None = None
+        self._plane: S3Requests | AiobotocoreRequests | None = None
+        self._client: AiobotocoreClient | None = None
         self._opening = asyncio.Lock()
         self._opening_client = asyncio.Lock()
         self._closed = False
@@ -124,22 +124,22 @@ class S3Store(Store):
             log.info("%s is opened later: %s", self.uri, error)
         return self
 
-    async def _open_plane(self) -> Wire | SdkPlane:
+    async def _open_plane(self) -> S3Requests | AiobotocoreRequests:
         async with self._opening:
             self._check_open()
             if self._plane is None:
                 self._plane = await self._new_plane()
             return self._plane
 
-    async def _open_client(self) -> S3Client:
+    async def _open_client(self) -> AiobotocoreClient:
         async with self._opening_client:
             self._check_open()
             if self._client is None:
                 # Half a second of work, which would hold up the event loop.
-                await in_thread(importlib.import_module, "asyncsync.stores.s3.aiobotocore_client")
-                from asyncsync.stores.s3.aiobotocore_client import S3Client
+                await in_thread(importlib.import_module, "asyncsync.stores.s3.aiobotocore.client")
+                from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
 
-                client = S3Client(self._bucket, self._options, **self._limits)
+                client = AiobotocoreClient(self._bucket, self._options, **self._limits)
                 try:
                     await client.open()
                 except BaseException:
@@ -152,23 +152,23 @@ class S3Store(Store):
         if self._closed:
             raise StoreError(f"{self.uri} is closed")
 
-    async def _new_plane(self) -> Wire | SdkPlane:
-        known = direct(self._bucket, self._options) if wire_serves(self._bucket) else None
+    async def _new_plane(self) -> S3Requests | AiobotocoreRequests:
+        known = static_endpoint(self._bucket, self._options) if supports_bucket(self._bucket) else None
         if known is not None:
-            access = DirectAccess(known, self._open_client)
+            access = StaticAccess(known, self._open_client)
             return self._wire(known.target, access, await in_thread(known.ssl_context))
         client = await self._open_client()
-        target = await client.locate() if wire_serves(self._bucket) else None
+        target = await client.locate() if supports_bucket(self._bucket) else None
         if target is not None and target.proxy is None:
             context = await client.ssl_context() if target.base.startswith("https:") else None
             return self._wire(target, client, context)
-        from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
+        from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
 
-        return SdkPlane(client, self._bucket, self._options)
+        return AiobotocoreRequests(client, self._bucket, self._options)
 
-    def _wire(self, target: Target, access: Access, context: ssl.SSLContext | None) -> Wire:
+    def _wire(self, target: Endpoint, access: S3Access, context: ssl.SSLContext | None) -> S3Requests:
         headers = self._options.request_headers()
-        return Wire(self._bucket, target, access, ssl_context=context, headers=headers, **self._limits)
+        return S3Requests(self._bucket, target, access, ssl_context=context, headers=headers, **self._limits)
 
     async def close(self) -> None:
         """Free all connections. Safe to call twice; the store cannot be used again."""
@@ -203,8 +203,8 @@ class S3Store(Store):
             self.traits = replace(self.traits, crc32c=False, etag_md5=checks == "etag")
 
     async def _with_less(
-        self, error: UnsupportedError, operation: str, used: Features, headers: Mapping[str, str],
-        once: Callable[[Features], Awaitable[_T]],
+        self, error: UnsupportedRequestError, operation: str, used: OptionalHeaders, headers: Mapping[str, str],
+        once: Callable[[OptionalHeaders], Awaitable[_T]],
     ) -> _T:  # fmt: skip
         """The request again without headers that the store may not know. What it succeeds without is never sent again:
         nothing is remembered of a request that is refused in any case."""
@@ -214,13 +214,13 @@ class S3Store(Store):
         for less in steps if now == used else (now, *steps):
             try:
                 done = await once(less)
-            except UnsupportedError:
+            except UnsupportedRequestError:
                 continue
             self._do_without(less, error)
             return done
-        raise UnsupportedError(f"{error}{advice(headers, insist=insist)}") from error
+        raise UnsupportedRequestError(f"{error}{advice(headers, insist=insist)}") from error
 
-    def _do_without(self, less: Features, error: UnsupportedError) -> None:
+    def _do_without(self, less: OptionalHeaders, error: UnsupportedRequestError) -> None:
         before, self._features = self._features, self._features.common(less)
         if self._features.checksum != self.traits.crc32c:
             self.traits = replace(self.traits, crc32c=self._features.checksum)
@@ -245,7 +245,7 @@ class S3Store(Store):
 
     async def _send(
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None,
-        less: Features | None = None,
+        less: OptionalHeaders | None = None,
     ) -> tuple[Mapping[str, str], int | None]:  # fmt: skip
         plane = self._plane or await self._open_plane()
         features = less or self._features
@@ -256,7 +256,7 @@ class S3Store(Store):
             sent = headers["x-amz-checksum-crc32c"] = crc_to_text(crc32c)
         try:
             answer = await plane.put(operation, key, query, headers, body)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             headers.pop("x-amz-checksum-crc32c", None)
             if less is not None:
                 raise
@@ -286,10 +286,10 @@ class S3Store(Store):
         ranged = start > 0 or length is not None
         if ranged:
             headers["range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
-        incoming = Incoming(f"GetObject {plane.where(self._full(key))}", start, length if ranged else None, sink)
+        incoming = GetObjectBody(f"GetObject {plane.where(self._full(key))}", start, length if ranged else None, sink)
         try:
             answer = await plane.get(self._full(key), headers, incoming.take, incoming.expect)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             bare = _condition(if_version) | ({"range": headers["range"]} if ranged else {})
             answer = await self._with_less(
                 error, "GetObject", features, {},
@@ -311,7 +311,7 @@ class S3Store(Store):
         features, condition = self._features, _condition(if_version)
         try:
             answer = await plane.head(self._full(key), _mode(features) | condition)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             answer = await self._with_less(
                 error, "HeadObject", features, {}, lambda less: plane.head(self._full(key), _mode(less) | condition)
             )
@@ -325,7 +325,7 @@ class S3Store(Store):
         """How long an object is whose HEAD does not tell: the range of one of its bytes does. StoreError if neither
         does: unknown is not empty."""
         plane = self._plane or await self._open_plane()
-        incoming = Incoming(f"GetObject {plane.where(self._full(key))}", 0, 1, _drop)
+        incoming = GetObjectBody(f"GetObject {plane.where(self._full(key))}", 0, 1, _drop)
         try:
             await plane.get(
                 self._full(key), {"range": "bytes=0-0"} | _condition(if_version), incoming.take, incoming.expect
@@ -352,7 +352,7 @@ class S3Store(Store):
             await self._delete_many(together, lease)
         else:
             singly = list(keys)
-        await for_each(singly, lambda key: self._delete_one(key, lease), min(DELETED_AT_ONCE, len(singly) or 1))
+        await for_each(singly, lambda key: self._delete_one(key, lease), min(CONCURRENT_DELETES, len(singly) or 1))
 
     async def _delete_one(self, key: str, lease: Lease | None) -> None:
         plane = self._plane or await self._open_plane()
@@ -366,7 +366,7 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         try:
             failed = await plane.delete_many([self._full(key) for key in keys], lease)
-        except (UnsupportedError, NotFoundError) as error:
+        except (UnsupportedRequestError, NotFoundError) as error:
             if error.code == NO_BUCKET:
                 raise
             if self._batches:
@@ -377,14 +377,14 @@ class S3Store(Store):
             pass  # it holds something that its parser does not read: whatever that is, alone it is no document
         else:
             return self._check_deleted(failed)
-        await for_each(keys, lambda key: self._delete_one(key, lease), DELETED_AT_ONCE)
+        await for_each(keys, lambda key: self._delete_one(key, lease), CONCURRENT_DELETES)
         return None
 
     def _check_deleted(self, failed: Sequence[tuple[str, str, str]]) -> None:
         for key, code, message in failed:
             if code not in ("NoSuchKey", "NotFound"):
                 status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
-                raise Failure("DeleteObjects", f"s3://{self._bucket}/{key}", status, code, message, {}).error()
+                raise S3Failure("DeleteObjects", f"s3://{self._bucket}/{key}", status, code, message, {}).error()
 
     async def copy(
         self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
@@ -400,14 +400,14 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         headers = self._headers_of(key) | _source_condition(if_source_version) | self._condition(if_version)
 
-        def once(features: Features) -> Awaitable[Mapping[str, str]]:
+        def once(features: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
             asked = headers | ({"x-amz-checksum-algorithm": "CRC32C"} if features.checksum else {})
             return plane.copy("CopyObject", self._full(key), "", self._full(source), asked, lease_of(key))
 
         used = self._features
         try:
             said = await once(used)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             said = await self._with_less(error, "CopyObject", used, headers, once)
         version = _version(said["ETag"])
         crc = crc_from_text(said.get("ChecksumCRC32C"), said.get("ChecksumType"), version)
@@ -438,7 +438,7 @@ class S3Store(Store):
     async def _creates_by_copy(self) -> bool:
         """Whether a small object is copied to a new name once, and is refused the second time. Transient errors are
         raised: they tell nothing."""
-        name = f"{PROBE_COPY}-{token()}"
+        name = f"{COPY_PROBE_PREFIX}-{token()}"
         plane = self._plane or await self._open_plane()
 
         async def copy() -> StoreError | None:
@@ -460,7 +460,7 @@ class S3Store(Store):
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
         if delimiter:
             params["Delimiter"] = delimiter
-        place = Place.parse(token)
+        place = ListingPosition.parse(token)
         if place.token:
             params["ContinuationToken"] = place.token
         answer = await self._call("list_objects_v2", params["Prefix"], **params)
@@ -485,7 +485,7 @@ class S3Store(Store):
     async def create_multipart(self, key: str) -> Upload:
         plane = self._plane or await self._open_plane()
 
-        def once(features: Features) -> Awaitable[tuple[str, Mapping[str, str]]]:
+        def once(features: OptionalHeaders) -> Awaitable[tuple[str, Mapping[str, str]]]:
             headers = dict(self._headers_of(key))
             if features.checksum:
                 headers["x-amz-checksum-algorithm"] = "CRC32C"
@@ -496,7 +496,7 @@ class S3Store(Store):
         used = self._features
         try:
             upload_id, answer = await once(used)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             upload_id, answer = await self._with_less(error, "CreateMultipartUpload", used, {}, once)
         self._learn(answer.get("x-amz-checksum-type"))
         return Upload(key, upload_id)
@@ -526,7 +526,7 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         condition = self._condition(if_version)
 
-        def once(features: Features) -> Awaitable[Mapping[str, str]]:
+        def once(features: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
             headers = dict(condition)
             if features.size:
                 headers["x-amz-mp-object-size"] = str(size)
@@ -538,7 +538,7 @@ class S3Store(Store):
         used = self._features
         try:
             answer = await once(used)
-        except UnsupportedError as error:
+        except UnsupportedRequestError as error:
             answer = await self._with_less(error, "CompleteMultipartUpload", used, condition, once)
         except InvalidPartError as error:
             self._learn_equal_parts(parts, error)
@@ -589,7 +589,7 @@ class S3Store(Store):
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         found: list[Upload] = []
-        where, place = f"ListMultipartUploads {self.uri}/{prefix}", Place()
+        where, place = f"ListMultipartUploads {self.uri}/{prefix}", ListingPosition()
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
         while True:
             answer = await self._call("list_multipart_uploads", params["Prefix"], **params)
@@ -608,7 +608,7 @@ async def _drop(piece: Piece) -> None:
     """A byte that nobody asked for."""
 
 
-def _mode(features: Features) -> dict[str, str]:
+def _mode(features: OptionalHeaders) -> dict[str, str]:
     return {"x-amz-checksum-mode": "ENABLED"} if features.checksum else {}
 
 

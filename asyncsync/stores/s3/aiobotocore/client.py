@@ -36,9 +36,9 @@ from botocore.parsers import ResponseParserError
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
-from asyncsync.stores.http.connection import PATIENCE
-from asyncsync.stores.s3.aiobotocore_errors import from_client_error, translate
-from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Keys, Target, is_region, regional, shown
+from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
+from asyncsync.stores.s3.aiobotocore.errors import from_client_error, translate
+from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
 from asyncsync.stores.s3.errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.responses import check_result
@@ -46,12 +46,20 @@ from asyncsync.stores.s3.signer import Signer, timestamp_of
 from asyncsync.stores.s3.static_endpoint import ca_bundle, region_of, tls_context
 
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, ResponseParserError)
+_UNREADABLE_RESPONSE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    ResponseParserError,
+)
 """What aiobotocore raises on a response that is not of the shape that it expects."""
 _WITH_BODIES = frozenset({"put_object", "upload_part"})
-_LONG = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
+_LONG_OPERATIONS = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
 """What a store may work at for minutes."""
-_SHORT = 4
+_SHORT_STALL_TIMEOUTS = 4
 """Stall timeouts within which any other response must be over."""
 _asked_for: ContextVar[str] = ContextVar("asked_for")
 """The address that a request is for, which botocore's events do not name."""
@@ -77,13 +85,13 @@ class _Unredirected:
         return self._session.request(method, allow_redirects=False, **params)
 
 
-class _Seen(Exception):  # noqa: N818  # it carries a request out of botocore, nothing failed
+class _RequestCaptured(Exception):  # noqa: N818  # it carries a request out of botocore, nothing failed
     def __init__(self, request: Any) -> None:
         super().__init__("request seen")
         self.request = request
 
 
-class S3Client:
+class AiobotocoreClient:
     """One bucket's control plane. Made plain; :meth:`open` does the I/O; use within one event loop."""
 
     def __init__(
@@ -213,7 +221,7 @@ class S3Client:
                 repaired = True
             except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                 raise translate(name, where, error) from error
-            except UNREADABLE as error:
+            except _UNREADABLE_RESPONSE as error:
                 # aiobotocore trips over error answers that carry a checksum header, and over what is no XML.
                 raise UnavailableError(f"{name} {where}: unreadable answer: {error}") from error
 
@@ -222,7 +230,9 @@ class S3Client:
         each byte has the stall timeout."""
         if operation in _WITH_BODIES:
             return None
-        return (PATIENCE if operation in _LONG else _SHORT) * self._timeouts[1] + self._timeouts[0]
+        return (COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS) * self._timeouts[
+            1
+        ] + self._timeouts[0]
 
     async def _repair(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:
@@ -234,7 +244,7 @@ class S3Client:
         return False
 
     async def credentials(self) -> Keys | None:
-        """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
+        """S3Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
         if self._options.anonymous:
             return None
         if self._credentials is None:
@@ -274,11 +284,11 @@ class S3Client:
                 self._credentials = found
                 self._api._request_signer._credentials = found  # noqa: SLF001  # a client keeps its first credentials
 
-    async def locate(self) -> Target:
+    async def locate(self) -> Endpoint:
         """Where the bucket is, as aiobotocore would address it."""
         return await self._ask(self._api)
 
-    async def relocate(self, region: str, location: str) -> Target:
+    async def relocate(self, region: str, location: str) -> Endpoint:
         """The same after the store has sent us elsewhere. StoreError if that is not the same service."""
         current = await self.locate()
         found = regional(current.base, location) if location else (current.base, "")
@@ -289,23 +299,23 @@ class S3Client:
         if region and not is_region(region):
             raise StoreError(f"s3://{self._bucket}: {region[:60]!r} is no region")
         if self._options.endpoint_url is not None or not region:
-            return Target(base, region or current.region, current.service, current.proxy)
+            return Endpoint(base, region or current.region, current.service, current.proxy)
         try:
             async with self._new_client(region) as api:
                 return await self._ask(api)
         except (BotoCoreError, ValueError) as error:
             raise StoreError(f"s3://{self._bucket}: region {region!r} cannot be used: {error}") from error
 
-    async def _ask(self, api: Any) -> Target:
+    async def _ask(self, api: Any) -> Endpoint:
         """Let aiobotocore build a PutObject, and take it away from it before it is sent."""
 
         def take(request: Any, **_: Any) -> None:
-            raise _Seen(request)
+            raise _RequestCaptured(request)
 
         api.meta.events.register_first("before-send.s3.PutObject", take)
         try:
             await api.put_object(Bucket=self._bucket, Key="k")
-        except _Seen as seen:
+        except _RequestCaptured as seen:
             request = seen.request
         except (BotoCoreError, ClientError) as error:
             raise translate("PutObject", f"s3://{self._bucket}", error) from error
@@ -314,7 +324,7 @@ class S3Client:
         found = _SIGNATURE.search(_text(request.headers.get("Authorization")))
         base = request.url.partition("?")[0].removesuffix("k")
         region, service = (found["region"], found["service"]) if found else (api.meta.region_name, "s3")
-        return Target(base, region, service, _proxy_of(api, base))
+        return Endpoint(base, region, service, _proxy_of(api, base))
 
     async def ssl_context(self) -> ssl.SSLContext:
         """How the wire checks certificates: as aiobotocore does."""

@@ -19,13 +19,13 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
-from asyncsync.stores.http.client import too_short
-from asyncsync.stores.s3.aiobotocore_client import S3Client
-from asyncsync.stores.s3.errors import UnsupportedError
+from asyncsync.stores.http.client import source_too_short
+from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
+from asyncsync.stores.s3.errors import UnsupportedRequestError
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.signer import crc_to_text
 
-_READ = 1 << 20
+_READ_SIZE = 1 << 20
 _PARAMS = {
     "if-match": "IfMatch",
     "if-none-match": "IfNoneMatch",
@@ -51,10 +51,10 @@ _OPERATIONS = {
 _COPIED = {"CopyObject": "CopyObjectResult", "UploadPartCopy": "CopyPartResult"}
 
 
-class SdkPlane:
-    """The same calls as :class:`asyncsync.stores.s3.requests.Wire`."""
+class AiobotocoreRequests:
+    """The same calls as :class:`asyncsync.stores.s3.requests.S3Requests`."""
 
-    def __init__(self, client: S3Client, bucket: str, options: S3Options) -> None:
+    def __init__(self, client: AiobotocoreClient, bucket: str, options: S3Options) -> None:
         self._client = client
         self._bucket = bucket
         self._common = options.request_params()
@@ -93,7 +93,7 @@ class SdkPlane:
         """DeleteObjects; key, code and message of those that the store could not delete."""
         check_lease(lease)
         if not self._batches:
-            raise UnsupportedError('with checksum="none"')
+            raise UnsupportedRequestError('with checksum="none"')
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = await self._client.call("delete_objects", self.where(""), Delete=wanted, **self._common)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in answer.get("Errors", ())]
@@ -108,7 +108,7 @@ class SdkPlane:
         async with answer["Body"] as body:
             while True:
                 try:
-                    piece = await body.read(_READ)
+                    piece = await body.read(_READ_SIZE)
                 except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                     raise UnavailableError(f"GetObject {self.where(key)}: the body broke off: {error!r}") from error
                 if not piece:
@@ -183,5 +183,5 @@ def _headers(answer: Mapping[str, Any]) -> Mapping[str, str]:
 def _read(body: FileRange) -> bytes:
     data = b"".join(body.pieces())
     if len(data) < body.size:
-        raise too_short(body, len(data))
+        raise source_too_short(body, len(data))
     return data

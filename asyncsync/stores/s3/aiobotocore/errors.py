@@ -21,18 +21,18 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, StoreError, UnavailableError
-from asyncsync.stores.http.response import UNTRUSTED
-from asyncsync.stores.s3.errors import Failure
+from asyncsync.stores.http.response import UNTRUSTED_ADVICE
+from asyncsync.stores.s3.errors import S3Failure
 
 
-def from_client_error(operation: str, where: str, error: ClientError) -> Failure:
+def from_client_error(operation: str, where: str, error: ClientError) -> S3Failure:
     said = error.response.get("Error", {})
     meta = error.response.get("ResponseMetadata", {})
     code = str(said.get("Code", ""))
     status = int(meta.get("HTTPStatusCode", 0))
     headers = {str(name).lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
     region = headers.get("x-amz-bucket-region") or str(said.get("Region", ""))
-    return Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
+    return S3Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
 
 
 def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
@@ -52,7 +52,7 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
     if _is_untrusted(error):
-        return StoreError(f"{text}{UNTRUSTED}")
+        return StoreError(f"{text}{UNTRUSTED_ADVICE}")
     if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
         return UnavailableError(text)
     if isinstance(error, BotoCoreError):

@@ -1,0 +1,1 @@
+"""Private: requests of the S3 store through aiobotocore. Imported only when needed: the import takes half a second."""
