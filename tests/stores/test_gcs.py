@@ -23,10 +23,11 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.errors import UnsupportedRequestError, failure
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 from asyncsync.stores.gcs.options import GcsOptions
 from asyncsync.stores.gcs.requests import batch_responses
+from asyncsync.stores.http.errors import UnsupportedRequestError
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
@@ -291,7 +292,7 @@ def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulat
 )
 def test_what_is_no_address_is_told(monkeypatch, address):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is no address"):
+    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is not an address"):
         open_store("gs://conformance/p")
 
 
@@ -315,7 +316,7 @@ async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
     [
         ({"region": "x"}, "'region' is not known"),
         ({"endpoint_url": "host:1"}, "must start with"),
-        ({"endpoint_url": "http://host:port"}, "is no address"),
+        ({"endpoint_url": "http://host:port"}, "is not an address"),
         ({"anonymous": "yes"}, "True or False"),
         ({"token": ""}, "not empty"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
@@ -845,7 +846,7 @@ async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded,
         return real(bucket, {name: value for name, value in source.items() if name != "generation"})
 
     monkeypatch.setattr(reading, "_source", only_the_condition)
-    with pytest.raises(NotFoundError, match="what it is made of has changed"):
+    with pytest.raises(NotFoundError, match="a source object has changed"):
         await guarded.complete_multipart(upload, parts)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [412]
 

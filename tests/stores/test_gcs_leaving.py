@@ -13,9 +13,9 @@ import pytest
 from asyncsync.disk.files import FileRange, LeasedBytes, Progress
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
 from asyncsync.stores.gcs.transport import DirectTransport
+from asyncsync.stores.http.body import crc32c_to_text
 
 pytest.importorskip("gcloud.aio.auth")
 from asyncsync.stores.gcs.proxy_transport import ProxyTransport
@@ -35,7 +35,7 @@ class Server:
         self.status = status
         self.early, self.requests, self._before_reading = early, [], before_reading
         said = {"name": "p/x", "bucket": "b", "generation": "7", "size": str(len(data))}
-        self._said = json.dumps({**said, "crc32c": crc_to_text(google_crc32c.value(data))}).encode()
+        self._said = json.dumps({**said, "crc32c": crc32c_to_text(google_crc32c.value(data))}).encode()
         self._tasks = []
 
     async def __aenter__(self):
@@ -107,7 +107,7 @@ def opened(request):
                 return DirectTransport(address, None, **LIMITS)
             return ProxyTransport("http://storage.test", None, address, **LIMITS)
 
-        store._new_plane = plane
+        store._new_transport = plane
         return store
 
     return make

@@ -18,9 +18,10 @@ from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, Stor
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
-from asyncsync.stores.gcs.errors import NoSuchBucketError, failure
-from asyncsync.stores.gcs.responses import crc_to_text
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.http.errors import NoSuchBucketError
 from asyncsync.stores.http.response import Response
 
 pytest.importorskip("gcloud.aio.auth")
@@ -258,7 +259,7 @@ async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
         said = json.dumps({"kind": "storage#objects", "nextPageToken": token}).encode()
         bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     for ask in (store.list, store.list_multiparts):
-        with pytest.raises(UnavailableError, match="'nextPageToken' is that of a page before"):
+        with pytest.raises(UnavailableError, match="'nextPageToken' is that of an earlier page"):
             await ask()
         del bucket.faults[: len(tokens)]
     assert len(bucket.requests("prefix=")) == 2 * (len(set(tokens)) + 1)
@@ -475,7 +476,7 @@ def genuine(request):
         name = "p/new"
     resource = {
         "name": name, "bucket": "b", "generation": "7", "size": "4", "updated": "2026-01-01T00:00:00Z",
-        "crc32c": crc_to_text(google_crc32c.value(b"data")), "metadata": {"asyncsync-key": "new"},
+        "crc32c": crc32c_to_text(google_crc32c.value(b"data")), "metadata": {"asyncsync-key": "new"},
     }  # fmt: skip
     item = resource | {"name": "p/.asyncsync/parts/5/upload"}
     listing = {"kind": "storage#objects", "items": [resource | {"name": "p/x"}, item], "prefixes": ["p/y/"]}
@@ -553,7 +554,7 @@ def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said
         async def plane():
             return Saying(says)
 
-        store._new_plane = plane
+        store._new_transport = plane
         async with store:
             return await CALLS[name](store, four)
 

@@ -10,8 +10,9 @@ import pytest
 from http_wire import Wire
 
 from asyncsync.stores.http import pool as http1_pool
-from asyncsync.stores.http.accept_limit import FEW_CONNECTIONS, WINDOW_RESPONSES, AcceptLimit, dropped
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.accept_limit import FEW_CONNECTIONS, WINDOW_RESPONSES, AcceptLimit
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.tcp_info import nothing_acknowledged
 
 MOST = 100
 
@@ -24,14 +25,14 @@ def served(acceptance, answers, seconds):
             under_way.append(now)
         began = under_way.popleft()
         now = max(now, began + seconds(len(under_way) + 1))
-        acceptance.answered(began, now, keep=False, waiting=True)
+        acceptance.first_response(began, now, keep=False, waiting=True)
         answers -= 1
 
 
 def test_few_are_given_before_the_first_answer_and_any_number_to_who_keeps_them():
     acceptance = AcceptLimit(MOST)
     assert acceptance.limit == FEW_CONNECTIONS
-    acceptance.answered(0, 1, keep=True, waiting=True)
+    acceptance.first_response(0, 1, keep=True, waiting=True)
     assert acceptance.limit == MOST
 
 
@@ -45,18 +46,18 @@ def test_there_are_never_more_than_there_may_be():
 
 def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
     acceptance = AcceptLimit(MOST)
-    acceptance.answered(0, 1, keep=True, waiting=True)
+    acceptance.first_response(0, 1, keep=True, waiting=True)
     acceptance.overflowed(2)
     assert acceptance.limit == FEW_CONNECTIONS
-    acceptance.answered(2, 3, keep=True, waiting=True)
+    acceptance.first_response(2, 3, keep=True, waiting=True)
     assert acceptance.limit == FEW_CONNECTIONS + 1
 
 
 def test_an_error_that_ends_its_connection_says_nothing_of_a_server_that_keeps_them():
     acceptance = AcceptLimit(MOST)
-    acceptance.answered(0, 1, keep=True, waiting=True)
+    acceptance.first_response(0, 1, keep=True, waiting=True)
     for _ in range(10 * WINDOW_RESPONSES):
-        acceptance.answered(2, 9, keep=False, waiting=True)
+        acceptance.first_response(2, 9, keep=False, waiting=True)
     assert acceptance.limit == MOST
 
 
@@ -88,7 +89,7 @@ def test_a_far_server_is_given_what_it_can_serve(room):
 def test_where_nobody_waits_it_does_not_grow():
     acceptance = AcceptLimit(MOST)
     for _ in range(10 * WINDOW_RESPONSES):
-        acceptance.answered(0, 1, keep=False, waiting=False)
+        acceptance.first_response(0, 1, keep=False, waiting=False)
     assert acceptance.limit == FEW_CONNECTIONS
 
 
@@ -96,7 +97,7 @@ def test_what_the_other_system_has_was_not_dropped():
     """Whether or not its program has accepted."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(b"request")
-        assert not dropped(client)
+        assert not nothing_acknowledged(client)
 
 
 # The pool
@@ -158,7 +159,7 @@ async def test_a_server_that_keeps_connections_has_them_all_after_its_first_answ
 async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(monkeypatch):
     monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
     found = iter([True])
-    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: next(found, False))
+    monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: next(found, False))
     server, silent = Server(keep=True), []
 
     async def first_is_silent(reader, writer):
@@ -175,10 +176,10 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
-    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: True)
+    monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: True)
     async with client(mute) as http:
         http._patience = 0.01
-        with pytest.raises(BrokenError, match="takes no further connections"):
+        with pytest.raises(BrokenError, match="accepts no further connections"):
             await http.send(b"GET / HTTP/1.1\r\n\r\n", None)
     assert http.busy == 0
 

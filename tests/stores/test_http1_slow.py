@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from http_wire import REQUEST, Wire, asked
 
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 STALL = 0.2
 OK = b"HTTP/1.1 200 OK\r\n"

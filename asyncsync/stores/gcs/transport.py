@@ -1,6 +1,6 @@
-"""How a request to Cloud Storage travels: what it is made of, and our own HTTP client that carries it.
+"""How a request to Cloud Storage travels: its parts, the transport protocol, and the direct transport.
 
-The other carrier, for proxies, is :mod:`asyncsync.stores.gcs.proxy_transport`.
+:mod:`asyncsync.stores.gcs.proxy_transport` is the other transport, for servers behind a proxy.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ from urllib.parse import urlsplit
 from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.base import Sink
 from asyncsync.stores.http.client import HttpClient
-from asyncsync.stores.http.pool import Host
+from asyncsync.stores.http.pool import Host, port_of
 from asyncsync.stores.http.response import Response
 
 PATIENT_STALL_TIMEOUT = 90.0
-"""Silence allowed while the service works on stored bytes: compose and one step of a rewrite."""
+"""Minimum stall timeout (s) while the service works on stored bytes: a compose, or one step of a rewrite."""
 PATIENT_CONNECTIONS = 16
 MAX_RESPONSE_BYTES = 1 << 24
-"""Bytes of an answer that are kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
+"""Largest response kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
 RESUME_INCOMPLETE = 308
-"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
-_PORTS = {"http": 80, "https": 443}
+"""Status of a resumable upload that needs more bytes (Cloud Storage documentation, "Resumable uploads")."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcsRequest:
-    """One request. ``target`` and ``headers`` (a line each, with its end) are rendered: bulk pays for each object."""
+    """One request. ``target`` and ``headers`` (lines with their ends) are rendered, because they cost time for each
+    object."""
 
     method: str
     target: str
     headers: str = ""
     body: bytes | FileRange | None = None
     before: bytes = b""
-    """What goes out before the body, and counts as part of it."""
+    """Sent before the body, and counted in its length."""
     after: bytes = b""
     patient: bool = False
-    """The service may be silent for a while before it answers."""
+    """The service may take long to respond: see PATIENT_STALL_TIMEOUT."""
     lease: Lease | None = None
-    """Under which the body is sent: LeaseExpiredError, and nobody can carry the request out."""
+    """The body is sent under this lease. If it expires, LeaseExpiredError is raised and the request stays
+    incomplete."""
 
     @property
     def size(self) -> int:
@@ -52,39 +53,46 @@ class GcsRequest:
 
 
 class Transport(Protocol):
-    """Carries requests. BrokenError if no answer came; an answer of any status is no error."""
+    """Carries requests. BrokenError if there is no response; a response with any status is no error."""
 
     async def send(self, request: GcsRequest, authorization: str | None) -> Response:
-        """The answer with its body, at most 16 MiB of it."""
+        """The response with its body, of at most 16 MiB."""
 
     async def fetch(
         self, request: GcsRequest, authorization: str | None, expect: Callable[[Response], int | None], sink: Sink
     ) -> Response:
-        """The body of a success goes to ``sink``; ``expect`` gives the bytes that must come, None:
-        unknown."""
+        """The response, with the body of a success in ``sink``. ``expect`` returns the expected length;
+        None: unknown."""
 
     async def close(self) -> None:
-        """Free all connections."""
+        """Close all connections."""
 
 
 class DirectTransport:
-    """Requests by :mod:`asyncsync.stores.http.client`: a third of the CPU time of aiohttp's session. Must be created
+    """Requests by :mod:`asyncsync.stores.http.client`, with a third of the CPU time of aiohttp's session. Create it
     inside a running loop."""
 
     def __init__(
-        self, endpoint: str, context: ssl.SSLContext | None, *, stall_timeout: float, connect_timeout: float,
+        self,
+        endpoint: str,
+        context: ssl.SSLContext | None,
+        *,
+        stall_timeout: float,
+        connect_timeout: float,
         max_connections: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         server = urlsplit(endpoint)
         self._base, self._host = server.path.rstrip("/"), server.netloc.rpartition("@")[2]
-        host = Host(server.hostname or "", server.port or _PORTS[server.scheme], context)
+        host = Host(server.hostname or "", port_of(server), context)
         self._http = HttpClient(
             host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
         )
         self._patient = HttpClient(
-            host, stall_timeout=max(PATIENT_STALL_TIMEOUT, stall_timeout), connect_timeout=connect_timeout,
+            host,
+            stall_timeout=max(PATIENT_STALL_TIMEOUT, stall_timeout),
+            connect_timeout=connect_timeout,
             max_connections=min(PATIENT_CONNECTIONS, max_connections),
-        )  # fmt: skip
+        )
 
     async def close(self) -> None:
         await self._http.close()
@@ -100,12 +108,11 @@ class DirectTransport:
 
     async def send(self, request: GcsRequest, authorization: str | None) -> Response:
         http = self._patient if request.patient else self._http
-        head = self._head(request, authorization)
         return await http.send(
-            head + request.before,
+            self._head(request, authorization) + request.before,
             request.body,
             suffix=request.after,
-            most=MAX_RESPONSE_BYTES,
+            max_body=MAX_RESPONSE_BYTES,
             lease=request.lease,
             also=RESUME_INCOMPLETE,
         )

@@ -23,10 +23,12 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, Lease
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
-from asyncsync.stores.http.client import HttpClient, source_too_short
+from asyncsync.stores.http.body import source_too_short
+from asyncsync.stores.http.client import HttpClient
 from asyncsync.stores.http.connection import MAX_COLLECTED_BODY
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import UNTRUSTED_ADVICE, BrokenError, Response, UntrustedCertificateError
+from asyncsync.stores.http.response import Response
 from asyncsync.stores.s3.endpoint import Endpoint, S3Access
 from asyncsync.stores.s3.errors import (
     EXPIRED,
@@ -173,7 +175,7 @@ class S3Requests:
 
     async def _send(self, call: _Call, most: int = MAX_COLLECTED_BODY) -> Response:
         async def once(http: HttpClient, head: bytes) -> Response:
-            return await http.send(head, call.body, bodiless=call.method == "HEAD", most=most, lease=call.lease)
+            return await http.send(head, call.body, bodiless=call.method == "HEAD", max_body=most, lease=call.lease)
 
         return await self._exchange(call, once)
 

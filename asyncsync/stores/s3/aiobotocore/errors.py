@@ -21,7 +21,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, StoreError, UnavailableError
-from asyncsync.stores.http.response import UNTRUSTED_ADVICE
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE
 from asyncsync.stores.s3.errors import S3Failure
 
 

@@ -19,7 +19,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
 from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import Body, Part, Sink
-from asyncsync.stores.http.client import source_too_short
+from asyncsync.stores.http.body import source_too_short
 from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
 from asyncsync.stores.s3.errors import UnsupportedRequestError
 from asyncsync.stores.s3.options import S3Options
