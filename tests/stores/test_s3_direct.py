@@ -54,7 +54,7 @@ async def test_a_plain_endpoint_is_addressed_as_aiobotocore_would(monkeypatch, b
     parsed = S3Options.parse(options)
     known = static_endpoint(bucket, parsed)
     assert known is not None
-    assert (known.target, known.keys) == await asked(bucket, parsed)
+    assert (known.endpoint, known.keys) == await asked(bucket, parsed)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from test_s3_results import result
 
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError
 from asyncsync.stores.base import MISSING, Part, Upload
-from asyncsync.stores.s3 import store as s3_module
-from asyncsync.stores.s3.errors import UnsupportedRequestError
+from asyncsync.stores.http.errors import UnsupportedRequestError
+from asyncsync.stores.s3 import session as s3_session
 
 CRC = google_crc32c.value(b"data")
 UPLOAD = Upload("k", "u")
@@ -150,7 +150,7 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
 async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, monkeypatch):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "supports_bucket", lambda bucket: False)
+        monkeypatch.setattr(s3_session, "supports_bucket", lambda bucket: False)
     seen = refusing("x-amz-", *[reply("501 Not Implemented")])
 
     def answer(request):

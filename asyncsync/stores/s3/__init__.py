@@ -1,1 +1,4 @@
-"""Private."""
+"""Private: the S3 store. Start reading at :mod:`.store`.
+
+Imports the HTTP client and the store interface; only :mod:`.aiobotocore` imports aiobotocore.
+"""

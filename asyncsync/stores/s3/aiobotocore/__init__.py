@@ -1,1 +1,4 @@
-"""Private: requests of the S3 store through aiobotocore. Imported only when needed: the import takes half a second."""
+"""Private: S3 through aiobotocore. Imported only when needed: the import takes half a second.
+
+Start reading at :mod:`.client`. No other package imports aiobotocore or botocore.
+"""
