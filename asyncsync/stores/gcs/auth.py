@@ -123,8 +123,8 @@ class _ProxiedSession:
 
 
 def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
-    """The error of a failed token request. ``from_machine``: without a credentials file, the machine's metadata server
-    was asked."""
+    """The error of a failed token request. ``from_machine``: without a credentials file, the request went to the
+    machine's metadata server."""
     cause = f"{type(error).__name__}: {error}"
     if _is_transient(error):
         return UnavailableError(f"{where}: no access token: {cause}")

@@ -100,8 +100,8 @@ class Composer:
         return resource_of(where, document_of(where, content), name, requests.bucket)
 
     async def _explain(self, name: str, if_version: str, error: PreconditionError | NotFoundError) -> None:
-        """The service refuses a changed source and a changed destination alike; the live generation tells which it
-        was."""
+        """The service refuses a changed source and a changed destination alike; the live generation shows which
+        one it was."""
         live = await self._requests.generation(name)
         wanted = generation_of(if_version)
         if live != wanted:

@@ -197,7 +197,7 @@ def _size_of(body: bytes | FileRange | None) -> int:
 
 
 async def _piece(request: GcsRequest, at: int, end: int) -> bytes:
-    """The bytes of the body from ``at`` to ``end``; the first and last piece include what is sent before and after."""
+    """The bytes of the body from ``at`` to ``end``; the first and last piece include the prefix and suffix."""
     body = request.body
     if isinstance(body, FileRange):
         if body.pace is not None:

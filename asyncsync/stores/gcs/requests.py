@@ -28,7 +28,7 @@ MAX_BATCH_CALLS = 100
 """Calls in a batch (Cloud Storage documentation, "Batch requests")."""
 REMEMBERED_ROUND_TRIPS = 64
 _BOUNDARY = secrets.token_hex(16)
-"""One for all bodies: nobody's data contains these 128 random bits."""
+"""One for all bodies: no data contains these 128 random bits."""
 BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
 _BEFORE_DOCUMENT = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
 _BEFORE_MEDIA = (

@@ -32,7 +32,7 @@ class ByteStream(asyncio.BufferedProtocol):
         self._raw = bytearray(INPUT_BUFFER_SIZE)
         self._inbox = memoryview(self._raw)
         self._start = self._end = 0
-        """Bounds of the received bytes in ``_raw`` that nobody has read yet."""
+        """Bounds of the received bytes in ``_raw`` that were not read yet."""
         self._target: memoryview | None = None
         """Memory of the caller that is filled directly, and how much of it is filled."""
         self._filled = 0
@@ -58,7 +58,7 @@ class ByteStream(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def _body_goes_on(self) -> bool:
-        """More of the body follows what filled the target."""
+        """More of the body follows after the target was filled."""
         raise NotImplementedError
 
     def _request_in_flight(self) -> bool:
@@ -151,7 +151,7 @@ class ByteStream(asyncio.BufferedProtocol):
         if transport is None or self.closed.is_set():
             return
         if transport.get_extra_info("socket") is not None and self._request_in_flight():
-            # Nobody waits for this request any more; it must not be carried out later.
+            # The caller has given up this request; the server must not carry it out later.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 

@@ -43,7 +43,7 @@ class OptionalHeaders:
         return OptionalHeaders(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
 
     def alternatives(self, operation: str, refusal: str, *, insist: bool) -> Iterator[OptionalHeaders]:
-        """What to try after a refusal: without the header that it names, without each one, then with fewer and fewer.
+        """The headers to try after a refusal: without the one that it names, without each one, then fewer and fewer.
         ``insist``: always send checksums."""
         usable = [name for name in _SENT.get(operation, ("checksum",)) if not insist or name == "size"]
         tried = {self}
@@ -62,7 +62,7 @@ class OptionalHeaders:
         return replace(self, checksum=False, whole=False) if name == "checksum" else replace(self, **{name: False})
 
     def lost(self, now: OptionalHeaders) -> list[str]:
-        """The storage options that leave out from the start what ``now`` lacks."""
+        """The storage options that leave out from the start the headers missing in ``now``."""
         return [switch for name, switch in _SWITCHES.items() if getattr(self, name) and not getattr(now, name)]
 
 

@@ -1,4 +1,4 @@
-"""Opens what the requests of one bucket need: signed requests on our own HTTP client, or aiobotocore.
+"""Opens the connections of one bucket: signed requests on our own HTTP client, or aiobotocore.
 
 aiobotocore takes half a second to import. So it is opened only for what needs it: buckets and endpoints that
 :mod:`asyncsync.stores.s3.requests` cannot address, credentials from its chain, and listings.

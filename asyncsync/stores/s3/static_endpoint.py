@@ -51,8 +51,8 @@ class StaticEndpoint:
 
 
 class StaticAccess:
-    """Keys that are used until the store refuses them as expired. Then, and after a redirect, aiobotocore is asked;
-    ``client`` opens it."""
+    """Keys that are used until the store refuses them as expired. Then, and after a redirect, aiobotocore takes
+    over; ``client`` opens it."""
 
     def __init__(self, known: StaticEndpoint, client: Callable[[], Awaitable[S3Access]]) -> None:
         self._keys, self._fixed, self._client = known.keys, known.fixed, client

@@ -49,8 +49,8 @@ CONCURRENT_DELETES = 16
 COPY_PROBE_PREFIX = ".asyncsync/probe-copy"
 """Name prefix of the objects that test whether a copy can only create. They are removed at once."""
 _NO_ETAG = (
-    "the response has no ETag; without ETags nobody can distinguish two versions of an object, so this store cannot be "
-    "written to safely"
+    "the response has no ETag; ETags distinguish the versions of an object, so writing to a store without them is not "
+    "safe"
 )
 
 
