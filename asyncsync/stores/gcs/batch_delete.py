@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from asyncsync.aio.tasks import for_each
-from asyncsync.errors import NotFoundError
+from asyncsync.errors import NoSuchBucketError, NotFoundError, UnsupportedError
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
 from asyncsync.stores.gcs.requests import BATCH_TYPE, MAX_BATCH_CALLS, GcsRequests, batch_body, batch_responses
 from asyncsync.stores.gcs.responses import refuse_response
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
-from asyncsync.stores.http.errors import NoSuchBucketError, UnsupportedRequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class BatchDelete:
         body = batch_body([self._target(each) for each in objects])
         try:
             content = await requests.post("batch delete", "", target, body, BATCH_TYPE)
-        except (NotFoundError, UnsupportedRequestError):
+        except (NotFoundError, UnsupportedError):
             self._batches = False
             await self._delete_one_by_one(objects)
             return

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from asyncsync.errors import (
     AccessDeniedError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
+    RangeNotSatisfiedError,
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores.http.dates import retry_after
-from asyncsync.stores.http.errors import NoSuchBucketError, RangeNotSatisfiedError, UnsupportedRequestError
 
 MAX_SHOWN_MESSAGE = 500
 """Characters of a server's message that an error shows."""
@@ -40,7 +42,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     if status == 416:
         return RangeNotSatisfiedError(text)
     if status in (405, 501):
-        return UnsupportedRequestError(text)
+        return UnsupportedError(text)
     wait = retry_after(headers)
     transient = status == 408 or status >= 500
     if status == 429 or (status == 403 and reason in _THROTTLED_REASONS) or (transient and wait is not None):

@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import quote, urlencode, urlsplit
 
 from asyncsync.disk.files import PIECE, FileRange, lease_of
-from asyncsync.errors import NotFoundError, StoreError, UnavailableError
+from asyncsync.errors import NoSuchBucketError, NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs.auth import GcsAccess
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.responses import document_of, number_of, refuse_response
 from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE, GcsRequest, Transport
 from asyncsync.stores.http.body import read_body
-from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, NoSuchBucketError, UntrustedCertificateError
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
 
 MAX_BATCH_CALLS = 100

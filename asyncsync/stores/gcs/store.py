@@ -18,7 +18,14 @@ from urllib.parse import urlsplit
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, check_lease, lease_of
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
+    StoreError,
+    UnavailableError,
+)
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
 from asyncsync.stores.gcs.auth import GcsAccess
@@ -48,7 +55,6 @@ from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, Resumabl
 from asyncsync.stores.gcs.transport import DirectTransport, Transport
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
 from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
-from asyncsync.stores.http.errors import RangeNotSatisfiedError
 
 log = logging.getLogger("asyncsync")
 
@@ -61,9 +67,9 @@ TRAITS = Traits(
     max_parts=10_000,
     max_single_put=5 << 40,
     conditional_copy=True,
-    paces=True,
-    goes_on=True,
-    complete_asks=True,
+    paced=True,
+    resumable_puts=True,
+    conditional_complete=True,
 )
 _ITEM_FIELDS = "name,size,generation,crc32c,updated"
 _RESOURCE_FIELDS = f"bucket,{_ITEM_FIELDS}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from asyncsync.errors import NotFoundError, StoreError
-
 UNTRUSTED_ADVICE = "; if your own authority signed it, name its CA file by the storage option verify"
 """Ends the message of an untrusted certificate."""
 
@@ -19,15 +17,3 @@ class NotReceivedError(BrokenError):
 
 class UntrustedCertificateError(BrokenError):
     """The server's certificate is not trusted for its name. A retry cannot succeed."""
-
-
-class UnsupportedRequestError(StoreError):
-    """The server does not know this request or one of its headers (HTTP 405, 501; for S3 some 400)."""
-
-
-class NoSuchBucketError(NotFoundError):
-    """The bucket does not exist."""
-
-
-class RangeNotSatisfiedError(StoreError):
-    """The range starts at or behind the end of the object (HTTP 416)."""

@@ -10,14 +10,16 @@ from xml.etree.ElementTree import Element
 from asyncsync.errors import (
     AccessDeniedError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
+    RangeNotSatisfiedError,
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores.http.dates import retry_after, unix_of
-from asyncsync.stores.http.errors import NoSuchBucketError, RangeNotSatisfiedError, UnsupportedRequestError
 from asyncsync.stores.s3.endpoint import shown
 from asyncsync.stores.s3.xml import document, local_name, text_of
 
@@ -105,7 +107,7 @@ class S3Failure:
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
         if self._is_unsupported():
-            return UnsupportedRequestError(text)
+            return UnsupportedError(text)
         if code == "InvalidObjectState":
             return self._archived(text)
         if code in _DAMAGED or (status == 400 and self._mentions_checksum()):

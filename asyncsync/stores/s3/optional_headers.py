@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from asyncsync.stores.http.errors import UnsupportedRequestError
+from asyncsync.errors import UnsupportedError
 
 log = logging.getLogger("asyncsync")
 _T = TypeVar("_T")
@@ -82,12 +82,12 @@ class HeaderNegotiation:
         used = self.current
         try:
             return await once(used)
-        except UnsupportedRequestError as error:
+        except UnsupportedError as error:
             return await self._retry_with_fewer(error, operation, used, required, once)
 
     async def _retry_with_fewer(
         self,
-        error: UnsupportedRequestError,
+        error: UnsupportedError,
         operation: str,
         used: OptionalHeaders,
         required: Mapping[str, str],
@@ -100,13 +100,13 @@ class HeaderNegotiation:
         for fewer in alternatives if now == used else (now, *alternatives):
             try:
                 done = await once(fewer)
-            except UnsupportedRequestError:
+            except UnsupportedError:
                 continue
             self._keep(fewer, error)
             return done
-        raise UnsupportedRequestError(f"{error}{_advice(required, insist=self._insist)}") from error
+        raise UnsupportedError(f"{error}{_advice(required, insist=self._insist)}") from error
 
-    def _keep(self, fewer: OptionalHeaders, error: UnsupportedRequestError) -> None:
+    def _keep(self, fewer: OptionalHeaders, error: UnsupportedError) -> None:
         before, self.current = self.current, self.current.common(fewer)
         self._changed()
         if lost := before.lost(self.current):

@@ -13,7 +13,16 @@ from typing import Any
 
 from asyncsync.aio.tasks import for_each
 from asyncsync.disk.files import Lease, lease_of
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import (
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
+    StoreError,
+    UnavailableError,
+    UnsupportedError,
+)
 from asyncsync.runtime import token as random_token
 from asyncsync.stores.base import (
     MISSING,
@@ -31,7 +40,6 @@ from asyncsync.stores.base import (
     check_etag,
 )
 from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
-from asyncsync.stores.http.errors import NoSuchBucketError, RangeNotSatisfiedError, UnsupportedRequestError
 from asyncsync.stores.http.response import is_number
 from asyncsync.stores.s3.errors import InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
@@ -94,7 +102,7 @@ class S3Store(Store):
             conditional_writes=conditional,
             conditional_copy=conditional,
             crc32c=headers.checksum,
-            paces=supports_bucket(bucket),
+            paced=supports_bucket(bucket),
             equal_parts=self._options.equal_parts,
         )
         self._data_headers = self._options.object_headers()
@@ -269,7 +277,7 @@ class S3Store(Store):
             failed = await requests.delete_many([self._full(key) for key in keys], lease)
         except NoSuchBucketError:
             raise
-        except (UnsupportedRequestError, NotFoundError) as error:
+        except (UnsupportedError, NotFoundError) as error:
             if self._multi_delete:
                 log.warning(
                     "%s has no DeleteObjects; objects are deleted one by one, as with multi_delete=False: %s",

@@ -17,10 +17,9 @@ from multidict import CIMultiDict
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
-from asyncsync.errors import UnavailableError
+from asyncsync.errors import UnavailableError, UnsupportedError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.body import crc32c_to_text, source_too_short
-from asyncsync.stores.http.errors import UnsupportedRequestError
 from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
 from asyncsync.stores.s3.options import S3Options
 
@@ -92,7 +91,7 @@ class AiobotocoreRequests:
         """DeleteObjects; key, code and message of each object that could not be deleted."""
         check_lease(lease)
         if not self._multi_delete:
-            raise UnsupportedRequestError('aiobotocore cannot send DeleteObjects with checksum="none"')
+            raise UnsupportedError('aiobotocore cannot send DeleteObjects with checksum="none"')
         document = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         response = await self._client.call("delete_objects", self.where(""), Delete=document, **self._common_params)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in response.get("Errors", ())]
