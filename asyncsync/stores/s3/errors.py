@@ -1,5 +1,5 @@
 """Maps error responses of S3 to :mod:`asyncsync.errors`. Errors of aiobotocore itself are mapped in
-:mod:`asyncsync.stores.s3.aiobotocore.errors`."""
+:mod:`asyncsync.stores.s3.sdk.aiobotocore_errors`."""
 
 from __future__ import annotations
 

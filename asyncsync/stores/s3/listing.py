@@ -13,8 +13,8 @@ from typing import Any
 
 from asyncsync.errors import StoreError, UnavailableError
 from asyncsync.stores.base import ObjectInfo, Page, Part, Upload
+from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.responses import object_crc32c
-from asyncsync.stores.s3.session import S3Session
 from asyncsync.stores.s3.xml import unquoted_etag
 
 MAX_EMPTY_PAGES = 1000
@@ -65,8 +65,8 @@ class ListingPosition:
 class S3Listings:
     """The listings of one bucket and prefix."""
 
-    def __init__(self, session: S3Session, prefix: str) -> None:
-        self._session, self._prefix = session, prefix
+    def __init__(self, bucket: S3Bucket, prefix: str) -> None:
+        self._bucket, self._prefix = bucket, prefix
 
     async def objects(self, prefix: str, delimiter: str, token: str | None) -> Page:
         """One page of objects. See :meth:`asyncsync.stores.base.Store.list`."""
@@ -76,8 +76,8 @@ class S3Listings:
         position = ListingPosition.parse(token)
         if position.token:
             params["ContinuationToken"] = position.token
-        page = await self._session.call("list_objects_v2", params["Prefix"], **params)
-        where = f"ListObjectsV2 {self._session.uri}/{prefix}"
+        page = await self._bucket.call("list_objects_v2", params["Prefix"], **params)
+        where = f"ListObjectsV2 {self._bucket.uri}/{prefix}"
         named = [(below(where, text_in(where, one, "Key"), self._prefix), one) for one in page.get("Contents", ())]
         folded = [text_in(where, one, "Prefix") for one in page.get("CommonPrefixes", ())]
         objects = tuple(_object_info(where, key, one) for key, one in named if key)
@@ -91,10 +91,10 @@ class S3Listings:
         """All parts of an upload, by number. ``on_checksum_type`` takes the checksum type of each page."""
         found: dict[int, Part] = {}
         key = self._prefix + upload.key
-        where, last = f"ListParts {self._session.uri}/{upload.key}", 0
+        where, last = f"ListParts {self._bucket.uri}/{upload.key}", 0
         params: dict[str, Any] = {"Key": key, "UploadId": upload.upload_id}
         while True:
-            page = await self._session.call("list_parts", key, **params)
+            page = await self._bucket.call("list_parts", key, **params)
             on_checksum_type(page.get("ChecksumType"))
             for item in page.get("Parts", ()):
                 part = _part(where, item)
@@ -109,10 +109,10 @@ class S3Listings:
     async def uploads(self, prefix: str) -> Sequence[Upload]:
         """All open uploads below ``prefix``."""
         found: list[Upload] = []
-        where, position = f"ListMultipartUploads {self._session.uri}/{prefix}", ListingPosition()
+        where, position = f"ListMultipartUploads {self._bucket.uri}/{prefix}", ListingPosition()
         params: dict[str, Any] = {"Prefix": self._prefix + prefix}
         while True:
-            page = await self._session.call("list_multipart_uploads", params["Prefix"], **params)
+            page = await self._bucket.call("list_multipart_uploads", params["Prefix"], **params)
             uploads = page.get("Uploads", ())
             for item in uploads:
                 key = below(where, text_in(where, item, "Key"), self._prefix)

@@ -1,7 +1,7 @@
 """Requests to S3 for one bucket: PutObject, GetObject, HeadObject, copies, deletes and multipart uploads.
 
 Endpoint, addressing and credentials come from :mod:`asyncsync.stores.s3.static_endpoint` or
-:mod:`asyncsync.stores.s3.aiobotocore.client`. Listings are rare and go through aiobotocore.
+:mod:`asyncsync.stores.s3.sdk.aiobotocore_client`. Listings are rare and go through aiobotocore.
 """
 
 from __future__ import annotations

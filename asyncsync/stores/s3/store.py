@@ -41,13 +41,13 @@ from asyncsync.stores.base import (
 )
 from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
 from asyncsync.stores.http.response import is_number
+from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.errors import InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
 from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
 from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, object_crc32c, object_info
-from asyncsync.stores.s3.session import S3Session
 from asyncsync.stores.s3.xml import is_xml_text, unquoted_etag
 
 log = logging.getLogger("asyncsync")
@@ -84,7 +84,6 @@ class S3Store(Store):
         max_connections: int = 256,
     ) -> None:
         self._options = S3Options.parse(options)
-        self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
         limits: dict[str, Any] = {
@@ -92,8 +91,8 @@ class S3Store(Store):
             "connect_timeout": connect_timeout,
             "max_connections": max_connections,
         }
-        self._session = S3Session(self.uri, bucket, self._options, limits)
-        self._listings = S3Listings(self._session, self._prefix)
+        self._bucket = S3Bucket(self.uri, bucket, self._options, limits)
+        self._listings = S3Listings(self._bucket, self._prefix)
         headers, insist = self._options.optional_headers(), self._options.checksum == "crc32c"
         self._optional = HeaderNegotiation(self.uri, headers, insist=insist, changed=self._headers_changed)
         conditional = self._options.conditional_writes
@@ -114,20 +113,20 @@ class S3Store(Store):
 
     async def __aenter__(self) -> S3Store:
         try:
-            await self._session.requests()
+            await self._bucket.requests()
         except UnavailableError as error:  # of the source of the credentials; the first request tries again
             log.info("%s is opened later: %s", self.uri, error)
         return self
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice; the store cannot be used again."""
-        await self._session.close()
+        await self._bucket.close()
 
     def _full(self, key: str) -> str:
         return self._prefix + key
 
     def _where(self, operation: str, key: str) -> str:
-        return f"{operation} s3://{self._bucket}/{self._full(key)}"
+        return f"{operation} s3://{self._bucket.name}/{self._full(key)}"
 
     def _headers_of(self, key: str) -> dict[str, str]:
         """Headers of a request that writes this object."""
@@ -167,7 +166,7 @@ class S3Store(Store):
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
     ) -> tuple[str, int | None]:
         """Send a body; its ETag, and its CRC32C if the store checked that."""
-        requests, where = await self._session.requests(), self._where(operation, key)
+        requests, where = await self._bucket.requests(), self._where(operation, key)
 
         async def once(optional: OptionalHeaders) -> tuple[str, int | None]:
             nonlocal crc32c
@@ -194,7 +193,7 @@ class S3Store(Store):
     ) -> ObjectInfo:
         if length == 0:
             return await self._head(key, if_version)
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         headers = precondition(if_version)
         ranged = start > 0 or length is not None
         if ranged:
@@ -218,7 +217,7 @@ class S3Store(Store):
         return await self._head(key, None)
 
     async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
-        requests, condition = await self._session.requests(), precondition(if_version)
+        requests, condition = await self._bucket.requests(), precondition(if_version)
 
         def once(optional: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
             return requests.head(self._full(key), checksum_mode(optional) | condition)
@@ -233,7 +232,7 @@ class S3Store(Store):
     async def _measure(self, key: str, if_version: str | None) -> int:
         """The size of an object whose HEAD has no Content-Length, from the range of its first byte. StoreError if that
         does not give it either: an unknown size is not zero."""
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         body = GetObjectBody(self._where("GetObject", key), 0, 1, _drop)
         headers = {"range": "bytes=0-0"} | precondition(if_version)
         try:
@@ -263,7 +262,7 @@ class S3Store(Store):
         await for_each(others, lambda key: self._delete_one(key, lease), min(CONCURRENT_DELETES, len(others) or 1))
 
     async def _delete_one(self, key: str, lease: Lease | None) -> None:
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         try:
             await requests.delete(self._full(key), lease)
         except NoSuchBucketError:
@@ -272,7 +271,7 @@ class S3Store(Store):
             return
 
     async def _delete_many(self, keys: Sequence[str], lease: Lease | None) -> None:
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         try:
             failed = await requests.delete_many([self._full(key) for key in keys], lease)
         except NoSuchBucketError:
@@ -288,7 +287,7 @@ class S3Store(Store):
         except MalformedError:
             pass  # the server's XML parser refuses one of the keys; single deletes need no document
         else:
-            return check_deleted(self._bucket, failed)
+            return check_deleted(self._bucket.name, failed)
         await for_each(keys, lambda key: self._delete_one(key, lease), CONCURRENT_DELETES)
         return None
 
@@ -310,7 +309,7 @@ class S3Store(Store):
             raise StoreError(
                 f"{self.uri}: {source} has {size} bytes, too many for a copy in one request: copy it in parts"
             )
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         headers = self._headers_of(key) | source_precondition(if_source_version) | self._condition(if_version)
 
         def once(optional: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
@@ -348,7 +347,7 @@ class S3Store(Store):
         """Whether a small object can be copied to a new name once, and not a second time. Transient errors are raised:
         they prove nothing."""
         name = f"{COPY_PROBE_PREFIX}-{random_token()}"
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
 
         async def copy() -> StoreError | None:
             headers = self._headers_of(name) | precondition(MISSING)
@@ -371,7 +370,7 @@ class S3Store(Store):
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
 
         def once(optional: OptionalHeaders) -> Awaitable[tuple[str, Mapping[str, str]]]:
             headers = dict(self._headers_of(key))
@@ -403,7 +402,7 @@ class S3Store(Store):
         *,
         if_source_version: str | None = None,
     ) -> Part:
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         headers = {"x-amz-copy-source-range": f"bytes={start}-{start + length - 1}"}
         headers |= source_precondition(if_source_version)
         query = part_query(upload, number)
@@ -415,7 +414,7 @@ class S3Store(Store):
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         key, size = self._full(upload.key), sum(part.size for part in parts)
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         condition = self._condition(if_version)
 
         def once(optional: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
@@ -458,7 +457,7 @@ class S3Store(Store):
             )
 
     async def abort_multipart(self, upload: Upload) -> None:
-        requests = await self._session.requests()
+        requests = await self._bucket.requests()
         try:
             await requests.abort(self._full(upload.key), upload.upload_id)
         except NoSuchBucketError:

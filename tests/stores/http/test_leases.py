@@ -13,7 +13,7 @@ from s3_script import OK, scripted
 
 from asyncsync.errors import LeaseExpiredError, StoreError, UnavailableError
 from asyncsync.stores.http.client import HELD_BACK_BYTES, SINGLE_WRITE_LEASED
-from asyncsync.stores.s3 import session as s3_session
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 HEAD = b"PUT /k HTTP/1.1\r\n\r\n"
 SIZES = [1, 16 << 10, SINGLE_WRITE_LEASED, SINGLE_WRITE_LEASED + 1, 65_537, MIB, 5 * MIB + 17]
@@ -172,7 +172,7 @@ def test_a_lease_is_kept_to_on_uvloop_too(tmp_path, kind, on_uvloop):
 async def test_s3_has_no_object_whose_lease_expired(monkeypatch, tmp_path, plane, size, kind):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_session, "supports_bucket", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     data = os.urandom(size)
     async with scripted(lambda request: OK) as (store, script):
         last, through = 0, False

@@ -28,9 +28,9 @@ from asyncsync.errors import (
 from asyncsync.stores.base import MISSING, Part, Upload
 from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.http.watchdog import Watchdog
-from asyncsync.stores.s3 import session as s3_session
-from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
+from asyncsync.stores.s3 import bucket as s3_bucket
 from asyncsync.stores.s3.requests import supports_bucket
+from asyncsync.stores.s3.sdk.aiobotocore_requests import AiobotocoreRequests
 from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
@@ -88,14 +88,14 @@ async def test_a_session_token_is_sent_and_signed():
 async def test_virtual_addressing_puts_the_bucket_into_the_host():
     store = S3Store("bucket", "p", options=KEYS | {"addressing_style": "virtual", "endpoint_url": "http://s3.test:1"})
     async with store:
-        assert store._session.opened.transport.endpoint.base == "http://bucket.s3.test:1/"
-        assert store._session.opened.transport.endpoint.host == "bucket.s3.test:1"
+        assert store._bucket.opened.transport.endpoint.base == "http://bucket.s3.test:1/"
+        assert store._bucket.opened.transport.endpoint.host == "bucket.s3.test:1"
 
 
 async def test_aws_is_addressed_by_region():
     async with S3Store("bucket", "p", options=KEYS | {"region": "eu-central-1"}) as store:
-        assert store._session.opened.transport.endpoint.base == "https://bucket.s3.eu-central-1.amazonaws.com/"
-        assert store._session.opened.transport.endpoint.region == "eu-central-1"
+        assert store._bucket.opened.transport.endpoint.base == "https://bucket.s3.eu-central-1.amazonaws.com/"
+        assert store._bucket.opened.transport.endpoint.region == "eu-central-1"
 
 
 async def test_the_environment_names_the_endpoint(monkeypatch):
@@ -103,7 +103,7 @@ async def test_the_environment_names_the_endpoint(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-env")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     async with S3Store("bucket", "", options={}) as store:
-        assert store._session.opened.transport.endpoint.base == "http://127.0.0.1:7/bucket/"
+        assert store._bucket.opened.transport.endpoint.base == "http://127.0.0.1:7/bucket/"
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB + 7])
@@ -356,7 +356,7 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
-        assert store._session.opened.transport.busy == 0
+        assert store._bucket.opened.transport.busy == 0
 
 
 # What is put right once
@@ -394,7 +394,7 @@ async def test_expired_credentials_are_asked_for_again(monkeypatch, call):
         return fault("400 Bad Request", "ExpiredToken") if keys[-1] == "old" else OK
 
     async with scripted(answer, access_key=None, secret_key=None) as (store, _):
-        await store._session.open_client()  # each plane has read the old ones
+        await store._bucket.open_client()  # each plane has read the old ones
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
         await (store.put("k", b"") if call == "put" else store.delete(["k"]))
     assert keys == ["old", "new"]
@@ -611,10 +611,10 @@ async def test_many_are_deleted_in_one_request_and_failures_are_told():
 @pytest.mark.parametrize("plane", ["wire", "sdk"])
 async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
     data = bytes(range(256)) * (11 * MIB // 256) + b"end"
-    monkeypatch.setattr(s3_session, "supports_bucket", lambda bucket: plane == "wire")
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: plane == "wire")
     bucket = seaweedfs.create_bucket(f"ranges-{plane}")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._session.opened, AiobotocoreRequests) is (plane == "sdk")
+        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (plane == "sdk")
         old = await store.put("a b", data)
         upload = await store.create_multipart("k")
         cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]
@@ -679,7 +679,7 @@ async def test_a_closed_store_says_so():
 async def test_nothing_is_opened_before_the_first_use():
     async with scripted([OK]) as (other, _):
         store = S3Store("bucket", "q", options=KEYS | {"endpoint_url": other._options.endpoint_url})
-        assert store._session.client is None
+        assert store._bucket.client is None
         await store.put("k", b"data")
         await store.close()
 
@@ -701,12 +701,12 @@ def test_which_buckets_the_wire_serves(bucket, served):
 
 @pytest.mark.server
 async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
-    monkeypatch.setattr(s3_session, "supports_bucket", lambda bucket: False)
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     bucket = seaweedfs.create_bucket("fallback")
     path = tmp_path / "f"
     path.write_bytes(bytes(6 * MIB) + b"end")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._session.opened, AiobotocoreRequests)
+        assert isinstance(store._bucket.opened, AiobotocoreRequests)
         first = await store.put("k", b"data", if_version=MISSING)
         with pytest.raises(PreconditionError):
             await store.put("k", b"other", if_version=MISSING)

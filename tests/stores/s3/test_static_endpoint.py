@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from asyncsync.errors import ConfigError
-from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
 from asyncsync.stores.s3.options import S3Options
+from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
 from asyncsync.stores.s3.static_endpoint import static_endpoint
 from asyncsync.stores.s3.store import S3Store
 

@@ -20,8 +20,8 @@ from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
 from asyncsync.errors import UnavailableError, UnsupportedError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.body import crc32c_to_text, source_too_short
-from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
 from asyncsync.stores.s3.options import S3Options
+from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
 
 _READ_SIZE = 1 << 20
 _PARAMS = {

@@ -1,4 +1,4 @@
-"""Opens the connections of one bucket: signed requests on our own HTTP client, or aiobotocore.
+"""A bucket and its open connections: signed requests on our own HTTP client, or aiobotocore.
 
 aiobotocore takes half a second to import. So it is opened only for what needs it: buckets and endpoints that
 :mod:`asyncsync.stores.s3.requests` cannot address, credentials from its chain, and listings.
@@ -20,18 +20,18 @@ from asyncsync.stores.s3.static_endpoint import StaticAccess, static_endpoint
 from asyncsync.stores.s3.transport import SignedTransport
 
 if TYPE_CHECKING:
-    from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
-    from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
+    from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
+    from asyncsync.stores.s3.sdk.aiobotocore_requests import AiobotocoreRequests
 
     AnyRequests: TypeAlias = S3Requests | AiobotocoreRequests
 
 
-class S3Session:
-    """The open connections of one store. ``uri`` names it in errors."""
+class S3Bucket:
+    """The bucket called ``name``, and its open connections. ``uri`` is the store's address, for errors."""
 
-    def __init__(self, uri: str, bucket: str, options: S3Options, limits: dict[str, Any]) -> None:
+    def __init__(self, uri: str, name: str, options: S3Options, limits: dict[str, Any]) -> None:
         self.uri = uri
-        self.bucket = bucket
+        self.name = name
         self._options = options
         self._limits = limits
         self._common_params = options.request_params()
@@ -48,7 +48,7 @@ class S3Session:
     async def call(self, operation: str, key: str, **params: Any) -> dict[str, Any]:
         """One operation through aiobotocore."""
         client = self.client or await self.open_client()
-        return await client.call(operation, f"s3://{self.bucket}/{key}", **params, **self._common_params)
+        return await client.call(operation, f"s3://{self.name}/{key}", **params, **self._common_params)
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice; nothing can be opened again."""
@@ -72,10 +72,10 @@ class S3Session:
             self._check_open()
             if self.client is None:
                 # Half a second of work, which would block the event loop.
-                await in_thread(importlib.import_module, "asyncsync.stores.s3.aiobotocore.client")
-                from asyncsync.stores.s3.aiobotocore.client import AiobotocoreClient
+                await in_thread(importlib.import_module, "asyncsync.stores.s3.sdk.aiobotocore_client")
+                from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
 
-                client = AiobotocoreClient(self.bucket, self._options, **self._limits)
+                client = AiobotocoreClient(self.name, self._options, **self._limits)
                 try:
                     await client.open()
                 except BaseException:
@@ -89,8 +89,8 @@ class S3Session:
             raise StoreError(f"{self.uri} is closed")
 
     async def _new_requests(self) -> AnyRequests:
-        supported = supports_bucket(self.bucket)
-        known = static_endpoint(self.bucket, self._options) if supported else None
+        supported = supports_bucket(self.name)
+        known = static_endpoint(self.name, self._options) if supported else None
         if known is not None:
             access = StaticAccess(known, self.open_client)
             return self._signed_requests(known.endpoint, access, await in_thread(known.ssl_context))
@@ -99,11 +99,11 @@ class S3Session:
         if endpoint is not None and endpoint.proxy is None:
             context = await client.ssl_context() if endpoint.base.startswith("https:") else None
             return self._signed_requests(endpoint, client, context)
-        from asyncsync.stores.s3.aiobotocore.requests import AiobotocoreRequests
+        from asyncsync.stores.s3.sdk.aiobotocore_requests import AiobotocoreRequests
 
-        return AiobotocoreRequests(client, self.bucket, self._options)
+        return AiobotocoreRequests(client, self.name, self._options)
 
     def _signed_requests(self, endpoint: Endpoint, access: S3Access, context: ssl.SSLContext | None) -> S3Requests:
         headers = self._options.request_headers()
-        transport = SignedTransport(self.bucket, endpoint, access, ssl_context=context, headers=headers, **self._limits)
+        transport = SignedTransport(self.name, endpoint, access, ssl_context=context, headers=headers, **self._limits)
         return S3Requests(transport)

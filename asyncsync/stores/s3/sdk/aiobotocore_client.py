@@ -37,11 +37,11 @@ from botocore.parsers import ResponseParserError
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
-from asyncsync.stores.s3.aiobotocore.errors import from_client_error, translate
 from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
 from asyncsync.stores.s3.errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.responses import check_result
+from asyncsync.stores.s3.sdk.aiobotocore_errors import from_client_error, translate
 from asyncsync.stores.s3.signer import Signer, timestamp_of
 from asyncsync.stores.s3.static_endpoint import ca_bundle, region_of, tls_context
 
