@@ -1,4 +1,5 @@
-"""Private: the Google Cloud Storage store. Start reading at :mod:`.store`.
+"""Private: Google Cloud Storage.
 
-Imports the HTTP client and the store interface; only :mod:`.auth` and :mod:`.proxy_transport` import gcloud-aio.
+May import: ``stores.http``, ``stores.base``, ``disk``, ``planning``, ``aio``. Begin with ``store.py``. Only ``auth``
+and ``proxy_transport`` may import gcloud-aio.
 """

@@ -1,4 +1,4 @@
-"""Private: an HTTP/1.1 client for bulk data, shared by the S3 and GCS stores. Start reading at :mod:`.client`.
+"""Private: an HTTP/1.1 client for object stores: connections, TLS in worker threads, ``sendfile``, deadlines.
 
-Imports asyncio tools, the disk and the store interface, never a store.
+May import: ``disk``, ``planning``, ``aio``. Begin with ``client.py``.
 """

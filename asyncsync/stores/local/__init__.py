@@ -1,4 +1,4 @@
-"""Private: a directory as a store. Start reading at :mod:`.store`.
+"""Private: a directory as a store: local disk or a shared file system.
 
-Imports the disk helpers and the store interface.
+May import: ``stores.base``, ``disk``, ``planning``, ``aio``. Begin with ``store.py``.
 """

@@ -1,4 +1,5 @@
-"""Private: the S3 store. Start reading at :mod:`.store`.
+"""Private: Amazon S3 and servers that speak its protocol.
 
-Imports the HTTP client and the store interface; only :mod:`.sdk` imports aiobotocore.
+May import: ``stores.http``, ``stores.base``, ``disk``, ``planning``, ``aio``. Begin with ``store.py``. Only ``sdk`` may
+import aiobotocore.
 """

@@ -79,6 +79,7 @@ class SignedTransport:
 
     def _connect_to(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._host, self._path = endpoint.host, endpoint.path  # parsed once, not for each request
         self._signer = None
         tls = self._ssl_context if endpoint.base.startswith("https:") else None
         self._http = HttpClient(Host(endpoint.hostname, endpoint.port, tls), **self._limits)
@@ -159,8 +160,7 @@ class SignedTransport:
 
     async def _head(self, request: S3Request) -> bytes:
         """The request line and the headers, signed."""
-        base = self.endpoint.path
-        path = base + quote(request.key, safe="/~") if request.key else base.rstrip("/") or "/"
+        path = self._path + quote(request.key, safe="/~") if request.key else self._path.rstrip("/") or "/"
         headers = await self._headers(request, path)
         if request.body is not None:
             size = len(request.body) if isinstance(request.body, bytes) else request.body.size
@@ -179,8 +179,8 @@ class SignedTransport:
         timestamp = self._timestamp[1]
         signer = await self._current_signer()
         if signer is None:
-            return {"host": self.endpoint.host, **request.headers, **_UNSIGNED_HEADERS}
-        headers = {"host": self.endpoint.host, "x-amz-date": timestamp, **self._common_headers, **request.headers}
+            return {"host": self._host, **request.headers, **_UNSIGNED_HEADERS}
+        headers = {"host": self._host, "x-amz-date": timestamp, **self._common_headers, **request.headers}
         if signer.token:
             headers["x-amz-security-token"] = signer.token
         payload = headers["x-amz-content-sha256"]

@@ -1,4 +1,5 @@
-"""Private: S3 through aiobotocore. Imported only when needed: the import takes half a second.
+"""Private: S3 through aiobotocore: its credential chain, listings, and buckets that the signed requests do not support.
 
-Start reading at :mod:`.aiobotocore_client`. No other package imports aiobotocore or botocore.
+May import: ``stores.http``, ``stores.base``, ``disk``, ``planning``, ``aio``. Begin with ``aiobotocore_client.py``. It is
+imported only when needed, because importing aiobotocore takes half a second.
 """
