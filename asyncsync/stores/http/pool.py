@@ -27,7 +27,7 @@ DNS_SECONDS = 60.0
 """How long the addresses of a host are used. S3 returns several, and different ones each time, to spread the load."""
 SYN_SECONDS = 0.9
 """If connecting takes longer, the first SYN was lost; the kernel repeats it after a second (RFC 6298)."""
-HEARD_SECONDS = 0.1
+ACCEPT_CHECK_SECONDS = 0.1
 """After this time plus two round trips, the server's kernel must have acknowledged part of a first request."""
 
 
@@ -216,7 +216,7 @@ class ConnectionPool:
             return None
         pooled = PooledConnection(connection, began)
         if self._host.tls is None:  # a TLS handshake proves that the server accepted the connection
-            delay = HEARD_SECONDS + 2 * (self._loop.time() - began)
+            delay = ACCEPT_CHECK_SECONDS + 2 * (self._loop.time() - began)
             pooled.acceptance_timer = self._loop.call_later(delay, self._check_accepted, connection)
         return pooled
 

@@ -19,9 +19,9 @@ from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
 
-COPY_CHUNK = 16 << 20
+COPY_STEP = 16 << 20
 """Bytes per copy_file_range. A cancelled call waits for at most one of them."""
-ATTEMPTS = 100
+DIRECTORY_ATTEMPTS = 100
 """How often a directory is created again after a concurrent delete has removed it."""
 
 _FICLONE = 0x40049409  # linux/fs.h: share all blocks of the source with the target
@@ -94,7 +94,7 @@ def create(path: str) -> int:
 
     The file is locked while it is open, so that a sweep can distinguish it from one whose writer was killed.
     """
-    for _ in range(ATTEMPTS):
+    for _ in range(DIRECTORY_ATTEMPTS):
         make_dirs(os.path.dirname(path))
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -177,7 +177,7 @@ def _copy_in_kernel(source: SourceFile, fd: int, at: int, permit: WritePermit) -
         permit.check()
         try:
             step = os.copy_file_range(
-                source.fd, fd, min(COPY_CHUNK, source.size - done), source.offset + done, at + done
+                source.fd, fd, min(COPY_STEP, source.size - done), source.offset + done, at + done
             )
         except OSError as error:
             if error.errno not in _CANNOT_COPY:

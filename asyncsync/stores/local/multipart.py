@@ -173,12 +173,12 @@ class LocalUploads:
         return size, total
 
     def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.WritePermit) -> None:
-        for attempt in range(disk.ATTEMPTS):
+        for attempt in range(disk.DIRECTORY_ATTEMPTS):
             disk.make_dirs(os.path.dirname(target))
             try:
                 publish.publish(data, target, where, if_version, permit)
             except FileNotFoundError:
-                if attempt == disk.ATTEMPTS - 1 or not os.path.exists(data):
+                if attempt == disk.DIRECTORY_ATTEMPTS - 1 or not os.path.exists(data):
                     raise
                 continue  # a concurrent delete removed the empty directory
             return

@@ -29,10 +29,10 @@ from asyncsync.stores.local.multipart import LocalUploads
 from asyncsync.stores.local.publish import prune, write_file
 from asyncsync.stores.local.sweep import sweep
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _MAX_DELETED_KEYS = 1000
-_UNAVAILABLE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN}
+_UNAVAILABLE_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN}
 """Errors of a disk or a network file system that does not respond."""
 
 
@@ -256,8 +256,8 @@ class LocalStore(Store):
     async def sweep(self) -> int:
         return await in_thread_stoppable(partial(sweep, self.root))
 
-    async def _upload_call(self, key: str, func: Callable[[threading.Event], T]) -> T:
-        def work(stop: threading.Event) -> T:
+    async def _upload_call(self, key: str, func: Callable[[threading.Event], _T]) -> _T:
+        def work(stop: threading.Event) -> _T:
             with self._mapped(key):
                 return func(stop)
 
@@ -320,6 +320,6 @@ def _store_error(error: OSError, where: str) -> StoreError:
         return AccessDeniedError(text)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(text)
-    if error.errno in _UNAVAILABLE:
+    if error.errno in _UNAVAILABLE_ERRNOS:
         return UnavailableError(text)
     return StoreError(text)

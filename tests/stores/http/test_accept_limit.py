@@ -159,7 +159,7 @@ async def test_a_server_that_keeps_connections_gets_all_after_one_response():
 
 
 async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(monkeypatch):
-    monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
+    monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
     found = iter([True])
     monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: next(found, False))
     server, silent = Server(keep=True), []
@@ -177,7 +177,7 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 
 
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
+    monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
     monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: True)
     async with client(mute) as http:
         http._patience = 0.01

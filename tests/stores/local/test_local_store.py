@@ -560,7 +560,7 @@ async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path,
     """The worker stands in the middle of the file; the cancel waits for it, and nothing of it stays."""
     (tmp_path / "f").write_bytes(bytes(4 * MIB))
     inside, go_on, copied = threading.Event(), threading.Event(), []
-    monkeypatch.setattr(local_files, "COPY_CHUNK", MIB)
+    monkeypatch.setattr(local_files, "COPY_STEP", MIB)
     real = os.copy_file_range
 
     def slow(*args):
