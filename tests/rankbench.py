@@ -32,7 +32,7 @@ def share(bench: Bench, engine: SyncEngine, number: int, text: str = "", **optio
     return engine.trial("t").report({}, shard(bench, number, text), step=STEPS[text], **options)
 
 
-async def together(*work: Awaitable[object]) -> list[object]:
+async def run_all(*work: Awaitable[object]) -> list[object]:
     return list(await asyncio.gather(*work, return_exceptions=True))
 
 

@@ -11,7 +11,7 @@ from asyncsync.errors import AsyncsyncError, SyncTimeoutError
 T = TypeVar("T")
 
 
-async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "together") -> None:
+async def run_all(works: Iterable[Coroutine[Any, Any, None]], name: str = "together") -> None:
     """Run all of ``works``. The first error ends the rest and is raised as it is, unless the caller is cancelled before
     the rest has ended: then that counts. A task group alone raises the error, and the cancel is lost."""
     task = asyncio.current_task()
@@ -28,15 +28,15 @@ async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "toge
         raise _first_of(errors) from None
 
 
-async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
-    """``await work(item)`` for every item, ``workers`` at a time; errors as in :func:`together`."""
+async def for_each_limited(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
+    """``await work(item)`` for every item, ``workers`` at a time; errors as in :func:`run_all`."""
     rest = iter(items)
 
     async def worker() -> None:
         for item in rest:
             await work(item)
 
-    await together((worker() for _ in range(workers)), name="worker")
+    await run_all((worker() for _ in range(workers)), name="worker")
 
 
 def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:

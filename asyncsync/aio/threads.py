@@ -30,7 +30,7 @@ GIVES_WAY = 5
 of 8 (p99, 2 cores), in the same time."""
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """The calling thread goes behind the others where cores are scarce. Elsewhere than on Linux this is not to be had
     for one thread, and a sandbox may forbid it: then they are all alike."""
     if sys.platform == "linux":
@@ -52,7 +52,7 @@ class _Threads:
     def get(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._count, self._name, give_way)
+                self._executor = ThreadPoolExecutor(self._count, self._name, lower_priority)
             return self._executor
 
     def hold(self, count: int | None = None) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange, never_waiting
+from asyncsync.disk.files import FileRange, open_nonblocking
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.snapshot import FileStat
@@ -72,7 +72,7 @@ def md5_range(body: FileRange) -> str:
 def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
     """XXH3-128 (hex) of ``size`` bytes from each of ``starts`` on. SourceChangedError if the file has ended before."""
     identity = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0, opener=never_waiting) as file:
+    with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
         for start in starts:
             data = os.pread(file.fileno(), size, start)
             if len(data) < size:
@@ -90,7 +90,7 @@ def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[L
 def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
     try:
         for _ in range(TRIES):
-            descriptor = never_waiting(f"{root}/{path}", os.O_RDONLY)
+            descriptor = open_nonblocking(f"{root}/{path}", os.O_RDONLY)
             try:
                 info = os.fstat(descriptor)
                 if not stat.S_ISREG(info.st_mode):
@@ -128,7 +128,7 @@ def stat_file(root: str, path: str) -> FileStat:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PartDigests:
     """Checksums of a part; ``head`` are those of its first bytes, as many as were asked for."""
 
     whole: Digest
@@ -140,7 +140,7 @@ class Cell:
         return crc32c_combine(self.head.crc32c, 0, size) ^ self.whole.crc32c
 
 
-def digest_cell(body: FileRange, mark: int = 0) -> Cell:
+def digest_part(body: FileRange, mark: int = 0) -> PartDigests:
     """Read a part once. ``mark``: bytes at its start to know by themselves. SourceChangedError if the file ended."""
     crc, identity, done = 0, xxhash.xxh3_128(), 0
     head: Digest | None = None
@@ -156,4 +156,4 @@ def digest_cell(body: FileRange, mark: int = 0) -> Cell:
         done += len(piece)
     if done != body.size:
         raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return Cell(Digest(int(crc), identity.hexdigest()), head)
+    return PartDigests(Digest(int(crc), identity.hexdigest()), head)

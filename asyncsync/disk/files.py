@@ -57,7 +57,7 @@ def check_lease(lease: Lease | None) -> None:
 
 
 @dataclass(slots=True)
-class Progress:
+class ResumeToken:
     """What lets a body that broke off go on where the store has it, by another process too. ``token``: of an earlier
     attempt; ``keep`` is called with that of this one, before a byte of it is sent."""
 
@@ -76,7 +76,7 @@ class FileRange:
     size: int
     pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
     """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
-    progress: Progress | None = field(default=None, compare=False, repr=False)
+    progress: ResumeToken | None = field(default=None, compare=False, repr=False)
     """For stores with the trait ``goes_on``."""
     lease: Lease | None = field(default=None, compare=False, repr=False)
     """Under which it is sent."""
@@ -89,7 +89,7 @@ class FileRange:
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""
         want = min(length, self.size - start)
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             return os.pread(file.fileno(), want, self.offset + start)
 
     def read_into(self, start: int, buffer: bytearray) -> int:
@@ -98,7 +98,7 @@ class FileRange:
         Memory that a thread allocates stays with that thread when it is freed (glibc's arenas: 8 MiB a thread here),
         so bulk bodies bring theirs along.
         """
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             file.seek(self.offset + start)
             return file.readinto(memoryview(buffer)[: self.size - start])
 
@@ -108,7 +108,7 @@ class FileRange:
         """
         end = start + min(most, self.size - start)
         at = start
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             while at < end:
                 if self.lease is not None:
                     self.lease.check()
@@ -123,7 +123,7 @@ class FileRange:
 
     def pieces(self) -> Iterator[bytes]:
         """All of it in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             done = 0
             while done < self.size:
                 data = os.pread(file.fileno(), min(PIECE, self.size - done), self.offset + done)
@@ -133,7 +133,7 @@ class FileRange:
                 yield data
 
 
-def never_waiting(path: str, flags: int) -> int:
+def open_nonblocking(path: str, flags: int) -> int:
     """An opener for ``open``: a pipe that has come in a file's place would hold a thread until somebody writes to it,
     and no cancel ends that."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)

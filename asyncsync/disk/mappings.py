@@ -20,7 +20,7 @@ NONE = frozenset[str]()
 """Shared by all that have none mapped."""
 
 
-class _Seen:
+class _MappedFiles:
     """What is mapped, by real path."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class _Seen:
             return self._paths, self._looked
 
 
-_seen = _Seen()
+_mapped_files = _MappedFiles()
 
 
 def mapped_below(root: str, *, fresh: bool = False) -> frozenset[str]:
@@ -50,7 +50,7 @@ def mapped_and_when(root: str, *, fresh: bool = False) -> tuple[frozenset[str], 
     """The same, and when that was looked at, in wall-clock nanoseconds: what was written later may have been mapped
     meanwhile, and not be any more."""
     start = os.path.realpath(root) + "/"
-    paths, looked = _seen.paths(fresh=fresh)
+    paths, looked = _mapped_files.paths(fresh=fresh)
     return frozenset(path[len(start) :] for path in paths if path.startswith(start)) or NONE, looked
 
 

@@ -65,7 +65,7 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
 
     Files that are the ``same`` are counted and not kept, so that looking at a large tree again takes no memory.
     """
-    walk = _Walk(root, rules, same)
+    walk = _Scan(root, rules, same)
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
@@ -96,7 +96,7 @@ class _Counts(NamedTuple):
     bytes_total: int
 
 
-class _Directory(NamedTuple):
+class _PendingDirectory(NamedTuple):
     """One that is to be looked at or, with ``before``, to be left: everything below it has been looked at then."""
 
     path: str
@@ -104,7 +104,7 @@ class _Directory(NamedTuple):
     before: _Counts | None = None
 
 
-class _Walk:
+class _Scan:
     """One scan. Directories on the way down are known by (device, inode), so a link to a parent ends there."""
 
     def __init__(self, root: str, rules: Rules, same: Same) -> None:
@@ -144,10 +144,10 @@ class _Walk:
                 self._left_out(path, "the link leads back to a directory above it")
             else:
                 above.add(here)
-                left.append(_Directory(path, here, self._count()))
+                left.append(_PendingDirectory(path, here, self._count()))
                 left += self._deeper(path)
 
-    def _deeper(self, path: str) -> list[_Directory]:
+    def _deeper(self, path: str) -> list[_PendingDirectory]:
         """The directories in one; none if it cannot be read."""
         try:
             return self._again(path)
@@ -157,7 +157,7 @@ class _Walk:
             self._unread(path, error)
             return []
 
-    def _again(self, path: str) -> list[_Directory]:
+    def _again(self, path: str) -> list[_PendingDirectory]:
         """What is in one directory, looked at twice before its OSError counts: a handle of NFS may be stale once."""
         before = self._count()
         try:
@@ -170,11 +170,11 @@ class _Walk:
             self._take_back(before)
             raise
 
-    def _directory(self, path: str) -> list[_Directory]:
+    def _directory(self, path: str) -> list[_PendingDirectory]:
         """Its files, and which directories it has. Files are looked up relative to its descriptor: their paths are
         long."""
         full, prefix = (f"{self._root}/{path}", f"{path}/") if path else (self._root, "")
-        deeper: list[_Directory] = []
+        deeper: list[_PendingDirectory] = []
         descriptor = os.open(full, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as entries:
@@ -192,7 +192,9 @@ class _Walk:
         else:
             self.found.unread[path] = error
 
-    def _entries(self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_Directory]) -> None:
+    def _entries(
+        self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_PendingDirectory]
+    ) -> None:
         """What one directory holds. The plain file that has not changed takes the short way: one call of ours."""
         plain, same, found = self._everything, self._same, self.found
         for entry in entries:
@@ -218,7 +220,7 @@ class _Walk:
             except OSError as error:
                 self._once_more(entry, path, deeper, error)
 
-    def _once_more(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory], error: OSError) -> None:
+    def _once_more(self, entry: os.DirEntry[str], path: str, deeper: list[_PendingDirectory], error: OSError) -> None:
         """An entry that could not be looked at."""
         try:
             self._entry(entry, path, deeper)
@@ -227,11 +229,11 @@ class _Walk:
         except OSError:
             self._unread(path, error)
 
-    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory]) -> None:
+    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[_PendingDirectory]) -> None:
         if entry.is_dir():
             if self._descends(path):
                 info = entry.stat()
-                deeper.append(_Directory(path, (info.st_dev, info.st_ino)))
+                deeper.append(_PendingDirectory(path, (info.st_dev, info.st_ino)))
         elif self._counts(path):
             self._file(entry.stat(), path)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from asyncsync.aio.retry import may_pass
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.registry import Registry
@@ -112,7 +112,7 @@ class Drain:
                 async with asyncio.timeout(seconds):
                     for job in newest.values():
                         await job.handle.ended()
-            await for_each(list(self._registry.trials.values()), self._record, AT_ONCE)
+            await for_each_limited(list(self._registry.trials.values()), self._record, AT_ONCE)
         finally:
             self._scheduler.go_on()
             self._runner.all()

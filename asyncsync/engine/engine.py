@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import together
+from asyncsync.aio.tasks import run_all
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine.drain import OWN, Drain, bounded, raise_failures, sync_all
 from asyncsync.engine.own_files import OwnFiles
@@ -165,7 +165,7 @@ class SyncEngine:
     async def _start(self, session: Session) -> None:
         context, role = self._context, self._context.role
         store = session.view(Lane.RECORD, EXPERIMENT)
-        await together((session.probe(), self._open_record(store)), "start")
+        await run_all((session.probe(), self._open_record(store)), "start")
         before = self._before
         if limits := limits_of(session.store):
             context.warn(EXPERIMENT, limits)

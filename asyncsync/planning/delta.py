@@ -40,7 +40,7 @@ class Segment(NamedTuple):
     origin: Origin | None = None
 
 
-class Piece(NamedTuple):
+class PlannedPart(NamedTuple):
     """One part of the upload: sent, or copied from ``origin``."""
 
     offset: int
@@ -73,7 +73,9 @@ class Limits:
     """What a request costs, as bytes sent."""
 
 
-def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True) -> tuple[list[Piece], list[Segment]]:
+def pieces_of(
+    segments: Sequence[Segment], limits: Limits, *, final: bool = True
+) -> tuple[list[PlannedPart], list[Segment]]:
     """The pieces of consecutive ``segments``, and the segments at the end that wait for those to come.
 
     ``final``: there are no more; nothing is left waiting.
@@ -92,12 +94,12 @@ def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True
         return [], list(segments)
     pieces = [piece for run in kept for piece in _split(run, segments, limits)]
     start, end = kept[0].offset, kept[-1].end
-    plain = _split(Piece(start, end - start), segments, limits)
+    plain = _split(PlannedPart(start, end - start), segments, limits)
     best = min(pieces, plain, key=lambda choice: cost(choice, limits.request_cost))
     return best, [segment for segment in segments if segment.offset >= end]
 
 
-def _equal(segments: Sequence[Segment], limits: Limits) -> list[Piece]:
+def _equal(segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
     """One piece for each part of the file, copied where one object has all of it. The segments are whole parts."""
     parts: list[list[Segment]] = []
     for segment in segments:
@@ -108,8 +110,8 @@ def _equal(segments: Sequence[Segment], limits: Limits) -> list[Piece]:
     return [_usable(run[0], limits) if len(run) == 1 else _sent(run) for run in map(_runs, parts)]
 
 
-def _sent(runs: Sequence[Piece]) -> Piece:
-    return Piece(runs[0].offset, runs[-1].end - runs[0].offset)
+def _sent(runs: Sequence[PlannedPart]) -> PlannedPart:
+    return PlannedPart(runs[0].offset, runs[-1].end - runs[0].offset)
 
 
 def whole_copy(segments: Sequence[Segment]) -> Origin | None:
@@ -121,18 +123,18 @@ def whole_copy(segments: Sequence[Segment]) -> Origin | None:
     return origin if (origin.start, origin.total) == (0, runs[0].size) else None
 
 
-def cost(pieces: Iterable[Piece], request_cost: int) -> int:
+def cost(pieces: Iterable[PlannedPart], request_cost: int) -> int:
     """Bytes sent, with the price of the requests."""
     return sum(request_cost + (0 if piece.origin else piece.size) for piece in pieces)
 
 
-def _runs(segments: Iterable[Segment]) -> list[Piece]:
+def _runs(segments: Iterable[Segment]) -> list[PlannedPart]:
     """Neighbours with the same fate as one, whatever their size."""
-    return _joined([Piece(segment.offset, segment.size, segment.origin) for segment in segments])
+    return _joined([PlannedPart(segment.offset, segment.size, segment.origin) for segment in segments])
 
 
-def _joined(runs: Iterable[Piece]) -> list[Piece]:
-    joined: list[Piece] = []
+def _joined(runs: Iterable[PlannedPart]) -> list[PlannedPart]:
+    joined: list[PlannedPart] = []
     for run in runs:
         if joined and _continues(joined[-1], run):
             joined[-1] = joined[-1]._replace(size=joined[-1].size + run.size)
@@ -141,13 +143,13 @@ def _joined(runs: Iterable[Piece]) -> list[Piece]:
     return joined
 
 
-def _continues(before: Piece, run: Piece) -> bool:
+def _continues(before: PlannedPart, run: PlannedPart) -> bool:
     if before.origin is None or run.origin is None:
         return before.origin is run.origin
     return before.origin.at(before.size) == run.origin
 
 
-def _usable(run: Piece, limits: Limits) -> Piece:
+def _usable(run: PlannedPart, limits: Limits) -> PlannedPart:
     """Sent instead, where the store could not copy it."""
     origin = run.origin
     if origin is None:
@@ -157,9 +159,9 @@ def _usable(run: Piece, limits: Limits) -> Piece:
     return run if allowed else run._replace(origin=None)
 
 
-def _worth_it(runs: Sequence[Piece], limits: Limits) -> list[Piece]:
+def _worth_it(runs: Sequence[PlannedPart], limits: Limits) -> list[PlannedPart]:
     """A copy is one request more, and another if it cuts in two what would be sent in one."""
-    result: list[Piece] = []
+    result: list[PlannedPart] = []
     for index, run in enumerate(runs):
         between = 0 < index < len(runs) - 1 and runs[index - 1].origin is runs[index + 1].origin is None
         dear = run.origin is not None and run.size <= limits.request_cost * (2 if between else 1)
@@ -167,7 +169,7 @@ def _worth_it(runs: Sequence[Piece], limits: Limits) -> list[Piece]:
     return result
 
 
-def _decided(runs: Sequence[Piece], floor: int) -> int:
+def _decided(runs: Sequence[PlannedPart], floor: int) -> int:
     """How many runs what is to come cannot change: not the last copy, which may go on, nor what may have to grow."""
     count = len(runs)
     if runs and runs[-1].origin is not None:
@@ -177,10 +179,10 @@ def _decided(runs: Sequence[Piece], floor: int) -> int:
     return count
 
 
-def _floored(runs: Sequence[Piece], limits: Limits, *, final: bool) -> list[Piece]:
+def _floored(runs: Sequence[PlannedPart], limits: Limits, *, final: bool) -> list[PlannedPart]:
     """Every run but the last one of the file is at least ``floor`` bytes: short copies are sent, and what is sent
     grows into the copies beside it."""
-    done: list[Piece] = []
+    done: list[PlannedPart] = []
     rest = list(reversed(runs))
     while rest:
         run = rest.pop()
@@ -197,7 +199,7 @@ def _floored(runs: Sequence[Piece], limits: Limits, *, final: bool) -> list[Piec
     return done
 
 
-def _widen(done: list[Piece], run: Piece, rest: list[Piece], limits: Limits, *, ends: bool) -> None:
+def _widen(done: list[PlannedPart], run: PlannedPart, rest: list[PlannedPart], limits: Limits, *, ends: bool) -> None:
     """Take what is missing from a copy beside it that stays large enough, else all of the smaller one.
 
     ``ends``: the copy behind it is the last run of the file, which may be of any size.
@@ -206,33 +208,33 @@ def _widen(done: list[Piece], run: Piece, rest: list[Piece], limits: Limits, *, 
     before, after = done[-1] if done else None, rest[-1] if rest else None
     if after is not None and limits.ranges and after.size - need >= (1 if ends else limits.floor):
         assert after.origin is not None
-        rest[-1] = Piece(after.offset + need, after.size - need, after.origin.at(need))
-        done.append(Piece(run.offset, limits.floor))
+        rest[-1] = PlannedPart(after.offset + need, after.size - need, after.origin.at(need))
+        done.append(PlannedPart(run.offset, limits.floor))
     elif before is not None and limits.ranges and before.size - need >= limits.floor:
         done[-1] = before._replace(size=before.size - need)
-        done.append(Piece(run.offset - need, limits.floor))
+        done.append(PlannedPart(run.offset - need, limits.floor))
     elif before is not None and (after is None or before.size <= after.size):
         rest.append(_merge(done.pop(), run))
     else:
         rest.append(_merge(run, rest.pop()))
 
 
-def _merge(first: Piece, second: Piece) -> Piece:
-    return Piece(first.offset, first.size + second.size)
+def _merge(first: PlannedPart, second: PlannedPart) -> PlannedPart:
+    return PlannedPart(first.offset, first.size + second.size)
 
 
-def _split(run: Piece, segments: Sequence[Segment], limits: Limits) -> list[Piece]:
+def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
     """Pieces that one request can carry."""
     if run.origin is not None:
         count = -(-run.size // limits.copied) if limits.ranges else 1
         step = -(-run.size // count)
         starts = range(run.offset, run.end, step)
         return [
-            Piece(start, min(step, run.end - start), run.origin.at(start - run.offset))
+            PlannedPart(start, min(step, run.end - start), run.origin.at(start - run.offset))
             for start in starts
         ]  # fmt: skip
     bounds = [segment.offset for segment in segments if run.offset < segment.offset < run.end]
-    pieces: list[Piece] = []
+    pieces: list[PlannedPart] = []
     start = run.offset
     while run.end - start > limits.part:
         # at the border of a segment where there is one: its checksum is known
@@ -240,6 +242,6 @@ def _split(run: Piece, segments: Sequence[Segment], limits: Limits) -> list[Piec
         end = cuts[-1] if cuts else start + limits.part
         if run.end - end < limits.floor:
             break
-        pieces.append(Piece(start, end - start))
+        pieces.append(PlannedPart(start, end - start))
         start = end
-    return [*pieces, Piece(start, run.end - start)]
+    return [*pieces, PlannedPart(start, run.end - start)]

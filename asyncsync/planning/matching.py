@@ -44,7 +44,7 @@ class Matches:
                 return known
         return wanted
 
-    def mark(self, offset: int, size: int) -> int:
+    def split_point(self, offset: int, size: int) -> int:
         """How many bytes at the start of the part at ``offset`` to know by themselves: a candidate ends there."""
         for candidate in self._candidates:
             length = candidate.entry.size - offset

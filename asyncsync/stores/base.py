@@ -82,7 +82,7 @@ class Traits:
     """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
     goes_on: bool = False
     """Parts from files go on inside the part after a break, and so do files larger than ``part_size`` that go in one
-    piece: see :class:`asyncsync.disk.files.Progress`."""
+    piece: see :class:`asyncsync.disk.files.ResumeToken`."""
     complete_asks: bool = False
     """Completing an upload is repeated safely only where it names the version that it replaces, so that is asked for:
     see :func:`asyncsync.stores.guard.lost_answers.complete_what_stands`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import digest_range
@@ -18,15 +18,15 @@ from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.sync.upload.append_only import trusted
-from asyncsync.sync.upload.assembly import Hashing, copied_at_once, grid_of, limits_of
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 
 READERS = 8
 """Files that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FilePlan:
     """What would become of one file. ``assemble``: some of it is sent, the store copies the rest. Sizes in bytes."""
 
     path: str
@@ -42,7 +42,7 @@ class Plan:
 class SyncPlan:
     """What a sync of a tree would do now; the names are those of :class:`asyncsync.SyncReport`."""
 
-    files: list[Plan]
+    files: list[FilePlan]
     """One for each file that may have changed, by path."""
     gone: list[str]
     """Files that would be deleted from the store."""
@@ -55,7 +55,7 @@ class SyncPlan:
     warnings: tuple[str, ...]
 
     @property
-    def todo(self) -> list[Plan]:
+    def todo(self) -> list[FilePlan]:
         """Files of which something is sent or copied."""
         return [plan for plan in self.files if plan.action != "keep"]
 
@@ -78,13 +78,13 @@ class Preview:
     ) -> None:
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._known = known
-        self._sources = Sources(prefix, known)
+        self._sources = TreeCopySources(prefix, known)
 
-    async def of(self, files: Iterable[FileStat]) -> list[Plan]:
+    async def of(self, files: Iterable[FileStat]) -> list[FilePlan]:
         """One for each file, by path. Files that vanish meanwhile are left out. OSError if one cannot be read."""
         files = list(files)
         self._sources.prepare(files)
-        found: list[Plan] = []
+        found: list[FilePlan] = []
 
         async def look(file: FileStat) -> None:
             try:
@@ -92,10 +92,10 @@ class Preview:
             except (FileNotFoundError, SourceChangedError):
                 return
 
-        await for_each(files, look, min(READERS, max(1, len(files))))
+        await for_each_limited(files, look, min(READERS, max(1, len(files))))
         return sorted(found, key=lambda plan: plan.path)
 
-    async def _plan(self, file: FileStat) -> Plan:
+    async def _plan(self, file: FileStat) -> FilePlan:
         if file.size > min(self._config.multipart_threshold, self._store.traits.max_single_put):
             return await self._large(file)
         own = self._known.get(file.path)
@@ -103,30 +103,30 @@ class Preview:
         if same_size or self._sources.has_size(file.size):
             digest = await in_thread(digest_range, FileRange(f"{self._root}/{file.path}", 0, file.size))
             if own is not None and same_size and own.parts == (digest.xxh3,):
-                return Plan(file.path, file.size, "keep")
+                return FilePlan(file.path, file.size, "keep")
             if self._sources.equal(file.size, digest.crc32c, (digest.xxh3,)) is not None:
-                return Plan(file.path, file.size, "copy", 0, file.size, 1)
-        return Plan(file.path, file.size, "send", file.size, 0, 1)
+                return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
+        return FilePlan(file.path, file.size, "send", file.size, 0, 1)
 
-    async def _large(self, file: FileStat) -> Plan:
+    async def _large(self, file: FileStat) -> FilePlan:
         own, path = self._known.get(file.path), f"{self._root}/{file.path}"
         candidates = self._sources.candidates(file, own)
         matches = Matches(candidates)
-        size = grid_of(file, matches, self._store.traits, self._config)
+        size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:
-            return Plan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
+            return FilePlan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
         hashing = Hashing(path, file, matches, size, await trusted(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
         if whole is not None and whole.key == self._prefix + file.path:
-            return Plan(file.path, file.size, "keep")
+            return FilePlan(file.path, file.size, "keep")
         limits = limits_of(self._store.traits, self._config, size)
         if whole is not None and copied_at_once(whole, self._store.traits, limits):
-            return Plan(file.path, file.size, "copy", 0, file.size, 1)
+            return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
         pieces, _ = pieces_of(segments, limits)
         sent = sum(piece.size for piece in pieces if piece.origin is None)
         action: Literal["send", "copy", "assemble"] = "assemble" if 0 < sent < file.size else "send" if sent else "copy"
-        return Plan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._around())
+        return FilePlan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._around())
 
     def _around(self) -> int:
         """Requests of an upload beside its parts."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asyncsync.aio.tasks import together
+from asyncsync.aio.tasks import run_all
 from asyncsync.aio.threads import worker_threads
 from asyncsync.config import TransferConfig
 from asyncsync.disk.journal import Journal, state_dir
@@ -26,7 +26,7 @@ from asyncsync.stores.guard.fenced import Fence, FencedView
 from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
 from asyncsync.stores.read import find
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
-from asyncsync.sync.upload.copy_sources import Catalogue
+from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import ABORT, OpenUploads
 
 log = logging.getLogger("asyncsync")
@@ -51,7 +51,7 @@ class Session:
     uploads: OpenUploads
     locks: TreeLocks
     """The trees of this machine that only this process may work on."""
-    catalogue: Catalogue
+    copy_sources: CopySources
     """What was written in this session and may be copied from."""
     resources: ExitStack
     local: Store | None = None
@@ -93,7 +93,7 @@ class Session:
             locks = TreeLocks()
             resources.callback(locks.close)
             held = resources.pop_all()
-            session = cls(uri, transfer, inner, store, budget, journal, uploads, locks, Catalogue(), held)
+            session = cls(uri, transfer, inner, store, budget, journal, uploads, locks, CopySources(), held)
         try:
             await uploads.load()
         except BaseException:
@@ -122,7 +122,7 @@ class Session:
         """Write and read a marker, so that a wrong bucket or a missing permission shows at start."""
         store = self.view(Lane.RECORD, "")
         await self._may("write", store.put(PROBE, MARKER))
-        await together((self._may("read", store.get(PROBE)), self._see_what_it_checks()), "probe")
+        await run_all((self._may("read", store.get(PROBE)), self._see_what_it_checks()), "probe")
 
     async def _see_what_it_checks(self) -> None:
         checks = await probe_checks(self.inner, PROBE, MARKER)
@@ -156,7 +156,7 @@ class Session:
         prefix = f"{trial}/{name}/"
         self.journal.owe(self.uri, DELETE, json.dumps({"trial": trial, "name": name, "nonce": nonce}))
         self.uploads.abandon_below(prefix)
-        self.catalogue.forget(prefix)
+        self.copy_sources.forget(prefix)
 
     async def clean_up(self) -> int:
         """Pay what is owed to the store: aborts, deletions, sweeping up after a killed process. What fails stays owed.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import Accepted
@@ -200,7 +200,7 @@ class Tree:
         count = await delete_prefix(self._store(), self.prefix)
         self._forget()
         self._session.journal.forget_tree(self.identity)
-        self._session.catalogue.forget(self.prefix)
+        self._session.copy_sources.forget(self.prefix)
         return count
 
     async def manifest(self) -> Manifest | None:
@@ -470,7 +470,7 @@ class Tree:
             self._transfer(),
             session.uploads,
             known=self._known(),
-            catalogue=session.catalogue,
+            copy_sources=session.copy_sources,
             on_progress=on_progress,
             writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
@@ -501,7 +501,7 @@ class Tree:
                 return
         self._guessed = self._reduced = False
         self._manifest, self._version, self._uncommitted = new, version, None
-        self._session.catalogue.remember(self.prefix, new.files)
+        self._session.copy_sources.remember(self.prefix, new.files)
         for path in fresh:
             self._session.uploads.file_named(self.prefix + path)
         if not self._options.fresh:
@@ -561,7 +561,7 @@ class Tree:
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]
         batches = [keys[start : start + DELETED] for start in range(0, len(keys), DELETED)]
-        await for_each(batches, store.delete, min(DELETES_AT_ONCE, len(batches)))
+        await for_each_limited(batches, store.delete, min(DELETES_AT_ONCE, len(batches)))
 
     def _report(
         self, snapshot: Snapshot, changes: Changes, tally: Tally, store: Store, started: float, deleted: int

@@ -11,8 +11,8 @@ from asyncsync.disk.hashing import crc32c_combine, file_crc32c
 
 @given(st.binary(max_size=5000), st.binary(max_size=5000))
 def test_combined_crc_is_that_of_the_bytes_together(first: bytes, second: bytes) -> None:
-    together = crc32c_combine(google_crc32c.value(first), google_crc32c.value(second), len(second))
-    assert together == google_crc32c.value(first + second)
+    run_all = crc32c_combine(google_crc32c.value(first), google_crc32c.value(second), len(second))
+    assert run_all == google_crc32c.value(first + second)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=20))

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from onebench import Bench
-from rankbench import N, all_report, check_whole, killed, rank, shard, together, world
+from rankbench import N, all_report, check_whole, killed, rank, run_all, shard, world
 
 from asyncsync.errors import CheckpointIncompleteError, DamagedError
 from asyncsync.planning.manifest import MANIFEST
@@ -24,8 +24,8 @@ def test_a_damaged_part_or_word_fails_that_checkpoint_and_is_named(bench: Bench,
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             await bench.store.put(key, damage)
-            errors = await together(*(engines[n].trial("t").report({}, shard(bench, n), step=0) for n in (0, 2)))
-            assert await together(engines[1].trial("t").report({}, shard(bench, 1), step=0)) != []
+            errors = await run_all(*(engines[n].trial("t").report({}, shard(bench, n), step=0) for n in (0, 2)))
+            assert await run_all(engines[1].trial("t").report({}, shard(bench, 1), step=0)) != []
             assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
             return errors
 

@@ -15,9 +15,9 @@ from rankbench import (
     manifest,
     rank,
     record,
+    run_all,
     shard,
     share,
-    together,
     world,
 )
 
@@ -53,7 +53,7 @@ async def one_fails(bench: Bench, engines: list[SyncEngine], number: int = 1) ->
     """All report, and the store refuses what one of them sends."""
     bench.faults.fail(error=AccessDeniedError("quota of this rank is used up"), key=f"shard_{number}", operation="put")
     reports = (share(bench, engine, n) for n, engine in enumerate(engines))
-    return await together(*reports)
+    return await run_all(*reports)
 
 
 def check_told(errors: list[object], number: int = 1) -> None:
@@ -87,7 +87,7 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
             engines = await world(bench, stack)
             sources = [shard(bench, n) for n in range(N)]
             (sources[2] / os.fsdecode(b"\xff")).write_bytes(b"")
-            errors = await together(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
+            errors = await run_all(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
             assert now() < AT_ONCE
             assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
             return errors
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reaso
                     1, lambda: (change[wrong](), hang.release.set()), key=key, operation="put", after=True
                 )
             began = now()
-            errors = await together(*(e.trial("t").report({}, sources[n], step=40) for n, e in enumerate(engines)))
+            errors = await run_all(*(e.trial("t").report({}, sources[n], step=40) for n, e in enumerate(engines)))
             assert now() - began < AT_ONCE
             assert len(set(await all_report(bench, engines, "next"))) == 1
             return errors
@@ -135,7 +135,7 @@ def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, sync=SyncConfig(sync_timeout=50))
             bench.faults.hang(key="shard_1", operation="put", times=None)
-            errors = await together(*(share(bench, e, n) for n, e in enumerate(engines)))
+            errors = await run_all(*(share(bench, e, n) for n, e in enumerate(engines)))
             assert now() == pytest.approx(50, abs=AT_ONCE)
             return errors
 
@@ -153,7 +153,7 @@ def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) 
             errors = await one_fails(bench, engines[:2])
             await asyncio.sleep(300)
             began = now()
-            errors += await together(share(bench, engines[2], 2))
+            errors += await run_all(share(bench, engines[2], 2))
             assert now() - began < AT_ONCE
             return errors
 
@@ -197,7 +197,7 @@ async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
     """One is whole; the next was given up by all because of rank 1; then the job is killed."""
     await all_report(bench, engines, "a")
     bench.faults.fail(error=AccessDeniedError("quota"), key="checkpoint_000001/shard_1", operation="put")
-    await together(*(share(bench, engine, n, "lost") for n, engine in enumerate(engines)))
+    await run_all(*(share(bench, engine, n, "lost") for n, engine in enumerate(engines)))
     assert sorted(words(bench, "checkpoint_000001")) == [0, 1, 2]
 
 
@@ -226,7 +226,7 @@ def test_who_waited_for_a_rank_0_that_never_started_leaves_no_word_for_the_first
     async def main() -> None:
         keep = CheckpointConfig(commit_timeout=100)
         async with rank(bench, 1, keep=keep) as one, rank(bench, 2, keep=keep) as two:
-            errors = await together(*(share(bench, e, n) for n, e in ((1, one), (2, two))))
+            errors = await run_all(*(share(bench, e, n) for n, e in ((1, one), (2, two))))
             assert ["rank(s) 0 did not send" in str(error) for error in errors] == [True, True]
         async with AsyncExitStack() as stack:
             assert await all_report(bench, await world(bench, stack, resume=True), "b") == ["checkpoint_000000"] * N
@@ -251,7 +251,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
             async with rank(bench, 1, machine="new", resume=True) as one:
                 found = await share(bench, one, 1, "b", upload=UploadMode.ASYNC)
                 await asyncio.sleep(60)
-                await together(*(share(bench, e, n, "b") for n, e in ((0, zero), (2, two))))
+                await run_all(*(share(bench, e, n, "b") for n, e in ((0, zero), (2, two))))
                 await found.checkpoint.durable()
 
     run_virtual(main())

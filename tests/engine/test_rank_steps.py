@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from onebench import Bench
-from rankbench import KilledError, N, manifest, rank, record, together, world
+from rankbench import KilledError, N, manifest, rank, record, run_all, world
 
 from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
@@ -34,7 +34,7 @@ def share(bench: Bench, engine: SyncEngine, number: int, step: int, **options: o
 
 async def at_steps(bench: Bench, engines: Sequence[SyncEngine], *steps: int) -> list[object]:
     """Every rank reports, at the step given for it; what each gets."""
-    return await together(*(share(bench, engines[n], n, step) for n, step in enumerate(steps)))
+    return await run_all(*(share(bench, engines[n], n, step) for n, step in enumerate(steps)))
 
 
 def check_durable(bench: Bench, reports: Sequence[object], step: int) -> str:
@@ -117,7 +117,7 @@ def test_a_step_that_one_rank_skipped_fails_for_all_and_the_next_is_theirs_again
                     assert now() - began < late + AT_ONCE
                 else:
                     assert f"rank(s) {who} did not send" in str(error)
-            reports = [*await together(*(share(bench, engines[n], n, 110) for n in others)), await ahead]
+            reports = [*await run_all(*(share(bench, engines[n], n, 110) for n in others)), await ahead]
             check_durable(bench, reports, 110)
             check_durable(bench, await at_steps(bench, engines, 120, 120, 120), 120)
 
@@ -152,7 +152,7 @@ def test_ranks_that_count_from_different_numbers_are_told_at_every_step(bench: B
             engines = await world(bench, stack, keep=CheckpointConfig(commit_timeout=100))
 
             async def train(number: int, *steps: int) -> list[object]:
-                return [(await together(share(bench, engines[number], number, step)))[0] for step in steps]
+                return [(await run_all(share(bench, engines[number], number, step)))[0] for step in steps]
 
             return await asyncio.gather(train(0, 100, 110, 120), train(1, 100, 110, 120), train(2, 101, 111, 121))
 
@@ -393,7 +393,7 @@ def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench:
                 await asyncio.sleep(100 if first else 0)
                 return await share(bench, engines[number], number, 2)
 
-            nothing, *errors = await together(give_up(), *(report(n) for n in others))
+            nothing, *errors = await run_all(give_up(), *(report(n) for n in others))
             assert nothing is None
             assert now() - began < 100 + AT_ONCE
             for error in errors:
@@ -440,7 +440,7 @@ def test_all_ranks_may_give_up_a_step(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
-            assert await together(*(engine.trial("t").skip(1, "NaN") for engine in engines)) == [None] * N
+            assert await run_all(*(engine.trial("t").skip(1, "NaN") for engine in engines)) == [None] * N
             check_durable(bench, await at_steps(bench, engines, 2, 2, 2), 2)
 
     run_virtual(main())

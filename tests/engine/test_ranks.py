@@ -17,9 +17,9 @@ from rankbench import (
     manifest,
     rank,
     record,
+    run_all,
     shard,
     share,
-    together,
     world,
 )
 
@@ -115,7 +115,7 @@ def test_one_file_with_two_contents_is_told_to_every_rank(bench: Bench) -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             wrong = [shard(bench, n, **{"model.pt": bytes([n])}) for n in range(N)]
-            return await together(*(engines[n].trial("t").report({}, wrong[n], step=0) for n in range(N)))
+            return await run_all(*(engines[n].trial("t").report({}, wrong[n], step=0) for n in range(N)))
 
     for error in run_virtual(main()):
         assert isinstance(error, ConcurrentWriterError)
@@ -128,9 +128,9 @@ def test_a_rank_that_never_comes_is_named(bench: Bench) -> None:
         keep = CheckpointConfig(commit_timeout=100)
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, keep=keep)
-            late = await together(*(share(bench, engines[n], n) for n in (0, 2)))
+            late = await run_all(*(share(bench, engines[n], n) for n in (0, 2)))
             start = asyncio.get_running_loop().time()
-            late += await together(share(bench, engines[1], 1))
+            late += await run_all(share(bench, engines[1], 1))
             assert asyncio.get_running_loop().time() - start < 1  # it is told that the others did not wait
             names = await all_report(bench, engines, "next")
             assert names == ["checkpoint_000001"] * N

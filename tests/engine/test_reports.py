@@ -191,7 +191,7 @@ def test_what_a_child_process_wrote_through_memory_is_stored_in_its_last_state(b
 
 def a_second_later() -> None:
     """A second has passed since the mappings were looked at."""
-    mapped._seen._at = float("-inf")
+    mapped._mapped_files._at = float("-inf")
 
 
 def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(

@@ -14,7 +14,7 @@ from asyncsync.errors import NotFoundError
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 from asyncsync.sync.upload.large_file import LargeFile
 from asyncsync.sync.upload.open_uploads import OpenUploads
 from asyncsync.testing import Faults, MemoryStore, run_virtual
@@ -309,7 +309,7 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeyp
     sent, read = [], counted(monkeypatch)
 
     async def main() -> None:
-        store, sources = Kept("b", "p"), Sources("", {"train.log": known})
+        store, sources = Kept("b", "p"), TreeCopySources("", {"train.log": known})
         async with Journal.open(None) as journal:
             large = LargeFile(
                 store, "", str(tmp_path), TransferConfig(), OpenUploads(store.uri, journal),

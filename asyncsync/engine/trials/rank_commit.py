@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.disk.accepted_files import Accepted
 from asyncsync.errors import (
@@ -159,7 +159,7 @@ class SharedCheckpoint:
             if part is not None and ours and path in part.files:
                 owners.append(rank)
 
-        await for_each(sorted(came), read, READERS)
+        await for_each_limited(sorted(came), read, READERS)
         return min(owners, default=None)
 
     async def failures(self) -> frozenset[tuple[str, str]]:
@@ -314,7 +314,7 @@ class SharedCheckpoint:
             if part is not None and self.generation.has(part.info):
                 parts[rank] = part
 
-        await for_each(range(self.world_size), read, READERS)
+        await for_each_limited(range(self.world_size), read, READERS)
         missing = [rank for rank in range(self.world_size) if rank not in parts]
         if missing:
             return Seen(missing)

@@ -256,7 +256,7 @@ class CheckpointRunner:
             return
         self._recalled.add(trial.key)
         session = self._context.session
-        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.origins(trial))
+        await recall(session.view(Lane.CHECKPOINT, trial.key), session.copy_sources, self._registry.origins(trial))
 
     async def _with_the_others(
         self, trial: TrialState, ranks: RankShare, job: CheckpointJob, again: Again
@@ -287,7 +287,7 @@ class CheckpointRunner:
         finally:
             trial.leaving = frozenset()
         for name in sorted(retired):
-            self._context.session.catalogue.forget(f"{trial.key}/{name}/")
+            self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 
     async def _see_that_it_is_whole(self, trial: TrialState, job: CheckpointJob) -> None:

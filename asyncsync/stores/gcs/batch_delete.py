@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NotFoundError
 from asyncsync.stores.gcs.errors import NoBucketError, UnsupportedError, failure
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE
@@ -39,7 +39,7 @@ class Deletions:
         with self._repeats.writing([each.name for each in objects if each.generation is None]):
             if self._batches and len(objects) > 1:
                 chosen = [objects[start : start + CALLS] for start in range(0, len(objects), CALLS)]
-                await for_each(chosen, self._batch, min(AT_ONCE, len(chosen)))
+                await for_each_limited(chosen, self._batch, min(AT_ONCE, len(chosen)))
             else:
                 await self._singly(objects)
 
@@ -55,7 +55,7 @@ class Deletions:
         return self._wire.target(self._wire.object_path(each.name), params)
 
     async def _singly(self, objects: Sequence[Doomed]) -> None:
-        await for_each(objects, self._one, min(AT_ONCE, len(objects)))
+        await for_each_limited(objects, self._one, min(AT_ONCE, len(objects)))
 
     async def _one(self, each: Doomed) -> None:
         try:

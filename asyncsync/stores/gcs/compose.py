@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE, WIDTH, Source, groups, step_name
@@ -62,7 +62,7 @@ class Composes:
             name = step_name(home, index, attempt)
             made[index] = Source(name, (await self._compose(name, group, MISSING)).generation)
 
-        await for_each(enumerate(groups(sources)), step, AT_ONCE)
+        await for_each_limited(enumerate(groups(sources)), step, AT_ONCE)
         return [made[index] for index in sorted(made)]
 
     async def _compose(self, name: str, sources: Sequence[Source], if_version: str | None) -> Resource:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import StoreError
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE
 from asyncsync.stores.gcs.requests import Wire
@@ -36,7 +36,7 @@ class Repeats:
             found[name] = await self._wire.generation(name)
 
         if again:
-            await for_each(again, look, min(AT_ONCE, len(again)))
+            await for_each_limited(again, look, min(AT_ONCE, len(again)))
         return found
 
     @contextmanager

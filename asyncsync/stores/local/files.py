@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, never_waiting
+from asyncsync.disk.files import PIECE, FileRange, Lease, open_nonblocking
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.errors import IntegrityError, PreconditionError, SourceChangedError, StoreError
 from asyncsync.stores.base import MISSING, Body
@@ -127,7 +127,7 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(body: FileRange) -> Iterator[Source]:
-    fd = never_waiting(body.path, os.O_RDONLY)
+    fd = open_nonblocking(body.path, os.O_RDONLY)
     try:
         yield Source(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, lease_of
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
@@ -346,13 +346,13 @@ class S3Store(Store):
         if len(keys) == 1:
             await self._delete_one(keys[0], lease)
             return
-        together = [key for key in keys if is_xml_text(key)] if self._batches and len(keys) > 1 else []
-        if len(together) > 1:
+        run_all = [key for key in keys if is_xml_text(key)] if self._batches and len(keys) > 1 else []
+        if len(run_all) > 1:
             singly = [key for key in keys if not is_xml_text(key)]
-            await self._delete_many(together, lease)
+            await self._delete_many(run_all, lease)
         else:
             singly = list(keys)
-        await for_each(singly, lambda key: self._delete_one(key, lease), min(DELETED_AT_ONCE, len(singly) or 1))
+        await for_each_limited(singly, lambda key: self._delete_one(key, lease), min(DELETED_AT_ONCE, len(singly) or 1))
 
     async def _delete_one(self, key: str, lease: Lease | None) -> None:
         plane = self._plane or await self._open_plane()
@@ -377,7 +377,7 @@ class S3Store(Store):
             pass  # it holds something that its parser does not read: whatever that is, alone it is no document
         else:
             return self._check_deleted(failed)
-        await for_each(keys, lambda key: self._delete_one(key, lease), DELETED_AT_ONCE)
+        await for_each_limited(keys, lambda key: self._delete_one(key, lease), DELETED_AT_ONCE)
         return None
 
     def _check_deleted(self, failed: Sequence[tuple[str, str, str]]) -> None:

@@ -20,7 +20,7 @@ MOST = 64
 _Waiting = tuple[Landing, bytes, "asyncio.Future[bool]"]
 
 
-class Shelf:
+class SmallFileWriter:
     """Where whole small files wait to be saved."""
 
     def __init__(self) -> None:

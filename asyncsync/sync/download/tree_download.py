@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.descent import Beneath
 from asyncsync.disk.files import PIECE
@@ -46,7 +46,7 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import list_all
 from asyncsync.sync.download.ranged_file import Intake, RangedFile, WrongSizeError, damaged
-from asyncsync.sync.download.small_files import Shelf
+from asyncsync.sync.download.small_files import SmallFileWriter
 
 log = logging.getLogger("asyncsync")
 
@@ -137,7 +137,7 @@ class _Download:
         self.landed: list[str] = []
         self._skipped = self._skipped_bytes = self._bytes = 0
         self._large = asyncio.Semaphore(SEGMENTS_AT_ONCE)
-        self._shelf = Shelf()
+        self._shelf = SmallFileWriter()
 
     @property
     def _uri(self) -> str:
@@ -150,7 +150,7 @@ class _Download:
         wanted = await self._prepare(entries)
         try:
             with suppress(_StopError):
-                await for_each(self._jobs(wanted), self._do, min(self._concurrency, self._job_count(wanted)))
+                await for_each_limited(self._jobs(wanted), self._do, min(self._concurrency, self._job_count(wanted)))
         finally:
             for landing in self._landings:
                 landing.drop(keep=landing.has_parts and self._may_pass())
@@ -208,7 +208,7 @@ class _Download:
                 else:
                     wanted.append(entry)
 
-        await for_each(range(0, len(entries), BATCH), look, LOOKERS)
+        await for_each_limited(range(0, len(entries), BATCH), look, LOOKERS)
 
     def _job_count(self, wanted: Sequence[FileEntry]) -> int:
         pieces = self._part_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
-from asyncsync.disk.digests import Cell, Digest, digest_cell, digest_samples
+from asyncsync.disk.digests import Digest, PartDigests, digest_part, digest_samples
 from asyncsync.disk.files import FileRange
 from asyncsync.planning.appended import SAMPLE, is_sampled, may_be_appended, samples_of
 from asyncsync.planning.manifest import FileEntry
@@ -23,7 +23,7 @@ async def samples(path: str, file: FileStat, config: TransferConfig) -> str:
 
 async def trusted(
     path: str, file: FileStat, known: FileEntry | None, part_size: int, config: TransferConfig
-) -> dict[int, Cell]:
+) -> dict[int, PartDigests]:
     """The parts that need not be read again, by index: nothing, unless the file is ``known`` and more behind it.
 
     Reads the samples, and the part that the file ended in before together with what came into it since.
@@ -34,11 +34,11 @@ async def trusted(
         return {}
     digests = [Digest(crc, xxh3) for crc, xxh3 in zip(known.part_crcs, known.parts, strict=True)]
     whole, partial = divmod(known.size, part_size)
-    cells = {index: Cell(digest) for index, digest in enumerate(digests[:whole])}
+    cells = {index: PartDigests(digest) for index, digest in enumerate(digests[:whole])}
     if partial:
         offset = whole * part_size
         body = FileRange(path, offset, min(part_size, file.size - offset))
-        cells[whole] = await in_hasher(digest_cell, body, partial)
+        cells[whole] = await in_hasher(digest_part, body, partial)
         if cells[whole].head != digests[whole]:
             return {}
     return cells

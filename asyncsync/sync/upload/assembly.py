@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from asyncsync.aio.tasks import for_each, together
+from asyncsync.aio.tasks import for_each_limited, run_all
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
-from asyncsync.disk.digests import Cell, Digest, digest_cell, digest_range, md5_range
+from asyncsync.disk.digests import Digest, PartDigests, digest_part, digest_range, md5_range
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.planning.changes import cut, part_size_for
-from asyncsync.planning.delta import Limits, Origin, Piece, Segment, pieces_of, whole_copy
+from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, pieces_of, whole_copy
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
@@ -39,7 +39,7 @@ COPIES_AT_ONCE = 4
 
 Account = Callable[[int, int, int], None]
 """Takes bytes sent, bytes that an earlier upload had sent, bytes copied."""
-Fate = Literal["sent", "copied", "unchanged"]
+FileOutcome = Literal["sent", "copied", "unchanged"]
 """Bytes of the file travelled; the store copied all of it; the store had it under its own name."""
 
 
@@ -56,21 +56,23 @@ def limits_of(traits: Traits, config: TransferConfig, part_size: int) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
+class AssembledFile:
     """A file that is in the store."""
 
     part_size: int
     crc32c: int
     digests: list[Digest]
     version: str
-    fate: Fate
+    outcome: FileOutcome
 
 
 class Hashing:
     """The parts of a file as segments, hashed when they are asked for. ``known``: parts whose checksums are known
     without reading them again, by index."""
 
-    def __init__(self, path: str, file: FileStat, matches: Matches, part_size: int, known: Mapping[int, Cell]) -> None:
+    def __init__(
+        self, path: str, file: FileStat, matches: Matches, part_size: int, known: Mapping[int, PartDigests]
+    ) -> None:
         self._path, self._matches, self._known = path, matches, known
         self._size = file.size
         self.cuts = cut(file.size, part_size)
@@ -80,7 +82,7 @@ class Hashing:
     async def window(self, first: int) -> list[Segment]:
         """The segments of the parts from ``first`` on, WINDOW of them."""
         indexes = range(first, min(first + WINDOW, len(self.cuts)))
-        await for_each(indexes, self._hash, min(HASHERS, len(indexes)))
+        await for_each_limited(indexes, self._hash, min(HASHERS, len(indexes)))
         return [segment for index in indexes for segment in self._found(index)]
 
     async def everything(self) -> list[Segment]:
@@ -102,15 +104,18 @@ class Hashing:
 
     async def _hash(self, index: int) -> None:
         offset, size = self.cuts[index]
-        mark = self._matches.mark(offset, size)
+        split_point = self._matches.split_point(offset, size)
         cell = self._known.get(index)
         if cell is None:
-            cell = await in_hasher(digest_cell, FileRange(self._path, offset, size), mark)
+            cell = await in_hasher(digest_part, FileRange(self._path, offset, size), split_point)
         self.digests[index] = cell.whole
         self._segments[index] = [(offset, size, cell.whole)]
         if cell.head is not None:
-            rest = size - mark
-            self._segments[index] += [(offset, mark, cell.head), (offset + mark, rest, cell.tail_crc(rest))]
+            rest = size - split_point
+            self._segments[index] += [
+                (offset, split_point, cell.head),
+                (offset + split_point, rest, cell.tail_crc(rest)),
+            ]
 
     def _found(self, index: int) -> list[Segment]:
         """The part as one segment if the store has all of it; else its head by itself, if the store has that."""
@@ -119,12 +124,12 @@ class Hashing:
         assert isinstance(digest, Digest)
         origin = self._matches.find(offset, size, digest.xxh3, digest.crc32c)
         if origin is None and halves:
-            (_, mark, head), (start, rest, crc) = halves
+            (_, split_point, head), (start, rest, crc) = halves
             assert isinstance(head, Digest)
             assert isinstance(crc, int)
-            found = self._matches.find(offset, mark, head.xxh3, head.crc32c)
+            found = self._matches.find(offset, split_point, head.xxh3, head.crc32c)
             if found is not None:
-                return [Segment(offset, mark, head.crc32c, found), Segment(start, rest, crc)]
+                return [Segment(offset, split_point, head.crc32c, found), Segment(start, rest, crc)]
         return [Segment(offset, size, digest.crc32c, origin)]
 
 
@@ -133,7 +138,7 @@ class Assembly:
 
     def __init__(
         self, store: Store, key: str, path: str, file: FileStat, part_size: int, *, config: TransferConfig,
-        matches: Matches, uploads: OpenUploads, account: Account, known: Mapping[int, Cell],
+        matches: Matches, uploads: OpenUploads, account: Account, known: Mapping[int, PartDigests],
         writes: Replacing | None = None,
     ) -> None:  # fmt: skip
         self._store, self._key, self._path, self._file = store, key, path, file
@@ -145,16 +150,16 @@ class Assembly:
         self._hashing = Hashing(path, file, matches, part_size, known)
         self._crcs: dict[int, tuple[int, int]] = {}
         """Offset -> (size, CRC32C) of the segments."""
-        self._todo: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue(2 * PIECES_AT_ONCE)
+        self._todo: asyncio.Queue[tuple[int, PlannedPart] | None] = asyncio.Queue(2 * PIECES_AT_ONCE)
         self._copying = asyncio.Semaphore(COPIES_AT_ONCE)
         self._lost: set[tuple[str, str]] = set()
         self._parts: dict[int, Part] = {}
         self._done: dict[int, Part] = {}
         self._upload: Upload | None = None
         self._copied = False
-        self._fate: Fate = "copied"
+        self._fate: FileOutcome = "copied"
 
-    async def run(self, begun: Upload | None, done: dict[int, Part]) -> Assembled:
+    async def run(self, begun: Upload | None, done: dict[int, Part]) -> AssembledFile:
         """Put the file together; ``begun`` is an upload to go on with, ``done`` its parts in the store.
 
         LostSourceError if the file must be sent without copies; SourceChangedError; IntegrityError; StoreError.
@@ -164,13 +169,13 @@ class Assembly:
         hashing = self._hashing
         crc, digests = hashing.crc32c, hashing.all
         if whole is not None and whole.key == self._key:
-            return Assembled(self._part_size, crc, digests, whole.version, "unchanged")
+            return AssembledFile(self._part_size, crc, digests, whole.version, "unchanged")
         if whole is not None:
             version = await self._writes.copy(whole, self._key, crc)
             self._account(0, 0, whole.total)
-            return Assembled(self._part_size, crc, digests, version, "copied")
+            return AssembledFile(self._part_size, crc, digests, version, "copied")
         info = await self._complete(crc)
-        return Assembled(self._part_size, crc, digests, info.version, self._fate)
+        return AssembledFile(self._part_size, crc, digests, info.version, self._fate)
 
     async def _complete(self, crc: int) -> ObjectInfo:
         assert self._upload is not None
@@ -201,7 +206,7 @@ class Assembly:
             for _ in range(workers):
                 await self._todo.put(None)
 
-        await together([plan(), *(self._worker() for _ in range(workers))], name=f"assemble {self._key}")
+        await run_all([plan(), *(self._worker() for _ in range(workers))], name=f"assemble {self._key}")
         return whole
 
     async def _plan(self) -> Origin | None:
@@ -240,7 +245,7 @@ class Assembly:
             number, piece = item
             await self._one(number, piece)
 
-    async def _one(self, number: int, piece: Piece) -> None:
+    async def _one(self, number: int, piece: PlannedPart) -> None:
         assert self._upload is not None
         crc = self._crc_of(piece)
         if await self._is_there(number, piece, crc):
@@ -252,7 +257,7 @@ class Assembly:
         self._parts[number] = part
         self._uploads.part_done(self._upload, part)
 
-    async def _is_there(self, number: int, piece: Piece, crc: int | None) -> bool:
+    async def _is_there(self, number: int, piece: PlannedPart, crc: int | None) -> bool:
         """Whether an earlier pass has brought just these bytes to the store, and none of another plan over them."""
         there = self._done.get(number)
         if there is None or crc is None or there.size != piece.size or there.offset not in (-1, piece.offset):
@@ -265,7 +270,7 @@ class Assembly:
             return there.crc32c == crc
         return there.etag == await in_hasher(md5_range, FileRange(self._path, piece.offset, piece.size))
 
-    async def _copy(self, number: int, piece: Piece, crc: int | None) -> Part | None:
+    async def _copy(self, number: int, piece: PlannedPart, crc: int | None) -> Part | None:
         """None: it has to be sent."""
         origin = piece.origin
         if origin is None or (origin.key, origin.version) in self._lost:
@@ -289,7 +294,7 @@ class Assembly:
         self._account(0, 0, piece.size)
         return Part(number, piece.offset, piece.size, part.etag, part.crc32c)
 
-    async def _send(self, number: int, piece: Piece, crc: int | None) -> Part:
+    async def _send(self, number: int, piece: PlannedPart, crc: int | None) -> Part:
         assert self._upload is not None
         body = FileRange(self._path, piece.offset, piece.size)
         if crc is None:
@@ -301,7 +306,7 @@ class Assembly:
         self._account(piece.size - body.there, body.there, 0)
         return Part(number, piece.offset, piece.size, part.etag, crc)
 
-    def _crc_of(self, piece: Piece) -> int | None:
+    def _crc_of(self, piece: PlannedPart) -> int | None:
         """From those of its segments; None where it was cut inside of one."""
         at, total = piece.offset, 0
         while at < piece.end:
@@ -317,7 +322,7 @@ def copied_at_once(whole: Origin, traits: Traits, limits: Limits) -> bool:
     return traits.local or not traits.range_copy or whole.total <= limits.copied
 
 
-def grid_of(file: FileStat, matches: Matches, traits: Traits, config: TransferConfig) -> int:
+def part_size_of(file: FileStat, matches: Matches, traits: Traits, config: TransferConfig) -> int:
     """The part size for a file; that of what it is compared with, if possible."""
     most = traits.max_parts - 1  # a candidate's end may cut one in two
     size = part_size_for(

@@ -35,7 +35,7 @@ def _content(entry: FileEntry) -> Content:
     return entry.size, entry.crc32c, entry.parts
 
 
-class Catalogue:
+class CopySources:
     """The files of trees that were written through one session. Memory: about 0.5 KiB a file, MOST_FILES of them."""
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class Catalogue:
         return [places[other] for other in sorted(others, key=lambda other: _parent(other) != _parent(prefix))]
 
 
-async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) -> None:
+async def recall(store: Store, copy_sources: CopySources, prefixes: Iterable[str]) -> None:
     """Learn what an earlier process left below ``prefixes``, where that is not known: one request or two for each."""
     for prefix in prefixes:
-        if prefix in catalogue:
+        if prefix in copy_sources:
             continue
         try:
             manifest = await find_manifest(store, prefix)
@@ -97,7 +97,7 @@ async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) ->
             log.info("nothing is copied from %s: %s", prefix, error)
             return
         if manifest is not None:
-            catalogue.remember(prefix, manifest.files)
+            copy_sources.remember(prefix, manifest.files)
 
 
 Name = TypeVar("Name")
@@ -114,12 +114,12 @@ def _parent(prefix: str) -> str:
     return prefix.rstrip("/").rpartition("/")[0]
 
 
-class Sources:
+class TreeCopySources:
     """What one pass over a tree may copy from. ``known``: the tree's own files as the store has them."""
 
-    def __init__(self, prefix: str, known: Mapping[str, FileEntry], catalogue: Catalogue | None = None) -> None:
+    def __init__(self, prefix: str, known: Mapping[str, FileEntry], copy_sources: CopySources | None = None) -> None:
         self._prefix, self._known = prefix, known
-        self._catalogue = catalogue or Catalogue()
+        self._catalogue = copy_sources or CopySources()
         self._by_content: dict[Content, Candidate] = {}
         self._by_size: dict[int, list[Candidate]] = {}
         self._moved: dict[str, list[Candidate]] = {}

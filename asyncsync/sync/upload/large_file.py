@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import TRIES, Digest, digest_range, md5_range, stat_file
@@ -20,8 +20,8 @@ from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.sync.upload.append_only import samples, trusted
-from asyncsync.sync.upload.assembly import Account, Assembly, Fate, grid_of
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.assembly import Account, Assembly, FileOutcome, part_size_of
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
 from asyncsync.sync.upload.multipart import find_upload, going_on, open_upload
 from asyncsync.sync.upload.open_uploads import OpenUploads
@@ -35,13 +35,13 @@ class LargeFile:
 
     def __init__(
         self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account,
-        sources: Sources, writes: Replacing | None = None,
+        sources: TreeCopySources, writes: Replacing | None = None,
     ) -> None:  # fmt: skip
         self._writes = writes or Replacing(store)
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads, self._account, self._sources = uploads, account, sources
 
-    async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
+    async def send(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
         """The entry for the manifest and what became of the file.
 
         SourceChangedError if the file changed each time it was read, or at all where the state to send is fixed;
@@ -74,7 +74,7 @@ class LargeFile:
             f"{file.path}: changed {TRIES} times while it was read; is it written to all the time?"
         )
 
-    async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
+    async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
         if file.size <= min(self._config.multipart_threshold, self._store.traits.max_single_put):
             return await self._put(file, known)
         unnamed = self._uploads.sent(self._prefix + file.path)
@@ -96,7 +96,7 @@ class LargeFile:
     def _range(self, file: FileStat, offset: int, size: int) -> FileRange:
         return FileRange(self._path(file), offset, size)
 
-    async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, Fate]:
+    async def _put(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
         body = self._range(file, 0, file.size)
         digest = await in_hasher(digest_range, body)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
@@ -132,11 +132,11 @@ class LargeFile:
 
     async def _assemble(
         self, file: FileStat, own: FileEntry | None, candidates: list[Candidate]
-    ) -> tuple[FileEntry, Fate]:
+    ) -> tuple[FileEntry, FileOutcome]:
         """Send only what the store has nowhere. LostSourceError if that did not work out."""
         key = self._prefix + file.path
         matches = Matches(candidates)
-        size = grid_of(file, matches, self._store.traits, self._config)
+        size = part_size_of(file, matches, self._store.traits, self._config)
         # its parts are not those of the same file sent whole: the negative size tells the two apart
         begun, parts = await find_upload(self._store, self._uploads, key, -size)
         if begun is not None and not self._uploads.is_open(key, begun.upload_id):
@@ -157,7 +157,7 @@ class LargeFile:
             if not getattr(error, "retryable", False):
                 self._uploads.abandon_key(key)
             raise
-        if done.fate == "unchanged":
+        if done.outcome == "unchanged":
             self._uploads.abandon_key(key)  # what was begun for another state of the file
             if self._uploads.sent(key) is None:
                 assert own is not None
@@ -169,7 +169,7 @@ class LargeFile:
         entry = self._entry(file, done.crc32c, done.part_size, done.digests, done.version)
         self._uploads.file_sent(key, entry)
         self._uploads.abandon_key(key)
-        return entry, done.fate
+        return entry, done.outcome
 
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
@@ -271,7 +271,7 @@ class _Parts:
     async def run(self) -> None:
         count = len(self.cuts)
         most = self._owner._config.max_concurrency + 1  # noqa: SLF001  one more: it is hashed meanwhile
-        await for_each(range(1, count + 1), self._send, min(count, PARTS_AT_ONCE, most))
+        await for_each_limited(range(1, count + 1), self._send, min(count, PARTS_AT_ONCE, most))
 
     async def _send(self, number: int) -> None:
         owner = self._owner

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from asyncsync.disk.files import Progress
+from asyncsync.disk.files import ResumeToken
 from asyncsync.disk.journal import Journal, OpenUpload, Owed
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
@@ -100,15 +100,15 @@ class OpenUploads:
             self._uri, upload.key, upload.upload_id, part.number, part.offset, part.size, part.etag, part.crc32c
         )
 
-    def progress(self, upload: Upload, part: Part) -> Progress:
+    def progress(self, upload: Upload, part: Part) -> ResumeToken:
         """For the body of a part that is about to be sent. An earlier attempt counts if it had the same bytes."""
         known = self._parts[upload.key].get(part.number)
         token = None
         if known is not None and known.etag.startswith(_BEGUN) and replace(known, etag=part.etag) == part:
             token = known.etag.removeprefix(_BEGUN)
-        return Progress(token, lambda fresh: self.part_done(upload, replace(part, etag=_BEGUN + fresh)))
+        return ResumeToken(token, lambda fresh: self.part_done(upload, replace(part, etag=_BEGUN + fresh)))
 
-    def progress_of_whole(self, key: str, path: str, file: FileStat, crc32c: int) -> Progress:
+    def progress_of_whole(self, key: str, path: str, file: FileStat, crc32c: int) -> ResumeToken:
         """The same for a file that goes in one piece; :meth:`whole_sent` once it is there."""
         if not self.is_open(key, WHOLE):
             self.abandon_key(key)

@@ -24,8 +24,8 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.breaker import GoneError
-from asyncsync.sync.upload.assembly import Fate
-from asyncsync.sync.upload.copy_sources import Catalogue, Sources
+from asyncsync.sync.upload.assembly import FileOutcome
+from asyncsync.sync.upload.copy_sources import CopySources, TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
 from asyncsync.sync.upload.large_file import LargeFile
 from asyncsync.sync.upload.open_uploads import OpenUploads
@@ -80,7 +80,7 @@ class TreeUpload:
         uploads: OpenUploads,
         *,
         known: Manifest | None = None,
-        catalogue: Catalogue | None = None,
+        copy_sources: CopySources | None = None,
         on_progress: OnProgress | None = None,
         writes: Replacing | None = None,
     ) -> None:
@@ -89,7 +89,7 @@ class TreeUpload:
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads = uploads
         self._known = known.files if known is not None else {}
-        self._sources = Sources(prefix, self._known, catalogue)
+        self._sources = TreeCopySources(prefix, self._known, copy_sources)
         self._on_progress = on_progress
         self._progress_at = 0.0
         self._small: deque[FileStat] = deque()
@@ -237,14 +237,14 @@ class TreeUpload:
             self._writes,
         )  # fmt: skip
         try:
-            entry, fate = await large.send(file, self._known.get(file.path))
+            entry, outcome = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:
             self._failed(file.path, error)
             return
-        if fate == "unchanged":
+        if outcome == "unchanged":
             self._unchanged(file, entry)
         else:
-            self._sent(entry, fate)
+            self._sent(entry, outcome)
 
     def _account(self, sent: int, reused: int, copied: int) -> None:
         self.tally.bytes_sent += sent
@@ -252,10 +252,10 @@ class TreeUpload:
         self.tally.bytes_copied += copied
         self._tell()
 
-    def _sent(self, entry: FileEntry, fate: Fate) -> None:
+    def _sent(self, entry: FileEntry, outcome: FileOutcome) -> None:
         self.tally.entries[entry.path] = entry
-        self.tally.files_sent += fate == "sent"
-        self.tally.files_copied += fate == "copied"
+        self.tally.files_sent += outcome == "sent"
+        self.tally.files_copied += outcome == "copied"
         self._tell()
 
     def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
