@@ -145,9 +145,14 @@ def accept(path: str) -> Accepted:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be read: {error}") from error
     _refuse(path, found)
     return Accepted(
-        path, os.path.realpath(path), tuple(sorted(found.files)), single=False, looked=looked,
-        mapped=mapped_below(path, fresh=True), warnings=tuple(found.warnings),
-    )  # fmt: skip
+        path,
+        os.path.realpath(path),
+        tuple(sorted(found.files)),
+        single=False,
+        looked=looked,
+        mapped=mapped_below(path, fresh=True),
+        warnings=tuple(found.warnings),
+    )
 
 
 def _accept_file(path: str, looked: int) -> Accepted:

@@ -73,22 +73,39 @@ MIGRATIONS: tuple[str, ...] = (
 TABLES: Mapping[str, tuple[str, ...]] = {
     "trees": ("tree", "manifest", "version", "saved"),
     "uploads": (
-        "uri", "key", "upload_id", "local_path", "size", "mtime_ns", "inode", "part_size", "opened",
+        "uri",
+        "key",
+        "upload_id",
+        "local_path",
+        "size",
+        "mtime_ns",
+        "inode",
+        "part_size",
+        "opened",
     ),
     "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c"),
     "owed": ("id", "uri", "kind", "payload", "since"),
     "checkpoints": ("uri", "trial", "name", "payload", "accepted"),
     "sent": ("uri", "key", "entry", "since"),
-}  # fmt: skip
+}
 """Columns of each table after all migrations; each has ``digest`` too."""
 
 _REFUSALS = frozenset(
     (
-        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_AUTH,
     )
-)  # fmt: skip
+)
 """What SQLite says of a disk that will not, or a file that is in use. Whatever else it says is damage."""
 
 
@@ -174,8 +191,11 @@ class Database:
             if bad:
                 log.warning(
                     "the journal %s is damaged: %d row(s) of %s are not what was written and were forgotten; what they "
-                    "said is asked of the store, or read from the files, again", self._path, len(bad), table,
-                )  # fmt: skip
+                    "said is asked of the store, or read from the files, again",
+                    self._path,
+                    len(bad),
+                    table,
+                )
             return good
 
         return self._do(work)

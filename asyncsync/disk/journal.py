@@ -26,9 +26,16 @@ from asyncsync.errors import EngineClosedError
 from asyncsync.runtime import token, wall_time
 
 __all__ = [
-    "Journal", "OpenPart", "OpenUpload", "Owed", "PendingCheckpoint", "TreeState", "journal_path", "state_dir",
+    "Journal",
+    "OpenPart",
+    "OpenUpload",
+    "Owed",
+    "PendingCheckpoint",
+    "TreeState",
+    "journal_path",
+    "state_dir",
     "tree_lock",
-]  # fmt: skip
+]
 
 T = TypeVar("T")
 _PUT = {table: put(table) for table in TABLES}
@@ -203,12 +210,21 @@ class Journal:
         for _, key, upload_id, *part in await self._rows("parts", "number", uri=uri):
             parts.setdefault((key, upload_id), []).append(OpenPart(*part))
         return [
-            OpenUpload(uri, key, upload_id, _text(path), size, mtime_ns, int(inode), part_size,
-                       tuple(parts.get((key, upload_id), ())))
+            OpenUpload(
+                uri,
+                key,
+                upload_id,
+                _text(path),
+                size,
+                mtime_ns,
+                int(inode),
+                part_size,
+                tuple(parts.get((key, upload_id), ())),
+            )
             for _, key, upload_id, path, size, mtime_ns, inode, part_size, _ in await self._rows(
                 "uploads", "opened", uri=uri
             )
-        ]  # fmt: skip
+        ]
 
     # -- files that no manifest names yet
 

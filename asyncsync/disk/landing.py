@@ -25,8 +25,15 @@ from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
 
 _REFUSED = {
-    errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EROFS, errno.ENOTTY,
-}  # fmt: skip
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EROFS,
+    errno.ENOTTY,
+}
 """How file systems say that files there have no mode or time of their own."""
 
 

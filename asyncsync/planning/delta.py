@@ -86,7 +86,7 @@ def pieces_of(
     runs = [
         run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last may go on
         for index, run in enumerate(runs)
-    ]  # fmt: skip
+    ]
     runs = _joined(_worth_it(_joined(runs), limits))
     decided = len(runs) if final else _decided(runs, limits.floor)
     kept = _joined(_floored(runs[:decided], limits, final=final))
@@ -229,10 +229,7 @@ def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> lis
         count = -(-run.size // limits.copied) if limits.ranges else 1
         step = -(-run.size // count)
         starts = range(run.offset, run.end, step)
-        return [
-            PlannedPart(start, min(step, run.end - start), run.origin.at(start - run.offset))
-            for start in starts
-        ]  # fmt: skip
+        return [PlannedPart(start, min(step, run.end - start), run.origin.at(start - run.offset)) for start in starts]
     bounds = [segment.offset for segment in segments if run.offset < segment.offset < run.end]
     pieces: list[PlannedPart] = []
     start = run.offset

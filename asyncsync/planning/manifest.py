@@ -40,9 +40,14 @@ _REQUIRED = len(_FIELDS)
 _MOST_TIME = 1 << 65
 """Nanoseconds, either way: any that a file system can tell, and more than a restored file can be given."""
 _INFO = {
-    "time": seconds, "metrics": mapping, "metadata": mapping, "scanned_ns": whole, "generation": whole, "id": text,
+    "time": seconds,
+    "metrics": mapping,
+    "metadata": mapping,
+    "scanned_ns": whole,
+    "generation": whole,
+    "id": text,
     "nonce": text,
-}  # fmt: skip
+}
 """What asyncsync reads of ``info``, if it is there."""
 
 

@@ -175,18 +175,26 @@ class Syncer:
         store = session.view(Lane.CHECKPOINT, "download")
         report = await download_tree(store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency)
         return SyncReport(
-            files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
-            bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),
-            seconds=report.seconds, warnings=report.warnings,
-        )  # fmt: skip
+            files_sent=report.files_fetched,
+            files_skipped=report.files_skipped,
+            bytes_total=report.bytes_total,
+            bytes_sent=report.bytes_fetched,
+            bytes_copied=0,
+            requests=getattr(store, "requests", 0),
+            seconds=report.seconds,
+            warnings=report.warnings,
+        )
 
     def _progress(self, tally: Tally) -> None:
         self._emit(
             Progress(
-                tree=KEY, files_done=tally.files_done, files_total=tally.files_total,
-                bytes_done=tally.bytes_sent + tally.bytes_reused, bytes_total=tally.bytes_total,
+                tree=KEY,
+                files_done=tally.files_done,
+                files_total=tally.files_total,
+                bytes_done=tally.bytes_sent + tally.bytes_reused,
+                bytes_total=tally.bytes_total,
             )
-        )  # fmt: skip
+        )
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

@@ -95,9 +95,25 @@ class Tree:
     """``prefix`` is relative to the session's store and ends in ``/`` (or is empty)."""
 
     __slots__ = (
-        "_begun", "_files", "_from_journal", "_guessed", "_looked", "_manifest", "_mapped", "_narrow", "_options",
-        "_reduced", "_sent", "_session", "_uncommitted", "_upload", "_version", "_view", "prefix", "root",
-    )  # fmt: skip
+        "_begun",
+        "_files",
+        "_from_journal",
+        "_guessed",
+        "_looked",
+        "_manifest",
+        "_mapped",
+        "_narrow",
+        "_options",
+        "_reduced",
+        "_sent",
+        "_session",
+        "_uncommitted",
+        "_upload",
+        "_version",
+        "_view",
+        "prefix",
+        "root",
+    )
 
     def __init__(self, session: Session, root: str, prefix: str, options: TreeOptions) -> None:
         self.root, self.prefix = root, prefix

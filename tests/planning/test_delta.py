@@ -91,9 +91,14 @@ def test_nothing_is_decided_that_later_segments_may_change() -> None:
 origins = st.none() | st.builds(Origin, st.sampled_from("ab"), st.just("v"), st.integers(0, 90), st.just(200))
 files = st.lists(st.tuples(st.integers(1, 30), origins), min_size=1, max_size=14)
 limits = st.builds(
-    Limits, floor=st.integers(1, 12), part=st.integers(12, 40), copied=st.integers(24, 100), ranges=st.booleans(),
-    least_source=st.sampled_from([0, 250]), request_cost=st.integers(0, 20),
-)  # fmt: skip
+    Limits,
+    floor=st.integers(1, 12),
+    part=st.integers(12, 40),
+    copied=st.integers(24, 100),
+    ranges=st.booleans(),
+    least_source=st.sampled_from([0, 250]),
+    request_cost=st.integers(0, 20),
+)
 
 
 @given(files, limits, st.integers(1, 8))

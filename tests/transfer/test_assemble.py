@@ -303,18 +303,32 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeyp
     full = digest(bytes(part))
     parts = [full] * (10 * GIB // part) + ([digest(bytes(tail))] if tail else [])
     known = FileEntry(
-        "train.log", old, 0, 0o644, 0, part, tuple(d.xxh3 for d in parts), tuple(d.crc32c for d in parts), "old",
-        stat.inode, digest(bytes(SAMPLED)).xxh3,
-    )  # fmt: skip
+        "train.log",
+        old,
+        0,
+        0o644,
+        0,
+        part,
+        tuple(d.xxh3 for d in parts),
+        tuple(d.crc32c for d in parts),
+        "old",
+        stat.inode,
+        digest(bytes(SAMPLED)).xxh3,
+    )
     sent, read = [], counted(monkeypatch)
 
     async def main() -> None:
         store, sources = Kept("b", "p"), TreeCopySources("", {"train.log": known})
         async with Journal.open(None) as journal:
             large = LargeFile(
-                store, "", str(tmp_path), TransferConfig(), OpenUploads(store.uri, journal),
-                lambda *counts: sent.append(counts), sources,
-            )  # fmt: skip
+                store,
+                "",
+                str(tmp_path),
+                TransferConfig(),
+                OpenUploads(store.uri, journal),
+                lambda *counts: sent.append(counts),
+                sources,
+            )
             await large.send(stat, known)
         assert sum(p.size for p in store.parts) == old + MIB
 

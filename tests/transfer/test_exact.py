@@ -127,10 +127,11 @@ async def test_a_pulled_experiment_is_exact_over_all_its_trees(store, tmp_path):
     (target / "stray").write_bytes(b"x")
     report = await pull(URI, target, exact=True)
     assert contents(target) == {
-        "searcher.pkl": b"state", "t/result.json": b'{"loss": 1}\n',
+        "searcher.pkl": b"state",
+        "t/result.json": b'{"loss": 1}\n',
         **{f"t/checkpoint_000000/{name}": data for name, data in OLD.items()},
         **{f"t/checkpoint_000001/{name}": data for name, data in NEW.items()},
-    }  # fmt: skip
+    }
     assert report.files_deleted == 2
     assert not (target / "t" / "checkpoint_000007").exists()
 

@@ -52,9 +52,14 @@ class RangedFile:
     """
 
     def __init__(
-        self, store: Store, prefix: str, landing: Landing, part_size: int, account: Callable[[int], None],
+        self,
+        store: Store,
+        prefix: str,
+        landing: Landing,
+        part_size: int,
+        account: Callable[[int], None],
         reuse: Callable[[int], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.entry, self._reuse = landing.entry, reuse
         self._store, self._key, self._landing, self._account = store, prefix + landing.entry.path, landing, account
         self._parts = list(self.entry.ranges())

@@ -125,9 +125,15 @@ class _StopError(Exception):
 
 class _Download:
     def __init__(
-        self, store: Store, prefix: str, manifest: Manifest, target: Path, concurrency: int,
-        on_progress: Callable[[Progress], None] | None, part_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        prefix: str,
+        manifest: Manifest,
+        target: Path,
+        concurrency: int,
+        on_progress: Callable[[Progress], None] | None,
+        part_size: int,
+    ) -> None:
         self._store, self._prefix, self._manifest = store, prefix, manifest
         self._target = os.path.abspath(target)
         self._concurrency, self._part_size = max(1, concurrency), part_size
@@ -301,11 +307,13 @@ class _Download:
         self._told = now
         self._on_progress(
             Progress(
-                tree=self._prefix.rstrip("/"), files_done=len(self.landed) + self._skipped,
-                files_total=len(self._manifest.files), bytes_done=self._bytes + self._skipped_bytes,
+                tree=self._prefix.rstrip("/"),
+                files_done=len(self.landed) + self._skipped,
+                files_total=len(self._manifest.files),
+                bytes_done=self._bytes + self._skipped_bytes,
                 bytes_total=self._manifest.bytes_total,
             )
-        )  # fmt: skip
+        )
 
     async def _failed(self) -> Exception:
         """One error for all that went wrong."""

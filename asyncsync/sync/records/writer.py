@@ -27,9 +27,19 @@ class RecordFile:
     """
 
     __slots__ = (
-        "_answer", "_asked", "_encode", "_heard", "_lock", "_lost", "_revision", "_token", "_unsure", "_written", "key",
+        "_answer",
+        "_asked",
+        "_encode",
+        "_heard",
+        "_lock",
+        "_lost",
+        "_revision",
+        "_token",
+        "_unsure",
+        "_written",
+        "key",
         "version",
-    )  # fmt: skip
+    )
 
     def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version

@@ -137,10 +137,20 @@ class Assembly:
     """One file on its way; hashed in parts of ``part_size`` bytes."""
 
     def __init__(
-        self, store: Store, key: str, path: str, file: FileStat, part_size: int, *, config: TransferConfig,
-        matches: Matches, uploads: OpenUploads, account: Account, known: Mapping[int, PartDigests],
+        self,
+        store: Store,
+        key: str,
+        path: str,
+        file: FileStat,
+        part_size: int,
+        *,
+        config: TransferConfig,
+        matches: Matches,
+        uploads: OpenUploads,
+        account: Account,
+        known: Mapping[int, PartDigests],
         writes: Replacing | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._key, self._path, self._file = store, key, path, file
         self._writes = writes or Replacing(store)
         self._at_once = config.max_concurrency + 1
@@ -279,9 +289,14 @@ class Assembly:
         try:
             async with self._copying:
                 part = await self._store.copy_part(
-                    self._upload, number, piece.offset, origin.key, origin.start, piece.size,
+                    self._upload,
+                    number,
+                    piece.offset,
+                    origin.key,
+                    origin.start,
+                    piece.size,
                     if_source_version=origin.version,
-                )  # fmt: skip
+                )
         except GoneError:
             raise
         except StoreError:  # gone, changed, not ours to read, or the store cannot do it
@@ -326,7 +341,10 @@ def part_size_of(file: FileStat, matches: Matches, traits: Traits, config: Trans
     """The part size for a file; that of what it is compared with, if possible."""
     most = traits.max_parts - 1  # a candidate's end may cut one in two
     size = part_size_for(
-        file.size, config.part_size or traits.part_size, least=traits.min_part_size, most=traits.max_part_size,
+        file.size,
+        config.part_size or traits.part_size,
+        least=traits.min_part_size,
+        most=traits.max_part_size,
         max_parts=most,
-    )  # fmt: skip
+    )
     return matches.part_size(size, file.size, most)

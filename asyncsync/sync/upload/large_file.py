@@ -34,9 +34,16 @@ class LargeFile:
     """Sends one file; sends it again if it changes meanwhile."""
 
     def __init__(
-        self, store: Store, prefix: str, root: str, config: TransferConfig, uploads: OpenUploads, account: Account,
-        sources: TreeCopySources, writes: Replacing | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        prefix: str,
+        root: str,
+        config: TransferConfig,
+        uploads: OpenUploads,
+        account: Account,
+        sources: TreeCopySources,
+        writes: Replacing | None = None,
+    ) -> None:
         self._writes = writes or Replacing(store)
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads, self._account, self._sources = uploads, account, sources
@@ -145,10 +152,18 @@ class LargeFile:
                 return there, "sent"
             begun = None
         work = Assembly(
-            self._store, key, self._path(file), file, size, config=self._config, matches=matches,
-            uploads=self._uploads, account=self._account,
-            known=await trusted(self._path(file), file, own, size, self._config), writes=self._writes,
-        )  # fmt: skip
+            self._store,
+            key,
+            self._path(file),
+            file,
+            size,
+            config=self._config,
+            matches=matches,
+            uploads=self._uploads,
+            account=self._account,
+            known=await trusted(self._path(file), file, own, size, self._config),
+            writes=self._writes,
+        )
         try:
             done = await work.run(begun, parts)
         except (SourceChangedError, IntegrityError):
@@ -174,9 +189,12 @@ class LargeFile:
     async def _multipart(self, file: FileStat) -> FileEntry:
         traits = self._store.traits
         size = part_size_for(
-            file.size, self._config.part_size or traits.part_size, least=traits.min_part_size,
-            most=traits.max_part_size, max_parts=traits.max_parts,
-        )  # fmt: skip
+            file.size,
+            self._config.part_size or traits.part_size,
+            least=traits.min_part_size,
+            most=traits.max_part_size,
+            max_parts=traits.max_parts,
+        )
         begun = self._uploads.part_size(self._prefix + file.path)
         if begun > 0 and file.size <= begun * traits.max_parts:
             size = begun
@@ -246,9 +264,17 @@ class LargeFile:
     @staticmethod
     def _entry(file: FileStat, crc: int, part_size: int, digests: list[Digest], version: str) -> FileEntry:
         return FileEntry(
-            file.path, file.size, file.mtime_ns, file.mode, crc, part_size,
-            tuple(digest.xxh3 for digest in digests), tuple(digest.crc32c for digest in digests), version, file.inode,
-        )  # fmt: skip
+            file.path,
+            file.size,
+            file.mtime_ns,
+            file.mode,
+            crc,
+            part_size,
+            tuple(digest.xxh3 for digest in digests),
+            tuple(digest.crc32c for digest in digests),
+            version,
+            file.inode,
+        )
 
 
 class _Parts:

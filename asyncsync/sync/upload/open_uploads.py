@@ -88,9 +88,16 @@ class OpenUploads:
             self._uri, upload.key, upload.upload_id, path, stat.size, stat.mtime_ns, stat.inode, part_size
         )
         self._open[upload.key] = OpenUpload(
-            uri=self._uri, key=upload.key, upload_id=upload.upload_id, local_path=path, size=stat.size,
-            mtime_ns=stat.mtime_ns, inode=stat.inode, part_size=part_size, parts=(),
-        )  # fmt: skip
+            uri=self._uri,
+            key=upload.key,
+            upload_id=upload.upload_id,
+            local_path=path,
+            size=stat.size,
+            mtime_ns=stat.mtime_ns,
+            inode=stat.inode,
+            part_size=part_size,
+            parts=(),
+        )
         self._parts[upload.key] = {}
 
     def part_done(self, upload: Upload, part: Part) -> None:

@@ -214,9 +214,17 @@ class TreeUpload:
             self._failed(stat.path, error)
             return
         entry = FileEntry(
-            stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
-            version, stat.inode,
-        )  # fmt: skip
+            stat.path,
+            stat.size,
+            stat.mtime_ns,
+            stat.mode,
+            digest.crc32c,
+            0,
+            (digest.xxh3,),
+            (digest.crc32c,),
+            version,
+            stat.inode,
+        )
         self._account(0 if copied else stat.size, 0, stat.size if copied else 0)
         self._sent(entry, "copied" if copied else "sent")
 
@@ -233,9 +241,15 @@ class TreeUpload:
 
     async def _send_large(self, file: FileStat) -> None:
         large = LargeFile(
-            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources,
+            self._store,
+            self._prefix,
+            self._root,
+            self._config,
+            self._uploads,
+            self._account,
+            self._sources,
             self._writes,
-        )  # fmt: skip
+        )
         try:
             entry, outcome = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:
