@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
-from asyncsync.disk.digests import TRIES
+from asyncsync.disk.digests import READ_ATTEMPTS
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
@@ -99,7 +99,7 @@ def copy_file(source: str, target: str) -> None:
     out. SourceChangedError if it changed each time that it was copied."""
     if not stat.S_ISREG(os.stat(source).st_mode):
         return
-    for _ in range(TRIES):
+    for _ in range(READ_ATTEMPTS):
         with open(source, "rb") as reader, open(target, "wb") as writer:
             before = FileStat.of(source, os.fstat(reader.fileno()))
             if not _clone(reader.fileno(), writer.fileno()):
@@ -107,7 +107,9 @@ def copy_file(source: str, target: str) -> None:
         if before.same_content_as(FileStat.of(source, os.stat(source))):
             shutil.copystat(source, target)
             return
-    raise SourceChangedError(f"{source}: changed {TRIES} times while it was copied; is it written to all the time?")
+    raise SourceChangedError(
+        f"{source}: changed {READ_ATTEMPTS} times while it was copied; is it written to all the time?"
+    )
 
 
 def link_file(source: str, target: str) -> None:

@@ -67,6 +67,36 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE checkpoints SET digest = row_digest('checkpoints', uri, trial, name, payload, accepted);
     UPDATE sent SET digest = row_digest('sent', uri, key, entry, since);
     """,
+    """
+    CREATE TABLE uploads_4 (
+        uri TEXT, key TEXT, upload_id TEXT, kind TEXT NOT NULL, local_path BLOB NOT NULL, size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, inode TEXT NOT NULL, part_size INTEGER NOT NULL, opened REAL NOT NULL, digest BLOB,
+        PRIMARY KEY (uri, key, upload_id)) WITHOUT ROWID;
+    INSERT INTO uploads_4 SELECT
+        uri, key, CASE upload_id WHEN 'in one piece' THEN '' ELSE upload_id END,
+        CASE WHEN upload_id = 'in one piece' THEN 'single' WHEN part_size < 0 THEN 'assembled' ELSE 'multipart' END,
+        local_path, size, mtime_ns, inode, abs(part_size), opened, NULL
+        FROM uploads WHERE CAST(digest AS BLOB) = row_digest(
+            'uploads', uri, key, upload_id, local_path, size, mtime_ns, inode, part_size, opened);
+    UPDATE uploads_4 SET digest = row_digest(
+        'uploads', uri, key, upload_id, kind, local_path, size, mtime_ns, inode, part_size, opened);
+    DROP TABLE uploads;
+    ALTER TABLE uploads_4 RENAME TO uploads;
+    CREATE TABLE parts_4 (
+        uri TEXT, key TEXT, upload_id TEXT, number INTEGER, offset INTEGER NOT NULL, size INTEGER NOT NULL,
+        etag TEXT NOT NULL, crc32c INTEGER, resume_token TEXT, digest BLOB,
+        PRIMARY KEY (uri, key, upload_id, number)) WITHOUT ROWID;
+    INSERT INTO parts_4 SELECT
+        uri, key, CASE upload_id WHEN 'in one piece' THEN '' ELSE upload_id END, number, offset, size,
+        CASE WHEN etag LIKE 'begun %' THEN '' ELSE etag END, crc32c,
+        CASE WHEN etag LIKE 'begun %' THEN substr(etag, 7) END, NULL
+        FROM parts WHERE CAST(digest AS BLOB) = row_digest(
+            'parts', uri, key, upload_id, number, offset, size, etag, crc32c);
+    UPDATE parts_4 SET digest = row_digest(
+        'parts', uri, key, upload_id, number, offset, size, etag, crc32c, resume_token);
+    DROP TABLE parts;
+    ALTER TABLE parts_4 RENAME TO parts;
+    """,
 )
 """``MIGRATIONS[n]`` leads from format n to n + 1; the format is ``PRAGMA user_version``. Only ever append."""
 
@@ -76,6 +106,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "uri",
         "key",
         "upload_id",
+        "kind",
         "local_path",
         "size",
         "mtime_ns",
@@ -83,7 +114,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "part_size",
         "opened",
     ),
-    "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c"),
+    "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c", "resume_token"),
     "owed": ("id", "uri", "kind", "payload", "since"),
     "checkpoints": ("uri", "trial", "name", "payload", "accepted"),
     "sent": ("uri", "key", "entry", "since"),

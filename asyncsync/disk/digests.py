@@ -1,9 +1,7 @@
-"""Reading files for sending, with the checksums of what was read. Blocking: for worker threads.
+"""Checksums of files and parts of files, and the content of small files. Blocking: for worker threads.
 
 CRC32C goes over the wire (16 GB/s), XXH3-128 is the identity of a part (33 GB/s); both let other threads run.
-A file counts as read only if size, mtime and inode were the same before and after.
-
-Checksums of one part of a file, and of its beginning by itself. Blocking: for worker threads.
+A file counts as read only if its size, mtime and inode were the same before and after.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ import google_crc32c
 import xxhash
 
 from asyncsync.disk.files import FileRange, open_nonblocking
-from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.errors import SourceChangedError
+from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.planning.snapshot import FileStat
 
-TRIES = 3
+READ_ATTEMPTS = 3
 """How often a file that changes while it is read is read again."""
 
 
@@ -33,6 +31,19 @@ class Digest:
 
     crc32c: int
     xxh3: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartDigests:
+    """Checksums of a part: of all its bytes, and of its first bytes if they were asked for."""
+
+    whole: Digest
+    head: Digest | None = None
+
+    def tail_crc(self, size: int) -> int:
+        """CRC32C of the last ``size`` bytes: all those after the head."""
+        assert self.head is not None
+        return crc32c_combine(self.head.crc32c, 0, size) ^ self.whole.crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +62,27 @@ def digest(data: bytes) -> Digest:
 
 def digest_range(body: FileRange) -> Digest:
     """Checksums of a range of a file, read in pieces. SourceChangedError if the file has become shorter."""
+    return digest_part(body).whole
+
+
+def digest_part(body: FileRange, head_size: int = 0) -> PartDigests:
+    """Checksums of a part, read once, and of its first ``head_size`` bytes. SourceChangedError if the file has become
+    shorter."""
     crc, identity, done = 0, xxhash.xxh3_128(), 0
+    head: Digest | None = None
     for piece in body.pieces():
-        crc = google_crc32c.extend(crc, piece)
-        identity.update(piece)
+        rest = piece
+        if done < head_size <= done + len(piece):
+            first, rest = piece[: head_size - done], piece[head_size - done :]
+            crc = google_crc32c.extend(crc, first)
+            identity.update(first)
+            head = Digest(int(crc), identity.hexdigest())
+        crc = google_crc32c.extend(crc, rest)
+        identity.update(rest)
         done += len(piece)
     if done != body.size:
         raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return Digest(int(crc), identity.hexdigest())
+    return PartDigests(Digest(int(crc), identity.hexdigest()), head)
 
 
 def md5_range(body: FileRange) -> str:
@@ -89,7 +113,7 @@ def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[L
 
 def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
     try:
-        for _ in range(TRIES):
+        for _ in range(READ_ATTEMPTS):
             descriptor = open_nonblocking(f"{root}/{path}", os.O_RDONLY)
             try:
                 info = os.fstat(descriptor)
@@ -106,7 +130,9 @@ def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError 
                 return Loaded(before, data, digest(data))
     except OSError as error:
         return error
-    return SourceChangedError(f"{path}: changed {TRIES} times while it was read; is it written to all the time?")
+    return SourceChangedError(
+        f"{path}: changed {READ_ATTEMPTS} times while it was read; is it written to all the time?"
+    )
 
 
 def _read_all(descriptor: int, size: int) -> bytes:
@@ -125,35 +151,3 @@ def stat_file(root: str, path: str) -> FileStat:
     if not stat.S_ISREG(info.st_mode):
         raise FileNotFoundError(errno.ENOENT, "no file any more", path)
     return FileStat.of(path, info)
-
-
-@dataclass(frozen=True, slots=True)
-class PartDigests:
-    """Checksums of a part; ``head`` are those of its first bytes, as many as were asked for."""
-
-    whole: Digest
-    head: Digest | None = None
-
-    def tail_crc(self, size: int) -> int:
-        """CRC32C of the ``size`` bytes behind the head."""
-        assert self.head is not None
-        return crc32c_combine(self.head.crc32c, 0, size) ^ self.whole.crc32c
-
-
-def digest_part(body: FileRange, mark: int = 0) -> PartDigests:
-    """Read a part once. ``mark``: bytes at its start to know by themselves. SourceChangedError if the file ended."""
-    crc, identity, done = 0, xxhash.xxh3_128(), 0
-    head: Digest | None = None
-    for piece in body.pieces():
-        rest = piece
-        if done < mark <= done + len(piece):
-            first, rest = piece[: mark - done], piece[mark - done :]
-            crc = google_crc32c.extend(crc, first)
-            identity.update(first)
-            head = Digest(int(crc), identity.hexdigest())
-        crc = google_crc32c.extend(crc, rest)
-        identity.update(rest)
-        done += len(piece)
-    if done != body.size:
-        raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return PartDigests(Digest(int(crc), identity.hexdigest()), head)

@@ -1,4 +1,4 @@
-"""CRC32C of files and buffers; of pieces put together without reading them again, see planning/crc32c.py."""
+"""CRC32C of files and buffers. To combine the CRC32C of pieces without reading them, see planning/crc32c.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from pathlib import Path
 import google_crc32c
 
 from asyncsync.disk.files import PIECE
-from asyncsync.planning.crc32c import crc32c_combine
-
-__all__ = ["crc32c_combine", "crc32c_extend", "file_crc32c"]
 
 _SLICE = 1 << 16
 

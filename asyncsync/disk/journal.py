@@ -15,35 +15,39 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from asyncsync.config import state_dir
 from asyncsync.disk.database import TABLES, Database, Row, put
-from asyncsync.disk.locks import tree_lock
 from asyncsync.errors import EngineClosedError
 from asyncsync.runtime import token, wall_time
-
-__all__ = [
-    "Journal",
-    "OpenPart",
-    "OpenUpload",
-    "Owed",
-    "PendingCheckpoint",
-    "TreeState",
-    "journal_path",
-    "state_dir",
-    "tree_lock",
-]
 
 T = TypeVar("T")
 _PUT = {table: put(table) for table in TABLES}
 
 
+UploadKind = Literal["multipart", "assembled", "single"]
+"""``multipart``: every part is sent from the file. ``assembled``: some parts are copied inside the store. ``single``:
+the file is sent in one request that can be resumed; the store has no upload ID for it."""
+
+
 def journal_path() -> Path:
-    """Where the journal is unless told otherwise: ``state_dir()/journal.sqlite3``."""
+    """Where the journal of this user on this machine is: ``state_dir()/journal.sqlite3``."""
     return state_dir() / "journal.sqlite3"
+
+
+class UploadName(Protocol):
+    """Names one upload of a store: :class:`asyncsync.stores.base.Upload` does."""
+
+    @property
+    def key(self) -> str:
+        """Key of the object."""
+
+    @property
+    def upload_id(self) -> str:
+        """The store's ID of the upload; empty for kind ``single``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +60,33 @@ class TreeState:
 
 @dataclass(frozen=True, slots=True)
 class OpenPart:
-    """A finished part of an open upload; the fields are those of :class:`asyncsync.stores.base.Part`."""
+    """A part of an open upload: acknowledged by the store, or begun and resumable. Sizes in bytes."""
 
     number: int
     offset: int
+    """Where the part lies in the object."""
     size: int
     etag: str
+    """As the store gave it; empty for a part that is only begun."""
     crc32c: int | None = None
+    resume_token: str | None = None
+    """Lets a part that is only begun resume; None for a part that the store has acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A multipart upload that nobody has completed or aborted, and the state of the file that it was opened for."""
+    """An upload that was neither completed nor aborted, and the state of the local file when it was opened."""
 
     uri: str
     key: str
     upload_id: str
+    kind: UploadKind
     local_path: str
     size: int
     mtime_ns: int
     inode: int
     part_size: int
+    """Bytes; 0 for kind ``single``."""
     parts: tuple[OpenPart, ...] = ()
 
 
@@ -185,46 +195,44 @@ class Journal:
 
     # -- uploads
 
-    def upload_opened(
-        self, uri: str, key: str, upload_id: str, local_path: str, size: int, mtime_ns: int, inode: int, part_size: int
-    ) -> None:
-        """A multipart upload exists, for this state of a local file."""
-        # An inode may be larger than SQLite's signed integers, so it is kept as text.
-        file = (_blob(local_path), size, mtime_ns, str(inode), part_size)
-        self._put("uploads", uri, key, upload_id, *file, wall_time())
+    def upload_opened(self, upload: OpenUpload) -> None:
+        """An upload exists. Its ``parts`` are not recorded here, see :meth:`part_recorded`."""
+        self._put(
+            "uploads",
+            upload.uri,
+            upload.key,
+            upload.upload_id,
+            upload.kind,
+            _blob(upload.local_path),
+            upload.size,
+            upload.mtime_ns,
+            str(upload.inode),  # an inode may be larger than SQLite's signed integers
+            upload.part_size,
+            wall_time(),
+        )
 
-    def part_done(
-        self, uri: str, key: str, upload_id: str, number: int, offset: int, size: int, etag: str, crc32c: int | None
-    ) -> None:
-        """The store has acknowledged a part."""
-        self._put("parts", uri, key, upload_id, number, offset, size, etag, crc32c)
+    def part_recorded(self, uri: str, upload: UploadName, part: OpenPart) -> None:
+        """A part was begun, or acknowledged by the store."""
+        self._put("parts", uri, upload.key, upload.upload_id, *astuple(part))
 
-    def upload_closed(self, uri: str, key: str, upload_id: str) -> None:
+    def upload_closed(self, uri: str, upload: UploadName) -> None:
         """Completed or aborted."""
         for table in ("parts", "uploads"):
-            self._record(f"DELETE FROM {table} WHERE (uri, key, upload_id) = (?, ?, ?)", uri, key, upload_id)  # noqa: S608
+            statement = f"DELETE FROM {table} WHERE (uri, key, upload_id) = (?, ?, ?)"  # noqa: S608
+            self._record(statement, uri, upload.key, upload.upload_id)
 
     async def open_uploads(self, uri: str) -> list[OpenUpload]:
-        """All open uploads of a store, oldest first, with their finished parts by number."""
+        """All open uploads of a store, oldest first, with their parts by number."""
         parts: dict[tuple[str, str], list[OpenPart]] = {}
         for _, key, upload_id, *part in await self._rows("parts", "number", uri=uri):
             parts.setdefault((key, upload_id), []).append(OpenPart(*part))
-        return [
-            OpenUpload(
-                uri,
-                key,
-                upload_id,
-                _text(path),
-                size,
-                mtime_ns,
-                int(inode),
-                part_size,
-                tuple(parts.get((key, upload_id), ())),
-            )
-            for _, key, upload_id, path, size, mtime_ns, inode, part_size, _ in await self._rows(
-                "uploads", "opened", uri=uri
-            )
-        ]
+        found = []
+        for _, key, upload_id, kind, path, size, mtime_ns, inode, part_size, _ in await self._rows(
+            "uploads", "opened", uri=uri
+        ):
+            file = (_text(path), size, mtime_ns, int(inode), part_size)
+            found.append(OpenUpload(uri, key, upload_id, kind, *file, tuple(parts.get((key, upload_id), ()))))
+        return found
 
     # -- files that no manifest names yet
 

@@ -10,8 +10,6 @@ import struct
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from asyncsync.config import state_dir
 from asyncsync.errors import ConcurrentWriterError
@@ -136,14 +134,3 @@ class TreeLocks:
         """Free everything."""
         while self._places:
             self._file.release(self._places.pop())
-
-
-@contextmanager
-def tree_lock(tree: str) -> Iterator[None]:
-    """Be the only process of this machine that works on ``tree``; see :class:`TreeLocks`."""
-    locks = TreeLocks()
-    locks.take(tree)
-    try:
-        yield
-    finally:
-        locks.close()

@@ -16,7 +16,7 @@ from asyncsync.planning.snapshot import FileStat
 
 TRUSTED_FROM = 256 << 20
 """Bytes. Smaller files are read whole: that costs a tenth of a second."""
-SAMPLES, SAMPLE = 64, 256
+SAMPLE_COUNT, SAMPLE_BYTES = 64, 256
 """How many samples are taken of a file, and the bytes of each: 16 KiB."""
 
 
@@ -40,9 +40,9 @@ def may_be_appended(file: FileStat, known: FileEntry, patterns: Sequence[str]) -
     )
 
 
-def samples_of(size: int) -> list[int]:
+def sample_offsets(size: int) -> list[int]:
     """Where the samples of a file of ``size`` bytes begin: the first and the last bytes, and one somewhere in each
     stretch between, for what has a rhythm of its own must not fall into step with them."""
-    gap = max(size // (SAMPLES - 1), SAMPLE)
+    gap = max(size // (SAMPLE_COUNT - 1), SAMPLE_BYTES)
     inside = range(gap, size - gap, gap)
-    return [0, *(at + at * 2_654_435_761 % (gap - SAMPLE + 1) for at in inside), max(size - SAMPLE, 0)]
+    return [0, *(at + at * 2_654_435_761 % (gap - SAMPLE_BYTES + 1) for at in inside), max(size - SAMPLE_BYTES, 0)]

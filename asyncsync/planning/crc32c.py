@@ -6,7 +6,7 @@ of the bits behind it, and the second is added (RFC 3720, appendix B.4: Castagno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 _POLYNOMIAL = 0x82F63B78
@@ -75,16 +75,23 @@ def crc32c_combine(crc1: int, crc2: int, len2: int) -> int:
     return _multiply(_shift(len2), crc1) ^ crc2
 
 
+def crc32c_of_pieces(pieces: Iterable[tuple[int, int]]) -> int:
+    """CRC32C of consecutive pieces of any sizes, from the CRC32C and the size of each."""
+    total = 0
+    for crc, size in pieces:
+        total = crc32c_combine(total, crc, size)
+    return total
+
+
 def crc32c_of_parts(crcs: Sequence[int], size: int, part_size: int) -> int:
     """CRC32C of ``size`` bytes from those of its parts, all of ``part_size`` bytes but the last. 0.3 us a part."""
     *equal, last = crcs
     if not equal:
         return last
-    total = 0
     if len(equal) < TABLES_FROM:
-        for crc in equal:
-            total = crc32c_combine(total, crc, part_size)
+        total = crc32c_of_pieces((crc, part_size) for crc in equal)
     else:
+        total = 0
         low, second, third, high = _table(part_size)
         for crc in equal:
             total = low[total & 255] ^ second[total >> 8 & 255] ^ third[total >> 16 & 255] ^ high[total >> 24] ^ crc

@@ -20,6 +20,7 @@ from asyncsync.remote.verify import DEFAULT, Verification
 from asyncsync.report import RepairReport
 from asyncsync.stores.base import MISSING, Lane, Part
 from asyncsync.stores.guard.guarded import GuardedView
+from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.session import Session
 from asyncsync.sync.upload.multipart import open_upload
 
@@ -52,7 +53,7 @@ async def repair(
         job = _Repair(session, store, check, root)
         await for_each_limited(sorted(check.wrong), job.file, FILES_AT_ONCE)
         await job.verify_again()
-        await session.clean_up()
+        await clean_up(session)
         left = check.report(store.requests, deep=deep)
         return RepairReport(found, sorted(job.sent - check.wrong), job.failed, left)
     finally:

@@ -17,7 +17,7 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.sync.upload.append_only import trusted
+from asyncsync.sync.upload.append_only import trusted_parts
 from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
 from asyncsync.sync.upload.copy_sources import TreeCopySources
 
@@ -115,7 +115,7 @@ class Preview:
         size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:
             return FilePlan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
-        hashing = Hashing(path, file, matches, size, await trusted(path, file, own, size, self._config))
+        hashing = Hashing(path, file, matches, size, await trusted_parts(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
         if whole is not None and whole.key == self._prefix + file.path:

@@ -17,6 +17,7 @@ from asyncsync.events import Event, Progress
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.download.tree_download import download_tree
+from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
@@ -99,7 +100,7 @@ class Syncer:
         try:
             if kind is None:
                 await self._scheduler.idle()
-                await session.clean_up()
+                await clean_up(session)
         finally:
             self._scheduler.close()
             self._scheduler.cancel_running()

@@ -518,8 +518,7 @@ class Tree:
         self._guessed = self._reduced = False
         self._manifest, self._version, self._uncommitted = new, version, None
         self._session.copy_sources.remember(self.prefix, new.files)
-        for path in fresh:
-            self._session.uploads.file_named(self.prefix + path)
+        self._session.uploads.files_named(self.prefix + path for path in fresh)
         if not self._options.fresh:
             self._session.journal.save_tree(self.identity, data, version or MISSING)
 

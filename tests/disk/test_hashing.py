@@ -6,7 +6,8 @@ import google_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.disk.hashing import crc32c_combine, file_crc32c
+from asyncsync.disk.hashing import file_crc32c
+from asyncsync.planning.crc32c import crc32c_combine
 
 
 @given(st.binary(max_size=5000), st.binary(max_size=5000))

@@ -11,7 +11,7 @@ from asyncsync.engine.trials.state import TrialState
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
-from asyncsync.sync.session import GivenUp
+from asyncsync.sync.janitor import GivenUp
 from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
 

@@ -288,7 +288,7 @@ class Kept(MemoryStore):
         return ObjectInfo(upload.key, sum(part.size for part in parts), "new", crc32c)
 
 
-SAMPLED = appended.SAMPLES * appended.SAMPLE
+SAMPLED = appended.SAMPLE_COUNT * appended.SAMPLE_BYTES
 """Bytes: 16 KiB, read before and after."""
 
 

@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
 from asyncsync.stores.local import files as disk
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.landing import Landing
 from asyncsync.errors import IntegrityError, PreconditionError
+from asyncsync.planning.crc32c import crc32c_of_pieces
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 
@@ -137,23 +137,14 @@ class RangedFile:
 
     async def _check_part(self, part: int) -> None:
         offset, size, expected = self._parts[part]
-        crc = 0
-        for start, length in self._pieces[part]:
-            found = self._crcs.pop(start)
-            if found < 0:
-                crc = -1
-                break
-            crc = crc32c_combine(crc, found, length)
-        if crc != expected:
+        found = [(self._crcs.pop(start), length) for start, length in self._pieces[part]]
+        if any(crc < 0 for crc, _ in found) or crc32c_of_pieces(found) != expected:
             self._account(-size)
             if await self._read(offset, size) != expected:
                 raise damaged(self._store, self._key, self.entry, offset, self._info)
 
     def _check_whole(self) -> None:
-        crc = 0
-        for _, size, expected in self._parts:
-            crc = crc32c_combine(crc, expected, size)
-        if crc != self.entry.crc32c:
+        if crc32c_of_pieces((crc, size) for _, size, crc in self._parts) != self.entry.crc32c:
             raise IntegrityError(
                 f"{self.entry.path}: the manifest of {self._store.uri} contradicts itself, the checksums of the parts "
                 "do not make that of the file"
