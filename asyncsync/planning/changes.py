@@ -18,11 +18,11 @@ SCANNED = "scanned_ns"
 
 @dataclass(slots=True)
 class Changes:
-    """``send``: new or possibly changed; ``skip``: how many are as the manifest says; ``gone``: no longer there."""
+    """``send``: new or possibly changed; ``skip``: how many are as the manifest says; ``missing``: no longer there."""
 
     send: list[FileStat] = field(default_factory=list)
     skip: int = 0
-    gone: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 class Comparison:
@@ -32,36 +32,36 @@ class Comparison:
     A file that has not changed leaves nothing behind but its name: 100,000 of them cost 30 ms, not a list.
     """
 
-    __slots__ = ("_known", "_met", "_racy_from")
+    __slots__ = ("_found", "_known", "_racy_from")
 
     def __init__(self, manifest: Manifest | None, *, checksum: bool = False) -> None:
         self._known: Mapping[str, FileEntry] = manifest.files if manifest is not None else {}
         doubt_all = manifest is None or checksum
         self._racy_from = 0 if doubt_all else int(manifest.info.get(SCANNED, 0)) - RACY_NS  # type: ignore[union-attr]
-        self._met: list[str] = []
+        self._found: list[str] = []
 
     def same(self, path: str, size: int, mtime_ns: int, inode: int) -> bool:
         """Whether this file, of so many bytes, is as the manifest says. To be asked once a file."""
         entry = self._known.get(path)
         if entry is None:
             return False
-        self._met.append(path)
+        self._found.append(path)
         return entry.mtime_ns == mtime_ns < self._racy_from and entry.size == size and entry.inode == inode
 
-    def gone(self) -> list[str]:
+    def missing(self) -> list[str]:
         """What the manifest names and was not asked for."""
-        if len(self._met) == len(self._known):
+        if len(self._found) == len(self._known):
             return []
-        met = set(self._met)
-        return [path for path in self._known if path not in met]
+        found = set(self._found)
+        return [path for path in self._known if path not in found]
 
 
-def in_the_way(gone: Iterable[str], present: Iterable[str]) -> list[str]:
-    """Those of ``gone`` that were files where directories are now, or lay in directories that are files now: no file
+def in_the_way(missing: Iterable[str], present: Iterable[str]) -> list[str]:
+    """Those of ``missing`` that were files where directories are now, or lay in directories that are files now: no file
     system holds both."""
     files = set(present)
     parents = {parent for path in files for parent in _parents(path)}
-    return [path for path in gone if path in parents or not files.isdisjoint(_parents(path))]
+    return [path for path in missing if path in parents or not files.isdisjoint(_parents(path))]
 
 
 def _parents(path: str) -> Iterator[str]:

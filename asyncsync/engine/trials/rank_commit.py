@@ -38,7 +38,7 @@ from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.read import exists, find, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
 from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 
 READERS = 16
 LONGEST_REASON = 2000

@@ -35,7 +35,7 @@ from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import read_manifest
 from asyncsync.sync.scheduler import foreseen
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 from asyncsync.sync.upload.copy_sources import recall
 from asyncsync.sync.upload.create_only import CollisionError
 

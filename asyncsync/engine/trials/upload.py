@@ -13,7 +13,8 @@ from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID, Tree, TreeOptions
+from asyncsync.sync.tree import Tree, TreeOptions
+from asyncsync.sync.tree_manifest import ID
 
 T = TypeVar("T")
 
