@@ -114,7 +114,7 @@ class Drain:
                         await job.handle.ended()
             await for_each_limited(list(self._registry.trials.values()), self._record, AT_ONCE)
         finally:
-            self._scheduler.go_on()
+            self._scheduler.resume()
             self._runner.all()
 
     async def _record(self, trial: TrialState) -> None:

@@ -1,4 +1,4 @@
-"""What a sync would do, file by file, without doing it: files are read, nothing is sent."""
+"""A preview of a sync, file by file: files are read, nothing is sent."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from asyncsync.sync.upload.append_only import trusted_parts
 from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
 from asyncsync.sync.upload.copy_sources import TreeCopySources
 
-READERS = 8
+PREVIEW_READERS = 8
 """Files that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """What would become of one file. ``assemble``: some of it is sent, the store copies the rest. Sizes in bytes."""
+    """What a sync would do with one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
+    bytes."""
 
     path: str
     size: int
@@ -35,38 +36,38 @@ class FilePlan:
     bytes_sent: int = 0
     bytes_copied: int = 0
     requests: int = 0
-    """A file that is sent in parts counts one for each, one to begin and one to complete."""
+    """A file that is sent in parts counts one request per part, one to open the upload and one to complete it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What a sync of a tree would do now; the names are those of :class:`asyncsync.SyncReport`."""
+    """What a sync of a tree would do now; field names as in :class:`asyncsync.SyncReport`."""
 
     files: list[FilePlan]
-    """One for each file that may have changed, by path."""
+    """One plan for each file that may have changed, by path."""
     gone: list[str]
     """Files that would be deleted from the store."""
     files_skipped: int
-    """As the manifest says: not even read."""
+    """Files that are unchanged according to the manifest: they are not even read."""
     bytes_total: int
-    """Of all files of the tree."""
+    """Bytes of all files of the tree."""
     requests: int
-    """If none has to be repeated and no earlier sync was broken off."""
+    """Number of requests, if none is retried and no earlier sync was interrupted."""
     warnings: tuple[str, ...]
 
     @property
     def todo(self) -> list[FilePlan]:
-        """Files of which something is sent or copied."""
+        """Files of which bytes are sent or copied."""
         return [plan for plan in self.files if plan.action != "keep"]
 
     @property
     def bytes_sent(self) -> int:
-        """That would travel."""
+        """Bytes that would be sent."""
         return sum(plan.bytes_sent for plan in self.files)
 
     @property
     def bytes_copied(self) -> int:
-        """That the store would copy."""
+        """Bytes that the store would copy."""
         return sum(plan.bytes_copied for plan in self.files)
 
 
@@ -81,7 +82,7 @@ class Preview:
         self._sources = TreeCopySources(prefix, known)
 
     async def of(self, files: Iterable[FileStat]) -> list[FilePlan]:
-        """One for each file, by path. Files that vanish meanwhile are left out. OSError if one cannot be read."""
+        """One plan per file, by path. Files that vanish meanwhile are left out. OSError if a file cannot be read."""
         files = list(files)
         self._sources.prepare(files)
         found: list[FilePlan] = []
@@ -92,7 +93,7 @@ class Preview:
             except (FileNotFoundError, SourceChangedError):
                 return
 
-        await for_each_limited(files, look, min(READERS, max(1, len(files))))
+        await for_each_limited(files, look, min(PREVIEW_READERS, max(1, len(files))))
         return sorted(found, key=lambda plan: plan.path)
 
     async def _plan(self, file: FileStat) -> FilePlan:
@@ -114,7 +115,7 @@ class Preview:
         matches = Matches(candidates)
         size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:
-            return FilePlan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
+            return FilePlan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._other_requests())
         hashing = Hashing(path, file, matches, size, await trusted_parts(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
@@ -126,8 +127,8 @@ class Preview:
         pieces, _ = pieces_of(segments, limits)
         sent = sum(piece.size for piece in pieces if piece.origin is None)
         action: Literal["send", "copy", "assemble"] = "assemble" if 0 < sent < file.size else "send" if sent else "copy"
-        return FilePlan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._around())
+        return FilePlan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._other_requests())
 
-    def _around(self) -> int:
-        """Requests of an upload beside its parts."""
+    def _other_requests(self) -> int:
+        """Requests of an upload beside those for its parts."""
         return 3 if self._store.traits.complete_asks else 2

@@ -33,7 +33,7 @@ from asyncsync.planning.retention import by_age, to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import read_manifest
-from asyncsync.sync.scheduler import foreseen
+from asyncsync.sync.scheduler import reportable
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree_manifest import ID
 from asyncsync.sync.upload.copy_sources import recall
@@ -130,14 +130,14 @@ class CheckpointRunner:
                 raise
             trial.job_ended(job, stopped(job))
             raise
-        except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
+        except Exception as error:  # noqa: BLE001  # an unexpected error fails this checkpoint only
             if job.registered and job.name in trial.stored:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
             elif self._context.stopped:  # no verdict: the cancel came when the answer did
                 trial.job_ended(job, stopped(job))
                 return
             else:
-                await self._failed(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
+                await self._failed(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
                 return
         seconds = asyncio.get_running_loop().time() - started
         self._context.emit(
