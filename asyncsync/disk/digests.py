@@ -48,7 +48,7 @@ class PartDigests:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A whole small file in memory, as it was at ``stat``."""
+    """A small file in memory, as it was at ``stat``."""
 
     stat: FileStat
     data: bytes
@@ -86,7 +86,7 @@ def digest_part(body: FileRange, head_size: int = 0) -> PartDigests:
 
 
 def md5_range(body: FileRange) -> str:
-    """MD5 (hex) of a range: the ETag of a part that was not encrypted with a key of the user's."""
+    """MD5 (hex) of a range: the ETag of a part, unless it is encrypted with a key of the user."""
     md5 = hashlib.md5(usedforsecurity=False)
     for piece in body.pieces():
         md5.update(piece)
@@ -94,7 +94,7 @@ def md5_range(body: FileRange) -> str:
 
 
 def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
-    """XXH3-128 (hex) of ``size`` bytes from each of ``starts`` on. SourceChangedError if the file has ended before."""
+    """XXH3-128 (hex) of ``size`` bytes from each of ``starts``. SourceChangedError if the file is shorter."""
     identity = xxhash.xxh3_128()
     with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
         for start in starts:
@@ -106,8 +106,8 @@ def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
 
 
 def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[Loaded | OSError | SourceChangedError]:
-    """Read small files whole; for each, what was read or why not. FileNotFoundError: it vanished. ``fixed``: only what
-    is as ``files`` say counts."""
+    """Read small files into memory; for each, the content or the error. FileNotFoundError: the file vanished.
+    ``fixed``: a file counts only in the state that ``files`` gives."""
     return [_load_one(root, file.path, file if fixed else None) for file in files]
 
 
@@ -118,7 +118,7 @@ def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError 
             try:
                 info = os.fstat(descriptor)
                 if not stat.S_ISREG(info.st_mode):
-                    return FileNotFoundError(errno.ENOENT, "no file any more", path)
+                    return FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
                 before = FileStat.of(path, info)
                 data = _read_all(descriptor, before.size)
                 unchanged = len(data) == before.size and before.same_content_as(FileStat.of(path, os.fstat(descriptor)))
@@ -146,8 +146,8 @@ def _read_all(descriptor: int, size: int) -> bytes:
 
 
 def stat_file(root: str, path: str) -> FileStat:
-    """What a file is now; FileNotFoundError, also if something else is in its place."""
+    """The present state of a file. FileNotFoundError, also if something else is in its place."""
     info = os.stat(f"{root}/{path}")
     if not stat.S_ISREG(info.st_mode):
-        raise FileNotFoundError(errno.ENOENT, "no file any more", path)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
     return FileStat.of(path, info)

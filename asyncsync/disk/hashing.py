@@ -13,8 +13,8 @@ _SLICE = 1 << 16
 
 
 def crc32c_extend(crc: int, data: bytes | memoryview) -> int:
-    """``crc`` extended by ``data``. google-crc32c takes nothing but bytes: a view is copied a little at a time, which
-    stays in the processor's cache."""
+    """``crc`` extended by ``data``. google-crc32c accepts only bytes: a view is copied in slices, which stay in the
+    processor's cache."""
     if isinstance(data, bytes):
         return int(google_crc32c.extend(crc, data))
     for start in range(0, len(data), _SLICE):

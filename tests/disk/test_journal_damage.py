@@ -139,7 +139,7 @@ async def test_text_that_is_no_text_costs_its_row(path, caplog):
     await fill(path)
     edit(path, "UPDATE trees SET version = CAST(x'ff80' AS TEXT) WHERE tree = ?", b"t0")
     assert await look(path) == ROWS - 1
-    assert "1 row(s) of trees are not what was written and were forgotten" in caplog.text
+    assert "1 row(s) of trees are not what was written and were dropped" in caplog.text
     caplog.clear()
     assert await look(path) == ROWS - 1
     assert caplog.text == ""
