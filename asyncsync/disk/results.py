@@ -15,7 +15,7 @@ import aiofiles.os
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError
-from asyncsync.planning.document import DEEPEST, check_depth
+from asyncsync.planning.document import MOST_LEVELS, check_depth
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
@@ -68,12 +68,12 @@ def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if isinstance(value, Mapping):
             copy: dict[str, Any] = json.loads(json.dumps(_textual(value, frozenset()), default=plain))
-            check_depth(copy, DEEPEST - LEVELS_ABOVE)
+            check_depth(copy, MOST_LEVELS - LEVELS_ABOVE)
             return copy
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
     raise ConfigError(
-        f"metrics, metadata and parameters must be JSON of at most {DEEPEST - LEVELS_ABOVE} levels: {why}"
+        f"metrics, metadata and parameters must be JSON of at most {MOST_LEVELS - LEVELS_ABOVE} levels: {why}"
     )
 
 
@@ -88,7 +88,7 @@ def _textual(value: Any, above: frozenset[int]) -> Any:
     if id(value) in above:
         raise ValueError("Circular reference detected")
     above |= {id(value)}
-    if len(above) > DEEPEST:
+    if len(above) > MOST_LEVELS:
         raise ValueError("it is nested too deeply")
     if isinstance(value, Mapping):
         return {_key(key): _textual(inner, above) for key, inner in list(value.items())}

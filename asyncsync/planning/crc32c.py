@@ -1,7 +1,8 @@
-"""CRC32C of pieces put together without reading them again. Pure arithmetic.
+"""CRC32C of combined pieces without reading them again. Pure arithmetic.
 
-A CRC is the remainder of a polynomial division over GF(2), so the first of two pieces is multiplied by x to the power
-of the bits behind it, and the second is added (RFC 3720, appendix B.4: Castagnoli, lowest power in the highest bit).
+A CRC is the remainder of a polynomial division over GF(2). To combine two pieces, the first remainder is multiplied by
+x to the power of the number of bits behind it, and the second is added (RFC 3720, appendix B.4: Castagnoli, lowest
+power in the highest bit).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ _POLYNOMIAL = 0x82F63B78
 _ONE = 1 << 31
 _X8 = _ONE >> 8
 """x to the eighth: one byte."""
-TABLES_FROM = 4
-"""Parts of one size from which on a table is worth it: it costs 0.5 ms, once, and saves 8 us a part."""
+LEAST_PARTS_FOR_TABLE = 4
+"""Number of equal parts from which a table is worth it: it costs 0.5 ms once, and saves 8 us per part."""
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -31,7 +32,7 @@ def _multiply(a: int, b: int) -> int:
 
 
 def _powers() -> tuple[int, ...]:
-    """x to the power of 8, 16, 32, ...: for every bit of a length."""
+    """x to the power of 8, 16, 32, ...: one for every bit of a length."""
     found, power = [], _X8
     for _ in range(64):
         found.append(power)
@@ -44,7 +45,7 @@ _POWERS = _powers()
 
 @lru_cache(maxsize=1024)
 def _shift(size: int) -> int:
-    """x to the power of ``8 * size``: what ``size`` more bytes multiply a remainder by."""
+    """x to the power of ``8 * size``: the factor by which ``size`` more bytes multiply a remainder."""
     power = _ONE
     for bit in range(size.bit_length()):
         if size >> bit & 1:
@@ -54,7 +55,7 @@ def _shift(size: int) -> int:
 
 @lru_cache(maxsize=64)
 def _table(size: int) -> Table:
-    """What each byte of a remainder becomes when ``size`` bytes follow. 32 KiB."""
+    """For each byte of a remainder, its value after ``size`` more bytes. 32 KiB."""
     tables = []
     for byte in range(4):
         row = [0] * 256
@@ -68,7 +69,7 @@ def _table(size: int) -> Table:
 
 
 def crc32c_combine(crc1: int, crc2: int, len2: int) -> int:
-    """CRC32C of two byte strings one after the other, from the CRC of each and the length of the second (below 2^64).
+    """CRC32C of two concatenated byte strings, from the CRC32C of each and the length of the second (below 2^64).
 
     10 us for a length seen before.
     """
@@ -84,11 +85,11 @@ def crc32c_of_pieces(pieces: Iterable[tuple[int, int]]) -> int:
 
 
 def crc32c_of_parts(crcs: Sequence[int], size: int, part_size: int) -> int:
-    """CRC32C of ``size`` bytes from those of its parts, all of ``part_size`` bytes but the last. 0.3 us a part."""
+    """CRC32C of ``size`` bytes from those of their parts, all of ``part_size`` bytes but the last. 0.3 us per part."""
     *equal, last = crcs
     if not equal:
         return last
-    if len(equal) < TABLES_FROM:
+    if len(equal) < LEAST_PARTS_FOR_TABLE:
         total = crc32c_of_pieces((crc, part_size) for crc in equal)
     else:
         total = 0

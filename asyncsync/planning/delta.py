@@ -1,9 +1,9 @@
-"""How a file is put together from what the store has already: which ranges are sent, which are copied. Pure.
+"""Assembling a file from bytes that the store has: which ranges are sent, which are copied. Pure.
 
-A file comes as *segments*, in order: its parts, each with the place where the store holds the same bytes, if there is
-one. They become *pieces*, the parts of an upload, for the fewest bytes sent and then the fewest requests that the
-store's rules allow. Segments may come a few at a time, so that a file that has nothing in common with what the store
-holds is on its way while the rest of it is still being hashed.
+A file is given as *segments*, in order: its parts, each with the place where the store holds the same bytes, if there
+is one. The segments become *pieces*, the parts of an upload: with the fewest bytes sent, then the fewest requests, that
+the store's rules allow. Segments may arrive a few at a time. A file that has nothing in common with the store's objects
+is therefore in flight while the rest of it is still being hashed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_COPIED = 64 << 20
-"""Bytes per copied range. S3 allows 5 GiB, but it answers only when all of them are copied: a few ranges side by side
-are faster than one, and even a store that copies 10 MB a second answers within the time-out of a request."""
+COPIED_RANGE_SIZE = 64 << 20
+"""Bytes per copied range. S3 allows 5 GiB, but it responds only when all of them are copied: a few ranges side by side
+are faster than one, and even a store that copies 10 MB a second responds within the timeout of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the store holds some bytes: from ``start`` on in an object of ``total`` bytes."""
+    """Where the store holds some bytes: from ``start`` in an object of ``total`` bytes."""
 
     key: str
     version: str
@@ -27,12 +27,12 @@ class Origin:
     total: int
 
     def at(self, offset: int) -> Origin:
-        """The place ``offset`` bytes further on."""
+        """The place ``offset`` bytes further."""
         return Origin(self.key, self.version, self.start + offset, self.total)
 
 
 class Segment(NamedTuple):
-    """Some bytes of the file, known by their CRC32C; ``origin`` None: the store has them nowhere."""
+    """Some bytes of the file with their CRC32C; ``origin`` None: the store does not have them."""
 
     offset: int
     size: int
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 
 
 class PlannedPart(NamedTuple):
-    """One part of the upload: sent, or copied from ``origin``."""
+    """One part of an upload: sent, or copied from ``origin``."""
 
     offset: int
     size: int
@@ -49,36 +49,36 @@ class PlannedPart(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next one begins."""
+        """Offset at which the next part begins."""
         return self.offset + self.size
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the store and the settings allow. Sizes in bytes."""
+    """Limits of the store and the settings. Sizes in bytes."""
 
     floor: int
-    """Least size of a part that is not the last (S3: 5 MiB)."""
+    """Least size of a part, except for the last one (S3: 5 MiB)."""
     part: int
-    """Most bytes that are sent in one request, give or take a floor."""
-    copied: int = MOST_COPIED
+    """Most bytes that are sent in one request, give or take ``floor``."""
+    copied: int = COPIED_RANGE_SIZE
     """Most bytes that are copied in one request."""
     ranges: bool = True
-    """Whether ranges can be copied; else only whole objects (GCS)."""
+    """Whether ranges can be copied; otherwise only whole objects (GCS)."""
     least_source: int = 0
     """Ranges of objects up to this size cannot be copied (S3: 5 MiB)."""
     equal: bool = False
-    """All parts but the last are of ``part`` bytes (Cloudflare R2)."""
+    """All parts but the last must have ``part`` bytes (Cloudflare R2)."""
     request_cost: int = 0
-    """What a request costs, as bytes sent."""
+    """Cost of a request, as a number of bytes sent."""
 
 
 def pieces_of(
     segments: Sequence[Segment], limits: Limits, *, final: bool = True
 ) -> tuple[list[PlannedPart], list[Segment]]:
-    """The pieces of consecutive ``segments``, and the segments at the end that wait for those to come.
+    """The pieces of consecutive ``segments``, and the last segments that wait for further ones.
 
-    ``final``: there are no more; nothing is left waiting.
+    ``final``: there are no further segments; none is left waiting.
     """
     if limits.equal:
         return _equal(segments, limits), []
@@ -100,7 +100,7 @@ def pieces_of(
 
 
 def _equal(segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
-    """One piece for each part of the file, copied where one object has all of it. The segments are whole parts."""
+    """One piece for each part of the file, copied if one object has all of it. The segments are complete parts."""
     parts: list[list[Segment]] = []
     for segment in segments:
         if parts and segment.offset < parts[-1][0].offset + limits.part:
@@ -124,12 +124,12 @@ def whole_copy(segments: Sequence[Segment]) -> Origin | None:
 
 
 def cost(pieces: Iterable[PlannedPart], request_cost: int) -> int:
-    """Bytes sent, with the price of the requests."""
+    """Bytes sent, plus the cost of the requests."""
     return sum(request_cost + (0 if piece.origin else piece.size) for piece in pieces)
 
 
 def _runs(segments: Iterable[Segment]) -> list[PlannedPart]:
-    """Neighbours with the same fate as one, whatever their size."""
+    """Neighbouring segments that are sent, or copied from adjacent bytes, as one piece of any size."""
     return _joined([PlannedPart(segment.offset, segment.size, segment.origin) for segment in segments])
 
 
@@ -150,7 +150,7 @@ def _continues(before: PlannedPart, run: PlannedPart) -> bool:
 
 
 def _usable(run: PlannedPart, limits: Limits) -> PlannedPart:
-    """Sent instead, where the store could not copy it."""
+    """The same run, but sent if the store could not copy it."""
     origin = run.origin
     if origin is None:
         return run
@@ -160,7 +160,8 @@ def _usable(run: PlannedPart, limits: Limits) -> PlannedPart:
 
 
 def _worth_it(runs: Sequence[PlannedPart], limits: Limits) -> list[PlannedPart]:
-    """A copy is one request more, and another if it cuts in two what would be sent in one."""
+    """Replace copies that cost more than sending. A copy is one more request, and another one if it splits what would
+    be sent in one request."""
     result: list[PlannedPart] = []
     for index, run in enumerate(runs):
         between = 0 < index < len(runs) - 1 and runs[index - 1].origin is runs[index + 1].origin is None
@@ -170,7 +171,8 @@ def _worth_it(runs: Sequence[PlannedPart], limits: Limits) -> list[PlannedPart]:
 
 
 def _decided(runs: Sequence[PlannedPart], floor: int) -> int:
-    """How many runs what is to come cannot change: not the last copy, which may go on, nor what may have to grow."""
+    """The number of runs that later segments cannot change: without a last copy, which may grow, and without runs that
+    may have to grow."""
     count = len(runs)
     if runs and runs[-1].origin is not None:
         count -= 1
@@ -180,8 +182,8 @@ def _decided(runs: Sequence[PlannedPart], floor: int) -> int:
 
 
 def _floored(runs: Sequence[PlannedPart], limits: Limits, *, final: bool) -> list[PlannedPart]:
-    """Every run but the last one of the file is at least ``floor`` bytes: short copies are sent, and what is sent
-    grows into the copies beside it."""
+    """Make every run but the last of the file at least ``floor`` bytes: short copies are sent instead, and short sent
+    runs take bytes from the copies beside them."""
     done: list[PlannedPart] = []
     rest = list(reversed(runs))
     while rest:
@@ -200,9 +202,9 @@ def _floored(runs: Sequence[PlannedPart], limits: Limits, *, final: bool) -> lis
 
 
 def _widen(done: list[PlannedPart], run: PlannedPart, rest: list[PlannedPart], limits: Limits, *, ends: bool) -> None:
-    """Take what is missing from a copy beside it that stays large enough, else all of the smaller one.
+    """Take the missing bytes from an adjacent copy that stays large enough, or else all bytes of the smaller one.
 
-    ``ends``: the copy behind it is the last run of the file, which may be of any size.
+    ``ends``: the copy behind it is the last run of the file, which may have any size.
     """
     need = limits.floor - run.size
     before, after = done[-1] if done else None, rest[-1] if rest else None
@@ -224,7 +226,7 @@ def _merge(first: PlannedPart, second: PlannedPart) -> PlannedPart:
 
 
 def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
-    """Pieces that one request can carry."""
+    """Divide a run into pieces, each for one request."""
     if run.origin is not None:
         count = -(-run.size // limits.copied) if limits.ranges else 1
         step = -(-run.size // count)
