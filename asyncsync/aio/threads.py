@@ -117,14 +117,8 @@ async def in_thread_to_its_end(
     """Run ``func`` in a worker thread and return only once it has ended, for work whose result must be known. A cancel
     is not raised but returned, for the caller to raise after acting on the result. An exception of ``func`` is raised,
     or the cancel if there was one."""
-    future, cancelled, forks = begin_in_thread(func, *args, **kwargs), None, _threads.forks
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            if forks != _threads.forks:
-                raise  # the thread is the parent's
-            cancelled = error
+    future = begin_in_thread(func, *args, **kwargs)
+    cancelled = await _wait_through_cancels(_threads, future)
     if cancelled is not None and future.exception() is not None:
         raise cancelled
     return future.result(), cancelled
@@ -158,6 +152,17 @@ async def in_sender(func: Callable[[], T]) -> T:
 async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) -> T:
     stop = threading.Event()
     future = asyncio.get_running_loop().run_in_executor(threads.get(), func, stop)
+    cancelled = await _wait_through_cancels(threads, future, stop.set)
+    if cancelled is not None:
+        future.exception()  # retrieved, so that the loop does not log it
+        raise cancelled
+    return future.result()
+
+
+async def _wait_through_cancels(
+    threads: _Threads, future: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None
+) -> asyncio.CancelledError | None:
+    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel."""
     cancelled, forks = None, threads.forks
     while not future.done():
         try:
@@ -165,12 +170,9 @@ async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) ->
         except asyncio.CancelledError as error:
             if forks != threads.forks:
                 raise  # the thread is the parent's
-            stop.set()
+            on_cancel()
             cancelled = error
-    if cancelled is not None:
-        future.exception()  # retrieved, so that the loop does not log it
-        raise cancelled
-    return future.result()
+    return cancelled
 
 
 def stop_threads() -> None:

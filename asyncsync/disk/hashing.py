@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import google_crc32c
-
-from asyncsync.disk.files import PIECE
 
 _SLICE = 1 << 16
 
@@ -19,15 +14,4 @@ def crc32c_extend(crc: int, data: bytes | memoryview) -> int:
         return int(google_crc32c.extend(crc, data))
     for start in range(0, len(data), _SLICE):
         crc = google_crc32c.extend(crc, bytes(data[start : start + _SLICE]))
-    return int(crc)
-
-
-def file_crc32c(path: str | os.PathLike[str]) -> int:
-    """CRC32C of a whole file, read in pieces of 1 MiB. Blocking; OSError."""
-    crc = 0
-    buffer = bytearray(PIECE)
-    view = memoryview(buffer)
-    with Path(path).open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            crc = google_crc32c.extend(crc, bytes(view[:count]))
     return int(crc)

@@ -346,10 +346,10 @@ class S3Store(Store):
         if len(keys) == 1:
             await self._delete_one(keys[0], lease)
             return
-        run_all = [key for key in keys if is_xml_text(key)] if self._batches and len(keys) > 1 else []
-        if len(run_all) > 1:
+        together = [key for key in keys if is_xml_text(key)] if self._batches and len(keys) > 1 else []
+        if len(together) > 1:
             singly = [key for key in keys if not is_xml_text(key)]
-            await self._delete_many(run_all, lease)
+            await self._delete_many(together, lease)
         else:
             singly = list(keys)
         await for_each_limited(singly, lambda key: self._delete_one(key, lease), min(DELETED_AT_ONCE, len(singly) or 1))

@@ -46,7 +46,7 @@ class Machine:
         self.locks: dict[str, list[Process]] = {}
 
 
-class TreeLocks:
+class SimulatedTreeLocks:
     """What :mod:`asyncsync.disk.locks` keeps in a file: a process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
@@ -76,7 +76,7 @@ class Process:
     def __init__(self, name: str, pid: int, machine: Machine, seed: str) -> None:
         self.name, self.pid, self.machine = name, pid, machine
         self.dice, self.network_dice = random.Random(seed), random.Random(f"{seed} network")  # noqa: S311
-        self.tree_locks = TreeLocks(self)
+        self.tree_locks = SimulatedTreeLocks(self)
         self.main: asyncio.Task[None] | None = None
         self.killed = self.stopped = self.ended = False
         self.ghost = False
@@ -235,7 +235,7 @@ class SimulationLoop(VirtualTimeLoop):
         assert process is not None
         return process.machine.state_directory
 
-    def tree_locks(self) -> TreeLocks:
+    def tree_locks(self) -> SimulatedTreeLocks:
         """Of the process whose code is running."""
         process = PROCESS.get()
         assert process is not None
