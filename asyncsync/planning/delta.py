@@ -84,7 +84,7 @@ def pieces_of(
         return _equal(segments, limits), []
     runs = _runs(segments)
     runs = [
-        run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last may go on
+        run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last one may grow
         for index, run in enumerate(runs)
     ]
     runs = _joined(_worth_it(_joined(runs), limits))

@@ -104,8 +104,8 @@ def disagreement(steps: Mapping[int, int | None]) -> Disagreement | None:
     if len(by_step) < 2:
         return None
     latest = max(map(_order, by_step))
-    told = [f"{_ranks(ranks)}{{}} {_step(step)}" for step, ranks in by_step.items()]
-    reason = ", ".join(text.format("" if place else " reported") for place, text in enumerate(told))
+    texts = [f"{_ranks(ranks)}{{}} {_step(step)}" for step, ranks in by_step.items()]
+    reason = ", ".join(text.format("" if place else " reported") for place, text in enumerate(texts))
     return Disagreement(reason, max(_order(step) for step in by_step if _order(step) < latest))
 
 

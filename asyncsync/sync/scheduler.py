@@ -305,9 +305,9 @@ class Scheduler:
 
 def _fail(waiters: list[asyncio.Future[SyncReport]], error: BaseException) -> bool:
     """Raise ``error`` in the callers that still wait; whether there was one."""
-    told = False
+    raised = False
     for waiter in waiters:
         if not waiter.done():
             waiter.set_exception(error)
-            told = True
-    return told
+            raised = True
+    return raised

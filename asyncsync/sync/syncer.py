@@ -217,12 +217,18 @@ async def push(
     Only new and changed files are sent. ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
     """
 
-    def tell(event: Event) -> None:
+    def report_progress(event: Event) -> None:
         if on_progress is not None and isinstance(event, Progress):
             on_progress(event)
 
     syncer = Syncer(
-        local, uri, sync_config, transfer=transfer, storage_options=storage_options, checksum=checksum, on_event=tell
+        local,
+        uri,
+        sync_config,
+        transfer=transfer,
+        storage_options=storage_options,
+        checksum=checksum,
+        on_event=report_progress,
     )
     async with syncer:
         if not await in_thread(os.path.exists, local):

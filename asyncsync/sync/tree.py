@@ -223,7 +223,7 @@ class Tree:
         await self._manifest.fetch(self._store())
         return self._manifest.stored
 
-    def say(self, info: Mapping[str, Any]) -> None:
+    def replace_info(self, info: Mapping[str, Any]) -> None:
         """Replace the info of a manifest that is not written yet."""
         self._manifest.info = info
 

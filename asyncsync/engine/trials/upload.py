@@ -55,5 +55,5 @@ async def upload(
         begun=job.begun,
     )  # fmt: skip
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
-    tree.say(info)  # who goes on with it may have reported it with other metrics
+    tree.replace_info(info)  # who goes on with it may have reported it with other metrics
     return await persist(tree.sync_once, again)
