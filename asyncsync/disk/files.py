@@ -76,9 +76,9 @@ class FileRange:
     offset: int
     size: int
     pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
-    """Awaited with the size of each step before it is sent, in stores with the trait ``paces``."""
+    """Awaited with the size of each step before it is sent, in stores with the trait ``paced``."""
     progress: ResumeToken | None = field(default=None, compare=False, repr=False)
-    """Used by stores with the trait ``goes_on``."""
+    """Used by stores with the trait ``resumable_puts``."""
     lease: Lease | None = field(default=None, compare=False, repr=False)
     """The lease under which it is sent."""
 

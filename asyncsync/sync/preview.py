@@ -131,4 +131,4 @@ class Preview:
 
     def _other_requests(self) -> int:
         """Requests of an upload beside those for its parts."""
-        return 3 if self._store.traits.complete_asks else 2
+        return 3 if self._store.traits.conditional_complete else 2

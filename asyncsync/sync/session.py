@@ -22,7 +22,8 @@ from asyncsync.stores.guard.breaker import Breaker
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.checksum_probe import probe_checks
 from asyncsync.stores.guard.fenced import Fence, FencedView
-from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
+from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import OpenUploads
 
@@ -132,7 +133,7 @@ class Session:
         """Knows whether the store is reachable."""
         return self.store.core.breaker
 
-    def view(self, lane: Lane, owner: str, fence: Fence | None = None) -> Store:
+    def view(self, lane: Lane, owner: str, fence: Fence | None = None) -> GuardedView:
         """The store for one tree: its requests are counted, and queue by ``lane`` and ``owner``. ``fence`` is checked
         before every write."""
         return self.store.view(lane, owner) if fence is None else FencedView(self.store, lane, owner, fence)

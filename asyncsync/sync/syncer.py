@@ -181,7 +181,7 @@ class Syncer:
             bytes_total=report.bytes_total,
             bytes_sent=report.bytes_fetched,
             bytes_copied=0,
-            requests=getattr(store, "requests", 0),
+            requests=store.requests,
             seconds=report.seconds,
             warnings=report.warnings,
         )

@@ -23,7 +23,8 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Lane, Store
-from asyncsync.stores.guard.fenced import Fence, FencedView
+from asyncsync.stores.guard.fenced import Fence
+from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import Session, delete_prefix
@@ -111,7 +112,7 @@ class Tree:
             create_only=options.accepted is not None,
         )
         self._upload: TreeUpload | None = None
-        self._view: Store | None = None
+        self._view: GuardedView | None = None
         self._mapped: frozenset[str] = frozenset()
         """Paths of files that are written through memory."""
         self._looked = 0
@@ -141,7 +142,7 @@ class Tree:
     @property
     def moves(self) -> bool:
         """Whether any bytes of the running or last pass were handed to the network."""
-        return self.moved > 0 or (isinstance(self._view, FencedView) and self._view.steps > 0)
+        return self.moved > 0 or (self._view is not None and self._view.steps > 0)
 
     def progress(self) -> str:
         """How far the running or last pass is and what is missing, for people."""
@@ -165,7 +166,7 @@ class Tree:
         preview = Preview(store, self.prefix, self.root, self._transfer(), known.files)
         files = await preview.of(changes.send)
         deleted = sorted({*self._to_delete(changes, rules), *(await in_hasher(self._in_the_way, changes))})
-        requests = getattr(store, "requests", 0) + sum(file.requests for file in files)
+        requests = store.requests + sum(file.requests for file in files)
         requests += -(-len(deleted) // KEYS_PER_DELETE)
         if deleted or self._manifest.stored is None or any(file.action != "keep" for file in files):
             requests += 1  # the manifest
@@ -255,7 +256,7 @@ class Tree:
         count = len(tally.failures)
         return SyncFailedError(f"{count} file(s) of {self.root} are not in {self.uri}: {text}", tally.failures)
 
-    def _store(self) -> Store:
+    def _store(self) -> GuardedView:
         store = self._view = self._session.view(self._options.lane, self.prefix, self._options.fence)
         return store
 
@@ -386,7 +387,7 @@ class Tree:
                 self._manifest.add_sent(upload.tally.entries, scanned)
         return upload.tally
 
-    async def _commit(self, store: Store, deleted: list[str], scanned: int) -> None:
+    async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
         self._session.copy_sources.remember(self.prefix, manifest.files)
         self._session.uploads.files_named(self.prefix + path for path in named)
@@ -407,7 +408,7 @@ class Tree:
             bytes_sent=tally.bytes_sent,
             bytes_copied=tally.bytes_copied,
             files_copied=tally.files_copied,
-            requests=getattr(store, "requests", 0),
+            requests=store.requests,
             seconds=time.monotonic() - started,
             warnings=tuple(warnings),
             files_vanished=len(tally.vanished),

@@ -20,7 +20,7 @@ from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.planning.ranks import GENERATION, NONCE
 from asyncsync.stores.base import MISSING, Store
-from asyncsync.stores.guard.fenced import FencedView
+from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below
 from asyncsync.sync.records.manifests import find_manifest, get_manifest
 from asyncsync.sync.upload.create_only import CollisionError
@@ -211,7 +211,7 @@ class TreeManifest:
         self.stored = Manifest(files, self.stored.info, self.stored.extra)
 
     async def commit(
-        self, store: Store, deleted: Sequence[str], scanned: int, mapped: Collection[str]
+        self, store: GuardedView, deleted: Sequence[str], scanned: int, mapped: Collection[str]
     ) -> tuple[Manifest, list[str]]:
         """Replace the manifest, after everything that it names; nothing is written if only times have changed.
 
@@ -261,10 +261,10 @@ class TreeManifest:
         new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
         return new, new.to_bytes(), differs
 
-    async def _write(self, store: Store, data: bytes, version: str) -> str:
+    async def _write(self, store: GuardedView, data: bytes, version: str) -> str:
         """Write the document over ``version``; the new version."""
-        if self._once and isinstance(store, FencedView):
-            store.doubt()
+        if self._once:
+            store.renew_lease()
         try:
             if self._create_only:
                 return await self._create(store, data)

@@ -1,4 +1,4 @@
-"""CRC32C of combined pieces."""
+"""CRC32C of concatenated pieces."""
 
 import google_crc32c
 from hypothesis import given

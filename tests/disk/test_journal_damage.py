@@ -1,5 +1,6 @@
-"""A damaged journal costs time: what does not fit its digest is forgotten, a file that is no journal is set aside. It
-never stops the work, and nothing of it gets into a manifest."""
+"""A damaged journal costs time only. Rows that do not match their digest are dropped, and a file that is not a journal
+is set aside. Damage never stops the work and never reaches a manifest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest's document: what is written is read again, and what contradicts itself is refused."""
+"""The manifest's document: it can be read back, and an inconsistent one is refused."""
 
 import json
 import re
@@ -124,7 +124,8 @@ def test_a_manifest_says_who_wrote_it() -> None:
     assert Manifest.from_bytes(b'{"format":1,"files":[]}').files == {}
 
 
-def test_a_newer_format_is_refused_with_both_versions_whatever_else_is_in_it() -> None:
+def test_a_newer_format_is_refused_with_both_versions() -> None:
+    """This holds whatever else the document contains."""
     wanted = re.escape(
         f"is of format 2, written by a newer asyncsync (asyncsync 9.1); this one (asyncsync {__version__}, format 1) "
         "cannot read it: upgrade asyncsync"

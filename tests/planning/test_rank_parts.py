@@ -1,4 +1,4 @@
-"""One manifest from the parts of all ranks."""
+"""Merging the parts of all ranks into one manifest."""
 
 import pytest
 from stored import entry_of

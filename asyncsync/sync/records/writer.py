@@ -68,6 +68,10 @@ class RecordFile:
         """Whether another process writes the record now."""
         return self._lost
 
+    def replace(self, version: str) -> None:
+        """Write over this version next, although another process wrote it: the caller knows that it was replaced."""
+        self.version, self._lost, self._unsure = version, False, False
+
     def is_current(self) -> bool:
         """Whether the store has the present output of ``encode``."""
         return not self._unsure and self._written == self._digest()

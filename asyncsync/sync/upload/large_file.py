@@ -153,7 +153,7 @@ class LargeFile:
     async def _put(self, file: FileStat, body: FileRange, crc32c: int) -> tuple[ObjectInfo, int]:
         """The object, and how many of its bytes an earlier attempt had already sent."""
         key, traits = self._key(file), self._store.traits
-        if not traits.goes_on or file.size <= (traits.part_size or 0):
+        if not traits.resumable_puts or file.size <= (traits.part_size or 0):
             return await self._writes.put(key, body, crc32c), 0
         token = self._uploads.resume_token_of_file(key, self._path(file), file, crc32c)
         info = await self._writes.put(key, replace(body, progress=token), crc32c)

@@ -56,4 +56,4 @@ async def open_upload(
 def resumable_body(store: Store, uploads: OpenUploads, upload: Upload, part: Part, body: FileRange) -> FileRange:
     """The body of a part that is about to be sent. If the store supports it, the part resumes where an earlier attempt
     stopped, also one of another process."""
-    return replace(body, progress=uploads.resume_token(upload, part)) if store.traits.goes_on else body
+    return replace(body, progress=uploads.resume_token(upload, part)) if store.traits.resumable_puts else body
