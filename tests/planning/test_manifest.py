@@ -182,7 +182,7 @@ def test_a_file_that_contradicts_itself_is_refused(changes: dict[str, object]) -
     ["", "/etc/x", "../out", "a/../../x", "a//b", "a/", "./a", "a/.", "..", "a\0b", ".asyncsync/x", "a/.asyncsync"],
 )
 def test_a_path_that_is_none_below_the_prefix_is_refused(path: str) -> None:
-    with pytest.raises(DocumentError, match="no path below a prefix"):
+    with pytest.raises(DocumentError, match="is not a path below a prefix"):
         Manifest.from_bytes(with_entry(path=path))
 
 
