@@ -207,15 +207,15 @@ OLD_ROWS = (
 
 
 @pytest.mark.parametrize("version", [2, 3])
-async def test_an_earlier_journal_is_taken_over_with_all_it_holds(path, version):
+async def test_all_rows_of_an_earlier_journal_are_migrated(path, version):
     make(path, version, *OLD_ROWS)
     assert await look(path) == ROWS
     assert aside(path) == []
 
 
-async def test_the_marks_of_format_3_become_columns(path):
-    """It wrote an assembled upload as a negative part size, a file in one request as an upload ID, and a begun part as
-    an ETag."""
+async def test_markers_of_format_3_become_columns(path):
+    """Format 3 marked an assembled upload by a negative part size, a file sent in one request by its upload ID, and a
+    part that was only begun by its ETag."""
     make(
         path,
         3,
@@ -242,7 +242,7 @@ async def test_the_marks_of_format_3_become_columns(path):
     assert aside(path) == []
 
 
-async def test_a_damaged_row_is_not_made_right_by_a_migration(path):
+async def test_a_migration_drops_damaged_rows(path):
     make(path, 3, *OLD_ROWS)
     edit(path, "UPDATE uploads SET part_size = 17")
     edit(path, "UPDATE parts SET etag = 'e2'")

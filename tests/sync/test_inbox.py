@@ -1,4 +1,4 @@
-"""The scheduler's inbox: sync requests in their order, bounded, and closed for those who wait."""
+"""The inbox keeps sync requests in order, is bounded, and refuses requests once it is closed."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def test_requests_are_taken_in_their_order():
     assert inbox.qsize() == 0
 
 
-async def test_a_wake_up_is_no_request():
+async def test_a_wake_up_is_not_a_request():
     inbox = Inbox()
     inbox.wake_up()
     await inbox.wait()
@@ -41,7 +41,7 @@ async def test_a_full_inbox_makes_the_caller_wait(monkeypatch):
     assert [taken.key for taken in inbox.take()] == ["b"]
 
 
-async def test_closing_returns_what_was_not_taken_and_refuses_those_who_wait(monkeypatch):
+async def test_closing_returns_waiting_requests_and_refuses_further_ones(monkeypatch):
     monkeypatch.setattr(scheduler, "INBOX_REQUESTS", 1)
     inbox = Inbox()
     await inbox.put(request("a"))

@@ -1,4 +1,4 @@
-"""What a tree knows of its manifest is unknown, from the journal, absent or present, and each state is left as it says."""
+"""A manifest is unknown, from the journal, absent or present; each state changes only as described."""
 
 import pytest
 
@@ -40,7 +40,7 @@ async def written(session, *paths):
     return (await MemoryStore("b", "p").put(MANIFEST, data)).version
 
 
-async def test_an_unknown_manifest_is_asked_of_the_store(session):
+async def test_an_unknown_manifest_is_read_from_the_store(session):
     manifest = known(session)
     assert manifest.state == Unknown()
     await manifest.load(view(session))
@@ -50,7 +50,7 @@ async def test_an_unknown_manifest_is_asked_of_the_store(session):
     assert (manifest.state, [*manifest.stored.files]) == (Present(version), ["a"])
 
 
-async def test_a_commit_makes_it_present_and_the_next_process_has_it_from_the_journal(session):
+async def test_a_committed_manifest_is_present_and_later_from_the_journal(session):
     manifest = known(session)
     await manifest.load(view(session))
     manifest.add_sent({"a": entry("a")}, 7)
@@ -63,7 +63,7 @@ async def test_a_commit_makes_it_present_and_the_next_process_has_it_from_the_jo
     assert later.state == manifest.state
 
 
-async def test_a_manifest_of_the_journal_that_the_store_has_no_more_is_read_again(session):
+async def test_an_outdated_manifest_of_the_journal_is_read_again(session):
     session.journal.save_tree("tree", Manifest({"old": entry("old")}).to_bytes(), "old version")
     version = await written(session, "new")
     manifest = known(session)
@@ -72,7 +72,7 @@ async def test_a_manifest_of_the_journal_that_the_store_has_no_more_is_read_agai
     assert (manifest.state, [*manifest.stored.files]) == (Present(version), ["new"])
 
 
-async def test_an_assumed_absence_costs_no_request_and_a_manifest_that_is_there_is_merged(session):
+async def test_after_an_assumed_absence_an_existing_manifest_is_merged(session):
     await written(session, "theirs")
     manifest, store = known(session), view(session)
     manifest.expect_nothing(store)
@@ -83,7 +83,7 @@ async def test_an_assumed_absence_costs_no_request_and_a_manifest_that_is_there_
     assert sorted(manifest.stored.files) == ["ours", "theirs"]
 
 
-async def test_another_writer_is_an_error_where_the_absence_was_seen(session):
+async def test_another_writer_is_an_error_unless_the_absence_was_assumed(session):
     manifest = known(session)
     await manifest.load(view(session))
     await written(session, "theirs")
@@ -93,7 +93,7 @@ async def test_another_writer_is_an_error_where_the_absence_was_seen(session):
     assert manifest.state == Unknown()
 
 
-async def test_a_write_without_a_response_leaves_it_unknown_with_all_that_was_sent(session, monkeypatch):
+async def test_a_write_without_a_response_leaves_the_manifest_unknown(session, monkeypatch):
     manifest, store = known(session), view(session)
     await manifest.load(store)
     manifest.add_sent({"a": entry("a")}, 1)
@@ -115,7 +115,7 @@ async def test_a_manifest_that_is_written_once_is_not_kept_in_the_journal(sessio
     assert (await session.journal.load_tree("tree")).manifest is None
 
 
-async def test_only_times_that_differ_are_not_written(session):
+async def test_a_manifest_that_differs_only_in_times_is_not_written(session):
     manifest = known(session)
     await manifest.load(view(session))
     manifest.add_sent({"a": entry("a")}, 1)
