@@ -20,7 +20,7 @@ from asyncsync.planning.changes import RACY_NS
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.runtime import wall_time
 
-WHOLE = Rules(symlinks="follow", whole=True)
+CHECKPOINT_RULES = Rules(symlinks="follow", whole=True)
 """Filters do not apply to checkpoints, and links are followed, also out of the directory."""
 SHOWN = 5
 """How many paths an error message names."""
@@ -112,7 +112,7 @@ class Accepted:
         try:
             if self.single:
                 return {file.path: stat_file(self.root, file.path) for file in self.files}, []
-            found = scan(self.root, WHOLE)
+            found = scan(self.root, CHECKPOINT_RULES)
         except (FileNotFoundError, NotADirectoryError):
             return {}, []
         return {file.path: file for file in found.files}, [*found.broken, *map(repr, found.refused)]
@@ -138,7 +138,7 @@ def accept(path: str) -> Accepted:
     try:
         if os.path.isfile(path):
             return _accept_file(path, looked)
-        found = scan(path, WHOLE)
+        found = scan(path, CHECKPOINT_RULES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointIncompleteError(
             f"the checkpoint {path!r} is neither a directory nor a file on this machine"

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """Flags for opening a directory."""
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Errors of opening a missing directory, or a link to one."""
 
 
@@ -60,7 +60,7 @@ class Beneath:
                 if make:
                     with suppress(FileExistsError):
                         os.mkdir(step, dir_fd=descriptor)
-                below = os.open(step, DIRECTORY, dir_fd=descriptor)
+                below = os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = below
         except BaseException:
@@ -69,7 +69,7 @@ class Beneath:
         return descriptor
 
     def _root(self) -> int:
-        descriptor = os.open(self.path, DIRECTORY)
+        descriptor = os.open(self.path, DIRECTORY_FLAGS)
         info = os.fstat(descriptor)
         here = self._here = self._here or (info.st_dev, info.st_ino)
         if (info.st_dev, info.st_ino) != here:
@@ -140,9 +140,9 @@ def remove_tree(root: str) -> None:
 
 def _open(name: str, above: int | None) -> int | None:
     try:
-        return os.open(name, DIRECTORY, dir_fd=above)
+        return os.open(name, DIRECTORY_FLAGS, dir_fd=above)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in NO_DIRECTORY:
             return None
         raise
 
@@ -158,7 +158,7 @@ def _level(prefix: str, descriptor: int) -> _Level:
 
 def _up(descriptor: int, level: _Level) -> int:
     """The parent directory; OSError unless it is the one that the walk came from."""
-    above = os.open("..", DIRECTORY, dir_fd=descriptor)
+    above = os.open("..", DIRECTORY_FLAGS, dir_fd=descriptor)
     info = os.fstat(above)
     if (info.st_dev, info.st_ino) != level.here:
         os.close(above)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import google_crc32c
 
-_SLICE = 1 << 16
+_SLICE_BYTES = 1 << 16
 
 
 def crc32c_extend(crc: int, data: bytes | memoryview) -> int:
@@ -12,6 +12,6 @@ def crc32c_extend(crc: int, data: bytes | memoryview) -> int:
     processor's cache."""
     if isinstance(data, bytes):
         return int(google_crc32c.extend(crc, data))
-    for start in range(0, len(data), _SLICE):
-        crc = google_crc32c.extend(crc, bytes(data[start : start + _SLICE]))
+    for start in range(0, len(data), _SLICE_BYTES):
+        crc = google_crc32c.extend(crc, bytes(data[start : start + _SLICE_BYTES]))
     return int(crc)

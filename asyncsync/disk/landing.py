@@ -24,7 +24,7 @@ from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
 
-_REFUSED = {
+_NO_MODE_OR_TIME = {
     errno.EPERM,
     errno.EACCES,
     errno.ENOTSUP,
@@ -126,7 +126,7 @@ def _set_mode_and_time(descriptor: int, entry: FileEntry, target: Beneath) -> bo
         os.fchmod(descriptor, entry.mode & 0o777)
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno not in _NO_MODE_OR_TIME:
             raise
         target.refused = error
         return False

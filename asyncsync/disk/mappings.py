@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-REUSED = 1.0
+REUSE_SECONDS = 1.0
 """Seconds for which a result is reused: a thousand trees that sync together read the mappings once."""
 
 
@@ -31,7 +31,7 @@ class _MappedFiles:
 
     def paths(self, *, fresh: bool) -> tuple[frozenset[str], int]:
         with self._lock:
-            if fresh or time.monotonic() - self._at > REUSED:
+            if fresh or time.monotonic() - self._at > REUSE_SECONDS:
                 self._at, self._looked = time.monotonic(), time.time_ns()
                 self._paths = frozenset(path for pid in _family() for path in _shared(pid))
             return self._paths, self._looked

@@ -24,9 +24,9 @@ STEP = "step"
 OUTCOME = f"{META_DIR}/outcome.json"
 """Below a checkpoint: the record that says whether it is committed or given up. It is only ever created, so the first
 rank decides for all."""
-_OWN = ("rank", RETURNED)
+_RANK_FIELDS = ("rank", RETURNED)
 """Fields of a record that describe the rank, not the checkpoint."""
-_SHOWN = 8
+_RANKS_IN_MESSAGE = 8
 """Ranks that a message lists for one step."""
 _NAME = re.compile(r"rank-(\d{5,})-of-(\d{5,})(\.failed)?\.json")
 
@@ -118,7 +118,9 @@ def _step(step: int | None) -> str:
 
 
 def _ranks(ranks: list[int]) -> str:
-    names = ", ".join(map(str, ranks[:_SHOWN])) + (f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else "")
+    names = ", ".join(map(str, ranks[:_RANKS_IN_MESSAGE])) + (
+        f" and {len(ranks) - _RANKS_IN_MESSAGE} more" if len(ranks) > _RANKS_IN_MESSAGE else ""
+    )
     return f"rank{'s' if len(ranks) > 1 else ''} {names}"
 
 
@@ -142,7 +144,7 @@ def merge(parts: Mapping[int, Manifest]) -> Manifest:
             if (other.size, other.crc32c) != (entry.size, entry.crc32c):
                 raise SameFileError(path, (owner[path], rank))
             owner.setdefault(path, rank)
-    info = {key: value for key, value in parts[0].info.items() if key not in _OWN}
+    info = {key: value for key, value in parts[0].info.items() if key not in _RANK_FIELDS}
     return Manifest(files, info, parts[0].extra, parts[0].by)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from asyncsync.events import Event
 
-BUFFER = 1024
+BUFFERED_EVENTS = 1024
 """Events queued for one listener; further ones are dropped and counted."""
 
 
@@ -23,7 +23,7 @@ class EventStream(AsyncIterator[Event]):
 
     def offer(self, event: Event | None) -> None:
         """Called by the emitter. None marks the end and is always queued."""
-        if event is not None and self._queue.qsize() >= BUFFER:
+        if event is not None and self._queue.qsize() >= BUFFERED_EVENTS:
             self.dropped += 1
             return
         self._queue.put_nowait(event)

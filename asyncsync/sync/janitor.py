@@ -22,7 +22,7 @@ from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
 
-OWNER = "janitor"
+JANITOR_OWNER = "janitor"
 """Owner of its requests, see :meth:`Session.view`."""
 
 
@@ -87,7 +87,7 @@ async def _delete(session: Session, payload: Mapping[str, str]) -> None:
     if trial is None or name is None:
         return  # written by a version that recorded no owner: prune finds it
     given_up = GivenUp(trial, name, payload["nonce"])
-    store = session.view(Lane.ARTIFACT, OWNER, given_up.confirm)
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER, given_up.confirm)
     try:
         await delete_prefix(store, f"{trial}/{name}/")
     except NotGivenUpError as error:
@@ -99,7 +99,7 @@ async def _delete(session: Session, payload: Mapping[str, str]) -> None:
 async def _abort(session: Session, payload: Mapping[str, str]) -> None:
     """Abort one upload by its ID. Without an ID: abort all uploads of the key that nobody will complete, if this
     process is the writer of the key. Entries of an earlier experiment without an ID are dropped."""
-    store = session.view(Lane.ARTIFACT, OWNER)
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER)
     key, upload_id = payload["key"], payload["upload_id"]
     if upload_id:
         await store.abort_multipart(Upload(key, upload_id))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 
 from asyncsync.config import state_dir
-from asyncsync.disk.descent import DIRECTORY, GONE, bottom_up
+from asyncsync.disk.descent import DIRECTORY_FLAGS, NO_DIRECTORY, bottom_up
 from asyncsync.disk.landing import remove_stale
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError, SyncFailedError
@@ -162,13 +162,13 @@ def _below(root: str, directory: str) -> Iterator[int | None]:
     descriptor: int | None = None
     try:
         for step in [root, *directory.split("/")[:-1]]:
-            above, descriptor = descriptor, os.open(step, DIRECTORY, dir_fd=descriptor)
+            above, descriptor = descriptor, os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
             if above is not None:
                 os.close(above)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
-        if error.errno not in GONE:
+        if error.errno not in NO_DIRECTORY:
             raise
         descriptor = None
     try:
