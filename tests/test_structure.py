@@ -47,7 +47,7 @@ SAME_BASENAME = {
     "status": "the public data; how the engine fills them",
 }
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""
-WITHOUT_DOCSTRING = {"disk", "planning"}
+WITHOUT_DOCSTRING: set[str] = set()
 SAME_CLASS_NAME = {
     "Gate",
     "Outcome",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, count, human_bytes
@@ -94,7 +94,7 @@ async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedErro
         if record is not None:
             found[name] = record
 
-    await for_each(await list_directories(store, ""), read, AT_ONCE)
+    await for_each_limited(await list_directories(store, ""), read, AT_ONCE)
     return dict(sorted(found.items()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from asyncsync.aio.retry import is_transient
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.registry import Registry
@@ -112,9 +112,9 @@ class Drain:
                 async with asyncio.timeout(seconds):
                     for job in newest.values():
                         await job.handle.wait_ended()
-            await for_each(list(self._registry.trials.values()), self._save_record, PARALLEL_SYNCS)
+            await for_each_limited(list(self._registry.trials.values()), self._save_record, PARALLEL_SYNCS)
         finally:
-            self._scheduler.go_on()
+            self._scheduler.resume()
             self._runner.lift_restriction()
 
     async def _save_record(self, trial: TrialState) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import together
+from asyncsync.aio.tasks import run_all
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.own_files import OwnFiles
@@ -167,7 +167,7 @@ class SyncEngine:
     async def _start_services(self, session: Session) -> None:
         context, role = self._context, self._context.role
         store = session.view(Lane.RECORD, EXPERIMENT_KEY)
-        await together((session.probe(), self._open_record(store)), "start")
+        await run_all((session.probe(), self._open_record(store)), "start")
         if limits := write_safety_warning(session.store):
             context.warn(EXPERIMENT_KEY, limits)
         if role.is_driver:

@@ -9,13 +9,10 @@ from typing import TypeVar
 
 from asyncsync.aio.threads import worker_threads
 from asyncsync.config import TransferConfig
-from asyncsync.runtime import need_asyncio
-from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane
-from asyncsync.stores.guard.budget import Budget
-from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.records.model import Record
+from asyncsync.sync.session import READ_PATIENCE, open_guarded
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -27,16 +24,9 @@ async def reading(
 ) -> AsyncIterator[GuardedView]:
     """The store at ``uri`` with its limits and retries; closed at the end. ConfigError for an unknown URI, and where
     asyncio does not run."""
-    need_asyncio()
-    inner = open_store(uri, options=dict(options or {}), transfer=transfer)
-    budget = Budget(
-        max_concurrency=transfer.max_concurrency,
-        bandwidth_limit=transfer.bandwidth_limit,
-        memory_limit=transfer.memory_limit,
-    )
     with worker_threads(transfer.threads):
-        async with inner:
-            store = GuardedStore(inner, budget, retry=RetryPolicy(attempts=transfer.max_attempts))
+        store = open_guarded(os.fspath(uri), transfer, options, patience=READ_PATIENCE)
+        async with store.core.inner:
             try:
                 yield store.view(Lane.CHECKPOINT, "read")
             finally:

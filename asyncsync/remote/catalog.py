@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
@@ -50,7 +50,7 @@ async def read_catalog(store: Store) -> Catalog:
         if record is not None:
             catalog.trials[name] = record
 
-    await for_each(sorted(names - {".asyncsync"}), read, min(READERS, max(1, len(names))))
+    await for_each_limited(sorted(names - {".asyncsync"}), read, min(READERS, max(1, len(names))))
     if catalog.experiment is None and not catalog.trials and not catalog.unreadable:
         raise damage or NotFoundError(await _nothing(store))
     return catalog

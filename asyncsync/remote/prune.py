@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
@@ -286,7 +286,7 @@ async def _delete_all(store: Store, owned: _Owned, directories: Sequence[_Direct
         if now is not None and await _delete(store, now):
             deleted.append(now)
 
-    await for_each(directories, delete, 8)
+    await for_each_limited(directories, delete, 8)
     return deleted
 
 
@@ -321,7 +321,7 @@ async def _abort_all(store: Store, uploads: Sequence[Upload]) -> None:
         if not await _abort(store, upload):
             left.append(upload.key)
 
-    await for_each(uploads, abort, 16)
+    await for_each_limited(uploads, abort, 16)
     if left:
         raise SyncFailedError(
             f"{store.uri}: parts of {len(left)} upload(s) are still there after {ABORTS} aborts; prune again later: "

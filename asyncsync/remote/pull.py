@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig, check_name
 from asyncsync.disk.landing import check_parents
@@ -124,7 +124,7 @@ class _Pull:
             except (AsyncsyncError, OSError) as error:
                 self.failures[tree.prefix.rstrip("/")] = error
 
-        await for_each(trees, fetch, workers)
+        await for_each_limited(trees, fetch, workers)
 
     async def _newer(self) -> list[_Wanted]:
         """What came in place of what was retired. Only what is there: nobody had named it when we began."""
@@ -161,7 +161,7 @@ class _Pull:
         async def look(name: str) -> None:
             found[name] = await self._trial(f"{check_name('trial', name)}/", catalog.trials[name])
 
-        await for_each(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
+        await for_each_limited(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
         for name in sorted(found):
             trees.extend(found[name])
         self.failures.update(catalog.unreadable)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import digest_range
@@ -20,6 +20,7 @@ from asyncsync.remote.verify import DEFAULT, Verification
 from asyncsync.report import RepairReport
 from asyncsync.stores.base import MISSING, Lane, Part
 from asyncsync.stores.guard.guarded import GuardedView
+from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.session import Session
 from asyncsync.sync.upload.multipart import open_upload
 
@@ -50,9 +51,9 @@ async def repair(
         check = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
         found = check.report(store.requests, deep=deep)
         job = _Repair(session, store, check, root)
-        await for_each(sorted(check.wrong), job.file, FILES_AT_ONCE)
+        await for_each_limited(sorted(check.wrong), job.file, FILES_AT_ONCE)
         await job.verify_again()
-        await session.clean_up()
+        await clean_up(session)
         left = check.report(store.requests, deep=deep)
         return RepairReport(found, sorted(job.sent - check.wrong), job.failed, left)
     finally:
@@ -108,7 +109,7 @@ class _Repair:
 
         jobs = [partial(send, number, *each) for number, each in enumerate(entry.ranges(), start=1)]
         try:
-            await for_each(jobs, lambda job: job(), PARTS_AT_ONCE)
+            await for_each_limited(jobs, lambda job: job(), PARTS_AT_ONCE)
             parts = [done[number] for number in sorted(done)]
             self.check.objects[key] = await self.store.complete_multipart(
                 upload, parts, crc32c=entry.crc32c, if_version=version

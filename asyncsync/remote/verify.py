@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.hashing import crc32c_extend
@@ -139,7 +139,7 @@ class Verification:
         names = {EXPERIMENT_RECORD, TRIAL_RECORD}
         if not prefixes and not any(key in names or key.endswith(f"/{TRIAL_RECORD}") for key in self.objects):
             self.missing.add(MANIFEST)
-        await for_each(prefixes, self._tree, min(64, self.workers))
+        await for_each_limited(prefixes, self._tree, min(64, self.workers))
         await self._look_at([key for key, entry in self.entries.items() if not self._is_listed_right(key, entry)])
 
     async def _tree(self, prefix: str) -> None:
@@ -167,7 +167,7 @@ class Verification:
             if not await self._look_again(key):
                 unknown.append(key)
 
-        await for_each(keys, look, self.workers)
+        await for_each_limited(keys, look, self.workers)
         await self.contents(unknown)
 
     async def _look_again(self, key: str) -> bool:
@@ -221,7 +221,7 @@ class Verification:
             (prefix, manifest) for prefix, manifest in self.manifests.items()
             if any(prefix + path in wrong for path in manifest.files)
         ]  # fmt: skip
-        await for_each(trees, lambda tree: read(*tree), min(64, self.workers))
+        await for_each_limited(trees, lambda tree: read(*tree), min(64, self.workers))
         return files
 
     def _forget(self, prefix: str, manifest: Manifest) -> None:
@@ -244,7 +244,7 @@ class Verification:
     async def records(self) -> None:
         """What records say must be there too."""
         names = [key for key in self.objects if key == TRIAL_RECORD or key.endswith("/" + TRIAL_RECORD)]
-        await for_each(names, self._trial, min(64, self.workers))
+        await for_each_limited(names, self._trial, min(64, self.workers))
         if EXPERIMENT_RECORD in self.objects:
             try:
                 await find_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
@@ -274,7 +274,7 @@ class Verification:
         wanted = [key for key in keys if key not in wrong]
         self.unread.update((key, len(self.entries[key].part_crcs)) for key in wanted)
         parts = ((key, offset, size, crc) for key in wanted for offset, size, crc in self.entries[key].ranges())
-        await for_each(parts, self._part, self.workers)
+        await for_each_limited(parts, self._part, self.workers)
 
     async def _part(self, part: tuple[str, int, int, int]) -> None:
         await self._check_part(*part)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from onebench import Bench
-from rankbench import shard, together, world
+from rankbench import run_all, shard, world
 
 from asyncsync import (
     AccessDeniedError,
@@ -180,7 +180,7 @@ def test_ranks_of_different_steps_are_told(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, of=2)
-            return await together(
+            return await run_all(
                 *(engine.trial("t").report({}, shard(bench, n), step=n) for n, engine in enumerate(engines))
             )
 

@@ -21,7 +21,7 @@ from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConfigError, SyncError
 from asyncsync.events import SyncWarning
 from asyncsync.runtime import token, wall_time
-from asyncsync.sync.tree import longest_path
+from asyncsync.sync.unstorable_names import longest_path
 
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
 OWN_DIRECTORY_ADVICE = "report a directory of its own for each checkpoint, below it or elsewhere"

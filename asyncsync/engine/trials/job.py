@@ -15,7 +15,8 @@ from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID, Tree
+from asyncsync.sync.tree import Tree
+from asyncsync.sync.tree_manifest import ID
 
 MAX_STALLED_ATTEMPTS = 4
 """Attempts in a row that may end by their time-out with bytes on their way and none acknowledged: the first sends as

@@ -19,7 +19,7 @@ from asyncsync.stores.base import Store
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 
 MAX_LISTED_FILES = 1000
 """Files of a checkpoint up to which each is written down, so that one that changed can be named."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.disk.accepted_files import Accepted
 from asyncsync.errors import (
@@ -38,7 +38,7 @@ from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.read import exists, find, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
 from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 
 PART_READERS = 16
 MAX_REASON_LENGTH = 2000
@@ -159,7 +159,7 @@ class SharedCheckpoint:
             if part is not None and ours and path in part.files:
                 owners.append(rank)
 
-        await for_each(sorted(came), read, PART_READERS)
+        await for_each_limited(sorted(came), read, PART_READERS)
         return min(owners, default=None)
 
     async def failure_versions(self) -> frozenset[tuple[str, str]]:
@@ -321,7 +321,7 @@ class SharedCheckpoint:
             if part is not None and self.generation.has(part.info):
                 parts[rank] = part
 
-        await for_each(range(self.world_size), read, PART_READERS)
+        await for_each_limited(range(self.world_size), read, PART_READERS)
         missing = [rank for rank in range(self.world_size) if rank not in parts]
         if missing:
             return CommitView(missing)

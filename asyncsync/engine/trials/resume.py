@@ -12,7 +12,7 @@ from typing import Any
 import google_crc32c
 from xxhash import xxh3_128
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
@@ -119,7 +119,7 @@ async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]],
             there[0].name = name  # its directory decides: it may have been copied or renamed
             found[name] = there
 
-    await for_each(names, read, min(TRIAL_RECORD_READERS, len(names)))
+    await for_each_limited(names, read, min(TRIAL_RECORD_READERS, len(names)))
     return found, damaged
 
 

@@ -33,9 +33,9 @@ from asyncsync.planning.retention import by_age, to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import read_manifest
-from asyncsync.sync.scheduler import foreseen
+from asyncsync.sync.scheduler import reportable
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 from asyncsync.sync.upload.copy_sources import recall
 from asyncsync.sync.upload.create_only import CollisionError
 
@@ -137,7 +137,7 @@ class CheckpointRunner:
                 trial.job_ended(job, stopped_error(job))
                 return
             else:
-                await self._handle_failure(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
+                await self._handle_failure(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
                 return
         seconds = asyncio.get_running_loop().time() - started
         self._context.emit(
@@ -252,7 +252,7 @@ class CheckpointRunner:
             return
         self._recalled_trials.add(trial.key)
         session = self._context.session
-        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.copy_origins(trial))
+        await recall(session.view(Lane.CHECKPOINT, trial.key), session.copy_sources, self._registry.copy_origins(trial))
 
     async def _make_durable_with_ranks(
         self, trial: TrialState, ranks: RankShare, job: CheckpointJob, hooks: RetryHooks
@@ -283,7 +283,7 @@ class CheckpointRunner:
         finally:
             trial.keeper.retiring = frozenset()
         for name in sorted(retired):
-            self._context.session.catalogue.forget(f"{trial.key}/{name}/")
+            self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 
     async def _verify_stored(self, trial: TrialState, job: CheckpointJob) -> None:

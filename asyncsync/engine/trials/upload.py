@@ -13,7 +13,8 @@ from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID, Tree, TreeOptions
+from asyncsync.sync.tree import Tree, TreeOptions
+from asyncsync.sync.tree_manifest import ID
 
 T = TypeVar("T")
 
@@ -59,5 +60,5 @@ async def upload_checkpoint(
         begun=job.may_be_stored,
     )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
-    tree.say(info)  # who goes on with it may have reported it with other metrics
+    tree.replace_info(info)  # who goes on with it may have reported it with other metrics
     return await retry_transient(tree.sync_once, hooks)

@@ -1,1 +1,4 @@
-"""Private."""
+"""Private: fetches the files of one tree and verifies them.
+
+May import: sync.records, and everything that sync may import. Begin reading at ``tree_download``.
+"""

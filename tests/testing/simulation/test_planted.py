@@ -13,7 +13,7 @@ from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.guarded import Admission, GuardedView
 from asyncsync.stores.wrapped import Operation
-from asyncsync.sync.session import GivenUp
+from asyncsync.sync.janitor import GivenUp
 from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
 
