@@ -320,7 +320,7 @@ async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path
 
     inject_faults("lab").hook(1, retire, operation="read", key="a/checkpoint_000000/.asyncsync/manifest.json")
     report = await pull(URI, tmp_path)
-    assert report.warnings == ("a/checkpoint_000000: retired while the experiment was read",)
+    assert report.warnings == ("a/checkpoint_000000: retired during the pull",)
 
 
 @pytest.mark.virtual_time

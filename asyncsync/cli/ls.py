@@ -14,7 +14,7 @@ from asyncsync.cli.output import Output, age, count, human_bytes
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import by_age
-from asyncsync.remote.access import reading
+from asyncsync.remote.access import open_for_reading
 from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
@@ -61,7 +61,7 @@ Exit codes: 0 done, 1 nothing of asyncsync is there or it cannot be read, 2 usag
 async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
     """See LS."""
     uri = resolve_url(url)
-    async with reading(uri, settings.transfer, settings.storage_options) as store:
+    async with open_for_reading(uri, settings.transfer, settings.storage_options) as store:
         if not files:
             if await find(store, EXPERIMENT_RECORD) is not None:
                 await _show_experiment(output, settings, uri, checkpoints=checkpoints)

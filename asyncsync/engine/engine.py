@@ -22,10 +22,11 @@ from asyncsync.engine.trials.acceptance import Acceptance
 from asyncsync.engine.trials.context import EXPERIMENT, NOT_RUNNING, EngineContext, Home
 from asyncsync.engine.trials.pending import left_behind
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import read_trials, restore_files
+from asyncsync.engine.trials.resume import restore_files
 from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import EngineClosedError, SyncError
+from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stores.base import Lane, Store
