@@ -150,10 +150,20 @@ class Acceptance:
         number = found.number if found is not None else trial.record.next_checkpoint
         name = found.name if found is not None else wanted.name or checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, files, number, CheckpointHandle(name, f"{trial.uri}/{name}"), wanted.metrics, wanted.metadata,
-            wanted.mode, delete, asyncio.get_running_loop().time(), token(), step=wanted.step,
-            named=wanted.name is not None, goes_on=goes_on,
-        )  # fmt: skip
+            trial.key,
+            files,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            wanted.metrics,
+            wanted.metadata,
+            wanted.mode,
+            delete,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=wanted.step,
+            named=wanted.name is not None,
+            goes_on=goes_on,
+        )
         if found is not None:
             job.token, job.written_as, job.begun, job.tree = found.token, found.written_as, True, found.tree
         return job
@@ -179,12 +189,13 @@ class Acceptance:
         suspended = trial.suspended()
         again = suspended is not None and suspended.name == name and suspended.is_of(files)
         if name in trial.own_names() and not again:
-            raise ConfigError(f"report(name={name!r}) is not usable: trial {trial.name!r} has that already")
+            raise ConfigError(
+                f"invalid report(name={name!r}): trial {trial.name!r} already has a checkpoint of this name"
+            )
         there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
         if there or await trial.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: trial {trial.name!r} has an artifact of this name; give the "
-                "checkpoint another one"
+                f"invalid report(name={name!r}): trial {trial.name!r} has an artifact of this name; use another one"
             )
 
     def give_up_step(self, trial: TrialState, step: int | None, reason: str) -> CheckpointJob:
@@ -192,9 +203,19 @@ class Acceptance:
         number = trial.record.next_checkpoint
         name = checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, None, number, CheckpointHandle(name, f"{trial.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
-            asyncio.get_running_loop().time(), token(), step=step, given_up=reason,
-        )  # fmt: skip
+            trial.key,
+            None,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            {},
+            {},
+            UploadMode.ASYNC,
+            False,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=step,
+            given_up=reason,
+        )
         trial.record.next_checkpoint = number + 1
         trial.jobs.append(job)
         self._submit(job)
