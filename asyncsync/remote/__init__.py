@@ -1,4 +1,4 @@
 """Private: operations on stored experiments, from any machine: open, pull, restore, verify, repair, prune.
 
-May import: ``sync``, ``stores``, ``disk``, ``planning``, ``aio`` and the vocabulary. Begin with ``experiment.py``.
+May import: ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``experiment.py``.
 """

@@ -1,4 +1,7 @@
-"""Where objects live. :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`."""
+"""The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
+
+May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
+"""
 
 from __future__ import annotations
 
