@@ -53,12 +53,13 @@ FAILING_EPOCH = 5
 ADDRESS_OPTIONS = ("endpoint_url", "region", "profile")
 """Options that other commands need to read the result."""
 
-DEMO = """Run a sweep of 20 trials with checkpoints and artifacts, watch it live, and check the result.
+DEMO = """Run a sweep of 20 trials, watch it live, and check the result.
 
-Why: it shows asyncsync at work in ten seconds. Twenty async training loops report to one engine; every checkpoint is
-uploaded while training continues; one trial fails on purpose; retention keeps the best two checkpoints of each trial.
-Then a second process, which knows only the URL, opens the experiment, downloads the best checkpoint, compares it with
-the SHA-256 that the training computed, and verifies every byte of the experiment against its manifests.
+Why: it shows asyncsync at work in ten seconds. Twenty async training loops report metrics, checkpoints and artifacts to
+one engine; every checkpoint is uploaded while training continues; one trial fails on purpose; retention keeps the best
+two checkpoints of each trial. Then a second process, which knows only the URL, opens the experiment, downloads the best
+checkpoint, compares it with the SHA-256 that the training computed, and verifies every byte of the experiment against
+its manifests.
 
 \b
 Examples:

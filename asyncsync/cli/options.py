@@ -96,9 +96,12 @@ _COMMON = [
 
 
 def common_options(function: Function) -> Function:
-    """Add the options that every command has; :func:`take_settings` reads them."""
+    """Add the options that every command has, after its own ones; :func:`take_settings` reads them."""
+    own = getattr(function, "__click_params__", [])
+    function.__click_params__ = []  # type: ignore[attr-defined]
     for option in reversed(_COMMON):
         function = option(function)
+    function.__click_params__ += own  # type: ignore[attr-defined]  # click shows the last one first
     return function
 
 
@@ -183,6 +186,8 @@ _FLAGS = (
     (r"storage_options=(\{[^}]*\})", lambda match: _pairs(match[1])),
     (r"as storage_options\b", lambda _: "with -o KEY=VALUE"),
     (r"\bchecksum=\"(\w+)\"", lambda match: f"-o checksum={match[1]}"),
+    (r" \(number or timedelta\)", lambda _: ""),
+    (r"^(invalid --.*?),? or None\b", lambda match: match[1]),
     (r"\bconditional_writes=False\b", lambda _: "-o conditional_writes=false"),
 )
 

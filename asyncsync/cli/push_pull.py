@@ -22,9 +22,10 @@ from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
 from asyncsync.remote.pull import pull as fetch
+from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.syncer import Syncer
 
-PUSH = """Send the new and changed files of a directory, or one file, to a store.
+PUSH = """Send the new and changed files of a directory, or one file.
 
 Why: large files are sent in parts, several in parallel, and the store verifies the checksum of each part. The manifest
 is written last, so a prefix with a current manifest is complete. After an interrupt or --timeout, the same command
@@ -39,11 +40,11 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 """
 
-PULL = """Fetch a URL into a directory: verified, resumable, never half a file.
+PULL = """Fetch a URL into a directory: verified, never half a file.
 
-Why: every byte is verified against the manifest before a file gets its name, and files that are already correct are
-not transferred again. Other files in the directory stay. With --exact they are removed once everything is in place;
---exact refuses a home directory and any directory that asyncsync syncs.
+Why: every byte is verified against the manifest before a file gets its name, and files that are already correct are not
+transferred again. Other files in the directory stay. With --exact they are removed once everything is in place; --exact
+refuses a home directory and any directory that asyncsync syncs.
 
 \b
 Examples:
@@ -121,23 +122,7 @@ def _syncer(
 async def _plan(output: Output, syncer: Syncer) -> int:
     async with syncer:
         plan = await syncer.plan()
-    output.table(
-        ("action", "size", "path", "sent", "copied", "requests"),
-        [
-            *(
-                (
-                    item.action,
-                    human_bytes(item.size),
-                    item.path,
-                    human_bytes(item.bytes_sent),
-                    human_bytes(item.bytes_copied),
-                    f"{item.requests:,}",
-                )
-                for item in plan.todo
-            ),
-            *(("delete", "-", path, "-", "-", "-") for path in plan.gone),
-        ],
-    )
+    output.table(("action", "size", "path", "sent", "copied", "requests"), _plan_rows(plan))
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
     skipped = plan.files_skipped + len(plan.files) - len(plan.todo)
@@ -146,22 +131,29 @@ async def _plan(output: Output, syncer: Syncer) -> int:
         f"{human_bytes(plan.bytes_copied)} copied inside the store, in {count(plan.requests, 'request')}; "
         f"{count(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
     )
-    output.document(
-        {
-            "ok": True,
-            "dry_run": True,
-            "uri": syncer.uri,
-            "bytes_total": plan.bytes_total,
-            "bytes_sent": plan.bytes_sent,
-            "bytes_copied": plan.bytes_copied,
-            "requests": plan.requests,
-            "files_skipped": skipped,
-            "send": plan.todo,
-            "delete": plan.gone,
-            "warnings": plan.warnings,
-        }
-    )
+    document = {
+        "ok": True,
+        "dry_run": True,
+        "uri": syncer.uri,
+        "bytes_total": plan.bytes_total,
+        "bytes_sent": plan.bytes_sent,
+        "bytes_copied": plan.bytes_copied,
+        "requests": plan.requests,
+        "files_skipped": skipped,
+        "send": plan.todo,
+        "delete": plan.gone,
+        "warnings": plan.warnings,
+    }
+    output.document(document)
     return DONE
+
+
+def _plan_rows(plan: SyncPlan) -> list[tuple[str, ...]]:
+    rows = []
+    for item in plan.todo:
+        sent, copied = human_bytes(item.bytes_sent), human_bytes(item.bytes_copied)
+        rows.append((item.action, human_bytes(item.size), item.path, sent, copied, f"{item.requests:,}"))
+    return rows + [("delete", "-", path, "-", "-", "-") for path in plan.gone]
 
 
 @command(help=PULL)

@@ -16,7 +16,7 @@ from asyncsync.remote.repair import repair as repair_tree
 from asyncsync.remote.verify import verify as verify_tree
 from asyncsync.report import VerifyReport
 
-VERIFY = """Check that the store holds every file that the manifests below a URL name.
+VERIFY = """Check that a store holds every file that its manifests name.
 
 Why: it finds a checkpoint that cannot be restored before you need it. Without --deep it compares existence, size,
 version (ETag, generation) and the checksums that the store keeps, and reads only objects with another version and no
@@ -35,10 +35,11 @@ Then every byte is read back.
 Exit codes: 0 everything is there, 1 the check failed, 2 usage, 3 damaged, replaced or missing files, 130 interrupted.
 """
 
-PRUNE = """Remove data that no reader can see: incomplete uploads, incomplete checkpoints, data of retired checkpoints.
+PRUNE = """Remove abandoned data: incomplete uploads, retired checkpoints.
 
-Why: a run that was killed leaves parts behind that cost money. Without --yes it only shows what it would remove. Data
-that is younger than --older-than by the store's own clock stays, because a process may still be writing it.
+Why: a run that was killed leaves parts behind that cost money and that no reader can see: uploads and checkpoints that
+were never completed, and data of retired checkpoints. Without --yes it only shows what it would remove. Data that is
+younger than --older-than by the store's own clock stays, because a process may still be writing it.
 
 \b
 Examples:

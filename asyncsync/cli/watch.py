@@ -28,7 +28,7 @@ from asyncsync.sync.syncer import Syncer
 LONGEST_PAUSE = 60.0
 """Maximum pause between two attempts while the store is away, seconds (or --period, if that is longer)."""
 
-WATCH = """Sync a directory to a URL periodically until Ctrl-C, then sync once more.
+WATCH = """Sync a directory to a URL periodically until Ctrl-C.
 
 Why: it sends the files that a training writes while the training runs, whatever program writes them. A sync that finds
 no change costs no request. A failed sync is reported and retried with growing pauses; it never ends the watch. SIGINT

@@ -135,15 +135,14 @@ async def download_current(
                 )
             except (AsyncsyncError, OSError) as error:
                 attempt += 1
-                waits = wait_for_manifest and _is_newer_than_manifest(error)
-                now = await _manifest_now(store, prefix, stored)
-                if now is None:
+                if (now := await _manifest_now(store, prefix, stored)) is None:
                     await in_thread(remove_files, os.fspath(target), put)
                     raise _deleted(store, prefix) from error
-                if attempt == DOWNLOAD_ATTEMPTS or not (waits or now != stored):
+                pause = _pause(error, attempt, changed=now != stored, wait_for_manifest=wait_for_manifest)
+                if pause is None:
                     raise
-                if waits:
-                    await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+                if pause:
+                    await asyncio.sleep(pause)
             else:
                 if attempt:
                     await in_thread(remove_files, os.fspath(target), set(put) - manifest.files.keys())
@@ -151,6 +150,15 @@ async def download_current(
     finally:
         if landed is not None:
             landed.extend(put)
+
+
+def _pause(error: Exception, attempt: int, *, changed: bool, wait_for_manifest: bool) -> float | None:
+    """Seconds before the next attempt; None if another attempt makes no sense."""
+    if attempt == DOWNLOAD_ATTEMPTS:
+        return None
+    if wait_for_manifest and _is_newer_than_manifest(error):
+        return FIRST_PAUSE * 2.0 ** (attempt - 1)
+    return 0.0 if changed else None
 
 
 def _no_match(store: Store, prefix: str, selection: Selection, manifest: Manifest) -> ConfigError:
