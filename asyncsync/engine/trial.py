@@ -200,8 +200,8 @@ def check_step(step: object, role: Role, source: Checkpoint | None) -> int | Non
     if step is None:
         if role.world_size > 1 and source is not None:
             raise ConfigError(
-                f"report(checkpoint=...) needs step=... where world_size={role.world_size}: the ranks are matched by "
-                "it, and counting reports cannot notice that one of them skipped one"
+                f"invalid report(checkpoint=...) without step=... (world_size={role.world_size}): the step "
+                "matches the reports of the ranks, because counting reports cannot notice that one of them skipped one"
             )
         return None
     return as_step(step)

@@ -54,7 +54,7 @@ async def prune(
     artifacts. Each directory is checked again just before it is deleted.
 
     Never removed: anything that a manifest or a record names; anything that an unreadable one may name (the report
-    lists these); anything outside checkpoint directories. With ``dry_run`` (the default) nothing is removed, and the
+    lists these); any object outside checkpoint directories. With ``dry_run`` (the default) nothing is removed, and the
     report lists what would be. Use a longer ``older_than`` if the upload of a single file takes longer than a day.
 
     Raises:

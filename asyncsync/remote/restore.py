@@ -78,8 +78,8 @@ async def restore_newest(
     """Try the ``known`` checkpoints in their order. ``read_again`` reads the records again; ``fetch`` downloads one
     checkpoint and fills the list with the paths that it has put into ``target``.
 
-    If a checkpoint was retired meanwhile, the newest one of now is tried next, never an older one. An error is raised
-    only when the current records name no checkpoint that was not tried. See
+    If a checkpoint was retired meanwhile, the currently newest one is tried next, never an older one. An error is
+    raised only when the current records name no checkpoint that was not tried. See
     :meth:`asyncsync.remote.experiment.Experiment.restore` for the errors.
     """
     tried: dict[tuple[str, float], tuple[str, str]] = {}

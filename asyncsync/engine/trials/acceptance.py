@@ -232,20 +232,20 @@ def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: I
     for trial in map(os.path.realpath, trials):
         if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
-                f"{trial}; {INSTEAD}"
+                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+                f"of {trial}; {INSTEAD}"
             )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
-            f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
-            f"emptied; {INSTEAD}"
+            f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
+            f"asyncsync would empty it; {INSTEAD}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)
         if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: {other.name} is not durable yet, consists of {other.path}, "
-                f"and one of the two is deleted when it is; {INSTEAD}, or wait for that one first"
+                f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
+                f"{other.path}, and one of the two is deleted once durable; {INSTEAD}, or wait for {other.name} first"
             )
 
 
