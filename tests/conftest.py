@@ -1,4 +1,4 @@
-"""What every test gets: its own state directory, virtual time when it asks for it, and a check that it leaves nothing.
+"""For every test: its own state directory, virtual time on request, and a check that it leaves nothing behind.
 
 ``@pytest.mark.virtual_time`` runs an async test on a :class:`asyncsync.testing.VirtualTimeLoop`.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 import gcs_servers
 import pytest
 import servers
+from onebench import Bench
 
 from asyncsync.aio.threads import stop_threads
 from asyncsync.testing import Faults, VirtualTimeLoop, inject_faults, reset_memory
@@ -68,6 +69,14 @@ def faults() -> Faults:
     """Of ``memory://b``, which is empty."""
     reset_memory()
     return inject_faults("b")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """An experiment on the store in memory."""
+    reset_memory()
+    yield Bench(tmp_path)
+    reset_memory()
 
 
 # Leaks: tasks are looked for when the test function has ended, everything else when its fixtures are gone too.

@@ -1,4 +1,4 @@
-"""The check that every test runs under finds what it is there to find."""
+"""The leak check of every test finds leaked tasks, threads, descriptors and sockets."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_tasks_threads_descriptors_and_sockets_left_behind_fail_their_test(tmp_p
     (tmp_path / "test_it.py").write_text(LEAKS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", str(tmp_path)]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = os.pathsep.join([str(HERE), str(HERE / "support"), str(HERE.parent)])
     result = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from asyncsync.aio.retry import Again, persist
+from asyncsync.aio.retry import RetryHooks, retry_transient
 from asyncsync.engine.trials.job import CheckpointJob
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.report import SyncReport
@@ -17,15 +17,15 @@ from asyncsync.sync.tree import ID, Tree, TreeOptions
 
 T = TypeVar("T")
 
-LAST_TRIES = 2
+LAST_ATTEMPTS = 2
 """How often something is tried at the end of a run, each time with all attempts of its requests."""
 
 
-async def upload(
+async def upload_checkpoint(
     session: Session,
     prefix: str,
     job: CheckpointJob,
-    again: Again,
+    hooks: RetryHooks,
     fence: Fence | None = None,
     *,
     record: str = MANIFEST,
@@ -36,8 +36,7 @@ async def upload(
     The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
     ``record`` and ``more``: another name for the manifest, and what else it says.
     """
-    if job.problem is not None:
-        raise job.problem
+    job.check_files()
     assert job.source is not None
     info = {
         ID: job.token,
@@ -50,9 +49,15 @@ async def upload(
         **(more or {}),
     }
     options = TreeOptions(
-        lane=Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence, accepted=job.source,
-        begun=job.begun,
-    )  # fmt: skip
+        lane=Lane.CHECKPOINT,
+        whole=True,
+        fresh=True,
+        info=info,
+        record=record,
+        fence=fence,
+        accepted=job.source,
+        begun=job.may_be_stored,
+    )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
     tree.say(info)  # who goes on with it may have reported it with other metrics
-    return await persist(tree.sync_once, again)
+    return await retry_transient(tree.sync_once, hooks)

@@ -58,6 +58,10 @@ class RecordFile:
         """Whether somebody else writes it now."""
         return self._lost
 
+    def replace(self, version: str) -> None:
+        """Write over this version next, although another process wrote it: the caller knows that it was replaced."""
+        self.version, self._lost, self._unsure = version, False, False
+
     def is_current(self) -> bool:
         """Whether the store has what ``encode`` gives now."""
         return not self._unsure and self._written == self._digest()

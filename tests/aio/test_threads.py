@@ -1,0 +1,45 @@
+"""The process-wide threads for disk work."""
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from asyncsync import Syncer, TransferConfig
+from asyncsync.aio.threads import GIVES_WAY, in_hasher, in_sender, in_thread
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_there_are_as_many_threads_as_the_settings_say(tmp_path: Path, threads: int) -> None:
+    under_way, most, lock = 0, 0, threading.Lock()
+    enough = threading.Event()
+
+    def work() -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+            if under_way > threads:
+                enough.set()
+        enough.wait(0.02)
+        with lock:
+            under_way -= 1
+
+    await in_thread(lambda: None)  # made by nobody who holds them
+    async with Syncer(tmp_path, "memory://threads", transfer=TransferConfig(threads=threads)):
+        await asyncio.gather(*(in_thread(work) for _ in range(4 * threads)))
+    assert most == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one thread's priority can be set on Linux only")
+async def test_worker_threads_give_way_and_the_loop_does_not() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = niceness()
+    for run in (in_thread, in_hasher, in_sender):
+        assert await run(niceness) == min(19, before + GIVES_WAY)
+    assert niceness() == before

@@ -1,0 +1,662 @@
+"""A success counts only with the result that Cloud Storage documents for its request. Any other response is a store
+error that names the request, and the request is retried.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, urlsplit
+
+import google_crc32c
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from asyncsync.disk.files import FileRange, Progress
+from asyncsync.errors import (
+    AsyncsyncError,
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+)
+from asyncsync.stores import open_store
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.gcs import compose as gcs_rewrite
+from asyncsync.stores.gcs.errors import failure
+from asyncsync.stores.gcs.responses import crc_to_text
+from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.http.response import Answer
+
+pytest.importorskip("gcloud.aio.auth")
+from gcs_fake import Fault
+
+MIB = 1 << 20
+CHUNK = 8 * MIB
+BIG = 9 * MIB
+
+ERROR = b'{"error": {"code": 503, "message": "later", "errors": [{"reason": "backendError"}]}}'
+FOREIGN = {
+    "nothing": b"",
+    "blanks": b" \r\n ",
+    "a page": b"<!doctype html><html><body>log in</body></html>",
+    "an error inside a success": ERROR,
+    "an empty object": b"{}",
+    "a list": b"[]",
+    "text": b'"done"',
+    "a number": b"1",
+    "no JSON number": b'{"size": NaN}',
+    "deep": b"[" * 60_000,
+    "deep inside": b'{"name":' * 60_000,
+    "no UTF-8": b"\xff\xfe\xfa",
+    "half": b'{"kind": "storage#object", "name": "p/',
+}
+
+
+@dataclass
+class Operation:
+    """What asks for it, which request that makes, and what the bucket has to have before."""
+
+    pattern: str
+    name: str
+    """As errors call it."""
+    call: Callable
+
+
+async def completed(store, **condition):
+    upload = await store.create_multipart("new")
+    part = await store.put_part(upload, 1, 0, b"data")
+    return await store.complete_multipart(upload, [part], crc32c=google_crc32c.value(b"data"), **condition)
+
+
+OPERATIONS = {
+    "put": Operation("POST /upload", "insert gs://conformance/p/new", lambda s, f: s.put("new", b"data")),
+    "put of a file": Operation(
+        "POST /upload", "insert gs://conformance/p/new", lambda s, f: s.put("new", FileRange(f, 0, 2 * MIB))
+    ),
+    "last chunk": Operation(
+        f"PUT .*#{CHUNK}-", "insert gs://conformance/p/new", lambda s, f: s.put("new", FileRange(f, 0, BIG))
+    ),
+    "compose": Operation("/compose", "compose gs://conformance/p/new", lambda s, f: completed(s)),
+    "compose to create": Operation(
+        "/compose", "compose gs://conformance/p/new", lambda s, f: completed(s, if_version=MISSING)
+    ),
+    "rewrite": Operation("rewriteTo", "rewrite gs://conformance/p/old", lambda s, f: s.copy("old", "new")),
+    "rewrite to create": Operation(
+        "rewriteTo", "rewrite gs://conformance/p/old", lambda s, f: s.copy("old", "new", if_version=MISSING, size=4)
+    ),
+    "delete": Operation("DELETE", "delete gs://conformance/p/old", lambda s, f: s.delete(["old"])),
+    "batch delete": Operation("POST /batch", "batch delete gs://conformance/", lambda s, f: s.delete(["old", "more"])),
+    "list": Operation("GET .*[?&]prefix=", "list gs://conformance/p/", lambda s, f: s.list()),
+    "head": Operation("GET .*/o/p%2Fold", "get gs://conformance/p/old", lambda s, f: s.head("old")),
+}
+MAKING = [name for name in OPERATIONS if name.startswith(("put", "last", "compose", "rewrite"))]
+EMPTY = {"delete": ("nothing", "blanks")}
+"""What is the documented result."""
+
+
+@pytest.fixture
+async def bucket(gcs_strict, store, tmp_path):
+    """With two objects, and a file to send. Patterns of faults may name the first byte of a chunk."""
+    await store.put("old", b"data")
+    await store.put("more", b"data")
+    gcs_strict.seen.clear()
+    (tmp_path / "f").write_bytes(bytes(BIG))
+    fault = gcs_strict._fault
+
+    def find(seen):
+        span = seen.headers.get("Content-Range", "").removeprefix("bytes ")
+        return fault(replace(seen, target=f"{seen.target}#{span}"))
+
+    gcs_strict._fault = find
+    return gcs_strict
+
+
+@pytest.mark.parametrize("said", FOREIGN)
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_a_success_that_says_something_else_is_a_failed_request(bucket, store, objects, tmp_path, name, said):
+    """Nothing was done: nobody may believe that it was."""
+    if said in EMPTY.get(name, ()):
+        return
+    operation = OPERATIONS[name]
+    bucket.faults.append(Fault(operation.pattern, 1, 200, body=FOREIGN[said]))
+    with pytest.raises(UnavailableError) as caught:
+        await operation.call(store, str(tmp_path / "f"))
+    assert str(caught.value).startswith(f"{operation.name}: not a response of Cloud Storage: ")
+    assert caught.value.retryable
+    assert "p/new" not in objects
+    assert {"p/old", "p/more"} <= set(objects)
+
+
+@pytest.mark.parametrize("said", ["nothing", "a page", "an error inside a success"])
+@pytest.mark.parametrize("name", MAKING)
+@pytest.mark.parametrize("served", [False, True])
+async def test_it_is_tried_again_whether_it_was_done_or_not(bucket, guarded, objects, tmp_path, name, said, served):
+    operation = OPERATIONS[name]
+    if served and name == "rewrite to create":
+        return  # that it was done shows as a conflict
+    fault = Fault(operation.pattern, 1, None if served else 200, body=None if served else FOREIGN[said])
+    fault.change = (lambda body: FOREIGN[said]) if served else None
+    bucket.faults.append(fault)
+    info = await operation.call(guarded, str(tmp_path / "f"))
+    found = objects["p/new"]
+    assert (info.version, info.size) == (str(found.generation), len(found.data))
+    assert found.data in (b"data", bytes(2 * MIB), bytes(BIG))
+    assert guarded.retries >= 1
+
+
+def changed(**fields):
+    """Of an object resource, wherever it is in the answer; None takes a field away."""
+
+    def change(body):
+        document = json.loads(body)
+        resource = document.get("resource") or (document.get("items") or [document])[0]
+        for field, value in fields.items():
+            if value is None:
+                del resource[field]
+            else:
+                resource[field] = value
+        return json.dumps(document).encode()
+
+    return change
+
+
+WRONG = [
+    *({"generation": value} for value in (None, "", "0", 0, "-1", "x", True, 1.5, [], {}, "9" * 20, "9" * 5000, "²")),
+    *({"size": value} for value in (None, "", "-4", -4, 4.0, True, [4], str(1 << 63), "9" * 5000, "3")),
+    *({"name": value} for value in (None, "", "other", 5, ["p/new"], "p/new ", "\ud800")),
+    *({"crc32c": value} for value in ("", "AAAA", "not base64", 7, [], {}, "ÄÖÜ=")),
+]
+OF_ALL = [*WRONG, *({"bucket": value} for value in (None, "other", 5))]
+
+
+def id_of(fields):
+    return ",".join(f"{name}={str(value)[:12]!r}" for name, value in fields.items())
+
+
+@pytest.mark.parametrize("fields", OF_ALL, ids=id_of)
+@pytest.mark.parametrize("name", ["put", "last chunk", "compose", "rewrite to create", "head"])
+async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store, tmp_path, name, fields):
+    if name == "head" and fields == {"size": "3"}:
+        return  # who asks does not know it
+    bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
+    with pytest.raises(UnavailableError, match=rf"not a response of Cloud Storage: (it|'{next(iter(fields))}') "):
+        await OPERATIONS[name].call(store, str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("fields", WRONG, ids=id_of)
+async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket, store, fields):
+    if fields in ({"size": "3"}, {"name": "p/new "}):
+        return  # so they may be
+    bucket.faults.append(Fault("prefix=", 1, change=changed(**fields)))
+    with pytest.raises(UnavailableError, match=r"list gs://conformance.*not a response of Cloud Storage"):
+        await store.list()
+
+
+@pytest.mark.parametrize("name", ["put", "put of a file", "last chunk"])
+@pytest.mark.parametrize(
+    ("crc32c", "error", "said"),
+    [(None, UnavailableError, "it has no 'crc32c'"), ("AAAAAQ==", IntegrityError, "the store has AAAAAQ==")],
+)
+async def test_who_was_sent_a_checksum_tells_it_again(bucket, store, tmp_path, name, crc32c, error, said):
+    bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(crc32c=crc32c)))
+    with pytest.raises(error, match=said) as caught:
+        await OPERATIONS[name].call(store, str(tmp_path / "f"))
+    assert caught.value.retryable
+
+
+async def test_numbers_may_be_numbers(bucket, store):
+    """As gcp-storage-emulator writes the size of what it composed."""
+    bucket.faults.append(Fault("/compose", 1, change=changed(size=4)))
+    assert (await completed(store)).size == 4
+
+
+# rewrite
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"done": "true"}',
+        b'{"done": 1}',
+        b'{"done": null}',
+        b'{"done": true}',
+        b'{"done": true, "resource": []}',
+        b'{"done": false}',
+        b'{"done": false, "rewriteToken": ""}',
+        b'{"done": false, "rewriteToken": 5}',
+        b'{"done": false, "rewriteToken": "a", "totalBytesRewritten": "many"}',
+        b'{"done": false, "rewriteToken": "\\ud800", "totalBytesRewritten": "1"}',
+    ],
+)
+async def test_a_step_of_a_copy_is_done_or_names_the_next(bucket, store, objects, said):
+    bucket.faults.append(Fault("rewriteTo", 1, 200, body=said))
+    with pytest.raises(UnavailableError, match="rewrite gs://conformance/p/old: not a response"):
+        await store.copy("old", "new")
+    assert "p/new" not in objects
+
+
+async def test_a_copy_that_never_gets_on_ends(bucket, store):
+    said = b'{"done": false, "rewriteToken": "again", "totalBytesRewritten": "1"}'
+    bucket.faults.append(Fault("rewriteTo", 999, 200, body=said))
+    with pytest.raises(UnavailableError, match="moved nothing"):
+        await store.copy("old", "new")
+    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.STILL + 1
+
+
+# list
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"items": {}},
+        {"items": [5]},
+        {"items": "x"},
+        {"items": None},
+        {"prefixes": {}},
+        {"prefixes": [5]},
+        {"prefixes": [""]},
+        {"prefixes": ["elsewhere/"]},
+        {"prefixes": ["p/\ud800"]},
+        {"nextPageToken": 5},
+        {"nextPageToken": ["a"]},
+        {"nextPageToken": "\udfff"},
+        {"items": [{"name": "elsewhere/x"}]},
+        {"kind": None},
+        {"kind": "storage#object"},
+        {"kind": []},
+    ],
+)
+async def test_a_page_has_what_was_asked_for(bucket, store, more):
+    said = json.dumps({"kind": "storage#objects", **more}).encode()
+    bucket.faults.append(Fault("prefix=", 1, 200, body=said))
+    with pytest.raises(UnavailableError, match="list gs://conformance/p/: not a response"):
+        await store.list()
+
+
+@pytest.mark.parametrize("tokens", ["aaa", "abab", "abcb"])
+async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
+    for token in tokens * 2:
+        said = json.dumps({"kind": "storage#objects", "nextPageToken": token}).encode()
+        bucket.faults.append(Fault("prefix=", 1, 200, body=said))
+    for ask in (store.list, store.list_multiparts):
+        with pytest.raises(UnavailableError, match="'nextPageToken' is that of a page before"):
+            await ask()
+        del bucket.faults[: len(tokens)]
+    assert len(bucket.requests("prefix=")) == 2 * (len(set(tokens)) + 1)
+
+
+# batches
+
+
+def inner(status, body=b"", call=None):
+    whose = b"" if call is None else b"Content-ID: <response-%d>\r\n" % call
+    return b"--b\r\nContent-Type: application/http\r\n%s\r\nHTTP/1.1 %d Said\r\nA: b\r\n\r\n%s\r\n" % (
+        whose,
+        status,
+        body,
+    )
+
+
+GONE = inner(204, call=0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        GONE + b"--b--",
+        GONE + GONE + b"--b--",
+        GONE + inner(204, call=1) + GONE + b"--b--",
+        GONE + inner(204, call=2) + b"--b--",
+        GONE + inner(204, call=1),
+        GONE + inner(204, call=1)[:30] + b"--b--",
+        GONE + b"--b\r\nContent-ID: <response-1>\r\n\r\nno status\r\n--b--",
+        GONE + inner(200, ERROR, call=1) + b"--b--",
+        GONE + inner(200, b"<html>", call=1) + b"--b--",
+        GONE.replace(b"-0>", b"-" + b"0" * 5000 + b">") + b"--b--",
+        b"--",
+        b"----",
+        b"--b\r\n--b--",
+        b"HTTP/1.1 204 A\r\n\r\nHTTP/1.1 204 A\r\n\r\n",
+    ],
+)
+async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
+    bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
+    with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*not a response of Cloud Storage"):
+        await store.delete(["old", "more"])
+
+
+async def test_a_missing_bucket_is_told_from_inside_a_batch_too(bucket, store):
+    missing = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
+    bucket.faults.append(Fault("POST /batch", 1, 200, body=GONE + inner(404, missing, call=1) + b"--b--"))
+    with pytest.raises(NotFoundError, match="there is no bucket 'conformance'"):
+        await store.delete(["old", "more"])
+
+
+async def test_what_an_error_means_is_not_read_from_the_name_of_an_object(bucket, store):
+    await store.delete(["there is no bucket"])
+    with pytest.raises(NotFoundError) as caught:
+        await store.head("there is no bucket")
+    assert not isinstance(caught.value, NoSuchBucketError)
+
+
+# sessions
+
+
+@pytest.mark.parametrize(
+    "where", ["", "http://[", "?upload_id=5", "http://x/ y", "http://x/a b", "/ü", "/" + "x" * 10_000, "http://x"]
+)
+async def test_a_session_has_an_address_that_can_be_asked(bucket, store, objects, tmp_path, where):
+    bucket.faults.append(Fault("POST /upload", 1, 200, {"Location": where}, body=b""))
+    with pytest.raises(UnavailableError, match="names no upload session"):
+        await store.put("new", FileRange(str(tmp_path / "f"), 0, BIG))
+
+
+RANGES = [
+    None,
+    "",
+    "bytes=0-0",
+    "bytes=0-",
+    "bytes=5-9",
+    "bytes=0--5",
+    "bytes 0-262143/*",
+    f"bytes=0-{BIG}",
+    "bytes=0-²",
+    f"bytes=0-{BIG - 1}",
+    f"bytes=0-{CHUNK}",
+    f"bytes=0-{'9' * 19}",
+    f"bytes=0-{'9' * 5000}",
+    "items=0-5",
+]
+
+
+@pytest.mark.parametrize("said", RANGES)
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_session_never_has_more_than_was_sent(bucket, guarded, objects, tmp_path, number, said):
+    """Where it says so, or nothing that can be read, it is asked again; nothing is left out of what it makes."""
+    data = b"".join(bytes([number]) * MIB for number in range(9))
+    (tmp_path / "f").write_bytes(data)
+    headers = {} if said is None else {"Range": said}
+    bucket.faults.append(Fault(f"PUT .*#{number * CHUNK}-", 1, 308, headers, body=b""))
+    info = await guarded.put("new", FileRange(str(tmp_path / "f"), 0, BIG), crc32c=google_crc32c.value(data))
+    assert objects["p/new"].data == data
+    assert info.size == BIG
+
+
+@pytest.mark.parametrize("said", [f"bytes=0-{BIG - 1}", f"bytes=0-{BIG + MIB}", f"bytes=0-{CHUNK + MIB - 1}"])
+async def test_who_asks_how_far_a_session_is_believes_no_more_than_was_sent(bucket, guarded, objects, tmp_path, said):
+    bucket.faults.append(Fault(f"PUT .*#0-{CHUNK - 1}/", 1, 503))
+    bucket.faults.append(Fault(r"PUT .*#\*/", 1, 308, {"Range": said}, body=b""))
+    await guarded.put("new", FileRange(str(tmp_path / "f"), 0, BIG), crc32c=google_crc32c.value(bytes(BIG)))
+    assert objects["p/new"].data == bytes(BIG)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_success_after_a_part_of_the_body_is_none(bucket, guarded, objects, tmp_path, number):
+    """A chunk that is not the last one ends nothing, whatever the answer says of it."""
+    resource = {"name": "p/new", "bucket": "conformance", "generation": "7", "size": str(CHUNK), "crc32c": "AAAAAA=="}
+    said = json.dumps(resource).encode()
+    bucket.faults.append(Fault(f"PUT .*#{number * CHUNK}-", 1, 200, body=said))
+    info = await guarded.put("new", FileRange(str(tmp_path / "f"), 0, BIG), crc32c=google_crc32c.value(bytes(BIG)))
+    assert (objects["p/new"].data, info.version) == (bytes(BIG), str(objects["p/new"].generation))
+
+
+async def session_of(gcs_strict, tmp_path, key, **condition):
+    """The token of a session that another process opened and did not use."""
+
+    def keep(token):
+        kept.append(token)
+        raise KeyboardInterrupt
+
+    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=Progress(None, keep))
+    async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
+        with pytest.raises(KeyboardInterrupt):
+            await first.put(key, body, **condition)
+    return kept[0]
+
+
+@pytest.mark.parametrize(("key", "condition"), [("new", {}), ("another", {"if_version": MISSING})])
+async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
+    bucket, store, objects, tmp_path, key, condition
+):
+    """Its name and its condition are those that it was opened with."""
+    token = await session_of(bucket, tmp_path, key, **condition)
+    objects["p/new"] = objects["p/old"]
+    body, kept = FileRange(str(tmp_path / "f"), 0, BIG), []
+    with pytest.raises(StoreError, match="HTTP 412"):
+        await store.put("new", replace(body, progress=Progress(token, kept.append)), if_version=MISSING)
+    assert (objects["p/new"].data, "p/another" in objects) == (b"data", False)
+    token = await session_of(bucket, tmp_path, "same", if_version=MISSING)
+    await store.put("same", replace(body, progress=Progress(token, pytest.fail)), if_version=MISSING)
+    assert objects["p/same"].data == bytes(BIG)
+
+
+@pytest.mark.parametrize(
+    "token", ["", "#", "x", "/a b#", "/a\r\nHost: x#", "http://elsewhere/#", "/upload?upload_id=5"]
+)
+@pytest.mark.parametrize("marked", [False, True])
+async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_path, token, marked):
+    if marked:
+        token += (await session_of(bucket, tmp_path, "new")).rpartition("#")[2]
+    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG)
+    await store.put("new", replace(body, progress=Progress(token, kept.append)))
+    assert objects["p/new"].data == bytes(BIG)
+    assert len(kept) == 1
+
+
+# whatever a server may say
+
+
+class Saying:
+    """A plane that answers each request with what ``says`` makes of it."""
+
+    def __init__(self, says):
+        self._says = says
+
+    async def send(self, request, authorization):
+        return self._says(request)
+
+    async def fetch(self, request, authorization, expect, sink):
+        answer = self._says(request)
+        if answer.status < 300:
+            expected = expect(answer)
+            assert expected is None or expected >= 0
+            if answer.content:
+                await sink(memoryview(answer.content))
+        return answer
+
+    async def close(self):
+        pass
+
+
+numbers = st.one_of(st.integers(), st.just(10**400), st.floats(), st.booleans())
+texts = st.one_of(
+    st.text(max_size=20),
+    st.text(alphabet=st.characters(categories=["Cs", "Nd", "No"]), max_size=3),
+    st.from_regex(r"[0-9]{1,30}", fullmatch=True),
+    st.sampled_from(["9" * 5000, "0", "²", "\r\n", "2026-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "AAAAAA=="]),
+)
+values = st.recursive(
+    st.none() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [
+    "kind",
+    "name",
+    "bucket",
+    "generation",
+    "size",
+    "crc32c",
+    "updated",
+    "timeCreated",
+    "metadata",
+    "done",
+    "resource",
+    "rewriteToken",
+    "totalBytesRewritten",
+    "items",
+    "prefixes",
+    "nextPageToken",
+    "error",
+]
+HEADERS = [
+    "range",
+    "location",
+    "content-range",
+    "content-length",
+    "retry-after",
+    "x-goog-generation",
+    "x-goog-hash",
+    "x-goog-stored-content-length",
+    "last-modified",
+]
+header_values = st.one_of(
+    st.text(alphabet=st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=30),
+    st.sampled_from(
+        [
+            "9" * 5000,
+            "bytes=0-99999999999999999999",
+            "bytes 0-3/4",
+            "bytes 1-0/0",
+            "Mon, 01 Jan 99999 00:00:00 GMT",
+            "Mon, 01 Jan 0001 00:00:00 +2359",
+            "http://[",
+            "crc32c=²²",
+            "crc32c=AAAAAA==",
+            "1e999",
+            "²",
+            "-1",
+            "nan",
+        ]
+    ),
+)
+statuses = st.sampled_from([200, 200, 200, 200, 201, 204, 206, 308, 400, 403, 404, 409, 412, 416, 429, 499, 503])
+bodies = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(list(FOREIGN.values())),
+    values.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([GONE + inner(204, call=1) + b"--b--", GONE + inner(503, ERROR, call=1) + b"--b--"]),
+)
+
+
+def genuine(request):
+    """What the service would say of an object of 4 bytes."""
+    name = unquote(urlsplit(request.target).path.rpartition("/o/")[2].removesuffix("/compose").rpartition("/o/")[2])
+    if request.target.startswith("/upload"):
+        name = "p/new"
+    resource = {
+        "name": name,
+        "bucket": "b",
+        "generation": "7",
+        "size": "4",
+        "updated": "2026-01-01T00:00:00Z",
+        "crc32c": crc_to_text(google_crc32c.value(b"data")),
+        "metadata": {"asyncsync-key": "new"},
+    }
+    item = resource | {"name": "p/.asyncsync/parts/5/upload"}
+    listing = {"kind": "storage#objects", "items": [resource | {"name": "p/x"}, item], "prefixes": ["p/y/"]}
+    done = {"done": True, "resource": resource, "rewriteToken": "t", "totalBytesRewritten": "4"}
+    return resource | listing | done
+
+
+@st.composite
+def answers(draw):
+    status, body = draw(statuses), draw(st.none() | bodies)
+    fields = draw(st.dictionaries(st.sampled_from(FIELDS), values | st.just(...), max_size=3))
+    inside = draw(st.sampled_from([None, "resource", "items"]))
+    headers = draw(st.dictionaries(st.sampled_from(HEADERS), header_values, max_size=3))
+    return status, body, fields, inside, headers
+
+
+def answer_to(request, said):
+    status, body, fields, inside, headers = said
+    document = genuine(request)
+    place = document if inside is None else document["items"][0] if inside == "items" else document["resource"]
+    for field, value in fields.items():
+        place.pop(field, None)
+        if value is not ...:
+            place[field] = value
+    body = json.dumps(document).encode() if body is None else body
+    return Answer(status, {"location": "/upload/session", **headers}, keep=True, content=body)
+
+
+async def nothing(piece):
+    pass
+
+
+CALLS = {
+    "put": lambda s, f: s.put("new", b"data"),
+    "session": lambda s, f: s.put("new", FileRange(f, 0, 4, progress=Progress(None, lambda _: None))),
+    "copy": lambda s, f: s.copy("old", "new"),
+    "delete": lambda s, f: s.delete(["old"]),
+    "batch": lambda s, f: s.delete(["old", "more"]),
+    "list": lambda s, f: s.list(),
+    "multiparts": lambda s, f: s.list_multiparts(),
+    "head": lambda s, f: s.head("old"),
+    "read": lambda s, f: s.read("old", nothing),
+    "read range": lambda s, f: s.read("old", nothing, start=1, length=2),
+    "complete": lambda s, f: completed(s),
+}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    path = tmp_path_factory.mktemp("four") / "f"
+    path.write_bytes(b"data")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=st.lists(answers(), min_size=1, max_size=3))
+@example(said=[(200, b"[" * 60_000, {}, None, {})])
+@example(said=[(503, b'{"error":' * 60_000, {}, None, {"retry-after": "9" * 400})])
+@example(said=[(308, b"", {}, None, {"range": "bytes=0-" + "9" * 5000})])
+@example(said=[(200, None, {}, None, {})])
+def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said):
+    """And what is called stored is stored, with the size and the checksum that were sent."""
+    turns = iter(range(10_000))
+
+    def says(request):
+        turn = next(turns)
+        if turn > 200:
+            raise AssertionError("it asks for ever")
+        return answer_to(request, said[min(turn, len(said) - 1)])
+
+    async def ask():
+        store = GcsStore("b", "p", options={"endpoint_url": "http://127.0.0.1:1", "anonymous": True})
+
+        async def plane():
+            return Saying(says)
+
+        store._new_plane = plane
+        async with store:
+            return await CALLS[name](store, four)
+
+    try:
+        found = asyncio.run(ask())
+    except AsyncsyncError as error:
+        str(error).encode()
+        return
+    objects = getattr(found, "objects", [found] if hasattr(found, "crc32c") else [])
+    for info in objects:
+        assert (type(info.size), type(info.version)) == (int, str)
+        assert info.key.encode()
+        assert info.crc32c is None or 0 <= info.crc32c < 1 << 32
+        assert info.modified is None or math.isfinite(info.modified)
+    if name in ("put", "session", "complete"):
+        assert (found.size, found.crc32c, int(found.version) > 0) == (4, google_crc32c.value(b"data"), True)
+
+
+@given(status=st.integers(300, 599), headers=st.dictionaries(st.sampled_from(HEADERS), header_values), body=bodies)
+def test_every_error_is_printable_and_has_a_finite_retry_delay(status, headers, body):
+    error = failure("get", "gs://b/x", status, headers, body)
+    assert str(error).encode()
+    assert len(str(error)) < 1000
+    wait = getattr(error, "retry_after", None)
+    assert wait is None or (math.isfinite(wait) and wait >= 0)

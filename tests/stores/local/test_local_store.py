@@ -1,0 +1,699 @@
+"""Features of the local store only: crashes, links, locks, names, full disks."""
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from leases import CountedLease, leased
+
+from asyncsync.disk.files import FileRange
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConfigError,
+    IntegrityError,
+    LeaseExpiredError,
+    NotFoundError,
+    PreconditionError,
+    SourceChangedError,
+    StoreError,
+    UnavailableError,
+)
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.local import files as local_files
+from asyncsync.stores.local import sweep as local_sweep
+from asyncsync.stores.local.store import LocalStore
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "objects"
+
+
+@pytest.fixture
+def store(root):
+    return LocalStore(root)
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def tree(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+async def keys(store, prefix=""):
+    return [info.key for info in (await store.list(prefix)).objects]
+
+
+# plain files
+
+
+async def test_objects_are_plain_files(store, root):
+    await store.put("a/b", b"data")
+    assert (root / "a" / "b").read_bytes() == b"data"
+    assert files(root) == ["a/b"]
+
+
+async def test_files_of_others_are_objects(store, root):
+    root.mkdir()
+    (root / "x").write_bytes(b"data")
+    assert (await store.get("x"))[0] == b"data"
+    assert await keys(store) == ["x"]
+
+
+async def test_permissions_follow_the_umask(store, root):
+    old = os.umask(0o027)
+    try:
+        await store.put("x", b"")
+    finally:
+        os.umask(old)
+    assert (root / "x").stat().st_mode & 0o777 == 0o640
+
+
+async def test_a_version_is_inode_mtime_and_size(store, root):
+    info = await store.put("x", b"12345")
+    found = (root / "x").stat()
+    assert info.version == f"{found.st_ino:x}-{found.st_mtime_ns:x}-5"
+
+
+async def test_versions_of_quick_writes_differ(store):
+    versions = {(await store.put("x", b"same size")).version for _ in range(50)}
+    assert len(versions) == 50
+
+
+async def test_empty_directories_are_removed_up_to_the_root(store, root):
+    await store.put("a/b/c/x", b"")
+    await store.put("a/y", b"")
+    await store.delete(["a/b/c/x"])
+    assert tree(root) == ["a", "a/y"]
+    await store.delete(["a/y"])
+    assert root.exists()
+    assert tree(root) == []
+
+
+async def test_a_root_that_does_not_exist_is_an_empty_store(store, root):
+    assert await keys(store) == []
+    with pytest.raises(NotFoundError):
+        await store.head("x")
+    assert not root.exists()
+
+
+def test_a_relative_root_is_refused():
+    with pytest.raises(ConfigError, match="relative"):
+        LocalStore(Path("here"))
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../../x", "/etc/passwd", "a\0b", "", "a//b", "a/", "./a", "a/./b", "..", "x.asyncsync-tmp"]
+)
+async def test_names_that_are_no_file_below_the_root_are_refused(store, root, key):
+    with pytest.raises(ConfigError):
+        await store.put(key, b"")
+    with pytest.raises(ValueError):
+        await store.get(key)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("key", [".asyncsync/.lock", ".asyncsync/uploads/x", "trial/.asyncsync/uploads/x"])
+async def test_the_stores_own_names_are_reserved(store, key):
+    with pytest.raises(ConfigError, match="reserved"):
+        await store.put(key, b"")
+
+
+async def test_a_name_that_is_not_utf8_is_refused(store):
+    with pytest.raises(ConfigError, match="UTF-8"):
+        await store.put("a\udc80", b"")
+
+
+async def test_a_long_segment_is_refused_in_words(store):
+    await store.put("ü" * 127, b"")
+    with pytest.raises(StoreError, match="256 bytes"):
+        await store.put("ü" * 128, b"")
+
+
+async def test_a_path_that_is_too_long_is_an_error_of_the_store(store):
+    with pytest.raises(StoreError, match="too long"):
+        await store.put("/".join(["x" * 200] * 25), b"")
+
+
+async def test_an_object_below_an_object_is_an_error_of_the_store(store):
+    await store.put("a", b"")
+    with pytest.raises(StoreError, match="an object lies where a directory is needed"):
+        await store.put("a/b", b"")
+    with pytest.raises(NotFoundError):
+        await store.head("a/b")
+
+
+async def test_a_directory_is_no_object(store):
+    await store.put("a/b", b"")
+    with pytest.raises(NotFoundError):
+        await store.head("a")
+    await store.delete(["a"])
+    assert await keys(store) == ["a/b"]
+
+
+@pytest.mark.parametrize("if_version", [None, MISSING])
+async def test_an_object_cannot_replace_a_directory(store, if_version):
+    await store.put("a/b", b"")
+    with pytest.raises(StoreError, match="directory"):
+        await store.put("a", b"", if_version=if_version)
+    assert await keys(store) == ["a/b"]
+
+
+# links
+
+
+async def test_reads_do_not_follow_a_link_out_of_the_root(store, root, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "out").symlink_to(tmp_path)
+    for key in ("link", "out/secret"):
+        with pytest.raises(StoreError, match="leads out"):
+            await store.get(key)
+    assert await keys(store) == []
+
+
+async def test_writes_do_not_follow_a_link_out_of_the_root(store, root, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x").write_bytes(b"precious")
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path / "outside")
+    for attempt in (store.put("out/x", b""), store.put("out/new/y", b""), store.delete(["out/x"])):
+        with pytest.raises(StoreError, match="leads out"):
+            await attempt
+    assert files(tmp_path / "outside") == ["x"]
+
+
+async def test_a_put_replaces_a_link_and_not_its_target(store, root, tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    root.mkdir()
+    (root / "x").symlink_to(tmp_path / "precious")
+    await store.put("x", b"new")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (root / "x").read_bytes() == b"new"
+
+
+async def test_a_link_inside_the_root_is_followed(store, root):
+    await store.put("x", b"data")
+    (root / "link").symlink_to("x")
+    assert (await store.get("link"))[0] == b"data"
+    assert await keys(store) == ["link", "x"]
+
+
+async def test_a_root_may_be_a_link_itself(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    store = LocalStore(tmp_path / "link")
+    await store.put("a/x", b"data")
+    assert (await store.get("a/x"))[0] == b"data"
+
+
+async def test_pipes_are_neither_listed_nor_opened(store, root):
+    root.mkdir()
+    os.mkfifo(root / "pipe")
+    assert await keys(store) == []
+    with pytest.raises(NotFoundError):
+        await store.get("pipe")
+
+
+# listing
+
+
+async def test_temporary_files_uploads_and_locks_are_not_listed(store, root):
+    await store.put(".asyncsync/manifest.json", b"1")
+    old = await store.head(".asyncsync/manifest.json")
+    await store.put(".asyncsync/manifest.json", b"22", if_version=old.version)
+    await store.create_multipart("x")
+    (root / ".crashed.asyncsync-tmp").write_bytes(b"half")
+    assert (root / ".asyncsync" / ".lock").exists()
+    assert await keys(store) == [".asyncsync/manifest.json"]
+
+
+async def test_names_that_are_not_utf8_are_not_listed(store, root):
+    root.mkdir()
+    Path(os.fsdecode(os.fsencode(root) + b"/bad\xff")).write_bytes(b"")
+    assert await keys(store) == []
+
+
+async def test_empty_directories_are_no_prefixes(store, root):
+    (root / "empty" / "deeper").mkdir(parents=True)
+    await store.put("full/x", b"")
+    assert (await store.list("", delimiter="/")).prefixes == ("full/",)
+
+
+@pytest.mark.parametrize("prefix", ["a//", "./a/", "a/./"])
+async def test_a_prefix_spelled_another_way_matches_nothing(store, prefix):
+    await store.put("a/b", b"")
+    assert await keys(store, prefix) == []
+
+
+async def test_a_prefix_that_leads_out_is_refused(store):
+    with pytest.raises(ConfigError):
+        await store.list("../")
+
+
+async def test_only_the_slash_is_a_delimiter(store):
+    with pytest.raises(StoreError, match="delimiter"):
+        await store.list("", delimiter="-")
+
+
+# copying
+
+
+async def test_a_whole_file_and_a_part_of_it_are_copied_by_the_kernel(store, root, tmp_path, monkeypatch):
+    data = os.urandom(3 * MIB)
+    (tmp_path / "f").write_bytes(data)
+
+    def refuse(*args):
+        raise AssertionError("the bytes were read")
+
+    monkeypatch.setattr(local_files, "write_bytes", refuse)
+    await store.put("whole", FileRange(str(tmp_path / "f"), 0, len(data)))
+    await store.put("part", FileRange(str(tmp_path / "f"), 5, MIB))
+    assert (root / "whole").read_bytes() == data
+    assert (root / "part").read_bytes() == data[5 : 5 + MIB]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+async def test_bytes_are_read_and_written_where_the_kernel_cannot_copy(store, root, tmp_path, monkeypatch, code):
+    data = os.urandom(2 * MIB + 3)
+    (tmp_path / "f").write_bytes(data)
+
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    await store.put("x", FileRange(str(tmp_path / "f"), 1, len(data) - 1))
+    assert (root / "x").read_bytes() == data[1:]
+
+
+async def test_a_system_without_copy_file_range_copies_too(store, root, tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(b"data")
+    monkeypatch.delattr(os, "copy_file_range")
+    await store.put("x", FileRange(str(tmp_path / "f"), 0, 4))
+    assert (root / "x").read_bytes() == b"data"
+
+
+async def test_a_source_that_changes_while_it_is_copied_is_refused(store, root, tmp_path, monkeypatch):
+    source = tmp_path / "f"
+    source.write_bytes(b"before")
+    real = os.copy_file_range
+
+    def meddle(*args):
+        result = real(*args)
+        os.utime(source, ns=(1, 1))
+        return result
+
+    monkeypatch.setattr(os, "copy_file_range", meddle)
+    with pytest.raises(SourceChangedError):
+        await store.put("x", FileRange(str(source), 0, 6))
+    assert files(root) == []
+
+
+async def test_a_wrong_checksum_of_bytes_leaves_nothing(store, root):
+    with pytest.raises(IntegrityError):
+        await store.put("x", b"data", crc32c=1)
+    assert not root.exists()
+
+
+# conditions
+
+
+async def test_stores_with_other_roots_exclude_each_other(root):
+    outer, inner = LocalStore(root), LocalStore(root / "trial")
+    old = await inner.put(".asyncsync/trial.json", b"0")
+    puts = [
+        store.put(key, f"{number}".encode() * number, if_version=old.version)
+        for number in range(1, 7)
+        for store, key in ((outer, "trial/.asyncsync/trial.json"), (inner, ".asyncsync/trial.json"))
+    ]
+    results = await asyncio.gather(*puts, return_exceptions=True)
+    assert sum(not isinstance(result, PreconditionError) for result in results) == 1
+
+
+COUNT_UP = """
+import asyncio, sys
+from pathlib import Path
+from asyncsync.errors import PreconditionError
+from asyncsync.stores.local.store import LocalStore
+
+async def main():
+    store, done = LocalStore(Path(sys.argv[1])), 0
+    while done < 20:
+        data, info = await store.get("d/counter")
+        try:
+            await store.put("d/counter", str(int(data) + 1).encode(), if_version=info.version)
+        except PreconditionError:
+            continue
+        done += 1
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_replace_on_a_condition_lose_no_update(root):
+    asyncio.run(LocalStore(root).put("d/counter", b"0"))
+    command = [sys.executable, "-c", COUNT_UP, str(root)]
+    with subprocess.Popen(command) as one, subprocess.Popen(command) as other:
+        assert (one.wait(), other.wait()) == (0, 0)
+    assert (root / "d" / "counter").read_bytes() == b"40"
+
+
+def refusing(code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+@pytest.fixture(params=["links", "renames", "neither"])
+def names(request, monkeypatch):
+    """What the file system has, to give a file a name that is not taken."""
+    if request.param != "links":
+        monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    if request.param == "neither":
+        monkeypatch.setattr(local_files, "rename_exclusive", refusing(errno.EINVAL))
+    return request.param
+
+
+async def complete(store, key, data, **condition):
+    upload = await store.create_multipart(key)
+    part = await store.put_part(upload, 1, 0, data)
+    try:
+        return await store.complete_multipart(upload, [part], **condition)
+    finally:
+        await store.abort_multipart(upload)
+
+
+async def copy(store, key, data, **condition):
+    await store.put("source", data)
+    try:
+        return await store.copy("source", key, **condition)
+    finally:
+        await store.delete(["source"])
+
+
+async def put(store, key, data, **condition):
+    return await store.put(key, data, **condition)
+
+
+@pytest.mark.parametrize("write", [put, copy, complete])
+async def test_every_write_can_create_only(store, root, names, write):
+    await write(store, "x", b"first", if_version=MISSING)
+    with pytest.raises(PreconditionError):
+        await write(store, "x", b"second", if_version=MISSING)
+    assert (root / "x").read_bytes() == b"first"
+    assert files(root) == ["x"] if names != "neither" else [".asyncsync/.lock", "x"]
+
+
+@pytest.mark.parametrize("write", [put, copy, complete])
+async def test_what_another_process_makes_at_the_last_moment_is_not_overwritten(store, root, names, write, monkeypatch):
+    """It makes it unconditionally: no lock of ours keeps it away."""
+    if names == "neither":
+        pytest.skip("then we exclude only each other")
+    place, name = (os, "link") if names == "links" else (local_files, "rename_exclusive")
+    give = getattr(place, name)
+
+    def late(old, new, **more):
+        (root / "x").write_bytes(b"theirs")
+        give(old, new, **more)
+
+    monkeypatch.setattr(place, name, late)
+    with pytest.raises(PreconditionError):
+        await write(store, "x", b"ours", if_version=MISSING)
+    assert (root / "x").read_bytes() == b"theirs"
+    assert files(root) == ["x"]
+
+
+def test_a_rename_that_does_not_replace(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    try:
+        with pytest.raises(FileExistsError):
+            local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "b"))
+        local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "c"))
+    except OSError as error:
+        pytest.skip(f"not here: {error}")
+    assert (tmp_path / "b").read_bytes() == b"b"
+    assert (tmp_path / "c").read_bytes() == b"a"
+
+
+async def test_an_upload_killed_after_naming_its_object_is_complete(store, root, monkeypatch):
+    """Its data are the object's: another part would change that."""
+    upload = await store.create_multipart("x")
+    part = await store.put_part(upload, 1, 0, b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(errno.EIO))
+        with pytest.raises(UnavailableError):
+            await store.complete_multipart(upload, [part], if_version=MISSING)
+    for call in (store.put_part(upload, 1, 0, b"late"), store.complete_multipart(upload, [part])):
+        with pytest.raises(NotFoundError):
+            await call
+    assert (root / "x").read_bytes() == b"data"
+    await store.abort_multipart(upload)
+    assert files(root) == ["x"]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+async def test_a_put_whose_lease_expires_midway_leaves_only_the_old_object(store, root, tmp_path, kind, last):
+    old = await store.put("x", b"old")
+    for condition in (None, old.version):
+        with pytest.raises(LeaseExpiredError):
+            await store.put("x", leased(kind, b"new", CountedLease(last), tmp_path), if_version=condition)
+    with pytest.raises(LeaseExpiredError):
+        await store.put("new", leased(kind, b"new", CountedLease(last), tmp_path), if_version=MISSING)
+    assert (root / "x").read_bytes() == b"old"
+    assert set(files(root)) <= {"x", ".asyncsync/.lock"}
+
+
+async def test_a_write_that_waited_past_its_lease_replaces_nothing(store, root, monkeypatch):
+    """The lease has expired when the version has been looked at."""
+    old, lease = await store.put("x", b"old"), CountedLease()
+    current = local_files._current
+
+    def looked_at(target):
+        lease.last = lease.checks + 1
+        return current(target)
+
+    monkeypatch.setattr(local_files, "_current", looked_at)
+    with pytest.raises(LeaseExpiredError):
+        await store.put("x", leased("memory", b"new", lease, None), if_version=old.version)
+    assert (root / "x").read_bytes() == b"old"
+
+
+async def test_create_only_works_where_there_are_no_hard_links(store, root, names):
+    results = await asyncio.gather(
+        *(store.put("x", str(number).encode(), if_version=MISSING) for number in range(8)), return_exceptions=True
+    )
+    assert sum(not isinstance(result, PreconditionError) for result in results) == 1
+
+
+async def test_the_lock_file_goes_with_the_last_object(store, root):
+    old = await store.put("trial/.asyncsync/trial.json", b"0")
+    await store.put("trial/.asyncsync/trial.json", b"1", if_version=old.version)
+    await store.delete(["trial/.asyncsync/trial.json"])
+    assert tree(root) == []
+
+
+# atomic
+
+
+async def test_a_reader_sees_one_version_while_another_is_put(store):
+    old = await store.put("x", b"o" * 3 * MIB)
+    pieces = []
+
+    async def sink(piece):
+        if not pieces:
+            await store.put("x", b"n" * 3 * MIB)
+        pieces.append(piece)
+
+    info = await store.read("x", sink)
+    assert set(b"".join(pieces)) == {ord("o")}
+    assert info.version == old.version
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(errno.ENOSPC, StoreError), (errno.EACCES, AccessDeniedError), (errno.EIO, UnavailableError)],
+)
+async def test_a_put_that_fails_leaves_the_old_object_and_nothing_else(store, root, monkeypatch, name, code, error):
+    await store.put("x", b"old")
+
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, refuse)
+        with pytest.raises(error, match=os.strerror(code)) as caught:
+            await store.put("x", b"new")
+    assert caught.value.retryable is (error is UnavailableError)
+    assert files(root) == ["x"]
+    assert (await store.get("x"))[0] == b"old"
+
+
+async def test_a_directory_that_may_not_be_written_is_access_denied(store, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(PermissionError):
+        await store.put("x", b"")
+
+
+async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path, monkeypatch):
+    """The worker stands in the middle of the file; the cancel waits for it, and nothing of it stays."""
+    (tmp_path / "f").write_bytes(bytes(4 * MIB))
+    inside, go_on, copied = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(local_files, "COPY_CHUNK", MIB)
+    real = os.copy_file_range
+
+    def slow(*args):
+        copied.append(args)
+        inside.set()
+        go_on.wait()
+        return real(*args)
+
+    monkeypatch.setattr(os, "copy_file_range", slow)
+    task = asyncio.create_task(store.put("x", FileRange(str(tmp_path / "f"), 0, 4 * MIB - 1)))
+    while not inside.is_set():
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()  # impatience changes nothing
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(copied) == 1
+    assert files(root) == []
+
+
+async def test_a_small_put_is_one_thread_hop(store, monkeypatch):
+    loop = asyncio.get_running_loop()
+    hops = []
+    real = loop.run_in_executor
+    monkeypatch.setattr(loop, "run_in_executor", lambda *args: hops.append(args) or real(*args))
+    await store.put("x", b"data")
+    assert len(hops) == 1
+
+
+# uploads
+
+
+async def test_an_upload_survives_the_process(root, tmp_path):
+    (tmp_path / "f").write_bytes(b"0123456789")
+    before = LocalStore(root)
+    upload = await before.create_multipart("d/x")
+    await before.put_part(upload, 2, 4, FileRange(str(tmp_path / "f"), 4, 6), crc32c=7)
+    after = LocalStore(root)
+    (found,) = await after.list_multiparts()
+    assert (found.key, found.upload_id) == ("d/x", upload.upload_id)
+    (part,) = await after.list_parts(found)
+    assert (part.number, part.offset, part.size, part.crc32c) == (2, 4, 6, 7)
+    first = await after.put_part(found, 1, 0, b"0123")
+    await after.complete_multipart(found, [first, part])
+    assert (await after.get("d/x"))[0] == b"0123456789"
+
+
+async def test_a_finished_or_aborted_upload_leaves_no_trace(store, root):
+    upload = await store.create_multipart("x")
+    part = await store.put_part(upload, 1, 0, b"data")
+    await store.abort_multipart(await store.create_multipart("y"))
+    await store.complete_multipart(upload, [part])
+    assert tree(root) == ["x"]
+
+
+async def test_parts_that_leave_a_hole_are_refused(store):
+    upload = await store.create_multipart("x")
+    parts = [await store.put_part(upload, 1, 0, b"data"), await store.put_part(upload, 2, 5, b"more")]
+    with pytest.raises(StoreError, match="the one before ends at 4"):
+        await store.complete_multipart(upload, parts)
+
+
+async def test_a_replaced_part_that_was_longer_leaves_no_tail(store):
+    upload = await store.create_multipart("x")
+    await store.put_part(upload, 1, 0, b"a long part")
+    part = await store.put_part(upload, 1, 0, b"short")
+    info = await store.complete_multipart(upload, [part])
+    assert info.size == 5
+    assert (await store.get("x"))[0] == b"short"
+
+
+async def test_a_part_whose_writing_broke_off_is_not_listed(store, monkeypatch):
+    upload = await store.create_multipart("x")
+    await store.put_part(upload, 1, 0, b"data")
+
+    def refuse(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(UnavailableError):
+            await store.put_part(upload, 1, 0, b"other")
+    assert await store.list_parts(upload) == []
+
+
+@pytest.mark.parametrize("upload_id", ["", "..", "../../x", "0" * 31, "g" * 32])
+async def test_an_upload_id_is_never_a_path(store, upload_id):
+    upload = await store.create_multipart("x")
+    other = type(upload)("x", upload_id)
+    with pytest.raises(NotFoundError):
+        await store.put_part(other, 1, 0, b"")
+
+
+async def test_an_upload_that_loses_a_race_can_still_be_aborted(store, root):
+    upload = await store.create_multipart("x")
+    part = await store.put_part(upload, 1, 0, b"mine")
+    await store.put("x", b"theirs")
+    with pytest.raises(PreconditionError):
+        await store.complete_multipart(upload, [part], if_version=MISSING)
+    await store.abort_multipart(upload)
+    assert files(root) == ["x"]
+    assert (await store.get("x"))[0] == b"theirs"
+
+
+async def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(store, root):
+    await store.put("deep/object", b"whole")
+    upload = await store.create_multipart("deep/large")
+    await store.put_part(upload, 1, 0, b"part")
+    (root / "deep/.0123456789abcdef.asyncsync-tmp").write_bytes(b"half")
+    nameless = root / ".asyncsync/uploads" / ("0" * 32)
+    nameless.mkdir()
+    (nameless / "key.asyncsync-tmp").write_bytes(b"dee")
+    (nameless / "data").write_bytes(b"")
+    await store.sweep()
+    await store.sweep()
+    assert not list(root.rglob("*asyncsync-tmp"))
+    assert not nameless.exists()
+    assert (await store.get("deep/object"))[0] == b"whole"
+    assert len(await store.list_parts(upload)) == 1
+
+
+async def test_a_sweep_leaves_a_living_writer_alone(store, root, monkeypatch):
+    seal, found = local_files.seal, []
+
+    def swept(fd):
+        found.append(local_sweep.sweep(str(root), threading.Event()))
+        return seal(fd)
+
+    monkeypatch.setattr(local_files, "seal", swept)
+    await store.put("a", b"whole")
+    assert found == [0]
+    assert (await store.get("a"))[0] == b"whole"

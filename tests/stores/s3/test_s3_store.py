@@ -1,0 +1,745 @@
+"""The S3 store when requests fail, against a scripted server."""
+
+import asyncio
+import base64
+import hashlib
+import re
+import ssl
+import time
+from email.utils import formatdate
+
+import google_crc32c
+import pytest
+from s3_script import KEYS, OK, fault, reply, scripted
+
+from asyncsync.disk.files import FileRange
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConfigError,
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    PreconditionError,
+    SourceChangedError,
+    StoreError,
+    ThrottledError,
+    UnavailableError,
+)
+from asyncsync.stores.base import MISSING
+from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
+from asyncsync.stores.s3.requests import wire_serves
+from asyncsync.stores.s3.signer import crc_to_text
+from asyncsync.stores.s3.store import S3Store
+
+MIB = 1 << 20
+
+
+# What is sent
+
+
+async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
+    async with scripted([OK]) as (store, script):
+        info = await store.put("a b/ü+%.bin", b"data", crc32c=google_crc32c.value(b"data"), if_version=MISSING)
+    [request] = script.requests
+    assert (request.method, request.target) == ("PUT", "/bucket/p/a%20b/%C3%BC%2B%25.bin")
+    assert request.body == b"data"
+    assert request.headers["x-amz-checksum-crc32c"] == crc_to_text(google_crc32c.value(b"data"))
+    assert request.headers["if-none-match"] == "*"
+    assert "expect" not in request.headers
+    assert "x-amz-checksum-crc32c" in re.search("SignedHeaders=(.*?),", request.headers["authorization"])[1]
+    assert (info.version, info.size, info.crc32c) == ("abc", 4, google_crc32c.value(b"data"))
+
+
+async def test_options_travel_as_headers():
+    options = {"sse": "aws:kms", "sse_kms_key_id": "k", "storage_class": "STANDARD_IA", "request_payer": "requester"}
+    async with scripted([OK], acl="private", **options) as (store, script):
+        await store.put("k", b"")
+    sent = script.requests[0].headers
+    assert sent["x-amz-server-side-encryption"] == "aws:kms"
+    assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "k"
+    assert (sent["x-amz-storage-class"], sent["x-amz-acl"]) == ("STANDARD_IA", "private")
+    assert sent["x-amz-request-payer"] == "requester"
+
+
+async def test_without_checksum_none_is_sent():
+    async with scripted([OK], checksum="none") as (store, script):
+        info = await store.put("k", b"data", crc32c=1)
+    assert not any("checksum" in name for name in script.requests[0].headers)
+    assert info.crc32c is None
+    assert not store.traits.crc32c
+
+
+async def test_an_anonymous_request_is_not_signed():
+    async with scripted([OK], anonymous=True) as (store, script):
+        await store.put("k", b"data")
+    assert "authorization" not in script.requests[0].headers
+
+
+async def test_a_session_token_is_sent_and_signed():
+    async with scripted([OK], session_token="token") as (store, script):
+        await store.put("k", b"data")
+    sent = script.requests[0].headers
+    assert sent["x-amz-security-token"] == "token"
+    assert "x-amz-security-token" in sent["authorization"]
+
+
+async def test_virtual_addressing_puts_the_bucket_into_the_host():
+    store = S3Store("bucket", "p", options=KEYS | {"addressing_style": "virtual", "endpoint_url": "http://s3.test:1"})
+    async with store:
+        assert store._plane._target.base == "http://bucket.s3.test:1/"
+        assert store._plane._host == "bucket.s3.test:1"
+
+
+async def test_aws_is_addressed_by_region():
+    async with S3Store("bucket", "p", options=KEYS | {"region": "eu-central-1"}) as store:
+        assert store._plane._target.base == "https://bucket.s3.eu-central-1.amazonaws.com/"
+        assert store._plane._target.region == "eu-central-1"
+
+
+async def test_the_environment_names_the_endpoint(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:7")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    async with S3Store("bucket", "", options={}) as store:
+        assert store._plane._target.base == "http://127.0.0.1:7/bucket/"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB + 7])
+async def test_a_file_range_arrives_whole(tmp_path, size):
+    data = bytes(range(256)) * (size // 256 + 1)
+    path = tmp_path / "f"
+    path.write_bytes(b"head" + data[:size] + b"tail")
+    async with scripted([OK]) as (store, script):
+        await store.put("k", FileRange(str(path), 4, size))
+    assert script.requests[0].body == data[:size]
+
+
+async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate[1:])
+    data = bytes(range(256)) * 8192
+
+    def say(request):
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+    async with scripted(say, tls=tls, verify=certificate[0]) as (store, script):
+        await store.put("k", data)
+        await store.copy("k", "l", size=4)
+        assert script.requests[0].body == data
+        for verify, error in ((True, StoreError), (False, None)):
+            options = KEYS | {"endpoint_url": store._options.endpoint_url, "verify": verify}
+            async with S3Store("bucket", "", options=options) as other:
+                if error is None:
+                    await other.put("k", b"data")
+                else:
+                    with pytest.raises(error, match="certificate") as caught:
+                        await other.put("k", b"data")
+                    assert not caught.value.retryable
+                    with pytest.raises(error, match="certificate") as caught:
+                        await other.list()
+                    assert not caught.value.retryable
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "retryable"),
+    [
+        (fault("404 Not Found", "NoSuchBucket"), NoSuchBucketError, False),
+        (fault("404 Not Found", "NoSuchKey"), NotFoundError, False),
+        (fault("403 Forbidden", "AccessDenied"), AccessDeniedError, False),
+        (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
+        (fault("409 Conflict", "ConditionalRequestConflict"), UnavailableError, True),
+        (fault("409 Conflict", "OperationAborted"), UnavailableError, True),
+        (fault("503 Service Unavailable", "SlowDown"), ThrottledError, True),
+        (reply("429 Too Many Requests"), ThrottledError, True),
+        (fault("500 Internal Server Error", "InternalError"), UnavailableError, True),
+        (reply("502 Bad Gateway", b"<html>"), UnavailableError, True),
+        (fault("400 Bad Request", "BadDigest"), IntegrityError, True),
+        (fault("400 Bad Request", "InvalidDigest"), IntegrityError, True),
+        (fault("400 Bad Request", "RequestTimeout"), UnavailableError, True),
+        (fault("400 Bad Request", "InvalidArgument"), StoreError, False),
+    ],
+)
+@pytest.mark.parametrize("call", ["put", "copy"])
+async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, error, retryable, call):
+    async with scripted([answer]) as (store, script):
+        with pytest.raises(error) as caught:
+            await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
+    assert type(caught.value) is error
+    assert caught.value.retryable is retryable
+    assert "s3://bucket/p/k" in str(caught.value)
+    assert "very-secret" not in str(caught.value)
+    assert len(script.requests) == 1
+
+
+async def test_retry_after_is_told_in_seconds():
+    async with scripted([fault("503 Slow", "SlowDown", Retry_After="7")]) as (store, _):
+        with pytest.raises(ThrottledError) as caught:
+            await store.put("k", b"data")
+    assert caught.value.retry_after == 7
+
+
+async def test_a_missing_bucket_is_named():
+    async with scripted([fault("404 Not Found", "NoSuchBucket")]) as (store, _):
+        with pytest.raises(NoSuchBucketError, match="no bucket 'bucket'"):
+            await store.put("k", b"data")
+
+
+async def test_an_error_inside_a_200_of_complete_is_an_error():
+    body = b'<?xml version="1.0"?>\n<Error><Code>InternalError</Code><Message>later</Message></Error>'
+    async with scripted([reply(body=body, Content_Type="application/xml")]) as (store, script):
+        with pytest.raises(UnavailableError, match="InternalError"):
+            await store.complete_multipart(s3_module.Upload("k", "u"), [s3_module.Part(1, 0, 4, "e")])
+    assert len(script.requests) == 1
+
+
+async def test_a_broken_connection_is_not_tried_again_behind_our_back():
+    """Not on a connection that has served before either, which is where aiohttp repeats a PUT."""
+    async with scripted([OK, b"connection: close", b"connection: close"]) as (store, script):
+        await store.put("k", b"data")
+        with pytest.raises(UnavailableError):
+            await store.put("k", b"data")
+        with pytest.raises(UnavailableError):
+            await store.copy("k", "l", size=4)
+    assert [request.method for request in script.requests] == ["PUT", "PUT", "PUT"]
+
+
+async def test_nobody_listening_is_unavailable():
+    store = S3Store("bucket", "p", options=KEYS | {"endpoint_url": "http://127.0.0.1:1"})
+    async with store:
+        with pytest.raises(UnavailableError):
+            await store.put("k", b"data")
+        with pytest.raises(UnavailableError):
+            await store.head("k")
+
+
+async def test_no_credentials_are_said_to_be_missing():
+    store = S3Store("bucket", "p", options={"endpoint_url": "http://127.0.0.1:1", "region": "r"})
+    with pytest.raises(AccessDeniedError, match="credentials"):
+        await store.head("k")
+    await store.close()
+
+
+async def test_a_stored_checksum_that_differs_is_damage():
+    async with scripted([reply(ETag='"abc"', x_amz_checksum_crc32c="AAAAAA==")]) as (store, _):
+        with pytest.raises(IntegrityError):
+            await store.put("k", b"data")
+
+
+async def test_a_body_that_is_cut_is_unavailable():
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this"
+    async with scripted([cut]) as (store, _):
+        with pytest.raises(UnavailableError, match="9 of 100"):
+            await store.get("k")
+
+
+async def test_pieces_of_a_download_are_at_most_a_mebibyte():
+    data = bytes(4 * MIB + 5)
+    sizes = []
+
+    async def sink(piece):
+        sizes.append(len(piece))
+
+    async with scripted([reply(body=data, ETag='"e"')]) as (store, _):
+        info = await store.read("k", sink)
+    assert sum(sizes) == len(data) == info.size
+    assert max(sizes) <= MIB + 2**18
+
+
+async def test_content_encoding_is_left_alone():
+    async with scripted([reply(body=b"plain", Content_Encoding="gzip")]) as (store, _):
+        assert (await store.get("k"))[0] == b"plain"
+
+
+async def test_a_store_that_ignores_a_range_is_refused():
+    async with scripted([reply(body=b"0123456789")]) as (store, _):
+        with pytest.raises(StoreError, match="range"):
+            await store.read("k", _nowhere, start=2, length=3)
+
+
+async def _nowhere(piece):
+    return None
+
+
+async def test_a_failing_sink_ends_the_download_with_its_own_error():
+    async def full(piece):
+        raise OSError(28, "disk full")
+
+    async with scripted([reply(body=bytes(2 * MIB))]) as (store, _):
+        with pytest.raises(OSError, match="disk full") as caught:
+            await store.read("k", full)
+    assert not isinstance(caught.value, StoreError)
+
+
+# The source of a body
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+async def test_a_file_shorter_than_promised_is_a_changed_source(tmp_path, size):
+    path = tmp_path / "f"
+    path.write_bytes(bytes(size - 1))
+    async with scripted(lambda request: OK) as (store, _):
+        with pytest.raises(SourceChangedError, match="f: "):
+            await store.put("k", FileRange(str(path), 0, size), crc32c=0)
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+async def test_a_file_that_has_gone_is_the_plain_error_of_the_disk(tmp_path, size):
+    async with scripted(lambda request: OK) as (store, _):
+        with pytest.raises(FileNotFoundError) as caught:
+            await store.put("k", FileRange(str(tmp_path / "gone"), 0, size), crc32c=0)
+    assert not isinstance(caught.value, StoreError)
+
+
+# Requests that stand still
+
+
+async def test_a_server_that_stops_reading_ends_the_request():
+    async with scripted(lambda request: None, read_bodies=False, stall_timeout=0.2) as (store, _):
+        with pytest.raises(UnavailableError, match="no byte moved for"):
+            await store.put("k", bytes(64 * MIB))
+
+
+async def test_a_server_that_never_answers_ends_the_request():
+    async with scripted(lambda request: None, stall_timeout=0.2) as (store, _):
+        with pytest.raises(UnavailableError):
+            await store.put("k", b"data")
+        with pytest.raises(UnavailableError):
+            await store.get("k")
+        with pytest.raises(UnavailableError):
+            await store.head("k")
+
+
+async def test_the_watchdog_cuts_only_what_stands_still():
+    class Body:
+        seen, since, stalled, at = -1, 0.0, False, 0
+
+        def moved(self):
+            return self.at
+
+        def least(self):
+            return 1
+
+        def stall(self):
+            self.stalled = True
+
+    now = 0.0
+    watchdog = Watchdog(30.0, lambda: now)
+    moving, still = Body(), Body()
+    watchdog.add(moving)
+    watchdog.add(still)
+    for now in range(0, 60, 10):
+        moving.at += 1
+        watchdog.look()
+    watchdog.close()
+    assert (moving.stalled, still.stalled) == (False, True)
+
+
+async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error_told():
+    refusal = fault("403 Forbidden", "AccessDenied", Connection="close")
+    async with scripted([refusal], read_bodies=False) as (store, _):
+        with pytest.raises((AccessDeniedError, UnavailableError)):
+            await store.put("k", bytes(32 * MIB))
+
+
+async def test_a_cancelled_put_closes_its_connection(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(bytes(32 * MIB))
+    async with scripted(lambda request: None, read_bodies=False) as (store, script):
+        put = asyncio.create_task(store.put("k", FileRange(str(path), 0, 32 * MIB), crc32c=0))
+        while not script.requests:
+            await asyncio.sleep(0)
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        assert store._plane.busy == 0
+
+
+# What is put right once
+
+
+@pytest.mark.parametrize("call", ["put", "copy"])
+async def test_a_wrong_clock_is_corrected_from_the_server_s_date(call):
+    ahead = 3600
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers["x-amz-date"])
+        if len(seen) == 1:
+            return fault("403 Forbidden", "RequestTimeTooSkewed", Date=formatdate(time.time() + ahead, usegmt=True))
+        return OK if call == "put" else copied(crc=7)
+
+    async with scripted(answer) as (store, _):
+        await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
+    assert len(seen) >= 2
+    assert 3500 < _seconds(seen[1]) - _seconds(seen[0]) < 3700
+
+
+def _seconds(stamp):
+    return time.mktime(time.strptime(stamp, "%Y%m%dT%H%M%SZ"))
+
+
+@pytest.mark.parametrize("call", ["put", "delete"])
+async def test_expired_credentials_are_asked_for_again(monkeypatch, call):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "old")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    keys = []
+
+    def answer(request):
+        keys.append(re.search("Credential=(.*?)/", request.headers["authorization"])[1])
+        return fault("400 Bad Request", "ExpiredToken") if keys[-1] == "old" else OK
+
+    async with scripted(answer, access_key=None, secret_key=None) as (store, _):
+        await store._open_client()  # each plane has read the old ones
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
+        await (store.put("k", b"") if call == "put" else store.delete(["k"]))
+    assert keys == ["old", "new"]
+
+
+async def test_credentials_that_stay_expired_are_refused_after_one_more_try():
+    async with scripted(lambda request: fault("400 Bad Request", "ExpiredToken")) as (store, script):
+        with pytest.raises(AccessDeniedError, match="ExpiredToken"):
+            await store.put("k", b"data")
+    assert len(script.requests) == 2
+
+
+async def test_a_bucket_in_another_region_is_followed():
+    def answer(request):
+        if "/us-east-1/" in request.headers["authorization"]:
+            return fault("301 Moved", "PermanentRedirect", x_amz_bucket_region="eu-west-3")
+        return OK
+
+    async with scripted(answer) as (store, script):
+        await store.put("k", b"data")
+        await store.put("l", b"data")
+    assert len(script.requests) == 3
+    assert "/eu-west-3/s3/" in script.requests[-1].headers["authorization"]
+
+
+# Copies and deletes inside the store
+
+
+def copied(etag="abc", crc=None, kind="CopyObjectResult"):
+    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc_to_text(crc)}</ChecksumCRC32C>"
+    return reply(body=f'<{kind}><ETag>"{etag}"</ETag>{checksum}</{kind}>'.encode())
+
+
+async def test_a_copy_is_one_signed_request_that_names_its_source_encoded():
+    async with scripted([copied(crc=7)]) as (store, script):
+        info = await store.copy("a b/ü+%&.bin", "dir/k", if_source_version="old", size=4)
+    [request] = script.requests
+    assert (request.method, request.target, request.body) == ("PUT", "/bucket/p/dir/k", b"")
+    assert request.headers["content-length"] == "0"
+    assert request.headers["x-amz-copy-source"] == "bucket/p/a%20b/%C3%BC%2B%25%26.bin"
+    assert request.headers["x-amz-copy-source-if-match"] == '"old"'
+    assert request.headers["x-amz-checksum-algorithm"] == "CRC32C"
+    assert "x-amz-copy-source-if-match" in re.search("SignedHeaders=(.*?),", request.headers["authorization"])[1]
+    assert (info.key, info.size, info.version, info.crc32c) == ("dir/k", 4, "abc", 7)
+
+
+@pytest.mark.parametrize(
+    ("answer", "methods"),
+    [
+        (copied(crc=7), ["PUT"]),
+        (copied(etag="old"), ["PUT"]),
+        (copied(), ["PUT", "HEAD"]),
+    ],
+    ids=["a checksum", "the ETag of the source", "another ETag"],
+)
+async def test_a_copy_is_read_back_only_if_its_response_lacks_the_result(answer, methods):
+    def say(request):
+        if request.method == "PUT":
+            return answer
+        made = "Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT"
+        return f'HTTP/1.1 200 OK\r\nETag: "abc"\r\n{made}\r\nContent-Length: 4\r\n\r\n'.encode()
+
+    async with scripted(say) as (store, script):
+        info = await store.copy("a", "k", if_source_version="old", size=4)
+    assert [request.method for request in script.requests] == methods
+    assert info.size == 4
+    assert (info.modified is not None) is (len(methods) == 2)
+
+
+@pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
+async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+    def say(request):
+        if request.method == "PUT":
+            return copied(etag="abc")
+        return f"HTTP/1.1 200 OK\r\nETag: {there[0]}\r\nContent-Length: {there[1]}\r\n\r\n".encode()
+
+    async with scripted(say) as (store, _):
+        with pytest.raises(UnavailableError, match="says that it made 4 bytes"):
+            await store.copy("a", "k", if_source_version="old", size=4)
+
+
+async def test_a_copy_of_unknown_size_heads_the_source_and_pins_its_version():
+    def say(request):
+        if request.method == "HEAD":
+            return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 9\r\n\r\n'
+        return copied(etag="seen")
+
+    async with scripted(say) as (store, script):
+        assert (await store.copy("a", "k")).size == 9
+    assert [(request.method, request.target) for request in script.requests] == [
+        ("HEAD", "/bucket/p/a"),
+        ("PUT", "/bucket/p/k"),
+    ]
+    assert script.requests[1].headers["x-amz-copy-source-if-match"] == '"seen"'
+
+
+@pytest.mark.parametrize("call", ["copy", "copy_part"])
+async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
+    body = b'<?xml version="1.0"?>\n<Error><Code>SlowDown</Code><Message>later</Message></Error>'
+    async with scripted([reply(body=body)]) as (store, script):
+        with pytest.raises(ThrottledError, match="later"):
+            if call == "copy":
+                await store.copy("a", "k", size=4)
+            else:
+                await store.copy_part(s3_module.Upload("k", "u"), 1, 0, "a", 0, 9)
+    assert len(script.requests) == 1
+
+
+class Bucket:
+    """What a server says that knows, or does not know, that a copy may create only."""
+
+    def __init__(self, say):
+        self.say, self.keys = say, {"/bucket/p/a"}
+
+    def __call__(self, request):
+        if request.method != "PUT":
+            return reply(body=b"<DeleteResult></DeleteResult>")
+        if "x-amz-copy-source" in request.headers and (said := self.say(request, request.target in self.keys)):
+            return said
+        self.keys.add(request.target)
+        return copied(crc=7) if "x-amz-copy-source" in request.headers else OK
+
+
+def keeps_to_the_condition(request, there):
+    refused = there and request.headers.get("if-none-match") == "*"
+    return fault("412 Precondition Failed", "PreconditionFailed") if refused else None
+
+
+async def test_create_only_copies_are_probed_once_under_names_of_their_own():
+    async with scripted(Bucket(keeps_to_the_condition)) as (store, script):
+        copies = (store.copy("a", key, size=4, if_version=MISSING) for key in ("k", "l"))
+        await asyncio.gather(*copies)
+        with pytest.raises(PreconditionError):
+            await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
+    tried = [r for r in script.requests if "probe-copy" in r.target or r.method == "POST"]
+    assert [r.method for r in tried] == ["PUT", "PUT", "PUT", "POST"]
+    assert len(script.requests) == len(tried) + 3
+    assert all(r.headers["if-none-match"] == "*" for r in script.requests if "x-amz-copy-source" in r.headers)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda request, there: None,
+        lambda request, there: fault("400 Bad Request", "InvalidArgument"),
+        lambda request, there: fault("501 Not Implemented", "NotImplemented"),
+        lambda request, there: reply("501 Not Implemented"),
+        lambda request, there: fault("412 Precondition Failed", "PreconditionFailed"),
+    ],
+    ids=["overwrites", "400", "501", "501 without a document", "412 for what is not there"],
+)
+async def test_a_copy_that_the_server_cannot_make_on_condition_is_not_made(say):
+    async with scripted(Bucket(say)) as (store, script):
+        for _ in range(2):
+            with pytest.raises(StoreError, match="send its bytes") as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert not caught.value.retryable
+        assert not store.traits.conditional_copy
+    assert not any(request.target == "/bucket/p/k" for request in script.requests)
+
+
+async def test_a_copy_is_tried_out_again_where_the_server_was_only_away():
+    away = [reply("503 Service Unavailable"), fault("409 Conflict", "ConditionalRequestConflict")]
+
+    def say(request, there):
+        return away.pop() if away else keeps_to_the_condition(request, there)
+
+    async with scripted(Bucket(say)) as (store, _):
+        for _ in range(2):
+            with pytest.raises(StoreError) as caught:
+                await store.copy("a", "k", size=4, if_version=MISSING)
+            assert caught.value.retryable
+        await store.copy("a", "k", size=4, if_version=MISSING)
+        assert store.traits.conditional_copy
+
+
+async def test_a_copied_part_names_its_range():
+    async with scripted([copied(crc=7, kind="CopyPartResult")]) as (store, script):
+        upload = s3_module.Upload("k", "u/+")
+        part = await store.copy_part(upload, 3, 100, "a b", 5, 10, if_source_version="old")
+    [request] = script.requests
+    assert request.target == "/bucket/p/k?partNumber=3&uploadId=u%2F%2B"
+    assert request.headers["x-amz-copy-source"] == "bucket/p/a%20b"
+    assert request.headers["x-amz-copy-source-range"] == "bytes=5-14"
+    assert request.headers["x-amz-copy-source-if-match"] == '"old"'
+    assert part == s3_module.Part(3, 100, 10, "abc", 7)
+
+
+async def test_more_than_one_request_may_copy_is_refused_before_it_is_asked_for():
+    """An upload that copies it in parts is for the caller to open, who knows what to do about it after a cancel."""
+    async with scripted([]) as (store, script):
+        with pytest.raises(StoreError, match="copy it in parts"):
+            await store.copy("a", "k", if_source_version="old", size=(5 << 30) + 1)
+    assert not script.requests
+
+
+async def test_many_are_deleted_in_one_request_and_failures_are_told():
+    failed = "".join(f"<Error><Key>p/{n}</Key><Code>NoSuchKey</Code></Error>" for n in range(3000))
+    denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+    answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]
+    async with scripted([reply(body=body) for body in answers]) as (store, script):
+        await store.delete(["a&\n", "b<"])  # more than 64 KiB of what was not there anyway
+        with pytest.raises(AccessDeniedError, match="s3://bucket/p/b<"):
+            await store.delete(["a", "b<"])
+    request = script.requests[0]
+    assert (request.method, request.target) == ("POST", "/bucket?delete=")
+    assert b"<Object><Key>p/a&amp;&#10;</Key></Object><Object><Key>p/b&lt;</Key></Object>" in request.body
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    assert request.headers["content-md5"] == base64.b64encode(digest).decode()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("plane", ["wire", "sdk"])
+async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
+    data = bytes(range(256)) * (11 * MIB // 256) + b"end"
+    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: plane == "wire")
+    bucket = seaweedfs.create_bucket(f"ranges-{plane}")
+    async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
+        assert isinstance(store._plane, SdkPlane) is (plane == "sdk")
+        old = await store.put("a b", data)
+        upload = await store.create_multipart("k")
+        cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]
+        parts = [
+            await store.copy_part(upload, number, start, "a b", start, size, if_source_version=old.version)
+            for number, start, size in cuts
+        ]
+        with pytest.raises(PreconditionError):
+            await store.copy_part(upload, 3, 0, "a b", 0, 6 * MIB, if_source_version="other")
+        info = await store.complete_multipart(upload, parts, crc32c=google_crc32c.value(data))
+        assert (info.size, info.crc32c) == (len(data), google_crc32c.value(data))
+        assert (await store.get("k"))[0] == data
+        assert await store.list_multiparts() == []
+
+
+# Settings
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'endpoint' is not known.*endpoint_url"):
+        S3Store("bucket", "", options={"endpoint": "http://x"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checksum": "md5"},
+        {"sse": "DES"},
+        {"addressing_style": "odd"},
+        {"endpoint_url": "127.0.0.1:9000"},
+        {"anonymous": "yes"},
+        {"verify": 3},
+        {"region": ""},
+        {"access_key": "only"},
+    ],
+)
+def test_an_unusable_option_is_refused(options):
+    with pytest.raises(ConfigError):
+        S3Store("bucket", "", options=options)
+
+
+def test_options_show_no_secret():
+    with pytest.raises(ConfigError) as caught:
+        S3Store("bucket", "", options={"access_key": 5, "secret_key": "very-secret"})
+    store = S3Store("bucket", "", options=KEYS)
+    assert "very-secret" not in repr(store._options) + str(caught.value)
+
+
+async def test_an_unknown_profile_is_a_setting_that_cannot_be_used():
+    with pytest.raises(ConfigError, match="profile='nobody'"):
+        await S3Store("bucket", "", options={"profile": "nobody"}).__aenter__()
+
+
+async def test_a_closed_store_says_so():
+    store = S3Store("bucket", "", options=KEYS)
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.put("k", b"")
+
+
+async def test_nothing_is_opened_before_the_first_use():
+    async with scripted([OK]) as (other, _):
+        store = S3Store("bucket", "q", options=KEYS | {"endpoint_url": other._options.endpoint_url})
+        assert store._client is None
+        await store.put("k", b"data")
+        await store.close()
+
+
+# Buckets that the wire does not serve
+
+
+@pytest.mark.parametrize(
+    ("bucket", "served"),
+    [
+        ("plain-bucket", True),
+        ("arn:aws:s3:us-east-1:123456789012:accesspoint/mine", False),
+        ("mine--use1-az4--x-s3", False),
+    ],
+)
+def test_which_buckets_the_wire_serves(bucket, served):
+    assert wire_serves(bucket) is served
+
+
+@pytest.mark.server
+async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
+    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+    bucket = seaweedfs.create_bucket("fallback")
+    path = tmp_path / "f"
+    path.write_bytes(bytes(6 * MIB) + b"end")
+    async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
+        assert isinstance(store._plane, SdkPlane)
+        first = await store.put("k", b"data", if_version=MISSING)
+        with pytest.raises(PreconditionError):
+            await store.put("k", b"other", if_version=MISSING)
+        assert await store.get("k") == (b"data", await store.head("k"))
+        assert first.version == (await store.head("k")).version
+        upload = await store.create_multipart("big")
+        parts = [await store.put_part(upload, 1, 0, FileRange(str(path), 0, 6 * MIB))]
+        parts.append(await store.put_part(upload, 2, 6 * MIB, FileRange(str(path), 6 * MIB, 3)))
+        await store.complete_multipart(upload, parts, crc32c=google_crc32c.value(path.read_bytes()))
+        pieces = []
+
+        async def keep(piece):
+            pieces.append(bytes(piece))
+
+        await store.read("big", keep, start=6 * MIB - 1)
+        assert b"".join(pieces) == b"\0end"
+        with pytest.raises(SourceChangedError):
+            await store.put("k", FileRange(str(path), 0, 7 * MIB), crc32c=0)
+        again = await store.copy("k", "l m", if_source_version=first.version, size=4)
+        assert (again.size, await store.get("l m")) == (4, (b"data", await store.head("l m")))
+        await store.delete(["k", "never there", "big"])
+        await store.delete(["l m"])
+        assert (await store.list()).objects == ()
+
+
+@pytest.mark.server
+async def test_the_store_gives_the_checksum_of_a_whole_multipart_object(seaweedfs, tmp_path):
+    data = bytes(5 * MIB) + b"end"
+    async with S3Store(seaweedfs.create_bucket("whole"), "p", options=seaweedfs.storage_options) as store:
+        upload = await store.create_multipart("big")
+        parts = [
+            await store.put_part(upload, 1, 0, data[: 5 * MIB], crc32c=google_crc32c.value(data[: 5 * MIB])),
+            await store.put_part(upload, 2, 5 * MIB, b"end", crc32c=google_crc32c.value(b"end")),
+        ]
+        await store.complete_multipart(upload, parts, crc32c=google_crc32c.value(data))
+        assert (await store.head("big")).crc32c == google_crc32c.value(data)

@@ -1,0 +1,161 @@
+"""Buckets and objects: generations, preconditions, checksums, names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+
+from gcs_fake.replies import ApiError
+
+WRITABLE = (
+    "cacheControl",
+    "contentDisposition",
+    "contentEncoding",
+    "contentLanguage",
+    "contentType",
+    "metadata",
+    "storageClass",
+    "kmsKeyName",
+    "customTime",
+)
+CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE")
+
+
+def crc32c_text(data: bytes) -> str:
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+def md5_text(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data).digest()).decode()
+
+
+@dataclass
+class StoredObject:
+    """One live object. ``components``: 0 for what was uploaded, else how many it was composed of."""
+
+    name: str
+    data: bytes
+    generation: int
+    properties: dict[str, Any] = field(default_factory=dict)
+    metageneration: int = 1
+    components: int = 0
+    created: float = 0.0
+
+    @property
+    def storage_class(self) -> str:
+        return str(self.properties.get("storageClass", "STANDARD"))
+
+    def resource(self, bucket: str) -> dict[str, Any]:
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.created)) + ".000Z"
+        resource = {
+            "kind": "storage#object",
+            "id": f"{bucket}/{self.name}/{self.generation}",
+            "name": self.name,
+            "bucket": bucket,
+            "generation": str(self.generation),
+            "metageneration": str(self.metageneration),
+            "storageClass": self.storage_class,
+            "size": str(len(self.data)),
+            "crc32c": crc32c_text(self.data),
+            "etag": base64.b64encode(f"{self.generation}".encode()).decode(),
+            "timeCreated": when,
+            "updated": when,
+            **self.properties,
+        }
+        if self.components:
+            resource["componentCount"] = self.components
+        else:
+            resource["md5Hash"] = md5_text(self.data)
+        return resource
+
+
+_generations = itertools.count(1_700_000_000_000_000)
+
+
+class Bucket:
+    """Objects by name. ``storage_class`` is that of objects which name none."""
+
+    def __init__(self, name: str, storage_class: str = "STANDARD") -> None:
+        self.name, self.storage_class = name, storage_class
+        self.objects: dict[str, StoredObject] = {}
+
+    def get(self, name: str, query: Mapping[str, str], *, prefix: str = "if") -> StoredObject:
+        """The live object; 404, 412 or 304 as the query demands."""
+        found = self.objects.get(name)
+        wanted = query.get("generation")
+        if found is None or (wanted is not None and number(wanted) != found.generation):
+            raise ApiError(404, f"No such object: {self.name}/{name}")
+        check_preconditions(found, query, prefix=prefix, reading=True)
+        return found
+
+    def put(
+        self, name: str, data: bytes, properties: Mapping[str, Any], query: Mapping[str, str], *, components: int = 0
+    ) -> StoredObject:
+        """Write an object, if names, checksums and preconditions allow it."""
+        check_name(name)
+        check_preconditions(self.objects.get(name), query)
+        if not components:
+            check_hashes(properties, data)
+        kept = {key: properties[key] for key in WRITABLE if key in properties}
+        kept.setdefault("storageClass", self.storage_class)
+        if kept["storageClass"] not in CLASSES:
+            raise ApiError(400, f"Invalid storage class {kept['storageClass']}")
+        if any(not isinstance(value, str) for value in kept.get("metadata", {}).values()):
+            raise ApiError(400, "Custom metadata values must be strings")
+        made = StoredObject(name, data, next(_generations), kept, components=components, created=time.time())
+        self.objects[name] = made
+        return made
+
+    def delete(self, name: str, query: Mapping[str, str]) -> None:
+        found = self.objects.get(name)
+        wanted = query.get("generation")
+        if found is None or (wanted is not None and number(wanted) != found.generation):
+            raise ApiError(404, f"No such object: {self.name}/{name}")
+        check_preconditions(found, query)
+        del self.objects[name]
+
+
+def number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ApiError(400, f"Invalid value {text!r}: not an int64")
+    return int(text)
+
+
+def check_preconditions(
+    found: StoredObject | None, query: Mapping[str, str], *, prefix: str = "if", reading: bool = False
+) -> None:
+    """``ifGenerationMatch=0`` means that there must be no live object. Reads answer 304 to a failed NotMatch."""
+    generation = found.generation if found else 0
+    metageneration = found.metageneration if found else 0
+    for name, have in (("Generation", generation), ("Metageneration", metageneration)):
+        wanted = query.get(f"{prefix}{name}Match")
+        if wanted is not None and number(wanted) != have:
+            raise ApiError(412, "At least one of the pre-conditions you specified did not hold.")
+        unwanted = query.get(f"{prefix}{name}NotMatch")
+        if unwanted is not None and number(unwanted) == have:
+            raise ApiError(304 if reading else 412, "At least one of the pre-conditions you specified did not hold.")
+
+
+def check_hashes(properties: Mapping[str, Any], data: bytes) -> None:
+    for name, right in (("crc32c", crc32c_text), ("md5Hash", md5_text)):
+        given = properties.get(name)
+        if given is not None and given != right(data):
+            kind = name.removesuffix("Hash").upper()
+            raise ApiError(
+                400, f'Provided {kind} hash "{given}" doesn\'t match calculated {kind} hash "{right(data)}".'
+            )
+
+
+def check_name(name: str) -> None:
+    size = len(name.encode())
+    if not 1 <= size <= 1024:
+        raise ApiError(400, "The specified object name is not valid: it must be 1-1024 bytes long in UTF-8.")
+    if "\r" in name or "\n" in name or name in (".", "..") or name.startswith(".well-known/acme-challenge/"):
+        raise ApiError(400, "The specified object name is not valid.")

@@ -1,0 +1,94 @@
+"""Small files that wait to be saved share calls to worker threads."""
+
+import asyncio
+import threading
+
+import pytest
+
+from asyncsync.aio import threads
+from asyncsync.sync.download import small_files as saving
+from asyncsync.sync.download.small_files import MANY, MOST, Shelf
+
+
+class Door:
+    """A landing whose thread waits until the test lets it go on."""
+
+    def __init__(self, *, is_open=True, result=True):
+        self.open, self.came, self.result = threading.Event(), threading.Event(), result
+        if is_open:
+            self.open.set()
+
+    def save(self, data):
+        self.came.set()
+        assert self.open.wait(30)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def visits(monkeypatch):
+    """How many files each visit had."""
+    sizes, save = [], saving._save
+
+    def counted(batch):
+        sizes.append(len(batch))
+        return save(batch)
+
+    monkeypatch.setattr(saving, "_save", counted)
+    with threads.worker_threads():
+        yield sizes
+
+
+async def began(shelf, doors):
+    """A task for each; all of them wait when this returns."""
+    tasks = [asyncio.create_task(shelf.save(door, b"")) for door in doors]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_what_comes_during_a_visit_goes_with_the_next(visits):
+    shelf, first = Shelf(), Door(is_open=False)
+    tasks = await began(shelf, [first, *(Door() for _ in range(MANY - 1))])
+    first.open.set()
+    assert await asyncio.gather(*tasks) == [True] * MANY
+    assert visits == [1, MANY - 1]
+
+
+async def test_a_slow_disk_gets_further_threads(visits):
+    shelf, doors = Shelf(), [Door(is_open=False) for _ in range(1 + 2 * MANY)]
+    tasks = await began(shelf, doors)
+    for number in (0, 1, 1 + MANY):  # all three at once, though none has ended
+        assert await threads.in_thread(doors[number].came.wait, 30)
+    for door in doors:
+        door.open.set()
+    await asyncio.gather(*tasks)
+    assert sorted(visits) == [1, MANY, MANY]
+
+
+async def test_each_gets_what_became_of_its_own_file(visits):
+    full = OSError("full")
+    shelf, first = Shelf(), Door(is_open=False)
+    tasks = await began(shelf, [first, Door(result=full), Door(result=False), Door()])
+    first.open.set()
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [True, full, False, True]
+
+
+async def test_who_is_cancelled_leaves_the_others_their_files(visits):
+    shelf, first = Shelf(), Door(is_open=False)
+    tasks = await began(shelf, [first, Door(), Door()])
+    tasks[0].cancel()
+    tasks[1].cancel()
+    await asyncio.wait(tasks[:2])
+    first.open.set()
+    assert await tasks[2]
+    assert visits == [1, 2]
+
+
+async def test_a_visit_has_only_so_many_files(visits, monkeypatch):
+    monkeypatch.setattr(saving, "MANY", 10 * MOST)
+    shelf, first = Shelf(), Door(is_open=False)
+    tasks = await began(shelf, [first, *(Door() for _ in range(MOST + 1))])
+    first.open.set()
+    await asyncio.gather(*tasks)
+    assert visits == [1, MOST, 1]

@@ -1,0 +1,185 @@
+"""Only the writer of the stored version may replace a record."""
+
+import asyncio
+import itertools
+
+import pytest
+from machines import Network, told
+
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, UnavailableError
+from asyncsync.stores.base import Traits
+from asyncsync.sync.records.model import WRITER
+from asyncsync.sync.records.writer import RecordFile
+from asyncsync.testing import FaultyStore, MemoryStore
+
+
+async def test_another_version_in_the_store_is_another_writers():
+    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    await record.save(store)
+    await record.confirm(store)
+    await store.put("record", b"theirs")
+    with pytest.raises(ConcurrentWriterError, match="another process"):
+        await record.confirm(store)
+
+
+async def test_a_record_that_is_gone_is_nobodys():
+    """A successor leaves its record; whoever deletes one, or a server that keeps nothing, is none."""
+    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    await record.save(store)
+    await store.delete(["record"])
+    await record.confirm(store)
+
+
+@pytest.mark.parametrize("error", [None, UnavailableError("away")])
+async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure(error: Exception | None) -> None:
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    await record.save(store)
+    hang = store.faults.hang(operation="head")
+    first = asyncio.create_task(record.confirm(store))
+    await hang.reached.wait()
+    others = [asyncio.create_task(record.confirm(store)) for _ in range(50)]
+    await asyncio.sleep(0)
+    if error is not None:
+        store.faults.fail(error=error, operation="head", times=None)
+    hang.release.set()
+    await first
+    await asyncio.gather(*others, return_exceptions=True)
+    assert {type(task.exception()) for task in others} == {type(error)}
+    assert store.faults.count("head") == 2
+    store.faults.clear()
+    await record.confirm(store)  # the failure is not kept
+
+
+@pytest.mark.virtual_time
+async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
+    """A write is an answer as well; before ``since`` it does not count, nor does one whose end nobody heard."""
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    await asyncio.sleep(1)
+    await record.save(store)
+    assert await record.confirm(store, before) == loop.time()
+    assert store.faults.count("head") == 0
+    later = loop.time()
+    await asyncio.sleep(1)
+    await record.confirm(store, later)
+    assert store.faults.count("head") == 1
+    await record.confirm(store, later)
+    await record.confirm(store, before)
+    assert store.faults.count("head") == 1
+    await store.put("record", b"theirs")
+    with pytest.raises(ConcurrentWriterError):
+        await record.confirm(store)
+    with pytest.raises(ConcurrentWriterError):  # once lost, always lost
+        await record.confirm(store, before)
+
+
+class Document:
+    """A record that says ``value``, on a network that may lose its writes for a while."""
+
+    def __init__(self, *, conditional: bool = True) -> None:
+        self.network = Network()
+        self.inner = MemoryStore()
+        if not conditional:
+            self.inner.traits = Traits("memory", conditional_writes=False)
+        self.store = FaultyStore(self.inner, self.network)
+        self.value = "first"
+        self.file = RecordFile("record", self.encode)
+
+    def encode(self, stamp: str) -> bytes:
+        return f'{{"{WRITER}": "{stamp}", "value": "{self.value}"}}'.encode()
+
+    def lose(self, *, lose: bool = True) -> None:
+        self.network.late = lambda request: lose and request.operation == "put"
+
+    def stored(self) -> str:
+        return self.inner.contents["record"].decode().split('"value": "')[1].rstrip('"}')
+
+
+ACTS = ("lost save", "save", "land", "confirm", "lost confirm", "change back")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("conditional", [True, False])
+async def test_whatever_becomes_of_lost_writes_the_last_save_counts(exists: bool, conditional: bool) -> None:
+    """All orders of writes that get lost, arrive later or never, and of questions in between: nobody else is suspected,
+    what was stored last is what was wanted, and nothing that arrives after it changes it."""
+    for acts in itertools.product(ACTS, repeat=4):
+        document = Document(conditional=conditional)
+        if exists:
+            await document.file.save(document.store)
+        for number, act in enumerate(acts):
+            document.lose(lose=act.startswith("lost"))
+            if act.endswith("save"):
+                document.value = f"value {number}"
+                end = await told(document.file.save(document.store))
+                assert isinstance(end, UnavailableError) == act.startswith("lost"), (acts, end)
+            elif act.endswith("confirm"):
+                end = await told(document.file.confirm(document.store))
+                assert not isinstance(end, ConcurrentWriterError), acts
+            elif act == "land" and conditional:
+                await document.network.land()
+            elif act == "change back":
+                document.value = "first"
+        document.lose(lose=False)
+        await document.file.save(document.store)
+        assert document.file.is_current()
+        assert document.stored() == document.value, acts
+        if conditional:
+            await document.network.land()
+        assert document.stored() == document.value, acts
+        await document.file.confirm(document.store)
+
+
+async def test_a_save_is_never_skipped_while_a_write_is_unsure() -> None:
+    """Not even if the record says again what the store has for certain: the lost write may still arrive."""
+    document = Document()
+    await document.file.save(document.store)
+    document.value = "second"
+    document.lose()
+    assert isinstance(await told(document.file.save(document.store)), UnavailableError)
+    document.lose(lose=False)
+    document.value = "first"
+    assert await document.file.save(document.store)
+    assert isinstance((await document.network.land())[0], AsyncsyncError)
+    assert document.stored() == "first"
+    assert not await document.file.save(document.store)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("landed", [True, False])
+@pytest.mark.parametrize("question", ["save", "confirm"])
+async def test_another_writer_is_noticed_whatever_is_unsure(lost: int, landed: bool, question: str) -> None:
+    document = Document()
+    await document.file.save(document.store)
+    for number in range(lost):
+        document.lose()
+        document.value = f"lost {number}"
+        await told(document.file.save(document.store))
+    document.lose(lose=False)
+    if landed:
+        await document.network.land()
+    await document.inner.put("record", b'{"writer": "another/1", "value": "theirs"}')
+    document.value = "ours again"
+    ask = document.file.save if question == "save" else document.file.confirm
+    for _ in range(2):
+        with pytest.raises(ConcurrentWriterError):
+            await ask(document.store)
+    await document.network.land()
+    assert document.stored() == "theirs"
+    assert document.file.lost
+
+
+async def test_a_save_that_is_cancelled_on_its_way_is_unsure() -> None:
+    document = Document()
+    await document.file.save(document.store)
+    hang = document.network.hang(operation="put", after=True)
+    document.value = "second"
+    save = asyncio.create_task(document.file.save(document.store))
+    await hang.reached.wait()
+    save.cancel()
+    await asyncio.wait([save])
+    assert not document.file.is_current()
+    document.value = "first"
+    await document.file.save(document.store)
+    assert document.stored() == "first"
