@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,8 +13,8 @@ from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
-from asyncsync.remote.verify import CHECKPOINT_DIR
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.read import exists, list_all
@@ -69,7 +69,7 @@ async def prune(
         garbage: list[_Directory] = []
         uploads: list[Upload] = []
         unreadable: dict[str, str] = {}
-        if open_uploads or any(map(_directory, objects)):  # otherwise no age matters
+        if open_uploads or any(map(checkpoint_directory, objects)):  # otherwise no age matters
             ownership = _Ownership(store, objects, await store_time(store) - limit)
             unreadable = ownership.unreadable
             garbage = await ownership.garbage(open_uploads)
@@ -101,12 +101,6 @@ def _is_old(modified: float | None, before: float) -> bool:
     return modified is not None and modified <= before
 
 
-def _directory(key: str) -> str:
-    """The checkpoint directory that contains a key, or ``""``."""
-    match = CHECKPOINT_DIR.match(key)
-    return match[0] if match is not None else ""
-
-
 @dataclass(slots=True)
 class _Directory:
     """A checkpoint directory and its objects."""
@@ -135,19 +129,14 @@ class _Directory:
 
 def _is_of_a_trial(prefix: str, objects: Mapping[str, ObjectInfo]) -> bool:
     """Whether the directory belongs to a trial; a pushed tree may have directories of the same name."""
-    trial = _parent(prefix)
-    return trial + TRIAL_RECORD in objects or (bool(trial) and _parent(trial) + EXPERIMENT_RECORD in objects)
-
-
-def _parent(prefix: str) -> str:
-    head, slash, _ = prefix.rstrip("/").rpartition("/")
-    return head + slash
+    trial = parent(prefix)
+    return trial + TRIAL_RECORD in objects or (bool(trial) and parent(trial) + EXPERIMENT_RECORD in objects)
 
 
 def _directories(objects: Mapping[str, ObjectInfo], before: float) -> dict[str, _Directory]:
     found: dict[str, _Directory] = {}
     for key, info in objects.items():
-        prefix = _directory(key)
+        prefix = checkpoint_directory(key)
         if prefix:
             found.setdefault(prefix, _Directory(prefix)).add(info, before)
     return found
@@ -171,7 +160,7 @@ class _Ownership:
 
     async def garbage(self, uploads: Sequence[Upload]) -> list[_Directory]:
         """Checkpoint directories without an owner."""
-        busy = {_directory(item.key) for item in uploads if not _is_old(item.started, self.before)}
+        busy = {checkpoint_directory(item.key) for item in uploads if not _is_old(item.started, self.before)}
         found = [
             item
             for item in self.directories.values()
@@ -183,18 +172,20 @@ class _Ownership:
         """Whether no process will complete the upload."""
         if not _is_old(upload.started, self.before):
             return False
-        prefix = _directory(upload.key)
+        prefix = checkpoint_directory(upload.key)
         if not prefix:
-            return not any(self._may_be_running(above) for above in _above(upload.key))
+            return not any(self._may_be_running(above) for above in parents(upload.key))
         directory = self.directories.get(prefix)
         if directory is not None and not directory.is_old:
             return False
-        young = any(_directory(item.key) == prefix and not _is_old(item.started, self.before) for item in uploads)
+        young = any(
+            checkpoint_directory(item.key) == prefix and not _is_old(item.started, self.before) for item in uploads
+        )
         return not young and not await self._may_be_committed(_Directory(prefix))
 
     async def is_garbage(self, directory: _Directory) -> bool:
         """Whether nothing names the directory, and no running trial is about to."""
-        trial = _parent(directory.prefix)
+        trial = parent(directory.prefix)
         if await self._is_unreadable(trial):
             return False
         record = await self._record(trial)
@@ -207,7 +198,7 @@ class _Ownership:
     async def check_again(self, directory: _Directory) -> _Directory | None:
         """The directory as it is now, or None if it is no longer garbage: a process may have resumed, completed or
         adopted it. Its objects are listed last, just before they are deleted."""
-        await self._read_again(_parent(directory.prefix))
+        await self._read_again(parent(directory.prefix))
         if not await self.is_garbage(directory):
             return None
         if not all(_is_old(item.started, self.before) for item in await self.store.list_multiparts(directory.prefix)):
@@ -226,7 +217,7 @@ class _Ownership:
 
     async def _may_be_committed(self, directory: _Directory) -> bool:
         """Whether a running trial may be about to commit it."""
-        trial = _parent(directory.prefix)
+        trial = parent(directory.prefix)
         if await self._is_unreadable(trial):
             return True
         record = await self._record(trial)
@@ -238,7 +229,7 @@ class _Ownership:
         return info is not None and not _is_old(info.modified, self.before)
 
     async def _is_in_a_manifest(self, directory: _Directory) -> bool:
-        for prefix in _above(directory.prefix):
+        for prefix in parents(directory.prefix):
             if prefix + MANIFEST in self.objects:
                 paths = await self._manifest(prefix)
                 if paths is None or any(key[len(prefix) :] in paths for key in directory.keys):
@@ -270,12 +261,6 @@ class _Ownership:
             except DamagedError as error:
                 self.unreadable[prefix + MANIFEST], self.paths[prefix] = str(error), None
         return self.paths[prefix]
-
-
-def _above(prefix: str) -> Iterator[str]:
-    while prefix:
-        prefix = _parent(prefix)
-        yield prefix
 
 
 def _newest(record: TrialRecord) -> int:

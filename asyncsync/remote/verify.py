@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,14 +16,13 @@ from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, Precon
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.remote.prefixes import checkpoint_directory, prefixes_with
 from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record
 from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
 
-CHECKPOINT_DIR = re.compile(r"(?:.*/)?checkpoint_\d{6,}/")
-"""Matches the innermost checkpoint directory that contains a key."""
 PROGRESS_PERIOD = 0.2
 """Seconds between two calls of ``on_progress``."""
 MANIFEST_READERS = 64
@@ -159,9 +157,8 @@ class Verification:
 
     async def check_trees(self) -> None:
         """Read every manifest and compare it with the listing."""
-        prefixes = [key[: -len(MANIFEST)] for key in self.objects if key == MANIFEST or key.endswith("/" + MANIFEST)]
-        names = {EXPERIMENT_RECORD, TRIAL_RECORD}
-        if not prefixes and not any(key in names or key.endswith(f"/{TRIAL_RECORD}") for key in self.objects):
+        prefixes = prefixes_with(MANIFEST, self.objects)
+        if not prefixes and EXPERIMENT_RECORD not in self.objects and not prefixes_with(TRIAL_RECORD, self.objects):
             self.missing.add(MANIFEST)
         await for_each(prefixes, self._read_tree, min(MANIFEST_READERS, self.workers))
         await self._check_objects([key for key, entry in self.entries.items() if not self._matches_listing(key, entry)])
@@ -260,7 +257,9 @@ class Verification:
         """Use this manifest of ``prefix``; returns the keys of its files. None: the tree was retired, and its listed
         objects are forgotten."""
         if manifest is None:
-            for key in [key for key in self.objects if key.startswith(prefix) and CHECKPOINT_DIR.fullmatch(prefix)]:
+            for key in [
+                key for key in self.objects if key.startswith(prefix) and checkpoint_directory(prefix) == prefix
+            ]:
                 del self.objects[key]
             return ()
         self.manifests[prefix] = manifest
@@ -269,28 +268,27 @@ class Verification:
 
     async def check_records(self) -> None:
         """Check that every checkpoint that a record names has a manifest."""
-        names = [key for key in self.objects if key == TRIAL_RECORD or key.endswith("/" + TRIAL_RECORD)]
-        await for_each(names, self._trial, min(MANIFEST_READERS, self.workers))
+        trials = prefixes_with(TRIAL_RECORD, self.objects)
+        await for_each(trials, self._check_trial, min(MANIFEST_READERS, self.workers))
         if EXPERIMENT_RECORD in self.objects:
             try:
                 await find_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
             except DamagedError as error:
                 self.damaged[EXPERIMENT_RECORD] = str(error)
 
-    async def _trial(self, key: str, *, again: bool = False) -> None:
+    async def _check_trial(self, trial: str, *, again: bool = False) -> None:
         try:
-            record = await find_record(self.store, key, TrialRecord)
+            record = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
         except DamagedError as error:
-            self.damaged[key] = str(error)
+            self.damaged[trial + TRIAL_RECORD] = str(error)
             return
         if record is None:
             return
-        trial = key[: -len(TRIAL_RECORD)]
         for checkpoint in record.checkpoints:
             manifest = f"{trial}{checkpoint.name}/{MANIFEST}"
             if manifest not in self.objects and not await exists(self.store, manifest):
                 if not again:
-                    await self._trial(key, again=True)  # the trial may have retired it just now
+                    await self._check_trial(trial, again=True)  # the trial may have retired it just now
                     return
                 self.missing.add(manifest)
 
@@ -345,9 +343,9 @@ class Verification:
         """Find objects that no manifest names; those of a checkpoint without a manifest count as one directory."""
         trees = self.manifests.keys() | self.unreadable
         for key in self.objects.keys() - self.entries.keys():
-            match = CHECKPOINT_DIR.match(key)
-            if match is not None and match[0] not in trees and not self._is_named(match[0]):
-                self.stray.add(match[0])
+            directory = checkpoint_directory(key)
+            if directory and directory not in trees and not self._is_named(directory):
+                self.stray.add(directory)
             elif f"/{META_DIR}/" not in f"/{key}":
                 self.stray.add(key)
 
