@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from asyncsync import SyncEngine
 from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.output import Output, human_bytes
-from asyncsync.engine.engine import SyncEngine
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from asyncsync import Syncer
+from asyncsync import pull as fetch
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import (
     Settings,
@@ -21,9 +23,6 @@ from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
-from asyncsync.remote.pull import pull as fetch
-from asyncsync.sync.preview import SyncPlan
-from asyncsync.sync.syncer import Syncer
 
 PUSH = """Send the new and changed files of a directory, or one file.
 
@@ -122,7 +121,12 @@ def _syncer(
 async def _plan(output: Output, syncer: Syncer) -> int:
     async with syncer:
         plan = await syncer.plan()
-    output.table(("action", "size", "path", "sent", "copied", "requests"), _plan_rows(plan))
+    rows: list[tuple[str, ...]] = []
+    for item in plan.todo:
+        sent, copied = human_bytes(item.bytes_sent), human_bytes(item.bytes_copied)
+        rows.append((item.action, human_bytes(item.size), item.path, sent, copied, f"{item.requests:,}"))
+    rows += [("delete", "-", path, "-", "-", "-") for path in plan.gone]
+    output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
     skipped = plan.files_skipped + len(plan.files) - len(plan.todo)
@@ -146,14 +150,6 @@ async def _plan(output: Output, syncer: Syncer) -> int:
     }
     output.document(document)
     return DONE
-
-
-def _plan_rows(plan: SyncPlan) -> list[tuple[str, ...]]:
-    rows = []
-    for item in plan.todo:
-        sent, copied = human_bytes(item.bytes_sent), human_bytes(item.bytes_copied)
-        rows.append((item.action, human_bytes(item.size), item.path, sent, copied, f"{item.requests:,}"))
-    return rows + [("delete", "-", path, "-", "-", "-") for path in plan.gone]
 
 
 @command(help=PULL)

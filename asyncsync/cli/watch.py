@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import click
 
+from asyncsync import Syncer
 from asyncsync.cli.app import DONE, INTERRUPTED, command
 from asyncsync.cli.options import (
     Settings,
@@ -23,7 +24,6 @@ from asyncsync.cli.options import (
 from asyncsync.cli.output import Output, describe, human_seconds, jsonable, summary
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.report import SyncReport
-from asyncsync.sync.syncer import Syncer
 
 LONGEST_PAUSE = 60.0
 """Maximum pause between two attempts while the store is away, seconds (or --period, if that is longer)."""
