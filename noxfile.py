@@ -95,7 +95,9 @@ def gcs_kill(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
+    """The documentation as a site; warnings are errors, and so is a table of rooms that differs from the code. The
+    Python blocks of the pages run with the tests."""
+    session.run("python", "docs/generate_rooms.py")
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site", env=quiet)
 

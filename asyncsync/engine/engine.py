@@ -22,9 +22,10 @@ from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
 from asyncsync.engine.trials.pending_checkpoints import find_left_behind
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import read_trials, restore_files
+from asyncsync.engine.trials.resume import restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stores.base import Lane, Store

@@ -24,7 +24,7 @@ log = logging.getLogger("asyncsync")
 def as_seconds(name: str, value: object) -> float:
     """ConfigError unless it is a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
+        raise ConfigError(f"invalid SyncEngine({name}={value!r}): must be a number of seconds, 0 or more")
     return float(value)
 
 

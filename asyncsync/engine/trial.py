@@ -175,10 +175,10 @@ def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
 
 def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
     if not isinstance(mode, UploadMode):
-        raise ConfigError(f"report(upload={mode!r}) is not usable: it must be an UploadMode")
+        raise ConfigError(f"invalid report(upload={mode!r}): must be an UploadMode")
     if delete_local and source is not None and not source.owned:
         raise ConfigError(
-            "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
+            "invalid report(delete_local=True): the directory is only lent; hand it over with "
             "Checkpoint.take(directory)"
         )
 
@@ -190,8 +190,8 @@ def check_checkpoint(name: str | None) -> str | None:
     check_name("report(name=...)", name)
     if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
         raise ConfigError(
-            f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000, "
-            "result.json and x.asyncsync-tmp"
+            f"invalid report(name={name!r}): must not be a name that asyncsync itself uses, such as checkpoint_000000, "
+            "rank_00000, result.json or x.asyncsync-tmp"
         )
     return name
 
@@ -201,8 +201,8 @@ def check_step(step: object, role: Role, source: Checkpoint | None) -> int | Non
     if step is None:
         if role.world_size > 1 and source is not None:
             raise ConfigError(
-                f"report(checkpoint=...) needs step=... where world_size={role.world_size}: the ranks are matched by "
-                "it, and counting reports cannot notice that one of them skipped one"
+                f"invalid report(checkpoint=...) without step=... (world_size={role.world_size}): the step "
+                "matches the reports of the ranks, because counting reports cannot notice that one of them skipped one"
             )
         return None
     return as_step(step)
@@ -215,5 +215,5 @@ def as_step(step: object) -> int:
     except TypeError:
         number = -1
     if number < 0 or isinstance(step, bool):
-        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
+        raise ConfigError(f"invalid step={step!r}: must be an integer >= 0")
     return number

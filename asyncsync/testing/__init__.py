@@ -1,5 +1,5 @@
-"""The public test kit: an object store in memory, a store that fails on demand, an event loop without waiting, and a
-proxy that does to connections what networks do.
+"""The public test kit: a store in memory, injected faults, an event loop in virtual time, a proxy that breaks
+connections, and the simulation of whole clusters.
 
 Importing it makes ``memory://bucket/prefix`` a storage path like any other::
 
@@ -11,6 +11,8 @@ Importing it makes ``memory://bucket/prefix`` a storage path like any other::
         await push("runs/a", "memory://bucket/a")
 
     run_virtual(main())
+
+May import: ``engine``, ``remote``, ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``memory.py``.
 """
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory

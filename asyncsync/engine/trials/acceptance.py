@@ -191,12 +191,13 @@ class ReportAcceptance:
         suspended = trial.suspended()
         again = suspended is not None and suspended.name == name and suspended.has_files(files)
         if name in trial.checkpoint_names() and not again:
-            raise ConfigError(f"report(name={name!r}) is not usable: trial {trial.name!r} has that already")
+            raise ConfigError(
+                f"invalid report(name={name!r}): trial {trial.name!r} already has a checkpoint of this name"
+            )
         there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
         if there or await trial.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: trial {trial.name!r} has an artifact of this name; give the "
-                "checkpoint another one"
+                f"invalid report(name={name!r}): trial {trial.name!r} has an artifact of this name; use another one"
             )
 
     def give_up_step(self, trial: TrialState, step: int | None, reason: str) -> CheckpointJob:
@@ -233,20 +234,21 @@ def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: I
     for trial in map(os.path.realpath, trials):
         if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
-                f"{trial}; {OWN_DIRECTORY_ADVICE}"
+                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+                f"of {trial}; {OWN_DIRECTORY_ADVICE}"
             )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
-            f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
-            f"emptied; {OWN_DIRECTORY_ADVICE}"
+            f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
+            f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)
         if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: {other.name} is not durable yet, consists of {other.path}, "
-                f"and one of the two is deleted when it is; {OWN_DIRECTORY_ADVICE}, or wait for that one first"
+                f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
+                f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
+                f"{other.name} first"
             )
 
 

@@ -44,17 +44,17 @@ class Role:
 
     def __post_init__(self) -> None:
         if self.name not in ("driver", "worker"):
-            raise ConfigError(f'SyncEngine(role={self.name!r}) is not usable: it must be "driver" or "worker"')
+            raise ConfigError(f'invalid SyncEngine(role={self.name!r}): must be "driver" or "worker"')
         if not _whole(self.world_size) or not 1 <= self.world_size <= MOST_RANKS:
-            raise ConfigError(f"SyncEngine(world_size={self.world_size!r}) is not usable: it must be 1 to {MOST_RANKS}")
+            raise ConfigError(f"invalid SyncEngine(world_size={self.world_size!r}): must be 1 to {MOST_RANKS}")
         if not _whole(self.rank) or not 0 <= self.rank < self.world_size:
             raise ConfigError(
-                f"SyncEngine(rank={self.rank!r}, world_size={self.world_size}) is not usable: rank must be 0 to "
+                f"invalid SyncEngine(rank={self.rank!r}, world_size={self.world_size}): rank must be 0 to "
                 f"{self.world_size - 1}"
             )
         if self.rank and self.is_driver:
             raise ConfigError(
-                f'SyncEngine(rank={self.rank}) is not usable with role="driver": only rank 0 may be the driver, give '
+                f'invalid SyncEngine(rank={self.rank}, role="driver"): only rank 0 may be the driver, give '
                 'role="worker"'
             )
 

@@ -26,7 +26,7 @@ from asyncsync.aio.tasks import within
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.rank_commit import CommitView, ConflictError, LostError, SharedCheckpoint
-from asyncsync.engine.trials.resume import NUMBERED, sub_prefixes
+from asyncsync.engine.trials.resume import NUMBERED
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import upload_checkpoint
 from asyncsync.errors import (
@@ -46,6 +46,7 @@ from asyncsync.planning.ranks import (
 from asyncsync.report import SyncReport
 from asyncsync.runtime import dice, wall_time
 from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.read import list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
@@ -135,7 +136,7 @@ class Ranks:
     async def _find_next_number(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
         first = leader.first_checkpoint if leader is not None else 0
-        names = await sub_prefixes(store, f"{self._name}/")
+        names = await list_directories(store, f"{self._name}/")
         numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
         newest = -1
         for number in sorted(numbers, reverse=True):

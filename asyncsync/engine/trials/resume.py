@@ -12,23 +12,21 @@ from typing import Any
 import google_crc32c
 from xxhash import xxh3_128
 
-from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
 from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
-from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
+from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
-from asyncsync.stores.read import list_all, versions_below
+from asyncsync.stores.read import list_all, list_directories, versions_below
 from asyncsync.sync.download.tree_download import download_tree
-from asyncsync.sync.records.manifests import find_manifest, get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.manifests import find_manifest
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
-TRIAL_RECORD_READERS = 64
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
 RESTORE_ATTEMPTS = 3
@@ -89,38 +87,6 @@ def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
         next_checkpoint=max(late.next_checkpoint, ours.next_checkpoint),
         extra=late.extra,
     )
-
-
-async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
-    """Names of the directories right below a prefix."""
-    names: list[str] = []
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, delimiter="/", token=token)
-        names += [item[len(prefix) :].rstrip("/") for item in page.prefixes]
-        token = page.token
-        if token is None:
-            return [name for name in names if name and name != META_DIR]
-
-
-async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
-    """Every trial's record and its version, read in parallel; and why those that cannot be read cannot, by trial."""
-    names = await sub_prefixes(store)
-    found: dict[str, tuple[TrialRecord, str]] = {}
-    damaged: dict[str, DamagedError] = {}
-
-    async def read(name: str) -> None:
-        try:
-            there = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
-        except DamagedError as error:
-            damaged[name] = error
-            return
-        if there is not None:
-            there[0].name = name  # its directory decides: it may have been copied or renamed
-            found[name] = there
-
-    await for_each_limited(names, read, min(TRIAL_RECORD_READERS, len(names)))
-    return found, damaged
 
 
 async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[str], None]) -> None:
@@ -203,7 +169,7 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
     known = {item.name for item in record.checkpoints} | set(record.given_up)
-    for name in await sub_prefixes(store, f"{record.name}/"):
+    for name in await list_directories(store, f"{record.name}/"):
         match = NUMBERED.fullmatch(name)
         number = int(match[1]) if match is not None else None
         if number is not None:
