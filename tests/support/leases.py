@@ -7,7 +7,7 @@ from asyncsync.errors import LeaseExpiredError
 
 
 class CountedLease:
-    """One that has expired at the ``last``-th look at it (None: never), and ever after."""
+    """A lease that has expired from its ``last``-th check on (None: never)."""
 
     def __init__(self, last=None):
         self.last, self.checks, self.kept = last, 0, 0
