@@ -57,7 +57,7 @@ async def store():
         status="running",
         started=200,
     )
-    store.requests.clear()
+    store.log.clear()
     return store
 
 
@@ -88,7 +88,7 @@ async def test_open_tells_trials_with_parameters_metrics_status_and_checkpoints(
 
 async def test_open_reads_records_only_one_request_each(store):
     await Experiment.open(URI)
-    assert sorted(store.requests) == [
+    assert sorted(store.log) == [
         ("list", "exp/"),
         ("read", "exp/.asyncsync/experiment.json"),
         ("read", "exp/a/.asyncsync/trial.json"),

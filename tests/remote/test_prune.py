@@ -30,7 +30,7 @@ async def store():
     store.bucket.clock = lambda: LONG_AGO
     await put_experiment(store, a="running")
     await put_trial(store, "a", {"checkpoint_000000": (FILES, {}), "checkpoint_000001": (FILES, {})})
-    store.requests.clear()
+    store.log.clear()
     return store
 
 
@@ -81,10 +81,10 @@ async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(sto
     record.checkpoints = record.checkpoints[2:]
     await store.put("b/.asyncsync/trial.json", record.to_bytes())
     days_later(store)
-    store.requests.clear()
+    store.log.clear()
     report = await prune(URI, dry_run=False)
     assert report.checkpoints == ["b/checkpoint_000000/", "b/checkpoint_000001/"]
-    deletes = [key for verb, key in store.requests if verb == "delete" and not key.endswith("clock")]
+    deletes = [key for verb, key in store.log if verb == "delete" and not key.endswith("clock")]
     assert deletes[0].endswith("manifest.json")
     assert (await verify(URI, deep=True)).ok
 
@@ -249,9 +249,9 @@ async def test_a_store_that_takes_no_object_is_told_with_the_reason(store):
 
 async def test_where_there_is_nothing_whose_age_matters_nothing_is_written(store):
     await store.delete([key for key in store.contents if "checkpoint_" in key])
-    store.requests.clear()
+    store.log.clear()
     assert (await prune(URI)).checkpoints == []
-    assert {request.operation for request in store.requests} == {"list", "list_multiparts"}
+    assert {request.operation for request in store.log} == {"list", "list_multiparts"}
 
 
 @pytest.mark.parametrize("at", range(1, 4))
@@ -267,7 +267,7 @@ async def test_two_that_ask_for_the_time_at_once_both_get_it(store, at):
 async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
     with pytest.raises(ConfigError, match="older_than"):
         await prune(URI, dry_run=False, older_than=age)
-    assert store.requests == []
+    assert store.log == []
 
 
 # what is garbage
@@ -314,7 +314,7 @@ async def test_prune_aborts_old_uploads_until_no_part_is_left(store):
     report = await prune(URI, dry_run=False)
     assert report.uploads == ["a/big"]
     assert await store.list_multiparts() == []
-    assert [request.operation for request in store.requests if "a/big" in request.key][-2:] == [
+    assert [request.operation for request in store.log if "a/big" in request.key][-2:] == [
         "abort_multipart",
         "list_parts",
     ]

@@ -126,9 +126,9 @@ async def test_a_second_look_at_one_trial_reads_its_record_alone(tmp_path):
         await put_trial(writer.store, name, {"checkpoint_000000": ({"w": b"w"}, {})})
     experiment = await Experiment.open(URI)
     writer.commit()
-    writer.store.requests.clear()
+    writer.store.log.clear()
     assert (await experiment.restore(tmp_path / "r", "t")).checkpoint.number == 1
-    assert {key.split("/")[1] for _, key in writer.store.requests} == {"t"}
+    assert {key.split("/")[1] for _, key in writer.store.log} == {"t"}
     writer.store._store("t/" + TRIAL_RECORD, b"{", "broken")
     writer._delete(1)
     with pytest.raises(CheckpointIncompleteError, match=r"none of the 1 checkpoints .*not a trial record"):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from asyncsync.aio.retry import Again, persist
+from asyncsync.aio.retry import RetryHooks, retry_transient
 from asyncsync.aio.tasks import within
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
@@ -190,15 +190,15 @@ class Ranks:
 
     # one checkpoint
 
-    async def make_durable(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
 
         CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, the one that failed
         and why, or those that reported another step.
         """
         try:
-            await self._wait_for_rank_0(trial, job, again)
-            report = await self._take_part(trial, job, again)
+            await self._wait_for_rank_0(trial, job, hooks)
+            report = await self._take_part(trial, job, hooks)
         except (AsyncsyncError, OSError) as error:
             self._unsure = True
             if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
@@ -216,52 +216,56 @@ class Ranks:
         if trial.jobs[0] is job and (self.leads or self._begun):
             await self._shared(trial, job.name, job).give_up(self._resigned(job), _step(job))
 
-    async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
+    async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
         loop = asyncio.get_running_loop()
         began, limit = loop.time(), self._context.run.checkpoint_config.commit_seconds
         while not self.leads and not self._begun:
-            await persist(partial(self._leader, self._store()), again)
+            await retry_transient(partial(self._leader, self._store()), hooks)
             if not self._begun and loop.time() - began >= limit:
                 raise CheckpointIncompleteError(str(self._late(job, [0])))  # there is no generation to tell
             await asyncio.sleep(PATIENCE / 20)
         while self._returned and not self._waited and loop.time() - began < PATIENCE:
-            if not await persist(partial(self._follow, trial), again):
+            if not await retry_transient(partial(self._follow, trial), hooks):
                 await asyncio.sleep(PATIENCE / 20)
         self._waited = True
 
-    async def _take_part(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _take_part(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         patience, report = _Patience(self._commit_seconds), SyncReport()
         while True:
             self._agreed.clear()
             if not self.leads:
-                await persist(partial(self._follow, trial), again)
-            seen = await self._arrive(trial, job, again)
+                await retry_transient(partial(self._follow, trial), hooks)
+            seen = await self._arrive(trial, job, hooks)
             if seen.lost is None and self.rank in seen.missing:
-                report, seen = await self._send(trial, job, again, patience)
-            verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, again, patience)
+                report, seen = await self._send(trial, job, hooks, patience)
+            verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, hooks, patience)
             if verdict is None:  # rank 0 has begun a new generation
                 patience.left = self._commit_seconds
-            elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, again):
+            elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, hooks):
                 return report
 
-    async def _arrive(self, trial: TrialState, job: CheckpointJob, again: Again) -> Seen:
+    async def _arrive(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> Seen:
         self._check_given_up(job)
         if not self._unsure:
             return Seen([self.rank])
-        return await persist(partial(self._shared(trial, job.name, job).arrive, resumed=self._may_follow), again)
+        return await retry_transient(
+            partial(self._shared(trial, job.name, job).arrive, resumed=self._may_follow), hooks
+        )
 
     def _is_verdict(self, job: CheckpointJob, seen: Seen) -> bool:
         """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
         return seen.whole or (seen.lost is not None and (seen.certain or seen.lost.step < _step(job)))
 
-    async def _is_whole(self, trial: TrialState, job: CheckpointJob, lost: FailureRecord, again: Again) -> bool:
+    async def _is_whole(self, trial: TrialState, job: CheckpointJob, lost: FailureRecord, hooks: RetryHooks) -> bool:
         """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
         committed all the same."""
         stands: FailureRecord | None = lost
         if not self._is_over(trial, job, lost):
             shared = self._shared(trial, job.name, job)
-            stands = await persist(partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), again)
+            stands = await retry_transient(
+                partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), hooks
+            )
         if stands is None:
             return True
         if self._is_over(trial, job, stands):
@@ -283,7 +287,7 @@ class Ranks:
         self._unsure = True
 
     async def _send(
-        self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience
     ) -> tuple[SyncReport, Seen]:
         """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
         in the way of ours."""
@@ -291,13 +295,13 @@ class Ranks:
         if self._returned:
             more[RETURNED] = True
         sending = upload(
-            self._context.session, f"{self._name}/", job, again, trial.confirm,
+            self._context.session, f"{self._name}/", job, hooks, trial.confirm,
             record=part_name(self.rank, self.world_size), more=more,
         )  # fmt: skip
         try:
             report = await within(self._context.run.sync_config.timeout, sending, job.progress)
         except CollisionError as error:
-            return SyncReport(), await self._in_our_way(trial, job, again, patience, error)
+            return SyncReport(), await self._in_our_way(trial, job, hooks, patience, error)
         except SyncFailedError:
             seen = await self._shared(trial, job.name, job).look(every=True)
             if seen.lost is None or self._is_over(trial, job, seen.lost):
@@ -306,7 +310,7 @@ class Ranks:
         return report, Seen()
 
     async def _in_our_way(
-        self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience, error: CollisionError
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience, error: CollisionError
     ) -> Seen:
         """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
         else of a process that is gone, and then all ranks take the next number."""
@@ -315,12 +319,12 @@ class Ranks:
         path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
             shared = self._shared(trial, job.name, job)
-            seen = await persist(partial(shared.look, every=True), again)
+            seen = await retry_transient(partial(shared.look, every=True), hooks)
             if seen.whole:  # of whatever step
-                return await persist(partial(shared.arrive, resumed=self._may_follow), again)
+                return await retry_transient(partial(shared.arrive, resumed=self._may_follow), hooks)
             if seen.lost is not None:
                 return seen
-            owner = await persist(partial(shared.owner_of, path), again)
+            owner = await retry_transient(partial(shared.owner_of, path), hooks)
             if owner is not None:
                 both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
                 raise self._lost(job, self._word(str(both), _step(job), conflict=True))
@@ -333,17 +337,17 @@ class Ranks:
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
             pause = min(pause * 1.5, MOST_BETWEEN)
 
-    async def _wait(self, trial: TrialState, job: CheckpointJob, again: Again, patience: _Patience) -> Seen | None:
+    async def _wait(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience) -> Seen | None:
         """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + patience.left, FIRST_LOOK
         while True:
-            seen = await persist(self._shared(trial, job.name, job).look, again)
+            seen = await retry_transient(self._shared(trial, job.name, job).look, hooks)
             if seen.whole:
                 return seen
             if self.leads:
-                await persist(partial(trial.confirm, self._store()), again)
-            elif await persist(partial(self._follow, trial), again):
+                await retry_transient(partial(trial.confirm, self._store()), hooks)
+            elif await retry_transient(partial(self._follow, trial), hooks):
                 return None
             self._check_given_up(job)
             patience.left = left = deadline - loop.time()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-from asyncsync.aio.retry import Again, may_pass, persist
+from asyncsync.aio.retry import RetryHooks, is_transient, retry_transient
 from asyncsync.aio.tasks import within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
@@ -191,47 +191,47 @@ class CheckpointRunner:
             last_tries -= self._context.leaving and not self._context.waits_for_store
             return last_tries > 0
 
-        again = Again(hiccup, session.breaker.rest)
+        hooks = RetryHooks(hiccup, session.breaker.rest)
         self._sending[trial.key] = job
         try:
-            report = await self._send(session, trial, job, again)
+            report = await self._send(session, trial, job, hooks)
         finally:
             del self._sending[trial.key]
-        await self._register(trial, job, report, again)
+        await self._register(trial, job, report, hooks)
         return report
 
-    async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         done = None
-        await self._see_that_the_name_is_free(trial, job, again)
+        await self._see_that_the_name_is_free(trial, job, hooks)
         if job.begun and job.tree is None:
             store = session.view(Lane.CHECKPOINT, trial.key)
-            done = await persist(lambda: look_back(store, trial, job), again)
-        await persist(trial.claim, again)
+            done = await retry_transient(lambda: look_back(store, trial, job), hooks)
+        await retry_transient(trial.claim, hooks)
         if trial.ranks is not None:
-            return await self._with_the_others(trial, trial.ranks, job, again)
+            return await self._with_the_others(trial, trial.ranks, job, hooks)
         if done is not None:
             return done
         await self._recall(trial, job)
         while True:
             try:
-                return await upload(session, f"{trial.key}/", job, again, trial.confirm)
+                return await upload(session, f"{trial.key}/", job, hooks, trial.confirm)
             except CollisionError as error:
                 if job.named:
                     raise
                 self._step_over(trial, job, error)
 
-    async def _see_that_the_name_is_free(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
+    async def _see_that_the_name_is_free(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
         name that the user chose is waited for."""
         if job.name in trial.record.given_up:
-            await persist(trial.prepare, again)
-            await persist(trial.claim, again)
+            await retry_transient(trial.prepare, hooks)
+            await retry_transient(trial.claim, hooks)
             if not job.named:
                 self._step_over(trial, job, "it was another checkpoint, which is being deleted")
                 return
             await trial.deletion(job.name)
         if job.name in trial.freed:
-            await persist(trial.save, again)
+            await retry_transient(trial.save, hooks)
 
     def _step_over(self, trial: TrialState, job: CheckpointJob, why: object) -> None:
         """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
@@ -259,16 +259,16 @@ class CheckpointRunner:
         await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.origins(trial))
 
     async def _with_the_others(
-        self, trial: TrialState, ranks: RankShare, job: CheckpointJob, again: Again
+        self, trial: TrialState, ranks: RankShare, job: CheckpointJob, hooks: RetryHooks
     ) -> SyncReport:
-        report = await ranks.make_durable(trial, job, again)
+        report = await ranks.make_durable(trial, job, hooks)
         if ranks.leads:
-            await self._register(trial, job, report, again)
+            await self._register(trial, job, report, hooks)
         else:
             trial.record.checkpoints = [record_of(job, report)]  # rank 0 keeps the list: this is for status()
         return report
 
-    async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, again: Again) -> None:
+    async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, hooks: RetryHooks) -> None:
         """Name it in the record, in the same write without those that it retires; only once that is stored they leave
         our memory, and their data goes."""
         record, keep = trial.record, self._context.run.checkpoint_config
@@ -280,10 +280,10 @@ class CheckpointRunner:
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
         if retired and not self._context.session.store.traits.conditional_writes:
-            await persist(partial(self._see_that_it_is_whole, trial, job), again)
+            await retry_transient(partial(self._see_that_it_is_whole, trial, job), hooks)
         trial.leaving |= frozenset(retired)
         try:
-            await persist(trial.save, again)
+            await retry_transient(trial.save, hooks)
         finally:
             trial.leaving = frozenset()
         for name in sorted(retired):
@@ -307,7 +307,7 @@ class CheckpointRunner:
         if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
             trial.suspend(job)
             error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
-        elif not (job.goes_on and may_pass(error)):
+        elif not (job.goes_on and is_transient(error)):
             trial.give_up(job)
         self._context.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
         trial.job_ended(job, error)  # whoever waits is told at once, however long the record takes

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from asyncsync.aio.retry import Again, may_pass
+from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
@@ -52,7 +52,7 @@ class RankShare(Protocol):
     async def check(self, store: Store) -> None:
         """ConcurrentWriterError if rank 0 has begun a new generation that this rank does not belong to."""
 
-    async def make_durable(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         """Send this rank's part and wait for the others."""
 
     async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
@@ -355,7 +355,7 @@ class TrialState:
         has lasted, because a short outage of the store must not end a training loop."""
         now = asyncio.get_running_loop().time()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if not may_pass(error) or now - self._failing_since >= TOLERATED:
+        if not is_transient(error) or now - self._failing_since >= TOLERATED:
             self._failures = [failure for failure in self._failures if failure.key != self.key]
             self._failures.append(Failure(self.key, error))
 

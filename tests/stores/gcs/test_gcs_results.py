@@ -15,11 +15,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from asyncsync.disk.files import FileRange, Progress
-from asyncsync.errors import AsyncsyncError, IntegrityError, NotFoundError, StoreError, UnavailableError
+from asyncsync.errors import (
+    AsyncsyncError,
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+)
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
-from asyncsync.stores.gcs.errors import NoBucketError, failure
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
 from asyncsync.stores.http.response import Answer
@@ -334,7 +341,7 @@ async def test_what_an_error_means_is_not_read_from_the_name_of_an_object(bucket
     await store.delete(["there is no bucket"])
     with pytest.raises(NotFoundError) as caught:
         await store.head("there is no bucket")
-    assert not isinstance(caught.value, NoBucketError)
+    assert not isinstance(caught.value, NoSuchBucketError)
 
 
 # sessions

@@ -20,10 +20,11 @@ from asyncsync.errors import (
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.errors import UnsupportedError, failure
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import combined
 from asyncsync.stores.gcs.options import GcsOptions
 from asyncsync.stores.gcs.requests import batch_answers

@@ -12,7 +12,8 @@ from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.guard.budget import Budget
-from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore
+from asyncsync.stores.guard.retry import RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

@@ -33,7 +33,7 @@ class Careless(MemoryStore):
 async def test_a_store_that_checks_is_asked_once_and_keeps_nothing_of_the_probe():
     store = MemoryStore()
     assert await probe_checks(store, "probe", b"data") == "crc32c"
-    assert [request.operation for request in store.requests] == ["put"]
+    assert [request.operation for request in store.log] == ["put"]
     assert store.contents == {}
 
 

@@ -22,7 +22,8 @@ from asyncsync.stores.base import MISSING, Lane
 from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, Breaker, GoneError
 from asyncsync.stores.guard.budget import Budget, Outcome
 from asyncsync.stores.guard.fenced import FencedView
-from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore
+from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.testing import FaultyStore, MemoryStore
 
@@ -522,7 +523,7 @@ async def test_a_copy_past_its_deadline_is_slow_and_the_store_reachable():
     world = World(request_timeout=20.0)
     await world.memory.put("k", b"x")
     world.faults.hang(operation="copy", times=None)
-    with pytest.raises(StoreError, match="no answer to a copy within 20 s") as caught:
+    with pytest.raises(StoreError, match="no response to a copy within 20 s") as caught:
         await world.view.copy("k", "l")
     assert not caught.value.retryable
     assert (world.view.requests, world.guarded.healthy, world.guarded.last_error) == (1, True, None)

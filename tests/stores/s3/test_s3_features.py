@@ -7,10 +7,9 @@ import pytest
 from s3_script import OK, fault, reply, scripted
 from test_s3_results import result
 
-from asyncsync.errors import IntegrityError, PreconditionError, StoreError
+from asyncsync.errors import IntegrityError, PreconditionError, StoreError, UnsupportedError
 from asyncsync.stores.base import MISSING, Part, Upload
 from asyncsync.stores.s3 import store as s3_module
-from asyncsync.stores.s3.errors import UnsupportedError
 
 CRC = google_crc32c.value(b"data")
 UPLOAD = Upload("k", "u")

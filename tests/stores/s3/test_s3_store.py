@@ -17,6 +17,7 @@ from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
     SourceChangedError,
@@ -147,7 +148,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
 @pytest.mark.parametrize(
     ("answer", "error", "retryable"),
     [
-        (fault("404 Not Found", "NoSuchBucket"), NotFoundError, False),
+        (fault("404 Not Found", "NoSuchBucket"), NoSuchBucketError, False),
         (fault("404 Not Found", "NoSuchKey"), NotFoundError, False),
         (fault("403 Forbidden", "AccessDenied"), AccessDeniedError, False),
         (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
@@ -184,7 +185,7 @@ async def test_retry_after_is_told_in_seconds():
 
 async def test_a_missing_bucket_is_named():
     async with scripted([fault("404 Not Found", "NoSuchBucket")]) as (store, _):
-        with pytest.raises(NotFoundError, match="no bucket 'bucket'"):
+        with pytest.raises(NoSuchBucketError, match="no bucket 'bucket'"):
             await store.put("k", b"data")
 
 

@@ -64,9 +64,9 @@ async def test_files_that_are_there_and_right_are_not_fetched(tmp_path):
     await get(store, manifest, tmp_path)
     (tmp_path / "a.bin").write_bytes(b"ALPHA")
     os.utime(tmp_path / "big.bin", (1, 1))
-    store.requests.clear()
+    store.log.clear()
     report = await get(store, manifest, tmp_path)
-    assert [request.key for request in store.requests] == ["t/a.bin"]
+    assert [request.key for request in store.log] == ["t/a.bin"]
     assert (report.files_fetched, report.files_skipped, report.bytes_fetched) == (1, 3, 5)
     assert contents(tmp_path) == FILES
     assert (tmp_path / "big.bin").stat().st_mtime_ns == MTIME
@@ -214,7 +214,7 @@ async def test_what_cannot_fit_is_refused_before_it_travels(tmp_path):
     store = MemoryStore()
     with pytest.raises(SyncFailedError, match="bytes are needed"):
         await get(store, manifest, tmp_path)
-    assert store.requests == []
+    assert store.log == []
 
 
 async def test_a_target_that_is_a_file_is_an_error(tmp_path):
@@ -242,9 +242,9 @@ async def test_a_download_cancelled_at_any_request_leaves_only_complete_files(tm
     """The next download leaves no temporary files."""
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
-    memory.requests.clear()
+    memory.log.clear()
     await get(memory, manifest, tmp_path / "whole")
-    for number in range(1, len(memory.requests) + 1):
+    for number in range(1, len(memory.log) + 1):
         target = tmp_path / str(number)
         await cancelled(memory, manifest, target, number)
         found = {path: data for path, data in contents(target).items() if not path.endswith("asyncsync-tmp")}
