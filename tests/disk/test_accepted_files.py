@@ -165,7 +165,7 @@ def test_a_directory_that_is_a_link_goes_with_what_it_leads_to(root: Path) -> No
 
 
 def test_nothing_is_removed_where_the_link_leads_elsewhere_by_now(root: Path) -> None:
-    """Not even the empty directories of what nobody has reported."""
+    """Not even empty directories that were never reported."""
     link, other = root.parent / "link", root.parent / "other"
     (other / "empty").mkdir(parents=True)
     link.symlink_to(root)

@@ -17,7 +17,7 @@ ARTIFACTS = SyncConfig(sync_period=10_000, sync_artifacts=True, sync_artifacts_o
 
 
 def slow(bench: Bench) -> None:
-    """A second for each request, and one request at a time: what goes first can be seen and counted."""
+    """One second a request, and one request at a time: the order can be seen and counted."""
     bench.storage_options = {"latency": 1.0}
     bench.transfer = TransferConfig(max_concurrency=1)
 
@@ -39,7 +39,7 @@ async def busy(bench: Bench, engine: SyncEngine) -> list[Trial]:
 
 
 def check(bench: Bench, report: FlushReport) -> None:
-    """The report against what the store holds."""
+    """Compare the report with the contents of the store."""
     contents = bench.store.contents
     named = set()
     for trial in TRIALS:

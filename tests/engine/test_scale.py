@@ -58,7 +58,7 @@ class Nothing:
 
 
 def test_every_tree_of_thousands_is_synced_each_period_and_only_then() -> None:
-    """The cost of one sync, printed for whoever looks: scheduling is what is left when there is nothing to do."""
+    """The cost of one sync is printed: with no changes it is the cost of scheduling."""
     members = [Nothing(f"t{number}") for number in range(5000)]
     events: list[Event] = []
 

@@ -125,7 +125,7 @@ def test_a_manifest_says_who_wrote_it() -> None:
 
 
 def test_a_newer_format_is_refused_with_both_versions() -> None:
-    """This holds whatever else the document contains."""
+    """This holds for any other content of the document."""
     wanted = re.escape(
         f"is of format 2, written by a newer asyncsync (asyncsync 9.1); this one (asyncsync {__version__}, format 1) "
         "cannot read it: upgrade asyncsync"

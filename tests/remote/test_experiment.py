@@ -138,8 +138,9 @@ async def test_a_copied_and_renamed_experiment_opens_and_downloads(tmp_path):
 
 
 async def _with_clocks(name, *clocks):
-    """A trial whose n-th checkpoint became durable when its machine's clock said the n-th time; its record lists them
-    in another order."""
+    """A trial whose n-th checkpoint became durable at the n-th time of its machine's clock; its record lists them in
+    another order.
+    """
     store = MemoryStore("lab", "exp")
     made = {f"checkpoint_{at:06d}": checkpoint(f"{name}{at}", loss=1.0) for at in range(len(clocks))}
     await put_trial(store, name, made)

@@ -91,7 +91,7 @@ async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(sto
 
 @pytest.mark.parametrize(("number", "left"), [(0, False), (7, True)])
 async def test_prune_leaves_what_a_running_trial_may_be_about_to_commit(store, number, left):
-    """However old: a checkpoint that takes two days to upload is nobody's garbage while its trial goes on."""
+    """At any age: a checkpoint that takes two days to upload is not garbage while its trial is running."""
     await put_tree(store, f"b/checkpoint_00000{number}/", FILES, manifest=False)
     await store.create_multipart(f"b/checkpoint_00000{number}/big")
     days_later(store)

@@ -89,7 +89,7 @@ async def test_of_another_version_without_a_checksum_the_bytes_decide(store, sam
 
 @pytest.mark.parametrize("deep", [False, True])
 async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_path, deep):
-    """No store knows a checksum there; a copy of the whole directory is right, though all its versions are others."""
+    """The local store knows no checksum; a copy of its directory is correct although all versions differ."""
     async with open_store(tmp_path / "store") as store:
         await put_tree(store, "", {"same-size": b"1" * 1000, "touched": b"2" * 1000, "kept": b"3"})
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
@@ -181,7 +181,7 @@ async def test_records_and_manifests_that_cannot_be_read_are_damage(store, key):
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("key", ["a/.asyncsync/trial.json", ".asyncsync/experiment.json", "a/.asyncsync/manifest.json"])
 async def test_a_digit_that_rotted_in_a_record_or_manifest_is_damage(store, key):
-    """It would still parse; the checksum of the store tells."""
+    """The document would still parse; the checksum of the store shows the damage."""
     store.damage(key, store.contents[key].replace(b"1", b"2", 1))
     assert key in (await verify(URI)).damaged
 

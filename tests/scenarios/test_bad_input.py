@@ -362,7 +362,7 @@ def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str,
 
 
 def test_of_two_drivers_that_start_at_the_same_moment_one_is_told(bench: Bench) -> None:
-    """Both have seen that there is no experiment before either of them wrote its record."""
+    """Both found no experiment before either wrote its record."""
 
     async def main() -> list[object]:
         hang = bench.faults.hang(operation="put", key="experiment.json", times=2)
@@ -384,7 +384,7 @@ def test_of_two_drivers_that_start_at_the_same_moment_one_is_told(bench: Bench) 
 
 @pytest.mark.parametrize("role", ["driver", "worker"])
 def test_the_second_writer_is_told(bench: Bench, role: str) -> None:
-    """The first one, of which a successor took over, writes nothing more; the successor goes on."""
+    """After a takeover the first writer writes nothing more; its successor continues."""
 
     async def main() -> None:
         first = bench.engine(local_dir=bench.tmp_path / "first", role=role)

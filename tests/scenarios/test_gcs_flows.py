@@ -89,7 +89,9 @@ async def test_an_unchanged_tree_costs_no_request(gcs_strict, objects, tree):
 
 
 async def test_a_server_with_one_thread_and_a_short_queue_gets_each_request_once(gcp_storage_emulator, tmp_path):
-    """It ends each connection, and takes five that it has not accepted: what is too much is not refused but dropped."""
+    """The server closes each connection after its response, and queues five connections; it drops further ones
+    silently.
+    """
     root = tmp_path / "tree"
     root.mkdir()
     for number in range(300):
@@ -210,7 +212,7 @@ def append(path):
 
 @pytest.mark.parametrize("then", [None, change, append])
 async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, large, monkeypatch, then):
-    """And what to do is said; the next sync of the one that is left puts it right."""
+    """The error names the next step; the next sync of the remaining writer repairs the tree."""
     if then is not None:
         await push(large.parent, "gs://conformance/run", transfer=PARTS)
         then(large)
@@ -264,7 +266,7 @@ async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, lar
 @pytest.mark.parametrize("then", [None, change, append])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"lose": True}, {"cut": 0}], ids=["refused", "lost", "cut"])
 async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, large, fault, then):
-    """Whichever of its requests failed: what an earlier sync has left is no other writer."""
+    """This holds whichever request failed: remains of an earlier sync do not count as another writer."""
     real, once = gcs_strict._fault, replace(PARTS, max_attempts=1)
     for number in itertools.count(1):
         uri = f"gs://conformance/run{number}"

@@ -101,8 +101,9 @@ UPLOADS = {
 
 @pytest.mark.parametrize("fault", UPLOADS.values(), ids=UPLOADS.keys())
 async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
-    """A small body, one that is streamed, a part, and the manifest, whose conditional write is no conflict with
-    itself."""
+    """A small body, a streamed one, a part, and the manifest, whose retried conditional write does not conflict with
+    itself.
+    """
     async with link(**patience(fault)) as it:
         rules = [it.proxy.on(f"^PUT .*/{which}", fault) for which in ("small", "middle", "large[?]partNumber=1")]
         early = Flip("request", 77, bit=5) if isinstance(fault, Flip) else fault

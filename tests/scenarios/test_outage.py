@@ -27,7 +27,7 @@ async def train(engine: SyncEngine, bench: Bench, number: int) -> None:
 
 
 def load(engine: SyncEngine) -> dict[str, int]:
-    """Whatever could grow while nothing gets through."""
+    """Sizes of all that could grow while the store is unreachable."""
     status = engine.status()
     return {
         "tasks": len(asyncio.all_tasks()),

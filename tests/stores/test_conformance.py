@@ -31,7 +31,7 @@ def kind(request):
 
 @pytest.fixture
 def rule(kind):
-    """``rule("...")`` names what is tested next, and skips it where it is known to differ."""
+    """``rule("...")`` names the next test, and skips it where the store is known to differ."""
 
     def check(name):
         if reason := kinds.DIFFERENCES.get((kind, name)):
@@ -388,7 +388,7 @@ async def test_a_copy_can_create_only(store, rule):
 
 
 async def test_a_copy_that_cannot_create_only_is_refused_and_makes_nothing(store, rule):
-    """The store says so in its traits, once it was asked for one."""
+    """The traits of the store show it after the first attempt."""
     await store.put("x", b"12345")
     with contextlib.suppress(StoreError):
         await store.copy("x", "new", if_version=MISSING)

@@ -19,7 +19,7 @@ NAMES = ("a.bin", "sub/b.bin", "train.log", "small.txt", "sub/events.out.tfevent
 
 
 class Editor:
-    """Edits as programs and people make them; ``log`` says which, for when a test fails."""
+    """Edits as programs and people make them; ``log`` lists them for a failing test."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random, self.log = root, random.Random(seed), []
@@ -193,8 +193,9 @@ def local(root: Path) -> dict[str, bytes]:
 async def play(
     editor: Editor, uri: str, rounds: int, stored: Callable[[], dict[str, bytes]], options=None, *, ranges: bool = True
 ) -> None:
-    """Edit, sync, compare; now and then in a new process, as far as asyncsync can tell. ``ranges``: whether the store
-    copies them, so that what is sent has a bound."""
+    """Edit, sync, compare; sometimes in a process that asyncsync takes for a new one. ``ranges``: whether the store
+    copies ranges, so that the sent bytes are bounded.
+    """
     copied, last = 0, {}
     for start in range(0, rounds, 4):
         async with Syncer(

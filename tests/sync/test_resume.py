@@ -30,7 +30,7 @@ def big(tmp_path: Path) -> Path:
 
 
 def ends_at(faults: Faults, big: Path, at: int, operation: str, *, after: bool = False, key: str = "") -> None:
-    """A push whose process is gone at a request: nothing of it stays but the store and the journal."""
+    """A push whose process ends at a request: only the store and the journal remain."""
     ends(big, lambda stop: faults.hook(at, stop, operation=operation, after=after, key=key or None))
     faults.clear()
     faults.requests.clear()
@@ -189,7 +189,7 @@ def test_an_upload_that_can_never_finish_is_aborted(faults: Faults, big: Path) -
 
 
 def test_an_upload_whose_answer_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
-    """As after SIGKILL between the request and its answer: nothing runs after it, not even the bookkeeping."""
+    """As after SIGKILL between the request and its response: nothing runs afterwards, not even the bookkeeping."""
     ends_at(faults, big, 1, "create_multipart", after=True)
     (lost,) = MemoryStore("b").bucket.uploads
     assert finish(faults, big) == PARTS

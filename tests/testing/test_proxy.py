@@ -13,7 +13,7 @@ heard: list[bytes] = []
 
 @asynccontextmanager
 async def proxied(**options):
-    """A proxy in front of a server that keeps what it hears and sends a body back."""
+    """A proxy in front of a server that keeps each request and sends a body back."""
     heard.clear()
 
     async def serve(reader, writer):

@@ -40,14 +40,14 @@ PROMPT_SECONDS = 6.0
 
 
 def words(bench: Bench, name: str = "checkpoint_000000") -> dict[int, FailureRecord]:
-    """What the ranks have said, by rank."""
+    """Failure records of the ranks, by rank."""
     keys = {number: f"t/{name}/{failure_name(number, N)}" for number in range(N)}
     contents = bench.store.contents
     return {number: FailureRecord.from_bytes(contents[key]) for number, key in keys.items() if key in contents}
 
 
 async def one_fails(bench: Bench, engines: list[SyncEngine], number: int = 1) -> list[object]:
-    """All report, and the store refuses what one of them sends."""
+    """All ranks report, and the store refuses the shard of one of them."""
     bench.faults.fail(error=AccessDeniedError("quota of this rank is used up"), key=f"shard_{number}", operation="put")
     reports = (share(bench, engine, n) for n, engine in enumerate(engines))
     return await together(*reports)
@@ -193,7 +193,7 @@ def test_a_rank_that_cannot_tell_is_named_after_the_time_out(bench: Bench) -> No
 
 
 async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
-    """One is whole; the next was given up by all because of rank 1; then the job is killed."""
+    """One checkpoint is complete; all ranks gave up the next because of rank 1; then the job is killed."""
     await all_report(bench, engines, "a")
     bench.faults.fail(error=AccessDeniedError("quota"), key="checkpoint_000001/shard_1", operation="put")
     await together(*(share(bench, engine, n, "lost") for n, engine in enumerate(engines)))
@@ -237,7 +237,7 @@ def test_a_rank_without_rank_0_leaves_nothing_for_the_first_generation(bench: Be
 
 
 def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) -> None:
-    """What it said as another process is void: the others find its part."""
+    """The failure record of its earlier process is void: the others find its part."""
 
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 2) as two:
@@ -260,7 +260,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
 
 
 def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> None:
-    """It goes on behind the newest whole one, is told that this step is lost, and is in step again with the next."""
+    """It resumes from the newest complete checkpoint, loses this step, and is in step again with the next one."""
 
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 2) as two:

@@ -24,7 +24,7 @@ LAST = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What each rank does, in its order: a step, and whether it reports it or gives it up."""
+    """The actions of each rank, in its order: a step, and whether it reports it or gives it up."""
 
     ranks: Sequence[Sequence[tuple[int, bool]]]
     commit_timeout: float
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass
 class Verdicts:
-    """By step, what each rank was told: None for durable, else the error."""
+    """The result of each rank, by step: None for durable, else the error."""
 
     by_step: dict[int, dict[int, BaseException | None]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -137,7 +137,7 @@ def committed(bench: Bench, of: int) -> dict[int, str]:
 
 
 def check_agreement(bench: Bench, plan: Plan, heard: Verdicts) -> None:
-    """A step is durable for all who reported it, and in the store; or for nobody, and it is not."""
+    """A step is in the store and durable for all ranks that reported it, or for none."""
     stored = committed(bench, len(plan.ranks))
     for step, who in plan.reported().items():
         assert sorted(heard.by_step[step]) == who
@@ -152,8 +152,9 @@ def check_agreement(bench: Bench, plan: Plan, heard: Verdicts) -> None:
 
 
 class Job:
-    """Ranks that all report the same steps, and of which some die: each comes back, and goes on behind the newest
-    checkpoint that is whole then. Steps are multiples of 10, so those of a restored run are the same again."""
+    """Ranks that all report the same steps. Some die: each comes back and resumes from the newest checkpoint that is
+    complete then. Steps are multiples of 10, so a restored run repeats the same steps.
+    """
 
     def __init__(self, bench: Bench, dice: random.Random, of: int, *, last: int = 200) -> None:
         self.bench, self.dice, self.of, self.last = bench, dice, of, last
@@ -161,7 +162,7 @@ class Job:
         self.keep = CheckpointConfig(commit_timeout=60)
 
     async def run(self, *deaths: tuple[float, tuple[int, ...]]) -> None:
-        """Until every rank has reported the last step. ``deaths``: when, and who."""
+        """Run until every rank has reported the last step. ``deaths``: times and ranks."""
         slow_store(self.bench, self.dice)
         alive = {number: self._start(number, resume=False) for number in range(self.of)}
         for after, who in deaths:

@@ -30,7 +30,7 @@ def share(bench: Bench, engine: SyncEngine, number: int, step: int, **options: o
 
 
 async def at_steps(bench: Bench, engines: Sequence[SyncEngine], *steps: int) -> list[object]:
-    """Every rank reports, at the step given for it; what each gets."""
+    """Every rank reports at its given step; returns the result of each."""
     return await together(*(share(bench, engines[n], n, step) for n, step in enumerate(steps)))
 
 
@@ -247,7 +247,7 @@ def test_a_damaged_record_of_ranks_is_named(bench: Bench, key: str, data: bytes)
 
 @pytest.mark.parametrize("who", range(N))
 def test_no_request_comes_before_the_first_byte_of_a_checkpoint(bench: Bench, who: int) -> None:
-    """And one small request more than parts and manifest decides what becomes of it."""
+    """One small request in addition to parts and manifest decides the outcome."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
@@ -371,7 +371,7 @@ def test_what_a_rank_had_sent_before_it_died_is_in_nobodys_way(bench: Bench) -> 
 @pytest.mark.parametrize("who", range(N))
 @pytest.mark.parametrize("first", [True, False])
 def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench: Bench, who: int, first: bool) -> None:
-    """Whether it says so before they report it or while they wait."""
+    """It may give the step up before the others report it, or while they wait."""
 
     async def main() -> None:
         others = [n for n in range(N) if n != who]

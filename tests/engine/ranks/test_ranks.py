@@ -173,7 +173,7 @@ def test_async_reports_of_ranks_are_counted_alike_without_talking(bench: Bench) 
 
 
 async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
-    """One is whole; of the next, rank 2 has sent its file, and not yet its part's record."""
+    """One checkpoint is complete; of the next, rank 2 has sent its file but not the record of its part."""
     await all_report(bench, engines, "a")
     hang = bench.faults.hang(key="rank-00002-of-00003", operation="put", times=None)
     for number, engine in enumerate(engines):
@@ -187,7 +187,7 @@ async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)])
 @pytest.mark.parametrize("delay", [0.0, 30.0])
 def test_all_come_back_in_any_order_and_agree_on_a_number(bench: Bench, order: tuple[int, ...], delay: float) -> None:
-    """Nothing of the generation that is gone gets into their checkpoint."""
+    """Nothing of the earlier generation gets into their checkpoint."""
     names: dict[int, list[str]] = {}
 
     async def one(number: int, wait: float) -> None:

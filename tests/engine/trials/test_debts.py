@@ -51,7 +51,7 @@ def wipe(bench: Bench) -> None:
 
 @pytest.mark.parametrize("same", [True, False], ids=["same machine", "another machine"])
 def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) -> None:
-    """The journal may be gone: the record says it."""
+    """The journal may be missing: the record has the debt."""
 
     async def main() -> None:
         await dies_owing(bench, one := Machine(bench, "one"))
@@ -312,7 +312,7 @@ def test_a_lost_answer_to_the_start_of_an_upload_leaves_none_open(bench: Bench) 
 
 
 def test_the_janitor_leaves_an_upload_alone_that_is_just_being_opened(bench: Bench) -> None:
-    """It knows no id of what it is to abort, and the one that has just begun is not known yet, either."""
+    """The janitor does not know the id of the upload to abort, nor yet that of the one just opened."""
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 
     async def main() -> None:

@@ -245,7 +245,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_name_that_an_artifact_has_is_refused(bench: Bench, *, gone: bool) -> None:
-    """Artifacts are deleted and written over; what is a checkpoint's is not."""
+    """Artifacts are deleted and overwritten; files of a checkpoint are not."""
 
     async def main() -> None:
         async with bench.engine(ARTIFACTS) as engine:

@@ -66,7 +66,7 @@ def big(bench: Bench) -> Path:
 
 
 async def again(engine: SyncEngine, directory: Path, tries: int = 1, **options: Any) -> object:
-    """Report it until it is durable, at most so often; what became of the last one."""
+    """Report it until it is durable, at most so many times; returns the last result."""
     end: object = None
     for _ in range(tries):
         end = await told(engine.trial("t").report({"loss": 1}, directory, **options))
@@ -237,7 +237,7 @@ def test_leaving_normally_gives_it_up(bench: Bench, big: Path) -> None:
 
 
 def test_of_two_that_are_cut_short_at_once_none_leaves_anything(bench: Bench, big: Path) -> None:
-    """Two tasks report to one trial; only one can be gone on with."""
+    """Two tasks report to one trial; only one upload can be resumed."""
     second = bench.checkpoint("second", weights=random.Random(8).randbytes(SIZE))
 
     async def main() -> None:
@@ -258,8 +258,9 @@ def test_of_two_that_are_cut_short_at_once_none_leaves_anything(bench: Bench, bi
 
 
 def test_parts_that_are_done_are_kept_when_less_is_sent_at_once(bench: Bench) -> None:
-    """After an attempt in which no part came to its end the parts become smaller; not those of an upload that has some,
-    and the next process goes on with it as it is."""
+    """After an attempt in which no part was completed, parts become smaller. An upload that has parts keeps its part
+    size, and the next process resumes it unchanged.
+    """
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=10 * MIB, max_concurrency=1)
     big = bench.checkpoint("big", weights=random.Random(7).randbytes(40 * MIB))
 

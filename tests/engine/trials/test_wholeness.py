@@ -31,7 +31,7 @@ REFUSED = (SourceChangedError, CheckpointIncompleteError)
 
 
 def stored(bench: Bench, name: str, trial: str = "t") -> dict[str, bytes]:
-    """The files that a checkpoint's manifest names, each found to be what that says; empty if there is no manifest."""
+    """The files in a checkpoint's manifest, each checked against it; empty if there is no manifest."""
     contents, prefix = bench.store.contents, f"{trial}/{name}/"
     if prefix + MANIFEST not in contents:
         return {}
@@ -221,7 +221,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
 def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
     bench: Bench, happen: Callable[[Path], str], mode: UploadMode
 ) -> None:
-    """This holds whatever happens to it meanwhile."""
+    """This holds for every change of the directory meanwhile."""
     at = 1
     while act(bench, at, 1024, mode, happen):
         at += 1
@@ -230,7 +230,7 @@ def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
 
 @pytest.mark.parametrize("happen", [remove, overwrite, replace, truncate, append, directory_to_link, file_to_pipe])
 def test_a_large_file_is_stored_as_it_was_or_not_at_all(bench: Bench, happen: Callable[[Path], str]) -> None:
-    """This holds whatever happens to it meanwhile."""
+    """This holds for every change of the file meanwhile."""
     bench.transfer = SPLIT
     at = 1
     while act(bench, at, 11 * MIB, UploadMode.SYNC, happen):

@@ -67,7 +67,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
-    """Not even with its last sync. What it heard of the store in the second before does count."""
+    """Not even in its last sync. Responses of the second before do count."""
 
     async def main() -> None:
         with pytest.raises(AsyncsyncError):
@@ -147,7 +147,7 @@ async def swallow(work: Awaitable[object]) -> Exception | None:
 
 
 def test_what_was_retired_does_not_come_back_with_a_successor(bench: Bench) -> None:
-    """The record goes first, then the data: who comes in between must not take it for one that was never named."""
+    """The record is written first, then the data are deleted: a process that starts in between must not adopt them."""
 
     async def main() -> list[str]:
         hang = bench.faults.hang(operation="delete", key="checkpoint_000000")

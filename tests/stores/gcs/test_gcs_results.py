@@ -58,7 +58,7 @@ FOREIGN = {
 
 @dataclass
 class Operation:
-    """What asks for it, which request that makes, and what the bucket has to have before."""
+    """The call, its request, and the required contents of the bucket."""
 
     pattern: str
     name: str
@@ -149,7 +149,7 @@ async def test_it_is_tried_again_whether_it_was_done_or_not(bucket, guarded, obj
 
 
 def changed(**fields):
-    """Of an object resource, wherever it is in the answer; None takes a field away."""
+    """Change an object resource wherever it is in the response; None removes a field."""
 
     def change(body):
         document = json.loads(body)
@@ -209,7 +209,7 @@ async def test_who_was_sent_a_checksum_tells_it_again(bucket, store, tmp_path, n
 
 
 async def test_numbers_may_be_numbers(bucket, store):
-    """As gcp-storage-emulator writes the size of what it composed."""
+    """gcp-storage-emulator writes the size of a composed object as a number."""
     bucket.faults.append(Fault("/compose", 1, change=changed(size=4)))
     assert (await completed(store)).size == 4
 
@@ -377,7 +377,7 @@ RANGES = [
 @pytest.mark.parametrize("said", RANGES)
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_session_never_has_more_than_was_sent(bucket, guarded, objects, tmp_path, number, said):
-    """Where it says so, or nothing that can be read, it is asked again; nothing is left out of what it makes."""
+    """An impossible or unreadable count is queried again; no byte of the object is left out."""
     data = b"".join(bytes([number]) * MIB for number in range(9))
     (tmp_path / "f").write_bytes(data)
     headers = {} if said is None else {"Range": said}
@@ -397,7 +397,7 @@ async def test_who_asks_how_far_a_session_is_believes_no_more_than_was_sent(buck
 
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_success_after_a_part_of_the_body_is_none(bucket, guarded, objects, tmp_path, number):
-    """A chunk that is not the last one ends nothing, whatever the answer says of it."""
+    """A chunk that is not the last one completes nothing, whatever the response to it."""
     resource = {"name": "p/new", "bucket": "conformance", "generation": "7", "size": str(CHUNK), "crc32c": "AAAAAA=="}
     said = json.dumps(resource).encode()
     bucket.faults.append(Fault(f"PUT .*#{number * CHUNK}-", 1, 200, body=said))
@@ -452,7 +452,7 @@ async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_p
 
 
 class Saying:
-    """A plane that answers each request with what ``says`` makes of it."""
+    """A transport that responds to each request with the result of ``says``."""
 
     def __init__(self, says):
         self._says = says
@@ -545,7 +545,7 @@ bodies = st.one_of(
 
 
 def genuine(request):
-    """What the service would say of an object of 4 bytes."""
+    """The service's response about an object of 4 bytes."""
     name = unquote(urlsplit(request.target).path.rpartition("/o/")[2].removesuffix("/compose").rpartition("/o/")[2])
     if request.target.startswith("/upload"):
         name = "p/new"
@@ -619,7 +619,7 @@ def four(tmp_path_factory):
 @example(said=[(308, b"", {}, None, {"range": "bytes=0-" + "9" * 5000})])
 @example(said=[(200, None, {}, None, {})])
 def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said):
-    """And what is called stored is stored, with the size and the checksum that were sent."""
+    """If the result is success, the object is stored with the size and the checksum that were sent."""
     turns = iter(range(10_000))
 
     def says(request):

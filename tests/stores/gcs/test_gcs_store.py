@@ -137,7 +137,7 @@ async def test_a_lost_answer_to_a_create_is_no_conflict(gcs_strict, guarded):
 
 @pytest.mark.parametrize("short", [0, 1, 15])
 async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, short):
-    """Its length is told and right, so only its text shows it."""
+    """Its announced length is correct, so only its text shows it."""
     patterns = ("POST /upload", "GET .*/o/p%2Fx", "GET .*prefix=", "rewriteTo", "compose")
     gcs_strict.faults += [Fault(pattern, 1, short=short) for pattern in patterns]
     info = await guarded.put("x", b"mine", if_version=MISSING)
@@ -378,7 +378,7 @@ async def test_bytes_that_do_not_fit_the_checksum_are_refused(gcs_strict, store,
 
 
 async def test_media_without_a_length_are_read_to_their_end(gcs_strict, store, monkeypatch):
-    """As some servers stream them; the range of a part of them tells its own."""
+    """Some servers stream them so; the response to a range request names its own range."""
     data = os.urandom(2 * MIB + 3)
     info = await store.put("x", data)
     whole = reading.media
@@ -424,7 +424,7 @@ async def test_where_media_tell_no_generation_only_who_needs_it_asks_for_it(gcs_
 
 
 async def read_with(store, monkeypatch, change):
-    """Bytes 2-5 of ten, from an answer that ``change`` was at."""
+    """Bytes 2-5 of ten, from a response that ``change`` modified."""
     await store.put("x", b"0123456789")
     media, got = reading.media, []
 
@@ -473,7 +473,7 @@ async def test_conditions_travel_with_reads(gcs_strict, store):
 
 
 async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict, store, objects, tmp_path):
-    """On the clock of the service: who wrote something knows by it what time it is there."""
+    """The time is that of the service's clock: a writer learns the current time there from it."""
     (tmp_path / "f").write_bytes(bytes(9 * MIB))
     upload, parts = await upload_of(store, "composed", [b"1"])
     told = {
@@ -692,7 +692,7 @@ async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
 async def test_what_only_creates_replaces_nothing_that_came_while_it_was_sent(
     gcs_strict, store, objects, tmp_path, monkeypatch, size
 ):
-    """A session tells its condition when it is opened, and is held to it at its end."""
+    """A session sends its condition when it is opened, and the service checks it at the end."""
     (tmp_path / "f").write_bytes(bytes(size))
     bucket = gcs_strict.buckets["conformance"]
     real = bucket.put
@@ -854,7 +854,7 @@ async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, 
 
 
 async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded, monkeypatch):
-    """Servers that look at the condition only answer 412, as if it were the destination's."""
+    """Servers respond 412 for the source as for the destination."""
     upload, parts = await upload_of(guarded, "x", [b"1"])
     await guarded.put_part(upload, 1, 0, b"2")
     real = reading._source

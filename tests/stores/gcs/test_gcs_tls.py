@@ -173,7 +173,7 @@ async def test_a_proxy_of_another_kind_is_refused_by_name(options, fake, monkeyp
 
 @pytest.fixture
 def giver(certificate):
-    """Who gives tokens."""
+    """A server that issues tokens."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate[1:])
     with GcsFake(tls=context) as running:

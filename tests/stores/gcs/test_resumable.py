@@ -181,7 +181,7 @@ async def test_a_part_over_8_mib_goes_on_too(gcs_strict, guarded, objects, body,
 
 
 async def broken(gcs_strict, body, data, cut):
-    """A part of which so much has arrived when its process ended: the upload, and what the journal has."""
+    """A part of which so many bytes had arrived when its process ended: the upload, and its row in the journal."""
     kept = []
     gcs_strict.faults += [Fault("^PUT", 1, lose=True)] if cut is None else []
     if cut is not None:
@@ -232,7 +232,7 @@ async def test_a_part_whose_last_answer_was_lost_is_not_sent_again(gcs_strict, s
 
 
 async def test_what_a_session_made_and_somebody_replaced_is_sent_again(gcs_strict, store, objects, body, data):
-    """A session tells for a week that it has made an object."""
+    """A session reports for a week that it has created an object."""
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#2", 1, lose=True)]
     with pytest.raises(UnavailableError):
@@ -254,7 +254,7 @@ async def test_a_part_whose_session_is_gone_begins_anew(gcs_strict, store, objec
 
 
 async def test_a_session_that_gives_another_object_is_used_once(gcs_strict, guarded, objects, body, data):
-    """Some servers publish what is there when they are asked how far an upload is."""
+    """Some servers publish the received bytes when they are asked for the status of an upload."""
     upload, token = await broken(gcs_strict, replace(body, size=CHUNK), data, MIB)
     chunk = gcs_strict.sessions.chunk
 

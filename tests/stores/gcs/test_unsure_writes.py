@@ -15,7 +15,7 @@ FAULTS = [{"lose": True}, {"cut": 0}, {"status": 503}, {"status": 429}, {"short"
 
 @pytest.fixture
 def asked(gcs_strict, monkeypatch):
-    """The targets of what was asked for, those inside of batches too, in order."""
+    """The targets of all requests in order, those inside of batches too."""
     targets, inner = [], gcs_strict._inner
 
     def record(method, target, headers):

@@ -105,7 +105,7 @@ def test_what_the_other_system_has_was_not_dropped():
 
 
 class Server:
-    """Answers one request a connection; ``keep``: and keeps that."""
+    """Serves one request a connection; ``keep``: keeps the connection open."""
 
     def __init__(self, *, keep):
         self.keep = keep

@@ -161,7 +161,9 @@ async def test_a_cancelled_request_frees_its_place(wire):
 
 
 async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
-    """What a server got of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the beginning only."""
+    """The bytes that a server received of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the
+    beginning only.
+    """
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     got = bytearray()
@@ -209,8 +211,9 @@ OK = answer(ETag='"abc"', Content_Length=0)
 
 @asynccontextmanager
 async def hasty(wire, *, read=0, before=b"", after=b""):
-    """A client of a server that answers 200 when it has the head and ``read`` bytes of the body, and reads no further
-    until it is told to (the event that is yielded). ``before`` and ``after``: sent around the answer."""
+    """A client of a server that responds 200 after the head and ``read`` bytes of the body, and reads on only when the
+    yielded event is set. ``before`` and ``after``: sent around the response.
+    """
     over, got = asyncio.Event(), bytearray()
 
     async def accept(reader, writer):

@@ -26,7 +26,7 @@ def wire(request):
 
 
 class Got:
-    """What one connection brought: its bytes, and how it ended."""
+    """The bytes of one connection, and how it ended."""
 
     def __init__(self):
         self.data, self.end = bytearray(), ""
@@ -34,8 +34,9 @@ class Got:
 
 @asynccontextmanager
 async def recording(wire, size, *, slow=False):
-    """A client, and what its server got on each connection; it answers when a whole request is there. ``slow``: it
-    reads little at once, so that all buffers on the way are full."""
+    """A client, and the bytes that its server received on each connection; it responds to a complete request.
+    ``slow``: it reads little at a time, so that all buffers on the way are full.
+    """
     seen = []
 
     async def accept(reader, writer):

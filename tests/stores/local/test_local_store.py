@@ -380,7 +380,7 @@ def refusing(code):
 
 @pytest.fixture(params=["links", "renames", "neither"])
 def names(request, monkeypatch):
-    """What the file system has, to give a file a name that is not taken."""
+    """The system calls that name a file without replacing another."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     if request.param == "neither":

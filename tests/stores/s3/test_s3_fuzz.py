@@ -20,7 +20,7 @@ ERROR = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>m &amp; &#x2
 
 @st.composite
 def damaged(draw, whole):
-    """Some bytes of ``whole`` replaced, put in, left out."""
+    """``whole`` with some bytes replaced, inserted or removed."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))

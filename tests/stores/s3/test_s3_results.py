@@ -66,7 +66,7 @@ def result(call, inner=None, attribute="", encoding="utf-8"):
 
 
 async def failure(call, raw):
-    """What the store raises when one of its requests is answered with ``raw``."""
+    """The error that the store raises if one of its requests gets ``raw`` as response."""
     async with scripted(lambda request: raw) as (store, script):
         with pytest.raises(StoreError) as caught:
             await CALLS[call](store)

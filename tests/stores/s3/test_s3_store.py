@@ -504,7 +504,7 @@ async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
 
 
 class Bucket:
-    """What a server says that knows, or does not know, that a copy may create only."""
+    """A server that supports, or does not support, create-only copies."""
 
     def __init__(self, say):
         self.say, self.keys = say, {"/bucket/p/a"}
@@ -585,7 +585,7 @@ async def test_a_copied_part_names_its_range():
 
 
 async def test_more_than_one_request_may_copy_is_refused_before_it_is_asked_for():
-    """An upload that copies it in parts is for the caller to open, who knows what to do about it after a cancel."""
+    """The caller has to open an upload for a copy in parts, because it cleans up after a cancel."""
     async with scripted([]) as (store, script):
         with pytest.raises(StoreError, match="copy it in parts"):
             await store.copy("a", "k", if_source_version="old", size=(5 << 30) + 1)

@@ -72,7 +72,7 @@ async def test_links_are_removed_and_never_followed(both, tmp_path):
 
 
 async def test_a_link_to_a_directory_of_the_target_is_no_way_to_lose_a_file(both, tmp_path):
-    """``weights`` leads to ``other``: what lands is not in there, to be removed with it."""
+    """``weights`` links to ``other``: files do not land in there, where they would be removed with it."""
     target = tmp_path / "model"
     (target / "other").mkdir(parents=True)
     (target / "weights").symlink_to("other")

@@ -11,7 +11,7 @@ from asyncsync.sync.download.small_files import MANY, MOST, Shelf
 
 
 class Door:
-    """A landing whose thread waits until the test lets it go on."""
+    """A landing whose thread waits until the test opens it."""
 
     def __init__(self, *, is_open=True, result=True):
         self.open, self.came, self.result = threading.Event(), threading.Event(), result

@@ -154,7 +154,7 @@ def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, op
 
 
 def test_a_copy_source_lost_during_assembly_is_sent_instead(faults, tree) -> None:
-    """Stores that compose look at what is copied only then."""
+    """Stores that compose check the sources only then."""
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
     patch(tree / "f", 0, b"!")
@@ -274,7 +274,7 @@ def counted(monkeypatch) -> list[int]:
 
 
 class Kept(MemoryStore):
-    """Knows what it would hold, and holds nothing: for files that are larger than memory."""
+    """Records its would-be contents and holds nothing: for files that are larger than memory."""
 
     async def put_part(self, upload, number, offset, body, *, crc32c=None):
         size = sum(len(piece) for piece in body.pieces())
@@ -294,7 +294,7 @@ SAMPLED = appended.SAMPLES * appended.SAMPLE
 
 @pytest.mark.parametrize("tail", [0, 3, 9 * MIB])
 def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeypatch, tail) -> None:
-    """What is new and the last partial part, of ``tail`` bytes; what is new once more, to send it."""
+    """It reads the new bytes and the last partial part of ``tail`` bytes, and the new bytes once more to send them."""
     old, part = 10 * GIB + tail, 16 * MIB
     path = tmp_path / "train.log"
     path.touch()

@@ -33,7 +33,7 @@ def no_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 def written_over(patch: pytest.MonkeyPatch) -> None:
-    """The files of a checkpoint are written over what is there."""
+    """The files of a checkpoint overwrite existing ones."""
     for name in ("put", "copy", "complete"):
         patch.setattr(Creating, name, getattr(Replacing, name))
 
@@ -45,7 +45,7 @@ def neither(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_debt(patch: pytest.MonkeyPatch) -> None:
-    """What is owed is deleted, whatever the record says, and of which trial."""
+    """Every owed deletion is executed, whatever the record contains."""
 
     async def confirm(given_up: GivenUp, store: Store, since: float) -> float:
         return lease_time()
@@ -54,7 +54,7 @@ def any_debt(patch: pytest.MonkeyPatch) -> None:
 
 
 def retired_first(patch: pytest.MonkeyPatch) -> None:
-    """What is retired goes before the record that retires it is stored."""
+    """Retired data are deleted before the record that retires them is stored."""
     any_debt(patch)
     save = TrialState.save
 

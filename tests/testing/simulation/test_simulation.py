@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_schedule(tmp_path: Path) -> None:
 
 
 def test_it_is_the_same_in_every_process() -> None:
-    """Whatever Python's random hashes are."""
+    """This holds for any hash seed of Python."""
     program = "from asyncsync.testing.simulation import simulate; print([simulate(n).digest for n in range(5)])"
     said = {
         subprocess.run(
