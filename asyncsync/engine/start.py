@@ -9,8 +9,8 @@ from typing import Any
 
 from asyncsync.config import RunConfig
 from asyncsync.disk.results import as_json
+from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
-from asyncsync.engine.trials.role import Role
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store
@@ -65,7 +65,7 @@ def _config(run: RunConfig) -> dict[str, Any]:
     return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
 
 
-def limits_of(store: Store) -> str:
+def write_safety_warning(store: Store) -> str:
     """What the store cannot do and somebody might count on; empty: nothing."""
     if store.traits.conditional_writes:
         return ""

@@ -79,7 +79,7 @@ def test_it_costs_one_checkpoint_and_is_told_by_the_report_or_the_next(
             bad, good = engine.trial("bad"), engine.trial("good")
             with pytest.raises(SyncFailedError, match="nobody foresaw: KeyError"):
                 await bad.report({"x": 1}, bench.checkpoint(), upload=mode)
-                await bad._state.settled()
+                await bad._state.wait_durable()
                 await bad.report({"x": 2})
             await good.report({"x": 1}, bench.checkpoint())
             await bad.report({"x": 3}, bench.checkpoint())

@@ -185,7 +185,7 @@ def test_what_waits_in_a_queue_moves_on_with_the_one_before_it(bench: Bench) -> 
                     for step in plans[number]:
                         report = await share(bench, engines[number], number, step, upload=UploadMode.ASYNC)
                         handles.setdefault(step, {})[number] = report.checkpoint
-                        report.checkpoint.told = True
+                        report.checkpoint.error_raised = True
 
                 for number in range(N):
                     group.create_task(train(number))

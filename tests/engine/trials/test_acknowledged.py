@@ -258,11 +258,11 @@ def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Benc
             hangs = [one.network.hang(number + 1, operation="put", key="trial.json") for number in range(others)]
             report = asyncio.create_task(told(trial.report({}, bench.checkpoint("b", weights=b"b"))))
             await manifest.reached.wait()
-            saves = [asyncio.create_task(trial._state.save())]
+            saves = [asyncio.create_task(trial._state.keeper.save())]
             await hangs[0].reached.wait()
             for _ in range(1, others):
                 trial._state.touch()
-                saves.append(asyncio.create_task(trial._state.save()))
+                saves.append(asyncio.create_task(trial._state.keeper.save()))
                 await asyncio.sleep(0)
             manifest.release.set()
             await asyncio.sleep(1)

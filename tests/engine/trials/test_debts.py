@@ -256,7 +256,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
         if mode == "lend":
             report = await engine.trial("t").report({"who": "one"}, source, upload=UploadMode.ASYNC)
         await asyncio.sleep(1)
-        await engine.trial("t")._state.settled()
+        await engine.trial("t")._state.wait_durable()
         slow.release.set()
         assert report is None or (report.checkpoint is not None and report.checkpoint.is_durable)
 

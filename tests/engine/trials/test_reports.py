@@ -58,7 +58,7 @@ def test_a_report_cancelled_at_any_turn_is_recorded_whole_or_not_at_all(
                 await asyncio.wait([task])
                 rows, table = rows_of(trial.dir)
                 assert len(rows) == table == trial._state.record.reports
-            await trial._state.settled()
+            await trial._state.wait_durable()
             rows, table = rows_of(trial.dir)
             assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
             names = [item.name for item in trial._state.record.checkpoints]

@@ -172,7 +172,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
     async def main() -> None:
         def strike() -> None:
             nonlocal path, left, count
-            count += any(job.name not in trial._state.stored for job in trial._state.jobs)
+            count += any(job.name not in trial._state.keeper.stored_names for job in trial._state.jobs)
             if count == at and not path:
                 path = happen(root)
                 left = {} if happen in (file_to_pipe, break_link) else files_of(root)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.testing.simulation import Outcome, simulate
-from asyncsync.testing.simulation.world import TROUBLES
+from asyncsync.testing.simulation import SimulationResult, simulate
+from asyncsync.testing.simulation.plan import TROUBLES
 
 CORPUS = Path(__file__).parent / "seeds.txt"
 SEEDS = [int(line.split("#")[0]) for line in CORPUS.read_text().splitlines() if line.split("#")[0].strip()]
 
 
-def run(tmp_path: Path, seed: int, **options: object) -> Outcome:
+def run(tmp_path: Path, seed: int, **options: object) -> SimulationResult:
     return simulate(seed, root=str(tmp_path / "machines"), **options)
 
 
