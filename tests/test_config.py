@@ -91,7 +91,7 @@ def test_no_limits_are_spelled_zero_and_none() -> None:
 
 
 @pytest.mark.parametrize("field", ["upload_dir", "syncer", "sync_on_checkpoint"])
-def test_a_deprecated_field_gives_one_warning_that_says_what_to_use(field: str) -> None:
+def test_a_deprecated_field_gives_one_warning_that_names_what_to_use(field: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         config = SyncConfig(**{field: None})  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def test_the_group_lists_its_commands_and_exit_codes(invoke: Invoke) -> None:
     assert "demo-read" not in text
 
 
-def test_the_version_is_told(invoke: Invoke) -> None:
+def test_the_version_is_reported(invoke: Invoke) -> None:
     assert invoke("--version").stdout.startswith("asyncsync ")
 
 
@@ -81,7 +81,7 @@ def test_nothing_to_push_is_exit_code_2(invoke: Invoke, tmp_path: Path) -> None:
 # push and pull
 
 
-def test_what_was_pushed_comes_back(invoke: Invoke, tree: Path, url: str, tmp_path: Path) -> None:
+def test_a_pushed_tree_comes_back(invoke: Invoke, tree: Path, url: str, tmp_path: Path) -> None:
     pushed = invoke("push", tree, url)
     assert pushed.exit_code == 0
     assert pushed.stdout.startswith(f"sent 3 files (97.7 KiB) to {url} in ")
@@ -123,7 +123,7 @@ def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree:
     assert invoke("ls", url).exit_code == 1
 
 
-def test_a_dry_run_tells_what_a_push_then_does(answer: Answer, invoke: Invoke, tree: Path, url: str) -> None:
+def test_a_dry_run_shows_what_a_push_then_does(answer: Answer, invoke: Invoke, tree: Path, url: str) -> None:
     answer("push", tree, url)
     (tree / "sub/b.bin").rename(tree / "moved.bin")
     (tree / "new").write_bytes(b"12345")

@@ -28,7 +28,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_push_says_what_is_missing_and_goes_on_later(
+def test_an_interrupted_push_names_what_is_missing_and_resumes_later(
     tree: Path, tmp_path: Path, answer: Callable[..., dict[str, Any]], number: signal.Signals
 ) -> None:
     with (tree / "big").open("wb") as file:

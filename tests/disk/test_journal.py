@@ -62,7 +62,7 @@ async def test_open_uploads_come_back_with_their_parts_in_order(journal):
     assert await journal.open_uploads(URI) == [wanted]
 
 
-async def test_a_closed_upload_is_gone_with_its_parts(journal):
+async def test_a_closed_upload_is_removed_with_its_parts(journal):
     journal.upload_opened(URI, "k", "id", "/x", 1, 1, 1, 1)
     journal.part_done(URI, "k", "id", 1, 0, 1, "e", 7)
     journal.upload_closed(URI, "k", "id")
@@ -108,7 +108,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_flushed_survives_kill_9(path):
+async def test_flushed_rows_survive_kill_9(path):
     result = subprocess.run([sys.executable, "-c", CRASH, str(path)], check=False)
     assert result.returncode == -signal.SIGKILL
     async with Journal.open(path) as journal:
@@ -220,7 +220,7 @@ async def test_an_older_format_is_migrated_and_keeps_its_rows(path, monkeypatch)
     opened.close()
 
 
-async def test_where_nothing_can_be_written_it_goes_on_in_memory(tmp_path, caplog):
+async def test_without_a_writable_disk_it_continues_in_memory(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     async with Journal.open(tmp_path / "file" / "journal.sqlite3") as journal:
         journal.save_tree("t", b"x", "v")
@@ -229,7 +229,7 @@ async def test_where_nothing_can_be_written_it_goes_on_in_memory(tmp_path, caplo
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-async def test_when_the_disk_is_full_it_goes_on_in_memory_with_what_it_knew(path, caplog):
+async def test_with_a_full_disk_it_continues_in_memory_with_its_contents(path, caplog):
     async with Journal.open(path) as journal:
         journal.save_tree("old", b"x", "v1")
         await journal.flush()
@@ -365,7 +365,7 @@ def test_a_forked_child_neither_has_the_lock_nor_takes_it_away():
     assert _free_elsewhere("t")
 
 
-def test_without_a_writable_directory_it_warns_and_goes_on(tmp_path, monkeypatch, caplog):
+def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
     with tree_lock("t"):

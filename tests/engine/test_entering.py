@@ -21,7 +21,7 @@ def made(tmp_path: Path, address: object = None) -> SyncEngine:
     return SyncEngine(run, local_dir=tmp_path / "local", resume=True)
 
 
-def test_a_second_entry_says_that_an_engine_is_entered_once(tmp_path: Path) -> None:
+def test_a_second_entry_raises_that_an_engine_is_entered_once(tmp_path: Path) -> None:
     engine = made(tmp_path)
 
     async def once() -> None:

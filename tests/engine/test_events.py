@@ -105,7 +105,7 @@ def test_a_checkpoint_that_fails_is_an_event(bench: Bench) -> None:
     assert "CheckpointFailed" in kinds(run_virtual(main()))
 
 
-def test_status_tells_the_lag_and_what_is_at_risk(bench: Bench) -> None:
+def test_status_shows_the_lag_and_the_bytes_at_risk(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=10_000)) as engine:
             trial = engine.trial("t")
@@ -127,7 +127,7 @@ def test_status_tells_the_lag_and_what_is_at_risk(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_flush_says_what_is_durable_and_what_is_not(bench: Bench) -> None:
+def test_flush_names_what_is_durable_and_what_is_not(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=10_000)) as engine:
             quick, stuck = engine.trial("quick"), engine.trial("stuck")

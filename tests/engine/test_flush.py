@@ -78,7 +78,7 @@ def test_flush_sends_newest_checkpoints_then_records_then_artifacts(bench: Bench
 
 
 @pytest.mark.parametrize("deadline", [1, 5, 12, 17, 22, 30, 45])
-def test_a_flush_ends_at_its_deadline_and_says_exactly_what_is_durable(bench: Bench, deadline: int) -> None:
+def test_a_flush_ends_at_its_deadline_and_names_exactly_what_is_durable(bench: Bench, deadline: int) -> None:
     slow(bench)
 
     async def main() -> FlushReport:
@@ -96,7 +96,7 @@ def test_a_flush_ends_at_its_deadline_and_says_exactly_what_is_durable(bench: Be
     assert newest <= set(report.durable) or not older & set(report.durable)
 
 
-def test_what_was_not_done_in_time_goes_on_afterwards(bench: Bench) -> None:
+def test_work_not_done_in_time_continues_afterwards(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_no_report_is_taken_during_a_flush(bench: Bench) -> None:
     assert bench.keys(f"a/checkpoint_000002/{MANIFEST}")
 
 
-def test_who_waits_for_an_interrupted_sync_gets_it_later(bench: Bench) -> None:
+def test_a_waiter_of_an_interrupted_sync_gets_the_next_one(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:

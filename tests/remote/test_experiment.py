@@ -96,7 +96,7 @@ async def test_open_reads_records_only_one_request_each(store):
     ]
 
 
-async def test_a_missing_experiment_is_told_with_what_was_looked_for(store):
+async def test_a_missing_experiment_is_reported_with_what_was_looked_for(store):
     with pytest.raises(NotFoundError, match=r"memory://lab/elsewhere.*experiment\.json.*trial\.json"):
         await Experiment.open("memory://lab/elsewhere")
 
@@ -193,7 +193,7 @@ async def test_nan_and_text_are_never_best(store):
     assert best.name == "checkpoint_000001"
 
 
-async def test_a_metric_that_no_checkpoint_has_is_told_with_those_that_exist(store):
+async def test_a_metric_that_no_checkpoint_has_is_reported_with_those_that_exist(store):
     experiment = await Experiment.open(URI)
     with pytest.raises(SyncError, match="'accuracy'; metrics there are: eval, loss"):
         experiment.best_checkpoint("accuracy")
@@ -262,7 +262,7 @@ async def test_restore_tells_of_trials_whose_record_cannot_be_read(store, tmp_pa
         await (await Experiment.open(URI)).restore(tmp_path / "other", "a")
 
 
-async def test_restore_without_any_whole_checkpoint_names_them_all(store, tmp_path):
+async def test_restore_without_any_complete_checkpoint_names_them_all(store, tmp_path):
     for number in range(2):
         store.damage(f"a/checkpoint_00000{number}/model.bin", b"")
     experiment = await Experiment.open(URI)
@@ -300,7 +300,7 @@ async def test_a_pulled_checkpoint_is_just_that(store, tmp_path):
     assert contents(tmp_path) == checkpoint("a1")[0]
 
 
-async def test_pull_from_nowhere_says_what_to_look_at(store, tmp_path):
+async def test_pull_from_nowhere_names_what_to_look_at(store, tmp_path):
     with pytest.raises(CheckpointIncompleteError, match="nothing complete at memory://lab/nowhere"):
         await pull("memory://lab/nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -122,7 +122,7 @@ LAST_LOOKS = {
 
 
 @pytest.mark.parametrize("what", LAST_LOOKS)
-async def test_prune_leaves_what_somebody_goes_on_with_while_it_looks(store, what):
+async def test_prune_leaves_uploads_that_are_resumed_meanwhile(store, what):
     """At the n-th request, for every n until the last look, which is one of the three right before the deletion."""
     prefix, record = "a/checkpoint_000002/", store.contents["a/.asyncsync/trial.json"]
     manifest = store.contents["a/checkpoint_000001/.asyncsync/manifest.json"]
@@ -213,7 +213,7 @@ async def test_one_young_object_protects_its_directory_and_the_uploads_there(sto
     assert (report.checkpoints, report.uploads) == ([], [])
 
 
-async def test_an_old_upload_of_an_artifact_stays_while_its_trial_goes_on(store):
+async def test_an_old_upload_of_an_artifact_stays_while_its_trial_runs(store):
     record = store.contents["a/.asyncsync/trial.json"]
     await store.create_multipart("a/artifact")
     days_later(store)
@@ -239,7 +239,7 @@ async def test_a_store_that_does_not_tell_the_time_is_refused(store):
     assert store.contents == before
 
 
-async def test_a_store_that_takes_no_object_is_told_with_the_reason(store):
+async def test_a_store_that_takes_no_object_is_reported_with_the_reason(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     inject_faults("lab").fail(1, AccessDeniedError("read only"), operation="put", times=None)
     with pytest.raises(AccessDeniedError) as caught:
@@ -264,7 +264,7 @@ async def test_two_that_ask_for_the_time_at_once_both_get_it(store, at):
 
 
 @pytest.mark.parametrize("age", [-1, -1e-9, math.nan, math.inf, -math.inf, 1e12, True, "1d", None, timedelta(days=-1)])
-async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
+async def test_an_invalid_age_is_refused_before_any_request(store, age):
     with pytest.raises(ConfigError, match="older_than"):
         await prune(URI, dry_run=False, older_than=age)
     assert store.log == []

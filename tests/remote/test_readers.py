@@ -176,7 +176,7 @@ async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(
         assert caught.value.newest == f"{URI}/t/checkpoint_000001"
 
 
-async def test_a_trial_that_has_no_checkpoint_left_is_told(tmp_path):
+async def test_a_trial_that_has_no_checkpoint_left_is_reported(tmp_path):
     writer = Writer()
     writer.commit()
     experiment = await Experiment.open(URI)

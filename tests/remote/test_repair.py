@@ -28,7 +28,7 @@ def files(store: MemoryStore) -> dict[str, bytes]:
     return {key: data for key, data in store.contents.items() if ".asyncsync" not in key}
 
 
-async def test_what_is_missing_is_sent_again(tree):
+async def test_missing_files_are_sent_again(tree):
     store = MemoryStore("lab", "tree")
     await store.delete(["small", "sub/empty", "sub/big"])
     report = await repair(URI, tree)
@@ -38,7 +38,7 @@ async def test_what_is_missing_is_sent_again(tree):
     assert (await verify(URI, deep=True)).ok
 
 
-async def test_what_is_damaged_is_replaced(tree):
+async def test_damaged_files_are_replaced(tree):
     store = MemoryStore("lab", "tree")
     await store.put("small", b"short")
     store.damage("sub/big", bytes(12 * MIB))
@@ -115,7 +115,7 @@ async def test_a_whole_experiment_a_trial_and_a_checkpoint_are_repaired(tmp_path
     assert store.contents == before
 
 
-async def test_manifests_and_records_cannot_be_repaired_and_that_is_said(tree):
+async def test_manifests_and_records_cannot_be_repaired_and_that_is_reported(tree):
     store = MemoryStore("lab", "tree")
     await store.put(".asyncsync/manifest.json", b"{")
     report = await repair(URI, tree)

@@ -147,7 +147,7 @@ async def test_bytes_that_rot_are_only_seen_by_reading_them(store):
     assert (list(report.damaged), report.replaced) == (["a/checkpoint_000001/model.bin"], [])
 
 
-async def test_damage_in_a_part_is_told_with_its_place(store):
+async def test_damage_in_a_part_is_reported_with_its_place(store):
     await put_tree(store, "p/", {"big": b"b" * (3 * MIB)}, part_size=MIB)
     store.damage("p/big", b"b" * 2 * MIB + b"c" * MIB)
     report = await verify(f"{URI}/p", deep=True)

@@ -156,7 +156,7 @@ async def test_prune_removes_uploads_that_nobody_completes(gcs_strict, objects):
     assert objects == {}
 
 
-async def test_a_file_in_one_piece_goes_on_in_another_process(gcs_strict, objects, tmp_path):
+async def test_a_file_in_one_piece_resumes_in_another_process(gcs_strict, objects, tmp_path):
     """Its session is in the journal, as those of parts are."""
     root = tmp_path / "tree"
     root.mkdir()
@@ -228,7 +228,7 @@ async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, lar
     assert not any("/parts/" in name for name in objects)
 
 
-async def test_a_compose_whose_answer_was_lost_is_not_repeated_by_the_sync(gcs_strict, objects, large):
+async def test_a_compose_whose_response_was_lost_is_not_repeated_by_the_sync(gcs_strict, objects, large):
     gcs_strict.faults.append(Fault("run%2Fbig/compose", lose=True))
     await push(large.parent, "gs://conformance/run", transfer=PARTS)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [200, 412]
@@ -237,7 +237,7 @@ async def test_a_compose_whose_answer_was_lost_is_not_repeated_by_the_sync(gcs_s
     assert not any("/parts/" in name for name in objects)
 
 
-async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
+async def test_a_dry_run_shows_the_requests_of_a_composed_file(objects, large):
     for action in (None, append):
         if action is not None:
             action(large)
@@ -247,7 +247,7 @@ async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
         assert (plan.requests, plan.bytes_sent) == (report.requests, report.bytes_sent)
 
 
-async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, large):
+async def test_the_tail_of_a_file_that_grew_resumes_too(gcs_strict, objects, large):
     await push(large.parent, "gs://conformance/run", transfer=PARTS)
     with large.open("ab") as file:
         file.write(os.urandom(27 * MIB))
@@ -265,7 +265,7 @@ async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, lar
 
 @pytest.mark.parametrize("then", [None, change, append])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"lose": True}, {"cut": 0}], ids=["refused", "lost", "cut"])
-async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, large, fault, then):
+async def test_the_next_sync_succeeds_after_any_failure(gcs_strict, objects, large, fault, then):
     """This holds whichever request failed: remains of an earlier sync do not count as another writer."""
     real, once = gcs_strict._fault, replace(PARTS, max_attempts=1)
     for number in itertools.count(1):
@@ -327,7 +327,7 @@ async def finished_parts(options, uri) -> list[int]:
         pytest.param("fake_gcs_server", marks=pytest.mark.server),
     ],
 )
-async def test_a_killed_upload_goes_on_where_it_stopped(request, server, tmp_path):
+async def test_a_killed_upload_resumes_where_it_stopped(request, server, tmp_path):
     running = request.getfixturevalue(server)
     options, uri = running.storage_options, f"gs://conformance/kill-{time.time_ns()}"
     big = tmp_path / "tree/big"

@@ -100,7 +100,7 @@ UPLOADS = {
 
 
 @pytest.mark.parametrize("fault", UPLOADS.values(), ids=UPLOADS.keys())
-async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
+async def test_uploads_of_all_kinds_survive_and_arrive_complete(link, fault):
     """A small body, a streamed one, a part, and the manifest, whose retried conditional write does not conflict with
     itself.
     """

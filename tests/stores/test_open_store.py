@@ -66,7 +66,7 @@ def test_s3_without_a_bucket_is_refused():
         ("gs://bucket/x", "gcloud.aio.auth", "gcs"),
     ],
 )
-def test_each_missing_package_is_told_when_the_store_is_opened(monkeypatch, uri, missing, extra):
+def test_each_missing_package_is_reported_when_the_store_is_opened(monkeypatch, uri, missing, extra):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"needs {missing}: pip install 'asyncsync\[{extra}\]'"):
         open_store(uri)

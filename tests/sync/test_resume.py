@@ -148,7 +148,7 @@ def test_a_source_that_changes_midway_resends_only_the_changed_part(faults: Faul
     assert MemoryStore("b").bucket.uploads == {}
 
 
-def test_a_completed_upload_whose_answer_was_lost_is_not_sent_again(faults: Faults, big: Path) -> None:
+def test_a_completed_upload_whose_response_was_lost_is_not_sent_again(faults: Faults, big: Path) -> None:
     ends_at(faults, big, 1, "complete_multipart", after=True)
     assert finish(faults, big) == 0
 
@@ -188,7 +188,7 @@ def test_an_upload_that_can_never_finish_is_aborted(faults: Faults, big: Path) -
     finish(faults, big)
 
 
-def test_an_upload_whose_answer_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
+def test_an_upload_whose_response_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
     """As after SIGKILL between the request and its response: nothing runs afterwards, not even the bookkeeping."""
     ends_at(faults, big, 1, "create_multipart", after=True)
     (lost,) = MemoryStore("b").bucket.uploads

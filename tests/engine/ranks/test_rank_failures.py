@@ -145,7 +145,7 @@ def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
         assert "sync_timeout=50 s" in str(error)
 
 
-def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) -> None:
+def test_a_late_rank_fails_at_once_and_does_not_complete_it(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)

@@ -229,7 +229,7 @@ def test_a_rank_that_dies_and_comes_back_is_in_step_again(bench: Bench, seed: in
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_ranks_that_all_die_begin_again_behind_the_newest_whole_one(bench: Bench, seed: int) -> None:
+def test_ranks_that_all_die_begin_again_behind_the_newest_complete_one(bench: Bench, seed: int) -> None:
     """Their steps go back then, and they are in step at once."""
     dice = random.Random(seed)
     of = dice.randint(2, 4)

@@ -141,7 +141,7 @@ def test_a_step_that_only_one_rank_reports_fails_only_there(bench: Bench, who: i
     run_virtual(main())
 
 
-def test_ranks_that_count_from_different_numbers_are_told_at_every_step(bench: Bench) -> None:
+def test_ranks_that_count_from_different_numbers_raise_at_every_step(bench: Bench) -> None:
     async def main() -> list[list[object]]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, keep=CheckpointConfig(commit_timeout=100))
@@ -324,7 +324,7 @@ def test_a_rank_back_behind_its_part_loses_only_steps_nobody_awaits(bench: Bench
     run_virtual(main())
 
 
-def test_who_comes_back_ahead_of_its_part_does_not_stand_for_it(bench: Bench) -> None:
+def test_a_rank_back_ahead_of_its_part_does_not_confirm_it(bench: Bench) -> None:
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 1) as one:
             with pytest.raises(KilledError):

@@ -111,7 +111,7 @@ def test_one_file_in_two_ranks_may_have_one_content(bench: Bench) -> None:
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
 
 
-def test_one_file_with_two_contents_is_told_to_every_rank(bench: Bench) -> None:
+def test_one_file_with_two_contents_is_reported_to_every_rank(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)

@@ -347,7 +347,7 @@ def _number_of_lost_answers(
 
 
 @pytest.mark.parametrize("files", [small, equal, parts, copied])
-def test_a_request_whose_answer_was_lost_is_recognised(tmp_path: Path, files: Callable[[str, int], Files]) -> None:
+def test_a_request_whose_response_was_lost_is_recognised(tmp_path: Path, files: Callable[[str, int], Files]) -> None:
     """The same number, no upload left open, and no body but the one that was asked for again is sent twice."""
     _, _, plain = _number_of_lost_answers(tmp_path, files, 0)
     n, begun = 1, True

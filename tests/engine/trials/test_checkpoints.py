@@ -171,7 +171,7 @@ def test_a_file_that_fails_leaves_no_manifest_and_no_data(bench: Bench) -> None:
     assert names(bench) == []
 
 
-def test_an_async_failure_is_told_at_the_next_report(bench: Bench) -> None:
+def test_an_async_failure_is_reported_at_the_next_report(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -187,7 +187,7 @@ def test_an_async_failure_is_told_at_the_next_report(bench: Bench) -> None:
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
 
 
-def test_an_async_failure_is_told_at_exit(bench: Bench) -> None:
+def test_an_async_failure_is_reported_at_exit(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(SyncFailedError, match="not you"):
             async with bench.engine() as engine:

@@ -50,7 +50,7 @@ def wipe(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same machine", "another machine"])
-def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) -> None:
+def test_the_next_process_deletes_what_the_record_gives_up(bench: Bench, same: bool) -> None:
     """The journal may be missing: the record has the debt."""
 
     async def main() -> None:
@@ -123,7 +123,7 @@ def test_debts_of_versions_that_did_not_say_whose_they_were_do_nothing(bench: Be
     run_virtual(main())
 
 
-def test_what_the_record_names_again_is_not_deleted(bench: Bench) -> None:
+def test_a_checkpoint_named_again_by_the_record_is_not_deleted(bench: Bench) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         async with one.engine(NEVER, resume=False) as engine:
@@ -168,7 +168,7 @@ def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -
         run_virtual(main())
 
 
-def test_what_failed_is_deleted_and_then_forgotten(bench: Bench) -> None:
+def test_a_failed_checkpoint_is_deleted_and_then_forgotten(bench: Bench) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         async with one.engine(NEVER, resume=False) as engine:
@@ -295,7 +295,7 @@ def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None
     run_virtual(main())
 
 
-def test_a_lost_answer_to_the_start_of_an_upload_leaves_none_open(bench: Bench) -> None:
+def test_a_lost_response_to_the_start_of_an_upload_leaves_none_open(bench: Bench) -> None:
     """The next attempt works at once, and nobody knows the first one's id."""
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 

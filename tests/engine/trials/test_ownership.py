@@ -119,7 +119,7 @@ def test_of_two_reports_at_once_one_gets_the_directory(bench: Bench) -> None:
     assert len(bench.keys(f"checkpoint_000000/{MANIFEST}")) == 1
 
 
-def test_what_came_or_changed_after_the_commit_stays_and_is_told(bench: Bench) -> None:
+def test_what_came_or_changed_after_the_commit_stays_and_is_reported(bench: Bench) -> None:
     source = bench.checkpoint(a=b"a", b=b"b")
 
     def late() -> None:
@@ -154,7 +154,7 @@ def test_one_file_can_be_taken(bench: Bench) -> None:
     assert [path.name for path in source.iterdir()] == ["a"]
 
 
-def test_a_pipe_in_a_checkpoint_is_told(bench: Bench) -> None:
+def test_a_pipe_in_a_checkpoint_is_reported(bench: Bench) -> None:
     source = bench.checkpoint()
     os.mkfifo(source / "pipe")
 

@@ -88,7 +88,7 @@ def test_a_snapshot_is_taken_up(bench: Bench) -> None:
     assert [path.name for path in bench.tmp_path.iterdir() if "asyncsync-tmp" in path.name] == []
 
 
-def test_reports_go_on_after_it(bench: Bench) -> None:
+def test_reports_continue_after_it(bench: Bench) -> None:
     async def main() -> None:
         await killed(bench, Checkpoint.take(bench.checkpoint("one")))
         async with bench.engine(resume=True) as engine:
@@ -152,7 +152,7 @@ def test_a_name_that_another_machine_has_used_since_is_not_touched(bench: Bench)
     assert [bench.store.contents[f"t/{name}/weights"] for name in (ours, theirs)] == [b"ours", b"theirs"]
 
 
-def test_one_whose_directory_is_gone_is_told(bench: Bench) -> None:
+def test_a_checkpoint_with_a_missing_directory_is_reported(bench: Bench) -> None:
     one = bench.checkpoint("one")
 
     async def main() -> None:

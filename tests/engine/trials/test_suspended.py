@@ -82,7 +82,7 @@ def see_that_it_is_there(bench: Bench, big: Path, name: str = "checkpoint_000000
     assert bench.store.bucket.uploads == {}
 
 
-def test_a_report_of_the_same_directory_goes_on_inside_the_file(bench: Bench, big: Path) -> None:
+def test_a_report_of_the_same_directory_resumes_inside_the_file(bench: Bench, big: Path) -> None:
     async def main() -> None:
         one = Slow(bench)
         async with one.engine(QUICK, resume=False) as engine:
@@ -103,7 +103,7 @@ def test_a_report_of_the_same_directory_goes_on_inside_the_file(bench: Bench, bi
 
 
 @pytest.mark.parametrize("end", ["killed", "left by an error"])
-def test_the_next_process_goes_on_inside_the_file(bench: Bench, big: Path, end: str) -> None:
+def test_the_next_process_resumes_inside_the_file(bench: Bench, big: Path, end: str) -> None:
     async def main() -> None:
         one = Slow(bench)
         if end == "killed":
@@ -167,7 +167,7 @@ def test_another_state_gives_it_up_and_nothing_of_it_stays(bench: Bench, big: Pa
 
 
 @pytest.mark.parametrize("owned", [True, False])
-def test_one_that_nobody_waits_for_goes_on_by_itself(bench: Bench, big: Path, owned: bool) -> None:
+def test_a_call_that_nobody_waits_for_continues_by_itself(bench: Bench, big: Path, owned: bool) -> None:
     data = (big / "weights").read_bytes()
 
     async def main() -> None:
@@ -281,7 +281,7 @@ def test_parts_that_are_done_are_kept_when_less_is_sent_at_once(bench: Bench) ->
     run_virtual(main())
 
 
-def test_the_next_process_goes_on_in_parts_of_the_size_that_was_begun(bench: Bench) -> None:
+def test_the_next_process_resumes_in_parts_of_the_size_that_was_begun(bench: Bench) -> None:
     """The last one may have made them smaller, or the settings were other ones."""
     big = bench.checkpoint("big", weights=random.Random(7).randbytes(40 * MIB))
 

@@ -146,7 +146,7 @@ async def swallow(work: Awaitable[object]) -> Exception | None:
     return None
 
 
-def test_what_was_retired_does_not_come_back_with_a_successor(bench: Bench) -> None:
+def test_a_retired_checkpoint_does_not_come_back_with_a_successor(bench: Bench) -> None:
     """The record is written first, then the data are deleted: a process that starts in between must not adopt them."""
 
     async def main() -> list[str]:

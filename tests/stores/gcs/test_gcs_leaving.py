@@ -193,7 +193,7 @@ async def test_under_a_lease_that_lasts_all_of_it_arrives(opened, path, data, ki
 
 
 @pytest.mark.parametrize("kind", ["bytes", "small bytes", "file", "small file", "paced file", "session"])
-async def test_who_loses_the_lease_has_sent_nothing_that_can_be_carried_out(opened, path, data, kind):
+async def test_losing_the_lease_leaves_no_complete_request(opened, path, data, kind):
     """The lease is lost at each check, the last one included. Their number depends on the buffers of the system."""
     looks, lost = 0, 0
     while True:
@@ -235,7 +235,7 @@ async def test_the_last_piece_is_not_sent_while_the_one_before_waits(opened, pat
 
 @pytest.mark.parametrize("left", [None, 0, 3 * MIB])
 @pytest.mark.parametrize("kind", ["file", "session"])
-async def test_a_file_that_is_gone_or_shorter_is_no_fault_of_the_store(opened, path, data, kind, left):
+async def test_a_missing_or_shorter_file_is_not_an_error_of_the_store(opened, path, data, kind, left):
     body, size = bodies(path, data)[kind]
     if left is None:
         os.remove(path)

@@ -201,7 +201,7 @@ async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket,
     ("crc32c", "error", "said"),
     [(None, UnavailableError, "it has no 'crc32c'"), ("AAAAAQ==", IntegrityError, "the store has AAAAAQ==")],
 )
-async def test_who_was_sent_a_checksum_tells_it_again(bucket, store, tmp_path, name, crc32c, error, said):
+async def test_a_store_returns_the_checksum_that_it_was_sent(bucket, store, tmp_path, name, crc32c, error, said):
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(crc32c=crc32c)))
     with pytest.raises(error, match=said) as caught:
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
@@ -324,13 +324,13 @@ GONE = inner(204, call=0)
         b"HTTP/1.1 204 A\r\n\r\nHTTP/1.1 204 A\r\n\r\n",
     ],
 )
-async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
+async def test_a_batch_must_respond_to_every_call_once_as_documented(bucket, store, objects, said):
     bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
     with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*not a response of Cloud Storage"):
         await store.delete(["old", "more"])
 
 
-async def test_a_missing_bucket_is_told_from_inside_a_batch_too(bucket, store):
+async def test_a_missing_bucket_is_reported_from_inside_a_batch_too(bucket, store):
     missing = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
     bucket.faults.append(Fault("POST /batch", 1, 200, body=GONE + inner(404, missing, call=1) + b"--b--"))
     with pytest.raises(NotFoundError, match="there is no bucket 'conformance'"):
@@ -388,7 +388,7 @@ async def test_a_session_never_has_more_than_was_sent(bucket, guarded, objects, 
 
 
 @pytest.mark.parametrize("said", [f"bytes=0-{BIG - 1}", f"bytes=0-{BIG + MIB}", f"bytes=0-{CHUNK + MIB - 1}"])
-async def test_who_asks_how_far_a_session_is_believes_no_more_than_was_sent(bucket, guarded, objects, tmp_path, said):
+async def test_a_session_status_beyond_the_sent_bytes_is_not_believed(bucket, guarded, objects, tmp_path, said):
     bucket.faults.append(Fault(f"PUT .*#0-{CHUNK - 1}/", 1, 503))
     bucket.faults.append(Fault(r"PUT .*#\*/", 1, 308, {"Range": said}, body=b""))
     await guarded.put("new", FileRange(str(tmp_path / "f"), 0, BIG), crc32c=google_crc32c.value(bytes(BIG)))
@@ -420,7 +420,7 @@ async def session_of(gcs_strict, tmp_path, key, **condition):
 
 
 @pytest.mark.parametrize(("key", "condition"), [("new", {}), ("another", {"if_version": MISSING})])
-async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
+async def test_only_the_same_request_resumes_in_a_session_of_the_journal(
     bucket, store, objects, tmp_path, key, condition
 ):
     """Its name and its condition are those that it was opened with."""
@@ -618,7 +618,7 @@ def four(tmp_path_factory):
 @example(said=[(503, b'{"error":' * 60_000, {}, None, {"retry-after": "9" * 400})])
 @example(said=[(308, b"", {}, None, {"range": "bytes=0-" + "9" * 5000})])
 @example(said=[(200, None, {}, None, {})])
-def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said):
+def test_any_response_of_a_server_is_an_error_of_ours_or_a_result(four, name, said):
     """If the result is success, the object is stored with the size and the checksum that were sent."""
     turns = iter(range(10_000))
 

@@ -43,7 +43,7 @@ async def test_writes_wait_for_an_unreachable_store_together_not_in_turn():
     await asyncio.gather(*(fenced.put(str(number), b"x") for number in range(20)))
 
 
-async def test_a_store_that_is_gone_is_seen_and_asked_by_one_request_at_a_time():
+async def test_an_unreachable_store_is_probed_by_one_request_at_a_time():
     world = World(slots=64)
     tasks = await gone(world, 50)
     before, began = world.faults.calls, world.now
@@ -58,7 +58,7 @@ async def test_a_store_that_is_gone_is_seen_and_asked_by_one_request_at_a_time()
     world.check()
 
 
-async def test_everything_goes_on_when_the_store_is_back():
+async def test_everything_resumes_when_the_store_is_back():
     world = World(slots=64)
     tasks = await gone(world, 200)
     await asyncio.sleep(60)
@@ -69,7 +69,7 @@ async def test_everything_goes_on_when_the_store_is_back():
     world.check()
 
 
-async def test_waiting_for_a_store_that_is_gone_ends():
+async def test_waiting_for_an_unreachable_store_ends():
     world = World(slots=64, retry=RetryPolicy(patience=100))
     tasks = await gone(world, 50)
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -94,7 +94,7 @@ async def test_a_cancelled_probe_leaves_the_next_one_to_ask():
     world.check()
 
 
-async def test_an_error_that_is_an_answer_does_not_open_the_circuit():
+async def test_an_error_response_does_not_open_the_circuit():
     world = World()
     for _ in range(2 * THRESHOLD):
         with pytest.raises(NotFoundError):

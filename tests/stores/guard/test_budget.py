@@ -205,7 +205,7 @@ async def test_few_requests_begin_in_one_turn_of_the_loop():
 
 
 @virtual
-async def test_who_waits_for_the_next_turn_only_says_nothing_of_the_slots():
+async def test_a_wait_of_one_turn_does_not_count_against_the_slots():
     budget = Budget()
     for _ in range(20):
         await requests(budget, Server(1e6, 0.03), START)

@@ -98,7 +98,7 @@ async def test_a_byte_that_is_flipped_on_its_way_to_a_careless_store_is_noticed(
 
 
 @pytest.mark.server
-async def test_who_insists_on_crc32c_keeps_sending_it(moto):
+async def test_an_explicit_crc32c_option_keeps_sending_it(moto):
     options = moto.storage_options | {"checksum": "crc32c"}
     async with S3Store(moto.create_bucket("insisted"), "p", options=options) as store:
         assert await probe_checks(store, "probe", b"data") == "crc32c"

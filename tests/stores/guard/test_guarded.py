@@ -77,7 +77,7 @@ async def test_attempts_are_bounded_and_noted():
 
 
 @pytest.mark.parametrize("error", [AccessDeniedError("no"), NotFoundError("no"), IntegrityError("no")])
-async def test_what_cannot_get_better_is_not_tried_again(error):
+async def test_permanent_errors_are_not_retried(error):
     world = World()
     world.faults.fail(1, error, times=None)
     with pytest.raises(type(error)):
@@ -129,7 +129,7 @@ async def test_throttling_lowers_the_slots():
 
 @pytest.mark.parametrize(("start", "length"), [(0, None), (0, 4 * MIB), (MIB // 2, 3 * MIB), (0, 9 * MIB)])
 @pytest.mark.parametrize("broken", [(0,), (MIB,), (MIB, 0, 5), (2 * MIB + 17,)])
-async def test_a_broken_download_goes_on_where_it_stopped(start, length, broken):
+async def test_a_broken_download_resumes_where_it_stopped(start, length, broken):
     world = World(Cutting())
     data = Random(1).randbytes(4 * MIB)
     await world.memory.put("k", data)
@@ -141,7 +141,7 @@ async def test_a_broken_download_goes_on_where_it_stopped(start, length, broken)
     world.check()
 
 
-async def test_a_download_never_goes_on_in_another_object():
+async def test_a_download_never_resumes_in_another_object():
     world = World(Cutting())
     await world.memory.put("k", b"a" * 4 * MIB)
     world.memory.broken = (MIB,)
@@ -157,7 +157,7 @@ async def test_a_download_never_goes_on_in_another_object():
     assert set(b"".join(pieces)) == {ord("a")}
 
 
-async def test_a_short_download_is_delivered_once_and_whole():
+async def test_a_short_download_is_delivered_once_and_complete():
     world = World(Cutting())
     await world.memory.put("k", b"0123456789")
     world.memory.broken = (4, 2)
@@ -176,7 +176,7 @@ async def test_damage_that_was_delivered_is_not_hidden_by_another_attempt():
         await world.view.read("k", sink)
 
 
-async def test_a_failing_sink_is_told_and_frees_the_slot():
+async def test_an_error_of_the_sink_is_raised_and_frees_the_slot():
     world = World()
     await world.memory.put("k", b"x" * 10)
 
@@ -188,7 +188,7 @@ async def test_a_failing_sink_is_told_and_frees_the_slot():
     world.check()
 
 
-async def test_a_control_request_that_gets_no_answer_is_tried_again():
+async def test_a_control_request_without_a_response_is_retried():
     world = World(request_timeout=5)
     world.faults.hang(1)
     await world.memory.put("k", b"x")

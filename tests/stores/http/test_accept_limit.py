@@ -44,7 +44,7 @@ def test_there_are_never_more_than_there_may_be():
     assert acceptance.limit == 2
 
 
-def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
+def test_after_an_overflow_a_server_gets_few_and_one_more_a_response():
     acceptance = Acceptance(MOST)
     acceptance.answered(0, 1, keep=True, waiting=True)
     acceptance.overflowed(2)
@@ -202,7 +202,7 @@ async def test_a_connection_that_is_not_taken_at_once_is_tried_once_more(monkeyp
     assert (http.busy, http._pool._fresh) == (0, 0)
 
 
-async def test_a_server_that_cannot_be_reached_is_told(monkeypatch):
+async def test_a_server_that_cannot_be_reached_is_reported(monkeypatch):
     async def never(*args, **options):
         raise TimeoutError
 

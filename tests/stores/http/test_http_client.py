@@ -73,7 +73,7 @@ async def test_a_body_without_a_length_ends_with_the_connection(wire):
         assert (await http.send(REQUEST, None)).content == b"until the end"
 
 
-async def test_an_answer_to_head_has_no_body_whatever_it_says(wire):
+async def test_a_response_to_head_has_no_body_whatever_its_headers(wire):
     async with wire.serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
         for _ in range(2):
             assert (await http.send(REQUEST, None, bodiless=True)).headers["content-length"] == "1000"
@@ -128,7 +128,7 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
     ],
 )
-async def test_what_is_not_http_is_a_broken_exchange(wire, raw):
+async def test_a_response_that_is_not_http_is_a_broken_exchange(wire, raw):
     async with wire.serving([raw]) as (http, _):
         with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
@@ -185,7 +185,7 @@ async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
 
 
 @pytest.mark.parametrize("size", [70_000, 3 * MIB, 12 * MIB])
-async def test_a_range_of_a_file_arrives_whole(wire, tmp_path, size):
+async def test_a_range_of_a_file_arrives_complete(wire, tmp_path, size):
     got, sent = await body_of(wire, tmp_path, size)
     assert got == sent
 
@@ -277,7 +277,7 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
 @pytest.mark.parametrize("size", [10, 20_000, 65_537, MIB, 9 * MIB])
-async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
+async def test_an_interim_response_is_not_the_response(wire, tmp_path, kind, size):
     """A server may say so at any time, several times."""
     interim = answer(status="100 Continue") + answer(status="103 Early Hints", Link="</x>")
     got = []
@@ -301,7 +301,7 @@ async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_quick_answer_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
+async def test_a_quick_response_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
     async def accept(reader, writer):
         try:
             while await asked(reader):

@@ -17,7 +17,7 @@ def wire(certificate):
     return Wire(certificate)
 
 
-async def test_a_further_connection_goes_on_from_the_handshake_of_the_first(wire):
+async def test_a_further_connection_resumes_the_tls_session_of_the_first(wire):
     closing = [answer(Content_Length=0, Connection="close")]
     async with wire.serving(*[closing] * 3) as (http, made):
         for _ in range(3):

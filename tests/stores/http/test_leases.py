@@ -78,7 +78,7 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
 
 @KINDS
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_request_whose_lease_expires_at_any_look_never_becomes_whole(wire, tmp_path, kind, size):
+async def test_a_request_whose_lease_expires_at_any_look_never_becomes_complete(wire, tmp_path, kind, size):
     data = os.urandom(size)
     async with recording(wire, size) as (http, seen):
         looks = await until_it_is_through(http, seen, kind, data, tmp_path)

@@ -110,7 +110,7 @@ async def test_a_length_that_nobody_tells_is_unknown_and_not_nothing():
             await store.head("k")
 
 
-async def test_a_store_without_etags_is_told_to_have_none():
+async def test_a_store_without_etags_is_reported_to_have_none():
     async with scripted([reply(), reply()]) as (store, _):
         with pytest.raises(StoreError, match="ETag"):
             await store.head("k")

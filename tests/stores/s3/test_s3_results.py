@@ -130,7 +130,7 @@ async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(plane, call
 
 
 @pytest.mark.parametrize("call", EMPTY)
-async def test_a_delete_is_answered_with_nothing(plane, call):
+async def test_a_delete_gets_an_empty_response(plane, call):
     for raw in (reply(body=FOREIGN["a page"]), reply(body=FOREIGN["foreign JSON"]), reply("202 Accepted")):
         assert type(await failure(call, raw)) is UnavailableError
     for raw in (reply("204 No Content"), reply("200 OK"), reply("200 OK", b"\n")):
@@ -182,7 +182,7 @@ async def test_an_error_document_that_was_cut_still_says_what_it_is():
     assert type(await failure("put", raw)) is ThrottledError
 
 
-async def test_keys_that_could_not_be_deleted_are_told_with_their_blanks():
+async def test_keys_that_could_not_be_deleted_are_reported_with_their_blanks():
     body = f'<DeleteResult xmlns="{NAMESPACE}"><Error><Key> p/k </Key><Code>AccessDenied</Code></Error></DeleteResult>'
     error = await failure("delete many", reply(body=body.encode()))
     assert "s3://bucket/ p/k :" in str(error)

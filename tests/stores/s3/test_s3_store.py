@@ -107,7 +107,7 @@ async def test_the_environment_names_the_endpoint(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB + 7])
-async def test_a_file_range_arrives_whole(tmp_path, size):
+async def test_a_file_range_arrives_complete(tmp_path, size):
     data = bytes(range(256)) * (size // 256 + 1)
     path = tmp_path / "f"
     path.write_bytes(b"head" + data[:size] + b"tail")
@@ -176,7 +176,7 @@ async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, erro
     assert len(script.requests) == 1
 
 
-async def test_retry_after_is_told_in_seconds():
+async def test_retry_after_is_reported_in_seconds():
     async with scripted([fault("503 Slow", "SlowDown", Retry_After="7")]) as (store, _):
         with pytest.raises(ThrottledError) as caught:
             await store.put("k", b"data")
@@ -288,7 +288,7 @@ async def test_a_file_shorter_than_promised_is_a_changed_source(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
-async def test_a_file_that_has_gone_is_the_plain_error_of_the_disk(tmp_path, size):
+async def test_a_missing_file_is_the_plain_error_of_the_disk(tmp_path, size):
     async with scripted(lambda request: OK) as (store, _):
         with pytest.raises(FileNotFoundError) as caught:
             await store.put("k", FileRange(str(tmp_path / "gone"), 0, size), crc32c=0)
@@ -304,7 +304,7 @@ async def test_a_server_that_stops_reading_ends_the_request():
             await store.put("k", bytes(64 * MIB))
 
 
-async def test_a_server_that_never_answers_ends_the_request():
+async def test_a_server_that_never_responds_ends_the_request():
     async with scripted(lambda request: None, stall_timeout=0.2) as (store, _):
         with pytest.raises(UnavailableError):
             await store.put("k", b"data")
@@ -339,7 +339,7 @@ async def test_the_watchdog_cuts_only_what_stands_still():
     assert (moving.stalled, still.stalled) == (False, True)
 
 
-async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error_told():
+async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error():
     refusal = fault("403 Forbidden", "AccessDenied", Connection="close")
     async with scripted([refusal], read_bodies=False) as (store, _):
         with pytest.raises((AccessDeniedError, UnavailableError)):
@@ -592,7 +592,7 @@ async def test_more_than_one_request_may_copy_is_refused_before_it_is_asked_for(
     assert not script.requests
 
 
-async def test_many_are_deleted_in_one_request_and_failures_are_told():
+async def test_many_are_deleted_in_one_request_and_failures_are_reported():
     failed = "".join(f"<Error><Key>p/{n}</Key><Code>NoSuchKey</Code></Error>" for n in range(3000))
     denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]

@@ -74,7 +74,7 @@ async def test_each_gets_what_became_of_its_own_file(visits):
     assert await asyncio.gather(*tasks, return_exceptions=True) == [True, full, False, True]
 
 
-async def test_who_is_cancelled_leaves_the_others_their_files(visits):
+async def test_a_cancelled_download_leaves_the_others_their_files(visits):
     shelf, first = Shelf(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(), Door()])
     tasks[0].cancel()

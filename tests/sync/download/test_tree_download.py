@@ -182,7 +182,7 @@ async def test_missing_objects_are_all_named(tmp_path):
         await get(store, manifest, tmp_path, concurrency=1)
 
 
-async def test_a_failing_store_is_told_with_the_paths_and_causes(tmp_path):
+async def test_a_failing_store_is_reported_with_the_paths_and_causes(tmp_path):
     faults = Faults()
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES)

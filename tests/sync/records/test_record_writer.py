@@ -22,7 +22,7 @@ async def test_another_version_in_the_store_is_another_writers():
         await record.confirm(store)
 
 
-async def test_a_record_that_is_gone_is_nobodys():
+async def test_a_missing_record_has_no_owner():
     """A successor leaves its record; neither a deletion nor a server that keeps nothing is a successor."""
     store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
     await record.save(store)
@@ -31,7 +31,7 @@ async def test_a_record_that_is_gone_is_nobodys():
 
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
-async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure(error: Exception | None) -> None:
+async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exception | None) -> None:
     store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     hang = store.faults.hang(operation="head")
@@ -101,7 +101,7 @@ ACTS = ("lost save", "save", "land", "confirm", "lost confirm", "change back")
 
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("conditional", [True, False])
-async def test_whatever_becomes_of_lost_writes_the_last_save_counts(exists: bool, conditional: bool) -> None:
+async def test_the_last_save_counts_in_any_order_of_lost_writes(exists: bool, conditional: bool) -> None:
     """All orders of writes that are lost, arrive late or never, and of reads in between: no other writer is suspected,
     the last save is stored, and no later arrival changes it.
     """

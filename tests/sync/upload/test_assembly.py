@@ -61,7 +61,7 @@ def test_a_changed_byte_sends_its_part_alone(faults, tree) -> None:
     assert (asked(faults, "put_part"), asked(faults, "copy_part")) == (1, 2)
 
 
-def test_what_was_appended_is_all_that_travels(faults, tree) -> None:
+def test_only_appended_bytes_are_sent(faults, tree) -> None:
     """Also where the file did not end with a part: its old end is found in the middle of one."""
     (tree / "f").write_bytes(noise(32 * MIB + 7))
     send(tree)
@@ -225,7 +225,7 @@ def test_files_that_swap_their_names_keep_their_bytes(faults, tree) -> None:
     assert stored() == local(tree)
 
 
-def test_an_interrupted_assembly_goes_on_where_it_stopped(faults, tree) -> None:
+def test_an_interrupted_assembly_resumes_where_it_stopped(faults, tree) -> None:
     (tree / "f").write_bytes(noise(60 * MIB))
     send(tree)
     for at in range(5, 60, 10):
@@ -242,7 +242,7 @@ def test_an_interrupted_assembly_goes_on_where_it_stopped(faults, tree) -> None:
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "put_part", "complete_multipart"])
-def test_whatever_fails_the_next_sync_has_the_file_right(faults, tree, operation) -> None:
+def test_the_next_sync_repairs_the_file_after_any_failure(faults, tree, operation) -> None:
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
     patch(tree / "f", 12 * MIB, b"!")

@@ -19,7 +19,7 @@ def run(tmp_path: Path, seed: int, **options: object) -> SimulationResult:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_failed_once_does_not_fail_again(tmp_path: Path, seed: int) -> None:
+def test_a_seed_that_failed_once_does_not_fail_again(tmp_path: Path, seed: int) -> None:
     assert run(tmp_path, seed).violations == ()
 
 
