@@ -32,6 +32,16 @@ def share(bench: Bench, engine: SyncEngine, number: int, text: str = "", **optio
     return engine.trial("t").report({}, shard(bench, number, text), step=STEPS[text], **options)
 
 
+def shard_of_step(bench: Bench, number: int, step: int, **more: bytes) -> Path:
+    """The shard of one rank at one step; its bytes name both."""
+    return bench.checkpoint(f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step)}, **more)
+
+
+def share_step(bench: Bench, engine: SyncEngine, number: int, step: int, **options: object) -> Awaitable[Report]:
+    """One rank reports its shard of ``step``."""
+    return engine.trial("t").report({}, shard_of_step(bench, number, step), step=step, **options)
+
+
 def now() -> float:
     """Virtual seconds since the test began."""
     return asyncio.get_running_loop().time()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from onebench import Bench
-from rankbench import rank
+from rankbench import rank, shard_of_step
 
 from asyncsync import CheckpointConfig, SyncEngine, UploadMode
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError
@@ -75,9 +75,8 @@ def slow_store(bench: Bench, dice: random.Random) -> None:
 
 
 def source(bench: Bench, number: int, step: int) -> Path:
-    return bench.checkpoint(
-        f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step), "config": b"%d" % step}
-    )
+    """The shard of one rank, and a file that all ranks share."""
+    return shard_of_step(bench, number, step, config=b"%d" % step)
 
 
 async def train(
