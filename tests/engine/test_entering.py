@@ -88,7 +88,7 @@ def test_a_cancel_at_any_turn_of_entering_leaves_no_descriptor(tmp_path: Path, t
         asyncio.run(main())
         for thread in threading.enumerate():
             if thread.name.startswith("asyncsync"):
-                thread.join(5)  # told to end already
+                thread.join(5)  # already ending
         assert len(os.listdir("/proc/self/fd")) == len(before)
     finally:
         gc.enable()

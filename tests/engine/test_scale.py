@@ -15,7 +15,7 @@ from asyncsync.testing import run_virtual
 
 TRIALS = 500
 OURS = [tracemalloc.Filter(False, "*/asyncsync/testing/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
-"""The store in memory is not the engine's, nor what it holds."""
+"""Memory of the engine without that of the store and its contents."""
 
 
 def test_an_idle_trial_has_no_task_and_takes_less_than_four_kib(bench: Bench) -> None:

@@ -20,7 +20,7 @@ URI = "memory://lab/exp"
 MIB = 1 << 20
 FILES = {"model.bin": b"m" * (3 * MIB), "empty": b""}
 LONG_AGO = 1000.0
-"""Whatever this machine's clock says."""
+"""The clock of this machine does not count."""
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ async def test_an_invalid_age_is_refused_before_any_request(store, age):
     assert store.log == []
 
 
-# what is garbage
+# Garbage
 
 
 async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):

@@ -375,7 +375,7 @@ def test_a_rank_refused_any_write_of_a_checkpoint_informs_the_other(tmp_path: Pa
         assert seconds < COMMIT_TIMEOUT / 10, n
         lost = [rank for rank, end in enumerate(ended) if isinstance(end, CheckpointIncompleteError)]
         if not any(isinstance(end, BaseException) for end in ended):
-            continue  # of the two who write the manifest one was refused, and the other wrote it
+            continue  # one writer of the manifest was refused, and the other wrote it
         assert len(lost) == 1, (n, ended)
         assert f"rank {1 - lost[0]} failed: " in str(ended[lost[0]])
         told += 1

@@ -157,7 +157,7 @@ def test_a_late_rank_fails_at_once_and_does_not_complete_it(bench: Bench) -> Non
             return errors
 
     check_told(run_virtual(main()))
-    assert len(bench.keys("-of-00003.json")) == 2  # of those who sent theirs
+    assert len(bench.keys("-of-00003.json")) == 2  # of the ranks that sent theirs
     assert not bench.keys(f"checkpoint_000000/{MANIFEST}")
 
 

@@ -19,7 +19,7 @@ from asyncsync.testing import run_virtual
 from asyncsync.testing.faulty import Fault
 
 LAST = 1000
-"""A step that all ranks report: whatever they did before, they are in step again then."""
+"""A step that all ranks report: from it on they are in step again."""
 
 
 @dataclass(frozen=True)

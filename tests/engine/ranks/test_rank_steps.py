@@ -35,7 +35,7 @@ def check_durable(bench: Bench, reports: Sequence[object], step: int) -> str:
     return name
 
 
-# what a report has to say
+# Steps of reports
 
 
 def test_ranks_need_a_step_and_record_nothing_without_one(bench: Bench) -> None:
@@ -229,7 +229,9 @@ def test_a_damaged_record_of_ranks_is_named(bench: Bench, key: str, data: bytes)
             await engines[0].trial("t").sync()
             await bench.store.put(f"t/checkpoint_000000/{key}", data)
             for error in await at_steps(bench, engines, 1, 1, 1):
-                assert isinstance(error, IntegrityError | CheckpointIncompleteError)  # found by itself, or told
+                assert isinstance(
+                    error, IntegrityError | CheckpointIncompleteError
+                )  # found by itself, or read from the store
                 assert key in str(error)
             check_durable(bench, await at_steps(bench, engines, 2, 2, 2), 2)
 

@@ -132,7 +132,7 @@ def test_a_rank_that_never_comes_is_named(bench: Bench) -> None:
             late = await together(*(share(bench, engines[n], n) for n in (0, 2)))
             start = asyncio.get_running_loop().time()
             late += await together(share(bench, engines[1], 1))
-            assert asyncio.get_running_loop().time() - start < 1  # it is told that the others did not wait
+            assert asyncio.get_running_loop().time() - start < 1  # it learns that the others did not wait
             names = await all_report(bench, engines, "next")
             assert names == ["checkpoint_000001"] * N
             return late

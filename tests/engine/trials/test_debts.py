@@ -249,7 +249,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
         await trial.report({"who": "two"}, bench.checkpoint("y"))
     assert record(bench).given_up == ["checkpoint_000000"]
     for key in [key for key in bench.store.bucket.objects if "checkpoint_000000" in key]:
-        del bench.store.bucket.objects[key]  # it was deleted, and the process ended before its record said so
+        del bench.store.bucket.objects[key]  # it was deleted, and the process ended before its record was written
     async with one.engine(NEVER, CheckpointConfig(num_to_keep=3)) as engine:
         slow = one.network.hang(operation="delete", key="checkpoint_000000")
         report = None

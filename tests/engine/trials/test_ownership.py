@@ -185,7 +185,7 @@ def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) ->
     run_virtual(main())
 
 
-# What a checkpoint is called.
+# Names of checkpoints.
 
 
 @pytest.mark.parametrize(

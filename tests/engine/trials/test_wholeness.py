@@ -52,7 +52,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return found
 
 
-# What may happen to a directory while it is sent. Each names the path that the error has to name.
+# Changes of a directory during its upload. Each returns the path that the error must name.
 
 
 def remove(root: Path) -> str:
@@ -159,7 +159,7 @@ def make(root: Path, size: int) -> Path:
     (root / "c/sub/b").write_bytes(bytes(range(256)) * (size // 256))
     (root / "c/link").symlink_to(root / "target")
     for path in (root / "c/a", root / "c/sub/b", root / "target"):
-        os.utime(path, ns=(10**18, 10**18))  # long ago: only what happens now is to be noticed
+        os.utime(path, ns=(10**18, 10**18))  # long ago: only changes from now on count
     return root / "c"
 
 

@@ -135,7 +135,7 @@ def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> N
                         assert isinstance(await sync, AsyncsyncError)
 
     run_virtual(main())
-    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # what was under way is not ended
+    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # requests in flight are not ended
 
 
 async def swallow(work: Awaitable[object]) -> Exception | None:

@@ -95,7 +95,7 @@ OPERATIONS = {
 }
 MAKING = [name for name in OPERATIONS if name.startswith(("put", "last", "compose", "rewrite"))]
 EMPTY = {"delete": ("nothing", "blanks")}
-"""What is the documented result."""
+"""The documented result."""
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def id_of(fields):
 @pytest.mark.parametrize("name", ["put", "last chunk", "compose", "rewrite to create", "head"])
 async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store, tmp_path, name, fields):
     if name == "head" and fields == {"size": "3"}:
-        return  # who asks does not know it
+        return  # the caller does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
     with pytest.raises(UnavailableError, match=rf"not a response of Cloud Storage: (it|'{next(iter(fields))}') "):
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
@@ -448,7 +448,7 @@ async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_p
     assert len(kept) == 1
 
 
-# whatever a server may say
+# Any response of a server
 
 
 class Saying:

@@ -747,7 +747,7 @@ async def test_an_append_to_what_has_changed_is_refused(store):
         await store.complete_multipart(upload, [whole])
 
 
-# what a compose replaces
+# the object that a compose replaces
 
 
 async def complete_x(store, data=b"mine"):

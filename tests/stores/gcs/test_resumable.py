@@ -177,7 +177,7 @@ async def test_a_part_over_8_mib_resumes_too(gcs_strict, guarded, objects, body,
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) <= SIZE + CHUNK
 
 
-# Another process: what it knows of a part is in its journal
+# Another process: it knows a part from its journal
 
 
 async def broken(gcs_strict, body, data, cut):
@@ -292,7 +292,7 @@ async def test_a_session_that_was_given_up_begins_anew(gcs_strict, store, object
     "server",
     [
         "gcs_strict",
-        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),  # says bytes=0-0 where there is nothing
+        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),  # reports bytes=0-0 for no byte
         pytest.param("fake_gcs_server", marks=pytest.mark.server),  # ends a session that it is asked about
     ],
 )

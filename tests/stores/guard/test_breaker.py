@@ -84,7 +84,7 @@ async def test_a_cancelled_probe_leaves_the_next_one_to_ask():
     world.faults.clear()
     hang = world.faults.hang(1)
     await hang.reached.wait()
-    for task in tasks[:-1]:  # whoever probes is most likely among them; who is left must get through
+    for task in tasks[:-1]:  # the probing request is most likely among them; the others must get through
         task.cancel()
     hang.release.set()
     await asyncio.gather(*tasks, return_exceptions=True)

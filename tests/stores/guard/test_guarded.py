@@ -222,7 +222,7 @@ async def test_a_cancel_at_any_time_leaks_nothing(when):
     world.check()
 
 
-# What passes through
+# Calls that pass through
 
 
 async def test_a_view_is_the_store_with_its_own_counts():

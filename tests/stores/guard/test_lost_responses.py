@@ -80,7 +80,7 @@ async def complete(world, *, data=b"x" * 100):
 async def test_a_lost_response_to_a_completion_is_no_failure():
     world = World()
     world.faults.fail(1, after=True, operation="complete_multipart")
-    # The second time the upload is gone, as after a completion on most stores.
+    # The second time the upload is missing, as after a completion on most stores.
     world.faults.fail(2, NotFoundError("no such upload"), operation="complete_multipart")
     assert (await complete(world)).size == 100
 

@@ -68,7 +68,7 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
             through = True
         except LeaseExpiredError:
             assert http.busy == 0
-            assert lease.checks == last  # whoever was told so looks no more
+            assert lease.checks == last  # after expiry no further check follows
         while len(seen) > before and not seen[-1].end:
             await asyncio.sleep(0)
         if not through and last == 1:

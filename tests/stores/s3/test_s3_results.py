@@ -37,7 +37,7 @@ RESULTS = {
     "list parts": ("ListPartsResult", "<IsTruncated>false</IsTruncated>"),
     "list uploads": ("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>"),
 }
-"""Root element and what has to be in it."""
+"""Root element and its required children."""
 NEEDED = ("create", "complete", "copy", "copy part")
 HEADER = ("put", "part")
 EMPTY = ("delete", "abort")

@@ -36,7 +36,7 @@ from asyncsync.stores.s3.store import S3Store
 MIB = 1 << 20
 
 
-# What is sent
+# Requests
 
 
 async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
@@ -142,7 +142,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
                     assert not caught.value.retryable
 
 
-# What comes back
+# Responses
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
         assert store._plane.busy == 0
 
 
-# What is put right once
+# Errors that are corrected once
 
 
 @pytest.mark.parametrize("call", ["put", "copy"])
@@ -597,7 +597,7 @@ async def test_many_are_deleted_in_one_request_and_failures_are_reported():
     denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]
     async with scripted([reply(body=body) for body in answers]) as (store, script):
-        await store.delete(["a&\n", "b<"])  # more than 64 KiB of what was not there anyway
+        await store.delete(["a&\n", "b<"])  # more than 64 KiB of missing keys
         with pytest.raises(AccessDeniedError, match="s3://bucket/p/b<"):
             await store.delete(["a", "b<"])
     request = script.requests[0]

@@ -96,7 +96,7 @@ def _group(tokens: list[str]) -> tuple[Fields, list[str]]:
 
 
 def select(document: object, fields: Fields) -> object:
-    """What ``fields`` leave of a document. A missing field is omitted, as by the service."""
+    """A document reduced to ``fields``. A missing field is omitted, as by the service."""
     if not fields or "*" in fields:
         return document
     if isinstance(document, list):

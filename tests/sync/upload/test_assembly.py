@@ -347,7 +347,9 @@ def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypat
     report = send(tree)
     assert stored() == local(tree)
     assert report.bytes_sent == MIB
-    assert sum(read) == (2 + 1 + 1) * MIB + 2 * SAMPLED  # the last part, what is new; that again to send it
+    assert (
+        sum(read) == (2 + 1 + 1) * MIB + 2 * SAMPLED
+    )  # the last part and the new bytes; the new bytes again to send them
     assert entry("train.log").size == 43 * MIB
 
 

@@ -1,4 +1,4 @@
-"""What the journal records of an unfinished part."""
+"""The journal's records of unfinished parts."""
 
 from dataclasses import replace
 

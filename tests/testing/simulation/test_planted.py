@@ -77,7 +77,7 @@ NOTICED = [
     (retired_first, "acknowledged, not named", (20009,), set()),
     (steps_not_compared, "acknowledged, not whole", (66, 209), set()),
 ]
-"""What is taken out, what is seen then, in which schedules, and which troubles these are without."""
+"""The removed safeguard, the violation that follows, its schedules, and the troubles that these exclude."""
 CASES = pytest.mark.parametrize(
     ("plant", "kind", "seeds", "without"), NOTICED, ids=[plant.__name__ for plant, *_ in NOTICED]
 )
