@@ -73,7 +73,7 @@ def test_the_positional_order_is_kept() -> None:
         (RunConfig, "sync_config", {}),
     ],
 )
-def test_what_cannot_work_is_refused_by_name_and_value(kind: Any, field: str, value: object) -> None:
+def test_invalid_settings_are_refused_by_name_and_value(kind: Any, field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         kind(**{field: value})
     assert field.split("_", maxsplit=1)[0] in str(caught.value)
@@ -118,7 +118,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("options", [{"role": "boss"}, {"rank": 1, "world_size": 2}])
-def test_an_engine_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
+def test_an_engine_refuses_impossible_calls(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SyncEngine(RunConfig(), **options)
 

@@ -86,7 +86,7 @@ async def test_an_accepted_checkpoint_is_pending_until_it_is_closed(journal):
     assert pending == PendingCheckpoint("t", "c1", '{"a":1}', pending.accepted)
 
 
-async def test_what_was_recorded_is_there_when_it_is_opened_again(path):
+async def test_recorded_rows_are_there_after_reopening(path):
     async with Journal.open(path) as journal:
         for number in range(100):
             journal.save_tree(f"t{number}", b"x" * number, "v")

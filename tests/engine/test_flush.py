@@ -78,7 +78,7 @@ def test_flush_sends_newest_checkpoints_then_records_then_artifacts(bench: Bench
 
 
 @pytest.mark.parametrize("deadline", [1, 5, 12, 17, 22, 30, 45])
-def test_a_flush_ends_at_its_deadline_and_names_exactly_what_is_durable(bench: Bench, deadline: int) -> None:
+def test_a_flush_ends_at_its_deadline_with_an_exact_report(bench: Bench, deadline: int) -> None:
     slow(bench)
 
     async def main() -> FlushReport:
@@ -115,7 +115,7 @@ def test_work_not_done_in_time_continues_afterwards(bench: Bench) -> None:
                 assert bench.store.contents[f"{trial}/{item.name}/part{number}"] == expected
 
 
-def test_what_was_sent_of_an_interrupted_checkpoint_is_not_sent_again(bench: Bench) -> None:
+def test_sent_files_of_an_interrupted_checkpoint_are_not_sent_again(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:

@@ -291,7 +291,7 @@ def test_start_and_close_are_the_block(tmp_path: Path) -> None:
     assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_close_within_a_grace_names_what_is_not_durable(tmp_path: Path) -> None:
+def test_close_within_a_grace_names_everything_not_durable(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoint"
     directory.mkdir()
     (directory / "w").write_bytes(os.urandom(3_000_000))

@@ -29,7 +29,7 @@ def test_every_rank_that_merges_makes_the_same_manifest() -> None:
     assert merge(parts).to_bytes() == merge(backwards).to_bytes()
 
 
-def test_it_has_the_files_of_all_and_what_rank_0_says() -> None:
+def test_it_has_the_files_of_all_ranks_and_the_info_of_rank_0() -> None:
     whole = merge({0: part(0, a=b"a"), 1: part(1, b=b"b")})
     assert sorted(whole.files) == ["a", "b"]
     assert whole.info == {"metrics": {"from": 0}}

@@ -56,7 +56,7 @@ async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed
     assert (await prune(URI)).checkpoints == []
 
 
-async def test_prune_leaves_what_is_young(store):
+async def test_prune_leaves_young_objects(store):
     days_later(store)
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.create_multipart("a/checkpoint_000002/big")
@@ -67,7 +67,7 @@ async def test_prune_leaves_what_is_young(store):
     assert (report.checkpoints, report.uploads) == (["a/checkpoint_000002/"], ["a/checkpoint_000002/big"])
 
 
-async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
+async def test_prune_leaves_objects_named_by_a_manifest_or_a_record(store):
     await put_tree(store, "pushed/", {"checkpoint_000000/x": b"x"})
     await store.delete(["a/checkpoint_000001/.asyncsync/manifest.json"])
     await put_tree(store, "a/checkpoint_000005/", FILES)  # complete, but not registered yet
@@ -75,7 +75,7 @@ async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
     assert (await prune(URI)).checkpoints == []
 
 
-async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(store):
+async def test_prune_removes_undeleted_retired_checkpoints_manifest_first(store):
     await put_trial(store, "b", {f"checkpoint_00000{number}": (FILES, {}) for number in range(3)})
     record = TrialRecord.from_bytes(store.contents["b/.asyncsync/trial.json"])
     record.checkpoints = record.checkpoints[2:]
@@ -90,7 +90,7 @@ async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(sto
 
 
 @pytest.mark.parametrize(("number", "left"), [(0, False), (7, True)])
-async def test_prune_leaves_what_a_running_trial_may_be_about_to_commit(store, number, left):
+async def test_prune_leaves_uncommitted_checkpoints_of_a_running_trial(store, number, left):
     """At any age: a checkpoint that takes two days to upload is not garbage while its trial is running."""
     await put_tree(store, f"b/checkpoint_00000{number}/", FILES, manifest=False)
     await store.create_multipart(f"b/checkpoint_00000{number}/big")
@@ -181,7 +181,7 @@ async def test_the_clock_of_this_machine_is_not_asked(store, monkeypatch, hours)
 
 
 @pytest.mark.parametrize("days", [-30, 30])
-async def test_of_a_directory_the_file_system_tells_the_time(tmp_path, monkeypatch, days):
+async def test_the_time_of_a_local_store_is_that_of_the_file_system(tmp_path, monkeypatch, days):
     """The clock of the process that prunes is wrong by a month."""
     root = tmp_path / "store"
     run = RunConfig(name="e", storage_path=str(root), checkpoint_config=CheckpointConfig(num_to_keep=2))
@@ -298,7 +298,7 @@ async def test_prune_skips_a_trial_with_an_unreadable_record(store, damage):
     assert "a/checkpoint_000002/empty" in store.contents
 
 
-async def test_prune_leaves_what_an_unreadable_manifest_may_name(store):
+async def test_prune_leaves_objects_below_an_unreadable_manifest(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.put("a/.asyncsync/manifest.json", b"{")
     days_later(store)

@@ -238,7 +238,7 @@ async def test_a_checkpoint_that_a_store_refuses_is_not_called_retired(tmp_path)
     assert not isinstance(caught.value, CheckpointRetiredError)
 
 
-async def test_a_pull_has_what_came_in_place_of_what_was_retired(tmp_path):
+async def test_a_pull_has_the_successor_of_a_retired_checkpoint(tmp_path):
     """At the n-th request, for every n: there is a checkpoint directory, and each of them is complete."""
     for at in itertools.count(1):
         assert at < MOST_CALLS

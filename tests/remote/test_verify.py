@@ -101,7 +101,7 @@ async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_p
 
 
 @pytest.mark.parametrize("deep", [False, True])
-async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep):
+async def test_retention_during_a_check_is_not_a_finding(store, deep):
     """At the n-th request, for every n: the record names 1 alone, then 0 is deleted, manifest first."""
     record = TrialRecord.from_bytes(store.contents["a/.asyncsync/trial.json"])
     record.checkpoints = record.checkpoints[1:]

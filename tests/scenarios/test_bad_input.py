@@ -65,10 +65,10 @@ ROWS = {
     "a file changes while it is read": "test_a_file_that_does_not_stop_changing_is_named",
     "a file of a checkpoint changes, comes or vanishes before it is durable": "test_a_checkpoint_that_changes_fails",
     "a checkpoint without a file, or with a link that leads nowhere or in a circle": "test_a_checkpoint_is_refused",
-    "a checkpoint that holds the trial's own files, or is taken twice": "test_what_is_not_its_own_is_refused",
+    "a checkpoint that holds the trial's own files, or is taken twice": "test_files_that_are_not_its_own_are_refused",
     "ranks that report different steps": "test_ranks_of_different_steps_raise",
     "a record or manifest that is damaged, or of a later format": "test_a_damaged_record_costs_its_trial",
-    "fifo, socket, device": "test_what_is_no_file_is_never_opened",
+    "fifo, socket, device": "test_pipes_and_sockets_are_never_opened",
     "symbolic link": "test_links_are_followed_inside_the_tree",
     "names that are not UTF-8, too long for the store, or contain `..`": "test_names_are_refused_before_it_is_sent",
     "remote keys with `..`, absolute, or through a link, on `pull`": "test_nothing_is_written_outside_of_the_target",
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_refused(bench: Bench, what: str) -> None:
     run_virtual(main())
 
 
-def test_what_is_not_its_own_is_refused(bench: Bench) -> None:
+def test_files_that_are_not_its_own_are_refused(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -228,7 +228,7 @@ def test_a_file_that_does_not_stop_changing_is_named(bench: Bench, tree: Path) -
     assert named() == {"a"}
 
 
-def test_what_is_no_file_is_never_opened(bench: Bench, tree: Path) -> None:
+def test_pipes_and_sockets_are_never_opened(bench: Bench, tree: Path) -> None:
     """Opening the pipe would wait for a writer for ever."""
     os.mkfifo(tree / "pipe")
     with socket.socket(socket.AF_UNIX) as server:

@@ -37,7 +37,7 @@ def test_opening_makes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["", "  ", "relative/path", "./x", "ftp://host/x", "x://", "file://host/x", "file://x"])
-def test_anything_else_is_refused_with_a_list_of_what_is_known(uri):
+def test_anything_else_is_refused_with_a_list_of_known_schemes(uri):
     with pytest.raises(ConfigError, match=r"known are an absolute path and .*s3://"):
         open_store(uri)
 

@@ -104,7 +104,7 @@ def test_no_call_can_be_added_to_the_interface_without_a_layer():
     assert methods - inherited <= own
 
 
-async def test_a_layer_of_ten_lines_counts_what_is_missing():
+async def test_a_layer_of_ten_lines_counts_missing_objects():
     store = MissingCounter(MemoryStore())
     await store.put("k", b"x")
     assert (await store.get("k"))[0] == b"x"

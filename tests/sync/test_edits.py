@@ -229,9 +229,7 @@ def test_a_directory_as_store_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_and_what_another_client_reads_from_a_real_store_is_the_same(
-    seaweedfs: servers.S3Server, tmp_path: Path
-) -> None:
+async def test_another_client_reads_the_same_from_a_real_store(seaweedfs: servers.S3Server, tmp_path: Path) -> None:
     bucket = seaweedfs.create_bucket("edits")
     editor = Editor(tmp_path / "tree", 5)
     with seaweedfs.client() as client:

@@ -131,7 +131,7 @@ def test_if_the_source_changed_only_changed_parts_are_sent(faults: Faults, big: 
     assert finish(faults, big) == 1
 
 
-def test_if_the_source_became_shorter_what_is_left_is_compared(faults: Faults, big: Path) -> None:
+def test_if_the_source_became_shorter_the_rest_is_compared(faults: Faults, big: Path) -> None:
     ends_with_all_parts(faults, big)
     os.truncate(big, 11 * MIB)
     assert finish(faults, big) == 1
@@ -209,7 +209,7 @@ def test_the_journal_knows_of_an_upload_before_it_is_asked_for(faults: Faults, b
     assert known == [1]
 
 
-def test_what_a_killed_process_left_in_a_directory_is_swept_up_by_the_next(tmp_path: Path) -> None:
+def test_the_next_process_sweeps_up_remains_of_a_killed_one(tmp_path: Path) -> None:
     store, tree = tmp_path / "store", tmp_path / "tree"
     store.mkdir()
     tree.mkdir()

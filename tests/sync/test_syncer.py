@@ -80,7 +80,7 @@ def test_a_store_that_was_emptied_is_filled_again(faults: Faults, tree: Path) ->
     assert stored() == local(tree)
 
 
-def test_only_what_changed_is_sent(faults: Faults, tree: Path) -> None:
+def test_only_changed_files_are_sent(faults: Faults, tree: Path) -> None:
     run_virtual(push(tree, "memory://b/p"))
     (tree / "a").write_bytes(b"22")
     assert run_virtual(push(tree, "memory://b/p")).files_sent == 1
@@ -259,7 +259,7 @@ def test_sync_down_brings_it_back_bit_for_bit(faults: Faults, tree: Path, tmp_pa
     assert local(tmp_path / "copy") == local(tree)
 
 
-def test_sync_down_of_nothing_says_so(faults: Faults, tmp_path: Path) -> None:
+def test_sync_down_of_nothing_raises(faults: Faults, tmp_path: Path) -> None:
     async def main() -> None:
         async with Syncer(tmp_path / "copy", "memory://b/p") as syncer:
             with pytest.raises(CheckpointIncompleteError, match="no manifest"):

@@ -74,7 +74,7 @@ async def test_chunks_and_responses_without_body_pass():
     assert proxy.log[1].received == len(BODY)
 
 
-async def test_a_rule_strikes_what_it_matches_so_often_and_so_late():
+async def test_a_rule_matches_its_requests_so_often_and_so_late():
     async with proxied() as proxy:
         rule = proxy.on("^GET .*/key", Answer(503), skip=1, times=2)
         codes = [(await ask(proxy, line))[9:12] for line in ("GET /key",) * 4 + ("GET /other", "PUT /key")]

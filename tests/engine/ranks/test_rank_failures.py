@@ -129,7 +129,7 @@ def test_a_checkpoint_incomplete_on_one_rank_fails_on_all(bench: Bench, wrong: s
     assert len(record(bench).checkpoints) == 2
 
 
-def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
+def test_a_rank_with_a_slow_upload_reports_the_failure(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, sync=SyncConfig(sync_timeout=50))
@@ -202,7 +202,7 @@ async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
 @pytest.mark.parametrize("delay", [0.0, 30.0])
-def test_a_failure_of_an_earlier_generation_says_nothing(bench: Bench, order: tuple[int, ...], delay: float) -> None:
+def test_a_failure_of_an_earlier_generation_does_not_count(bench: Bench, order: tuple[int, ...], delay: float) -> None:
     names: dict[int, str] = {}
 
     async def one(number: int, wait: float) -> None:

@@ -205,7 +205,7 @@ def test_a_step_that_all_ranks_report_is_durable_and_others_raise(bench: Bench, 
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_ranks_agree_on_what_is_lost_however_their_time_outs_fall(bench: Bench, seed: int) -> None:
+def test_ranks_agree_on_the_lost_steps_however_their_timeouts_fall(bench: Bench, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.random(dice, commit_timeout=dice.choice((1, 3, 10)))
     heard, _ = run_virtual(run(bench, plan, dice))

@@ -334,7 +334,7 @@ def test_a_rank_back_ahead_of_its_part_does_not_confirm_it(bench: Bench) -> None
     run_virtual(main())
 
 
-def test_what_a_rank_had_sent_before_it_died_is_in_nobodys_way(bench: Bench) -> None:
+def test_files_of_a_rank_that_died_do_not_interfere(bench: Bench) -> None:
     """It comes to the step again with other bytes, as training does that is not repeated bit for bit."""
 
     async def main() -> None:
@@ -395,7 +395,7 @@ def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench:
     assert len(record(bench).checkpoints) == 2
 
 
-def test_a_rank_can_give_up_what_it_has_reported(bench: Bench) -> None:
+def test_a_rank_can_give_up_a_reported_step(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -436,7 +436,7 @@ def test_all_ranks_may_give_up_a_step(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_where_one_process_trains_there_is_nobody_to_tell(bench: Bench) -> None:
+def test_a_single_process_writes_no_failure_records(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             await engine.trial("t").skip(1, "NaN")

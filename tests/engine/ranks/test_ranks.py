@@ -322,7 +322,7 @@ def test_ranks_that_cannot_be_are_refused(bench: Bench, wrong: dict[str, int]) -
         bench.engine(**wrong)
 
 
-def test_what_a_rank_that_never_came_left_undone_is_garbage_for_prune(bench: Bench) -> None:
+def test_an_incomplete_checkpoint_of_ranks_is_garbage_for_prune(bench: Bench) -> None:
     async def main() -> list[str]:
         async with rank(bench, 0, of=2, keep=CheckpointConfig(commit_timeout=10)) as zero:
             with pytest.raises(CheckpointIncompleteError):

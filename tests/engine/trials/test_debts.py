@@ -137,7 +137,7 @@ def test_a_checkpoint_named_again_by_the_record_is_not_deleted(bench: Bench) -> 
     run_virtual(main())
 
 
-def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -> None:
+def test_only_the_writer_of_a_key_aborts_uploads_without_an_id(bench: Bench) -> None:
     """The upload may be a successor's."""
 
     async def main() -> None:

@@ -33,7 +33,7 @@ ARTIFACTS = SyncConfig(sync_artifacts=True)
         "state",
     ],
 )
-def test_what_asyncsync_writes_itself_is_no_checkpoint(
+def test_asyncsyncs_own_files_cannot_be_a_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, which: str, *, owned: bool
 ) -> None:
     async def main() -> None:
@@ -85,7 +85,7 @@ def test_a_home_or_a_mount_point_is_not_taken(bench: Bench, monkeypatch: pytest.
 
 @pytest.mark.parametrize("path", ["c", "c/", "c/sub", ".", "link", "link/sub", "c/sub/../sub", "c/sub/b"])
 @pytest.mark.parametrize("taken_first", [True, False])
-def test_what_a_pending_checkpoint_consists_of_is_not_given_to_another(
+def test_files_of_a_pending_checkpoint_are_not_given_to_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str, *, taken_first: bool
 ) -> None:
     root = bench.tmp_path / "work"

@@ -117,7 +117,7 @@ async def bucket(gcs_strict, store, tmp_path):
 
 @pytest.mark.parametrize("said", FOREIGN)
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_a_success_that_says_something_else_is_a_failed_request(bucket, store, objects, tmp_path, name, said):
+async def test_a_success_with_another_result_is_a_failed_request(bucket, store, objects, tmp_path, name, said):
     """Nothing was done: nobody may believe that it was."""
     if said in EMPTY.get(name, ()):
         return
@@ -179,7 +179,7 @@ def id_of(fields):
 
 @pytest.mark.parametrize("fields", OF_ALL, ids=id_of)
 @pytest.mark.parametrize("name", ["put", "last chunk", "compose", "rewrite to create", "head"])
-async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store, tmp_path, name, fields):
+async def test_every_field_of_a_result_must_be_as_documented(bucket, store, tmp_path, name, fields):
     if name == "head" and fields == {"size": "3"}:
         return  # the caller does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
@@ -188,7 +188,7 @@ async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store,
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=id_of)
-async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket, store, fields):
+async def test_every_field_of_a_listed_object_must_be_as_documented(bucket, store, fields):
     if fields in ({"size": "3"}, {"name": "p/new "}):
         return  # so they may be
     bucket.faults.append(Fault("prefix=", 1, change=changed(**fields)))
@@ -271,7 +271,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
         {"kind": []},
     ],
 )
-async def test_a_page_has_what_was_asked_for(bucket, store, more):
+async def test_a_page_has_the_requested_items(bucket, store, more):
     said = json.dumps({"kind": "storage#objects", **more}).encode()
     bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     with pytest.raises(UnavailableError, match="list gs://conformance/p/: not a response"):
@@ -337,7 +337,7 @@ async def test_a_missing_bucket_is_reported_from_inside_a_batch_too(bucket, stor
         await store.delete(["old", "more"])
 
 
-async def test_what_an_error_means_is_not_read_from_the_name_of_an_object(bucket, store):
+async def test_the_name_of_an_object_does_not_change_the_kind_of_an_error(bucket, store):
     await store.delete(["there is no bucket"])
     with pytest.raises(NotFoundError) as caught:
         await store.head("there is no bucket")

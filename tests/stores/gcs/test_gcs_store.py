@@ -87,7 +87,7 @@ def test_a_refused_checksum_is_no_conflict(status, message):
     assert (type(error), error.retryable) == (IntegrityError, True)
 
 
-def test_a_missing_bucket_is_known_from_what_servers_say_of_it():
+def test_a_missing_bucket_is_recognised_from_each_servers_response():
     for message in ("The specified bucket does not exist.", "Bucket b does not exist."):
         said = json.dumps({"error": {"message": message}}).encode()
         assert "there is no bucket 'b'" in str(failure("list", "gs://b/x", 404, {}, said))
@@ -513,7 +513,7 @@ async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix
     assert (await store.put("x", b"1")).modified == unix
 
 
-async def test_where_the_time_of_a_change_is_not_told_that_of_the_making_counts(gcs_strict, store):
+async def test_without_a_time_of_change_the_time_of_creation_counts(gcs_strict, store):
     def change(body):
         document = json.loads(body)
         document["timeCreated"] = document.pop("updated")
@@ -535,7 +535,7 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
     assert len(gcs_strict.requests("POST /batch")) == len(gcs_strict.seen) == 3
 
 
-def test_responses_of_a_batch_belong_to_their_calls_in_whatever_order():
+def test_responses_of_a_batch_belong_to_their_calls_in_any_order():
     answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
     said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
     assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
@@ -895,7 +895,7 @@ async def test_an_append_whose_response_was_lost_is_no_conflict(gcs_strict, guar
     assert objects["p/x"].data == b"oldtail"
 
 
-async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict, store, objects):
+async def test_parts_that_cannot_be_removed_after_a_compose_stay_for_prune(gcs_strict, store, objects):
     upload, parts = await upload_of(store, "x", [b"1"])
     gcs_strict.faults.append(Fault("batch", 1, 403))
     await store.complete_multipart(upload, parts)
@@ -906,7 +906,7 @@ async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"cut": 0}, {"lose": True}], ids=str)
 @pytest.mark.parametrize("request_", ["GET .*prefix=", "batch"])
 @pytest.mark.parametrize("version", [None, MISSING])
-async def test_what_is_not_removed_at_once_after_a_compose_is_removed_later(
+async def test_parts_not_removed_after_a_compose_are_removed_later(
     gcs_strict, guarded, objects, request_, fault, version
 ):
     upload, parts = await upload_of(guarded, "x", [b"1", b"2"])

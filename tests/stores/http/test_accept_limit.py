@@ -81,7 +81,7 @@ def test_where_times_vary_by_chance_few_stay_few():
 
 
 @pytest.mark.parametrize("room", [12, 30])
-def test_a_far_server_is_given_what_it_can_serve(room):
+def test_a_far_server_gets_as_many_connections_as_it_can_serve(room):
     acceptance = Acceptance(MOST)
     served(acceptance, 20_000, lambda n: 0.03 * max(1, n / room))
     assert room * 0.75 <= acceptance.limit <= room * 1.5

@@ -92,7 +92,7 @@ async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(
         assert len(made) == 1
 
 
-async def test_a_download_that_is_cut_says_how_much_came(wire):
+async def test_a_truncated_download_names_the_received_bytes(wire):
     async with wire.serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="1000 of 5000"):
             await fetched(http, 5000)
@@ -410,7 +410,7 @@ async def test_another_size_than_was_expected_is_a_break(wire):
             await fetched(http, 12)
 
 
-async def test_a_body_that_must_be_fetched_tells_its_length(wire):
+async def test_a_body_that_must_be_fetched_has_a_known_length(wire):
     async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="does not say how long"):
             await fetched(http, None)

@@ -157,7 +157,7 @@ async def test_an_error_inside_a_200_is_that_error(plane, call, document):
         assert "not you" in str(error)
 
 
-async def test_what_the_key_is_called_changes_no_meaning():
+async def test_the_name_of_a_key_does_not_change_the_error():
     body = b"<Error><Code>SlowDown</Code><Key>&lt;Code>AccessDenied&lt;/Code></Key></Error>"
     assert type(await failure("complete", reply(body=body))) is ThrottledError
 
@@ -176,7 +176,7 @@ async def test_a_result_is_read_as_xml_is_read(plane, call):
             assert "abc" in (getattr(made, "version", ""), getattr(made, "etag", "")) or made.upload_id == "u"
 
 
-async def test_an_error_document_that_was_cut_still_says_what_it_is():
+async def test_a_truncated_error_document_still_shows_its_code():
     body = b"<Error><Code>SlowDown</Code><Message>more tha"
     raw = b"HTTP/1.1 503 Busy\r\nContent-Length: 500\r\nConnection: close\r\n\r\n" + body
     assert type(await failure("put", raw)) is ThrottledError

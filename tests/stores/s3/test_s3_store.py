@@ -217,7 +217,7 @@ async def test_nobody_listening_is_unavailable():
             await store.head("k")
 
 
-async def test_no_credentials_are_said_to_be_missing():
+async def test_missing_credentials_are_reported():
     store = S3Store("bucket", "p", options={"endpoint_url": "http://127.0.0.1:1", "region": "r"})
     with pytest.raises(AccessDeniedError, match="credentials"):
         await store.head("k")
@@ -314,7 +314,7 @@ async def test_a_server_that_never_responds_ends_the_request():
             await store.head("k")
 
 
-async def test_the_watchdog_cuts_only_what_stands_still():
+async def test_the_watchdog_cuts_only_stalled_requests():
     class Body:
         seen, since, stalled, at = -1, 0.0, False, 0
 
@@ -465,7 +465,7 @@ async def test_a_copy_is_read_back_only_if_its_response_lacks_the_result(answer,
 
 
 @pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
-async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+async def test_an_older_object_at_the_target_is_not_taken_for_the_copy(there):
     def say(request):
         if request.method == "PUT":
             return copied(etag="abc")
@@ -668,7 +668,7 @@ async def test_an_unknown_profile_is_a_setting_that_cannot_be_used():
         await S3Store("bucket", "", options={"profile": "nobody"}).__aenter__()
 
 
-async def test_a_closed_store_says_so():
+async def test_a_closed_store_raises():
     store = S3Store("bucket", "", options=KEYS)
     await store.close()
     await store.close()

@@ -66,7 +66,7 @@ async def test_a_slow_disk_gets_further_threads(visits):
     assert sorted(visits) == [1, MANY, MANY]
 
 
-async def test_each_gets_what_became_of_its_own_file(visits):
+async def test_each_waiter_gets_the_result_of_its_own_file(visits):
     full = OSError("full")
     shelf, first = Shelf(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(result=full), Door(result=False), Door()])

@@ -51,7 +51,7 @@ async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exce
 
 
 @pytest.mark.virtual_time
-async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
+async def test_a_confirm_since_then_is_not_repeated() -> None:
     """A write counts as well; requests before ``since`` do not, nor does one with a lost response."""
     store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ async def test_a_save_is_never_skipped_while_a_write_is_unsure() -> None:
 @pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("landed", [True, False])
 @pytest.mark.parametrize("question", ["save", "confirm"])
-async def test_another_writer_is_noticed_whatever_is_unsure(lost: int, landed: bool, question: str) -> None:
+async def test_another_writer_is_noticed_despite_unsure_writes(lost: int, landed: bool, question: str) -> None:
     document = Document()
     await document.file.save(document.store)
     for number in range(lost):

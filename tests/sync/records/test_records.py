@@ -332,7 +332,7 @@ async def test_a_trial_copied_under_another_name_continues_under_that_name(store
     assert TrialRecord.from_bytes(store.contents["c/.asyncsync/trial.json"]).name == "c"
 
 
-async def test_what_a_later_asyncsync_wrote_is_there_after_this_one_continued(store, tmp_path):
+async def test_fields_of_a_later_asyncsync_survive_this_one(store, tmp_path):
     async with engine_of(tmp_path) as engine:  # so that b has files of its own in a manifest
         await engine.trial("b").report({"loss": 1.0})
     for key in ("b/.asyncsync/trial.json", ".asyncsync/experiment.json", "b/.asyncsync/manifest.json"):

@@ -92,7 +92,7 @@ def test_a_file_with_other_bytes_everywhere_is_sent_once(faults, tree) -> None:
 
 
 @pytest.mark.parametrize("edit", ["append", "patch", "touch", "rename", "rewrite", "grow past the threshold"])
-def test_the_plan_says_what_a_sync_then_does(faults, tree, edit) -> None:
+def test_the_plan_equals_the_sync(faults, tree, edit) -> None:
     """Bytes and requests."""
     small = 7 * MIB if edit == "grow past the threshold" else 32 * MIB
     (tree / "f").write_bytes(noise(small))
@@ -432,7 +432,7 @@ def test_a_log_that_is_edited_without_growing_is_read_whole(faults, tree, monkey
     assert stored() == local(tree)
 
 
-def test_a_dry_run_trusts_what_the_sync_then_trusts(faults, tree, monkeypatch) -> None:
+def test_a_dry_run_trusts_the_same_files_as_the_sync(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
     path = tree / "train.log"
     path.write_bytes(noise(42 * MIB))

@@ -84,7 +84,7 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-def test_it_notices_what_is_taken_out(
+def test_it_notices_a_removed_safeguard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
 ) -> None:
     plant(monkeypatch)
