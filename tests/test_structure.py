@@ -44,6 +44,7 @@ SAME_BASENAME = {
     "multipart": "the life of an upload to any store; uploads of the store of files",
     "options": "options of the command; of every store; of one store",
     "ranks": "the pure rules; the wait for the other ranks",
+    "retry": "whole operations; single requests",
     "status": "the public data; how the engine fills them",
 }
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""

@@ -47,7 +47,7 @@ def test_sizes_have_binary_and_decimal_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "1 XB", "1e3", "ten", "1/s/s"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid size"):
         parse_size(text)
 

@@ -72,7 +72,7 @@ def test_a_meter_knows_how_far_a_transfer_came() -> None:
     assert meter.text() == "1 of 3 files, 1.0 KiB of 4.0 KiB"
 
 
-def test_a_summary_tells_what_travelled() -> None:
+def test_a_summary_shows_the_transferred_bytes() -> None:
     report = SyncReport(
         bytes_total=3072, files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1
     )

@@ -89,7 +89,7 @@ async def test_of_another_version_without_a_checksum_the_bytes_decide(store, sam
 
 @pytest.mark.parametrize("deep", [False, True])
 async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_path, deep):
-    """No store knows a checksum there; a copy of the whole directory is right, though all its versions are others."""
+    """The local store knows no checksum; a copy of its directory is correct although all versions differ."""
     async with open_store(tmp_path / "store") as store:
         await put_tree(store, "", {"same-size": b"1" * 1000, "touched": b"2" * 1000, "kept": b"3"})
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
@@ -101,7 +101,7 @@ async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_p
 
 
 @pytest.mark.parametrize("deep", [False, True])
-async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep):
+async def test_retention_during_a_check_is_not_a_finding(store, deep):
     """At the n-th request, for every n: the record names 1 alone, then 0 is deleted, manifest first."""
     record = TrialRecord.from_bytes(store.contents["a/.asyncsync/trial.json"])
     record.checkpoints = record.checkpoints[1:]
@@ -147,7 +147,7 @@ async def test_bytes_that_rot_are_only_seen_by_reading_them(store):
     assert (list(report.damaged), report.replaced) == (["a/checkpoint_000001/model.bin"], [])
 
 
-async def test_damage_in_a_part_is_told_with_its_place(store):
+async def test_damage_in_a_part_is_reported_with_its_place(store):
     await put_tree(store, "p/", {"big": b"b" * (3 * MIB)}, part_size=MIB)
     store.damage("p/big", b"b" * 2 * MIB + b"c" * MIB)
     report = await verify(f"{URI}/p", deep=True)
@@ -181,7 +181,7 @@ async def test_records_and_manifests_that_cannot_be_read_are_damage(store, key):
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("key", ["a/.asyncsync/trial.json", ".asyncsync/experiment.json", "a/.asyncsync/manifest.json"])
 async def test_a_digit_that_rotted_in_a_record_or_manifest_is_damage(store, key):
-    """It would still parse; the checksum of the store tells."""
+    """The document would still parse; the checksum of the store shows the damage."""
     store.damage(key, store.contents[key].replace(b"1", b"2", 1))
     assert key in (await verify(URI)).damaged
 

@@ -21,7 +21,7 @@ MIB = 1 << 20
 SIZES = {"small": 20_000, "middle": 2 * MIB, "large": 6 * MIB}
 SPLIT = {"multipart_threshold": 5 * MIB, "part_size": 5 * MIB}
 PATIENCE = {"stall_timeout": 1.0}
-"""Only where a fault stands still: on a busy machine a healthy answer may take as long."""
+"""Only for faults that stall: on a busy machine a healthy response may take as long."""
 DATA = {name: Random(name).randbytes(size) for name, size in SIZES.items()}
 
 
@@ -100,9 +100,10 @@ UPLOADS = {
 
 
 @pytest.mark.parametrize("fault", UPLOADS.values(), ids=UPLOADS.keys())
-async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
-    """A small body, one that is streamed, a part, and the manifest, whose conditional write is no conflict with
-    itself."""
+async def test_uploads_of_all_kinds_survive_and_arrive_complete(link, fault):
+    """A small body, a streamed one, a part, and the manifest, whose retried conditional write does not conflict with
+    itself.
+    """
     async with link(**patience(fault)) as it:
         rules = [it.proxy.on(f"^PUT .*/{which}", fault) for which in ("small", "middle", "large[?]partNumber=1")]
         early = Flip("request", 77, bit=5) if isinstance(fault, Flip) else fault
@@ -112,7 +113,7 @@ async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
         assert [rule.struck for rule in rules] == [1, 1, 1, 1]
         assert report.bytes_sent == sum(SIZES.values())
         if not patience(fault):
-            assert it.sent_again() < 5 * MIB + 2 * MIB + 30_000  # what was struck, once, and the manifest
+            assert it.sent_again() < 5 * MIB + 2 * MIB + 30_000  # the faulty request once more, and the manifest
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ async def train(engine: SyncEngine, bench: Bench, number: int) -> None:
 
 
 def load(engine: SyncEngine) -> dict[str, int]:
-    """Whatever could grow while nothing gets through."""
+    """Sizes of all that could grow while the store is unreachable."""
     status = engine.status()
     return {
         "tasks": len(asyncio.all_tasks()),
@@ -102,7 +102,7 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
             while not engine.status().store_healthy:
                 await asyncio.sleep(0.01)
             back = loop.time()
-            while engine.status().durability_lag > loop.time() - back + 0.01:  # of what there was before
+            while engine.status().durability_lag > loop.time() - back + 0.01:  # of the level before
                 await asyncio.sleep(0.01)
             return back - gone, loop.time() - back
 

@@ -13,7 +13,7 @@ heard: list[bytes] = []
 
 @asynccontextmanager
 async def proxied(**options):
-    """A proxy in front of a server that keeps what it hears and sends a body back."""
+    """A proxy in front of a server that keeps each request and sends a body back."""
     heard.clear()
 
     async def serve(reader, writer):
@@ -66,7 +66,7 @@ async def test_bytes_pass_as_they_are_in_both_directions():
     assert (seen.line, seen.sent, seen.received, seen.status) == ("PUT /key HTTP/1.1", 102400, 102400, 200)
 
 
-async def test_chunks_and_answers_without_body_pass():
+async def test_chunks_and_responses_without_body_pass():
     async with proxied() as proxy:
         assert (await ask(proxy, "HEAD /key")).startswith(b"HTTP/1.1 200")
         answer = await ask(proxy, "GET /chunked", most=len(BODY) + 21)
@@ -74,7 +74,7 @@ async def test_chunks_and_answers_without_body_pass():
     assert proxy.log[1].received == len(BODY)
 
 
-async def test_a_rule_strikes_what_it_matches_so_often_and_so_late():
+async def test_a_rule_matches_its_requests_so_often_and_so_late():
     async with proxied() as proxy:
         rule = proxy.on("^GET .*/key", CannedResponse(503), skip=1, times=2)
         codes = [(await ask(proxy, line))[9:12] for line in ("GET /key",) * 4 + ("GET /other", "PUT /key")]
@@ -95,7 +95,7 @@ async def test_a_share_is_random_and_the_same_each_time():
     assert 4 < struck[0].count(503) < 18
 
 
-async def test_an_early_answer_does_not_wait_for_the_body():
+async def test_an_early_response_does_not_wait_for_the_body():
     async with proxied() as proxy:
         proxy.on(".", CannedResponse(403, "AccessDenied", {"Retry-After": "7"}, early=True))
         answer = await ask(proxy, body=b"x" * 100)
@@ -117,14 +117,14 @@ async def test_a_request_ends_in_the_middle_of_its_body(after):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_an_answer_ends_in_the_middle_of_its_body(reset):
+async def test_a_response_ends_in_the_middle_of_its_body(reset):
     async with proxied() as proxy:
         proxy.on(".", BreakResponse(70_000, reset=reset))
         with pytest.raises(ConnectionResetError if reset else asyncio.IncompleteReadError):
             await ask(proxy)
 
 
-async def test_a_lost_answer_is_one_whose_request_was_heard():
+async def test_a_lost_response_is_one_whose_request_was_heard():
     async with proxied() as proxy:
         proxy.on(".", BreakResponse())
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):

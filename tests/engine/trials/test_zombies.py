@@ -67,7 +67,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
-    """Not even with its last sync. What it heard of the store in the second before does count."""
+    """Not even in its last sync. Responses of the second before do count."""
 
     async def main() -> None:
         with pytest.raises(AsyncsyncError):
@@ -135,7 +135,7 @@ def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> N
                         assert isinstance(await sync, AsyncsyncError)
 
     run_virtual(main())
-    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # what was under way is not ended
+    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # requests in flight are not ended
 
 
 async def swallow(work: Awaitable[object]) -> Exception | None:
@@ -146,8 +146,8 @@ async def swallow(work: Awaitable[object]) -> Exception | None:
     return None
 
 
-def test_what_was_retired_does_not_come_back_with_a_successor(bench: Bench) -> None:
-    """The record goes first, then the data: who comes in between must not take it for one that was never named."""
+def test_a_retired_checkpoint_does_not_come_back_with_a_successor(bench: Bench) -> None:
+    """The record is written first, then the data are deleted: a process that starts in between must not adopt them."""
 
     async def main() -> list[str]:
         hang = bench.faults.hang(operation="delete", key="checkpoint_000000")

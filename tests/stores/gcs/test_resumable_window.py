@@ -50,7 +50,7 @@ async def test_parts_side_by_side_have_one_chunk_between_them(bodies):
     assert all(take.done() for take in takes)
 
 
-async def test_who_is_cancelled_while_waiting_has_taken_nothing():
+async def test_a_waiter_that_is_cancelled_has_taken_nothing():
     shared = window(bodies=2)
     assert [await shared.take(GIB), await shared.take(GIB)] == [MIN_CHUNK_SIZE, MIN_CHUNK_SIZE]
     third = asyncio.ensure_future(shared.take(GIB))

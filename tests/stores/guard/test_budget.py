@@ -128,7 +128,7 @@ async def test_a_slot_granted_in_the_tick_of_the_cancel_goes_to_the_next():
 
 
 class Server:
-    """Answers ``capacity`` requests a second, each ``delay`` seconds after its turn came."""
+    """Serves ``capacity`` requests a second, each ``delay`` seconds after its turn."""
 
     def __init__(self, capacity, delay):
         self.gap, self.delay, self.free = 1 / capacity, delay, 0.0
@@ -185,7 +185,7 @@ async def test_a_store_that_becomes_slower_by_itself_does_not_cost_slots():
 
 
 async def test_few_requests_begin_in_one_turn_of_the_loop():
-    """Whoever sleeps in the loop is woken in between; and none waits longer than it has to."""
+    """Other tasks of the loop run in between, and no request waits longer than necessary."""
     budget, begun, seen = Budget(), 0, []
 
     async def one():
@@ -205,7 +205,7 @@ async def test_few_requests_begin_in_one_turn_of_the_loop():
 
 
 @virtual
-async def test_who_waits_for_the_next_turn_only_says_nothing_of_the_slots():
+async def test_a_wait_of_one_turn_does_not_count_against_the_slots():
     budget = Budget()
     for _ in range(20):
         await requests(budget, Server(1e6, 0.03), INITIAL_SLOTS)
@@ -380,7 +380,7 @@ async def test_bandwidth_is_exact_within_5_percent_over_10_seconds(rate, body):
 
 @virtual
 async def test_large_bodies_paying_in_steps_keep_the_limit_and_none_starves():
-    """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and who has begun is not kept waiting."""
+    """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and a body that has begun is not kept waiting."""
     budget, loop = Budget(bandwidth_limit=1e6), asyncio.get_running_loop()
     moved, gaps = [], []
 

@@ -106,7 +106,7 @@ def test_what_the_other_system_has_was_not_dropped():
 
 
 class Server:
-    """Answers one request a connection; ``keep``: and keeps that."""
+    """Serves one request a connection; ``keep``: keeps the connection open."""
 
     def __init__(self, *, keep):
         self.keep = keep
@@ -203,7 +203,7 @@ async def test_a_connection_that_is_not_taken_at_once_is_tried_once_more(monkeyp
     assert (http.busy, http._pool._fresh) == (0, 0)
 
 
-async def test_a_server_that_cannot_be_reached_is_told(monkeypatch):
+async def test_a_server_that_cannot_be_reached_is_reported(monkeypatch):
     async def never(*args, **options):
         raise TimeoutError
 

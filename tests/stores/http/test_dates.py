@@ -40,7 +40,7 @@ def test_a_date_is_read_against_the_clock_of_the_response(ahead):
 
 
 @pytest.mark.parametrize("asked", ["", "soon", "-1", "²", "1e9", "9" * 5000, "Fri, 31 Dec 99999 23:59:59 GMT"])
-def test_what_is_no_pause_is_none(asked):
+def test_an_invalid_pause_is_none(asked):
     assert retry_after({"retry-after": asked}) is None
 
 

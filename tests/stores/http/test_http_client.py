@@ -75,7 +75,7 @@ async def test_a_body_without_a_length_ends_with_the_connection(wire):
         assert (await http.send(REQUEST, None)).content == b"until the end"
 
 
-async def test_an_answer_to_head_has_no_body_whatever_it_says(wire):
+async def test_a_response_to_head_has_no_body_whatever_its_headers(wire):
     async with wire.serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
         for _ in range(2):
             assert (await http.send(REQUEST, None, bodiless=True)).headers["content-length"] == "1000"
@@ -96,7 +96,7 @@ async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(
         assert len(made) == 1
 
 
-async def test_a_download_that_is_cut_says_how_much_came(wire):
+async def test_a_truncated_download_names_the_received_bytes(wire):
     async with wire.serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="1000 of 5000"):
             await fetched(http, 5000)
@@ -132,7 +132,7 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * INPUT_BUFFER_SIZE,
     ],
 )
-async def test_what_is_not_http_is_a_broken_exchange(wire, raw):
+async def test_a_response_that_is_not_http_is_a_broken_exchange(wire, raw):
     async with wire.serving([raw]) as (http, _):
         with pytest.raises(BrokenError, match=r"not an HTTP|not a Content-Length|not a chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
@@ -144,7 +144,7 @@ async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
         await http.send(REQUEST, None)
         made[0].close()
         await made[0].wait_closed()
-        await asyncio.sleep(0.01)  # its end travels to us
+        await asyncio.sleep(0.01)  # its end arrives
         await http.send(REQUEST, None)
         assert len(made) == 2
 
@@ -165,7 +165,9 @@ async def test_a_cancelled_request_frees_its_place(wire):
 
 
 async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
-    """What a server got of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the beginning only."""
+    """The bytes that a server received of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the
+    beginning only.
+    """
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     got = bytearray()
@@ -187,7 +189,7 @@ async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
 
 
 @pytest.mark.parametrize("size", [70_000, 3 * MIB, 12 * MIB])
-async def test_a_range_of_a_file_arrives_whole(wire, tmp_path, size):
+async def test_a_range_of_a_file_arrives_complete(wire, tmp_path, size):
     got, sent = await body_of(wire, tmp_path, size)
     assert got == sent
 
@@ -213,8 +215,9 @@ OK = answer(ETag='"abc"', Content_Length=0)
 
 @asynccontextmanager
 async def hasty(wire, *, read=0, before=b"", after=b""):
-    """A client of a server that answers 200 when it has the head and ``read`` bytes of the body, and reads no further
-    until it is told to (the event that is yielded). ``before`` and ``after``: sent around the answer."""
+    """A client of a server that responds 200 after the head and ``read`` bytes of the body, and reads on only when the
+    yielded event is set. ``before`` and ``after``: sent around the response.
+    """
     over, got = asyncio.Event(), bytearray()
 
     async def accept(reader, writer):
@@ -278,7 +281,7 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
 @pytest.mark.parametrize("size", [10, 20_000, 65_537, MIB, 9 * MIB])
-async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
+async def test_an_interim_response_is_not_the_response(wire, tmp_path, kind, size):
     """A server may say so at any time, several times."""
     interim = answer(status="100 Continue") + answer(status="103 Early Hints", Link="</x>")
     got = []
@@ -302,7 +305,7 @@ async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_quick_answer_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
+async def test_a_quick_response_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
     async def accept(reader, writer):
         try:
             while await asked(reader):
@@ -411,7 +414,7 @@ async def test_another_size_than_was_expected_is_a_break(wire):
             await fetched(http, 12)
 
 
-async def test_a_body_that_must_be_fetched_tells_its_length(wire):
+async def test_a_body_that_must_be_fetched_has_a_known_length(wire):
     async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="does not give its length"):
             await fetched(http, None)

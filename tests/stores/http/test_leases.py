@@ -26,7 +26,7 @@ def wire(request):
 
 
 class Got:
-    """What one connection brought: its bytes, and how it ended."""
+    """The bytes of one connection, and how it ended."""
 
     def __init__(self):
         self.data, self.end = bytearray(), ""
@@ -34,8 +34,9 @@ class Got:
 
 @asynccontextmanager
 async def recording(wire, size, *, slow=False):
-    """A client, and what its server got on each connection; it answers when a whole request is there. ``slow``: it
-    reads little at once, so that all buffers on the way are full."""
+    """A client, and the bytes that its server received on each connection; it responds to a complete request.
+    ``slow``: it reads little at a time, so that all buffers on the way are full.
+    """
     seen = []
 
     async def accept(reader, writer):
@@ -67,7 +68,7 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
             through = True
         except LeaseExpiredError:
             assert http.busy == 0
-            assert lease.checks == last  # whoever was told so looks no more
+            assert lease.checks == last  # after expiry no further check follows
         while len(seen) > before and not seen[-1].end:
             await asyncio.sleep(0)
         if not through and last == 1:
@@ -77,7 +78,7 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
 
 @KINDS
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_request_whose_lease_expires_at_any_look_never_becomes_whole(wire, tmp_path, kind, size):
+async def test_a_request_whose_lease_expires_at_any_look_never_becomes_complete(wire, tmp_path, kind, size):
     data = os.urandom(size)
     async with recording(wire, size) as (http, seen):
         looks = await until_it_is_through(http, seen, kind, data, tmp_path)

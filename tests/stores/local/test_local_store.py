@@ -382,7 +382,7 @@ def refusing(code):
 
 @pytest.fixture(params=["links", "renames", "neither"])
 def names(request, monkeypatch):
-    """What the file system has, to give a file a name that is not taken."""
+    """The system calls that name a file without replacing another."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     if request.param == "neither":
@@ -671,7 +671,7 @@ async def test_an_upload_that_loses_a_race_can_still_be_aborted(store, root):
     assert (await store.get("x"))[0] == b"theirs"
 
 
-async def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(store, root):
+async def test_a_sweep_removes_only_remains_of_killed_writers(store, root):
     await store.put("deep/object", b"whole")
     upload = await store.create_multipart("deep/large")
     await store.put_part(upload, 1, 0, b"part")

@@ -39,7 +39,7 @@ def normal(request):
 
 
 def refusing(prefix, *answers):
-    """Each request with such a header gets one of the answers, the last again and again."""
+    """Each request with such a header gets the next of the responses, the last one repeatedly."""
     left = list(answers)
 
     def answer(request):

@@ -101,7 +101,7 @@ async def test_a_length_that_head_does_not_tell_is_found_out_with_a_byte(length,
         assert (await store.head("k")).size == size
 
 
-async def test_a_length_that_nobody_tells_is_unknown_and_not_nothing():
+async def test_a_missing_length_is_unknown_not_zero():
     def say(request):
         return b'HTTP/1.1 200 OK\r\nETag: "e"\r\n\r\n' if request.method == "HEAD" else reply("400 Bad Request")
 
@@ -110,7 +110,7 @@ async def test_a_length_that_nobody_tells_is_unknown_and_not_nothing():
             await store.head("k")
 
 
-async def test_a_store_without_etags_is_told_to_have_none():
+async def test_a_store_without_etags_is_reported_to_have_none():
     async with scripted([reply(), reply()]) as (store, _):
         with pytest.raises(StoreError, match="ETag"):
             await store.head("k")
@@ -165,7 +165,7 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
     assert len(script.requests) < 4 * circle + 4
 
 
-async def test_a_page_that_says_more_and_not_where_is_an_error():
+async def test_a_truncated_page_without_a_token_is_an_error():
     for token in (None, "", " "):
         async with scripted([page(["a"], token)]) as (store, _):
             with pytest.raises(StoreError, match="no token of the next one"):

@@ -126,7 +126,7 @@ async def test_a_head_for_the_wrong_region_learns_the_right_one(status, header):
     assert asked == ["HEAD", "HEAD", "HEAD"] if header else ["HEAD", "GET", "HEAD", "HEAD"]
 
 
-async def test_a_head_that_is_refused_tells_the_reason_that_a_get_of_a_byte_has():
+async def test_a_refused_head_has_the_reason_of_a_get_of_one_byte():
     def say(request):
         return reply("403 Forbidden") if request.method == "HEAD" else fault("403 Forbidden", "InvalidAccessKeyId")
 

@@ -36,7 +36,7 @@ from asyncsync.stores.s3.store import S3Store
 MIB = 1 << 20
 
 
-# What is sent
+# Requests
 
 
 async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
@@ -107,7 +107,7 @@ async def test_the_environment_names_the_endpoint(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB + 7])
-async def test_a_file_range_arrives_whole(tmp_path, size):
+async def test_a_file_range_arrives_complete(tmp_path, size):
     data = bytes(range(256)) * (size // 256 + 1)
     path = tmp_path / "f"
     path.write_bytes(b"head" + data[:size] + b"tail")
@@ -142,7 +142,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
                     assert not caught.value.retryable
 
 
-# What comes back
+# Responses
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, erro
     assert len(script.requests) == 1
 
 
-async def test_retry_after_is_told_in_seconds():
+async def test_retry_after_is_reported_in_seconds():
     async with scripted([fault("503 Slow", "SlowDown", Retry_After="7")]) as (store, _):
         with pytest.raises(ThrottledError) as caught:
             await store.put("k", b"data")
@@ -217,7 +217,7 @@ async def test_nobody_listening_is_unavailable():
             await store.head("k")
 
 
-async def test_no_credentials_are_said_to_be_missing():
+async def test_missing_credentials_are_reported():
     store = S3Store("bucket", "p", options={"endpoint_url": "http://127.0.0.1:1", "region": "r"})
     with pytest.raises(AccessDeniedError, match="credentials"):
         await store.head("k")
@@ -288,7 +288,7 @@ async def test_a_file_shorter_than_promised_is_a_changed_source(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
-async def test_a_file_that_has_gone_is_the_plain_error_of_the_disk(tmp_path, size):
+async def test_a_missing_file_is_the_plain_error_of_the_disk(tmp_path, size):
     async with scripted(lambda request: OK) as (store, _):
         with pytest.raises(FileNotFoundError) as caught:
             await store.put("k", FileRange(str(tmp_path / "gone"), 0, size), crc32c=0)
@@ -304,7 +304,7 @@ async def test_a_server_that_stops_reading_ends_the_request():
             await store.put("k", bytes(64 * MIB))
 
 
-async def test_a_server_that_never_answers_ends_the_request():
+async def test_a_server_that_never_responds_ends_the_request():
     async with scripted(lambda request: None, stall_timeout=0.2) as (store, _):
         with pytest.raises(UnavailableError):
             await store.put("k", b"data")
@@ -314,7 +314,7 @@ async def test_a_server_that_never_answers_ends_the_request():
             await store.head("k")
 
 
-async def test_the_watchdog_cuts_only_what_stands_still():
+async def test_the_watchdog_cuts_only_stalled_requests():
     class Body:
         seen, since, stalled, at = -1, 0.0, False, 0
 
@@ -339,7 +339,7 @@ async def test_the_watchdog_cuts_only_what_stands_still():
     assert (moving.stalled, still.stalled) == (False, True)
 
 
-async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error_told():
+async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error():
     refusal = fault("403 Forbidden", "AccessDenied", Connection="close")
     async with scripted([refusal], read_bodies=False) as (store, _):
         with pytest.raises((AccessDeniedError, UnavailableError)):
@@ -359,7 +359,7 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
         assert store._bucket.opened.transport.busy == 0
 
 
-# What is put right once
+# Errors that are corrected once
 
 
 @pytest.mark.parametrize("call", ["put", "copy"])
@@ -465,7 +465,7 @@ async def test_a_copy_is_read_back_only_if_its_response_lacks_the_result(answer,
 
 
 @pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
-async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+async def test_an_older_object_at_the_target_is_not_taken_for_the_copy(there):
     def say(request):
         if request.method == "PUT":
             return copied(etag="abc")
@@ -504,7 +504,7 @@ async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
 
 
 class Bucket:
-    """What a server says that knows, or does not know, that a copy may create only."""
+    """A server that supports, or does not support, create-only copies."""
 
     def __init__(self, say):
         self.say, self.keys = say, {"/bucket/p/a"}
@@ -585,19 +585,19 @@ async def test_a_copied_part_names_its_range():
 
 
 async def test_more_than_one_request_may_copy_is_refused_before_it_is_asked_for():
-    """An upload that copies it in parts is for the caller to open, who knows what to do about it after a cancel."""
+    """The caller has to open an upload for a copy in parts, because it cleans up after a cancel."""
     async with scripted([]) as (store, script):
         with pytest.raises(StoreError, match="copy it in parts"):
             await store.copy("a", "k", if_source_version="old", size=(5 << 30) + 1)
     assert not script.requests
 
 
-async def test_many_are_deleted_in_one_request_and_failures_are_told():
+async def test_many_are_deleted_in_one_request_and_failures_are_reported():
     failed = "".join(f"<Error><Key>p/{n}</Key><Code>NoSuchKey</Code></Error>" for n in range(3000))
     denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]
     async with scripted([reply(body=body) for body in answers]) as (store, script):
-        await store.delete(["a&\n", "b<"])  # more than 64 KiB of what was not there anyway
+        await store.delete(["a&\n", "b<"])  # more than 64 KiB of missing keys
         with pytest.raises(AccessDeniedError, match="s3://bucket/p/b<"):
             await store.delete(["a", "b<"])
     request = script.requests[0]
@@ -668,7 +668,7 @@ async def test_an_unknown_profile_is_a_setting_that_cannot_be_used():
         await S3Store("bucket", "", options={"profile": "nobody"}).__aenter__()
 
 
-async def test_a_closed_store_says_so():
+async def test_a_closed_store_raises():
     store = S3Store("bucket", "", options=KEYS)
     await store.close()
     await store.close()
