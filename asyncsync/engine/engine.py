@@ -58,22 +58,22 @@ class SyncEngine:
     exception tries the same for ``exit_grace`` seconds, and adds a note to that exception that lists what is not
     durable.
 
-      Args:
-          run: name, location and settings of the experiment.
-          local_dir: parent of the trial directories, ``{local_dir}/{run.name}/{trial}``. Default: ``runs`` in asyncsync's
-              state directory.
-          resume: continue the experiment if it exists. False: raise ExperimentExistsError if it exists.
-          role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials.
-          rank: rank of this process among those that train each trial. Rank 0 keeps the trial's record and directory.
-          world_size: number of ranks; they write into shared checkpoints and communicate only through the store.
-          leave_timeout: limit in seconds for the last sync when the block is left normally; None: no limit. If the store
-              refuses every request, the last sync ends after 120 s, whatever the number of trials. SyncFailedError names
-              what is not durable then.
-          exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
-          handle_signals: signals that cancel the task which runs the block, so that the block is left within
-              ``exit_grace``. True means SIGTERM; or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeated signals
-              are ignored during the grace. A handler that was installed before is called too, and restored afterwards.
-              Only in the main thread (ConfigError elsewhere).
+    Args:
+        run: name, location and settings of the experiment.
+        local_dir: parent of the trial directories, ``{local_dir}/{run.name}/{trial}``. Default: ``runs`` in asyncsync's
+            state directory.
+        resume: continue the experiment if it exists. False: raise ExperimentExistsError if it exists.
+        role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials.
+        rank: rank of this process among those that train each trial. Rank 0 keeps the trial's record and directory.
+        world_size: number of ranks; they write into shared checkpoints and communicate only through the store.
+        leave_timeout: limit in seconds for the last sync when the block is left normally; None: no limit. If the store
+            refuses every request, the last sync ends after 120 s, whatever the number of trials. SyncFailedError names
+            what is not durable then.
+        exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
+        handle_signals: signals that cancel the task which runs the block, so that the block is left within
+            ``exit_grace``. True means SIGTERM; or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeated signals
+            are ignored during the grace. A handler that was installed before is called too, and restored afterwards.
+            Only in the main thread (ConfigError elsewhere).
 
     Raises ConfigError for an invalid option. An engine can be entered once; entering it again raises EngineClosedError.
     """
@@ -124,9 +124,7 @@ class SyncEngine:
 
     async def __aenter__(self) -> SyncEngine:
         if self._entered:
-            raise EngineClosedError(
-                "cannot enter this engine: an engine is entered once, and this one was entered before. Make a new SyncEngine"
-            )
+            raise EngineClosedError("an engine is entered once, and this one was entered before. Make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
         check_thread(self._wanted_signals)
         self._context.owning_loop = OwningLoop()

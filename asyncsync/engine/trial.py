@@ -83,20 +83,20 @@ class Trial:
         links are followed. If a file changes or vanishes before all are stored, the checkpoint fails with
         SourceChangedError or CheckpointIncompleteError.
 
-          Args:
-              metrics: JSON values, nested mappings included. One line in ``result.json``, one row in ``progress.csv``.
-              checkpoint: a directory, a file, or ``Checkpoint.take/lend/snapshot``. ConfigError if it contains the trial's own
-                  files; CheckpointIncompleteError if it is missing or contains no file.
-              step: training step, 0 or more; stored with the checkpoint. Required with several ranks, whose parts are matched
-                  by it.
-              name: name of the checkpoint in the store instead of ``checkpoint_000000`` and up. Must be new in the trial.
-              upload: SYNC returns when the checkpoint is durable. ASYNC returns when it is accepted, and first waits while
-                  ``max_pending_checkpoints`` of this trial are pending. NO_UPLOAD uploads nothing. After a SyncTimeoutError of
-                  SYNC, another report of the same unchanged directory resumes the upload.
-              delete_local: delete the files once they are durable. Default: only for ASYNC and a directory that asyncsync owns
-                  (``Checkpoint.take``). ConfigError for a directory that was only lent. Files that changed since the upload
-                  stay, and a SyncWarning names them.
-              metadata: JSON values stored with the checkpoint.
+        Args:
+            metrics: JSON values, nested mappings included. One line in ``result.json``, one row in ``progress.csv``.
+            checkpoint: a directory, a file, or ``Checkpoint.take/lend/snapshot``. ConfigError if it contains the
+                trial's own files; CheckpointIncompleteError if it is missing or contains no file.
+            step: training step, 0 or more; stored with the checkpoint. Required with several ranks, whose parts are
+                matched by it.
+            name: name of the checkpoint in the store instead of ``checkpoint_000000`` and up. Must be new in the trial.
+            upload: SYNC returns when the checkpoint is durable. ASYNC returns when it is accepted, and first waits
+                while ``max_pending_checkpoints`` of this trial are pending. NO_UPLOAD uploads nothing. After a
+                SyncTimeoutError of SYNC, another report of the same unchanged directory resumes the upload.
+            delete_local: delete the files once they are durable. Default: only for ASYNC and a directory that asyncsync
+                owns (``Checkpoint.take``). ConfigError for a directory that was only lent. Files that changed since the
+                upload stay, and a SyncWarning names them.
+            metadata: JSON values stored with the checkpoint.
 
         Raises SyncError and its subclasses if the checkpoint does not become durable (SYNC), SyncTimeoutError after
         ``sync_timeout`` seconds, and EngineClosedError after ``finish`` or outside the engine's block.
@@ -208,8 +208,8 @@ def check_step(step: object, role: Role, source: Checkpoint | None) -> int | Non
     if step is None:
         if role.world_size > 1 and source is not None:
             raise ConfigError(
-                f"report(checkpoint=...) needs step=... with world_size={role.world_size}: parts of the ranks are matched "
-                "by it, and counting reports cannot notice that one rank skipped one"
+                f"report(checkpoint=...) needs step=... with world_size={role.world_size}: ranks match their parts by "
+                "it, and counting reports cannot notice that one rank skipped one"
             )
         return None
     return as_step(step)
