@@ -236,7 +236,7 @@ class SyncEngine:
             store, context.run, context.role, self._presence.name, resume=self._resume
         )
 
-    # what users call
+    # public methods
 
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> Trial:
         """The trial of this name; the first call creates it and starts its sync. ``params`` are kept in params.json.

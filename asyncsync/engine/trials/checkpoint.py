@@ -76,7 +76,9 @@ class CheckpointHandle:
         """Wait until the checkpoint is durable. Raises the error if it failed, and EngineClosedError if the engine
         stopped first or in a forked child, which cannot know."""
         if not self._done.done() and os.getpid() != self._process:
-            raise EngineClosedError(f"cannot wait for {self.uri}: its engine runs in the parent process")
+            raise EngineClosedError(
+                f"cannot wait for {self.uri}: its engine runs in the process that this one was forked from"
+            )
         self._waiting += 1
         try:
             if not self._done.done():

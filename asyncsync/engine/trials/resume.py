@@ -23,7 +23,7 @@ from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
-from asyncsync.stores.read import list_all, versions_below
+from asyncsync.stores.read import list_all, list_directories, versions_below
 from asyncsync.sync.download.tree_download import download_tree
 from asyncsync.sync.records.manifests import find_manifest, get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
@@ -92,15 +92,8 @@ def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
 
 
 async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
-    """Names of the directories right below a prefix."""
-    names: list[str] = []
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, delimiter="/", token=token)
-        names += [item[len(prefix) :].rstrip("/") for item in page.prefixes]
-        token = page.token
-        if token is None:
-            return [name for name in names if name and name != META_DIR]
+    """Names of the directories right below a prefix, except asyncsync's own."""
+    return [name for name in await list_directories(store, prefix) if name != META_DIR]
 
 
 async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
@@ -249,11 +242,11 @@ async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str
 def _record_from_manifest(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:
     """The record entry that follows from the manifest. Raises KeyError or ValueError if the manifest lacks one."""
     info = manifest.info
-    error_raised: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
+    known: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
     found: dict[str, Any] = {
         "name": name,
         "number": info["number"] if number is None else number,
         "time": wall_time(),
-        **error_raised,
+        **known,
     }
     return CheckpointRecord.of({**found, "files": len(manifest.files), "bytes": manifest.bytes_total})
