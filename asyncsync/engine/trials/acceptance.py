@@ -69,9 +69,9 @@ class ReportAcceptance:
         this_report = DirectoryInUse(str(source.path), f"another report of {trial.key}", source.owned)
         self._being_reported.append(this_report)
         try:
-            most = self._max_path_bytes(trial, request)
+            max_bytes = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, most)
+                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, max_bytes)
             except AsyncsyncError as error:
                 if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
                     self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
@@ -194,8 +194,8 @@ class ReportAcceptance:
             raise ConfigError(
                 f"report(name={name!r}) is refused: trial {trial.name!r} has that already. Choose another name"
             )
-        there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
-        if there or await trial.tree.has_below(name):
+        exists = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
+        if exists or await trial.tree.has_below(name):
             raise ConfigError(
                 f"report(name={name!r}) is refused: trial {trial.name!r} has an artifact of this name. Choose "
                 "another name for the checkpoint"
@@ -256,15 +256,16 @@ def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], most: int) -> Accepted:
+def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], max_bytes: int) -> Accepted:
     """Check and list the files; runs in a worker thread. ``most``: bytes that a path may have."""
     path = absolute(str(source.path))
     refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
     files = accept(path)
-    long = [file.path for file in files.files if len(file.path) * 4 > most and len(file.path.encode()) > most]
+    long = [file.path for file in files.files if len(file.path) * 4 > max_bytes and len(file.path.encode()) > max_bytes]
     if long:
         raise CheckpointIncompleteError(
-            f"the checkpoint {files.path!r} has names longer than the store allows ({most} bytes here): {some(long)}"
+            f"the checkpoint {files.path!r} has names longer than the store allows ({max_bytes} bytes here): "
+            f"{some(long)}"
         )
     files.digest, files.size  # noqa: B018  computed here, because the event loop must not iterate over all files
     return files

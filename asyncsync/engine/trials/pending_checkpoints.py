@@ -92,16 +92,16 @@ def _can_lock(session: Session, lock: str) -> bool:
 
 def _check_files(payload: Mapping[str, Any]) -> tuple[Accepted | None, AsyncsyncError | None]:
     """The files; and an error if they are not as they were accepted."""
-    path, before = payload.get("path") or payload["directory"], _recorded_files(payload)
+    path, recorded = payload.get("path") or payload["directory"], _recorded_files(payload)
     try:
         found = accept(path)
         if payload.get("digest") in (None, found.digest):
             return found, None
-        if before is not None:
-            before.check()
-        return before, found.changed(["its files"])
+        if recorded is not None:
+            recorded.check()
+        return recorded, found.changed(["its files"])
     except AsyncsyncError as error:
-        return before, error
+        return recorded, error
 
 
 def _recorded_files(payload: Mapping[str, Any]) -> Accepted | None:

@@ -109,18 +109,18 @@ class SharedCheckpoint:
         While ranks are missing, our step is compared with that of the lowest rank that has a part. So a rank reads one
         part, and a difference shows as soon as both parts are stored. ``every``: compare with all parts.
         """
-        there, older = await self._listed()
-        if _short(MANIFEST) in there:
-            return await self._compare_with_manifest() if older else COMPLETE
-        missing = self._missing(there)
-        failure = await self._find_failure(there)
+        stored, is_older = await self._listed()
+        if _short(MANIFEST) in stored:
+            return await self._compare_with_manifest() if is_older else COMPLETE
+        missing = self._missing(stored)
+        failure = await self._find_failure(stored)
         if failure is not None:
             return replace(failure, missing=missing)
         if not missing:
             return await self._commit_if_complete()
-        came = [rank for rank in range(self.world_size) if rank not in set(missing)]
-        for rank in came if every else came[:1]:
-            if (differs := await self._compare(rank, there)) is not None:
+        present = [rank for rank in range(self.world_size) if rank not in set(missing)]
+        for rank in present if every else present[:1]:
+            if (differs := await self._compare(rank, stored)) is not None:
                 return replace(differs, missing=missing)
         return CommitView(missing)
 
@@ -129,17 +129,17 @@ class SharedCheckpoint:
 
         This rank does not count as missing if its part is stored. That part stays: the others may have counted on it.
         """
-        there, _ = await self._listed()
-        if _short(MANIFEST) in there:
+        stored, _ = await self._listed()
+        if _short(MANIFEST) in stored:
             return await self._compare_with_manifest()
         if resumed:
-            await self._withdraw_failure(there)
-        failure = await self._find_failure(there)
+            await self._withdraw_failure(stored)
+        failure = await self._find_failure(stored)
         if failure is not None:
             return failure
         part = part_name(self.rank, self.world_size)
-        ours = await find_manifest(self.store, self.prefix, part) if resumed and _short(part) in there else None
-        missing = self._missing(there)
+        ours = await find_manifest(self.store, self.prefix, part) if resumed and _short(part) in stored else None
+        missing = self._missing(stored)
         if ours is None:
             return CommitView(sorted({*missing, self.rank}))
         if not self.generation.has(ours.info):
@@ -155,7 +155,7 @@ class SharedCheckpoint:
 
     async def owner_of(self, path: str) -> int | None:
         """The other rank that has this file in its part of our step."""
-        came = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
+        present = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
         owners: list[int] = []
 
         async def read(rank: int) -> None:
@@ -164,14 +164,14 @@ class SharedCheckpoint:
             if part is not None and ours and path in part.files:
                 owners.append(rank)
 
-        await for_each(sorted(came), read, PART_READERS)
+        await for_each(sorted(present), read, PART_READERS)
         return min(owners, default=None)
 
     async def failure_versions(self) -> frozenset[tuple[str, str]]:
         """Keys and versions of the recorded failures, of all generations."""
-        there, _ = await self._listed()
-        names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
-        return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
+        stored, _ = await self._listed()
+        names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(stored)]
+        return frozenset(self._version(name, stored) for name in [*names, _short(OUTCOME)] if name in stored)
 
     async def give_up(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord | None:
         """Record a failure, so that no rank waits for the checkpoint or completes it later. ``step``: the latest that
@@ -209,19 +209,19 @@ class SharedCheckpoint:
         found = await list_all(self.store, f"{self.prefix}{META_DIR}/")
         manifest = found.get(self.prefix + MANIFEST)
         part = found.get(self.prefix + part_name(self.rank, self.world_size))
-        older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
-        return {_short(key): info.version for key, info in found.items()}, older
+        is_older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
+        return {_short(key): info.version for key, info in found.items()}, is_older
 
-    def _missing(self, there: Iterable[str]) -> list[int]:
-        came = {rank_of(name, self.world_size) for name in there}
-        return [rank for rank in range(self.world_size) if rank not in came]
+    def _missing(self, stored: Iterable[str]) -> list[int]:
+        present = {rank_of(name, self.world_size) for name in stored}
+        return [rank for rank in range(self.world_size) if rank not in present]
 
-    def _failed(self, there: Iterable[str]) -> list[int]:
-        found = (rank_of(name, self.world_size, failed=True) for name in there)
+    def _failed(self, stored: Iterable[str]) -> list[int]:
+        found = (rank_of(name, self.world_size, failed=True) for name in stored)
         return sorted(rank for rank in found if rank is not None)
 
-    def _version(self, name: str, there: Mapping[str, str]) -> tuple[str, str]:
-        return f"{self.prefix}{META_DIR}/{name}", there[name]
+    def _version(self, name: str, stored: Mapping[str, str]) -> tuple[str, str]:
+        return f"{self.prefix}{META_DIR}/{name}", stored[name]
 
     def _failure_record(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
         return FailureRecord(self.rank, self.generation.epoch, reason, step, conflict, self.generation.nonce)
@@ -240,41 +240,41 @@ class SharedCheckpoint:
         record = await find_record(self.store, f"{self.prefix}{META_DIR}/{name}", kind)
         return record if record is not None and self._is_current(record) else None
 
-    async def _find_failure(self, there: Mapping[str, str]) -> CommitView | None:
+    async def _find_failure(self, stored: Mapping[str, str]) -> CommitView | None:
         """Why it was given up in this generation: from the outcome, or if there is none yet, from a rank's failure."""
-        if _short(OUTCOME) in there:
+        if _short(OUTCOME) in stored:
             outcome = await self._read(_short(OUTCOME), OutcomeRecord)
             if outcome is not None:
-                return None if outcome.committed else self._failure_view(_short(OUTCOME), there, _failure_of(outcome))
-        seen = None
-        for rank in self._failed(there):
+                return None if outcome.committed else self._failure_view(_short(OUTCOME), stored, _failure_of(outcome))
+        view = None
+        for rank in self._failed(stored):
             name = _short(failure_name(rank, self.world_size))
             failure = await self._read(name, FailureRecord)
             if failure is not None:
-                seen = self._failure_view(name, there, failure)
-                if seen.certain:
+                view = self._failure_view(name, stored, failure)
+                if view.certain:
                     break
-        return seen
+        return view
 
-    def _failure_view(self, name: str, there: Mapping[str, str], failure: FailureRecord) -> CommitView:
+    def _failure_view(self, name: str, stored: Mapping[str, str], failure: FailureRecord) -> CommitView:
         return CommitView(
-            failure=failure, certain=not self.returned or self._version(name, there) not in self.earlier_failures
+            failure=failure, certain=not self.returned or self._version(name, stored) not in self.earlier_failures
         )
 
-    async def _withdraw_failure(self, there: dict[str, str]) -> None:
+    async def _withdraw_failure(self, stored: dict[str, str]) -> None:
         """Delete the failure that an earlier process of this rank recorded, unless other ranks acted on it: then they
         recorded failures too."""
-        if any(rank != self.rank for rank in self._failed(there)):
+        if any(rank != self.rank for rank in self._failed(stored)):
             return
-        void = [name for name in [_short(failure_name(self.rank, self.world_size))] if name in there]
-        if _short(OUTCOME) in there:
+        void = [name for name in [_short(failure_name(self.rank, self.world_size))] if name in stored]
+        if _short(OUTCOME) in stored:
             outcome = await self._read(_short(OUTCOME), OutcomeRecord)
             if outcome is not None and outcome.rank == self.rank:
                 void.append(_short(OUTCOME))
         if void:
             await self.store.delete([f"{self.prefix}{META_DIR}/{name}" for name in void])
         for name in void:
-            del there[name]
+            del stored[name]
 
     async def _compare_with_manifest(self) -> CommitView:
         """There is a manifest: check whether it is of our step."""
@@ -303,10 +303,10 @@ class SharedCheckpoint:
     def _other_files(self) -> str:
         return f"rank {self.rank} had sent other files of step {self.step} before it was started again"
 
-    async def _compare(self, rank: int, there: Mapping[str, str]) -> CommitView | None:
+    async def _compare(self, rank: int, stored: Mapping[str, str]) -> CommitView | None:
         """The failure if another rank's part is of another step than ours, else None."""
         name = part_name(rank, self.world_size)
-        version = self._version(_short(name), there)
+        version = self._version(_short(name), stored)
         if rank == self.rank or version in self.matching_parts:
             return None
         part = await find_manifest(self.store, self.prefix, name)
@@ -370,11 +370,11 @@ class SharedCheckpoint:
                 pass  # another rank was first
             else:
                 return ours
-            there = await get_record(self.store, key, OutcomeRecord)
-            if there is None:
+            stored = await get_record(self.store, key, OutcomeRecord)
+            if stored is None:
                 version = MISSING  # the rank that wrote it returned and deleted it
                 continue
-            stands, version = there
+            stands, version = stored
             if self._is_current(stands):
                 return stands
             if stands.nonce == self.generation.nonce and stands.generation > self.generation.epoch:

@@ -120,21 +120,22 @@ class Ranks:
 
     async def _find_generation(self, store: Store) -> None:
         leader = await self._read_leader(store)
-        there = await get_record(store, self.file.key, RankRecord)
-        if not self._resumed and (there is not None or (leader is not None and leader.epoch > 1)):
+        stored = await get_record(store, self.file.key, RankRecord)
+        if not self._resumed and (stored is not None or (leader is not None and leader.epoch > 1)):
             raise ConcurrentWriterError(
                 f"{store.uri.rstrip('/')}/{self._name}: rank {self.rank} is, or was, another process. Start all ranks "
                 "with resume=True to continue the trial"
             )
-        if there is not None:
-            earlier, self.file.version = there
+        if stored is not None:
+            earlier, self.file.version = stored
             self.record.epoch, self.record.extra = earlier.epoch + 1, earlier.extra
             self._set_generation(Generation(earlier.generation, earlier.nonce))
         before = self._generation()
         self._set_generation(_generation_of(leader) if leader is not None else Generation(1))
         known = before in (self._generation(), Generation(self.record.generation))
         self._returned = self._resumed and leader is not None
-        self._waited_for_leader = there is None or not known  # a first start, or rank 0 returned first: no need to wait
+        # no need to wait on a first start, or if rank 0 returned first
+        self._waited_for_leader = stored is None or not known
 
     async def _find_next_number(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
         """Set the next number: after the newest complete checkpoint, which every rank finds alike."""
@@ -249,13 +250,13 @@ class Ranks:
             self._matching_parts.clear()
             if not self.leads:
                 await persist(partial(self._join_new_generation, trial), again)
-            seen = await self._inspect_before_sending(trial, job, again)
-            if seen.failure is None and self.rank in seen.missing:
-                report, seen = await self._send(trial, job, again, budget)
-            verdict = seen if self._is_final(job, seen) else await self._wait(trial, job, again, budget)
-            if verdict is None:  # rank 0 began a new generation
+            view = await self._inspect_before_sending(trial, job, again)
+            if view.failure is None and self.rank in view.missing:
+                report, view = await self._send(trial, job, again, budget)
+            result = view if self._is_final(job, view) else await self._wait(trial, job, again, budget)
+            if result is None:  # rank 0 began a new generation
                 budget.seconds_left = self._commit_seconds
-            elif verdict.failure is None or await self._is_complete_after_all(trial, job, verdict.failure, again):
+            elif result.failure is None or await self._is_complete_after_all(trial, job, result.failure, again):
                 return report
 
     async def _inspect_before_sending(self, trial: TrialState, job: CheckpointJob, again: Again) -> CommitView:
@@ -266,9 +267,9 @@ class Ranks:
             partial(self._shared(trial, job.name, job).inspect_before_sending, resumed=self._may_join), again
         )
 
-    def _is_final(self, job: CheckpointJob, seen: CommitView) -> bool:
+    def _is_final(self, job: CheckpointJob, view: CommitView) -> bool:
         """Whether the result is final: complete; or lost, for an earlier step or according to a rank that is alive."""
-        return seen.complete or (seen.failure is not None and (seen.certain or seen.failure.step < _step(job)))
+        return view.complete or (view.failure is not None and (view.certain or view.failure.step < _step(job)))
 
     async def _is_complete_after_all(
         self, trial: TrialState, job: CheckpointJob, failure: FailureRecord, again: Again
@@ -325,10 +326,10 @@ class Ranks:
         except CollisionError as error:
             return SyncReport(), await self._resolve_collision(trial, job, again, budget, error)
         except SyncFailedError:
-            seen = await self._shared(trial, job.name, job).inspect(every=True)
-            if seen.failure is None or self._is_step_lost(trial, job, seen.failure):
+            view = await self._shared(trial, job.name, job).inspect(every=True)
+            if view.failure is None or self._is_step_lost(trial, job, view.failure):
                 raise
-            return SyncReport(), seen
+            return SyncReport(), view
         return report, CommitView()
 
     async def _resolve_collision(
@@ -341,16 +342,16 @@ class Ranks:
         path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
             shared = self._shared(trial, job.name, job)
-            seen = await persist(partial(shared.inspect, every=True), again)
-            if seen.complete:  # of any step
+            view = await persist(partial(shared.inspect, every=True), again)
+            if view.complete:  # of any step
                 return await persist(partial(shared.inspect_before_sending, resumed=self._may_join), again)
-            if seen.failure is not None:
-                return seen
+            if view.failure is not None:
+                return view
             owner = await persist(partial(shared.owner_of, path), again)
             if owner is not None:
                 both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
                 raise self._lost_error(job, self._failure_record(str(both), _step(job), conflict=True))
-            if self._may_join or set(seen.missing) <= {self.rank}:
+            if self._may_join or set(view.missing) <= {self.rank}:
                 reason = f"rank {self.rank} found {path!r} of an ended process in place of its own file"
                 return CommitView(failure=self._failure_record(reason, _step(job) - 1))
             budget.seconds_left = left = deadline - loop.time()
@@ -365,22 +366,22 @@ class Ranks:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         while True:
-            seen = await persist(self._shared(trial, job.name, job).inspect, again)
-            if seen.complete:
-                return seen
+            view = await persist(self._shared(trial, job.name, job).inspect, again)
+            if view.complete:
+                return view
             if self.leads:
                 await persist(partial(trial.confirm, self._store()), again)
             elif await persist(partial(self._join_new_generation, trial), again):
                 return None
             self._check_given_up(job)
             budget.seconds_left = left = deadline - loop.time()
-            if self._is_final(job, seen):
-                return seen
+            if self._is_final(job, view):
+                return view
             if left <= 0:
                 self._earlier_failures = frozenset()  # no new generation began: the other ranks are alive
-                if seen.failure is not None:
-                    raise self._lost_error(job, seen.failure)
-                raise self._timeout_error(job, seen.missing)
+                if view.failure is not None:
+                    raise self._lost_error(job, view.failure)
+                raise self._timeout_error(job, view.missing)
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the polls of all ranks
             pause = min(pause * 1.5, LONGEST_POLL)
 

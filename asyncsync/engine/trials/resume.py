@@ -104,13 +104,13 @@ async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]],
 
     async def read(name: str) -> None:
         try:
-            there = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
+            stored = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
         except DamagedError as error:
             damaged[name] = error
             return
-        if there is not None:
-            there[0].name = name  # the directory decides: the trial may have been copied or renamed
-            found[name] = there
+        if stored is not None:
+            stored[0].name = name  # the directory decides: the trial may have been copied or renamed
+            found[name] = stored
 
     await for_each(names, read, min(TRIAL_RECORD_READERS, len(names)))
     return found, damaged
@@ -134,28 +134,28 @@ async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[s
         try:
             await download_tree(store, prefix, manifest, root, concurrency=8)
         except (CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError):
-            there = await _stored_manifest(store, prefix, manifest, warn)
-            if there is manifest or not left:
+            stored = await _stored_manifest(store, prefix, manifest, warn)
+            if stored is manifest or not left:
                 raise
-            manifest = there
+            manifest = stored
         else:
             return
 
 
 async def _stored_manifest(store: Store, prefix: str, manifest: Manifest, warn: Callable[[str], None]) -> Manifest:
     """The manifest as it would be written now; the same object if it is right."""
-    there = await versions_below(store, prefix)
-    gone = sorted(manifest.files.keys() - there.keys())
-    other = sorted(path for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version)
-    if not gone and not other:
+    stored = await versions_below(store, prefix)
+    missing = sorted(manifest.files.keys() - stored.keys())
+    changed = sorted(path for path, entry in manifest.files.items() if stored.get(path, entry.version) != entry.version)
+    if not missing and not changed:
         return manifest
-    if other:
-        warn(f"{len(other)} file(s) are newer than the manifest and are restored as they are: {some(other)}")
-    if gone:
-        warn(f"{len(gone)} file(s) in the manifest are missing in the store: {some(gone)}")
-    stays = {path: entry for path, entry in manifest.files.items() if path in there}
-    found = {path: await _stored_entry(store, prefix, manifest.files[path]) for path in other}
-    return Manifest({**stays, **found}, manifest.info)
+    if changed:
+        warn(f"{len(changed)} file(s) are newer than the manifest and are restored as they are: {some(changed)}")
+    if missing:
+        warn(f"{len(missing)} file(s) in the manifest are missing in the store: {some(missing)}")
+    unchanged = {path: entry for path, entry in manifest.files.items() if path in stored}
+    found = {path: await _stored_entry(store, prefix, manifest.files[path]) for path in changed}
+    return Manifest({**unchanged, **found}, manifest.info)
 
 
 async def _stored_entry(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
@@ -228,10 +228,10 @@ async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str
 
     Comparing sizes is not enough: a manifest that landed late may lie beside files of another process.
     """
-    there = await list_all(store, prefix)
+    stored = await list_all(store, prefix)
 
     def differs(entry: FileEntry) -> bool:
-        info = there.get(prefix + entry.path)
+        info = stored.get(prefix + entry.path)
         if info is None or info.size != entry.size:
             return True
         return bool(entry.version and info.version) and info.version != entry.version

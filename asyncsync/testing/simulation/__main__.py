@@ -1,4 +1,4 @@
-"""``python -m asyncsync.testing.simulation --seeds N --from S``."""
+"""Command line: ``python -m asyncsync.testing.simulation --seeds N --from S``."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from asyncsync.testing.simulation.plan import TROUBLES
 
 SHOWN = 20
 COLLECT = 50
-"""Schedules after which a worker collects its garbage."""
+"""A worker collects garbage after so many schedules."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run schedules; 1 if a promise was broken in one."""
+    """Run schedules. Returns 1 if one of them broke a promise."""
     parser = argparse.ArgumentParser(prog="python -m asyncsync.testing.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="how many schedules")
-    parser.add_argument("--from", dest="first", type=_seed, default=0, metavar="S", help='the first seed; "new": any')
-    parser.add_argument("--jobs", type=int, default=1, help="processes that run them")
-    parser.add_argument("--corpus", metavar="FILE", help="run the seeds in this file, one a line, instead")
-    parser.add_argument("--no-conditional-writes", action="store_true", help="on a store that cannot do them")
-    parser.add_argument("--without", default="", help=f"troubles that are left out, of {', '.join(TROUBLES)}")
-    parser.add_argument("--explain", action="store_true", help="say of each failure which troubles it needs")
+    parser.add_argument("--seeds", type=int, default=100, help="number of schedules")
+    parser.add_argument(
+        "--from", dest="first", type=_seed, default=0, metavar="S", help='first seed; "new": a random one'
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument("--corpus", metavar="FILE", help="run the seeds in this file instead, one per line")
+    parser.add_argument("--no-conditional-writes", action="store_true", help="on a store without them")
+    parser.add_argument(
+        "--without", default="", help=f"troubles to leave out, comma-separated, of {', '.join(TROUBLES)}"
+    )
+    parser.add_argument("--explain", action="store_true", help="for each failure, list the troubles that it needs")
     parser.add_argument("--trace", action="store_true", help="print every event")
     options = parser.parse_args(arguments)
     seeds = _corpus(options.corpus) if options.corpus else range(options.first, options.first + options.seeds)
     started = time.monotonic()
     without = frozenset(filter(None, options.without.split(",")))
     if unknown := without - set(TROUBLES):
-        parser.error(f"--without: there is no {', '.join(sorted(unknown))}")
+        parser.error(f"unknown --without={','.join(sorted(unknown))}: choose from {', '.join(TROUBLES)}")
     plain = partial(simulate, conditional_writes=not options.no_conditional_writes)
     one = partial(plain, trace=options.trace, without=without)
     kinds: Counter[str] = Counter()
@@ -70,12 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _seed(text: str) -> int:
-    """Whatever is drawn is printed at the end."""
+    """The seed; "new" draws one, which is printed at the end."""
     return secrets.randbelow(1 << 40) if text == "new" else int(text)
 
 
 def needed(one: partial[SimulationResult], outcome: SimulationResult, without: Iterable[str] = ()) -> list[str]:
-    """Troubles without which the same promise is not broken."""
+    """The troubles that the violation needs: without the others the same promise is still broken."""
     left_out = set(without)
     kind = outcome.violations[0].kind
     for trouble in TROUBLES:
