@@ -29,9 +29,7 @@ WEATHERS = (
     Weather(response_lost=0.15, patience=10),
     Weather(late=0.10, lateness=120, patience=15, withdrawn=0.2),
     Weather(late=0.15, lateness=3000, patience=10, withdrawn=0.1),
-    Weather(
-        refused=0.05, request_lost=0.03, response_lost=0.05, late=0.08, lateness=900, patience=30, latency=0.5
-    ),
+    Weather(refused=0.05, request_lost=0.03, response_lost=0.05, late=0.08, lateness=900, patience=30, latency=0.5),
     Weather(latency=2.0),
 )
 
