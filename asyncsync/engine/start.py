@@ -36,32 +36,35 @@ async def open_record(
     Raises ExperimentExistsError without ``resume``, and DamagedError if the stored record cannot be read: only its
     owner can decide about it.
     """
-    before = Predecessor()
     now = wall_time()
     record = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now)
-    version = MISSING
+    version, predecessor = MISSING, Predecessor()
     if role.is_driver:
         record.nonce, record.runner = token(), runner
-        try:
-            await store.head(EXPERIMENT_RECORD)
-            there = await get_record(store, EXPERIMENT_RECORD, ExperimentRecord) if resume else None
-        except NotFoundError:
-            pass
-        else:
-            if not resume:
-                raise ExperimentExistsError(
-                    f"{run.uri} already holds an experiment: pass resume=True to continue it, or choose another name"
-                )
-            if there is not None:
-                record, version = there
-                before = Predecessor(record.runner, record.status == "running")
-                record.epoch += 1
-                record.status, record.updated = "running", now
-                record.nonce, record.runner = record.nonce or token(), runner
+        stored = await _find_stored(store, run, resume=resume)
+        if stored is not None:
+            record, version = stored
+            predecessor = Predecessor(record.runner, record.status == "running")
+            record.epoch += 1
+            record.status, record.updated = "running", now
+            record.nonce, record.runner = record.nonce or token(), runner
     elif resume:
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
         record.nonce = driver.nonce if driver is not None else ""
-    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), before
+    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), predecessor
+
+
+async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[ExperimentRecord, str] | None:
+    """The stored record and its version, if there is one. Raises ExperimentExistsError then, without ``resume``."""
+    try:
+        await store.head(EXPERIMENT_RECORD)
+        if resume:
+            return await get_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+    except NotFoundError:
+        return None
+    raise ExperimentExistsError(
+        f"{run.uri} already holds an experiment: pass resume=True to continue it, or choose another name"
+    )
 
 
 def _config(run: RunConfig) -> dict[str, Any]:

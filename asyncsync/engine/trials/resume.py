@@ -204,22 +204,33 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
             record.next_checkpoint = max(record.next_checkpoint, number + 1)
         if name in known or (number is not None and number <= newest):
             continue
-        try:
-            found = await find_manifest(store, f"{record.name}/{name}/")
-        except DamagedError as error:
-            warn(f"{record.name}/{name} is not adopted: {error}")
+        found = await _find_checkpoint(store, f"{record.name}/{name}", number, warn)
+        if found is None:
             continue
-        if found is None or found.info.get("checkpoint", name) != name:
-            continue
-        try:
-            item = _record_from_manifest(name, number, found)
-        except (KeyError, ValueError) as error:
-            warn(f"{record.name}/{name} is not adopted, its manifest describes no checkpoint: {error}")
-            continue
+        item, manifest = found
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
-        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", found):
+        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", manifest):
             record.checkpoints.append(item)
     record.checkpoints.sort(key=by_age)
+
+
+async def _find_checkpoint(
+    store: Store, path: str, number: int | None, warn: Callable[[str], None]
+) -> tuple[CheckpointRecord, Manifest] | None:
+    """The checkpoint in the directory ``path``, if its manifest describes one of this name."""
+    name = path.rpartition("/")[2]
+    try:
+        manifest = await find_manifest(store, f"{path}/")
+    except DamagedError as error:
+        warn(f"{path} is not adopted: {error}")
+        return None
+    if manifest is None or manifest.info.get("checkpoint", name) != name:
+        return None
+    try:
+        return _record_from_manifest(name, number, manifest), manifest
+    except (KeyError, ValueError) as error:
+        warn(f"{path} is not adopted, its manifest describes no checkpoint: {error}")
+        return None
 
 
 async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str:

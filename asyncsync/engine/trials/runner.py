@@ -127,20 +127,18 @@ class CheckpointRunner:
         try:
             report = await self._make_durable_in_time(trial, job)
         except asyncio.CancelledError:
-            if trial.key in self._interrupted:
-                raise
-            trial.job_ended(job, stopped_error(job))
+            if trial.key not in self._interrupted:
+                trial.job_ended(job, stopped_error(job))
             raise
         except Exception as error:  # noqa: BLE001  # an unforeseen error fails only this checkpoint, see foreseen
-            if job.registered and job.name in trial.keeper.stored_names:
-                report = SyncReport(bytes_total=job.size)  # another save of the record came before the timeout
-            elif self._context.stopped:  # result unknown: the cancel came together with the response
-                trial.job_ended(job, stopped_error(job))
+            if not (job.registered and job.name in trial.keeper.stored_names):
+                await self._end_failed(trial, job, error)
                 return
-            else:
-                await self._handle_failure(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
-                return
-        seconds = asyncio.get_running_loop().time() - started
+            report = SyncReport(bytes_total=job.size)  # another save of the record came before the timeout
+        self._emit_durable(trial, job, report, asyncio.get_running_loop().time() - started)
+        await self._end_durable(trial, job)
+
+    def _emit_durable(self, trial: TrialState, job: CheckpointJob, report: SyncReport, seconds: float) -> None:
         self._context.emit(
             CheckpointDurable(
                 tree=trial.key,
@@ -153,17 +151,24 @@ class CheckpointRunner:
                 seconds=seconds,
             )
         )
+
+    async def _end_durable(self, trial: TrialState, job: CheckpointJob) -> None:
         if job.delete_local and job.source is not None:
             await self._remove_local(trial, job, job.source)
         job.remove_from_journal(self._context.session)
         if job.resumes_by_itself:
-            await (
-                self._context.session.journal.flush()
-            )  # before a later one can retire it: the journal must not bring it back
+            # before a later checkpoint can retire this one: the journal must not bring it back
+            await self._context.session.journal.flush()
         trial.job_ended(job)
         config = self._context.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
             await self._context.scheduler.ask(trial.key, force=True)
+
+    async def _end_failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
+        if self._context.stopped:  # result unknown: the cancel came together with the response
+            trial.job_ended(job, stopped_error(job))
+        else:
+            await self._handle_failure(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
 
     async def _remove_local(self, trial: TrialState, job: CheckpointJob, source: Accepted) -> None:
         """Delete the local files. Files that changed since the upload stay, and a warning names them."""

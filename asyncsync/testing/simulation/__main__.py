@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from asyncsync.testing.simulation import SimulationResult, simulate
@@ -22,6 +22,26 @@ COLLECT = 50
 
 def main(arguments: list[str] | None = None) -> int:
     """Run schedules. Returns 1 if one of them broke a promise."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    seeds = _corpus(options.corpus) if options.corpus else range(options.first, options.first + options.seeds)
+    started = time.monotonic()
+    without = frozenset(filter(None, options.without.split(",")))
+    if unknown := without - set(TROUBLES):
+        parser.error(f"unknown --without={','.join(sorted(unknown))}: choose from {', '.join(TROUBLES)}")
+    plain = partial(simulate, conditional_writes=not options.no_conditional_writes)
+    summary = Summary()
+    for result in _run(partial(plain, trace=options.trace, without=without), seeds, options.jobs):
+        summary.add(result)
+        if not result.ok and len(summary.failed) <= SHOWN:
+            print(f"seed {result.seed} ({result.digest}): {result.violations[0]}", flush=True)
+            if options.explain:
+                print(f"  it needs {', '.join(needed(plain, result, without)) or 'nothing'}", flush=True)
+    summary.print(seeds, time.monotonic() - started)
+    return 1 if summary.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m asyncsync.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="number of schedules")
     parser.add_argument(
@@ -35,42 +55,43 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--explain", action="store_true", help="for each failure, list the troubles that it needs")
     parser.add_argument("--trace", action="store_true", help="print every event")
-    options = parser.parse_args(arguments)
-    seeds = _corpus(options.corpus) if options.corpus else range(options.first, options.first + options.seeds)
-    started = time.monotonic()
-    without = frozenset(filter(None, options.without.split(",")))
-    if unknown := without - set(TROUBLES):
-        parser.error(f"unknown --without={','.join(sorted(unknown))}: choose from {', '.join(TROUBLES)}")
-    plain = partial(simulate, conditional_writes=not options.no_conditional_writes)
-    one = partial(plain, trace=options.trace, without=without)
-    kinds: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    failed: list[int] = []
-    done = 0
-    for outcome in _run(one, seeds, options.jobs):
-        done += 1
-        counts.update(outcome.counts)
-        for line in outcome.trace:
+    return parser
+
+
+class Summary:
+    """The results of many schedules."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        """Schedules per kind of violation."""
+        self.counts: Counter[str] = Counter()
+        """Events of all schedules."""
+        self.failed: list[int] = []
+        """Seeds of schedules that broke a promise."""
+        self.done = 0
+
+    def add(self, result: SimulationResult) -> None:
+        """Count one result, and print its trace."""
+        self.done += 1
+        self.counts.update(result.counts)
+        for line in result.trace:
             print(line)
-        if not outcome.ok:
-            failed.append(outcome.seed)
-            kinds.update({item.kind for item in outcome.violations})
-            if len(failed) <= SHOWN:
-                print(f"seed {outcome.seed} ({outcome.digest}): {outcome.violations[0]}", flush=True)
-                if options.explain:
-                    print(f"  it needs {', '.join(needed(plain, outcome, without)) or 'nothing'}", flush=True)
-    seconds = time.monotonic() - started
-    where = f"{min(seeds)}-{max(seeds)}" if done else ""
-    print(
-        f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
-        f"{len(failed)} failed"
-    )
-    print("  " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
-    for kind, count in kinds.most_common():
-        print(f"  {kind}: {count}")
-    if failed:
-        print("failed: " + " ".join(map(str, failed[:1000])))
-    return 1 if failed else 0
+        if not result.ok:
+            self.failed.append(result.seed)
+            self.kinds.update({item.kind for item in result.violations})
+
+    def print(self, seeds: Sequence[int], seconds: float) -> None:
+        """Print figures, kinds of violations, and failed seeds."""
+        where = f"{min(seeds)}-{max(seeds)}" if self.done else ""
+        print(
+            f"{self.done} schedules (seeds {where}) in {seconds:.0f} s, "
+            f"{seconds / max(self.done, 1) * 1000:.0f} ms each: {len(self.failed)} failed"
+        )
+        print("  " + ", ".join(f"{count} {event}" for event, count in sorted(self.counts.items())))
+        for kind, count in self.kinds.most_common():
+            print(f"  {kind}: {count}")
+        if self.failed:
+            print("failed: " + " ".join(map(str, self.failed[:1000])))
 
 
 def _seed(text: str) -> int:
@@ -78,12 +99,12 @@ def _seed(text: str) -> int:
     return secrets.randbelow(1 << 40) if text == "new" else int(text)
 
 
-def needed(one: partial[SimulationResult], outcome: SimulationResult, without: Iterable[str] = ()) -> list[str]:
+def needed(one: partial[SimulationResult], result: SimulationResult, without: Iterable[str] = ()) -> list[str]:
     """The troubles that the violation needs: without the others the same promise is still broken."""
     left_out = set(without)
-    kind = outcome.violations[0].kind
+    kind = result.violations[0].kind
     for trouble in TROUBLES:
-        tried = one(outcome.seed, without=left_out | {trouble})
+        tried = one(result.seed, without=left_out | {trouble})
         if any(item.kind == kind for item in tried.violations):
             left_out.add(trouble)
     return [trouble for trouble in TROUBLES if trouble not in left_out]
@@ -107,10 +128,10 @@ def _begin() -> None:
 
 
 def _one(one: partial[SimulationResult], seed: int) -> SimulationResult:
-    outcome = one(seed)
+    result = one(seed)
     if seed % COLLECT == 0:
         gc.collect()
-    return outcome
+    return result
 
 
 if __name__ == "__main__":

@@ -173,32 +173,35 @@ class Ledger:
         seen = self._trials.setdefault(trial, TrialHistory())
         epoch, following = int(record["epoch"]), int(record["next_checkpoint"])
         names = {item["name"]: int(item["number"]) for item in record["checkpoints"]}
-        numbers = list(names.values())
         where = f"{trial} as {by} wrote it"
+        self._check_numbers(seen, epoch, following, list(names.values()), where)
+        if self._process_eras[by] < self.era:
+            self._revived_checkpoints |= {(trial, name) for name in names}
+        for name in [name for name in names if name not in seen.names]:
+            if (trial, name) not in self._revived_checkpoints and (problem := self.problem(trial, name)):
+                self.violate("listed, incomplete", f"{where}: {name}: {problem}")
+        self._note_left_out(trial, seen, names, by)
+        seen.epoch, seen.following, seen.names = max(epoch, seen.epoch), max(following, seen.following), names
+
+    def _check_numbers(self, seen: TrialHistory, epoch: int, following: int, numbers: list[int], where: str) -> None:
         if epoch < seen.epoch:
             self.violate("epoch goes back", f"{where}: {seen.epoch} -> {epoch}")
         if following < seen.following:
             self.violate("number goes back", f"{where}: next {seen.following} -> {following}")
         if numbers != sorted(numbers) or (numbers and numbers[-1] >= following):
             self.violate("numbers out of order", f"{where}: {numbers}, next {following}")
-        if self._process_eras[by] < self.era:
-            self._revived_checkpoints |= {(trial, name) for name in names}
-        for name in names:
-            if (
-                name not in seen.names
-                and (trial, name) not in self._revived_checkpoints
-                and (problem := self.problem(trial, name))
-            ):
-                self.violate("listed, incomplete", f"{where}: {name}: {problem}")
+
+    def _note_left_out(self, trial: str, seen: TrialHistory, names: Mapping[str, int], by: str) -> None:
+        """Note checkpoints that the record does not list any more: retired, or dropped without reason."""
         for name, number in seen.names.items():
-            if name not in names:
-                newer = [other for other, its in names.items() if its > number]
-                if self._keep is not None and len(newer) >= self._keep:
-                    seen.retired.add(name)
-                    self._check_retired(trial, name, newer)
-                else:
-                    seen.dropped[name] = f"left out by {by}, which lists {sorted(names)}"
-        seen.epoch, seen.following, seen.names = max(epoch, seen.epoch), max(following, seen.following), names
+            if name in names:
+                continue
+            newer = [other for other, its in names.items() if its > number]
+            if self._keep is not None and len(newer) >= self._keep:
+                seen.retired.add(name)
+                self._check_retired(trial, name, newer)
+            else:
+                seen.dropped[name] = f"left out by {by}, which lists {sorted(names)}"
 
     def _check_retired(self, trial: str, name: str, newer: list[str]) -> None:
         """Check that the checkpoints that retire another one were reported later, and do not only have higher

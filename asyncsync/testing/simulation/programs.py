@@ -107,8 +107,41 @@ class Training(Program):
         self.steps: dict[str, int] = {}
 
     async def work(self) -> None:
-        life, plan = self.life, self.world.plan
-        run = RunConfig(
+        resume = self.life.resume
+        while True:
+            engine = self._make_engine(resume=resume)
+            try:
+                async with engine:
+                    self.process.sessions.append(engine._context.session)  # noqa: SLF001  the kit knows the engine
+                    await self._train(engine)
+            except ExperimentExistsError:
+                if resume:
+                    raise
+                resume = True
+            except AsyncsyncError as error:
+                if not (self.life.calm and _is_from_earlier_process(error)):
+                    raise
+                return
+            else:
+                return
+            finally:
+                await self._end_promises()
+
+    def _make_engine(self, *, resume: bool) -> SyncEngine:
+        life = self.life
+        return SyncEngine(
+            self._run_config(),
+            local_dir=f"{self.process.machine.root}/{self._local()}",
+            resume=resume,
+            role=life.role,
+            rank=life.rank,
+            world_size=life.world_size,
+            exit_grace=20.0,
+        )
+
+    def _run_config(self) -> RunConfig:
+        plan = self.world.plan
+        return RunConfig(
             name=NAME,
             storage_path=self.world.uri,
             sync_config=SyncConfig(
@@ -119,33 +152,6 @@ class Training(Program):
                 max_concurrency=plan.concurrency, multipart_threshold=PART_SIZE, request_cost_bytes=0
             ),
         )
-        resume = life.resume
-        while True:
-            engine = SyncEngine(
-                run,
-                local_dir=f"{self.process.machine.root}/{self._local()}",
-                resume=resume,
-                role=life.role,
-                rank=life.rank,
-                world_size=life.world_size,
-                exit_grace=20.0,
-            )
-            try:
-                async with engine:
-                    self.process.sessions.append(engine._context.session)  # noqa: SLF001  the test kit uses a private attribute
-                    await self._train(engine)
-            except ExperimentExistsError:
-                if resume:
-                    raise
-                resume = True
-            except AsyncsyncError as error:
-                if not (life.calm and _is_from_earlier_process(error)):
-                    raise
-                return
-            else:
-                return
-            finally:
-                await self._end_promises()
 
     def _local(self) -> str:
         return f"rank{self.life.rank}" if self.life.rank else "local"
@@ -178,6 +184,24 @@ class Training(Program):
         self._write_artifacts(trial, step)
         source, part = self._make(trial, step)
         mode = UploadMode.ASYNC if self.dice.random() < 0.5 else UploadMode.SYNC
+        handle = await self._report(trial, step, source, mode)
+        if handle is None:
+            return
+        if mode is UploadMode.SYNC:
+            self.ledger.acknowledge(part, handle.name)
+            return
+        self.promises.handles.append((handle, part))
+        self.promises.watchers.append(asyncio.create_task(self._watch(handle, part)))
+        if not self.life.calm:
+            await self._meddle(part)
+        if self._deviates():
+            await asyncio.sleep(self.dice.uniform(0, 2))
+            await self._skip(trial, step)
+
+    async def _report(
+        self, trial: Trial, step: int, source: Checkpoint | str, mode: UploadMode
+    ) -> CheckpointHandle | None:
+        """Report a checkpoint, sometimes with a timeout. None: the report failed or timed out."""
         limit = None
         roll, seconds = self.dice.random(), self.dice.uniform(0, 3)
         if roll < 0.08 and not self.life.calm and self.world.plan.has("timeouts"):
@@ -186,26 +210,15 @@ class Training(Program):
         try:
             async with asyncio.timeout(limit):
                 report = await trial.report({"step": step}, source, upload=mode, **more)
-        except TimeoutError as error:
-            if isinstance(error, AsyncsyncError):
-                self._note_refused(error)
-            return
         except EngineClosedError:
             raise
         except AsyncsyncError as error:
             self._note_refused(error)
-            return
+            return None
+        except TimeoutError:
+            return None
         assert report.checkpoint is not None
-        if mode is UploadMode.SYNC:
-            self.ledger.acknowledge(part, report.checkpoint.name)
-            return
-        self.promises.handles.append((report.checkpoint, part))
-        self.promises.watchers.append(asyncio.create_task(self._watch(report.checkpoint, part)))
-        if not self.life.calm:
-            await self._meddle(part)
-        if self._deviates():
-            await asyncio.sleep(self.dice.uniform(0, 2))
-            await self._skip(trial, step)
+        return report.checkpoint
 
     def _deviates(self) -> bool:
         """Whether this rank deviates from the others now."""
