@@ -37,9 +37,9 @@ async def run_within(work: Awaitable[None], seconds: float | None, breaker: Brea
 
     def end_if_down(since: float, error: StoreError) -> None:
         nonlocal why
-        lasts = loop.time() - max(since, began)
-        if lasts >= STORE_DOWN_LIMIT and not why and not scope.expired():
-            why = f"the store has refused every request for {lasts:.0f} s, most recently with: {error}"
+        seconds_down = loop.time() - max(since, began)
+        if seconds_down >= STORE_DOWN_LIMIT and not why and not scope.expired():
+            why = f"the store has refused every request for {seconds_down:.0f} s, most recently with: {error}"
             scope.reschedule(loop.time())
 
     try:
@@ -72,13 +72,13 @@ class Drain:
         self._context, self._registry, self._own, self._runner = context, registry, own, runner
         self._scheduler = context.scheduler
         self._synced: set[str] = set()
-        self._patient = False
+        self._waits_for_store = False
 
     async def run(self, deadline: float | None) -> None:
         """Run until everything is durable or has failed. ``deadline``: remaining seconds; after most of them,
         unfinished checkpoints share the rest with everything else."""
         urgent = deadline is not None
-        self._patient = not urgent
+        self._waits_for_store = not urgent
         if deadline is not None:
             await self._drain_urgent(URGENT_SHARE * deadline)
         else:
@@ -132,7 +132,7 @@ class Drain:
             await trial.wait_durable()
 
     async def _wait_for_predecessors(self) -> None:
-        """Wait until replaced processes cannot write any more, then compare the trees with the store."""
+        """Wait until replaced processes cannot write any more. The next sync compares the trees with the store."""
         for trial in self._registry.scheduled():
             with suppress(AsyncsyncError):  # the sync that follows reports it
                 await trial.wait_for_predecessor()
@@ -148,7 +148,7 @@ class Drain:
     def _store_is_down(self) -> bool:
         """Whether the store as a whole fails. How long that may last is decided by the caller's limit, not by
         attempts."""
-        return self._patient and self._context.session.breaker.failing
+        return self._waits_for_store and self._context.session.breaker.failing
 
 
 async def sync_all(

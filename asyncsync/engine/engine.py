@@ -196,12 +196,12 @@ class SyncEngine:
 
         A write that the replaced driver had in flight may land between our read and our write. Then we read again.
         """
-        for left in reversed(range(TAKEOVER_ATTEMPTS)):
+        for attempts_left in reversed(range(TAKEOVER_ATTEMPTS)):
             replaced = self._predecessor.runner
             try:
                 await self._context.record_file.save(store)
             except ConcurrentWriterError:
-                if not (left and replaced and self._resume):
+                if not (attempts_left and replaced and self._resume):
                     raise
                 await self._open_record(store)
                 if self._predecessor.runner != replaced:
@@ -351,8 +351,8 @@ class SyncEngine:
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
-        left = f"{why} (see {limit})"
-        missing = {key or EXPERIMENT_FILES: SyncError(left) for key in drain.report().not_durable}
+        reason = f"{why} (see {limit})"
+        missing = {key or EXPERIMENT_FILES: SyncError(reason) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
 
     def _new_drain(self) -> Drain:

@@ -24,7 +24,7 @@ from asyncsync.runtime import token, wall_time
 from asyncsync.sync.tree import longest_path
 
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD, so nothing was uploaded"
-OWN_DIRECTORY_ADVICE = "report a directory of its own for each checkpoint"
+OWN_DIRECTORY_ADVICE = "Report a directory of its own for each checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class ReportAcceptance:
     async def accept(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None
     ) -> CheckpointHandle | None:
+        """Record the report, and return the handle of its checkpoint. ASYNC waits while too many are pending.
+
+        Raises ConfigError for a directory or a name that is refused, CheckpointIncompleteError or OSError if its files
+        cannot be read, and EngineClosedError if the engine ends meanwhile.
+        """
         if source is not None and request.mode is UploadMode.ASYNC:
             await trial.wait_durable(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
             await self._context.gate.wait_open()
@@ -128,10 +133,10 @@ class ReportAcceptance:
         trial.touch()
         if job is None:
             return
-        if job.source is not None and not (inside := os.path.relpath(job.source.path, trial.tree.root)).startswith(
-            ".."
-        ):
-            trial.reported_dirs |= {inside}
+        if job.source is not None:
+            relative = os.path.relpath(job.source.path, trial.tree.root)
+            if not relative.startswith(".."):
+                trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
         trial.jobs.append(job)
         for warning in job.source.warnings if job.source is not None else ():
@@ -192,7 +197,8 @@ class ReportAcceptance:
         again = suspended is not None and suspended.name == name and suspended.has_files(files)
         if name in trial.checkpoint_names() and not again:
             raise ConfigError(
-                f"report(name={name!r}) is refused: trial {trial.name!r} has that already. Choose another name"
+                f"report(name={name!r}) is refused: trial {trial.name!r} already has a checkpoint of this name. "
+                "Choose another"
             )
         exists = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
         if exists or await trial.tree.has_below(name):
@@ -236,19 +242,19 @@ def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: I
         if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
                 f"report(checkpoint={path!r}) is refused: it contains files that asyncsync itself writes, those of "
-                f"{trial}; {OWN_DIRECTORY_ADVICE}"
+                f"{trial}. {OWN_DIRECTORY_ADVICE}"
             )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
             f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
-            f"deleted; {OWN_DIRECTORY_ADVICE}"
+            f"deleted. {OWN_DIRECTORY_ADVICE}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)
         if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
             raise ConfigError(
                 f"report(checkpoint={path!r}) is refused: {other.name} is not durable yet, consists of {other.path}, "
-                f"and one of the two is deleted when it is; {OWN_DIRECTORY_ADVICE}, or wait for that one first"
+                f"and one of the two is deleted afterwards. {OWN_DIRECTORY_ADVICE}, or wait until the other is durable"
             )
 
 
@@ -257,7 +263,7 @@ def _holds(directory: str, path: str) -> bool:
 
 
 def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], max_bytes: int) -> Accepted:
-    """Check and list the files; runs in a worker thread. ``most``: bytes that a path may have."""
+    """Check and list the files; runs in a worker thread. ``max_bytes``: most bytes that a path may have."""
     path = absolute(str(source.path))
     refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
     files = accept(path)

@@ -199,15 +199,15 @@ class CheckpointRunner:
 
     async def _make_durable(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         session = self._context.session
-        last_tries = LAST_ATTEMPTS
+        attempts_left = LAST_ATTEMPTS
 
-        def hiccup(error: str) -> bool:
-            nonlocal last_tries
+        def may_retry(error: str) -> bool:
+            nonlocal attempts_left
             self._context.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
-            last_tries -= self._context.leaving and not self._context.waits_for_store
-            return last_tries > 0
+            attempts_left -= self._context.leaving and not self._context.waits_for_store
+            return attempts_left > 0
 
-        again = Again(hiccup, session.breaker.rest)
+        again = Again(may_retry, session.breaker.rest)
         self._sending[trial.key] = job
         try:
             report = await self._send(session, trial, job, again)
@@ -240,9 +240,8 @@ class CheckpointRunner:
         return await find_committed(self._context.session.view(Lane.CHECKPOINT, trial.key), job)
 
     async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
-        """Wait or rename until nothing is being deleted under the job's name. The stored record's deletions happen
-        whoever uploads meanwhile: a numbered checkpoint takes another name, and one with a name that the user chose
-        waits."""
+        """Ensure that no data is being deleted under the job's name. A numbered checkpoint takes another name; one with
+        a name that the user chose waits."""
         if job.name in trial.record.given_up:
             await persist(trial.prepare, again)
             await persist(trial.take_ownership, again)
