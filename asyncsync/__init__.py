@@ -15,7 +15,10 @@ from asyncsync.errors import (
     EngineClosedError,
     ExperimentExistsError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
     SourceChangedError,
     StoreError,
     SyncError,
@@ -23,6 +26,7 @@ from asyncsync.errors import (
     SyncTimeoutError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.planning.document import __version__
 from asyncsync.remote.experiment import Experiment
@@ -49,7 +53,10 @@ __all__ = [
     "ExperimentExistsError",
     "FlushReport",
     "IntegrityError",
+    "NoSuchBucketError",
     "NotFoundError",
+    "PreconditionError",
+    "RangeNotSatisfiedError",
     "RepairReport",
     "Report",
     "RunConfig",
@@ -67,6 +74,7 @@ __all__ = [
     "Trial",
     "TrialStatus",
     "UnavailableError",
+    "UnsupportedError",
     "UploadMode",
     "VerifyReport",
     "__version__",

@@ -76,6 +76,18 @@ class NotFoundError(StoreError, FileNotFoundError):
     """No such object, bucket or upload."""
 
 
+class NoSuchBucketError(NotFoundError):
+    """The bucket itself does not exist."""
+
+
+class RangeNotSatisfiedError(StoreError):
+    """A requested range begins at or after the end of the object (HTTP 416)."""
+
+
+class UnsupportedError(StoreError):
+    """The store does not implement this kind of request, or one of its headers (HTTP 405, 501)."""
+
+
 class AccessDeniedError(StoreError, PermissionError):
     """The credentials do not allow this; the message names the request that was refused."""
 

@@ -1,4 +1,4 @@
-"""What the documentation says is so: its programs run, its commands parse, its tables agree with the code."""
+"""The documentation is true: its programs run, its commands parse, its tables agree with the code."""
 
 from __future__ import annotations
 
@@ -67,9 +67,15 @@ def test_every_python_block_is_a_program_that_works(block, tmp_path, request):
     path = tmp_path / f"{block.page.stem}.py"
     path.write_text(program, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(path)], cwd=room, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", str(path)],
+        cwd=room,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, f"{block.page.name} line {block.line}:\n{done.stdout}{done.stderr}"
 
 

@@ -1,4 +1,7 @@
-"""Private: retry something for as long as its errors are transient."""
+"""Private: retry a whole operation (a sync, a record) while its errors are transient.
+
+Single requests are retried by :mod:`asyncsync.stores.guard.retry`; this is for what still fails after that.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,35 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """How something that failed is tried again."""
+class RetryHooks:
+    """How the caller takes part in the retries."""
 
-    after: Callable[[str], bool]
-    """Hears of each failure that may pass, and says whether to try again."""
-    rest: Callable[[float, float], Awaitable[None]]
-    """Waits so many seconds, or less if the reason has gone since the second argument, on the event loop's clock."""
+    on_failure: Callable[[str], bool]
+    """Called with the text of each transient failure; returns whether to retry."""
+    wait: Callable[[float, float], Awaitable[None]]
+    """``wait(seconds, since)`` sleeps before the next attempt, at most ``seconds``: less if the store has come back
+    after ``since`` (event loop's clock)."""
 
 
-async def persist(attempt: Callable[[], Awaitable[T]], again: Again) -> T:
-    """Call ``attempt`` until it works or fails for good; full jitter between tries."""
-    tries = 0
+async def retry_transient(attempt: Callable[[], Awaitable[T]], hooks: RetryHooks) -> T:
+    """Call ``attempt`` until it succeeds; raise its error if that is not transient or ``hooks`` end the retries.
+
+    Full jitter: the pause is random between 0 and a bound that doubles with each attempt, up to ``BACKOFF_MOST``.
+    """
+    failures = 0
     while True:
         began = asyncio.get_running_loop().time()
         try:
             return await attempt()
         except AsyncsyncError as error:
-            if not may_pass(error) or not again.after(str(error)):
+            if not is_transient(error) or not hooks.on_failure(str(error)):
                 raise
-        tries += 1
-        await again.rest(dice().uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**tries)), began)
+        failures += 1
+        await hooks.wait(dice().uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2.0**failures)), began)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again later makes sense."""
+def is_transient(error: BaseException) -> bool:
+    """Whether the error is transient: a retry may succeed. A failed sync is transient if each of its causes is."""
     if isinstance(error, SyncFailedError):
-        return bool(error.failures) and all(may_pass(cause) for cause in error.failures.values())
+        return bool(error.failures) and all(is_transient(cause) for cause in error.failures.values())
     return bool(getattr(error, "retryable", False))

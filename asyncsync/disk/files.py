@@ -75,9 +75,9 @@ class FileRange:
     offset: int
     size: int
     pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
-    """Awaited with the size of each step before it is sent, by stores with the trait ``paces``."""
+    """Awaited with the size of each step before it is sent, by stores with the trait ``paced``."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
-    """For stores with the trait ``goes_on``."""
+    """For stores with the trait ``resumable_puts``."""
     lease: Lease | None = field(default=None, compare=False, repr=False)
     """Under which it is sent."""
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
-from asyncsync.aio.retry import may_pass
+from asyncsync.aio.retry import is_transient
 from asyncsync.aio.tasks import for_each
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.trials.context import EngineContext
@@ -166,7 +166,7 @@ async def sync_all(
     while left:
         failures = await _sync_these(scheduler, left, done if done is not None else set())
         attempt += not wait()
-        left = [key for key, error in failures.items() if may_pass(error) and attempt < tries]
+        left = [key for key, error in failures.items() if is_transient(error) and attempt < tries]
         lasting.update({key: error for key, error in failures.items() if key not in left})
         if left:
             pause = min(2 * pause, LONGEST_PAUSE)

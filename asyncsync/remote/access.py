@@ -13,7 +13,8 @@ from asyncsync.runtime import need_asyncio
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.budget import Budget
-from asyncsync.stores.guard.guarded import GuardedStore, GuardedView, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
+from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.records.model import Record
 
 R = TypeVar("R", bound=Record)

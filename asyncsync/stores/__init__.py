@@ -1,12 +1,19 @@
-"""Where objects live. :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`."""
+"""Stores of objects: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
+
+Begin with :mod:`asyncsync.stores.base`, the interface. :mod:`~asyncsync.stores.wrapped` puts a layer around a store;
+``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs`` and ``local`` are the stores; ``http`` has
+the HTTP client that they share. To add a store, see :func:`register_scheme`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,54 +23,95 @@ from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 from asyncsync.stores.base import Store
 
-_QUERY = re.compile(r"\?([A-Za-z_]{1,40}=.*)", re.DOTALL)
-"""A question mark may be part of a name; one that ``name=value`` follows is not."""
+__all__ = ["StoreFactory", "known_schemes", "open_store", "register_scheme"]
+
 StoreFactory = Callable[[str, Mapping[str, Any], TransferConfig], Store]
-"""Takes the whole URI, the storage options and the transfer settings; plain call, no I/O."""
+"""Takes the whole URI, the storage options and the transfer settings. Plain call, no I/O."""
+
+_QUERY = re.compile(r"\?([A-Za-z_]{1,40}=.*)", re.DOTALL)
+"""A question mark may be part of a name; one that ``name=value`` follows begins a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """An entry of the registry; the fields are the arguments of :func:`register_scheme`."""
+
+    name: str
+    factory: StoreFactory
+    extra: str | None
+    needs: tuple[str, ...]
+
+    def check_packages(self) -> None:
+        """ConfigError for a missing package. Packages are not imported here: some are needed later or never."""
+        for package in self.needs:
+            try:
+                found = sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None
+            except ModuleNotFoundError:  # a package above it is missing
+                found = False
+            if not found:
+                install = f"asyncsync[{self.extra}]" if self.extra else package.partition(".")[0]
+                raise ConfigError(f"a storage path {self.name}://... needs {package}: pip install '{install}'")
+
+
+_schemes: dict[str, _Scheme] = {}
 
 
 def open_store(
     uri: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None, transfer: TransferConfig | None = None
 ) -> Store:
-    """The store behind ``uri``. Opens no file and no connection: that is the ``async with`` of the store.
+    """The store behind ``uri``. It opens no file and no connection: its ``async with`` does.
 
     Known are an absolute path or ``file:///path``, ``s3://bucket/prefix`` (``s3a://`` and ``s3n://`` are the same),
-    ``gs://bucket/prefix`` (``gcs://`` too), and schemes added by :func:`register_scheme`. ``options`` go to stores that
-    know any (endpoint, region, ...); a directory has none and ignores them, so that one configuration serves both.
-    Raises ConfigError for anything else: also for a query, a user or a password in the address.
+    ``gs://bucket/prefix`` (``gcs://`` too), and schemes added by :func:`register_scheme`. A directory has no options
+    and ignores ``options``, so that one configuration serves every store. Raises ConfigError for anything
+    else: also for a query, a user or a password in the address, and for a missing package.
     """
     text = os.fspath(uri)
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"storage path {uri!r} is empty or not text; {_known()}")
-    scheme, mark, _ = text.partition("://")
-    if not mark:
-        return _open_local(text, text)
-    factory = _factories.get(scheme.lower())
-    if factory is None:
-        raise ConfigError(f"storage path {_shown(text)} has the unknown scheme {scheme!r}; {_known()}")
-    return factory(text, dict(options or {}), transfer or TransferConfig())
+        raise ConfigError(f"storage path {uri!r} is empty or not text; {_known_text()}")
+    name, separator, _ = text.partition("://")
+    if not separator:
+        return _open_directory(text, text)
+    scheme = _schemes.get(name.lower())
+    if scheme is None:
+        raise ConfigError(f"storage path {_without_user(text)} has the unknown scheme {name!r}; {_known_text()}")
+    scheme.check_packages()
+    return scheme.factory(text, dict(options or {}), transfer or TransferConfig())
 
 
-def register_scheme(scheme: str, factory: StoreFactory) -> None:
-    """Make ``open_store`` hand URIs of ``scheme://`` to ``factory``; a scheme that is known already is replaced."""
+def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = None, needs: Sequence[str] = ()) -> None:
+    """Make :func:`open_store` pass URIs of ``scheme://`` to ``factory``, replacing a factory of that scheme::
+
+        register_scheme("ram", lambda uri, options, transfer: RamStore(uri), needs=("ramdisk",))
+
+    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing, and says how to install it:
+    by the ``extra`` of asyncsync, or by the package's own name.
+    """
     if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
         raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")
-    _factories[scheme.lower()] = factory
+    _schemes[scheme.lower()] = _Scheme(scheme.lower(), factory, extra, tuple(needs))
 
 
-def _known() -> str:
-    schemes = ", ".join(f"{name}://" for name in sorted(_factories))
-    return f"known are an absolute path and {schemes}"
+def known_schemes() -> tuple[str, ...]:
+    """All registered schemes, sorted."""
+    return tuple(sorted(_schemes))
 
 
-def _open_local(text: str, path: str) -> Store:
+def _known_text() -> str:
+    return f"known are an absolute path and {', '.join(f'{name}://' for name in known_schemes())}"
+
+
+# Directories
+
+
+def _open_directory(text: str, path: str) -> Store:
     from asyncsync.stores.local.store import LocalStore
 
     if "\0" in path:
         raise ConfigError(f"storage path {text!r} contains a NUL character")
     full = Path(path).expanduser() if path.startswith("~") else Path(path)
     if not full.is_absolute():
-        raise ConfigError(f"storage path {text!r} is relative; {_known()}")
+        raise ConfigError(f"storage path {text!r} is relative; {_known_text()}")
     return LocalStore(full)
 
 
@@ -71,36 +119,39 @@ def _open_file(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -
     del options, transfer
     host, slash, path = uri.partition("://")[2].partition("/")
     if host not in ("", "localhost") or not slash:
-        raise ConfigError(f"storage path {uri!r} must be file:///absolute/path; {_known()}")
-    return _open_local(uri, "/" + unquote(path))
+        raise ConfigError(f"storage path {uri!r} must be file:///absolute/path; {_known_text()}")
+    return _open_directory(uri, "/" + unquote(path))
 
 
-def _open_s3(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
-    bucket, prefix = _bucket_and_prefix(uri, "s3")
-    _need(uri, "s3", "aiobotocore", "aiohttp", "aiohappyeyeballs")
-    from asyncsync.stores.s3.store import S3Store
-
-    return S3Store(
-        bucket,
-        prefix.strip("/"),
-        options=options,
-        stall_timeout=_seconds(transfer.stall_timeout),
-        connect_timeout=_seconds(transfer.connect_timeout),
-        max_connections=transfer.max_concurrency,
-    )
+# Buckets
 
 
-def _shown(uri: str) -> str:
-    """For messages: without what may be a password."""
-    scheme, mark, rest = uri.partition("://")
-    return repr(f"{scheme}{mark}***@{rest.rpartition('@')[2]}" if "@" in rest else uri)
+def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
+    """A factory for the class ``name`` of ``module``, which is imported when the first URI is opened.
+
+    The class takes bucket, prefix, ``options``, ``stall_timeout``, ``connect_timeout`` and ``max_connections``.
+    """
+
+    def open_bucket(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+        bucket, prefix = _bucket_and_prefix(uri, scheme)
+        store: Store = getattr(importlib.import_module(module), name)(
+            bucket,
+            prefix.strip("/"),
+            options=options,
+            stall_timeout=_seconds(transfer.stall_timeout),
+            connect_timeout=_seconds(transfer.connect_timeout),
+            max_connections=transfer.max_concurrency,
+        )
+        return store
+
+    return open_bucket
 
 
 def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
     bucket, _, prefix = uri.partition("://")[2].partition("/")
-    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):  # a secret may hold slashes
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):  # a secret may contain slashes
         raise ConfigError(
-            f"a storage path {scheme}://... must not hold user, password or port: give keys and the endpoint as "
+            f"a storage path {scheme}://... must not contain user, password or port: pass keys and the endpoint as "
             "storage_options, or in the environment"
         )
     if not bucket:
@@ -108,54 +159,44 @@ def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
     query = _QUERY.search(uri)
     if query is not None:
         raise ConfigError(
-            f"storage path {uri[: query.start()]!r} has a query, which is not part of a name: give "
+            f"storage path {uri[: query.start()]!r} has a query, which cannot be part of a name: pass "
             f"storage_options={_as_options(query[1])} instead"
         )
     return bucket, prefix
 
 
 def _as_options(query: str) -> str:
-    """The storage options that say the same as a query of pyarrow's. Only what cannot be secret is shown."""
-    said = dict(parse_qsl(query.partition("/")[0] if "//" not in query else query, keep_blank_values=True))
-    options = {"region": said["region"]} if said.get("region") else {}
-    endpoint = said.get("endpoint_override", "")
+    """The storage options that correspond to a query of pyarrow. Only values that cannot be secret are shown."""
+    fields = dict(parse_qsl(query.partition("/")[0] if "//" not in query else query, keep_blank_values=True))
+    options = {"region": fields["region"]} if fields.get("region") else {}
+    endpoint = fields.get("endpoint_override", "")
     if endpoint and "@" not in endpoint:
-        options["endpoint_url"] = endpoint if "://" in endpoint else f"{said.get('scheme') or 'https'}://{endpoint}"
+        options["endpoint_url"] = endpoint if "://" in endpoint else f"{fields.get('scheme') or 'https'}://{endpoint}"
     return repr(options) if options else "{...}"
 
 
-def _need(uri: str, extra: str, *modules: str) -> None:
-    """ConfigError unless the packages of an extra are there. They are not imported: some are needed later or never."""
-    for name in modules:
-        try:
-            there = sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
-        except ModuleNotFoundError:  # of a package above it
-            there = False
-        if not there:
-            raise ConfigError(f"{uri!r} needs {name}: pip install 'asyncsync[{extra}]'")
+def _without_user(uri: str) -> str:
+    """The URI for messages, without a user and password."""
+    scheme, separator, rest = uri.partition("://")
+    return repr(f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else uri)
 
 
 def _seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
-def _open_gcs(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
-    bucket, prefix = _bucket_and_prefix(uri, "gs")
-    _need(uri, "gcs", "aiohttp", "gcloud.aio.auth")
-    from asyncsync.stores.gcs.store import GcsStore
-
-    return GcsStore(
-        bucket,
-        prefix.strip("/"),
-        options=options,
-        stall_timeout=_seconds(transfer.stall_timeout),
-        connect_timeout=_seconds(transfer.connect_timeout),
-        max_connections=transfer.max_concurrency,
+register_scheme("file", _open_file)
+for _name in ("s3", "s3a", "s3n"):
+    register_scheme(
+        _name,
+        _bucket_store("s3", "asyncsync.stores.s3.store", "S3Store"),
+        extra="s3",
+        needs=("aiobotocore", "aiohttp", "aiohappyeyeballs"),
     )
-
-
-_factories: dict[str, StoreFactory] = {
-    "file": _open_file, "s3": _open_s3, "s3a": _open_s3, "s3n": _open_s3, "gs": _open_gcs, "gcs": _open_gcs,
-}  # fmt: skip
-
-__all__ = ["StoreFactory", "open_store", "register_scheme"]
+for _name in ("gs", "gcs"):
+    register_scheme(
+        _name,
+        _bucket_store("gs", "asyncsync.stores.gcs.store", "GcsStore"),
+        extra="gcs",
+        needs=("aiohttp", "gcloud.aio.auth"),
+    )

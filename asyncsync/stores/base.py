@@ -78,14 +78,14 @@ class Traits:
     """All parts of an upload but the last must have the same size, and the last not more."""
     max_single_put: int = 5 << 30
     max_key_bytes: int = 1024
-    paces: bool = False
-    """Bodies from files keep their own ``pace`` while they are sent; else they are paid for before."""
-    goes_on: bool = False
-    """Parts from files go on inside the part after a break, and so do files larger than ``part_size`` that go in one
-    piece: see :class:`asyncsync.disk.files.Progress`."""
-    complete_asks: bool = False
-    """Completing an upload is repeated safely only where it names the version that it replaces, so that is asked for:
-    see :func:`asyncsync.stores.guard.lost_answers.complete_what_stands`."""
+    paced: bool = False
+    """The store awaits ``FileRange.pace`` before each step of a body; else the guard pays for it as a whole."""
+    resumable_puts: bool = False
+    """An interrupted part (or a file larger than ``part_size`` that is sent in one request) resumes from the last
+    acknowledged byte: see :class:`asyncsync.disk.files.Progress`."""
+    conditional_complete: bool = False
+    """Retrying the completion of an upload is safe only if it names the version that it replaces. The guard looks that
+    version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_what_stands`."""
     local: bool = False
     """Objects are files on this machine; requests cost no round trip."""
 
@@ -146,6 +146,8 @@ class Store(ABC):
 
     uri: str
     traits: Traits
+    requests: int = 0
+    """Requests made through this object, retries included; 0 where the store does not count them."""
 
     async def __aenter__(self) -> Store:
         return self

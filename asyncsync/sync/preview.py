@@ -130,4 +130,4 @@ class Preview:
 
     def _around(self) -> int:
         """Requests of an upload beside its parts."""
-        return 3 if self._store.traits.complete_asks else 2
+        return 3 if self._store.traits.conditional_complete else 2

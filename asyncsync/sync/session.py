@@ -23,7 +23,8 @@ from asyncsync.stores.guard.breaker import Breaker
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.checksum_probe import probe_checks
 from asyncsync.stores.guard.fenced import Fence, FencedView
-from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
+from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.stores.read import find
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.sync.upload.copy_sources import Catalogue
@@ -113,7 +114,7 @@ class Session:
             finally:
                 await self.journal.__aexit__(None, None, None)
 
-    def view(self, lane: Lane, owner: str, fence: Fence | None = None) -> Store:
+    def view(self, lane: Lane, owner: str, fence: Fence | None = None) -> GuardedView:
         """The store for one tree: its requests are counted and take their turn by ``lane`` and ``owner``. ``fence`` is
         asked before anything is written."""
         return self.store.view(lane, owner) if fence is None else FencedView(self.store, lane, owner, fence)

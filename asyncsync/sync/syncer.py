@@ -176,7 +176,7 @@ class Syncer:
         report = await download_tree(store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency)
         return SyncReport(
             files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
-            bytes_sent=report.bytes_fetched, bytes_copied=0, requests=getattr(store, "requests", 0),
+            bytes_sent=report.bytes_fetched, bytes_copied=0, requests=store.requests,
             seconds=report.seconds, warnings=report.warnings,
         )  # fmt: skip
 

@@ -30,7 +30,8 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
-from asyncsync.stores.guard.fenced import Fence, FencedView
+from asyncsync.stores.guard.fenced import Fence
+from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below
 from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.records.manifests import find_manifest, get_manifest
@@ -108,7 +109,7 @@ class Tree:
         self._uncommitted: Manifest | None = None
         """What earlier passes sent and no manifest names yet: they were cut short, and need not send it again."""
         self._upload: TreeUpload | None = None
-        self._view: Store | None = None
+        self._view: GuardedView | None = None
         self._mapped: frozenset[str] = frozenset()
         self._looked = 0
         """When the mappings were looked at; a file written since then may have been one of them."""
@@ -150,7 +151,7 @@ class Tree:
         preview = Preview(store, self.prefix, self.root, self._transfer(), known.files)
         files = await preview.of(changes.send)
         gone = sorted({*self._to_delete(changes, rules), *(await in_hasher(self._in_the_way, changes))})
-        requests = getattr(store, "requests", 0) + sum(file.requests for file in files) + -(-len(gone) // DELETED)
+        requests = store.requests + sum(file.requests for file in files) + -(-len(gone) // DELETED)
         if gone or self._manifest is None or any(file.action != "keep" for file in files):
             requests += 1  # the manifest
         unread = [f"{path}: it cannot be read: {error.strerror}" for path, error in snapshot.unread.items()]
@@ -263,7 +264,7 @@ class Tree:
     def _forget(self) -> None:
         self._manifest = self._version = None
 
-    def _store(self) -> Store:
+    def _store(self) -> GuardedView:
         store = self._view = self._session.view(self._options.lane, self.prefix, self._options.fence)
         return store
 
@@ -277,7 +278,7 @@ class Tree:
     @property
     def moves(self) -> bool:
         """Whether bytes of the running or last pass were on their way."""
-        return self.moved > 0 or (isinstance(self._view, FencedView) and self._view.steps > 0)
+        return self.moved > 0 or (self._view is not None and self._view.steps > 0)
 
     def send_less_at_once(self) -> None:
         """From now on one file at a time, in the smallest parts, so that some are done before the time is over."""
@@ -484,7 +485,7 @@ class Tree:
                 self._uncommitted = Manifest({**earlier.files, **upload.tally.entries}, earlier.info)
         return upload.tally
 
-    async def _commit(self, store: Store, gone: list[str], scanned: int) -> None:
+    async def _commit(self, store: GuardedView, gone: list[str], scanned: int) -> None:
         """Replace the manifest, after everything that it names. Nothing is written if only times have changed."""
         fresh = self._uncommitted.files if self._uncommitted is not None else {}
         new, data, differs = await in_hasher(self._next, gone, scanned)
@@ -527,10 +528,10 @@ class Tree:
         new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
         return new, new.to_bytes(), differs
 
-    async def _write(self, store: Store, data: bytes) -> str:
+    async def _write(self, store: GuardedView, data: bytes) -> str:
         self._begun = True
-        if self._options.fresh and isinstance(store, FencedView):
-            store.doubt()
+        if self._options.fresh:
+            store.renew_lease()
         version, self._version = self._version, None  # not known while it is written: a broken off put may have landed
         try:
             if self._options.accepted is not None:
@@ -574,7 +575,7 @@ class Tree:
             bytes_sent=tally.bytes_sent,
             bytes_copied=tally.bytes_copied,
             files_copied=tally.files_copied,
-            requests=getattr(store, "requests", 0),
+            requests=store.requests,
             seconds=time.monotonic() - started,
             warnings=tuple(warnings),
             files_vanished=len(tally.vanished),

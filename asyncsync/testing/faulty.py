@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import UnavailableError
 from asyncsync.stores import register_scheme
-from asyncsync.stores.base import Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
+from asyncsync.stores.base import Store
+from asyncsync.stores.wrapped import Call, Operation, WrappedStore
 from asyncsync.testing.memory import MemoryStore, Request, forget_buckets, split_uri
 
 T = TypeVar("T")
@@ -133,104 +134,23 @@ class Faults:
         return result
 
 
-class FaultyStore(Store):
+class FaultyStore(WrappedStore):
     """Any store, with :class:`Faults` between it and the caller::
 
     store = FaultyStore(MemoryStore())
-    store.faults.fail(3)                                     # the third call, before it took effect
-    store.faults.fail(1, after=True, operation="put")        # the first put works, its answer is lost
+    store.faults.fail(3)                                     # the third call, before it takes effect
+    store.faults.fail(1, after=True, operation="put")        # the first put takes effect, its response is lost
     store.faults.hook(5, task.cancel)
+
+    Closing it closes the inner store and does not count as a call.
     """
 
     def __init__(self, inner: Store, faults: Faults | None = None) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.faults = faults if faults is not None else Faults()
-        self.uri = inner.uri
 
-    @property
-    def traits(self) -> Traits:  # type: ignore[override]  # follows the inner store, whose traits a probe may lower
-        return self.inner.traits
-
-    def lower_checks(self, checks: Checks) -> None:
-        self.inner.lower_checks(checks)
-
-    async def close(self) -> None:
-        """Closes the inner store; not counted as a call."""
-        await self.inner.close()
-
-    async def put(
-        self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
-    ) -> ObjectInfo:
-        return await self._run("put", key, lambda: self.inner.put(key, body, crc32c=crc32c, if_version=if_version))
-
-    async def read(
-        self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
-    ) -> ObjectInfo:
-        return await self._run(
-            "read", key, lambda: self.inner.read(key, sink, start=start, length=length, if_version=if_version)
-        )
-
-    async def head(self, key: str) -> ObjectInfo:
-        return await self._run("head", key, lambda: self.inner.head(key))
-
-    async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
-        return await self._run("list", prefix, lambda: self.inner.list(prefix, delimiter=delimiter, token=token))
-
-    async def delete(self, keys: Sequence[str]) -> None:
-        await self._run("delete", "\n".join(keys), lambda: self.inner.delete(keys))
-
-    async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
-        if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
-        return await self._run(
-            "copy",
-            key,
-            lambda: self.inner.copy(source, key, if_source_version=if_source_version, size=size, if_version=if_version),
-        )
-
-    async def create_multipart(self, key: str) -> Upload:
-        return await self._run("create_multipart", key, lambda: self.inner.create_multipart(key))
-
-    async def put_part(
-        self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
-    ) -> Part:
-        return await self._run(
-            "put_part", upload.key, lambda: self.inner.put_part(upload, number, offset, body, crc32c=crc32c)
-        )
-
-    async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
-        if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
-        return await self._run(
-            "copy_part",
-            upload.key,
-            lambda: self.inner.copy_part(
-                upload, number, offset, source, start, length, if_source_version=if_source_version
-            ),
-        )
-
-    async def complete_multipart(
-        self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
-    ) -> ObjectInfo:
-        return await self._run(
-            "complete_multipart",
-            upload.key,
-            lambda: self.inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=if_version),
-        )
-
-    async def abort_multipart(self, upload: Upload) -> None:
-        await self._run("abort_multipart", upload.key, lambda: self.inner.abort_multipart(upload))
-
-    async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        return await self._run("list_parts", upload.key, lambda: self.inner.list_parts(upload))
-
-    async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
-        return await self._run("list_multiparts", prefix, lambda: self.inner.list_multiparts(prefix))
-
-    async def _run(self, operation: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
-        return await self.faults.run(Request(operation, key), call)
+    async def around(self, operation: Operation, call: Call[T]) -> T:
+        return await self.faults.run(Request(operation.name, operation.key), call)
 
 
 _injected: dict[str, Faults] = {}

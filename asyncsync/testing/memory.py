@@ -62,7 +62,7 @@ class Bucket:
     objects: dict[str, _Object] = field(default_factory=dict)
     uploads: dict[str, _OpenUpload] = field(default_factory=dict)
     completed: dict[str, str] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    log: list[Request] = field(default_factory=list)
     ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     clock: Callable[[], float] = time.time
     """Says when an object was written; replace it to let objects grow old."""
@@ -85,7 +85,7 @@ class MemoryStore(Store):
 
     Stores of the same ``name`` see the same objects, also through ``memory://name/prefix``; without a name the bucket
     is private. Every request costs ``latency`` seconds of the loop's time, and yields to the loop at least once
-    before it takes effect, so that it can be cancelled there. ``requests`` is the log of all of them, by any store of
+    before it takes effect, so that it can be cancelled there. ``log`` has all of them, by any store of
     the bucket.
     """
 
@@ -108,9 +108,9 @@ class MemoryStore(Store):
         self._page_size = page_size
 
     @property
-    def requests(self) -> list[Request]:
+    def log(self) -> list[Request]:
         """Every request to the bucket so far, oldest first; clear it freely."""
-        return self.bucket.requests
+        return self.bucket.log
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -242,7 +242,7 @@ class MemoryStore(Store):
     async def _begin(self, operation: str, *key: str, body: Body = b"", lease: Lease | None = None) -> bytes:
         """Log the request, check its keys, take the body in, and let time pass. The lease is looked at when everything
         has been handed over: ``latency`` is on the way and in the server."""
-        self.requests.append(Request(operation, "\n".join(self._root + one for one in key)))
+        self.log.append(Request(operation, "\n".join(self._root + one for one in key)))
         for one in key:
             self._check_key(one, operation)
         data = bytes(body) if isinstance(body, bytes) else await self._read_body(body)  # not with its lease

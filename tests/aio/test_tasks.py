@@ -1,4 +1,4 @@
-"""Several things at once end as one."""
+"""Tasks that run together: the first error ends the others, and one cancel ends all."""
 
 import asyncio
 

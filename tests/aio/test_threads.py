@@ -1,4 +1,4 @@
-"""The threads of the process for disk work."""
+"""The process-wide threads for disk work."""
 
 import asyncio
 import os

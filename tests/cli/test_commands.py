@@ -58,11 +58,16 @@ def test_the_version_is_told(invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        (), ("--part-size", "ten"), ("--part-size", "1KiB"), ("--timeout", "0"), ("-o", "region"),
+        (),
+        ("--part-size", "ten"),
+        ("--part-size", "1KiB"),
+        ("--timeout", "0"),
+        ("-o", "region"),
         ("--max-concurrency", "0"),
-        ("--bandwidth-limit", "0"), ("--unknown",),
+        ("--bandwidth-limit", "0"),
+        ("--unknown",),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_exit_code_2(invoke: Invoke, tree: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     url = str(tmp_path / "store") if arguments else "s4://bucket"
     assert invoke("push", tree, url, *arguments).exit_code == 2
@@ -251,8 +256,10 @@ def test_repair_sends_again_what_the_directory_still_has(
     assert "\nnot repaired: sub/b.bin: " in result.stdout
     document = answer("verify", store, "--repair", tree, code=3)
     assert (document["missing"], document["repaired"], list(document["not_repaired"])) == (
-        ["sub/b.bin"], [], ["sub/b.bin"],
-    )  # fmt: skip
+        ["sub/b.bin"],
+        [],
+        ["sub/b.bin"],
+    )
 
 
 def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path) -> None:
@@ -276,9 +283,11 @@ def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path
 
 async def _experiment(storage: str, name: str = "sweep") -> None:
     run = RunConfig(
-        name=name, storage_path=storage, sync_config=SyncConfig(sync_artifacts=True),
+        name=name,
+        storage_path=storage,
+        sync_config=SyncConfig(sync_artifacts=True),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-    )  # fmt: skip
+    )
     async with SyncEngine(run) as engine:
         for number in range(2):
             trial = engine.trial(f"t{number}", params={"rate": number})

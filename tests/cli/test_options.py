@@ -1,4 +1,4 @@
-"""What is written on the command line, and what it means."""
+"""Command-line values: sizes, options of stores, and their errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,38 @@ from asyncsync.cli.options import parse_size, resolve_url, take_settings
 from asyncsync.errors import ConfigError
 
 NOTHING = {
-    "endpoint_url": None, "region": None, "profile": None, "sse": None, "storage_class": None, "extra": (),
-    "max_concurrency": None, "part_size": None, "bandwidth_limit": None, "as_json": False, "quiet": False,
+    "endpoint_url": None,
+    "region": None,
+    "profile": None,
+    "sse": None,
+    "storage_class": None,
+    "extra": (),
+    "max_concurrency": None,
+    "part_size": None,
+    "bandwidth_limit": None,
+    "as_json": False,
+    "quiet": False,
     "debug": False,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("0", 0), ("65536", 65536), ("12b", 12), ("1k", 1024), ("1KiB", 1024), ("1KB", 1000), ("16MiB", 16 << 20),
-        ("16m", 16 << 20), ("1.5 GiB", 3 << 29), ("2GB", 2_000_000_000), ("1TiB", 1 << 40), ("50MiB/s", 50 << 20),
+        ("0", 0),
+        ("65536", 65536),
+        ("12b", 12),
+        ("1k", 1024),
+        ("1KiB", 1024),
+        ("1KB", 1000),
+        ("16MiB", 16 << 20),
+        ("16m", 16 << 20),
+        ("1.5 GiB", 3 << 29),
+        ("2GB", 2_000_000_000),
+        ("1TiB", 1 << 40),
+        ("50MiB/s", 50 << 20),
     ],
-)  # fmt: skip
+)
 def test_sizes_have_binary_and_decimal_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 

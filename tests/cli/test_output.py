@@ -1,4 +1,4 @@
-"""What people and machines read."""
+"""Output of the command, for people and as JSON."""
 
 from __future__ import annotations
 

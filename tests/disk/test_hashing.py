@@ -1,4 +1,4 @@
-"""CRC32C of files and of pieces put together."""
+"""CRC32C of files and of concatenated pieces."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The journal: what it records is there after a crash, and nothing that happens to its file stops the work."""
+"""The journal survives crashes, and no fault of its file stops the work."""
 
 from __future__ import annotations
 

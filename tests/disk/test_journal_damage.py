@@ -1,5 +1,6 @@
-"""A damaged journal costs time: what does not fit its digest is forgotten, a file that is no journal is set aside. It
-never stops the work, and nothing of it gets into a manifest."""
+"""A damaged journal costs time only. Rows that do not match their digest are dropped, and a file that is not a journal
+is set aside. Damage never stops the work and never reaches a manifest.
+"""
 
 from __future__ import annotations
 
@@ -148,10 +149,14 @@ async def test_text_that_is_no_text_costs_its_row(path, caplog):
     "damage",
     [f"DROP TABLE {table}" for table in database.TABLES]
     + [f"ALTER TABLE {table} DROP COLUMN digest" for table in database.TABLES]
-    + ["ALTER TABLE owed RENAME COLUMN payload TO load",
-       "CREATE TRIGGER t AFTER INSERT ON trees BEGIN DELETE FROM trees; END",
-       "PRAGMA user_version=1", "PRAGMA user_version=0", "PRAGMA application_id=7"],
-)  # fmt: skip
+    + [
+        "ALTER TABLE owed RENAME COLUMN payload TO load",
+        "CREATE TRIGGER t AFTER INSERT ON trees BEGIN DELETE FROM trees; END",
+        "PRAGMA user_version=1",
+        "PRAGMA user_version=0",
+        "PRAGMA application_id=7",
+    ],
+)
 async def test_a_file_with_other_tables_is_set_aside(path, damage, caplog):
     await fill(path)
     edit(path, damage)

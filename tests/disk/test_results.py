@@ -1,4 +1,4 @@
-"""Whatever a metric is, its report is recorded; a row is whole or not there."""
+"""Every report is recorded, whatever its metrics contain; a row is complete or missing."""
 
 from __future__ import annotations
 

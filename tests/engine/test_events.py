@@ -1,4 +1,4 @@
-"""What listeners see, and what ``status`` says."""
+"""Events for listeners, and ``status``."""
 
 import asyncio
 
@@ -54,8 +54,9 @@ def test_events_say_what_travelled(bench: Bench) -> None:
     names = ("bytes_total", "bytes_sent", "bytes_copied", "requests")
     syncs = [
         tuple(getattr(event, name) for name in names)
-        for event in events if event.kind == "SyncFinished" and event.tree == "t"
-    ]  # fmt: skip
+        for event in events
+        if event.kind == "SyncFinished" and event.tree == "t"
+    ]
     assert tuple(getattr(report, name) for name in names) in syncs
     assert report.bytes_sent >= 5000
     checkpoints = [event for event in events if event.kind == "CheckpointDurable"]

@@ -1,4 +1,4 @@
-"""What an idle trial costs: a heap entry, not a task."""
+"""An idle trial costs a heap entry, not a task."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ def test_an_idle_trial_has_no_task_and_takes_less_than_four_kib(bench: Bench) ->
             await engine.sync()
             await asyncio.sleep(150)
             bench.faults.requests.clear()
-            bench.store.requests.clear()
+            bench.store.log.clear()
             gc.collect()
             kept = tracemalloc.take_snapshot().filter_traces(OURS)
             tracemalloc.stop()

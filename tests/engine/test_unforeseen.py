@@ -1,6 +1,6 @@
-"""An error that nobody foresaw costs the trial in whose work it came up; the engine and its other trials go on.
+"""An unforeseen error ends the trial that it occurred in; the engine and its other trials continue.
 
-A bug of the engine itself ends it.
+A bug of the engine itself ends the engine.
 """
 
 from __future__ import annotations

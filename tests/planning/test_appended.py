@@ -1,4 +1,4 @@
-"""Which files are taken to be appended to, and what of them is looked at."""
+"""Which files count as appended to, and which of their bytes are checked."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What has to be sent."""
+"""Which files have to be sent."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""CRC32C of parts put together, by table and without."""
+"""CRC32C of concatenated parts, with and without the table."""
 
 import google_crc32c
 import pytest

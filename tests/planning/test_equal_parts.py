@@ -1,4 +1,4 @@
-"""Parts of one size, for stores that want them: copied or sent as a whole."""
+"""Parts of equal size, for stores that need them: each is copied or sent as a unit."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Prune removes only what is certainly garbage, and only what is old by the clock of the store."""
+"""Prune removes only certain garbage, and only if it is old by the clock of the store."""
 
 import math
 import os
@@ -30,7 +30,7 @@ async def store():
     store.bucket.clock = lambda: LONG_AGO
     await put_experiment(store, a="running")
     await put_trial(store, "a", {"checkpoint_000000": (FILES, {}), "checkpoint_000001": (FILES, {})})
-    store.requests.clear()
+    store.log.clear()
     return store
 
 
@@ -45,8 +45,11 @@ async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed
     before = store.contents
     report = await prune(URI)
     assert (report.dry_run, report.checkpoints, report.objects, report.bytes) == (
-        True, ["a/checkpoint_000002/"], 2, 3 * MIB,
-    )  # fmt: skip
+        True,
+        ["a/checkpoint_000002/"],
+        2,
+        3 * MIB,
+    )
     assert store.contents == before
     assert (await prune(URI, dry_run=False)).checkpoints == ["a/checkpoint_000002/"]
     assert store.contents == {key: data for key, data in before.items() if "checkpoint_000002" not in key}
@@ -78,10 +81,10 @@ async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(sto
     record.checkpoints = record.checkpoints[2:]
     await store.put("b/.asyncsync/trial.json", record.to_bytes())
     days_later(store)
-    store.requests.clear()
+    store.log.clear()
     report = await prune(URI, dry_run=False)
     assert report.checkpoints == ["b/checkpoint_000000/", "b/checkpoint_000001/"]
-    deletes = [key for verb, key in store.requests if verb == "delete" and not key.endswith("clock")]
+    deletes = [key for verb, key in store.log if verb == "delete" and not key.endswith("clock")]
     assert deletes[0].endswith("manifest.json")
     assert (await verify(URI, deep=True)).ok
 
@@ -201,7 +204,7 @@ async def test_of_a_directory_the_file_system_tells_the_time(tmp_path, monkeypat
     assert {path for path in root.rglob("*") if "checkpoint_000008" not in str(path)} == before
 
 
-async def test_one_young_object_protects_its_whole_directory_and_the_uploads_there(store):
+async def test_one_young_object_protects_its_directory_and_the_uploads_there(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.create_multipart("a/checkpoint_000002/big")
     days_later(store)
@@ -246,9 +249,9 @@ async def test_a_store_that_takes_no_object_is_told_with_the_reason(store):
 
 async def test_where_there_is_nothing_whose_age_matters_nothing_is_written(store):
     await store.delete([key for key in store.contents if "checkpoint_" in key])
-    store.requests.clear()
+    store.log.clear()
     assert (await prune(URI)).checkpoints == []
-    assert {request.operation for request in store.requests} == {"list", "list_multiparts"}
+    assert {request.operation for request in store.log} == {"list", "list_multiparts"}
 
 
 @pytest.mark.parametrize("at", range(1, 4))
@@ -264,13 +267,13 @@ async def test_two_that_ask_for_the_time_at_once_both_get_it(store, at):
 async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
     with pytest.raises(ConfigError, match="older_than"):
         await prune(URI, dry_run=False, older_than=age)
-    assert store.requests == []
+    assert store.log == []
 
 
 # what is garbage
 
 
-async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_ours(store):
+async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):
     other = MemoryStore("lab", "other")
     await other.put("run/checkpoint_000001/x", b"x")
     days_later(store)
@@ -279,7 +282,8 @@ async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_
 
 
 @pytest.mark.parametrize("damage", [b"{", b"", b"[" * 100_000, b'{"format":2,"kind":"trial"}'])
-async def test_prune_leaves_a_trial_alone_whose_record_cannot_be_read_and_goes_on_with_the_others(store, damage):
+async def test_prune_skips_a_trial_with_an_unreadable_record(store, damage):
+    """It prunes the other trials."""
     await put_trial(store, "b", {})
     for trial in ("a", "b"):
         await put_tree(store, f"{trial}/checkpoint_000002/", FILES, manifest=False)
@@ -310,6 +314,7 @@ async def test_prune_aborts_old_uploads_until_no_part_is_left(store):
     report = await prune(URI, dry_run=False)
     assert report.uploads == ["a/big"]
     assert await store.list_multiparts() == []
-    assert [request.operation for request in store.requests if "a/big" in request.key][-2:] == [
-        "abort_multipart", "list_parts",
-    ]  # fmt: skip
+    assert [request.operation for request in store.log if "a/big" in request.key][-2:] == [
+        "abort_multipart",
+        "list_parts",
+    ]

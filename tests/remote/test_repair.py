@@ -1,4 +1,4 @@
-"""Repair sends what the store lost and a local tree still has, replaces only what was damaged, and reads it back."""
+"""Repair sends files that the store lost and a local tree has, replaces only damaged ones, and reads them back."""
 
 from pathlib import Path
 

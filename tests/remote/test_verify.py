@@ -1,4 +1,4 @@
-"""Verify tells damage from strays."""
+"""Verify distinguishes damaged, missing and stray objects."""
 
 import itertools
 import shutil
@@ -22,7 +22,7 @@ async def store():
     store = MemoryStore("lab", "exp")
     await put_experiment(store, a="running")
     await put_trial(store, "a", {"checkpoint_000000": (FILES, {}), "checkpoint_000001": (FILES, {})})
-    store.requests.clear()
+    store.log.clear()
     return store
 
 
@@ -35,7 +35,7 @@ async def test_a_whole_experiment_is_ok(store, deep):
 
 async def test_a_shallow_look_at_data_is_one_listing(store):
     await verify(URI)
-    assert [request for request in store.requests if not request.key.endswith(".json")] == [("list", "exp/")]
+    assert [request for request in store.log if not request.key.endswith(".json")] == [("list", "exp/")]
 
 
 async def test_a_missing_file_is_missing(store):
@@ -44,16 +44,17 @@ async def test_a_missing_file_is_missing(store):
     assert (report.ok, report.missing, report.damaged) == (False, ["a/checkpoint_000001/model.bin"], {})
 
 
-async def test_another_size_or_checksum_is_found_without_reading_and_told_as_replaced(store):
+async def test_another_size_or_checksum_is_reported_as_replaced(store):
+    """It is found without reading the object."""
     await store.put("a/checkpoint_000000/model.bin", b"short")
     await store.put("a/checkpoint_000001/model.bin", b"x" * (3 * MIB))
     for deep in (False, True):
-        store.requests.clear()
+        store.log.clear()
         report = await verify(URI, deep=deep)
         assert report.replaced == sorted(report.damaged)
         assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
         assert "CRC32C" in report.damaged["a/checkpoint_000001/model.bin"]
-        assert not [key for verb, key in store.requests if verb == "read" and key.endswith("model.bin")]
+        assert not [key for verb, key in store.log if verb == "read" and key.endswith("model.bin")]
 
 
 async def test_another_size_or_checksum_of_the_same_version_is_not_replaced(store):
@@ -79,10 +80,10 @@ async def test_of_another_version_without_a_checksum_the_bytes_decide(store, sam
     key = "a/checkpoint_000001/model.bin"
     await store.put(key, FILES["model.bin"] if same_bytes else b"M" + FILES["model.bin"][1:])
     store.bucket.objects[f"exp/{key}"].version, store.bucket.objects[f"exp/{key}"].crc32c = "copied", None
-    store.requests.clear()
+    store.log.clear()
     report = await verify(URI)
     assert (report.ok, report.replaced) == ((True, []) if same_bytes else (False, [key]))
-    read = {name for verb, name in store.requests if verb == "read" and not name.endswith(".json")}
+    read = {name for verb, name in store.log if verb == "read" and not name.endswith(".json")}
     assert read == {f"exp/{key}"}
 
 
@@ -123,7 +124,7 @@ async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep
 
 
 @pytest.mark.parametrize("deep", [False, True])
-async def test_a_tree_that_is_synced_while_it_is_checked_is_checked_by_its_new_manifest(store, deep):
+async def test_a_tree_synced_during_verify_is_checked_by_its_new_manifest(store, deep):
     """At the n-th request, for every n: a file and its manifest are replaced."""
     other = MemoryStore("", "exp")
     await put_tree(other, "a/", {"result.json": b"longer than before\n", "more": b"x"})

@@ -1,4 +1,4 @@
-"""The table "Bad input" of docs/design.md: every row, as a user meets it."""
+"""Every row of the table "Bad input" in docs/design.md, as a user meets it."""
 
 import asyncio
 import math
@@ -344,8 +344,10 @@ def test_a_target_that_cannot_be_written_is_an_error(
 def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str, object]) -> None:
     async def main() -> str:
         keep = CheckpointConfig(
-            num_to_keep=2, checkpoint_score_attribute="loss", checkpoint_score_order=order,  # type: ignore[arg-type]
-        )  # fmt: skip
+            num_to_keep=2,
+            checkpoint_score_attribute="loss",
+            checkpoint_score_order=order,  # type: ignore[arg-type]
+        )
         async with bench.engine(keep=keep) as engine:
             trial = engine.trial("t")
             for metrics in (worst, {"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0}):

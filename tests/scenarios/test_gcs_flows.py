@@ -1,4 +1,4 @@
-"""What works with s3:// works with gs://: trees, checkpoints, verify, prune, delta; and an upload survives SIGKILL."""
+"""Whatever works with s3:// works with gs://: trees, checkpoints, verify, prune, delta; and uploads survive SIGKILL."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""One suite that every store passes. Where a server is known to differ, ``kinds.DIFFERENCES`` says so by name."""
+"""One suite that every store passes. ``kinds.DIFFERENCES`` names known differences of servers."""
 
 import asyncio
 import contextlib

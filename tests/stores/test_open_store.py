@@ -1,4 +1,4 @@
-"""Which storage paths are understood, and what is said of the others."""
+"""Which storage paths are valid, and the errors for the others."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
-from asyncsync.stores import open_store, register_scheme
+from asyncsync.stores import known_schemes, open_store, register_scheme
 from asyncsync.stores.local.store import LocalStore
 from asyncsync.testing import MemoryStore
 
@@ -83,6 +83,19 @@ def test_a_scheme_can_be_added_and_gets_options_and_transfer_settings():
     transfer = TransferConfig(stall_timeout=3)
     open_store("mine://x", options={"a": 1}, transfer=transfer)
     assert seen == [("mine://x", {"a": 1}, transfer)]
+
+
+def test_a_scheme_names_the_packages_that_it_needs():
+    register_scheme("needing", lambda *_: MemoryStore(), needs=("asyncio", "no_such_package.client"))
+    with pytest.raises(ConfigError, match=r"needing://.* needs no_such_package\.client: pip install 'no_such_package'"):
+        open_store("needing://x")
+
+
+def test_schemes_are_known_once_they_are_registered():
+    register_scheme("Registered", lambda *_: MemoryStore())
+    assert {"file", "gcs", "gs", "registered", "s3", "s3a", "s3n"} <= set(known_schemes())
+    with pytest.raises(ConfigError, match="registered://"):
+        open_store("ftp://host/x")
 
 
 def test_a_scheme_must_be_one():

@@ -1,4 +1,4 @@
-"""A server that answers by the byte, and a client of it, without TLS or with it."""
+"""A server that controls every byte of its responses, and a client of it, with or without TLS."""
 
 import asyncio
 import ssl

@@ -103,7 +103,7 @@ async def test_stores_of_one_name_share_objects_and_log():
     one, other = open_store("memory://bucket/a"), MemoryStore("bucket")
     await one.put("x", b"1")
     assert await other.get("a/x") == (b"1", await other.head("a/x"))
-    assert sorted(one.requests) == [("head", "a/x"), ("put", "a/x"), ("read", "a/x")]
+    assert sorted(one.log) == [("head", "a/x"), ("put", "a/x"), ("read", "a/x")]
 
 
 async def test_stores_without_a_name_are_private():

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from asyncsync.aio.retry import Again, persist
+from asyncsync.aio.retry import RetryHooks, retry_transient
 from asyncsync.aio.tasks import within
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
@@ -203,7 +203,7 @@ class Ranks:
 
     # one checkpoint
 
-    async def make_durable(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         """Upload our part and wait for the others. The report is of the whole checkpoint on rank 0, and of our part
         elsewhere.
 
@@ -211,8 +211,8 @@ class Ranks:
         that failed and why, or the ranks that reported another step.
         """
         try:
-            await self._wait_for_rank_0(trial, job, again)
-            report = await self._take_part(trial, job, again)
+            await self._wait_for_rank_0(trial, job, hooks)
+            report = await self._take_part(trial, job, hooks)
         except (AsyncsyncError, OSError) as error:
             self._check_before_sending = True
             if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
@@ -230,41 +230,41 @@ class Ranks:
         if trial.jobs[0] is job and (self.leads or self._generation_begun):
             await self._shared(trial, job.name, job).give_up(self._give_up_reason(job), _step(job))
 
-    async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
+    async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """Wait until rank 0 has begun a generation. A rank that returned also waits up to LEADER_WAIT for a new one."""
         loop = asyncio.get_running_loop()
         began, limit = loop.time(), self._context.run.checkpoint_config.commit_seconds
         while not self.leads and not self._generation_begun:
-            await persist(partial(self._read_leader, self._store()), again)
+            await retry_transient(partial(self._read_leader, self._store()), hooks)
             if not self._generation_begun and loop.time() - began >= limit:
                 raise CheckpointIncompleteError(str(self._timeout_error(job, [0])))  # no generation to report it to
             await asyncio.sleep(LEADER_WAIT / 20)
         while self._returned and not self._waited_for_leader and loop.time() - began < LEADER_WAIT:
-            if not await persist(partial(self._join_new_generation, trial), again):
+            if not await retry_transient(partial(self._join_new_generation, trial), hooks):
                 await asyncio.sleep(LEADER_WAIT / 20)
         self._waited_for_leader = True
 
-    async def _take_part(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _take_part(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         budget, report = WaitBudget(self._commit_seconds), SyncReport()
         while True:
             self._matching_parts.clear()
             if not self.leads:
-                await persist(partial(self._join_new_generation, trial), again)
-            view = await self._inspect_before_sending(trial, job, again)
+                await retry_transient(partial(self._join_new_generation, trial), hooks)
+            view = await self._inspect_before_sending(trial, job, hooks)
             if view.failure is None and self.rank in view.missing:
-                report, view = await self._send(trial, job, again, budget)
-            result = view if self._is_final(job, view) else await self._wait(trial, job, again, budget)
+                report, view = await self._send(trial, job, hooks, budget)
+            result = view if self._is_final(job, view) else await self._wait(trial, job, hooks, budget)
             if result is None:  # rank 0 began a new generation
                 budget.seconds_left = self._commit_seconds
-            elif result.failure is None or await self._is_complete_after_all(trial, job, result.failure, again):
+            elif result.failure is None or await self._is_complete_after_all(trial, job, result.failure, hooks):
                 return report
 
-    async def _inspect_before_sending(self, trial: TrialState, job: CheckpointJob, again: Again) -> CommitView:
+    async def _inspect_before_sending(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> CommitView:
         self._check_given_up(job)
         if not self._check_before_sending:
             return CommitView([self.rank])
-        return await persist(
-            partial(self._shared(trial, job.name, job).inspect_before_sending, resumed=self._may_join), again
+        return await retry_transient(
+            partial(self._shared(trial, job.name, job).inspect_before_sending, resumed=self._may_join), hooks
         )
 
     def _is_final(self, job: CheckpointJob, view: CommitView) -> bool:
@@ -272,7 +272,7 @@ class Ranks:
         return view.complete or (view.failure is not None and (view.certain or view.failure.step < _step(job)))
 
     async def _is_complete_after_all(
-        self, trial: TrialState, job: CheckpointJob, failure: FailureRecord, again: Again
+        self, trial: TrialState, job: CheckpointJob, failure: FailureRecord, hooks: RetryHooks
     ) -> bool:
         """Handle a lost number: move to the next number, and return False.
 
@@ -281,8 +281,8 @@ class Ranks:
         stands: FailureRecord | None = failure
         if not self._is_step_lost(trial, job, failure):
             shared = self._shared(trial, job.name, job)
-            stands = await persist(
-                partial(shared.give_up, failure.reason, failure.step, conflict=failure.conflict), again
+            stands = await retry_transient(
+                partial(shared.give_up, failure.reason, failure.step, conflict=failure.conflict), hooks
             )
         if stands is None:
             return True
@@ -305,7 +305,7 @@ class Ranks:
         self._check_before_sending = True
 
     async def _send(
-        self, trial: TrialState, job: CheckpointJob, again: Again, budget: WaitBudget
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
     ) -> tuple[SyncReport, CommitView]:
         """Upload our part. If that fails and another rank uploaded another step, the difference is the result: that
         rank's files may be in the way of ours."""
@@ -316,7 +316,7 @@ class Ranks:
             self._context.session,
             f"{self._name}/",
             job,
-            again,
+            hooks,
             trial.confirm,
             record=part_name(self.rank, self.world_size),
             more=more,
@@ -324,7 +324,7 @@ class Ranks:
         try:
             report = await within(self._context.run.sync_config.timeout, sending, job.progress)
         except CollisionError as error:
-            return SyncReport(), await self._resolve_collision(trial, job, again, budget, error)
+            return SyncReport(), await self._resolve_collision(trial, job, hooks, budget, error)
         except SyncFailedError:
             view = await self._shared(trial, job.name, job).inspect(every=True)
             if view.failure is None or self._is_step_lost(trial, job, view.failure):
@@ -333,7 +333,7 @@ class Ranks:
         return report, CommitView()
 
     async def _resolve_collision(
-        self, trial: TrialState, job: CheckpointJob, again: Again, budget: WaitBudget, error: CollisionError
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget, error: CollisionError
     ) -> CommitView:
         """Another file has the name of one of ours. It belongs to a rank at another step; or to one at the same step,
         as its part will show; or else to a process that has ended, and then all ranks take the next number."""
@@ -342,12 +342,12 @@ class Ranks:
         path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
             shared = self._shared(trial, job.name, job)
-            view = await persist(partial(shared.inspect, every=True), again)
+            view = await retry_transient(partial(shared.inspect, every=True), hooks)
             if view.complete:  # of any step
-                return await persist(partial(shared.inspect_before_sending, resumed=self._may_join), again)
+                return await retry_transient(partial(shared.inspect_before_sending, resumed=self._may_join), hooks)
             if view.failure is not None:
                 return view
-            owner = await persist(partial(shared.owner_of, path), again)
+            owner = await retry_transient(partial(shared.owner_of, path), hooks)
             if owner is not None:
                 both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
                 raise self._lost_error(job, self._failure_record(str(both), _step(job), conflict=True))
@@ -360,18 +360,20 @@ class Ranks:
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
             pause = min(pause * 1.5, LONGEST_POLL)
 
-    async def _wait(self, trial: TrialState, job: CheckpointJob, again: Again, budget: WaitBudget) -> CommitView | None:
+    async def _wait(
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
+    ) -> CommitView | None:
         """Wait until the checkpoint is complete or lost. None: rank 0 began a new generation, and the job has another
         number."""
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         while True:
-            view = await persist(self._shared(trial, job.name, job).inspect, again)
+            view = await retry_transient(self._shared(trial, job.name, job).inspect, hooks)
             if view.complete:
                 return view
             if self.leads:
-                await persist(partial(trial.confirm, self._store()), again)
-            elif await persist(partial(self._join_new_generation, trial), again):
+                await retry_transient(partial(trial.confirm, self._store()), hooks)
+            elif await retry_transient(partial(self._join_new_generation, trial), hooks):
                 return None
             self._check_given_up(job)
             budget.seconds_left = left = deadline - loop.time()

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-from asyncsync.aio.retry import Again, may_pass, persist
+from asyncsync.aio.retry import RetryHooks, is_transient, retry_transient
 from asyncsync.aio.tasks import within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
@@ -207,29 +207,29 @@ class CheckpointRunner:
             attempts_left -= self._context.leaving and not self._context.waits_for_store
             return attempts_left > 0
 
-        again = Again(may_retry, session.breaker.rest)
+        hooks = RetryHooks(may_retry, session.breaker.rest)
         self._sending[trial.key] = job
         try:
-            report = await self._send(session, trial, job, again)
+            report = await self._send(session, trial, job, hooks)
         finally:
             del self._sending[trial.key]
-        await self._register(trial, job, report, again)
+        await self._register(trial, job, report, hooks)
         return report
 
-    async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         done = None
-        await self._ensure_name_is_free(trial, job, again)
+        await self._ensure_name_is_free(trial, job, hooks)
         if job.may_be_stored and job.tree is None:
-            done = await persist(partial(self._find_committed, trial, job), again)
-        await persist(trial.take_ownership, again)
+            done = await retry_transient(partial(self._find_committed, trial, job), hooks)
+        await retry_transient(trial.take_ownership, hooks)
         if trial.ranks is not None:
-            return await self._make_durable_with_ranks(trial, trial.ranks, job, again)
+            return await self._make_durable_with_ranks(trial, trial.ranks, job, hooks)
         if done is not None:
             return done
         await self._add_copy_sources(trial, job)
         while True:
             try:
-                return await upload_checkpoint(session, f"{trial.key}/", job, again, trial.confirm)
+                return await upload_checkpoint(session, f"{trial.key}/", job, hooks, trial.confirm)
             except CollisionError as error:
                 if job.user_named:
                     raise
@@ -239,18 +239,18 @@ class CheckpointRunner:
         await trial.prepare()
         return await find_committed(self._context.session.view(Lane.CHECKPOINT, trial.key), job)
 
-    async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, again: Again) -> None:
+    async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """Ensure that no data is being deleted under the job's name. A numbered checkpoint takes another name; one with
         a name that the user chose waits."""
         if job.name in trial.record.given_up:
-            await persist(trial.prepare, again)
-            await persist(trial.take_ownership, again)
+            await retry_transient(trial.prepare, hooks)
+            await retry_transient(trial.take_ownership, hooks)
             if not job.user_named:
                 self._take_new_name(trial, job, "its data is being deleted")
                 return
             await trial.keeper.wait_deleted(job.name)
         if job.name in trial.keeper.freed_names:
-            await persist(trial.keeper.save, again)
+            await retry_transient(trial.keeper.save, hooks)
 
     @staticmethod
     def _take_new_name(trial: TrialState, job: CheckpointJob, why: object) -> None:
@@ -266,16 +266,16 @@ class CheckpointRunner:
         await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.copy_origins(trial))
 
     async def _make_durable_with_ranks(
-        self, trial: TrialState, ranks: RankShare, job: CheckpointJob, again: Again
+        self, trial: TrialState, ranks: RankShare, job: CheckpointJob, hooks: RetryHooks
     ) -> SyncReport:
-        report = await ranks.make_durable(trial, job, again)
+        report = await ranks.make_durable(trial, job, hooks)
         if ranks.leads:
-            await self._register(trial, job, report, again)
+            await self._register(trial, job, report, hooks)
         else:
             trial.record.checkpoints = [record_of(job, report)]  # only for status(): rank 0 keeps the list
         return report
 
-    async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, again: Again) -> None:
+    async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, hooks: RetryHooks) -> None:
         """List the checkpoint in the record, and leave out those that it retires in the same write. Once that is
         stored, they leave our memory and their data is deleted."""
         record, keep = trial.record, self._context.run.checkpoint_config
@@ -287,10 +287,10 @@ class CheckpointRunner:
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
         if retired and not self._context.session.store.traits.conditional_writes:
-            await persist(partial(self._verify_stored, trial, job), again)
+            await retry_transient(partial(self._verify_stored, trial, job), hooks)
         trial.keeper.retiring |= frozenset(retired)
         try:
-            await persist(trial.keeper.save, again)
+            await retry_transient(trial.keeper.save, hooks)
         finally:
             trial.keeper.retiring = frozenset()
         for name in sorted(retired):
@@ -318,7 +318,7 @@ class CheckpointRunner:
         if waits and job.tree is not None and job.tree.moves and job.stalled_attempts < MAX_STALLED_ATTEMPTS:
             trial.suspend(job)
             error.add_note("report the same unchanged directory again to resume the upload")
-        elif not (job.resumes_by_itself and may_pass(error)):
+        elif not (job.resumes_by_itself and is_transient(error)):
             trial.give_up(job)
         self._context.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
         trial.job_ended(job, error)  # waiting callers do not wait for the record

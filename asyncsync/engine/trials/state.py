@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asyncsync.aio.lazy import LazyLock, Notification
-from asyncsync.aio.retry import Again, may_pass
+from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
@@ -51,7 +51,7 @@ class RankShare(Protocol):
     async def check(self, store: Store) -> None:
         """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to."""
 
-    async def make_durable(self, trial: TrialState, job: CheckpointJob, again: Again) -> SyncReport:
+    async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         """Upload this rank's part and wait for the other ranks."""
 
     async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
@@ -325,7 +325,7 @@ class TrialState:
         """
         now = asyncio.get_running_loop().time()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if not may_pass(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
+        if not is_transient(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
             self._failures = [failure for failure in self._failures if failure.key != self.key]
             self._failures.append(TrialFailure(self.key, error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from asyncsync.aio.retry import Again, persist
+from asyncsync.aio.retry import RetryHooks, retry_transient
 from asyncsync.engine.trials.job import CheckpointJob
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.report import SyncReport
@@ -25,7 +25,7 @@ async def upload_checkpoint(
     session: Session,
     prefix: str,
     job: CheckpointJob,
-    again: Again,
+    hooks: RetryHooks,
     fence: Fence | None = None,
     *,
     record: str = MANIFEST,
@@ -60,4 +60,4 @@ async def upload_checkpoint(
     )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
     tree.say(info)  # a report that resumes it may have other metrics
-    return await persist(tree.sync_once, again)
+    return await retry_transient(tree.sync_once, hooks)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from asyncsync.aio.tasks import for_each
-from asyncsync.errors import NotFoundError
-from asyncsync.stores.gcs.errors import NoBucketError, UnsupportedError, failure
+from asyncsync.errors import NoSuchBucketError, NotFoundError, UnsupportedError
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import AT_ONCE
 from asyncsync.stores.gcs.requests import BATCH_TYPE, CALLS, Wire, batch, batch_answers
 from asyncsync.stores.gcs.responses import refuse
@@ -60,7 +60,7 @@ class Deletions:
     async def _one(self, each: Doomed) -> None:
         try:
             said = await self._wire.ask("delete", "DELETE", each.name, self._target(each))
-        except NoBucketError:
+        except NoSuchBucketError:
             raise
         except NotFoundError:
             return
@@ -94,5 +94,5 @@ class Deletions:
             self._check_empty(each, said)
             return
         error = failure("delete", self._wire.where(each.name), status, {}, said)
-        if isinstance(error, NoBucketError) or not isinstance(error, NotFoundError):
+        if isinstance(error, NoSuchBucketError) or not isinstance(error, NotFoundError):
             raise error

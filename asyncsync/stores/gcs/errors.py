@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from asyncsync.errors import (
     AccessDeniedError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
+    RangeNotSatisfiedError,
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores.http.dates import retry_after
 
@@ -24,24 +27,13 @@ SHOWN = 500
 _DAMAGED = re.compile(r"(crc32c|md5).*(match|calculated|validation)", re.IGNORECASE | re.DOTALL)
 
 
-class NoBucketError(NotFoundError):
-    """The bucket itself is not there."""
-
-
-class UnsatisfiableRangeError(StoreError):
-    """A range begins at or behind the end of the object (HTTP 416)."""
-
-
-class UnsupportedError(StoreError):
-    """The server does not know such requests (HTTP 405, 501)."""
-
-
 def failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
     """The error for an answer that is not a success. Names of ``headers`` are in lower case."""
     message, reason = _said(body)
     text = f"{operation} {where}: {message or 'no reason given'} (HTTP {status})"
+    # The service gives the reason "notFound" for buckets and objects alike; only its message tells them apart.
     if status == 404 and "bucket" in message.lower() and "object" not in message.lower():
-        return NoBucketError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
+        return NoSuchBucketError(f"{text}: there is no bucket {where.removeprefix('gs://').partition('/')[0]!r}")
     if status in (400, 412) and _DAMAGED.search(message):
         return IntegrityError(text, retryable=True)
     if status in (404, 410):
@@ -49,7 +41,7 @@ def failure(operation: str, where: str, status: int, headers: Mapping[str, str],
     if status in (409, 412):
         return PreconditionError(text)
     if status == 416:
-        return UnsatisfiableRangeError(text)
+        return RangeNotSatisfiedError(text)
     if status in (405, 501):
         return UnsupportedError(text)
     wait = retry_after(headers)

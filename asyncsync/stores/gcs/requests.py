@@ -17,10 +17,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, lease_of
-from asyncsync.errors import NotFoundError, StoreError, UnavailableError
+from asyncsync.errors import NoSuchBucketError, NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs.auth import Access
-from asyncsync.stores.gcs.errors import NoBucketError, failure
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.responses import document_of, number_of, refuse
 from asyncsync.stores.gcs.transport import INCOMPLETE, Plane, Request
 from asyncsync.stores.http.client import too_short
@@ -163,7 +163,7 @@ class Wire:
             found = await self.ask(
                 "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
             )
-        except NoBucketError:
+        except NoSuchBucketError:
             raise
         except NotFoundError:
             return "0"

@@ -18,13 +18,19 @@ import google_crc32c
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, check_lease, lease_of
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
+    StoreError,
+    UnavailableError,
+)
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
 from asyncsync.stores.gcs.auth import Access
 from asyncsync.stores.gcs.batch_delete import Deletions, Doomed
 from asyncsync.stores.gcs.compose import Composes, Rewrites
-from asyncsync.stores.gcs.errors import UnsatisfiableRangeError
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 from asyncsync.stores.gcs.requests import Wire
 from asyncsync.stores.gcs.responses import (
@@ -54,7 +60,7 @@ log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
     "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, conditional_copy=True, paces=True, goes_on=True, complete_asks=True,
+    max_single_put=5 << 40, conditional_copy=True, paced=True, resumable_puts=True, conditional_complete=True,
 )  # fmt: skip
 _ITEM = "name,size,generation,crc32c,updated"
 _RESOURCE = f"bucket,{_ITEM}"
@@ -212,7 +218,7 @@ class GcsStore(Store):
         params = wire.params(ifGenerationMatch=generation_of(if_version))
         try:
             answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
-        except UnsatisfiableRangeError:
+        except RangeNotSatisfiedError:
             return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
         info = info_from_headers(key, total if seen is None else seen.size, answer)
         if seen is not None and info.crc32c not in (None, seen.crc32c):

@@ -50,7 +50,7 @@ class Budget:
     ``max_concurrency`` is the most requests at once; ``memory_limit`` (bytes) lowers that to
     ``memory_limit / 2 MiB``. ``bandwidth_limit`` is in bytes per second, both directions together, exact within
     5 % over 10 s for what moves in steps that are small beside ten seconds' worth: small bodies, files that a store
-    with the trait ``paces`` sends (256 KiB a step), and reads (1 MiB). Other bodies are paid as a whole. None: no
+    with the trait ``paced`` sends (256 KiB a step), and reads (1 MiB). Other bodies are paid as a whole. None: no
     limit.
     """
 

@@ -17,11 +17,10 @@ from multidict import CIMultiDict
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
-from asyncsync.errors import UnavailableError
+from asyncsync.errors import UnavailableError, UnsupportedError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.client import too_short
 from asyncsync.stores.s3.aiobotocore_client import S3Client
-from asyncsync.stores.s3.errors import UnsupportedError
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.signer import crc_to_text
 

@@ -10,11 +10,14 @@ from xml.etree.ElementTree import Element
 from asyncsync.errors import (
     AccessDeniedError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
+    RangeNotSatisfiedError,
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores.http.dates import retry_after, unix_of
 from asyncsync.stores.s3.endpoint import shown
@@ -24,15 +27,12 @@ EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequi
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307", "308"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
-NO_BUCKET = "NoSuchBucket"
-NOT_SATISFIABLE = "InvalidRange"
-"""Of a range that begins behind the end, also where the response has no document (HTTP 416)."""
 _ELSEWHERE = (
     "redirects are followed only to other regions of the same service, and never from https to http; if this is where "
     "the bucket is, set endpoint_url, or region"
 )
 _UNSPECIFIC = frozenset({"", "InvalidRequest", "InvalidArgument", "BadRequest"})
-_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound"})
 _TRANSIENT = frozenset(
     {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError", "ServiceUnavailable"}
 )
@@ -63,11 +63,12 @@ class InvalidPartError(StoreError):
     """The parts of an upload are not what the server wants."""
 
 
-class UnsupportedError(StoreError):
-    """The server does not know such requests, or one of their headers (HTTP 405, 501, some 400)."""
-
-
-_OWN = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
+_OWN = {
+    "MalformedXML": MalformedError,
+    "InvalidPart": InvalidPartError,
+    "InvalidPartSize": InvalidPartError,
+    "InvalidRange": RangeNotSatisfiedError,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +96,15 @@ class Failure:
     def error(self) -> StoreError:
         """What it means; its ``code`` is the store's."""
         error = self._error()
-        error.code = NOT_SATISFIABLE if self.status == 416 else self.code
+        error.code = self.code
         return error
 
     def _error(self) -> StoreError:
         said = f"{self.code}: {self.message}" if self.message else self.code
         text = f"{self.operation} {self.where}: {said or 'no reason given'} (HTTP {self.status})"
         code, status = self.code, self.status
-        if code == NO_BUCKET:
-            return NotFoundError(f"{text}: there is no bucket {self.bucket!r}")
+        if code == "NoSuchBucket":
+            return NoSuchBucketError(f"{text}: there is no bucket {self.bucket!r}")
         if code in _MISSING or status == 404:
             return NotFoundError(text)
         if status == 412 or code == "PreconditionFailed":
@@ -120,6 +121,8 @@ class Failure:
             return AccessDeniedError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
+        if status == 416:
+            return RangeNotSatisfiedError(text)
         if self.location:
             return StoreError(f"{text}: it leads to {shown(self.location)}; {_ELSEWHERE}")
         return _OWN.get(code, StoreError)(text)

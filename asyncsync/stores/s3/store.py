@@ -21,7 +21,16 @@ import google_crc32c
 from asyncsync.aio.tasks import for_each
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, Lease, lease_of
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnavailableError
+from asyncsync.errors import (
+    IntegrityError,
+    NoSuchBucketError,
+    NotFoundError,
+    PreconditionError,
+    RangeNotSatisfiedError,
+    StoreError,
+    UnavailableError,
+    UnsupportedError,
+)
 from asyncsync.runtime import token
 from asyncsync.stores.base import (
     MISSING,
@@ -41,12 +50,9 @@ from asyncsync.stores.http.dates import unix_of
 from asyncsync.stores.http.response import is_number
 from asyncsync.stores.s3.endpoint import Access, Target
 from asyncsync.stores.s3.errors import (
-    NO_BUCKET,
-    NOT_SATISFIABLE,
     Failure,
     InvalidPartError,
     MalformedError,
-    UnsupportedError,
 )
 from asyncsync.stores.s3.listing import Place, below, is_more, number_in, text_in
 from asyncsync.stores.s3.options import Features, S3Options, advice
@@ -97,7 +103,7 @@ class S3Store(Store):
         conditional = self._options.conditional_writes
         self.traits = Traits(
             "s3", conditional_writes=conditional, conditional_copy=conditional, crc32c=self._features.checksum,
-            paces=wire_serves(bucket), equal_parts=self._options.equal_parts,
+            paced=wire_serves(bucket), equal_parts=self._options.equal_parts,
         )  # fmt: skip
         self._limits: dict[str, Any] = {
             "stall_timeout": stall_timeout,
@@ -295,10 +301,10 @@ class S3Store(Store):
                 error, "GetObject", features, {},
                 lambda less: plane.get(self._full(key), _mode(less) | bare, incoming.take, incoming.expect),
             )  # fmt: skip
-        except StoreError as error:
-            if ranged and error.code == NOT_SATISFIABLE:
-                return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
-            raise
+        except RangeNotSatisfiedError:
+            if not ranged:
+                raise
+            return await self._head(key, if_version)  # the range begins after the end: there is nothing to return
         return _info(key, incoming.total, answer)
 
     # Single objects
@@ -330,9 +336,9 @@ class S3Store(Store):
             await plane.get(
                 self._full(key), {"range": "bytes=0-0"} | _condition(if_version), incoming.take, incoming.expect
             )
+        except RangeNotSatisfiedError:
+            return 0  # not even a first byte is there
         except StoreError as error:
-            if error.code == NOT_SATISFIABLE:
-                return 0  # not even a first byte is there
             if error.retryable:
                 raise
             raise StoreError(
@@ -358,17 +364,18 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         try:
             await plane.delete(self._full(key), lease)
-        except NotFoundError as error:
-            if error.code == NO_BUCKET:
-                raise
+        except NoSuchBucketError:
+            raise
+        except NotFoundError:
+            pass
 
     async def _delete_many(self, keys: Sequence[str], lease: Lease | None) -> None:
         plane = self._plane or await self._open_plane()
         try:
             failed = await plane.delete_many([self._full(key) for key in keys], lease)
+        except NoSuchBucketError:
+            raise
         except (UnsupportedError, NotFoundError) as error:
-            if error.code == NO_BUCKET:
-                raise
             if self._batches:
                 log.warning("%s has no DeleteObjects; objects are deleted singly, as with multi_delete=False: %s",
                             self.uri, error)  # fmt: skip
@@ -565,9 +572,10 @@ class S3Store(Store):
         plane = self._plane or await self._open_plane()
         try:
             await plane.abort(self._full(upload.key), upload.upload_id)
-        except NotFoundError as error:
-            if error.code == NO_BUCKET:
-                raise
+        except NoSuchBucketError:
+            raise
+        except NotFoundError:
+            pass
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
         found: dict[int, Part] = {}

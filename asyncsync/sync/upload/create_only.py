@@ -12,7 +12,7 @@ from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreErro
 from asyncsync.planning.delta import Origin
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Store, Upload
 from asyncsync.stores.guard.breaker import GoneError
-from asyncsync.stores.guard.lost_answers import completed_is_ours, written_is_ours
+from asyncsync.stores.guard.lost_responses import completed_is_ours, written_is_ours
 
 
 class LostSourceError(Exception):

@@ -123,7 +123,7 @@ class LargeFile:
     async def _put_whole(self, file: FileStat, body: FileRange, crc32c: int) -> tuple[ObjectInfo, int]:
         """The object, and how many of its bytes the store had from another process."""
         key, traits = self._prefix + file.path, self._store.traits
-        if not traits.goes_on or file.size <= (traits.part_size or 0):
+        if not traits.resumable_puts or file.size <= (traits.part_size or 0):
             return await self._writes.put(key, body, crc32c), 0
         progress = self._uploads.progress_of_whole(key, self._path(file), file, crc32c)
         info = await self._writes.put(key, replace(body, progress=progress), crc32c)

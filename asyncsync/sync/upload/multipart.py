@@ -47,4 +47,4 @@ async def open_upload(
 def going_on(store: Store, uploads: OpenUploads, upload: Upload, part: Part, body: FileRange) -> FileRange:
     """The body of a part that is about to be sent. Where the store can, it goes on where an earlier attempt broke off,
     that of another process too."""
-    return replace(body, progress=uploads.progress(upload, part)) if store.traits.goes_on else body
+    return replace(body, progress=uploads.progress(upload, part)) if store.traits.resumable_puts else body

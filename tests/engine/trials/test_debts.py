@@ -1,12 +1,13 @@
-"""Deletions that are owed: they delete what the trial's record gives up, and nothing else, and every one is done."""
+"""Owed deletions delete exactly the checkpoints that the trial's record gave up, and none is forgotten."""
 
 import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from machines import Machine, names, record, see_that_all_is_whole, stored, told, turns
+from machines import Machine, names, record, stored, told, turns
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
@@ -71,9 +72,7 @@ def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) 
 
 
 @pytest.mark.parametrize("new_machine", [True, False], ids=["another machine", "same machine"])
-def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
-    bench: Bench, new_machine: bool
-) -> None:
+def test_a_debt_of_a_wiped_experiment_touches_nothing_of_the_next_one(bench: Bench, new_machine: bool) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         await dies_owing(bench, one)
@@ -92,7 +91,7 @@ def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
     run_virtual(main())
 
 
-def test_a_debt_of_an_experiment_that_was_wiped_does_not_pay_for_the_next_ones(bench: Bench) -> None:
+def test_a_debt_of_a_wiped_experiment_does_not_pay_for_the_next_ones(bench: Bench) -> None:
     """Of two checkpoints of one name only the one that is given up is meant."""
 
     async def main() -> None:
@@ -189,7 +188,7 @@ def test_what_failed_is_deleted_and_then_forgotten(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_whichever_request_of_a_retirement_is_the_last_the_next_process_ends_it(tmp_path: Path, after: bool) -> None:
+def test_the_next_process_completes_a_retirement_cut_at_any_request(tmp_path: Path, after: bool) -> None:
     n, begun = 0, True
     while begun:
         n += 1
@@ -212,14 +211,14 @@ def test_whichever_request_of_a_retirement_is_the_last_the_next_process_ends_it(
                 acknowledged = report.done()
                 begun = one.network.calls - before >= n
             await report
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             assert names(bench)
             if acknowledged:
                 assert names(bench) == ["checkpoint_000001"]
             async with two.engine(NEVER, ONE) as engine:
                 await engine.trial("t").report({}, bench.checkpoint("c"))
                 await engine.trial("t").finish()
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             (last,) = names(bench)
             there = {key.split("/")[1] for key in bench.keys("weights")}
             unknown = there - {last}
@@ -265,12 +264,12 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
 @pytest.mark.parametrize("mode", ["take", "lend"])
 def test_a_pending_checkpoint_is_not_sent_under_a_number_that_is_given_up(bench: Bench, mode: str) -> None:
     run_virtual(pending_under_a_number_that_was_given_up(bench, mode))
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     mine = [name for name in names(bench) if stored(bench, f"t/{name}/").get("weights") == b"mine"]
     assert mine
 
 
-def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_data(bench: Bench) -> None:
+def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None:
     """The record in the store gives the name up until it is written again."""
 
     async def main() -> None:
@@ -289,7 +288,7 @@ def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_da
         async with one.engine(NEVER, ONE):
             await asyncio.sleep(5)
             slow.release.set()
-        see_that_all_is_whole(bench)
+        check_complete(bench.store.contents)
         assert names(bench) == ["best"]
         assert stored(bench, "t/best/") == {"weights": b"c"}
 

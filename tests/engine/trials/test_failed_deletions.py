@@ -1,4 +1,4 @@
-"""What could not be deleted is told to who listens, not only to the log."""
+"""A deletion that fails is reported to listeners, not only to the log."""
 
 from pathlib import Path
 

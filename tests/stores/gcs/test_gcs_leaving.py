@@ -1,5 +1,7 @@
-"""A request is whole only when its last byte has left: until then no response is a success, and who loses the lease
-of a body has not sent what can be carried out. By our own client, and by that for proxies."""
+"""A request is complete only when its last byte has left. Until then no response counts as success, and a process that
+loses the lease of a body has not sent a request that the service could execute. With our own client, and with the one
+for proxies.
+"""
 
 import asyncio
 import json
@@ -159,7 +161,8 @@ async def _pace(size):
 
 
 @pytest.mark.parametrize("early", [True, None], ids=["reads on", "hangs up"])
-async def test_a_session_that_says_what_it_has_before_it_can_have_it_is_not_believed(opened, path, data, early):
+async def test_a_session_that_acknowledges_too_early_is_not_believed(opened, path, data, early):
+    """It acknowledges bytes that it cannot have received yet."""
     body, size = bodies(path, data)["session"]
     async with Server(data[:size], early=early, status=308) as server, opened(server) as store:
         with pytest.raises(UnavailableError, match="308"):

@@ -1,4 +1,4 @@
-"""What only Google Cloud Storage has: its conditions, tokens, errors, composed uploads. Against the strict fake."""
+"""Features of Google Cloud Storage only: conditions, tokens, errors, composed uploads. Against the strict fake."""
 
 import gzip
 import json
@@ -20,10 +20,11 @@ from asyncsync.errors import (
     StoreError,
     ThrottledError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.errors import UnsupportedError, failure
+from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import combined
 from asyncsync.stores.gcs.options import GcsOptions
 from asyncsync.stores.gcs.requests import batch_answers
@@ -222,12 +223,21 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (200, b""), (200, b"<html>log in</html>"), (200, b"[]"), (200, b'"x"'), (200, b'{"expires_in": 5}'),
-        (200, b'{"access_token": "x"}'), (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
-        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'), (200, b'{"access_token": "", "expires_in": 5}'),
-        (200, b"[" * 60_000), (500, b""), (503, b"{}"), (429, b""),
+        (200, b""),
+        (200, b"<html>log in</html>"),
+        (200, b"[]"),
+        (200, b'"x"'),
+        (200, b'{"expires_in": 5}'),
+        (200, b'{"access_token": "x"}'),
+        (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
+        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'),
+        (200, b'{"access_token": "", "expires_in": 5}'),
+        (200, b"[" * 60_000),
+        (500, b""),
+        (503, b"{}"),
+        (429, b""),
     ],
-)  # fmt: skip
+)
 async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
     gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
     async with open_store("gs://conformance/p", options=credentials) as opened:
@@ -246,7 +256,7 @@ async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "unknown"}', "{}"])
-async def test_a_credentials_file_that_says_nothing_is_no_reason_to_ask_the_machine(
+async def test_an_empty_credentials_file_does_not_fall_back_to_the_machine(
     gcs_strict, tmp_path, monkeypatch, text, given
 ):
     path = tmp_path / "broken.json"
@@ -481,11 +491,18 @@ async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict,
 @pytest.mark.parametrize(
     ("updated", "unix"),
     [
-        ("1970-01-01T00:01:40Z", 100.0), ("1970-01-01T02:01:40.5+02:00", 100.5),
-        ("1970-01-01T00:01:40.123456789Z", 100.123456), ("1970-01-01T00:01:40", None), ("yesterday", None), ("", None),
-        (100, None), ([], None), ("9999-99-99T00:00:00Z", None), ("0001-01-01T00:00:00+23:59", -62135683140.0),
+        ("1970-01-01T00:01:40Z", 100.0),
+        ("1970-01-01T02:01:40.5+02:00", 100.5),
+        ("1970-01-01T00:01:40.123456789Z", 100.123456),
+        ("1970-01-01T00:01:40", None),
+        ("yesterday", None),
+        ("", None),
+        (100, None),
+        ([], None),
+        ("9999-99-99T00:00:00Z", None),
+        ("0001-01-01T00:00:00+23:59", -62135683140.0),
     ],
-)  # fmt: skip
+)
 async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix):
     """Least of all in the zone of this machine."""
 
@@ -564,7 +581,8 @@ async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objec
 
 
 @pytest.mark.parametrize("size", [0, 10])
-async def test_a_copy_that_only_creates_says_so_in_every_step_and_asks_nothing_before(gcs_strict, store, objects, size):
+async def test_a_create_only_copy_sends_its_condition_in_every_step(gcs_strict, store, objects, size):
+    """It sends no other request first."""
     await store.put("x", bytes(size))
     gcs_strict.rewrites.step = 4
     gcs_strict.seen.clear()

@@ -1,4 +1,4 @@
-"""A body over 8 MiB goes in a resumable session: after a break only what was not acknowledged is sent again."""
+"""A body over 8 MiB uses a resumable session: after an interruption only unacknowledged bytes are sent again."""
 
 import os
 import re
@@ -12,7 +12,8 @@ from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.guard.budget import Budget
-from asyncsync.stores.guard.guarded import GuardedStore, RetryPolicy
+from asyncsync.stores.guard.guarded import GuardedStore
+from asyncsync.stores.guard.retry import RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

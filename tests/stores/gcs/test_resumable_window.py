@@ -1,4 +1,4 @@
-"""What a file has under way to a near service without an answer is one chunk, however many parts travel."""
+"""A file has one unacknowledged chunk in flight to a near service, however many parts are sent."""
 
 import asyncio
 import os
@@ -69,7 +69,7 @@ async def test_a_far_service_has_a_chunk_of_each_part():
         await asyncio.wait_for(shared.take(GIB), 0)
 
 
-async def test_a_service_that_turns_out_to_be_near_has_no_more_until_it_has_answered():
+async def test_a_near_service_gets_no_further_chunk_until_it_has_responded():
     trips = [FAR]
     shared = Window(trips)
     shared.bodies = 2

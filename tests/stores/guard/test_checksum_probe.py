@@ -1,4 +1,4 @@
-"""A store that does not check what it is sent is found out at the start, and gets the best that it can do."""
+"""A store that does not verify checksums is detected at the start, and gets the best protection available."""
 
 import hashlib
 import logging
@@ -33,7 +33,7 @@ class Careless(MemoryStore):
 async def test_a_store_that_checks_is_asked_once_and_keeps_nothing_of_the_probe():
     store = MemoryStore()
     assert await probe_checks(store, "probe", b"data") == "crc32c"
-    assert [request.operation for request in store.requests] == ["put"]
+    assert [request.operation for request in store.log] == ["put"]
     assert store.contents == {}
 
 

@@ -1,4 +1,4 @@
-"""How many connections at once a server is given to accept."""
+"""How many connections a server gets to accept at once."""
 
 import asyncio
 import random
@@ -28,7 +28,8 @@ def served(acceptance, answers, seconds):
         answers -= 1
 
 
-def test_few_are_given_before_the_first_answer_and_any_number_to_who_keeps_them():
+def test_few_connections_until_the_first_response_then_any_number():
+    """Any number: to a server that keeps connections open."""
     acceptance = Acceptance(MOST)
     assert acceptance.limit == FEW
     acceptance.answered(0, 1, keep=True, waiting=True)
@@ -52,7 +53,8 @@ def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
     assert acceptance.limit == FEW + 1
 
 
-def test_an_error_that_ends_its_connection_says_nothing_of_a_server_that_keeps_them():
+def test_an_error_that_closes_its_connection_does_not_lower_the_limit():
+    """A server that keeps connections may close one with an error."""
     acceptance = Acceptance(MOST)
     acceptance.answered(0, 1, keep=True, waiting=True)
     for _ in range(10 * WINDOW):
@@ -147,7 +149,7 @@ async def test_a_server_that_ends_connections_has_few_at_once():
     assert server.most <= FEW + 1  # the one before may still be closing
 
 
-async def test_a_server_that_keeps_connections_has_them_all_after_its_first_answer():
+async def test_a_server_that_keeps_connections_gets_all_after_one_response():
     server = Server(keep=True)
     async with client(server.serve, most=20) as http:
         await asked(http, 1)

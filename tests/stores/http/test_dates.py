@@ -1,4 +1,4 @@
-"""Dates and pauses that servers name: whatever they say, a number of seconds within bounds, or nothing."""
+"""Dates and delays in responses: any value becomes a number of seconds within bounds, or None."""
 
 from email.utils import formatdate
 from random import Random

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 client of the data plane against a server that answers by the byte."""
+"""The HTTP/1.1 client of the data plane against a server that controls every byte."""
 
 import asyncio
 import errno
@@ -45,7 +45,7 @@ async def fetched(http, size):
         (answer(status="100 Continue") + answer(b"hi", Content_Length=2), b"hi"),
     ],
 )
-async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serves_again(wire, raw, content, step):
+async def test_a_response_cut_anywhere_is_parsed_and_its_connection_reused(wire, raw, content, step):
     pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
     async with wire.serving(pieces, pieces) as (http, made):
         for _ in range(2):
@@ -199,7 +199,7 @@ async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(wire, monk
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "403 Forbidden", "503 Slow Down"])
-async def test_a_refusal_in_the_middle_of_a_file_ends_the_sending_and_is_what_it_says(wire, tmp_path, status):
+async def test_a_refusal_midway_stops_the_body_and_is_the_result(wire, tmp_path, status):
     got, sent = await body_of(wire, tmp_path, 40 * MIB, cut=True, status=status)
     assert 0 < len(got) < len(sent)
 
@@ -260,7 +260,7 @@ async def test_a_success_before_what_follows_the_body_is_a_broken_exchange(wire,
             await http.send(REQUEST, bytes(4 * MIB), suffix=b"tail")
 
 
-async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request(wire, monkeypatch):
+async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, monkeypatch):
     """It comes between the look at the idle connection and the request."""
     async with wire.serving([OK], [OK]) as (http, made):
         await http.send(REQUEST, None)

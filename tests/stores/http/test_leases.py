@@ -1,4 +1,4 @@
-"""A body under a lease: no server ever has the whole of a request whose lease expired on its way."""
+"""A body under a lease: no server ever gets a complete request whose lease expired on the way."""
 
 import asyncio
 import errno

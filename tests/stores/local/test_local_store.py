@@ -1,4 +1,4 @@
-"""What only a directory has: crashes, links, locks, names, full disks."""
+"""Features of the local store only: crashes, links, locks, names, full disks."""
 
 import asyncio
 import errno
@@ -450,7 +450,7 @@ def test_a_rename_that_does_not_replace(tmp_path):
     assert (tmp_path / "c").read_bytes() == b"a"
 
 
-async def test_an_upload_whose_writer_was_killed_after_it_gave_the_object_its_name_is_over(store, root, monkeypatch):
+async def test_an_upload_killed_after_naming_its_object_is_complete(store, root, monkeypatch):
     """Its data are the object's: another part would change that."""
     upload = await store.create_multipart("x")
     part = await store.put_part(upload, 1, 0, b"data")
@@ -468,9 +468,7 @@ async def test_an_upload_whose_writer_was_killed_after_it_gave_the_object_its_na
 
 @pytest.mark.parametrize("last", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["memory", "file"])
-async def test_a_put_whose_lease_expires_on_its_way_leaves_the_old_object_and_nothing_else(
-    store, root, tmp_path, kind, last
-):
+async def test_a_put_whose_lease_expires_midway_leaves_only_the_old_object(store, root, tmp_path, kind, last):
     old = await store.put("x", b"old")
     for condition in (None, old.version):
         with pytest.raises(LeaseExpiredError):
@@ -481,7 +479,7 @@ async def test_a_put_whose_lease_expires_on_its_way_leaves_the_old_object_and_no
     assert set(files(root)) <= {"x", ".asyncsync/.lock"}
 
 
-async def test_who_waited_for_the_lock_for_longer_than_its_lease_replaces_nothing(store, root, monkeypatch):
+async def test_a_write_that_waited_past_its_lease_replaces_nothing(store, root, monkeypatch):
     """The lease has expired when the version has been looked at."""
     old, lease = await store.put("x", b"old"), CountedLease()
     current = local_files._current

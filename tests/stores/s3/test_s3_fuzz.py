@@ -1,5 +1,4 @@
-"""Whatever bytes a server sends, nothing but an error of ours leaves the readers of heads, chunks, documents, and the
-store."""
+"""Whatever bytes a server sends, the readers of heads, chunks and documents, and the store, raise only our errors."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

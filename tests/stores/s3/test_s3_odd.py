@@ -1,5 +1,6 @@
-"""Responses of S3 stores that leave something out, or say something else than they were asked: they are read where
-every byte can be checked, and else an error of ours, never half of the truth."""
+"""Unusual responses of S3 stores, with missing or unexpected fields: they are accepted where every byte can be checked;
+otherwise they are an error of ours.
+"""
 
 import re
 
@@ -67,7 +68,7 @@ async def test_what_was_asked_for_is_read_however_it_comes(response, bounds, dat
         reply("206 Partial", DATA[2:5], Content_Range="bytes 2-\xb2/10"),
     ],
 )
-async def test_another_range_than_the_one_asked_for_is_refused_before_a_byte_of_it_is_taken(response):
+async def test_another_range_than_requested_is_refused_before_its_first_byte(response):
     taken = []
     async with scripted([response]) as (store, _):
         with pytest.raises(StoreError) as caught:

@@ -1,4 +1,4 @@
-"""What the S3 store does when requests go wrong, against a server that says what it is told to say."""
+"""The S3 store when requests fail, against a scripted server."""
 
 import asyncio
 import base64
@@ -17,6 +17,7 @@ from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,
     IntegrityError,
+    NoSuchBucketError,
     NotFoundError,
     PreconditionError,
     SourceChangedError,
@@ -38,7 +39,7 @@ MIB = 1 << 20
 # What is sent
 
 
-async def test_a_put_is_one_signed_request_with_its_checksum_and_expects_no_continue():
+async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
     async with scripted([OK]) as (store, script):
         info = await store.put("a b/ü+%.bin", b"data", crc32c=google_crc32c.value(b"data"), if_version=MISSING)
     [request] = script.requests
@@ -147,7 +148,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
 @pytest.mark.parametrize(
     ("answer", "error", "retryable"),
     [
-        (fault("404 Not Found", "NoSuchBucket"), NotFoundError, False),
+        (fault("404 Not Found", "NoSuchBucket"), NoSuchBucketError, False),
         (fault("404 Not Found", "NoSuchKey"), NotFoundError, False),
         (fault("403 Forbidden", "AccessDenied"), AccessDeniedError, False),
         (fault("412 Precondition Failed", "PreconditionFailed"), PreconditionError, False),
@@ -184,7 +185,7 @@ async def test_retry_after_is_told_in_seconds():
 
 async def test_a_missing_bucket_is_named():
     async with scripted([fault("404 Not Found", "NoSuchBucket")]) as (store, _):
-        with pytest.raises(NotFoundError, match="no bucket 'bucket'"):
+        with pytest.raises(NoSuchBucketError, match="no bucket 'bucket'"):
             await store.put("k", b"data")
 
 
@@ -449,7 +450,7 @@ async def test_a_copy_is_one_signed_request_that_names_its_source_encoded():
     ],
     ids=["a checksum", "the ETag of the source", "another ETag"],
 )
-async def test_a_copy_is_looked_at_again_only_if_the_answer_does_not_show_what_it_is(answer, methods):
+async def test_a_copy_is_read_back_only_if_its_response_lacks_the_result(answer, methods):
     def say(request):
         if request.method == "PUT":
             return answer
@@ -475,7 +476,7 @@ async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
             await store.copy("a", "k", if_source_version="old", size=4)
 
 
-async def test_a_copy_whose_size_is_not_known_asks_the_source_and_keeps_to_what_it_saw():
+async def test_a_copy_of_unknown_size_heads_the_source_and_pins_its_version():
     def say(request):
         if request.method == "HEAD":
             return b'HTTP/1.1 200 OK\r\nETag: "seen"\r\nContent-Length: 9\r\n\r\n'
@@ -522,7 +523,7 @@ def keeps_to_the_condition(request, there):
     return fault("412 Precondition Failed", "PreconditionFailed") if refused else None
 
 
-async def test_whether_a_copy_can_create_only_is_tried_out_once_on_names_of_its_own():
+async def test_create_only_copies_are_probed_once_under_names_of_their_own():
     async with scripted(Bucket(keeps_to_the_condition)) as (store, script):
         copies = (store.copy("a", key, size=4, if_version=MISSING) for key in ("k", "l"))
         await asyncio.gather(*copies)

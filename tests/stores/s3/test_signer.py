@@ -1,4 +1,4 @@
-"""The signer says what botocore's says, for any request."""
+"""The signer agrees with botocore's for any request."""
 
 import datetime as dt
 import string

@@ -1,4 +1,4 @@
-"""What is decided without aiobotocore is what aiobotocore would have decided."""
+"""Endpoints that are resolved without aiobotocore are those that aiobotocore would resolve."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Small files that wait to be saved share visits to worker threads."""
+"""Small files that wait to be saved share calls to worker threads."""
 
 import asyncio
 import threading

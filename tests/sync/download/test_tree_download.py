@@ -1,4 +1,4 @@
-"""Getting a tree back: whole, checked, inside the target, or not at all."""
+"""Downloading a tree: complete, checked and inside the target, or not at all."""
 
 import asyncio
 import errno
@@ -64,9 +64,9 @@ async def test_files_that_are_there_and_right_are_not_fetched(tmp_path):
     await get(store, manifest, tmp_path)
     (tmp_path / "a.bin").write_bytes(b"ALPHA")
     os.utime(tmp_path / "big.bin", (1, 1))
-    store.requests.clear()
+    store.log.clear()
     report = await get(store, manifest, tmp_path)
-    assert [request.key for request in store.requests] == ["t/a.bin"]
+    assert [request.key for request in store.log] == ["t/a.bin"]
     assert (report.files_fetched, report.files_skipped, report.bytes_fetched) == (1, 3, 5)
     assert contents(tmp_path) == FILES
     assert (tmp_path / "big.bin").stat().st_mtime_ns == MTIME
@@ -89,7 +89,7 @@ async def test_a_copied_tree_with_other_versions_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["../out", "/etc/x", "a/../../x", "a//b", "./a", "a\0b", "", ".asyncsync/journal"])
-async def test_paths_that_leave_the_target_are_refused_before_anything_is_written(tmp_path, path):
+async def test_paths_outside_the_target_are_refused_before_any_write(tmp_path, path):
     store = MemoryStore()
     manifest = await put_tree(store, "t/", {"good": b"good"})
     manifest.files[path] = entry_of(path, b"evil")
@@ -117,7 +117,7 @@ async def test_a_link_that_leads_outside_is_refused_before_anything_is_written(t
     assert [path.name for path in target.iterdir()] == ["deep"]
 
 
-async def test_a_link_in_place_of_a_file_is_replaced_and_what_it_points_to_is_not_touched(tmp_path):
+async def test_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     (tmp_path / "precious").write_bytes(b"precious")
     target = tmp_path / "out"
     target.mkdir()
@@ -130,7 +130,7 @@ async def test_a_link_in_place_of_a_file_is_replaced_and_what_it_points_to_is_no
 
 @pytest.mark.parametrize("name", ["a.bin", "big.bin"])
 @pytest.mark.parametrize("part_size", [0, MIB])
-async def test_a_damaged_object_is_an_error_that_names_it_and_nothing_is_put_in_place(tmp_path, name, part_size):
+async def test_a_damaged_object_is_an_error_that_names_it_and_nothing_lands(tmp_path, name, part_size):
     store = MemoryStore("lab")
     manifest = await put_tree(store, "t/", FILES, part_size=part_size)
     data = bytearray(FILES[name])
@@ -214,7 +214,7 @@ async def test_what_cannot_fit_is_refused_before_it_travels(tmp_path):
     store = MemoryStore()
     with pytest.raises(SyncFailedError, match="bytes are needed"):
         await get(store, manifest, tmp_path)
-    assert store.requests == []
+    assert store.log == []
 
 
 async def test_a_target_that_is_a_file_is_an_error(tmp_path):
@@ -238,12 +238,13 @@ async def cancelled(memory, manifest, target, at, **options):
         await task
 
 
-async def test_a_cancel_at_any_request_leaves_whole_files_and_the_next_download_no_temporary_ones(tmp_path):
+async def test_a_download_cancelled_at_any_request_leaves_only_complete_files(tmp_path):
+    """The next download leaves no temporary files."""
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
-    memory.requests.clear()
+    memory.log.clear()
     await get(memory, manifest, tmp_path / "whole")
-    for number in range(1, len(memory.requests) + 1):
+    for number in range(1, len(memory.log) + 1):
         target = tmp_path / str(number)
         await cancelled(memory, manifest, target, number)
         found = {path: data for path, data in contents(target).items() if not path.endswith("asyncsync-tmp")}

@@ -1,4 +1,4 @@
-"""What the journal knows of a part that is not finished."""
+"""What the journal records of an unfinished part."""
 
 from dataclasses import replace
 
@@ -91,7 +91,8 @@ async def test_a_file_that_is_sent_in_one_piece_is_forgotten(process):
     assert (await process()).progress_of_whole("key", "/file", FILE, 7).token is None
 
 
-async def test_a_file_goes_in_one_piece_or_in_parts_and_only_parts_are_owed_an_abort(process):
+async def test_only_a_multipart_upload_is_owed_an_abort(process):
+    """A file goes in one request or in parts."""
     uploads = await whole_begun(process)
     assert uploads.find("key", 8) is None
     assert await uploads._journal.owed("gs://b") == []

@@ -1,4 +1,4 @@
-"""With what keeps the promises taken out, the simulation notices: it can fail."""
+"""With a safeguard removed the simulation reports a violation: it can fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,8 @@ from asyncsync.engine.trials.record_keeper import RecordKeeper
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
+from asyncsync.stores.guard.guarded import Admission, GuardedView
+from asyncsync.stores.wrapped import Operation
 from asyncsync.sync.session import GivenUp
 from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
@@ -21,11 +23,12 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def no_lease(patch: pytest.MonkeyPatch) -> None:
     """A process that was stopped does not see that it was replaced."""
 
-    async def always(view: FencedView) -> None:
-        view._confirmed = view._now()
+    async def always(view: FencedView, operation: Operation, asked: float) -> Admission:
+        if operation.writes:
+            view._confirmed = view._now()
+        return await GuardedView.admit(view, operation, asked)
 
-    patch.setattr(FencedView, "_permit", always)
-    patch.setattr(FencedView, "_permitted", lambda view: True)
+    patch.setattr(FencedView, "admit", always)
     patch.setattr(FencedView, "check", lambda view: None)
 
 
