@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.engine.engine import SyncEngine
@@ -27,12 +27,10 @@ from asyncsync.errors import (
 )
 from asyncsync.remote.experiment import Experiment
 from asyncsync.remote.prune import prune
-from asyncsync.testing.simulation.ledger import NAME, Reported
+from asyncsync.testing.simulation.ledger import NAME, Ledger, Reported
 from asyncsync.testing.simulation.loop import Process
 from asyncsync.testing.simulation.network import PART_SIZE
-
-if TYPE_CHECKING:
-    from asyncsync.testing.simulation.world import World
+from asyncsync.testing.simulation.plan import SchedulePlan
 
 TAKES_STEP = "step" in inspect.signature(Trial.report).parameters
 SHARED = b"shared|" + b"the same in every step " * 30
@@ -61,10 +59,27 @@ class PendingPromises:
     watchers: list[asyncio.Task[None]] = field(default_factory=list)
 
 
+class ProgramWorld(Protocol):
+    """The world as programs see it; see :class:`asyncsync.testing.simulation.world.World`."""
+
+    ledger: Ledger
+    plan: SchedulePlan
+    uri: str
+
+    def write(self, process: Process, path: str, data: bytes) -> None:
+        """Write a file. Its modification time is that of the machine's clock."""
+
+    async def first_step(self, trial: str, life: Life) -> int:
+        """The step at which training starts."""
+
+    def ended(self, process: Process, how: str) -> None:
+        """The process ended by itself."""
+
+
 class Program:
     """The code of one process."""
 
-    def __init__(self, world: World, process: Process) -> None:
+    def __init__(self, world: ProgramWorld, process: Process) -> None:
         self.world, self.process, self.dice = world, process, process.dice
         self.ledger = world.ledger
 
@@ -100,7 +115,7 @@ def _text(error: BaseException) -> str:
 class Training(Program):
     """A driver, a worker or a rank that trains."""
 
-    def __init__(self, world: World, process: Process, life: Life) -> None:
+    def __init__(self, world: ProgramWorld, process: Process, life: Life) -> None:
         super().__init__(world, process)
         self.life = life
         self.promises = PendingPromises()
@@ -332,7 +347,7 @@ class Training(Program):
 class Reader(Program):
     """A program that opens the experiment and downloads checkpoints."""
 
-    def __init__(self, world: World, process: Process, looks: int, *, calm: bool = False) -> None:
+    def __init__(self, world: ProgramWorld, process: Process, looks: int, *, calm: bool = False) -> None:
         super().__init__(world, process)
         self.looks, self.calm = looks, calm
 
