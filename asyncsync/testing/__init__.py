@@ -1,7 +1,7 @@
-"""The public test kit: an object store in memory, a store that fails on demand, an event loop without waiting, and a
-proxy that does to connections what networks do.
+"""The public test kit: a store in memory, a store that fails on demand, an event loop with virtual time, and a proxy
+that breaks connections as networks do. For authors of stores: :mod:`asyncsync.testing.conformance`.
 
-Importing it makes ``memory://bucket/prefix`` a storage path like any other::
+Importing it registers ``memory://bucket/prefix`` as a storage path::
 
     from asyncsync.testing import MemoryStore, inject_faults, run_virtual
 
