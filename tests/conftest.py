@@ -1,4 +1,4 @@
-"""What every test gets: its own state directory, virtual time when it asks for it, and a check that it leaves nothing.
+"""For every test: its own state directory, virtual time on request, and a check that it leaves nothing behind.
 
 ``@pytest.mark.virtual_time`` runs an async test on a :class:`asyncsync.testing.VirtualTimeLoop`.
 """

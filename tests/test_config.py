@@ -22,12 +22,22 @@ def test_the_defaults_are_those_of_the_interface_that_it_replaces() -> None:
 def test_the_positional_order_is_kept() -> None:
     names = [field.name for field in dataclasses.fields(SyncConfig) if not field.kw_only]
     assert names == [
-        "sync_period", "sync_timeout", "sync_artifacts", "sync_artifacts_on_checkpoint", "upload_dir", "syncer",
+        "sync_period",
+        "sync_timeout",
+        "sync_artifacts",
+        "sync_artifacts_on_checkpoint",
+        "upload_dir",
+        "syncer",
         "sync_on_checkpoint",
-    ]  # fmt: skip
+    ]
     assert list(inspect.signature(RunConfig).parameters) == [
-        "name", "storage_path", "sync_config", "checkpoint_config", "transfer", "storage_options",
-    ]  # fmt: skip
+        "name",
+        "storage_path",
+        "sync_config",
+        "checkpoint_config",
+        "transfer",
+        "storage_options",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The check that every test runs under finds what it is there to find."""
+"""The leak check of every test finds leaked tasks, threads, descriptors and sockets."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what it needs, that it is typed."""
+"""The package as a whole: its exports, its dependencies, its type marker."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ sys.meta_path.insert(0, Missing())
 
 def run(code: str, room: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_EXTRAS + code], cwd=room, env=dict(os.environ),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", WITHOUT_EXTRAS + code],
+        cwd=room,
+        env=dict(os.environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_every_public_name_is_there():
@@ -38,9 +44,22 @@ def test_every_public_name_is_there():
 
 @pytest.mark.parametrize(
     "name",
-    ["SyncConfig", "RunConfig", "CheckpointConfig", "TransferConfig", "UploadMode", "SyncEngine", "Trial", "Syncer",
-     "Checkpoint", "Experiment", "push", "pull", "verify"],
-)  # fmt: skip
+    [
+        "SyncConfig",
+        "RunConfig",
+        "CheckpointConfig",
+        "TransferConfig",
+        "UploadMode",
+        "SyncEngine",
+        "Trial",
+        "Syncer",
+        "Checkpoint",
+        "Experiment",
+        "push",
+        "pull",
+        "verify",
+    ],
+)
 def test_the_documented_names_are_public(name):
     assert name in asyncsync.__all__
 

@@ -1,4 +1,4 @@
-"""run.py: its program gets the signals, and is waited for."""
+"""run.py forwards signals to its program and waits for it."""
 
 import importlib.util
 import signal

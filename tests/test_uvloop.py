@@ -1,4 +1,4 @@
-"""Whoever runs asyncsync on uvloop gets what everybody gets."""
+"""asyncsync on uvloop behaves as on asyncio's own loop."""
 
 import os
 

@@ -7,45 +7,45 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from asyncsync.aio.retry import is_transient
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.engine.trials.state import TrialState
-from asyncsync.engine.trials.upload import LAST_TRIES
+from asyncsync.engine.trials.upload import LAST_ATTEMPTS
 from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
 from asyncsync.status import FlushReport
 from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, Breaker
 from asyncsync.sync.scheduler import Scheduler
 
-AT_ONCE = 64
+PARALLEL_SYNCS = 64
 """Trees that are waited for at once."""
-OWN = "the experiment's own files"
-HOPELESS = 120.0
+EXPERIMENT_FILES = "the experiment's own files"
+STORE_DOWN_LIMIT = 120.0
 """Seconds for which a store has to refuse everything before an engine that is being left stops waiting for it. That is
 longer than a restart of a server or a change of its address takes, and independent of how much there is to send."""
-MOST = 0.9
+URGENT_SHARE = 0.9
 """Share of a short time for which only the newest checkpoints are sent."""
 
 
-async def bounded(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
+async def run_within(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
     """Run ``work`` for at most so many seconds, and if ``breaker`` is given only until the store has refused everything
     for HOPELESS seconds. Returns why it was ended; empty if it was not."""
     loop, why = asyncio.get_running_loop(), ""
     began = loop.time()
 
-    def look(since: float, error: StoreError) -> None:
+    def end_if_down(since: float, error: StoreError) -> None:
         nonlocal why
         lasts = loop.time() - max(since, began)
-        if lasts >= HOPELESS and not why and not scope.expired():
+        if lasts >= STORE_DOWN_LIMIT and not why and not scope.expired():
             why = f"the store has refused everything for {lasts:.0f} s, at last with: {error}"
             scope.reschedule(loop.time())
 
     try:
         async with asyncio.timeout(seconds) as scope:
             if breaker is not None:
-                breaker.on_failing.add(look)
+                breaker.on_failing.add(end_if_down)
             await work
     except TimeoutError:
         if not scope.expired():
@@ -53,7 +53,7 @@ async def bounded(work: Awaitable[None], seconds: float | None, breaker: Breaker
         return why or f"not done within {seconds:g} s"
     finally:
         if breaker is not None:
-            breaker.on_failing.discard(look)
+            breaker.on_failing.discard(end_if_down)
     return ""
 
 
@@ -80,68 +80,70 @@ class Drain:
         urgent = deadline is not None
         self._patient = not urgent
         if deadline is not None:
-            await self._urgent(MOST * deadline)
+            await self._drain_urgent(URGENT_SHARE * deadline)
         else:
-            await self._settled()
-            await self._outlive()
+            await self._wait_checkpoints()
+            await self._wait_for_predecessors()
         await self._sync(self._registry.tree_keys())
         if urgent:
-            await self._settled()
+            await self._wait_checkpoints()
             await self._sync([trial.key for trial in self._registry.scheduled() if trial.dirty_since is not None])
         for trial in self._registry.trials.values():
-            self.failures.update(trial.untold())
+            self.failures.update(trial.take_failures())
 
     def report(self) -> FlushReport:
         """What is durable now and what is not. A tree counts if a sync of it has worked since this began."""
         trials = self._registry.trials.values()
         pending = {f"{trial.key}/{job.name}" for trial in trials for job in trial.jobs}
         checkpoints = {f"{trial.key}/{item.name}" for trial in trials for item in trial.record.checkpoints}
-        failed = {"" if name == OWN else name for name in self.failures}
+        failed = {"" if name == EXPERIMENT_FILES else name for name in self.failures}
         finished = {trial.key for trial in trials if not self._scheduler.has(trial.key)}
         trees = {*self._registry.tree_keys(), *finished}
         clean = (trees & (self._synced | finished)) - self._registry.not_durable()
         durable = (checkpoints | clean) - pending - failed
         return FlushReport(tuple(sorted(durable)), tuple(sorted((pending | trees | failed) - durable)))
 
-    async def _urgent(self, seconds: float) -> None:
+    async def _drain_urgent(self, seconds: float) -> None:
         newest = {key: trial.jobs[-1] for key, trial in self._registry.trials.items() if trial.jobs}
         self._scheduler.pause()
         try:
-            self._runner.only(newest)
+            self._runner.restrict_to(newest)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     for job in newest.values():
-                        await job.handle.ended()
-            await for_each(list(self._registry.trials.values()), self._record, AT_ONCE)
+                        await job.handle.wait_ended()
+            await for_each_limited(list(self._registry.trials.values()), self._save_record, PARALLEL_SYNCS)
         finally:
-            self._scheduler.go_on()
-            self._runner.all()
+            self._scheduler.resume()
+            self._runner.lift_restriction()
 
-    async def _record(self, trial: TrialState) -> None:
+    async def _save_record(self, trial: TrialState) -> None:
         """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
         try:
             await trial.prepare()
-            await trial.save()
+            await trial.keeper.save()
         except (AsyncsyncError, OSError):
             return
 
-    async def _settled(self) -> None:
+    async def _wait_checkpoints(self) -> None:
         for trial in self._registry.trials.values():
-            await trial.settled()
+            await trial.wait_durable()
 
-    async def _outlive(self) -> None:
+    async def _wait_for_predecessors(self) -> None:
         """What a process that was replaced may have written over is looked at before the end."""
         for trial in self._registry.scheduled():
             with suppress(AsyncsyncError):  # the sync that follows tells
-                await trial.outlive()
+                await trial.wait_for_predecessor()
         if self._own is not None:
-            await self._own.outlive()
+            await self._own.wait_for_predecessor()
 
     async def _sync(self, keys: Sequence[str]) -> None:
-        failures = await sync_all(self._scheduler, keys, tries=LAST_TRIES, done=self._synced, wait=self._waits)
+        failures = await sync_all(
+            self._scheduler, keys, tries=LAST_ATTEMPTS, done=self._synced, wait=self._store_is_down
+        )
         self.failures.update(failures)
 
-    def _waits(self) -> bool:
+    def _store_is_down(self) -> bool:
         """Whether it is the store that fails, and not these trees: who ends this decides how long that may last."""
         return self._patient and self._context.session.breaker.failing
 
@@ -166,7 +168,7 @@ async def sync_all(
         if left:
             pause = min(2 * pause, LONGEST_PROBE_PAUSE)
             await asyncio.sleep(pause)
-    return {key or OWN: error for key, error in lasting.items()}
+    return {key or EXPERIMENT_FILES: error for key, error in lasting.items()}
 
 
 async def _sync_these(scheduler: Scheduler, keys: Sequence[str], done: set[str]) -> dict[str, BaseException]:
@@ -184,7 +186,7 @@ async def _sync_these(scheduler: Scheduler, keys: Sequence[str], done: set[str])
                 done.add(key)
 
     async with asyncio.TaskGroup() as group:
-        for index in range(min(len(keys), AT_ONCE)):
+        for index in range(min(len(keys), PARALLEL_SYNCS)):
             group.create_task(one_after_the_other(), name=f"sync all #{index}")
     return failures
 

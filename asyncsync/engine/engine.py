@@ -10,22 +10,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import together
+from asyncsync.aio.tasks import run_all
 from asyncsync.config import RunConfig, check_apart, state_dir
-from asyncsync.engine.drain import OWN, Drain, bounded, raise_failures, sync_all
+from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
-from asyncsync.engine.start import as_seconds, limits_of, open_record
+from asyncsync.engine.start import as_seconds, open_record, write_safety_warning
 from asyncsync.engine.status import engine_status
 from asyncsync.engine.trial import Trial
-from asyncsync.engine.trials.acceptance import Acceptance
-from asyncsync.engine.trials.context import EXPERIMENT, NOT_RUNNING, EngineContext, Home
-from asyncsync.engine.trials.pending import left_behind
+from asyncsync.engine.trials.acceptance import ReportAcceptance
+from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
+from asyncsync.engine.trials.pending_checkpoints import find_left_behind
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import read_trials, restore_files
-from asyncsync.engine.trials.role import Role
+from asyncsync.engine.trials.resume import restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stores.base import Lane, Store
@@ -35,7 +35,7 @@ from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import pair
 
-TAKEOVERS = 4
+TAKEOVER_ATTEMPTS = 4
 """Attempts to replace a record that its last writer has writes in flight for."""
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class SyncEngine:
         self._signals: Signals | None = None
         self._entered = False
         self._registry: Registry | None = None
-        self._own: OwnFiles | None = None
-        self._faces: dict[str, Trial] = {}
+        self._own_files: OwnFiles | None = None
+        self._trials: dict[str, Trial] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @staticmethod
@@ -127,7 +127,7 @@ class SyncEngine:
             raise EngineClosedError("an engine is entered once, and this one was entered before: make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
         check_thread(self._wanted_signals)
-        self._context.home = Home()
+        self._context.owning_loop = OwningLoop()
         self._entered = True
         try:
             await self._enter()
@@ -141,20 +141,20 @@ class SyncEngine:
         run = self._context.run
         try:
             session = await Session.open(self.uri, run.transfer, run.storage_options)
-            self._context.begin(session)
-            await self._start(session)
+            self._context.open_session(session)
+            await self._start_services(session)
         except BaseException:
-            await self._undo()
+            await self._abort_entering()
             raise
         if self._wanted_signals:
             task = asyncio.current_task()
             assert task is not None
             self._signals = Signals(self._wanted_signals, cancelling(task), self._exit_grace)
 
-    async def _undo(self) -> None:
+    async def _abort_entering(self) -> None:
         """Entering failed: nothing of it stays."""
         self._presence.leave()
-        session = self._context.end()
+        session = self._context.close_session()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -165,29 +165,29 @@ class SyncEngine:
             if session is not None:
                 await session.close()
 
-    async def _start(self, session: Session) -> None:
+    async def _start_services(self, session: Session) -> None:
         context, role = self._context, self._context.role
-        store = session.view(Lane.RECORD, EXPERIMENT)
-        await together((session.probe(), self._open_record(store)), "start")
-        if limits := limits_of(session.store):
-            context.warn(EXPERIMENT, limits)
+        store = session.view(Lane.RECORD, EXPERIMENT_KEY)
+        await run_all((session.probe(), self._open_record(store)), "start")
+        if limits := write_safety_warning(session.store):
+            context.warn(EXPERIMENT_KEY, limits)
         if role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
             await self._take_over(store)
-        before = self._before
+        before = self._predecessor
         registry = self._registry = Registry(context, self._presence.name, before, resume=self._resume)
         if self._resume and role.leads:
-            registry.know(*await read_trials(store))
+            registry.add_stored(*await read_trials(store))
         if self._resume and role.is_driver:
-            await restore_files(store, "", self.local_dir, partial(context.warn, EXPERIMENT))
+            await restore_files(store, "", self.local_dir, partial(context.warn, EXPERIMENT_KEY))
         alone = role.world_size == 1
-        left = await left_behind(session, role.name) if self._resume and alone else []
+        left = await find_left_behind(session, role.name) if self._resume and alone else []
         self.local_dir.mkdir(parents=True, exist_ok=True)
         await self._begin_tasks(session, registry)
         if role.is_driver:
-            self._own = OwnFiles(context, registry.rules, doubtful=before.may_still_write())
-            context.scheduler.add(self._own)
-        for job in registry.take_up(left):
+            self._own_files = OwnFiles(context, registry.rules, predecessor_may_write=before.may_still_write())
+            context.scheduler.add(self._own_files)
+        for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
 
@@ -196,15 +196,15 @@ class SyncEngine:
 
         A write that the replaced driver had in flight may land between our read and our write; then we read again.
         """
-        for left in reversed(range(TAKEOVERS)):
-            replaced = self._before.runner
+        for left in reversed(range(TAKEOVER_ATTEMPTS)):
+            replaced = self._predecessor.runner
             try:
                 await self._context.record_file.save(store)
             except ConcurrentWriterError:
                 if not (left and replaced and self._resume):
                     raise
                 await self._open_record(store)
-                if self._before.runner != replaced:
+                if self._predecessor.runner != replaced:
                     raise  # another process has taken over in between
             else:
                 return
@@ -215,10 +215,10 @@ class SyncEngine:
         await self._group.__aenter__()
         context.janitor = Janitor(session)
         self._runner = CheckpointRunner(context, registry, self._group)
-        self._acceptance = Acceptance(context, registry, self._runner.submit)
+        self._acceptance = ReportAcceptance(context, registry, self._runner.submit)
         sync_config = context.run.sync_config
-        context.scheduler = Scheduler(sync_config, self._group, context.emit, on_failure=registry.sync_failed)
-        session.on_deleted, session.on_warning = registry.deleted, partial(context.warn, EXPERIMENT)
+        context.scheduler = Scheduler(sync_config, self._group, context.emit, on_failure=registry.note_sync_failure)
+        session.on_deleted, session.on_warning = registry.note_deleted, partial(context.warn, EXPERIMENT_KEY)
         session.fence_of = registry.fence_of
         session.nonce = session.uploads.nonce = context.record.nonce
         self._tasks = [
@@ -232,7 +232,7 @@ class SyncEngine:
 
     async def _open_record(self, store: Store) -> None:
         context = self._context
-        context.record, context.record_file, self._before = await open_record(
+        context.record, context.record_file, self._predecessor = await open_record(
             store, context.run, context.role, self._presence.name, resume=self._resume
         )
 
@@ -246,27 +246,27 @@ class SyncEngine:
         the trial was to be resumed and its record cannot be read.
         """
         self._context.check_open()
-        state = self._opened.open(name, params)
-        face = self._faces.get(name)
+        state = self._open_registry.open(name, params)
+        face = self._trials.get(name)
         if face is None:
-            face = self._faces[name] = Trial(self._context, state, self._acceptance)
+            face = self._trials[name] = Trial(self._context, state, self._acceptance)
         return face
 
     def events(self) -> EventStream:
         """What happens from now on: ``async for event in engine.events()``. Ends when the engine does, so a task that
         listens belongs outside the block, or is cancelled inside it."""
         if self._context.running:
-            self._context.home.check()
+            self._context.owning_loop.check()
         return self._context.emitter.listen()
 
     def status(self) -> EngineStatus:
         """How things stand: per trial the durability lag and what is at risk, and the queues."""
-        return engine_status(self._context, self._opened.trials)
+        return engine_status(self._context, self._open_registry.trials)
 
     async def sync(self) -> None:
         """Sync the experiment and every trial now, and wait for it. SyncFailedError names the trees that failed."""
         self._context.check_open()
-        raise_failures(await sync_all(self._context.scheduler, self._opened.tree_keys()))
+        raise_failures(await sync_all(self._context.scheduler, self._open_registry.tree_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
         """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not.
@@ -286,14 +286,14 @@ class SyncEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._context.home.forked:
+        if self._context.owning_loop.forked:
             return  # the engine, its connections and its threads are the parent's
-        self._context.home.check()
+        self._context.owning_loop.check()
         failures: dict[str, BaseException] = {}
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
         try:
-            if self._alive():
+            if self._tasks_alive():
                 failures = await self._leave_in_time(error)
             if failures and error is not None:
                 error.add_note(_not_durable(failures))  # before the end of our tasks raises it again
@@ -309,12 +309,12 @@ class SyncEngine:
             raise_failures(failures)
 
     @property
-    def _opened(self) -> Registry:
+    def _open_registry(self) -> Registry:
         if self._registry is None:
             raise EngineClosedError(NOT_RUNNING)
         return self._registry
 
-    def _alive(self) -> bool:
+    def _tasks_alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
 
     async def _leave_in_time(self, error: BaseException | None) -> dict[str, BaseException]:
@@ -336,26 +336,26 @@ class SyncEngine:
         context.record.status = "finished" if error is None else "interrupted"
         context.record.updated = wall_time()
         if error is None:
-            self._opened.forget_suspended()
-        context.patient = error is None
+            self._open_registry.give_up_suspended()
+        context.leaving_normally = error is None
         drain = self._new_drain()
         why = await self._drain(drain, None if error is None else grace, self._leave_timeout)
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
         left = f"{why} (see {limit})"
-        missing = {key or OWN: SyncError(left) for key in drain.report().not_durable}
+        missing = {key or EXPERIMENT_FILES: SyncError(left) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
 
     def _new_drain(self) -> Drain:
-        return Drain(self._context, self._opened, self._own, self._runner)
+        return Drain(self._context, self._open_registry, self._own_files, self._runner)
 
     async def _drain(self, drain: Drain, deadline: float | None, most: float | None = None) -> str:
         """Why it was not through in time. Without a ``deadline`` everything comes in its order, within ``most``."""
         breaker = self._context.session.breaker
         if deadline is not None:
-            return await bounded(self._drained(drain, deadline), deadline, None)
-        return await bounded(self._drained(drain, None), most, breaker)
+            return await run_within(self._drained(drain, deadline), deadline, None)
+        return await run_within(self._drained(drain, None), most, breaker)
 
     async def _drained(self, drain: Drain, deadline: float | None) -> None:
         if self._context.recording:
@@ -366,7 +366,7 @@ class SyncEngine:
 
     async def _stop(self, error: BaseException | None) -> None:
         context = self._context
-        session = context.end()
+        session = context.close_session()
         try:
             context.scheduler.close()
             context.scheduler.cancel_running()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from asyncsync.disk.scan import Rules
-from asyncsync.engine.trials.context import EXPERIMENT, EngineContext
+from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane
@@ -17,14 +17,14 @@ from asyncsync.sync.tree import Tree, TreeOptions
 class OwnFiles:
     """A member of the schedule."""
 
-    key = EXPERIMENT
+    key = EXPERIMENT_KEY
 
-    def __init__(self, context: EngineContext, rules: Callable[[], Rules], *, doubtful: bool) -> None:
+    def __init__(self, context: EngineContext, rules: Callable[[], Rules], *, predecessor_may_write: bool) -> None:
         """``doubtful``: whether another driver may not have ended."""
         self._context = context
         options = TreeOptions(rules, Lane.ARTIFACT, fence=context.confirm, doubted=True)
         self._tree = Tree(context.session, str(context.local_dir), "", options)
-        self._recheck_at = lease_time() + LEASE_OUTLIVED if doubtful else None
+        self._recheck_at = lease_time() + LEASE_OUTLIVED if predecessor_may_write else None
         """When the other driver's lease is over, on the lease's clock: then the files are compared with the store."""
 
     async def sync_once(self) -> SyncReport:
@@ -32,15 +32,15 @@ class OwnFiles:
         if self._recheck_at is not None and lease_time() >= self._recheck_at:
             await self._tree.recheck()
             self._recheck_at = None
-        report = await self._tree.sync_once(self._context.progress_of(EXPERIMENT))
-        await self._context.record_file.save(self._context.session.view(Lane.RECORD, EXPERIMENT))
+        report = await self._tree.sync_once(self._context.progress_of(EXPERIMENT_KEY))
+        await self._context.record_file.save(self._context.session.view(Lane.RECORD, EXPERIMENT_KEY))
         return report
 
     def progress(self) -> str:
         """How far the running or last sync is, for people."""
         return self._tree.progress()
 
-    async def outlive(self) -> None:
+    async def wait_for_predecessor(self) -> None:
         """Wait until no request of the other driver can be on its way any more."""
         if self._recheck_at is not None:
             await asyncio.sleep(max(0.0, self._recheck_at - lease_time()))

@@ -21,7 +21,7 @@ def as_signals(wanted: object) -> frozenset[signal.Signals]:
     if isinstance(wanted, bool):
         return frozenset({signal.SIGTERM} if wanted else ())
     names = ", ".join(number.name for number in ALLOWED)
-    refusal = f"SyncEngine(handle_signals={wanted!r}) is not usable: it must be True, False or a set of {names}"
+    refusal = f"invalid SyncEngine(handle_signals={wanted!r}): must be True, False or a set of {names}"
     if not isinstance(wanted, Iterable) or isinstance(wanted, str | bytes):
         raise ConfigError(refusal)
     numbers = list(wanted)
@@ -34,8 +34,8 @@ def check_thread(numbers: frozenset[signal.Signals]) -> None:
     """ConfigError where Python does not let anybody handle signals."""
     if numbers and threading.current_thread() is not threading.main_thread():
         raise ConfigError(
-            "SyncEngine(handle_signals=...) is not usable here: Python handles signals only in the main thread, and "
-            f"this is {threading.current_thread().name!r}. Enter the engine in the main thread, or leave the option out"
+            "invalid SyncEngine(handle_signals=...): Python handles signals only in the main thread, and this is "
+            f"thread {threading.current_thread().name!r}. Enter the engine in the main thread, or omit the option"
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from asyncsync.config import RunConfig
 from asyncsync.disk.results import as_json
+from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
-from asyncsync.engine.trials.role import Role
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store
@@ -24,7 +24,7 @@ log = logging.getLogger("asyncsync")
 def as_seconds(name: str, value: object) -> float:
     """ConfigError unless it is a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
+        raise ConfigError(f"invalid SyncEngine({name}={value!r}): must be a number of seconds, 0 or more")
     return float(value)
 
 
@@ -65,7 +65,7 @@ def _config(run: RunConfig) -> dict[str, Any]:
     return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
 
 
-def limits_of(store: Store) -> str:
+def write_safety_warning(store: Store) -> str:
     """What the store cannot do and somebody might count on; empty: nothing."""
     if store.traits.conditional_writes:
         return ""

@@ -13,11 +13,10 @@ from typing import Any
 from asyncsync.config import UploadMode, check_name
 from asyncsync.disk.results import OWN_FILES, as_json
 from asyncsync.disk.scan import is_own_name
-from asyncsync.engine.trials.acceptance import Acceptance, Wanted
+from asyncsync.engine.trials.acceptance import ReportAcceptance, ReportRequest
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import EngineContext, Role
 from asyncsync.engine.trials.rank_commit import LostError
-from asyncsync.engine.trials.role import Role
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.report import SyncReport
@@ -40,7 +39,7 @@ class Trial:
 
     __slots__ = ("_acceptance", "_context", "_state")
 
-    def __init__(self, context: EngineContext, state: TrialState, acceptance: Acceptance) -> None:
+    def __init__(self, context: EngineContext, state: TrialState, acceptance: ReportAcceptance) -> None:
         self._context, self._state, self._acceptance = context, state, acceptance
 
     @property
@@ -102,15 +101,17 @@ class Trial:
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
         number = check_step(step, self._context.role, source)
-        wanted = Wanted(as_json(metrics), as_json(metadata or {}), upload, delete_local, number, check_checkpoint(name))
-        await self._context.gate.passed()
+        request = ReportRequest(
+            as_json(metrics), as_json(metadata or {}), upload, delete_local, number, check_checkpoint(name)
+        )
+        await self._context.gate.wait_open()
         self._context.check_open()
         if not self._context.scheduler.has(self._state.key):
             raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
         self._state.raise_failures()
-        async with self._state.reporting():
+        async with self._state.reporting:
             await self._state.prepare()
-            handle = await self._acceptance.accept(self._state, wanted, source)
+            handle = await self._acceptance.accept(self._state, request, source)
         if handle is not None and upload is UploadMode.SYNC:
             await handle.durable()
             config = self._context.run.sync_config
@@ -127,11 +128,11 @@ class Trial:
         one process trains the trial. Raises what keeps it from telling them.
         """
         number, state = as_step(step), self._state
-        await self._context.gate.passed()
+        await self._context.gate.wait_open()
         self._context.check_open()
         if state.ranks is None:
             return
-        async with self._state.reporting():
+        async with self._state.reporting:
             await self._state.prepare()
             job = next((job for job in state.jobs if job.step == number), None)
             if job is None:
@@ -159,8 +160,8 @@ class Trial:
         state.record.status = status
         state.record.error = None if error is None else str(error) or type(error).__name__
         state.touch()
-        await state.settled()
-        await state.outlive()
+        await state.wait_durable()
+        await state.wait_for_predecessor()
         state.give_up_suspended()
         self._context.note_status(self.name, status)
         await self.sync()
@@ -174,10 +175,10 @@ def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
 
 def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
     if not isinstance(mode, UploadMode):
-        raise ConfigError(f"report(upload={mode!r}) is not usable: it must be an UploadMode")
+        raise ConfigError(f"invalid report(upload={mode!r}): must be an UploadMode")
     if delete_local and source is not None and not source.owned:
         raise ConfigError(
-            "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
+            "invalid report(delete_local=True): the directory is only lent; hand it over with "
             "Checkpoint.take(directory)"
         )
 
@@ -189,8 +190,8 @@ def check_checkpoint(name: str | None) -> str | None:
     check_name("report(name=...)", name)
     if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
         raise ConfigError(
-            f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000, "
-            "result.json and x.asyncsync-tmp"
+            f"invalid report(name={name!r}): must not be a name that asyncsync itself uses, such as checkpoint_000000, "
+            "rank_00000, result.json or x.asyncsync-tmp"
         )
     return name
 
@@ -200,8 +201,8 @@ def check_step(step: object, role: Role, source: Checkpoint | None) -> int | Non
     if step is None:
         if role.world_size > 1 and source is not None:
             raise ConfigError(
-                f"report(checkpoint=...) needs step=... where world_size={role.world_size}: the ranks are matched by "
-                "it, and counting reports cannot notice that one of them skipped one"
+                f"invalid report(checkpoint=...) without step=... (world_size={role.world_size}): the step "
+                "matches the reports of the ranks, because counting reports cannot notice that one of them skipped one"
             )
         return None
     return as_step(step)
@@ -214,5 +215,5 @@ def as_step(step: object) -> int:
     except TypeError:
         number = -1
     if number < 0 or isinstance(step, bool):
-        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
+        raise ConfigError(f"invalid step={step!r}: must be an integer >= 0")
     return number

@@ -1,8 +1,9 @@
-"""Stores of objects: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
+"""The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
 
-Begin with :mod:`asyncsync.stores.base`, the interface. :mod:`~asyncsync.stores.wrapped` puts a layer around a store;
-``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs`` and ``local`` are the stores; ``http`` has
-the HTTP client that they share. To add a store, see :func:`register_scheme`.
+May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
+``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``
+and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
+:func:`register_scheme`.
 """
 
 from __future__ import annotations

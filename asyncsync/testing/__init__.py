@@ -1,5 +1,5 @@
-"""The public test kit: a store in memory, a store that fails on demand, an event loop with virtual time, and a proxy
-that breaks connections as networks do. For authors of stores: :mod:`asyncsync.testing.conformance`.
+"""The public test kit: a store in memory, injected faults, an event loop in virtual time, a proxy that breaks
+connections, and the simulation of whole clusters. For authors of stores: :mod:`asyncsync.testing.conformance`.
 
 Importing it registers ``memory://bucket/prefix`` as a storage path::
 
@@ -11,6 +11,8 @@ Importing it registers ``memory://bucket/prefix`` as a storage path::
         await push("runs/a", "memory://bucket/a")
 
     run_virtual(main())
+
+May import: ``engine``, ``remote``, ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``memory.py``.
 """
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory

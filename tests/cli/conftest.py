@@ -1,4 +1,4 @@
-"""The command, run in this process and as a process of its own."""
+"""The command, run in this process or as a process of its own."""
 
 from __future__ import annotations
 

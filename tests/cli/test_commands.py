@@ -58,11 +58,16 @@ def test_the_version_is_told(invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        (), ("--part-size", "ten"), ("--part-size", "1KiB"), ("--timeout", "0"), ("-o", "region"),
+        (),
+        ("--part-size", "ten"),
+        ("--part-size", "1KiB"),
+        ("--timeout", "0"),
+        ("-o", "region"),
         ("--max-concurrency", "0"),
-        ("--bandwidth-limit", "0"), ("--unknown",),
+        ("--bandwidth-limit", "0"),
+        ("--unknown",),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_exit_code_2(invoke: Invoke, tree: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     url = str(tmp_path / "store") if arguments else "s4://bucket"
     assert invoke("push", tree, url, *arguments).exit_code == 2
@@ -231,7 +236,7 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     result = invoke("verify", store, "--deep")
     assert result.exit_code == 3
     assert "\ndamaged: sub/b.bin: " in result.stdout
-    assert "\nreplaced since its manifest was written: sub/b.bin\n" in result.stdout
+    assert "\nreplaced after its manifest was written: sub/b.bin\n" in result.stdout
     assert "\nmissing: a.txt\n" in result.stdout
     document = answer("verify", store, "--deep", code=3)
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
@@ -251,8 +256,10 @@ def test_repair_sends_again_what_the_directory_still_has(
     assert "\nnot repaired: sub/b.bin: " in result.stdout
     document = answer("verify", store, "--repair", tree, code=3)
     assert (document["missing"], document["repaired"], list(document["not_repaired"])) == (
-        ["sub/b.bin"], [], ["sub/b.bin"],
-    )  # fmt: skip
+        ["sub/b.bin"],
+        [],
+        ["sub/b.bin"],
+    )
 
 
 def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path) -> None:
@@ -276,9 +283,11 @@ def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path
 
 async def _experiment(storage: str, name: str = "sweep") -> None:
     run = RunConfig(
-        name=name, storage_path=storage, sync_config=SyncConfig(sync_artifacts=True),
+        name=name,
+        storage_path=storage,
+        sync_config=SyncConfig(sync_artifacts=True),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-    )  # fmt: skip
+    )
     async with SyncEngine(run) as engine:
         for number in range(2):
             trial = engine.trial(f"t{number}", params={"rate": number})
@@ -325,7 +334,7 @@ def test_prune_names_what_it_leaves_alone(invoke: Invoke, answer: Answer, storag
     asyncio.run(_put(storage, "sweep/t0/.asyncsync/trial.json", b"{"))
     asyncio.run(_put(storage, "sweep/t0/checkpoint_000009/weights", b"w"))
     arguments = ("prune", f"{storage}/sweep", "--older-than", "0")
-    assert "left alone: " in invoke(*arguments).stdout
+    assert "kept, because it cannot be read: " in invoke(*arguments).stdout
     assert list(answer(*arguments)["unreadable"]) == ["t0/.asyncsync/trial.json"]
 
 

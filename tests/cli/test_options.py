@@ -1,4 +1,4 @@
-"""What is written on the command line, and what it means."""
+"""Command-line values: sizes, options of stores, and their errors."""
 
 from __future__ import annotations
 
@@ -6,30 +6,49 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.cli.options import parse_size, resolve_url, take_settings
+from asyncsync.cli.options import in_flags, parse_size, resolve_url, take_settings
 from asyncsync.errors import ConfigError
 
 NOTHING = {
-    "endpoint_url": None, "region": None, "profile": None, "sse": None, "storage_class": None, "extra": (),
-    "max_concurrency": None, "part_size": None, "bandwidth_limit": None, "as_json": False, "quiet": False,
+    "endpoint_url": None,
+    "region": None,
+    "profile": None,
+    "sse": None,
+    "storage_class": None,
+    "extra": (),
+    "max_concurrency": None,
+    "part_size": None,
+    "bandwidth_limit": None,
+    "as_json": False,
+    "quiet": False,
     "debug": False,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("0", 0), ("65536", 65536), ("12b", 12), ("1k", 1024), ("1KiB", 1024), ("1KB", 1000), ("16MiB", 16 << 20),
-        ("16m", 16 << 20), ("1.5 GiB", 3 << 29), ("2GB", 2_000_000_000), ("1TiB", 1 << 40), ("50MiB/s", 50 << 20),
+        ("0", 0),
+        ("65536", 65536),
+        ("12b", 12),
+        ("1k", 1024),
+        ("1KiB", 1024),
+        ("1KB", 1000),
+        ("16MiB", 16 << 20),
+        ("16m", 16 << 20),
+        ("1.5 GiB", 3 << 29),
+        ("2GB", 2_000_000_000),
+        ("1TiB", 1 << 40),
+        ("50MiB/s", 50 << 20),
     ],
-)  # fmt: skip
+)
 def test_sizes_have_binary_and_decimal_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "1 XB", "1e3", "ten", "1/s/s"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="invalid size"):
         parse_size(text)
 
 
@@ -66,3 +85,20 @@ def test_transfer_options_make_a_transfer_config() -> None:
 def test_an_option_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         take_settings(NOTHING | {"extra": ("region",)})
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("invalid SyncConfig.sync_timeout=-1.0: must be more than 0 seconds (number or timedelta), or None",
+         "invalid --timeout -1.0: must be more than 0 seconds"),
+        ("invalid TransferConfig.part_size=5: must be an integer or None", "invalid --part-size 5: must be an integer"),
+        ("allow it with SyncConfig(max_delete=3)", "allow it with --max-delete 3"),
+        ("give storage_options={'region': 'eu-1', 'endpoint_url': 'http://s'} instead",
+         "give -o region=eu-1 -o endpoint_url=http://s instead"),
+        ("give storage_options={...} instead", "give -o KEY=VALUE instead"),
+        ("exact=True is refused for /", "--exact is refused for /"),
+    ],
+)  # fmt: skip
+def test_messages_name_flags_instead_of_arguments(message: str, shown: str) -> None:
+    assert in_flags(message) == shown

@@ -68,7 +68,7 @@ def test_watch_survives_failures_and_tells_when_the_last_sync_fails(tree: Path, 
     process.send_signal(signal.SIGINT)
     code, _, stderr = ended(process)
     assert code == 130
-    assert "failed, trying again in" in stderr
+    assert "the sync failed, retrying in" in stderr
     assert "error: the last sync failed: " in stderr
 
 

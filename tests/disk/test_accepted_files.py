@@ -1,4 +1,4 @@
-"""What counts as a checkpoint's files, and what is deleted of them. No store is needed."""
+"""Files that belong to an accepted checkpoint, and which of them are deleted afterwards. No store is needed."""
 
 import os
 from pathlib import Path

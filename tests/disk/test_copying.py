@@ -1,4 +1,4 @@
-"""A snapshot is what the directory was, whatever training does to it afterwards."""
+"""A snapshot keeps the directory as it was, whatever training does to it afterwards."""
 
 import fcntl
 import os
@@ -94,7 +94,7 @@ def test_a_file_that_never_stops_changing_is_told_and_nothing_stays(source, monk
     assert os.listdir(source.parent) == ["live"]
 
 
-def test_what_a_killed_process_had_not_finished_is_removed_by_the_next_snapshot(source):
+def test_the_next_snapshot_removes_the_unfinished_copy_of_a_killed_process(source):
     unfinished, other = (source.parent / f".{name}.0123.part.asyncsync-tmp" for name in ("live", "another"))
     finished = Checkpoint.snapshot(source).path
     for path in (unfinished, other):

@@ -1,11 +1,11 @@
-"""What a scan takes along while the directory changes under it."""
+"""A scan of a directory that changes meanwhile."""
 
 from pathlib import Path
 
 from asyncsync.disk.scan import Rules, scan
 
 
-def test_a_directory_that_is_marked_while_it_is_read_is_left_out_all_the_same(tmp_path: Path) -> None:
+def test_a_directory_marked_during_the_scan_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(b"12")
     (tmp_path / "trial" / "deep").mkdir(parents=True)
     for name in ("trial/known", "trial/new", "trial/deep/new"):

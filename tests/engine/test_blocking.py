@@ -1,4 +1,4 @@
-"""The engine for loops that are not async."""
+"""The engine for training loops that are not async."""
 
 from pathlib import Path
 

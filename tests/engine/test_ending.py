@@ -1,10 +1,11 @@
-"""However an engine ends, whoever waits is told, and nothing is left behind."""
+"""However an engine ends, every waiter gets a result or an error, and nothing is left behind."""
 
 import asyncio
 
 import pytest
-from machines import Machine, names, see_that_all_is_whole, stored, told
+from machines import Machine, names, stored, told
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
 from asyncsync.errors import AsyncsyncError
@@ -15,7 +16,7 @@ ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True, delete=False)
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_checkpoints_that_nobody_had_begun_are_settled_when_the_engine_stops(bench: Bench, turns: int) -> None:
+def test_checkpoints_not_yet_begun_are_resolved_when_the_engine_stops(bench: Bench, turns: int) -> None:
     """Their runner may have been made just now, and never have come to its first line."""
 
     async def main() -> None:
@@ -41,7 +42,7 @@ def test_checkpoints_that_nobody_had_begun_are_settled_when_the_engine_stops(ben
     run_virtual(main())
 
 
-def test_a_time_out_around_the_program_while_it_is_left_says_what_is_not_durable(bench: Bench) -> None:
+def test_a_timeout_while_leaving_names_the_checkpoints_not_durable(bench: Bench) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         with pytest.raises(TimeoutError) as caught:
@@ -63,7 +64,7 @@ def test_a_time_out_around_the_program_while_it_is_left_says_what_is_not_durable
     run_virtual(main())
 
 
-def test_an_artifact_that_is_gone_here_and_was_written_over_late_is_no_longer_named(bench: Bench) -> None:
+def test_a_missing_artifact_that_was_overwritten_late_is_not_named(bench: Bench) -> None:
     """A process that was replaced writes over what its successor has deleted locally: nobody has the right bytes."""
 
     async def main() -> None:
@@ -86,7 +87,7 @@ def test_an_artifact_that_is_gone_here_and_was_written_over_late_is_no_longer_na
                     await asyncio.sleep(1)
                     assert bench.store.contents["t/artifact"] == b"zombie"
                 await sync
-        see_that_all_is_whole(bench)
+        check_complete(bench.store.contents)
 
     run_virtual(main())
 

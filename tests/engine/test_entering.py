@@ -1,4 +1,4 @@
-"""An engine is entered once; what entering began is undone if it fails."""
+"""An engine is entered once; if entering fails, it undoes all that it began."""
 
 import asyncio
 import gc

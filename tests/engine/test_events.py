@@ -1,4 +1,4 @@
-"""What listeners see, and what ``status`` says."""
+"""Events for listeners, and ``status``."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, SyncConfig, SyncReport, UploadMode
 from asyncsync.errors import AccessDeniedError, SyncFailedError
 from asyncsync.events import Event
-from asyncsync.sync.event_stream import BUFFER
+from asyncsync.sync.event_stream import BUFFERED_EVENTS
 from asyncsync.testing import run_virtual
 
 
@@ -54,8 +54,9 @@ def test_events_say_what_travelled(bench: Bench) -> None:
     names = ("bytes_total", "bytes_sent", "bytes_copied", "requests")
     syncs = [
         tuple(getattr(event, name) for name in names)
-        for event in events if event.kind == "SyncFinished" and event.tree == "t"
-    ]  # fmt: skip
+        for event in events
+        if event.kind == "SyncFinished" and event.tree == "t"
+    ]
     assert tuple(getattr(report, name) for name in names) in syncs
     assert report.bytes_sent >= 5000
     checkpoints = [event for event in events if event.kind == "CheckpointDurable"]
@@ -71,12 +72,12 @@ def test_a_slow_listener_loses_events_and_stalls_nobody(bench: Bench) -> None:
         async with bench.engine(SyncConfig(sync_period=1)) as engine:
             stream = engine.events()
             engine.trial("t")
-            await asyncio.sleep(2 * BUFFER)
+            await asyncio.sleep(2 * BUFFERED_EVENTS)
         seen = await everything(stream)
         return len(seen), stream.dropped
 
     seen, dropped = run_virtual(main())
-    assert seen == BUFFER
+    assert seen == BUFFERED_EVENTS
     assert dropped > 0
 
 

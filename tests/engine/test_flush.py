@@ -1,4 +1,4 @@
-"""Before a preemption the most valuable bytes go first, and the report says exactly what is in the store."""
+"""``flush`` sends the most valuable bytes first, and its report lists exactly which trees are durable."""
 
 import asyncio
 
@@ -57,7 +57,7 @@ def check(bench: Bench, report: FlushReport) -> None:
     assert {*report.durable, *report.not_durable} == everything
 
 
-def test_the_newest_checkpoint_of_every_trial_goes_first_then_records_then_artifacts(bench: Bench) -> None:
+def test_flush_sends_newest_checkpoints_then_records_then_artifacts(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:

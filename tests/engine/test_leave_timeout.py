@@ -1,4 +1,4 @@
-"""Leaving normally is bounded, whatever the store does and however many trials there are."""
+"""Leaving normally is bounded in time, whatever the store does and however many trials there are."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two processes of one machine on one directory: the second is told who the first is; a dead one is in nobody's way."""
+"""Two processes of one machine on one directory: the second learns who the first is; a dead process blocks nobody."""
 
 import subprocess
 import sys
@@ -46,7 +46,8 @@ def test_a_syncer_is_refused_while_another_process_has_its_tree(bench: Bench, tm
         run_virtual(push(tree, "memory://b/p"))
 
 
-def test_an_engine_is_refused_while_another_process_has_its_experiment_or_trial(bench: Bench) -> None:
+def test_an_engine_is_refused_while_another_process_holds_its_lock(bench: Bench) -> None:
+    """The lock is that of the experiment or of the trial."""
     local = bench.tmp_path / "local/exp"
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Forks, the end of the interpreter, other threads and loops: an engine belongs to where it was entered."""
+"""Forks, interpreter exit, other threads and loops: an engine belongs to the process, thread and loop that entered."""
 
 import asyncio
 import os
@@ -50,9 +50,13 @@ def execute(tmp_path: Path, code: str, seconds: float = 40.0) -> subprocess.Comp
     program.write_text(BEGIN + textwrap.dedent(code))
     environment = {**os.environ, "ASYNCSYNC_STATE_DIR": str(tmp_path / "state")}
     return subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=seconds, env=environment,
+        [sys.executable, str(program), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=environment,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def checkpoints(tmp_path: Path) -> list[str]:
@@ -65,10 +69,17 @@ def checkpoints(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     "use",
     [
-        "engine.trial('u')", "engine.status()", "engine.sync()", "engine.flush()", "trial.report({'a': 1})",
-        "trial.sync()", "trial.finish()", "late.checkpoint.durable()", "engine.events()",
+        "engine.trial('u')",
+        "engine.status()",
+        "engine.sync()",
+        "engine.flush()",
+        "trial.report({'a': 1})",
+        "trial.sync()",
+        "trial.finish()",
+        "late.checkpoint.durable()",
+        "engine.events()",
     ],
-)  # fmt: skip
+)
 def test_a_blocking_engine_that_was_inherited_says_whose_it_is(tmp_path: Path, use: str) -> None:
     done = execute(
         tmp_path,
@@ -146,7 +157,8 @@ def test_a_child_pushes_and_runs_engines_of_its_own(tmp_path: Path, blocking: bo
     assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_a_fork_inside_a_coroutine_neither_hangs_nor_leaves_the_parents_engine(tmp_path: Path) -> None:
+def test_a_fork_in_a_coroutine_neither_hangs_nor_leaves_the_engine(tmp_path: Path) -> None:
+    """The engine is the parent's: the child does not leave it."""
     done = execute(
         tmp_path,
         """
@@ -209,7 +221,7 @@ def test_a_signal_ends_a_child_as_if_there_were_no_engine(tmp_path: Path, blocki
     assert '"a": 2' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_the_handler_is_the_programs_again_when_another_thread_has_closed_the_engine(tmp_path: Path) -> None:
+def test_closing_from_another_thread_restores_the_programs_handler(tmp_path: Path) -> None:
     done = execute(
         tmp_path,
         """
@@ -313,7 +325,8 @@ def test_a_signal_leaves_a_blocking_block_and_the_handler_is_back(
     assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_are_ignored(tmp_path: Path) -> None:
+def test_a_signal_while_a_blocking_engine_is_left_begins_the_grace(tmp_path: Path) -> None:
+    """Repeated signals are ignored."""
     done = execute(
         tmp_path,
         """
@@ -336,7 +349,8 @@ def test_a_signal_while_a_blocking_block_is_left_begins_the_grace_and_repeats_ar
     assert "t/checkpoint_000000" in done.stdout
 
 
-def test_a_blocking_engine_off_the_main_thread_refuses_signals_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_blocking_engine_off_the_main_thread_refuses_signals(tmp_path: Path) -> None:
+    """It starts nothing then."""
     seen: list[str] = []
 
     def enter() -> None:

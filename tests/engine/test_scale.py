@@ -1,4 +1,4 @@
-"""What an idle trial costs: a heap entry, not a task."""
+"""An idle trial costs a heap entry, not a task."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Signals that announce the end: one cancel, its grace, and the program's own handlers as they were."""
+"""Signals that announce the end: one cancel, its grace, and the program's own handlers restored."""
 
 import asyncio
 import os
@@ -100,7 +100,7 @@ def test_repeats_change_nothing_within_the_grace(tmp_path: Path, handled: list[i
     assert handled == [signal.SIGTERM]
 
 
-def test_a_handler_of_the_program_that_cancels_the_same_task_does_not_cut_the_grace_short(tmp_path: Path) -> None:
+def test_a_programs_own_cancel_of_the_task_does_not_shorten_the_grace(tmp_path: Path) -> None:
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -118,7 +118,9 @@ def test_a_handler_of_the_program_that_cancels_the_same_task_does_not_cut_the_gr
     assert len(asyncio.run(Experiment.open(tmp_path / "store/exp")).checkpoints) == 1
 
 
-def test_ctrl_c_that_is_asked_for_is_still_a_keyboard_interrupt_with_a_note_in_its_context(tmp_path: Path) -> None:
+def test_a_handled_ctrl_c_is_still_a_keyboard_interrupt_with_a_note(tmp_path: Path) -> None:
+    """The note is in its context."""
+
     async def main() -> None:
         async with made(tmp_path, {signal.SIGINT}, grace=0.1, limit=1e5) as engine:
             await engine.trial("t").report({}, files(tmp_path, 4_000_000), upload=UploadMode.ASYNC)

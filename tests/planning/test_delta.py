@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.planning.delta import Limits, Origin, Piece, Segment, cost, pieces_of, whole_copy
+from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, cost, pieces_of, whole_copy
 
 FLOOR, PART = 5, 16
 LIMITS = Limits(FLOOR, PART, copied=64, request_cost=1)
@@ -43,11 +43,11 @@ def test_changed_parts_are_sent_part_by_part() -> None:
     assert plan((16, None), (16, None), (3, None)) == [(0, 16, None), (16, 19, None)]
 
 
-def test_a_changed_island_grows_to_the_floor_at_the_cost_of_the_copy_behind_it() -> None:
+def test_a_changed_island_grows_to_the_floor_into_the_copy_behind_it() -> None:
     assert plan((16, old(0)), (2, None), (16, old(18))) == [(0, 16, 0), (16, 5, None), (21, 13, 21)]
 
 
-def test_it_grows_backwards_where_the_copy_behind_it_would_become_too_short() -> None:
+def test_it_grows_backwards_where_the_copy_behind_would_be_too_short() -> None:
     parts = ((16, old(0)), (2, None), (6, old(18)), (16, None))
     assert plan(*parts) == [(0, 13, 0), (13, 5, None), (18, 6, 18), (24, 16, None)]
 
@@ -85,15 +85,20 @@ def test_a_file_that_is_the_source_is_a_whole_copy() -> None:
 def test_nothing_is_decided_that_later_segments_may_change() -> None:
     first = segments((16, None), (16, old(16)))
     pieces, rest = pieces_of(first, LIMITS, final=False)
-    assert (pieces, rest) == ([Piece(0, 16)], first[1:])
+    assert (pieces, rest) == ([PlannedPart(0, 16)], first[1:])
 
 
 origins = st.none() | st.builds(Origin, st.sampled_from("ab"), st.just("v"), st.integers(0, 90), st.just(200))
 files = st.lists(st.tuples(st.integers(1, 30), origins), min_size=1, max_size=14)
 limits = st.builds(
-    Limits, floor=st.integers(1, 12), part=st.integers(12, 40), copied=st.integers(24, 100), ranges=st.booleans(),
-    least_source=st.sampled_from([0, 250]), request_cost=st.integers(0, 20),
-)  # fmt: skip
+    Limits,
+    floor=st.integers(1, 12),
+    part=st.integers(12, 40),
+    copied=st.integers(24, 100),
+    ranges=st.booleans(),
+    least_source=st.sampled_from([0, 250]),
+    request_cost=st.integers(0, 20),
+)
 
 
 @given(files, limits, st.integers(1, 8))

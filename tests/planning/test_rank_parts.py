@@ -1,4 +1,4 @@
-"""One manifest from the parts of all ranks."""
+"""Merging the parts of all ranks into one manifest."""
 
 import pytest
 from stored import entry_of
@@ -77,10 +77,11 @@ def test_parts_of_two_steps_or_generations_are_never_merged(key: str) -> None:
         ({0: None, 1: 5}, "rank 0 reported no step, rank 1 step 5", -1),
         (
             {**dict.fromkeys(range(20), 1), 20: 2},
-            "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more reported step 1, rank 20 step 2", 1,
+            "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more reported step 1, rank 20 step 2",
+            1,
         ),
     ],
-)  # fmt: skip
+)
 def test_ranks_that_disagree_are_named_and_all_but_the_latest_step_is_lost(
     steps: dict[int, int | None], reason: str, step: int
 ) -> None:

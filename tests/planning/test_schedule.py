@@ -1,4 +1,4 @@
-"""When trees are synced: pure, time is an argument."""
+"""When trees are synced. The schedule is pure: time is an argument."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -155,7 +155,7 @@ def test_unforced_starts_keep_their_distance_and_no_request_is_lost(steps: list[
     assert (schedule.next_time() is not None) == wanted
 
 
-def test_when_failures_are_forgiven_who_waits_one_out_is_named_and_may_be_hastened() -> None:
+def test_forgiving_failures_names_the_waiting_trees_so_they_can_hasten() -> None:
     schedule: Schedule[str] = Schedule()
     for key in ("waits", "runs", "well"):
         schedule.add(key, 0.0, period=1000)

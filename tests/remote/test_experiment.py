@@ -1,4 +1,4 @@
-"""Reading an experiment back: its records, the right checkpoint, and what happens when something is damaged or gone."""
+"""Reading an experiment back: its records, the right checkpoint, and its errors if something is damaged or missing."""
 
 import asyncio
 import itertools
@@ -75,8 +75,10 @@ async def test_open_tells_trials_with_parameters_metrics_status_and_checkpoints(
     experiment = await Experiment.open(URI)
     assert (experiment.name, experiment.status) == ("exp", "running")
     assert [(trial.name, trial.status, len(trial.checkpoints)) for trial in experiment.trials] == [
-        ("a", "finished", 2), ("b", "running", 3), ("c", "running", 0),
-    ]  # fmt: skip
+        ("a", "finished", 2),
+        ("b", "running", 3),
+        ("c", "running", 0),
+    ]
     trial = experiment.trial("a")
     assert (trial.params, trial.metrics) == ({"lr": 0.1}, {"loss": 0.2})
     first = trial.checkpoints[0]
@@ -168,7 +170,7 @@ async def test_between_trials_the_time_of_what_is_newest_of_each_decides():
     assert names == ["b1", "b0", "a1", "a0"]
 
 
-async def test_the_latest_checkpoint_of_an_experiment_is_the_latest_of_its_trials(store):
+async def test_an_experiments_latest_checkpoint_is_the_latest_of_its_trials(store):
     experiment = await Experiment.open(URI)
     assert experiment.latest_checkpoint().uri == f"{URI}/b/checkpoint_000002"
     assert experiment.latest_checkpoint("a").name == "checkpoint_000001"
@@ -199,7 +201,7 @@ async def test_a_metric_that_no_checkpoint_has_is_told_with_those_that_exist(sto
     assert experiment.best_checkpoint("loss", trial="c") is None
 
 
-async def test_a_download_report_is_the_path_and_a_second_download_fetches_nothing(store, tmp_path):
+async def test_a_download_returns_the_path_and_a_second_fetches_nothing(store, tmp_path):
     best = (await Experiment.open(URI)).best_checkpoint("loss", order="min")
     report = await best.download(tmp_path / "m")
     assert contents(tmp_path / "m") == checkpoint("a1")[0]
@@ -223,7 +225,7 @@ async def test_a_checkpoint_verifies_itself(store):
     assert sorted((await item.manifest()).files) == ["deep/optim.bin", "model.bin"]
 
 
-async def test_restore_takes_the_newest_that_is_whole_and_tells_what_it_passed_over(store, tmp_path):
+async def test_restore_takes_the_newest_complete_and_reports_the_skipped(store, tmp_path):
     store.damage("b/checkpoint_000002/model.bin", b"x" * 200)
     report = await (await Experiment.open(URI)).restore(tmp_path / "r")
     assert report.checkpoint.name == "checkpoint_000001"
@@ -241,7 +243,7 @@ async def test_restore_never_mixes_two_checkpoints(store, tmp_path):
     assert contents(tmp_path / "r") == FILES_OF_B["checkpoint_000001"]
 
 
-async def test_restore_passes_over_missing_manifests_missing_files_and_unreadable_manifests(store, tmp_path):
+async def test_restore_skips_missing_files_and_missing_or_unreadable_manifests(store, tmp_path):
     await store.delete(["b/checkpoint_000002/.asyncsync/manifest.json", "b/checkpoint_000001/model.bin"])
     await store.put("b/checkpoint_000000/.asyncsync/manifest.json", b"{}")
     report = await (await Experiment.open(URI)).restore(tmp_path)
@@ -320,7 +322,7 @@ async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path
 
     inject_faults("lab").hook(1, retire, operation="read", key="a/checkpoint_000000/.asyncsync/manifest.json")
     report = await pull(URI, tmp_path)
-    assert report.warnings == ("a/checkpoint_000000: retired while the experiment was read",)
+    assert report.warnings == ("a/checkpoint_000000: retired during the pull",)
 
 
 @pytest.mark.virtual_time
@@ -339,7 +341,7 @@ async def test_a_tree_that_is_being_synced_is_read_again(tmp_path):
 async def test_a_record_cannot_lead_a_pull_astray(store, tmp_path, name):
     record = store.contents["a/.asyncsync/trial.json"].replace(b"checkpoint_000000", name.encode())
     await store.put("a/.asyncsync/trial.json", record)
-    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*not usable"):
+    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*invalid"):
         await pull(f"{URI}/a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Prune removes only what is certainly garbage, and only what is old by the clock of the store."""
+"""Prune removes only certain garbage, and only if it is old by the clock of the store."""
 
 import math
 import os
@@ -45,8 +45,11 @@ async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed
     before = store.contents
     report = await prune(URI)
     assert (report.dry_run, report.checkpoints, report.objects, report.bytes) == (
-        True, ["a/checkpoint_000002/"], 2, 3 * MIB,
-    )  # fmt: skip
+        True,
+        ["a/checkpoint_000002/"],
+        2,
+        3 * MIB,
+    )
     assert store.contents == before
     assert (await prune(URI, dry_run=False)).checkpoints == ["a/checkpoint_000002/"]
     assert store.contents == {key: data for key, data in before.items() if "checkpoint_000002" not in key}
@@ -201,7 +204,7 @@ async def test_of_a_directory_the_file_system_tells_the_time(tmp_path, monkeypat
     assert {path for path in root.rglob("*") if "checkpoint_000008" not in str(path)} == before
 
 
-async def test_one_young_object_protects_its_whole_directory_and_the_uploads_there(store):
+async def test_one_young_object_protects_its_directory_and_the_uploads_there(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.create_multipart("a/checkpoint_000002/big")
     days_later(store)
@@ -231,7 +234,7 @@ async def test_a_store_that_does_not_tell_the_time_is_refused(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     before = store.contents
     store.bucket.clock = lambda: None
-    with pytest.raises(SyncError, match="does not say when an object was written"):
+    with pytest.raises(SyncError, match="does not report when an object was written"):
         await prune(URI, dry_run=False)
     assert store.contents == before
 
@@ -270,7 +273,7 @@ async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
 # what is garbage
 
 
-async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_ours(store):
+async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):
     other = MemoryStore("lab", "other")
     await other.put("run/checkpoint_000001/x", b"x")
     days_later(store)
@@ -279,7 +282,8 @@ async def test_prune_leaves_directories_of_that_name_that_are_no_checkpoints_of_
 
 
 @pytest.mark.parametrize("damage", [b"{", b"", b"[" * 100_000, b'{"format":2,"kind":"trial"}'])
-async def test_prune_leaves_a_trial_alone_whose_record_cannot_be_read_and_goes_on_with_the_others(store, damage):
+async def test_prune_skips_a_trial_with_an_unreadable_record(store, damage):
+    """It prunes the other trials."""
     await put_trial(store, "b", {})
     for trial in ("a", "b"):
         await put_tree(store, f"{trial}/checkpoint_000002/", FILES, manifest=False)
@@ -311,5 +315,6 @@ async def test_prune_aborts_old_uploads_until_no_part_is_left(store):
     assert report.uploads == ["a/big"]
     assert await store.list_multiparts() == []
     assert [request.operation for request in store.log if "a/big" in request.key][-2:] == [
-        "abort_multipart", "list_parts",
-    ]  # fmt: skip
+        "abort_multipart",
+        "list_parts",
+    ]

@@ -1,4 +1,4 @@
-"""Readers of an experiment whose writer goes on: they go forward, and never get files of two checkpoints."""
+"""Readers of an experiment that is still written move forward only, and never mix files of two checkpoints."""
 
 import itertools
 from pathlib import Path
@@ -106,7 +106,7 @@ async def test_a_restore_does_not_chase_a_writer_for_ever(tmp_path):
     assert contents(tmp_path / "r") == {}
 
 
-async def test_a_retired_checkpoint_is_not_replaced_by_an_older_one_that_was_kept(tmp_path):
+async def test_a_retired_checkpoint_is_not_replaced_by_an_older_kept_one(tmp_path):
     """Known were 0 and 1; 1 is retired and 2 is there: 0 is whole, and yet not what is wanted."""
     writer = Writer(keep=2)
     writer.commit()
@@ -145,7 +145,8 @@ async def test_what_came_after_an_empty_look_is_restored(tmp_path):
     assert (await experiment.restore(tmp_path / "r", "t")).checkpoint.number == 0
 
 
-async def test_a_damaged_checkpoint_is_downloaded_once_however_often_the_records_are_read(tmp_path):
+async def test_a_damaged_checkpoint_is_downloaded_once(tmp_path):
+    """This holds however often the records are read."""
     writer = Writer(keep=3)
     for _ in range(3):
         writer.commit()
@@ -162,7 +163,7 @@ async def test_a_damaged_checkpoint_is_downloaded_once_however_often_the_records
     assert contents(tmp_path / "r") == {}
 
 
-async def test_every_way_to_read_a_retired_checkpoint_says_so_and_names_the_newest(tmp_path):
+async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(tmp_path):
     writer = Writer()
     writer.commit()
     item = (await Experiment.open(URI)).latest_checkpoint()
@@ -212,7 +213,7 @@ async def test_retirement_in_the_middle_of_a_download_leaves_nothing_of_it(tmp_p
 
 
 @pytest.mark.parametrize("at", range(1, 6))
-async def test_a_checkpoint_that_is_written_anew_under_its_name_comes_from_one_manifest(tmp_path, at):
+async def test_a_checkpoint_rewritten_under_its_name_comes_from_one_manifest(tmp_path, at):
     """The name stays, the bytes change in the midst of the download: all of it is of one of the two."""
     writer = Writer()
     writer.commit()
@@ -254,7 +255,7 @@ async def test_a_pull_has_what_came_in_place_of_what_was_retired(tmp_path):
             return
 
 
-async def test_a_pull_of_one_checkpoint_that_is_deleted_meanwhile_leaves_nothing_of_it(tmp_path):
+async def test_a_pull_of_a_checkpoint_deleted_meanwhile_leaves_nothing(tmp_path):
     """At the n-th request, for every n: the whole checkpoint, or an error and no file."""
     errors = 0
     for at in itertools.count(1):
@@ -275,7 +276,7 @@ async def test_a_pull_of_one_checkpoint_that_is_deleted_meanwhile_leaves_nothing
             return
 
 
-async def test_an_older_checkpoint_that_is_whole_is_taken_where_nothing_was_retired(tmp_path):
+async def test_an_older_complete_checkpoint_is_taken_if_none_was_retired(tmp_path):
     store = MemoryStore("lab", "exp")
     await put_trial(store, "t", {f"checkpoint_00000{at}": ({"w": b"%d" % at}, {}) for at in range(2)})
     experiment = await Experiment.open(URI)

@@ -1,4 +1,4 @@
-"""Repair sends what the store lost and a local tree still has, replaces only what was damaged, and reads it back."""
+"""Repair sends files that the store lost and a local tree has, replaces only damaged ones, and reads them back."""
 
 from pathlib import Path
 
@@ -119,7 +119,7 @@ async def test_manifests_and_records_cannot_be_repaired_and_that_is_said(tree):
     store = MemoryStore("lab", "tree")
     await store.put(".asyncsync/manifest.json", b"{")
     report = await repair(URI, tree)
-    assert "no file of a manifest" in report.failed[".asyncsync/manifest.json"]
+    assert "no manifest names it" in report.failed[".asyncsync/manifest.json"]
     assert not report.ok
 
 

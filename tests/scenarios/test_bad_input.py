@@ -1,4 +1,4 @@
-"""The table "Bad input" of docs/design.md: every row, as a user meets it."""
+"""Every row of the table "Bad input" in docs/design.md, as a user meets it."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from onebench import Bench
-from rankbench import shard, together, world
+from rankbench import run_all, shard, world
 
 from asyncsync import (
     AccessDeniedError,
@@ -180,7 +180,7 @@ def test_ranks_of_different_steps_are_told(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, of=2)
-            return await together(
+            return await run_all(
                 *(engine.trial("t").report({}, shard(bench, n), step=n) for n, engine in enumerate(engines))
             )
 
@@ -344,8 +344,10 @@ def test_a_target_that_cannot_be_written_is_an_error(
 def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str, object]) -> None:
     async def main() -> str:
         keep = CheckpointConfig(
-            num_to_keep=2, checkpoint_score_attribute="loss", checkpoint_score_order=order,  # type: ignore[arg-type]
-        )  # fmt: skip
+            num_to_keep=2,
+            checkpoint_score_attribute="loss",
+            checkpoint_score_order=order,  # type: ignore[arg-type]
+        )
         async with bench.engine(keep=keep) as engine:
             trial = engine.trial("t")
             for metrics in (worst, {"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0}):

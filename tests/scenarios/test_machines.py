@@ -85,7 +85,7 @@ def test_a_worker_resumes_a_trial_of_another_machine(bench: Bench) -> None:
     assert (record.epoch, record.params) == (2, {"lr": 1})
 
 
-def test_a_driver_takes_no_workers_trial_on_the_same_machine_for_its_own_files(bench: Bench) -> None:
+def test_a_driver_does_not_sync_a_workers_trial_on_the_same_machine(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_artifacts=False)) as driver:
             async with bench.engine(role="worker") as engine:

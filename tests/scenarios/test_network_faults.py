@@ -1,6 +1,6 @@
-"""Whatever the network does between us and a real store: a transfer ends right, or with the right error.
+"""Whatever the network does between us and a real store, a transfer succeeds or raises the right error.
 
-Plain HTTP, so that a damaged byte is not already the transport's business.
+The tests use plain HTTP: TLS would detect damaged bytes first.
 """
 
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ import pytest
 from asyncsync import AsyncsyncError, SyncFailedError, TransferConfig, pull, push, verify
 from asyncsync.errors import AccessDeniedError, IntegrityError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import reading
+from asyncsync.remote.access import open_for_reading
 from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 pytestmark = pytest.mark.server
@@ -45,7 +45,7 @@ class Link:
 
     async def store_get(self, key, *, through=False):
         way = self.through if through else self.direct
-        async with reading(self.uri, TransferConfig(), way["storage_options"]) as store:
+        async with open_for_reading(self.uri, TransferConfig(), way["storage_options"]) as store:
             return await store.get(key)
 
     async def check(self):
@@ -213,7 +213,7 @@ async def test_one_request_in_twenty_refused_or_broken_costs_nothing_but_time(li
         assert all((back / f"{number:03}").read_bytes() == Random(number).randbytes(3000) for number in range(150))
 
 
-async def test_a_store_that_goes_away_in_the_middle_is_an_error_and_the_next_push_goes_on(link):
+async def test_a_store_lost_midway_is_an_error_and_the_next_push_resumes(link):
     async with link(max_attempts=1) as it:
         it.proxy.on("^PUT .*/large", Stall("response", seconds=0.2), times=None)
         it.proxy.on("^PUT .*/middle", BreakRequest(1), times=None)

@@ -1,4 +1,4 @@
-"""What a sync promises (docs/concepts.md), in virtual time."""
+"""The promises of a sync (docs/concepts.md), in virtual time."""
 
 import asyncio
 import json
@@ -270,8 +270,11 @@ def test_include_and_exclude_choose_the_artifacts(bench: Bench) -> None:
 
     run_virtual(main())
     assert {Path(key).name for key in bench.keys() if ".asyncsync" not in key} == {
-        "a.log", "x.bin", "result.json", "progress.csv",
-    }  # fmt: skip
+        "a.log",
+        "x.bin",
+        "result.json",
+        "progress.csv",
+    }
 
 
 def test_max_pending_checkpoints_is_the_back_pressure(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """Files written by real PyTorch, on a real server. `nox -s torch` runs these; `run.py test` does not collect them.
 
-Sizes are above the floor for parts (5 MiB) with the default part size of 16 MiB: what a figure allows is the bytes that
-changed and two parts.
+Sizes are above the floor for parts (5 MiB) with the default part size of 16 MiB: each limit allows the changed bytes
+and two parts.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class World:
     @asynccontextmanager
     async def engine(self, keep: int | None = None) -> AsyncIterator[SyncEngine]:
         run = RunConfig(
-            name="exp", storage_path=f"s3://{self.bucket}", storage_options=self.server.storage_options,
+            name="exp",
+            storage_path=f"s3://{self.bucket}",
+            storage_options=self.server.storage_options,
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
-        )  # fmt: skip
+        )
         async with SyncEngine(run, local_dir=self.room / "local") as engine:
             events = engine.events()
             yield engine

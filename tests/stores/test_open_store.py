@@ -1,4 +1,4 @@
-"""Which storage paths are understood, and what is said of the others."""
+"""Which storage paths are valid, and the errors for the others."""
 
 import sys
 

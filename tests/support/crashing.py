@@ -1,9 +1,9 @@
-"""Kills a training process at random moments and looks what the next one makes of it.
+"""Kills a training process at random moments and checks the result of the next one.
 
-``python tests/support/crashing.py --kills 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` does a few
-of them. Each round is an experiment of its own: a process trains with ASYNC checkpoints and gets SIGKILL; a fresh
-process with ``resume=True`` makes durable what was accepted, trains on to the end, and restores every checkpoint bit
-for bit.
+``python tests/support/crashing.py --kills 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` runs a few
+rounds. Each round is an experiment of its own: a process trains with ASYNC checkpoints and gets SIGKILL; a fresh
+process with ``resume=True`` makes the accepted checkpoints durable, trains to the end, and restores every checkpoint
+bit for bit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import servers
 
@@ -46,9 +47,13 @@ def size_of(trial: str, step: int, name: str) -> int:
 
 
 def content(trial: str, step: int, name: str) -> bytes:
-    """What a file has to hold: nothing repeats, so a part in the wrong place would show."""
-    block = random.Random(f"{trial}/{step}/{name}").randbytes(MIB)
-    size = size_of(trial, step, name)
+    """The expected content of a file."""
+    return unique_bytes(f"{trial}/{step}/{name}", size_of(trial, step, name))
+
+
+def unique_bytes(seed: str, size: int) -> bytes:
+    """No MiB repeats within the result or between two seeds: a part in the wrong place would show."""
+    block = random.Random(seed).randbytes(MIB)
     return b"".join(number.to_bytes(8, "big") + block[8:] for number in range(size // MIB + 1))[:size]
 
 
@@ -70,24 +75,42 @@ class Log:
         rows = [json.loads(line) for line in self.path.read_text().splitlines()]
         return [row for row in rows if row[1] == kind]
 
+    def wait_for(self, kind: str, seconds: float = 60.0) -> None:
+        """Until there is such a line, or the time is over. Blocks."""
+        deadline = time.monotonic() + seconds
+        while not self.read(kind) and time.monotonic() < deadline:
+            time.sleep(0.002)
+
 
 @dataclass
 class Round:
-    """One experiment: its places, and the two processes."""
+    """One experiment of one sweep: its places and its settings."""
 
     server: servers.S3Server
     root: Path
     name: str
+    bucket: ClassVar[str]
+    transfer: ClassVar[TransferConfig]
+    sync_period: ClassVar[float]
 
     @property
     def run(self) -> RunConfig:
         return RunConfig(
-            name=self.name, storage_path=f"s3://{BUCKET}", storage_options=self.server.storage_options,
-            transfer=TRANSFER, sync_config=SyncConfig(sync_period=0.5, sync_artifacts=True),
-        )  # fmt: skip
+            name=self.name,
+            storage_path=f"s3://{self.bucket}",
+            storage_options=self.server.storage_options,
+            transfer=self.transfer,
+            sync_config=SyncConfig(sync_period=self.sync_period, sync_artifacts=True),
+        )
 
     def log(self, name: str) -> Log:
-        return Log(self.root / name)
+        return Log(self.root / f"{name}.log")
+
+
+class KillRound(Round):
+    """A process that is killed, and its successor."""
+
+    bucket, transfer, sync_period = BUCKET, TRANSFER, 0.5
 
     async def train(self, log: Log, earlier: list[list]) -> None:
         """What the user's program does; the same in both processes."""
@@ -216,14 +239,13 @@ class Figures:
         return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def one_round(here: Round, moment: float, *, training: bool, figures: Figures) -> bool:
+def one_round(here: KillRound, moment: float, *, training: bool, figures: Figures) -> bool:
     """Whether the kill came in time: ``moment`` seconds after the start, of the ``training`` or of the process."""
     os.environ["ASYNCSYNC_STATE_DIR"] = str(here.root / "state")
     first = here.log("first")
     child = fork(lambda: here.train(first, []))
-    patience = time.monotonic() + 60
-    while training and not first.read("started") and time.monotonic() < patience:
-        time.sleep(0.002)
+    if training:
+        first.wait_for("started")
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -261,7 +283,7 @@ def stored(client, prefix: str) -> tuple[dict[str, dict[int, int]], dict[str, in
     return parts, objects
 
 
-def add_up(figures: Figures, here: Round, accepted, parts, objects, second: Log) -> None:
+def add_up(figures: Figures, here: KillRound, accepted, parts, objects, second: Log) -> None:
     durable = {key.rpartition("/.asyncsync/")[0] for key in objects if key.endswith("/.asyncsync/manifest.json")}
     figures.kills += 1
     figures.accepted += len(accepted)
@@ -293,7 +315,7 @@ def sweep(server: servers.S3Server, root: Path, kills: int, seed: int) -> Figure
     rounds = 0
     while figures.kills < kills:
         rounds += 1
-        here = Round(server, root / f"r{rounds}", f"s{seed}-{rounds}")
+        here = KillRound(server, root / f"r{rounds}", f"s{seed}-{rounds}")
         here.root.mkdir(parents=True)
         training, moment = chance.random() < 0.9, chance.uniform(0, longest)
         try:

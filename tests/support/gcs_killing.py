@@ -1,8 +1,8 @@
 """SIGKILL in the middle of a large upload to the strict fake of Cloud Storage, then the same push again.
 
-``python tests/support/gcs_killing.py [--mib 1024] [--at 0.5] [--forgetful] [--link MIB]`` prints what was received
-twice and the memory of both processes; exit code 1 if that is more than 8 MiB, if a finished part was sent again, or
-the object is not the file. ``--forgetful``: the server keeps nothing of a chunk that the kill cut. ``--link``: the
+``python tests/support/gcs_killing.py [--mib 1024] [--at 0.5] [--forgetful] [--link MIB]`` prints the bytes received
+twice and the memory of both processes. Exit code 1: more than 8 MiB came twice, a finished part was sent again, or the
+object differs from the file. ``--forgetful``: the server keeps nothing of a chunk that the kill cut. ``--link``: the
 path carries so many MiB a second until the kill.
 """
 

@@ -1,7 +1,7 @@
 """Emulators of Google Cloud Storage on free ports of 127.0.0.1, in processes of their own.
 
-``with running("fake-gcs-server") as server:`` starts one and stops it by its process id. Neither is strict: what they
-are known to get wrong is named in ``tests/stores/kinds/gcs.py``. Plain blocking code.
+``with running("fake-gcs-server") as server:`` starts one and stops it by its process id. Neither is strict:
+``tests/stores/kinds/gcs.py`` names their known errors. Plain blocking code.
 """
 
 from __future__ import annotations

@@ -6,10 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
-import google_crc32c
 from onebench import Bench
 
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine
@@ -98,29 +96,11 @@ def names(bench: Bench, trial: str = "t") -> list[str]:
     return [item.name for item in record(bench, trial).checkpoints]
 
 
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 def stored(bench: Bench, prefix: str) -> dict[str, bytes]:
     """What the manifest below ``prefix`` names, with the bytes that the store has."""
     contents = bench.store.contents
     manifest = Manifest.from_bytes(contents[prefix + MANIFEST])
     return {path: contents[prefix + path] for path in manifest.files}
-
-
-def see_that_all_is_whole(bench: Bench) -> None:
-    """Whatever a manifest or a record names is there, as it says."""
-    contents = bench.store.contents
-    for key, data in contents.items():
-        if key.endswith(MANIFEST):
-            prefix = key.removesuffix(MANIFEST)
-            for path, entry in Manifest.from_bytes(data).files.items():
-                assert google_crc32c.value(contents[prefix + path]) == entry.crc32c, f"{prefix}{path}"
-        if key.endswith(TRIAL_RECORD):
-            trial = key.removesuffix(TRIAL_RECORD)
-            for item in TrialRecord.from_bytes(data).checkpoints:
-                assert f"{trial}{item.name}/{MANIFEST}" in contents, f"{trial}{item.name} is named without manifest"
 
 
 async def told(work: Awaitable[T]) -> T | AsyncsyncError:

@@ -1,4 +1,4 @@
-"""A run on a store in memory, in virtual time."""
+"""An experiment on the store in memory, in virtual time."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
-"""A store that is gone for a while in the middle of a sweep: 50 trials against SeaweedFS through the fault proxy.
+"""A store that is unreachable for a while during a sweep: 50 trials against SeaweedFS through the fault proxy.
 
-``python tests/support/outage.py --seconds 60`` prints what it cost and fails if anything was lost.
-``nox -s outage`` runs it.
+``python tests/support/outage.py --seconds 60`` prints the costs and fails if anything was lost. ``nox -s outage`` runs
+it.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ class Outage:
         bucket = server.create_bucket("outage")
         async with FaultProxy("127.0.0.1", server.port) as proxy:
             run = RunConfig(
-                name="sweep", storage_path=f"s3://{bucket}", sync_config=SyncConfig(sync_period=5),
+                name="sweep",
+                storage_path=f"s3://{bucket}",
+                sync_config=SyncConfig(sync_period=5),
                 storage_options=server.storage_options | {"endpoint_url": proxy.url},
-            )  # fmt: skip
+            )
             async with SyncEngine(run, local_dir=self.root / "local") as engine:
                 watching = asyncio.create_task(self.watch(engine))
                 training = [asyncio.create_task(self.train(engine, number)) for number in range(self.trials)]
@@ -88,13 +90,18 @@ class Outage:
                 watching.cancel()
         await self.check(f"s3://{bucket}/sweep", server)
         return {
-            "trials": self.trials, "seconds gone": self.seconds, "reports": sum(self.reports.values()),
+            "trials": self.trials,
+            "seconds gone": self.seconds,
+            "reports": sum(self.reports.values()),
             "checkpoints": sum(count // 5 for count in self.reports.values()),
-            "lag before, most (s)": round(lag_before, 1), "lag during, most (s)": round(lag, 1),
-            "caught up after (s)": round(caught_up, 1), "MiB sent to catch up": round(caught_up_bytes / (1 << 20), 1),
+            "lag before, most (s)": round(lag_before, 1),
+            "lag during, most (s)": round(lag, 1),
+            "caught up after (s)": round(caught_up, 1),
+            "MiB sent to catch up": round(caught_up_bytes / (1 << 20), 1),
             "longest report (s)": round(self.longest, 2),
-            "RSS before (MiB)": round(before), "RSS at most (MiB)": round(peak),
-        }  # fmt: skip
+            "RSS before (MiB)": round(before),
+            "RSS at most (MiB)": round(peak),
+        }
 
     async def check(self, uri: str, server: servers.S3Server) -> None:
         """Every report and every checkpoint is there, every byte of it."""

@@ -1,15 +1,15 @@
-"""A trial that several ranks train, all of them in one process."""
+"""A trial that several ranks train, all in one process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from machines import record
 from onebench import Bench
 
 from asyncsync import Report, SyncEngine
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.sync.records.model import TrialRecord
 
 N = 3
 TEXTS = ("", "a", "lost", "old", "b", "c", "new", "newer", "late", "next", "second", "zombie")
@@ -32,6 +32,11 @@ def share(bench: Bench, engine: SyncEngine, number: int, text: str = "", **optio
     return engine.trial("t").report({}, shard(bench, number, text), step=STEPS[text], **options)
 
 
+def now() -> float:
+    """Virtual seconds since the test began."""
+    return asyncio.get_running_loop().time()
+
+
 async def together(*work: Awaitable[object]) -> list[object]:
     return list(await asyncio.gather(*work, return_exceptions=True))
 
@@ -50,10 +55,6 @@ async def all_report(bench: Bench, engines: Sequence[SyncEngine], text: str = ""
 
 async def world(bench: Bench, stack: AsyncExitStack, *, of: int = N, **options: object) -> list[SyncEngine]:
     return [await stack.enter_async_context(rank(bench, number, of=of, **options)) for number in range(of)]
-
-
-def record(bench: Bench) -> TrialRecord:
-    return TrialRecord.from_bytes(bench.store.contents["t/.asyncsync/trial.json"])
 
 
 def manifest(bench: Bench, name: str) -> Manifest:
@@ -79,7 +80,7 @@ async def killed(bench: Bench, act: Callable[[list[SyncEngine]], Awaitable[None]
         bench.store.bucket.objects = then
 
 
-def check_whole(bench: Bench, name: str, text: str) -> None:
+def check_shards(bench: Bench, name: str, text: str) -> None:
     assert sorted(manifest(bench, name).files) == ["shard_0.pt", "shard_1.pt", "shard_2.pt"]
     for number in range(N):
         assert bench.store.contents[f"t/{name}/shard_{number}.pt"].startswith(f"{number} {text}".encode())

@@ -1,4 +1,4 @@
-"""A server of S3 that answers by a script, and a store that asks it."""
+"""An S3 server that responds by a script, and a store that uses it."""
 
 import asyncio
 from collections.abc import Callable

@@ -183,9 +183,14 @@ def _process(
     log = directory / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=directory, env=os.environ | dict(settings), stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=directory,
+            env=os.environ | dict(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         yield process, log
     finally:

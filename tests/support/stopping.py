@@ -1,9 +1,9 @@
-"""Stops a training process at random moments, lets another one take over, and wakes the first one up again.
+"""Stops a training process at random moments, lets another one take over, and wakes the first one.
 
-``python tests/support/stopping.py --stops 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` does a few
-of them. In each round a process trains and gets SIGSTOP; another one, which has its own directories as on another
-machine, resumes the experiment and trains on; the first gets SIGCONT at a random moment, while the second runs or
-when it has ended. Every checkpoint that either was told to be durable must be there, bit for bit, and so must the
+``python tests/support/stopping.py --stops 200`` starts SeaweedFS and prints the figures; ``test_crash.py`` runs a few
+rounds. In each round a process trains and gets SIGSTOP. Another one, with its own directories as on another machine,
+resumes the experiment and continues training. The first gets SIGCONT at a random moment, while the second runs or after
+it has ended. Every checkpoint that either process reported as durable must be there, bit for bit, and so must the
 artifacts of the second.
 """
 
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import servers
-from crashing import Log, fork
+from crashing import Log, Round, fork, unique_bytes
 
-from asyncsync import Experiment, RunConfig, SyncConfig, SyncEngine, TransferConfig, verify
+from asyncsync import Experiment, SyncEngine, TransferConfig, verify
 from asyncsync.errors import AsyncsyncError
 
 MIB = 1 << 20
@@ -33,15 +33,13 @@ TRANSFER = TransferConfig(part_size=5 * MIB, multipart_threshold=5 * MIB, bandwi
 SIZES = {"weights": 12 * MIB + 7, "optimizer": MIB, "state": 1000}
 STEPS = 4
 """Of each process. The first one would go on for longer."""
-AT_ONCE = 8
-"""Rounds: most of the time is spent in waiting for the lease of a process that is stopped."""
+PARALLEL_ROUNDS = 8
+"""Most of the time is spent in waiting for the lease of a process that is stopped."""
 
 
 def content(who: str, step: int, name: str) -> bytes:
-    """What a file has to hold: nothing repeats, and nothing is equal in two processes."""
-    block = random.Random(f"{who}/{step}/{name}").randbytes(MIB)
-    size = SIZES[name]
-    return b"".join(number.to_bytes(8, "big") + block[8:] for number in range(size // MIB + 1))[:size]
+    """The expected content of a file: no two processes write equal bytes."""
+    return unique_bytes(f"{who}/{step}/{name}", SIZES[name])
 
 
 @dataclass
@@ -58,34 +56,22 @@ class Figures:
 
     def text(self) -> str:
         rows = [
-            ("processes stopped and woken", self.stops), ("of these while their successor was running",
-            self.woken_meanwhile), ("told that they were replaced", self.told),
+            ("processes stopped and woken", self.stops),
+            ("of these while their successor was running", self.woken_meanwhile),
+            ("told that they were replaced", self.told),
             ("checkpoints acknowledged, and there bit for bit", self.acknowledged),
-        ]  # fmt: skip
+        ]
         return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-@dataclass
-class Round:
-    """One experiment and its two processes."""
+class StopRound(Round):
+    """A process that is stopped, and its successor."""
 
-    server: servers.S3Server
-    root: Path
-    name: str
-
-    @property
-    def run(self) -> RunConfig:
-        return RunConfig(
-            name=self.name, storage_path=f"s3://{BUCKET}", storage_options=self.server.storage_options,
-            transfer=TRANSFER, sync_config=SyncConfig(sync_period=0.3, sync_artifacts=True),
-        )  # fmt: skip
+    bucket, transfer, sync_period = BUCKET, TRANSFER, 0.3
 
     def start(self, who: str, steps: int) -> int:
         os.environ["ASYNCSYNC_STATE_DIR"] = str(self.root / who / "state")
         return fork(lambda: self.train(who, steps))
-
-    def log(self, who: str) -> Log:
-        return Log(self.root / f"{who}.log")
 
     async def train(self, who: str, steps: int) -> None:
         log = self.log(who)
@@ -127,12 +113,10 @@ class Round:
         assert there == f"second {STEPS - 1}\n" * 20_000, f"the artifact is {there[:20]!r}"
 
 
-def one_round(here: Round, chance: random.Random) -> Figures:
+def one_round(here: StopRound, chance: random.Random) -> Figures:
     figures = Figures(stops=1)
     first = here.start("first", 40)
-    patience = time.monotonic() + 60
-    while not here.log("first").read("started") and time.monotonic() < patience:
-        time.sleep(0.002)
+    here.log("first").wait_for("started")
     time.sleep(chance.uniform(0, 2.5))
     os.kill(first, signal.SIGSTOP)
     second = here.start("second", STEPS)
@@ -163,7 +147,7 @@ def sweep(server: servers.S3Server, root: Path, stops: int, seed: int) -> Figure
     root.mkdir(parents=True, exist_ok=True)
     left, running = list(range(stops)), set[int]()
     while left or running:
-        while left and len(running) < AT_ONCE:
+        while left and len(running) < PARALLEL_ROUNDS:
             number = left.pop(0)
             running.add(fork(lambda number=number: _round(server, root, seed, number, results)))
         pid, status = os.wait()
@@ -177,7 +161,7 @@ def sweep(server: servers.S3Server, root: Path, stops: int, seed: int) -> Figure
 
 
 async def _round(server: servers.S3Server, root: Path, seed: int, number: int, results: Log) -> None:
-    here = Round(server, root / f"r{number}", f"s{seed}-{number}")
+    here = StopRound(server, root / f"r{number}", f"s{seed}-{number}")
     here.root.mkdir()
     figures = one_round(here, random.Random(f"{seed}/{number}"))
     results.write("round", figures.stops, figures.acknowledged, figures.woken_meanwhile, figures.told)

@@ -1,4 +1,7 @@
-"""Puts trees, trials and experiments into a store as a finished sync leaves them."""
+"""Puts trees, trials and experiments into a store as a finished sync leaves them, and checks its contents."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import google_crc32c
 import xxhash
@@ -19,10 +22,16 @@ def entry_of(path, data, *, part_size=0, version="", mode=0o640):
     step = part_size or max(1, len(data))
     parts = [data[start : start + step] for start in range(0, len(data), step)] or [b""]
     return FileEntry(
-        path, len(data), MTIME, mode, google_crc32c.value(data), part_size,
+        path,
+        len(data),
+        MTIME,
+        mode,
+        google_crc32c.value(data),
+        part_size,
         tuple(xxhash.xxh3_128_hexdigest(part) for part in parts),
-        tuple(google_crc32c.value(part) for part in parts), version,
-    )  # fmt: skip
+        tuple(google_crc32c.value(part) for part in parts),
+        version,
+    )
 
 
 async def put_tree(store, prefix, files, *, part_size=0, manifest=True):
@@ -55,3 +64,21 @@ async def put_trial(store, name, checkpoints, *, status="finished", prefix="", s
 async def put_experiment(store, name="exp", prefix="", **trials):
     await store.put(f"{prefix}{EXPERIMENT_RECORD}", ExperimentRecord(name, trials).to_bytes())
     await put_tree(store, prefix, {"searcher.pkl": b"state"})
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """The content of each file below a directory, by relative path."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def check_complete(contents: Mapping[str, bytes]) -> None:
+    """Every object that a manifest names is there with its bytes, and every checkpoint in a record has its manifest."""
+    for key, data in contents.items():
+        if key.endswith(MANIFEST):
+            prefix = key.removesuffix(MANIFEST)
+            for path, entry in Manifest.from_bytes(data).files.items():
+                assert google_crc32c.value(contents[prefix + path]) == entry.crc32c, f"{prefix}{path}"
+        if key.endswith(TRIAL_RECORD):
+            trial = key.removesuffix(TRIAL_RECORD)
+            for item in TrialRecord.from_bytes(data).checkpoints:
+                assert f"{trial}{item.name}/{MANIFEST}" in contents, f"{trial}{item.name} is named without manifest"

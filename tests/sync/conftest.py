@@ -1,4 +1,4 @@
-"""What tests of transfers share."""
+"""Fixtures for tests of transfers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whatever is done to the files, after each sync the store holds them byte for byte."""
+"""Whatever is done to the files, after each sync the store has them byte for byte."""
 
 import os
 import random
@@ -145,10 +145,27 @@ class Editor:
         path.touch()
 
     edits: tuple[Callable, ...] = (
-        insert, remove, truncate, append, append, sparse, hole, swap_parts, swap_files, copy_over, rename,
-        same_size_and_time, same_size_in_place, time_set_back, replace_by_rename, empty, zeros, swap_blocks,
-        cross_the_threshold, touch,
-    )  # fmt: skip
+        insert,
+        remove,
+        truncate,
+        append,
+        append,
+        sparse,
+        hole,
+        swap_parts,
+        swap_files,
+        copy_over,
+        rename,
+        same_size_and_time,
+        same_size_in_place,
+        time_set_back,
+        replace_by_rename,
+        empty,
+        zeros,
+        swap_blocks,
+        cross_the_threshold,
+        touch,
+    )
 
 
 def most_sent(old: dict[str, bytes], new: dict[str, bytes]) -> int:

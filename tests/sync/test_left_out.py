@@ -1,5 +1,6 @@
-"""What cannot be read, or has a name that no store could hold, is named and left out of artifacts; the rest is sent. A
-checkpoint leaves nothing out."""
+"""Files that cannot be read, or whose names no store can hold, are reported and left out of artifacts; the rest is
+sent. A checkpoint leaves nothing out.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +67,10 @@ def test_a_directory_that_cannot_be_read_once_is_looked_at_again(
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
-def test_a_directory_that_cannot_be_read_is_named_and_the_rest_is_sent_and_nothing_deleted(
+def test_an_unreadable_directory_is_named_and_the_rest_is_sent(
     tree: Path, broken: Callable[[str, int, int], None], number: int
 ) -> None:
+    """Nothing is deleted."""
     for name in ("far/f", "near/f"):
         (tree / name).parent.mkdir()
         (tree / name).write_bytes(b"1")
@@ -129,7 +131,7 @@ def test_a_tree_deeper_than_the_stack_of_python_is_walked(tree: Path, levels: in
     assert len(found.files) + len(found.refused) == 2
 
 
-def test_an_odd_name_is_left_out_and_counted_and_the_rest_of_the_trial_goes(tmp_path: Path) -> None:
+def test_an_odd_name_is_left_out_and_counted_and_the_rest_is_sent(tmp_path: Path) -> None:
     warnings: list[str] = []
 
     async def main() -> None:

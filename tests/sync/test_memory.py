@@ -1,4 +1,4 @@
-"""Memory of a transfer: a formula that the documentation states, whatever the size of the file."""
+"""The memory of a transfer follows the formula in the documentation, whatever the size of the file."""
 
 import asyncio
 import contextlib

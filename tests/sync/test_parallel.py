@@ -1,4 +1,4 @@
-"""What may run at once does: round trips, not files, are what a far store costs."""
+"""Independent requests run concurrently: a distant store costs round trips, not files."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from asyncsync.testing import run_virtual
 
 
 @pytest.mark.parametrize("files", [2, 60])
-def test_the_small_files_of_a_tree_go_at_once_though_they_are_read_in_one_go(tmp_path: Path, files: int) -> None:
+def test_small_files_are_sent_concurrently_although_read_in_one_batch(tmp_path: Path, files: int) -> None:
     for number in range(files):
         (tmp_path / f"{number:03d}.txt").write_bytes(b"%d" % number)
 

@@ -1,4 +1,4 @@
-"""After a process has ended anywhere, the next one sends only what the store lacks."""
+"""After a process has ended anywhere, the next one sends only the bytes that the store lacks."""
 
 import asyncio
 import json
@@ -137,7 +137,7 @@ def test_if_the_source_became_shorter_what_is_left_is_compared(faults: Faults, b
     assert finish(faults, big) == 1
 
 
-def test_a_source_that_changes_while_it_is_sent_sends_only_the_changed_part_again(faults: Faults, big: Path) -> None:
+def test_a_source_that_changes_midway_resends_only_the_changed_part(faults: Faults, big: Path) -> None:
     def change() -> None:
         with big.open("r+b") as file:
             file.write(b"changed")

@@ -151,7 +151,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(faults: Faults, tmp_
     assert stored()["big"] == big.read_bytes()
 
 
-def test_a_file_that_never_stops_changing_is_refused_and_no_manifest_names_it(faults: Faults, tree: Path) -> None:
+def test_a_constantly_changing_file_is_refused_and_in_no_manifest(faults: Faults, tree: Path) -> None:
     big = tree / "big"
     big.write_bytes(os.urandom(MIB) * 20)
     faults.hook(1, lambda: big.write_bytes(os.urandom(MIB) * 20), operation="put_part", times=None)

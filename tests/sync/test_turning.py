@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from stored import files_of
 
 from asyncsync import SyncConfig, pull, push, verify
 from asyncsync.planning.changes import in_the_way
@@ -14,26 +15,23 @@ def test_what_is_in_the_way_lies_above_or_below_what_is_there():
 
 def make(root, files):
     shutil.rmtree(root, ignore_errors=True)
-    for path, text in files.items():
+    for path, data in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
-
-
-def files_of(root):
-    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+        (root / path).write_bytes(data)
 
 
 STATES = [
-    {"x": "1", "same": "s"},
-    {"x/n": "22", "x/m/deep": "333", "same": "s"},
-    {"x/n/below": "4", "same": "s"},
-    {"x": "55", "same": "s"},
+    {"x": b"1", "same": b"s"},
+    {"x/n": b"22", "x/m/deep": b"333", "same": b"s"},
+    {"x/n/below": b"4", "same": b"s"},
+    {"x": b"55", "same": b"s"},
 ]
 
 
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled_each_time(tmp_path, kind, delete):
+async def test_a_path_that_turns_from_file_to_directory_and_back_can_be_pulled(tmp_path, kind, delete):
+    """It can be pulled after each turn."""
     store, source = (
         str(tmp_path / "store") if kind == "directory" else f"memory://turning-{delete}/p",
         tmp_path / "source",

@@ -1,4 +1,4 @@
-"""The workers of one tree: what they hold in memory, when they end, what a store that is gone costs them."""
+"""The workers of one tree: their memory, their end, and the cost of an unreachable store."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from asyncsync import Syncer, TransferConfig
 from asyncsync.disk.digests import Loaded
 from asyncsync.errors import SyncFailedError, UnavailableError
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.sync.session import PATIENCE
+from asyncsync.sync.session import SYNC_PATIENCE
 from asyncsync.sync.upload.tree_upload import BATCH_BYTES, TreeUpload
 from asyncsync.testing import run_virtual
 
@@ -16,9 +16,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize("size", [MIB, 600_000, 100_000])
-def test_no_more_than_two_batches_of_small_files_are_in_memory_before_they_are_sent(
-    faults, tree, monkeypatch, size
-) -> None:
+def test_at_most_two_batches_of_small_files_are_in_memory_at_once(faults, tree, monkeypatch, size) -> None:
     for number in range(300 if size < MIB else 40):
         (tree / str(number)).write_bytes(bytes(size))
     held = []
@@ -57,4 +55,4 @@ def test_a_store_that_is_gone_costs_a_large_tree_no_more_than_a_small_one(faults
             assert len(caught.value.failures) == 200
             return loop.time() - began
 
-    assert run_virtual(main()) < 4 * PATIENCE
+    assert run_virtual(main()) < 4 * SYNC_PATIENCE

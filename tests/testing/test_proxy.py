@@ -1,4 +1,4 @@
-"""The fault proxy passes every byte as it is, except those that a rule is about."""
+"""The fault proxy passes every byte unchanged, except those that a rule selects."""
 
 import asyncio
 from contextlib import asynccontextmanager

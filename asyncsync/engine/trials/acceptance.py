@@ -15,20 +15,20 @@ from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
-from asyncsync.engine.trials.pending import write_down
+from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConfigError, SyncError
 from asyncsync.events import SyncWarning
 from asyncsync.runtime import token, wall_time
-from asyncsync.sync.tree import longest_path
+from asyncsync.sync.unstorable_names import longest_path
 
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
-INSTEAD = "report a directory of its own for each checkpoint, below it or elsewhere"
+OWN_DIRECTORY_ADVICE = "report a directory of its own for each checkpoint, below it or elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
-class InUse:
+class DirectoryInUse:
     """What a checkpoint that is not durable yet consists of. ``owned``: it is deleted once it is."""
 
     path: str
@@ -37,7 +37,7 @@ class InUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReportRequest:
     """What a report asks for, checked."""
 
     metrics: dict[str, Any]
@@ -48,81 +48,83 @@ class Wanted:
     name: str | None
 
 
-class Acceptance:
+class ReportAcceptance:
     """Accepts the reports of one engine's trials. One report of a trial at a time: the caller holds its lock."""
 
     def __init__(self, context: EngineContext, registry: Registry, submit: Callable[[CheckpointJob], None]) -> None:
         self._context, self._registry, self._submit = context, registry, submit
-        self._being_reported: list[InUse] = []
+        self._being_reported: list[DirectoryInUse] = []
         """The directories of reports that are being accepted now, in all trials."""
 
-    async def accept(self, trial: TrialState, wanted: Wanted, source: Checkpoint | None) -> CheckpointHandle | None:
-        if source is not None and wanted.mode is UploadMode.ASYNC:
-            await trial.settled(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
-            await self._context.gate.passed()
+    async def accept(
+        self, trial: TrialState, request: ReportRequest, source: Checkpoint | None
+    ) -> CheckpointHandle | None:
+        if source is not None and request.mode is UploadMode.ASYNC:
+            await trial.wait_durable(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
+            await self._context.gate.wait_open()
             self._context.check_open()
         if source is None:
-            return await self._record(trial, wanted, None, None)
+            return await self._record(trial, request, None, None)
         in_use = self._in_use()
-        claim = InUse(str(source.path), f"another report of {trial.key}", source.owned)
-        self._being_reported.append(claim)
+        this_report = DirectoryInUse(str(source.path), f"another report of {trial.key}", source.owned)
+        self._being_reported.append(this_report)
         try:
-            most = self._longest(trial, wanted)
+            most = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_look, source, self._registry.directories(), in_use, most)
+                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, most)
             except AsyncsyncError as error:
-                if trial.ranks is not None and wanted.mode is not UploadMode.NO_UPLOAD:
-                    self.give_up_step(trial, wanted.step, f"failed: {error}")  # the other ranks may wait for it
+                if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
+                    self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for it
                 raise
-            if wanted.name is not None:
-                await self._refuse_taken(trial, wanted.name, files)
-            return await self._record(trial, wanted, source, files)
+            if request.name is not None:
+                await self._refuse_taken_name(trial, request.name, files)
+            return await self._record(trial, request, source, files)
         finally:
-            self._being_reported.remove(claim)
+            self._being_reported.remove(this_report)
 
     async def _record(
-        self, trial: TrialState, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
+        self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
         """The row, and with it the checkpoint: from there on there is no way back. The engine waits for its end."""
         self._context.check_open()
         recorded = asyncio.get_running_loop().create_future()
         self._context.recording.add(recorded)
         try:
-            return await self._write_row(trial, wanted, source, files)
+            return await self._write_row(trial, request, source, files)
         finally:
             self._context.recording.discard(recorded)
             recorded.set_result(None)
 
     async def _write_row(
-        self, trial: TrialState, wanted: Wanted, source: Checkpoint | None, files: Accepted | None
+        self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
         job = None
-        if source is not None and files is not None and wanted.mode is not UploadMode.NO_UPLOAD:
-            job = self._job(trial, wanted, source, files)
-        row = {**wanted.metrics, "training_iteration": trial.record.reports + 1, "timestamp": int(wall_time())}
+        if source is not None and files is not None and request.mode is not UploadMode.NO_UPLOAD:
+            job = self._job(trial, request, source, files)
+        row = {**request.metrics, "training_iteration": trial.record.reports + 1, "timestamp": int(wall_time())}
         if job is not None:
             row["checkpoint_dir_name"] = job.name
         cancelled = None
         if self._context.role.leads:
-            _, cancelled = await in_thread_to_its_end(append_result, trial.dir, {**row, **wanted.metrics})
-        self._recorded(trial, wanted, job)
+            _, cancelled = await in_thread_to_its_end(append_result, trial.dir, {**row, **request.metrics})
+        self._apply(trial, request, job)
         if cancelled is not None:
             raise cancelled
         if job is not None:
-            if job.goes_on:
+            if job.resumes_by_itself:
                 await self._context.session.journal.flush()
             return job.handle
         return _not_uploaded(source) if source is not None else None
 
-    def _longest(self, trial: TrialState, wanted: Wanted) -> int:
+    def _max_path_bytes(self, trial: TrialState, request: ReportRequest) -> int:
         """Bytes that a path in the checkpoint may have."""
-        name = wanted.name or checkpoint_name(trial.record.next_checkpoint)
+        name = request.name or checkpoint_name(trial.record.next_checkpoint)
         return longest_path(self._context.session.store, f"{trial.key}/{name}/")
 
-    def _recorded(self, trial: TrialState, wanted: Wanted, job: CheckpointJob | None) -> None:
+    def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> None:
         """Plain: the row is in result.json, and all that belongs to it follows."""
         trial.record.reports += 1
-        trial.record.metrics = wanted.metrics
+        trial.record.metrics = request.metrics
         trial.touch()
         if job is None:
             return
@@ -137,54 +139,65 @@ class Acceptance:
         suspended = trial.forget_suspended()
         if suspended is not None and suspended.token != job.token:
             trial.give_up(suspended)  # nobody goes on with it
-        if not job.written_as:
-            write_down(self._context, trial, job)
+        if not job.journal_name:
+            add_to_journal(self._context, trial.record, job)
         self._submit(job)
 
-    def _job(self, trial: TrialState, wanted: Wanted, source: Checkpoint, files: Accepted) -> CheckpointJob:
-        delete = wanted.delete_local
+    def _job(self, trial: TrialState, request: ReportRequest, source: Checkpoint, files: Accepted) -> CheckpointJob:
+        delete = request.delete_local
         if delete is None:
-            delete = wanted.mode is UploadMode.ASYNC and source.owned
-        goes_on = source.owned and wanted.mode is UploadMode.ASYNC and self._context.role.world_size == 1
-        found = self._suspended_with(trial, files, wanted)
+            delete = request.mode is UploadMode.ASYNC and source.owned
+        resumes_by_itself = source.owned and request.mode is UploadMode.ASYNC and self._context.role.world_size == 1
+        found = self._suspended_with(trial, files, request)
         number = found.number if found is not None else trial.record.next_checkpoint
-        name = found.name if found is not None else wanted.name or checkpoint_name(number)
+        name = found.name if found is not None else request.name or checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, files, number, CheckpointHandle(name, f"{trial.uri}/{name}"), wanted.metrics, wanted.metadata,
-            wanted.mode, delete, asyncio.get_running_loop().time(), token(), step=wanted.step,
-            named=wanted.name is not None, goes_on=goes_on,
-        )  # fmt: skip
+            trial.key,
+            files,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            request.metrics,
+            request.metadata,
+            request.mode,
+            delete,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=request.step,
+            user_named=request.name is not None,
+            resumes_by_itself=resumes_by_itself,
+        )
         if found is not None:
-            job.token, job.written_as, job.begun, job.tree = found.token, found.written_as, True, found.tree
+            job.token, job.journal_name, job.may_be_stored, job.tree = found.token, found.journal_name, True, found.tree
         return job
 
-    def _suspended_with(self, trial: TrialState, files: Accepted, wanted: Wanted) -> CheckpointJob | None:
+    def _suspended_with(self, trial: TrialState, files: Accepted, request: ReportRequest) -> CheckpointJob | None:
         """The checkpoint that was cut short by its time-out, if this is the same."""
         found = trial.suspended()
-        same = found is not None and found.is_of(files) and wanted.name in (None, found.name)
-        return found if same and found is not None and wanted.step == found.step else None
+        same = found is not None and found.has_files(files) and request.name in (None, found.name)
+        return found if same and found is not None and request.step == found.step else None
 
-    def _in_use(self) -> list[InUse]:
+    def _in_use(self) -> list[DirectoryInUse]:
         trials = self._registry.trials.values()
         pending = [
-            InUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
+            DirectoryInUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
             for trial in trials
             for job in trial.jobs
             if job.source is not None
         ]
         return pending + self._being_reported
 
-    async def _refuse_taken(self, trial: TrialState, name: str, files: Accepted) -> None:
+    async def _refuse_taken_name(self, trial: TrialState, name: str, files: Accepted) -> None:
         """ConfigError if the trial has something of this name: its artifacts and its checkpoints share a prefix."""
         suspended = trial.suspended()
-        again = suspended is not None and suspended.name == name and suspended.is_of(files)
-        if name in trial.own_names() and not again:
-            raise ConfigError(f"report(name={name!r}) is not usable: trial {trial.name!r} has that already")
+        again = suspended is not None and suspended.name == name and suspended.has_files(files)
+        if name in trial.checkpoint_names() and not again:
+            raise ConfigError(
+                f"invalid report(name={name!r}): trial {trial.name!r} already has a checkpoint of this name"
+            )
         there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
         if there or await trial.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: trial {trial.name!r} has an artifact of this name; give the "
-                "checkpoint another one"
+                f"invalid report(name={name!r}): trial {trial.name!r} has an artifact of this name; use another one"
             )
 
     def give_up_step(self, trial: TrialState, step: int | None, reason: str) -> CheckpointJob:
@@ -192,16 +205,26 @@ class Acceptance:
         number = trial.record.next_checkpoint
         name = checkpoint_name(number)
         job = CheckpointJob(
-            trial.key, None, number, CheckpointHandle(name, f"{trial.uri}/{name}"), {}, {}, UploadMode.ASYNC, False,
-            asyncio.get_running_loop().time(), token(), step=step, given_up=reason,
-        )  # fmt: skip
+            trial.key,
+            None,
+            number,
+            CheckpointHandle(name, f"{trial.uri}/{name}"),
+            {},
+            {},
+            UploadMode.ASYNC,
+            False,
+            asyncio.get_running_loop().time(),
+            token(),
+            step=step,
+            given_up=reason,
+        )
         trial.record.next_checkpoint = number + 1
         trial.jobs.append(job)
         self._submit(job)
         return job
 
 
-def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[InUse]) -> None:
+def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[DirectoryInUse]) -> None:
     """ConfigError if the checkpoint would hold a trial's own files, or delete what is not its own.
 
     ``path`` is absolute; ``trials``: the directories that the engine writes to; ``owned``: asyncsync may delete it once
@@ -211,20 +234,21 @@ def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: I
     for trial in map(os.path.realpath, trials):
         if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
-                f"{trial}; {INSTEAD}"
+                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+                f"of {trial}; {OWN_DIRECTORY_ADVICE}"
             )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
-            f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
-            f"emptied; {INSTEAD}"
+            f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
+            f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)
         if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: {other.name} is not durable yet, consists of {other.path}, "
-                f"and one of the two is deleted when it is; {INSTEAD}, or wait for that one first"
+                f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
+                f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
+                f"{other.name} first"
             )
 
 
@@ -232,7 +256,7 @@ def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _look(source: Checkpoint, trials: list[str], in_use: list[InUse], most: int) -> Accepted:
+def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], most: int) -> Accepted:
     """In a worker thread. ``most``: bytes of a path."""
     path = absolute(str(source.path))
     refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
@@ -249,6 +273,6 @@ def _look(source: Checkpoint, trials: list[str], in_use: list[InUse], most: int)
 
 def _not_uploaded(source: Checkpoint) -> CheckpointHandle:
     handle = CheckpointHandle(source.path.name, source.path.absolute().as_uri())
-    handle.told = True
-    handle.settle(SyncError(f"the checkpoint {source.path} is not durable: {NO_UPLOAD_NOTE}"))
+    handle.error_raised = True
+    handle.resolve(SyncError(f"the checkpoint {source.path} is not durable: {NO_UPLOAD_NOTE}"))
     return handle

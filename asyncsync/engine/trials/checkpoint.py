@@ -44,11 +44,11 @@ class Checkpoint:
 class CheckpointHandle:
     """A reported checkpoint: wait for it with ``await handle.durable()``."""
 
-    __slots__ = ("_done", "_process", "_waiting", "name", "told", "uri")
+    __slots__ = ("_done", "_process", "_waiting", "error_raised", "name", "uri")
 
     def __init__(self, name: str, uri: str) -> None:
         self.name, self.uri = name, uri
-        self.told = False
+        self.error_raised = False
         """Whether somebody has been given its failure."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = 0
@@ -75,22 +75,22 @@ class CheckpointHandle:
         finally:
             self._waiting -= 1
         if self._done.exception() is not None:
-            self.told = True
+            self.error_raised = True
         self._done.result()
 
-    async def ended(self) -> None:
+    async def wait_ended(self) -> None:
         """Wait for the verdict, whatever it is; its failure stays to be told."""
         if not self._done.done():
             await asyncio.wait([self._done])
 
-    def settle(self, error: BaseException | None = None) -> None:
+    def resolve(self, error: BaseException | None = None) -> None:
         """The engine's verdict. Whoever waits is told; the rest is told at the next report or at exit."""
         if self._done.done():
             return
         if error is None:
             self._done.set_result(None)
         else:
-            self.told = self._waiting > 0
+            self.error_raised = self._waiting > 0
             self._done.set_exception(error)
             self._done.exception()  # seen: what nobody waits for is told elsewhere
 

@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsync.config import RunConfig
-from asyncsync.engine.trials.role import Role
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.events import Event, SyncWarning
+from asyncsync.planning.ranks import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.event_stream import Emitter
@@ -26,12 +27,57 @@ from asyncsync.sync.upload.tree_upload import Tally, progress_event
 
 log = logging.getLogger("asyncsync")
 
-EXPERIMENT = ""
+EXPERIMENT_KEY = ""
 """Key of the experiment's own tree."""
 NOT_RUNNING = "the engine is not running: use it inside its 'async with' block"
+MOST_RANKS = 99_999
+"""Ranks have five digits in names."""
 
 
-class Home:
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Which part of the experiment a process is: the driver, or one that only runs trials; and which rank of them."""
+
+    name: str = "driver"
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in ("driver", "worker"):
+            raise ConfigError(f'invalid SyncEngine(role={self.name!r}): must be "driver" or "worker"')
+        if not _whole(self.world_size) or not 1 <= self.world_size <= MOST_RANKS:
+            raise ConfigError(f"invalid SyncEngine(world_size={self.world_size!r}): must be 1 to {MOST_RANKS}")
+        if not _whole(self.rank) or not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"invalid SyncEngine(rank={self.rank!r}, world_size={self.world_size}): rank must be 0 to "
+                f"{self.world_size - 1}"
+            )
+        if self.rank and self.is_driver:
+            raise ConfigError(
+                f'invalid SyncEngine(rank={self.rank}, role="driver"): only rank 0 may be the driver, give '
+                'role="worker"'
+            )
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether it keeps the experiment's record and own files."""
+        return self.name == "driver"
+
+    @property
+    def leads(self) -> bool:
+        """Whether it keeps the records and directories of its trials: rank 0."""
+        return self.rank == 0
+
+    def directory(self, trial: str) -> str:
+        """Where its artifacts of a trial are, below the experiment."""
+        return trial if self.leads else f"{trial}/{rank_name(self.rank)}"
+
+    def others(self) -> frozenset[str]:
+        """Directories in a trial's that belong to other ranks."""
+        return frozenset(rank_name(rank) for rank in range(1, self.world_size)) if self.leads else frozenset()
+
+
+class OwningLoop:
     """The process and the event loop that entered an engine; no other may use it."""
 
     def __init__(self) -> None:
@@ -57,7 +103,7 @@ class Home:
             )
 
 
-class Gate:
+class ReportGate:
     """Reports wait at it while a flush is under way."""
 
     def __init__(self) -> None:
@@ -75,7 +121,7 @@ class Gate:
             self._shut -= shut
             self._open.set()
 
-    async def passed(self) -> None:
+    async def wait_open(self) -> None:
         """Wait until it is open."""
         while self._shut:
             await self._open.wait()
@@ -89,32 +135,32 @@ class EngineContext:
     record: ExperimentRecord
     record_file: RecordFile
     """The experiment's; only a driver writes it."""
-    home: Home
+    owning_loop: OwningLoop
 
     def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
         self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
-        self.gate = Gate()
+        self.gate = ReportGate()
         self.emitter = Emitter()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written now; what belongs to it follows before the engine ends."""
         self.running = False
         """Between the end of entering and the beginning of leaving."""
-        self.patient = False
+        self.leaving_normally = False
         """Whether the engine is being left normally, so that an outage of the store costs no attempts."""
         self._session: Session | None = None
 
     @property
     def session(self) -> Session:
         """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
-        if self._session is None or self.home.forked:
+        if self._session is None or self.owning_loop.forked:
             raise EngineClosedError(NOT_RUNNING)
         return self._session
 
-    def begin(self, session: Session) -> None:
+    def open_session(self, session: Session) -> None:
         """There is a store to turn to."""
         self._session = session
 
-    def end(self) -> Session | None:
+    def close_session(self) -> Session | None:
         """There is no store to turn to any more; returns the session, to be closed."""
         self.running = False
         session, self._session = self._session, None
@@ -134,12 +180,12 @@ class EngineContext:
         """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
         if not self.running:
             raise EngineClosedError(NOT_RUNNING)
-        self.home.check()
+        self.owning_loop.check()
 
     @property
     def waits_for_store(self) -> bool:
         """Whether the store itself fails now, and whoever is leaving the engine decides how long that may last."""
-        return self.patient and self.session.breaker.failing
+        return self.leaving_normally and self.session.breaker.failing
 
     def emit(self, event: Event) -> None:
         """Tell the listeners."""
@@ -164,7 +210,7 @@ class EngineContext:
             self.record.trials[trial] = status
             self.record.updated = wall_time()
 
-    def owe_deletion(self, trial: str, names: Sequence[str], nonce: str) -> None:
+    def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:
         """Checkpoints that the trial's stored record gives up are to be deleted."""
         for name in names:
             self.session.owe_delete(trial, name, nonce)
@@ -175,3 +221,7 @@ class EngineContext:
         """The name under which a trial's directory is locked on this machine."""
         name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
         return f"{name} rank {self.role.rank}" if self.role.rank else name
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

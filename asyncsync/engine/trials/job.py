@@ -15,9 +15,10 @@ from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID, Tree
+from asyncsync.sync.tree import Tree
+from asyncsync.sync.tree_manifest import ID
 
-STUCK = 4
+MAX_STALLED_ATTEMPTS = 4
 """Attempts in a row that may end by their time-out with bytes on their way and none acknowledged: the first sends as
 always, the others one file at a time in small parts."""
 
@@ -43,24 +44,24 @@ class CheckpointJob:
     """Of the training, as it was reported; ranks are matched by it."""
     given_up: str = ""
     """Why this rank gives it up, as in "rank 3 gave up step 7: ...": there is nothing to send."""
-    named: bool = False
+    user_named: bool = False
     """Whether the user chose its name."""
-    goes_on: bool = False
+    resumes_by_itself: bool = False
     """Whether the next process goes on with it by itself, see :mod:`asyncsync.engine.trials.pending`."""
-    begun: bool = False
+    may_be_stored: bool = False
     """Whether something of it may be in the store since an earlier process."""
-    passed: str = ""
+    previous_failure: str = ""
     """Why the number before was given up by all ranks, if this went on under the next."""
     inherited: bool = False
     """Whether an earlier process accepted it: what was reported since is newer, whatever becomes of its number."""
     registered: bool = False
     """Whether the record, as it is here, names it: nothing else of that name is another's then."""
-    written_as: str = ""
+    journal_name: str = ""
     """Its name in the journal, if it is written down."""
-    problem: AsyncsyncError | None = None
+    source_error: AsyncsyncError | None = None
     """Why its files cannot be sent any more, if an earlier process accepted it."""
     tree: Tree | None = None
-    stuck: int = 0
+    stalled_attempts: int = 0
     """Attempts in a row in which bytes moved and none were acknowledged."""
 
     @property
@@ -73,32 +74,32 @@ class CheckpointJob:
         """Bytes at risk until it is durable."""
         return self.source.size if self.source is not None else 0
 
-    def is_of(self, files: Accepted) -> bool:
+    def has_files(self, files: Accepted) -> bool:
         """Whether its files are just these, in the same state."""
         return self.source is not None and (self.source.path, self.source.digest) == (files.path, files.digest)
 
-    def moved(self) -> bool:
+    def note_timeout(self) -> bool:
         """Whether the attempt that was just ended by its time-out is to be gone on with: bytes moved. Some must get to
         the end, too: after an attempt in which none did less is sent at once; STUCK of them in a row are a failure."""
         if self.tree is None or not self.tree.moves:
             return False
         if self.tree.moved:
-            self.stuck = 0
+            self.stalled_attempts = 0
             return True
-        self.stuck += 1
+        self.stalled_attempts += 1
         self.tree.send_less_at_once()
-        return self.stuck < STUCK
+        return self.stalled_attempts < MAX_STALLED_ATTEMPTS
 
     def check_files(self) -> None:
         """CheckpointIncompleteError or SourceChangedError if its files are not those that were accepted."""
-        if self.problem is not None:
-            text = f"checkpoint {self.handle.uri} was accepted by an earlier process and is lost: {self.problem}"
-            raise type(self.problem)(text) from self.problem
+        if self.source_error is not None:
+            text = f"checkpoint {self.handle.uri} was accepted by an earlier process and is lost: {self.source_error}"
+            raise type(self.source_error)(text) from self.source_error
 
-    def cross_out(self, session: Session) -> None:
+    def remove_from_journal(self, session: Session) -> None:
         """It is durable, or given up: no later process resumes it."""
-        if self.written_as:
-            session.journal.checkpoint_closed(session.uri, self.trial, self.written_as)
+        if self.journal_name:
+            session.journal.checkpoint_closed(session.uri, self.trial, self.journal_name)
 
     def progress(self) -> str:
         """How much of it was sent, for people."""
@@ -110,22 +111,22 @@ class CheckpointJob:
         mark = f"-{self.token[:6]}" if number == self.number else ""
         self.number, self.handle.name = number, checkpoint_name(number) + mark
         self.handle.uri = f"{uri}/{self.handle.name}"
-        self.tree, self.begun, self.registered = None, False, False
+        self.tree, self.may_be_stored, self.registered = None, False, False
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftBehind:
     """A checkpoint that an earlier process accepted and did not finish."""
 
     trial: str
     name: str
     payload: Mapping[str, Any]
     source: Accepted | None
-    problem: AsyncsyncError | None
+    source_error: AsyncsyncError | None
     """Why its files are not those that were accepted."""
 
     @property
-    def goes_on(self) -> bool:
+    def resumes_by_itself(self) -> bool:
         """Whether it is resumed without being reported again."""
         return bool(self.payload.get("goes_on", True))
 
@@ -133,11 +134,24 @@ class Left:
         """The job that resumes it; ``uri`` is the trial's."""
         payload, handle = self.payload, CheckpointHandle(self.name, f"{uri}/{self.name}")
         return CheckpointJob(
-            self.trial, self.source, payload["number"], handle, payload["metrics"], payload["metadata"], mode,
-            payload["delete_local"], asyncio.get_running_loop().time(), payload[ID], step=payload.get("step"),
-            named=payload.get("named", False), goes_on=self.goes_on, begun=True, inherited=True, written_as=self.name,
-            problem=self.problem,
-        )  # fmt: skip
+            self.trial,
+            self.source,
+            payload["number"],
+            handle,
+            payload["metrics"],
+            payload["metadata"],
+            mode,
+            payload["delete_local"],
+            asyncio.get_running_loop().time(),
+            payload[ID],
+            step=payload.get("step"),
+            user_named=payload.get("named", False),
+            resumes_by_itself=self.resumes_by_itself,
+            may_be_stored=True,
+            inherited=True,
+            journal_name=self.name,
+            source_error=self.source_error,
+        )
 
 
 def checkpoint_name(number: int) -> str:

@@ -25,10 +25,10 @@ from asyncsync.aio.retry import RetryHooks, retry_transient
 from asyncsync.aio.tasks import within
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
-from asyncsync.engine.trials.rank_commit import ConflictError, LostError, Seen, SharedCheckpoint
-from asyncsync.engine.trials.resume import NUMBERED, sub_prefixes
+from asyncsync.engine.trials.rank_commit import CommitView, ConflictError, LostError, SharedCheckpoint
+from asyncsync.engine.trials.resume import NUMBERED
 from asyncsync.engine.trials.state import TrialState
-from asyncsync.engine.trials.upload import upload
+from asyncsync.engine.trials.upload import upload_checkpoint
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointIncompleteError,
@@ -46,6 +46,7 @@ from asyncsync.planning.ranks import (
 from asyncsync.report import SyncReport
 from asyncsync.runtime import dice, wall_time
 from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.read import list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
@@ -53,18 +54,18 @@ from asyncsync.sync.upload.create_only import CollisionError
 
 log = logging.getLogger("asyncsync")
 
-FIRST_LOOK, MOST_BETWEEN = 0.1, 5.0
+FIRST_POLL, LONGEST_POLL = 0.1, 5.0
 """Seconds between two looks at whether the others are there: at first, and at most."""
-PATIENCE = 5.0
+LEADER_WAIT = 5.0
 """Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
 sent to the old number would be for nothing."""
 
 
 @dataclass(slots=True)
-class _Patience:
+class WaitBudget:
     """Seconds for which one checkpoint may still wait for other ranks; what it sends is not counted."""
 
-    left: float
+    seconds_left: float
 
 
 class Ranks:
@@ -73,23 +74,23 @@ class Ranks:
     def __init__(self, context: EngineContext, name: str, *, resumed: bool) -> None:
         role = context.role
         self.rank, self.world_size = role.rank, role.world_size
-        self.claim = RankRecord(name, role.rank, role.world_size, updated=wall_time())
-        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.claim.to_bytes)
+        self.record = RankRecord(name, role.rank, role.world_size, updated=wall_time())
+        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.record.to_bytes)
         self._context, self._name = context, name
-        self._resumed = self._may_follow = resumed
+        self._resumed = self._may_join = resumed
         """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
         self._returned = False
         """Whether we came to a generation that had begun, and have not seen that its rank 0 is alive: one that we have
         not seen before may be over, too."""
-        self._unsure = resumed
+        self._check_before_sending = resumed
         """Whether something may be there already under the next number: it is looked up before anything is sent."""
-        self._before_us: frozenset[tuple[str, str]] = frozenset()
+        self._earlier_failures: frozenset[tuple[str, str]] = frozenset()
         """Failures that were there when we came back: whoever told them may be gone with rank 0."""
-        self._begun = False
+        self._generation_begun = False
         """Whether rank 0 has begun a generation: seen by a rank that does not lead."""
-        self._looked = self._waited = False
-        self._base = 0
-        self._agreed: set[tuple[str, str]] = set()
+        self._generation_found = self._waited_for_leader = False
+        self._first_number = 0
+        self._matching_parts: set[tuple[str, str]] = set()
         """Parts that are known to be of the step that we are at."""
 
     @property
@@ -99,21 +100,21 @@ class Ranks:
 
     # taking part
 
-    async def take(self, trial: TrialState) -> None:
+    async def join(self, trial: TrialState) -> None:
         """Before the first report of a rank that does not lead: become this rank, and find where to count on.
 
         ConcurrentWriterError if another process is, or was, this rank and we were not told to resume.
         """
         store = self._store()
-        if not self._looked:
-            await self._look_up(store)
-            self._looked = True
+        if not self._generation_found:
+            await self._find_generation(store)
+            self._generation_found = True
         await self.file.save(store)
         if self._resumed:
-            await self._count_on(store, trial, await self._leader(store))
+            await self._find_next_number(store, trial, await self._read_leader(store))
 
-    async def _look_up(self, store: Store) -> None:
-        leader = await self._leader(store)
+    async def _find_generation(self, store: Store) -> None:
+        leader = await self._read_leader(store)
         there = await get_record(store, self.file.key, RankRecord)
         if not self._resumed and (there is not None or (leader is not None and leader.epoch > 1)):
             raise ConcurrentWriterError(
@@ -122,18 +123,20 @@ class Ranks:
             )
         if there is not None:
             earlier, self.file.version = there
-            self.claim.epoch, self.claim.extra = earlier.epoch + 1, earlier.extra
-            self._belong_to(Generation(earlier.generation, earlier.nonce))
+            self.record.epoch, self.record.extra = earlier.epoch + 1, earlier.extra
+            self._set_generation(Generation(earlier.generation, earlier.nonce))
         before = self._generation()
-        self._belong_to(_generation_of(leader) if leader is not None else Generation(1))
-        known = before in (self._generation(), Generation(self.claim.generation))
+        self._set_generation(_generation_of(leader) if leader is not None else Generation(1))
+        known = before in (self._generation(), Generation(self.record.generation))
         self._returned = self._resumed and leader is not None
-        self._waited = there is None or not known  # a first start, or rank 0 was faster: nothing to be patient for
+        self._waited_for_leader = (
+            there is None or not known
+        )  # a first start, or rank 0 was faster: nothing to be patient for
 
-    async def _count_on(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
+    async def _find_next_number(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
         """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
         first = leader.first_checkpoint if leader is not None else 0
-        names = await sub_prefixes(store, f"{self._name}/")
+        names = await list_directories(store, f"{self._name}/")
         numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
         newest = -1
         for number in sorted(numbers, reverse=True):
@@ -143,47 +146,52 @@ class Ranks:
                 newest = number
                 break
         trial.last_durable = newest if newest >= 0 else None
-        self._base = max(first, newest + 1)
-        trial.record.next_checkpoint = self._base
+        self._first_number = max(first, newest + 1)
+        trial.record.next_checkpoint = self._first_number
         if self._returned:
-            later = [self._shared(trial, checkpoint_name(number)) for number in numbers if number >= self._base]
-            self._before_us = frozenset([item for shared in later for item in await shared.failures()])
+            later = [self._shared(trial, checkpoint_name(number)) for number in numbers if number >= self._first_number]
+            self._earlier_failures = frozenset([item for shared in later for item in await shared.failure_versions()])
 
-    async def _leader(self, store: Store) -> TrialRecord | None:
+    async def _read_leader(self, store: Store) -> TrialRecord | None:
         record = await find_record(store, f"{self._name}/{TRIAL_RECORD}", TrialRecord)
-        if record is not None and not self._begun and self.claim.generation == record.epoch and not self.claim.nonce:
-            self._belong_to(_generation_of(record))  # it begins now, or a version without nonces began it
-        self._begun = self._begun or record is not None
+        if (
+            record is not None
+            and not self._generation_begun
+            and self.record.generation == record.epoch
+            and not self.record.nonce
+        ):
+            self._set_generation(_generation_of(record))  # it begins now, or a version without nonces began it
+        self._generation_begun = self._generation_begun or record is not None
         return record
 
     async def check(self, store: Store) -> None:
         """ConcurrentWriterError if rank 0 has begun a new generation that we do not belong to."""
-        await self._moved(store)
+        await self._newer_generation(store)
 
-    async def _moved(self, store: Store) -> TrialRecord | None:
+    async def _newer_generation(self, store: Store) -> TrialRecord | None:
         """Rank 0's record if it has begun a generation that we are to join."""
-        leader = await self._leader(store)
+        leader = await self._read_leader(store)
         if leader is None or _generation_of(leader) == self._generation():
             return None
-        if not self._may_follow:
+        if not self._may_join:
             raise ConcurrentWriterError(
                 f"{store.uri.rstrip('/')}/{self._name}: rank 0 was started again (epoch {leader.epoch}) while rank "
-                f"{self.rank} was running (epoch {self.claim.generation}); start this rank again too, with resume=True"
+                f"{self.rank} was running (epoch {self.record.generation}); start this rank again too, with resume=True"
             )
         return leader
 
-    async def _follow(self, trial: TrialState) -> bool:
+    async def _join_new_generation(self, trial: TrialState) -> bool:
         """Join rank 0's new generation, if there is one: what is on its way is counted anew."""
         store = self._store()
-        leader = await self._moved(store)
+        leader = await self._newer_generation(store)
         if leader is None:
             return False
         following, first = trial.record.next_checkpoint, min(job.number for job in trial.jobs)
-        await self._count_on(store, trial, leader)
+        await self._find_next_number(store, trial, leader)
         trial.record.next_checkpoint = following
-        trial.renumber(first, self._base - first)
-        self._belong_to(_generation_of(leader))
-        self.claim.updated = wall_time()
+        trial.shift_numbers(first, self._first_number - first)
+        self._set_generation(_generation_of(leader))
+        self.record.updated = wall_time()
         self._returned = False
         await self.file.save(store)
         return True
@@ -200,166 +208,175 @@ class Ranks:
             await self._wait_for_rank_0(trial, job, hooks)
             report = await self._take_part(trial, job, hooks)
         except (AsyncsyncError, OSError) as error:
-            self._unsure = True
+            self._check_before_sending = True
             if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
                 raise  # it is no longer ours to write, or each rank sees by itself what is wrong
             if not await self._give_up(trial, job, error):
                 raise
             report = SyncReport()
-        self._may_follow = self._returned = self._unsure = False
+        self._may_join = self._returned = self._check_before_sending = False
         return await self._shared(trial, job.name, job).report(report) if self.leads else report
 
     async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
         """Give up a checkpoint that was reported: the others are told now, whoever waits for it here when its runner
         looks next."""
         job.given_up = reason
-        if trial.jobs[0] is job and (self.leads or self._begun):
-            await self._shared(trial, job.name, job).give_up(self._resigned(job), _step(job))
+        if trial.jobs[0] is job and (self.leads or self._generation_begun):
+            await self._shared(trial, job.name, job).give_up(self._give_up_reason(job), _step(job))
 
     async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
         loop = asyncio.get_running_loop()
         began, limit = loop.time(), self._context.run.checkpoint_config.commit_seconds
-        while not self.leads and not self._begun:
-            await retry_transient(partial(self._leader, self._store()), hooks)
-            if not self._begun and loop.time() - began >= limit:
-                raise CheckpointIncompleteError(str(self._late(job, [0])))  # there is no generation to tell
-            await asyncio.sleep(PATIENCE / 20)
-        while self._returned and not self._waited and loop.time() - began < PATIENCE:
-            if not await retry_transient(partial(self._follow, trial), hooks):
-                await asyncio.sleep(PATIENCE / 20)
-        self._waited = True
+        while not self.leads and not self._generation_begun:
+            await retry_transient(partial(self._read_leader, self._store()), hooks)
+            if not self._generation_begun and loop.time() - began >= limit:
+                raise CheckpointIncompleteError(str(self._timeout_error(job, [0])))  # there is no generation to tell
+            await asyncio.sleep(LEADER_WAIT / 20)
+        while self._returned and not self._waited_for_leader and loop.time() - began < LEADER_WAIT:
+            if not await retry_transient(partial(self._join_new_generation, trial), hooks):
+                await asyncio.sleep(LEADER_WAIT / 20)
+        self._waited_for_leader = True
 
     async def _take_part(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
-        patience, report = _Patience(self._commit_seconds), SyncReport()
+        budget, report = WaitBudget(self._commit_seconds), SyncReport()
         while True:
-            self._agreed.clear()
+            self._matching_parts.clear()
             if not self.leads:
-                await retry_transient(partial(self._follow, trial), hooks)
-            seen = await self._arrive(trial, job, hooks)
-            if seen.lost is None and self.rank in seen.missing:
-                report, seen = await self._send(trial, job, hooks, patience)
-            verdict = seen if self._is_verdict(job, seen) else await self._wait(trial, job, hooks, patience)
+                await retry_transient(partial(self._join_new_generation, trial), hooks)
+            seen = await self._inspect_before_sending(trial, job, hooks)
+            if seen.failure is None and self.rank in seen.missing:
+                report, seen = await self._send(trial, job, hooks, budget)
+            verdict = seen if self._is_final(job, seen) else await self._wait(trial, job, hooks, budget)
             if verdict is None:  # rank 0 has begun a new generation
-                patience.left = self._commit_seconds
-            elif verdict.lost is None or await self._is_whole(trial, job, verdict.lost, hooks):
+                budget.seconds_left = self._commit_seconds
+            elif verdict.failure is None or await self._is_complete_after_all(trial, job, verdict.failure, hooks):
                 return report
 
-    async def _arrive(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> Seen:
+    async def _inspect_before_sending(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> CommitView:
         self._check_given_up(job)
-        if not self._unsure:
-            return Seen([self.rank])
+        if not self._check_before_sending:
+            return CommitView([self.rank])
         return await retry_transient(
-            partial(self._shared(trial, job.name, job).arrive, resumed=self._may_follow), hooks
+            partial(self._shared(trial, job.name, job).inspect_before_sending, resumed=self._may_join), hooks
         )
 
-    def _is_verdict(self, job: CheckpointJob, seen: Seen) -> bool:
+    def _is_final(self, job: CheckpointJob, seen: CommitView) -> bool:
         """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
-        return seen.whole or (seen.lost is not None and (seen.certain or seen.lost.step < _step(job)))
+        return seen.complete or (seen.failure is not None and (seen.certain or seen.failure.step < _step(job)))
 
-    async def _is_whole(self, trial: TrialState, job: CheckpointJob, lost: FailureRecord, hooks: RetryHooks) -> bool:
+    async def _is_complete_after_all(
+        self, trial: TrialState, job: CheckpointJob, failure: FailureRecord, hooks: RetryHooks
+    ) -> bool:
         """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
         committed all the same."""
-        stands: FailureRecord | None = lost
-        if not self._is_over(trial, job, lost):
+        stands: FailureRecord | None = failure
+        if not self._is_step_lost(trial, job, failure):
             shared = self._shared(trial, job.name, job)
             stands = await retry_transient(
-                partial(shared.give_up, lost.reason, lost.step, conflict=lost.conflict), hooks
+                partial(shared.give_up, failure.reason, failure.step, conflict=failure.conflict), hooks
             )
         if stands is None:
             return True
-        if self._is_over(trial, job, stands):
-            raise self._lost(job, stands)
-        job.passed = stands.reason
+        if self._is_step_lost(trial, job, stands):
+            raise self._lost_error(job, stands)
+        job.previous_failure = stands.reason
         message = f"{job.handle.uri} is not whole: {stands.reason}; step {job.step} gets the next number"
         self._context.warn(trial.key, message)
-        self._leave(trial, job)
+        self._take_next_number(trial, job)
         return False
 
     @staticmethod
-    def _is_over(trial: TrialState, job: CheckpointJob, word: FailureRecord) -> bool:
+    def _is_step_lost(trial: TrialState, job: CheckpointJob, failure: FailureRecord) -> bool:
         """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
         user chose the name."""
-        return word.step >= _step(job) or job.named or (trial.last_durable or 0) > job.number
+        return failure.step >= _step(job) or job.user_named or (trial.last_durable or 0) > job.number
 
-    def _leave(self, trial: TrialState, job: CheckpointJob) -> None:
-        trial.renumber(job.number, 1)
-        self._unsure = True
+    def _take_next_number(self, trial: TrialState, job: CheckpointJob) -> None:
+        trial.shift_numbers(job.number, 1)
+        self._check_before_sending = True
 
     async def _send(
-        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience
-    ) -> tuple[SyncReport, Seen]:
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
+    ) -> tuple[SyncReport, CommitView]:
         """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
         in the way of ours."""
         more = {"rank": self.rank, "world_size": self.world_size, **self._generation(trial).info}
         if self._returned:
             more[RETURNED] = True
-        sending = upload(
-            self._context.session, f"{self._name}/", job, hooks, trial.confirm,
-            record=part_name(self.rank, self.world_size), more=more,
-        )  # fmt: skip
+        sending = upload_checkpoint(
+            self._context.session,
+            f"{self._name}/",
+            job,
+            hooks,
+            trial.confirm,
+            record=part_name(self.rank, self.world_size),
+            more=more,
+        )
         try:
             report = await within(self._context.run.sync_config.timeout, sending, job.progress)
         except CollisionError as error:
-            return SyncReport(), await self._in_our_way(trial, job, hooks, patience, error)
+            return SyncReport(), await self._resolve_collision(trial, job, hooks, budget, error)
         except SyncFailedError:
-            seen = await self._shared(trial, job.name, job).look(every=True)
-            if seen.lost is None or self._is_over(trial, job, seen.lost):
+            seen = await self._shared(trial, job.name, job).inspect(every=True)
+            if seen.failure is None or self._is_step_lost(trial, job, seen.failure):
                 raise
             return SyncReport(), seen
-        return report, Seen()
+        return report, CommitView()
 
-    async def _in_our_way(
-        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience, error: CollisionError
-    ) -> Seen:
+    async def _resolve_collision(
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget, error: CollisionError
+    ) -> CommitView:
         """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
         else of a process that is gone, and then all ranks take the next number."""
         loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
             shared = self._shared(trial, job.name, job)
-            seen = await retry_transient(partial(shared.look, every=True), hooks)
-            if seen.whole:  # of whatever step
-                return await retry_transient(partial(shared.arrive, resumed=self._may_follow), hooks)
-            if seen.lost is not None:
+            seen = await retry_transient(partial(shared.inspect, every=True), hooks)
+            if seen.complete:  # of whatever step
+                return await retry_transient(partial(shared.inspect_before_sending, resumed=self._may_join), hooks)
+            if seen.failure is not None:
                 return seen
             owner = await retry_transient(partial(shared.owner_of, path), hooks)
             if owner is not None:
                 both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
-                raise self._lost(job, self._word(str(both), _step(job), conflict=True))
-            if self._may_follow or set(seen.missing) <= {self.rank}:
+                raise self._lost_error(job, self._failure_record(str(both), _step(job), conflict=True))
+            if self._may_join or set(seen.missing) <= {self.rank}:
                 reason = f"rank {self.rank} found {path!r} of a process that is gone in the way of its own"
-                return Seen(lost=self._word(reason, _step(job) - 1))
-            patience.left = left = deadline - loop.time()
+                return CommitView(failure=self._failure_record(reason, _step(job) - 1))
+            budget.seconds_left = left = deadline - loop.time()
             if left <= 0:
                 raise error
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))
-            pause = min(pause * 1.5, MOST_BETWEEN)
+            pause = min(pause * 1.5, LONGEST_POLL)
 
-    async def _wait(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, patience: _Patience) -> Seen | None:
+    async def _wait(
+        self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
+    ) -> CommitView | None:
         """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
         loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + patience.left, FIRST_LOOK
+        deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         while True:
-            seen = await retry_transient(self._shared(trial, job.name, job).look, hooks)
-            if seen.whole:
+            seen = await retry_transient(self._shared(trial, job.name, job).inspect, hooks)
+            if seen.complete:
                 return seen
             if self.leads:
                 await retry_transient(partial(trial.confirm, self._store()), hooks)
-            elif await retry_transient(partial(self._follow, trial), hooks):
+            elif await retry_transient(partial(self._join_new_generation, trial), hooks):
                 return None
             self._check_given_up(job)
-            patience.left = left = deadline - loop.time()
-            if self._is_verdict(job, seen):
+            budget.seconds_left = left = deadline - loop.time()
+            if self._is_final(job, seen):
                 return seen
             if left <= 0:
-                self._before_us = frozenset()  # nobody has begun a new generation: the others are alive
-                if seen.lost is not None:
-                    raise self._lost(job, seen.lost)
-                raise self._late(job, seen.missing)
+                self._earlier_failures = frozenset()  # nobody has begun a new generation: the others are alive
+                if seen.failure is not None:
+                    raise self._lost_error(job, seen.failure)
+                raise self._timeout_error(job, seen.missing)
             await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
-            pause = min(pause * 1.5, MOST_BETWEEN)
+            pause = min(pause * 1.5, LONGEST_POLL)
 
     @property
     def _commit_seconds(self) -> float:
@@ -367,32 +384,32 @@ class Ranks:
 
     def _check_given_up(self, job: CheckpointJob) -> None:
         if job.given_up:
-            raise self._lost(job, self._word(self._resigned(job), _step(job)))
+            raise self._lost_error(job, self._failure_record(self._give_up_reason(job), _step(job)))
 
-    def _resigned(self, job: CheckpointJob) -> str:
+    def _give_up_reason(self, job: CheckpointJob) -> str:
         return f"rank {self.rank} {job.given_up}"
 
-    def _word(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
-        return FailureRecord(self.rank, self.claim.generation, reason, step, conflict, self.claim.nonce)
+    def _failure_record(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
+        return FailureRecord(self.rank, self.record.generation, reason, step, conflict, self.record.nonce)
 
-    def _lost(self, job: CheckpointJob, word: FailureRecord) -> LostError:
-        ours = "" if word.step == job.step else f"; rank {self.rank} came with step {job.step}"
-        kind = ConflictError if word.conflict else LostError
-        return kind(job.handle.uri, self.world_size, word.reason, word.step, ours)
+    def _lost_error(self, job: CheckpointJob, failure: FailureRecord) -> LostError:
+        ours = "" if failure.step == job.step else f"; rank {self.rank} came with step {job.step}"
+        kind = ConflictError if failure.conflict else LostError
+        return kind(job.handle.uri, self.world_size, failure.reason, failure.step, ours)
 
-    def _late(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
+    def _timeout_error(self, job: CheckpointJob, missing: Sequence[int]) -> LostError:
         limit, names = self._commit_seconds, ", ".join(map(str, missing))
         reason = f"rank(s) {names} did not send their part of step {job.step} within commit_timeout={limit:g} s"
-        if job.passed:
-            reason = f"{job.passed}; then {reason}"
-        return self._lost(job, self._word(reason, _step(job)))
+        if job.previous_failure:
+            reason = f"{job.previous_failure}; then {reason}"
+        return self._lost_error(job, self._failure_record(reason, _step(job)))
 
     async def _give_up(self, trial: TrialState, job: CheckpointJob, error: Exception) -> bool:
         """Tell the others, if there is a generation to tell. True: it just became whole all the same.
 
         A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
         """
-        if not (self.leads or self._begun) or not (job.given_up or self._context.session.store.healthy):
+        if not (self.leads or self._generation_begun) or not (job.given_up or self._context.session.store.healthy):
             return False
         reason, step, conflict = f"rank {self.rank} failed: {error}", _step(job), isinstance(error, ConflictError)
         if isinstance(error, LostError):
@@ -402,29 +419,37 @@ class Ranks:
                 stands = await self._shared(trial, job.name, job).give_up(reason, step, conflict=conflict)
                 if stands is None:
                     return True
-                if self._is_over(trial, job, stands):
+                if self._is_step_lost(trial, job, stands):
                     return False
-                self._leave(trial, job)
-        except AsyncsyncError as untold:
+                self._take_next_number(trial, job)
+        except AsyncsyncError as take_failures:
             if job.given_up:
                 raise  # who gives it up waits for just this
-            log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, untold)
+            log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, take_failures)
             return False
 
     def _shared(self, trial: TrialState, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
         return SharedCheckpoint(
-            self._store(trial), f"{self._name}/{checkpoint}/", self.rank, self.world_size, self._generation(trial),
-            _step(job) if job is not None else -1, self._returned, self._before_us,
-            job.token if job is not None else "", job.source if job is not None else None, self._agreed,
-        )  # fmt: skip
+            self._store(trial),
+            f"{self._name}/{checkpoint}/",
+            self.rank,
+            self.world_size,
+            self._generation(trial),
+            _step(job) if job is not None else -1,
+            self._returned,
+            self._earlier_failures,
+            job.token if job is not None else "",
+            job.source if job is not None else None,
+            self._matching_parts,
+        )
 
     def _generation(self, trial: TrialState | None = None) -> Generation:
         if self.leads and trial is not None:
             return _generation_of(trial.record)
-        return Generation(self.claim.generation, self.claim.nonce)
+        return Generation(self.record.generation, self.record.nonce)
 
-    def _belong_to(self, generation: Generation) -> None:
-        self.claim.generation, self.claim.nonce = generation.epoch, generation.nonce
+    def _set_generation(self, generation: Generation) -> None:
+        self.record.generation, self.record.nonce = generation.epoch, generation.nonce
 
     def _store(self, trial: TrialState | None = None) -> Store:
         """With a trial: writes only for who still is this rank."""

@@ -12,26 +12,24 @@ from typing import Any
 import google_crc32c
 from xxhash import xxh3_128
 
-from asyncsync.aio.tasks import for_each
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
 from asyncsync.disk.results import as_json
-from asyncsync.engine.trials.role import Role
+from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
-from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
+from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
-from asyncsync.stores.read import list_all, versions_below
+from asyncsync.stores.read import list_all, list_directories, versions_below
 from asyncsync.sync.download.tree_download import download_tree
-from asyncsync.sync.records.manifests import find_manifest, get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.manifests import find_manifest
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
-READERS = 64
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
-LOOKS = 3
+RESTORE_ATTEMPTS = 3
 """How often files are looked at again that are not what their manifest says: their writer may be alive."""
 
 
@@ -52,12 +50,18 @@ def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mappi
     """The record of a trial that starts now."""
     now, params = wall_time(), as_json(params or {})
     return TrialRecord(
-        name, str(run.name), params=params, world_size=role.world_size, started=now, updated=now, nonce=token(),
+        name,
+        str(run.name),
+        params=params,
+        world_size=role.world_size,
+        started=now,
+        updated=now,
+        nonce=token(),
         runner=runner,
-    )  # fmt: skip
+    )
 
 
-def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
+def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
     """The record of a trial that goes on: whoever had it, which is returned, loses it when this is written."""
     before = Predecessor(record.runner, record.status == "running")
     record.epoch += 1
@@ -69,7 +73,7 @@ def take_over(record: TrialRecord, role: Role, runner: str, params: Mapping[str,
     return before
 
 
-def continued(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
+def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
     """``ours``, which was never stored, on top of what a replaced process stored after we had read its record."""
     given_up = [*late.given_up, *(name for name in ours.given_up if name not in late.given_up)]
     return replace(
@@ -85,38 +89,6 @@ def continued(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
     )
 
 
-async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
-    """Names of the directories right below a prefix."""
-    names: list[str] = []
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, delimiter="/", token=token)
-        names += [item[len(prefix) :].rstrip("/") for item in page.prefixes]
-        token = page.token
-        if token is None:
-            return [name for name in names if name and name != META_DIR]
-
-
-async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
-    """Every trial's record and its version, read in parallel; and why those that cannot be read cannot, by trial."""
-    names = await sub_prefixes(store)
-    found: dict[str, tuple[TrialRecord, str]] = {}
-    damaged: dict[str, DamagedError] = {}
-
-    async def read(name: str) -> None:
-        try:
-            there = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
-        except DamagedError as error:
-            damaged[name] = error
-            return
-        if there is not None:
-            there[0].name = name  # its directory decides: it may have been copied or renamed
-            found[name] = there
-
-    await for_each(names, read, min(READERS, len(names)))
-    return found, damaged
-
-
 async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[str], None]) -> None:
     """Bring back what this machine lacks of a tree: appending to a file that is not here would overwrite the stored
     one with its tail. What is here is newer and stays. DamagedError if the manifest cannot be read.
@@ -127,15 +99,15 @@ async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[s
     manifest = await find_manifest(store, prefix)
     if manifest is None:
         return
-    here = await in_thread(_here, str(root), list(manifest.files))
+    here = await in_thread(_existing_paths, str(root), list(manifest.files))
     manifest = Manifest({path: entry for path, entry in manifest.files.items() if path not in here})
-    for left in reversed(range(LOOKS)):
+    for left in reversed(range(RESTORE_ATTEMPTS)):
         if not manifest.files:
             return
         try:
             await download_tree(store, prefix, manifest, root, concurrency=8)
         except (CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError):
-            there = await _as_it_is(store, prefix, manifest, warn)
+            there = await _stored_manifest(store, prefix, manifest, warn)
             if there is manifest or not left:
                 raise
             manifest = there
@@ -143,7 +115,7 @@ async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[s
             return
 
 
-async def _as_it_is(store: Store, prefix: str, manifest: Manifest, warn: Callable[[str], None]) -> Manifest:
+async def _stored_manifest(store: Store, prefix: str, manifest: Manifest, warn: Callable[[str], None]) -> Manifest:
     """What the manifest would be if it were written now; itself if it is right."""
     there = await versions_below(store, prefix)
     gone = sorted(manifest.files.keys() - there.keys())
@@ -155,11 +127,11 @@ async def _as_it_is(store: Store, prefix: str, manifest: Manifest, warn: Callabl
     if gone:
         warn(f"{len(gone)} file(s) that the manifest names are gone from the store: {some(gone)}")
     stays = {path: entry for path, entry in manifest.files.items() if path in there}
-    found = {path: await _as_stored(store, prefix, manifest.files[path]) for path in other}
+    found = {path: await _stored_entry(store, prefix, manifest.files[path]) for path in other}
     return Manifest({**stays, **found}, manifest.info)
 
 
-async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
+async def _stored_entry(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
     """What a manifest would say of the object as it is now. Reads it whole, in pieces."""
     digest, size, crc = xxh3_128(), 0, 0
 
@@ -170,12 +142,20 @@ async def _as_stored(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
 
     info = await store.read(prefix + entry.path, take)
     return replace(
-        entry, size=size, crc32c=crc, part_size=0, parts=(digest.hexdigest(),), part_crcs=(crc,), version=info.version,
-        mtime_ns=int((info.modified or 0) * 1e9), inode=0, samples="",
-    )  # fmt: skip
+        entry,
+        size=size,
+        crc32c=crc,
+        part_size=0,
+        parts=(digest.hexdigest(),),
+        part_crcs=(crc,),
+        version=info.version,
+        mtime_ns=int((info.modified or 0) * 1e9),
+        inode=0,
+        samples="",
+    )
 
 
-def _here(root: str, paths: list[str]) -> set[str]:
+def _existing_paths(root: str, paths: list[str]) -> set[str]:
     return {path for path in paths if os.path.lexists(f"{root}/{path}")}
 
 
@@ -189,7 +169,7 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
     known = {item.name for item in record.checkpoints} | set(record.given_up)
-    for name in await sub_prefixes(store, f"{record.name}/"):
+    for name in await list_directories(store, f"{record.name}/"):
         match = NUMBERED.fullmatch(name)
         number = int(match[1]) if match is not None else None
         if number is not None:
@@ -204,17 +184,17 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
         if found is None or found.info.get("checkpoint", name) != name:
             continue
         try:
-            item = _record(name, number, found)
+            item = _record_from_manifest(name, number, found)
         except (KeyError, ValueError) as error:
             warn(f"{record.name}/{name} is not taken in, its manifest says nothing usable of it: {error}")
             continue
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
-        if item.number > newest and not await not_whole(store, f"{record.name}/{name}/", found):
+        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", found):
             record.checkpoints.append(item)
     record.checkpoints.sort(key=by_age)
 
 
-async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
+async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str:
     """The first path that the manifest names and the store lacks, or has in another version; empty: none. One listing.
 
     Sizes alone do not do: a manifest that landed late may lie beside files of another process."""
@@ -229,14 +209,14 @@ async def not_whole(store: Store, prefix: str, manifest: Manifest) -> str:
     return next((path for path, entry in sorted(manifest.files.items()) if differs(entry)), "")
 
 
-def _record(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:
+def _record_from_manifest(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:
     """What the manifest says of the checkpoint; KeyError or ValueError if that is none."""
     info = manifest.info
-    told: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
+    error_raised: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
     found: dict[str, Any] = {
         "name": name,
         "number": info["number"] if number is None else number,
         "time": wall_time(),
-        **told,
+        **error_raised,
     }
     return CheckpointRecord.of({**found, "files": len(manifest.files), "bytes": manifest.bytes_total})

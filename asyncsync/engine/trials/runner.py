@@ -13,12 +13,12 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import SHOWN, Accepted
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.job import STUCK, CheckpointJob, record_of
-from asyncsync.engine.trials.pending import look_back, write_down
+from asyncsync.engine.trials.job import MAX_STALLED_ATTEMPTS, CheckpointJob, record_of
+from asyncsync.engine.trials.pending_checkpoints import find_committed
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import not_whole
+from asyncsync.engine.trials.resume import first_difference
 from asyncsync.engine.trials.state import RankShare, TrialState
-from asyncsync.engine.trials.upload import LAST_TRIES, upload
+from asyncsync.engine.trials.upload import LAST_ATTEMPTS, upload_checkpoint
 from asyncsync.errors import EngineClosedError, SyncTimeoutError
 from asyncsync.events import (
     CheckpointAccepted,
@@ -33,15 +33,15 @@ from asyncsync.planning.retention import by_age, to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import read_manifest
-from asyncsync.sync.scheduler import foreseen
+from asyncsync.sync.scheduler import reportable
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID
+from asyncsync.sync.tree_manifest import ID
 from asyncsync.sync.upload.copy_sources import recall
 from asyncsync.sync.upload.create_only import CollisionError
 
 log = logging.getLogger("asyncsync")
 
-RECALLED_FROM = 1 << 20
+RECALL_MIN_SIZE = 1 << 20
 """Bytes of a checkpoint that are worth the request for an earlier one's manifest."""
 
 
@@ -56,9 +56,9 @@ class CheckpointRunner:
         self._only: Mapping[str, CheckpointJob] | None = None
         self._sending: dict[str, CheckpointJob] = {}
         """By trial; only then a runner may be interrupted, what follows is short."""
-        self._yielding: set[str] = set()
+        self._interrupted: set[str] = set()
         """Trials whose runner is being interrupted, to begin again."""
-        self._recalled: set[str] = set()
+        self._recalled_trials: set[str] = set()
 
     def submit(self, job: CheckpointJob) -> None:
         """Plain: a checkpoint is to become durable."""
@@ -71,17 +71,17 @@ class CheckpointRunner:
             self._context.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
             self._start(self._registry.trials[job.trial])
 
-    def only(self, jobs: Mapping[str, CheckpointJob]) -> None:
+    def restrict_to(self, jobs: Mapping[str, CheckpointJob]) -> None:
         """Time is short: of each trial just this one, now; what else is being sent is interrupted."""
         self._only = jobs
         for key, sending in self._sending.items():
             if sending is not jobs.get(key):
-                self._yielding.add(key)
+                self._interrupted.add(key)
                 self._running[key].cancel()
         for key in jobs:
             self._start(self._registry.trials[key])
 
-    def all(self) -> None:
+    def lift_restriction(self) -> None:
         """Everything again, in the order of reports."""
         self._only = None
         for trial in self._registry.trials.values():
@@ -90,13 +90,13 @@ class CheckpointRunner:
     def cancel(self) -> None:
         """End what is running; the engine is stopping."""
         self._only = {}
-        self._yielding.clear()
+        self._interrupted.clear()
         for task in self._running.values():
             task.cancel()
         for trial in self._registry.trials.values():
             if trial.key not in self._running:
                 for job in list(trial.jobs):
-                    trial.job_ended(job, stopped(job))
+                    trial.job_ended(job, stopped_error(job))
 
     def _start(self, trial: TrialState) -> None:
         if trial.key not in self._running and self._next(trial) is not None:
@@ -111,46 +111,51 @@ class CheckpointRunner:
     async def _run(self, trial: TrialState) -> None:
         try:
             while (job := self._next(trial)) is not None:
-                await self._one(trial, job)
+                await self._process(trial, job)
         finally:
             self._running.pop(trial.key, None)
             if self._context.stopped:
                 for job in list(trial.jobs):
-                    trial.job_ended(job, stopped(job))
-            if trial.key in self._yielding:
-                self._yielding.discard(trial.key)
+                    trial.job_ended(job, stopped_error(job))
+            if trial.key in self._interrupted:
+                self._interrupted.discard(trial.key)
                 self._start(trial)
 
-    async def _one(self, trial: TrialState, job: CheckpointJob) -> None:
+    async def _process(self, trial: TrialState, job: CheckpointJob) -> None:
         started = asyncio.get_running_loop().time()
         try:
-            report = await self._within(trial, job)
+            report = await self._make_durable_in_time(trial, job)
         except asyncio.CancelledError:
-            if trial.key in self._yielding:
+            if trial.key in self._interrupted:
                 raise
-            trial.job_ended(job, stopped(job))
+            trial.job_ended(job, stopped_error(job))
             raise
         except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
-            if job.registered and job.name in trial.stored:
+            if job.registered and job.name in trial.keeper.stored_names:
                 report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
             elif self._context.stopped:  # no verdict: the cancel came when the answer did
-                trial.job_ended(job, stopped(job))
+                trial.job_ended(job, stopped_error(job))
                 return
             else:
-                await self._failed(trial, job, foreseen(error, f"checkpoint {job.handle.uri}"))
+                await self._handle_failure(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
                 return
         seconds = asyncio.get_running_loop().time() - started
         self._context.emit(
             CheckpointDurable(
-                tree=trial.key, trial=trial.key, checkpoint=job.name, bytes_total=report.bytes_total,
-                bytes_sent=report.bytes_sent, bytes_copied=report.bytes_copied, requests=report.requests,
+                tree=trial.key,
+                trial=trial.key,
+                checkpoint=job.name,
+                bytes_total=report.bytes_total,
+                bytes_sent=report.bytes_sent,
+                bytes_copied=report.bytes_copied,
+                requests=report.requests,
                 seconds=seconds,
             )
-        )  # fmt: skip
+        )
         if job.delete_local and job.source is not None:
             await self._remove_local(trial, job, job.source)
-        job.cross_out(self._context.session)
-        if job.goes_on:
+        job.remove_from_journal(self._context.session)
+        if job.resumes_by_itself:
             await self._context.session.journal.flush()  # before a later one can retire it: it must not come back then
         trial.job_ended(job)
         config = self._context.run.sync_config
@@ -168,7 +173,7 @@ class CheckpointRunner:
             message = f"{source.path}: {names} came or changed after {trial.key}/{job.name} was sent, and stayed"
             self._context.emit(SyncWarning(tree=trial.key, message=message))
 
-    async def _within(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
+    async def _make_durable_in_time(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         """``sync_timeout`` bounds what we send, not how long other ranks take. An attempt in which bytes moved is gone
         on with: by us if nobody waits for it, else by who reports the directory again."""
         timeout = self._context.run.sync_config.timeout
@@ -176,14 +181,14 @@ class CheckpointRunner:
             try:
                 return await within(timeout, self._make_durable(trial, job), job.progress)
             except SyncTimeoutError as error:
-                if not job.moved() or job.mode is UploadMode.SYNC:
+                if not job.note_timeout() or job.mode is UploadMode.SYNC:
                     raise
                 self._context.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=str(error)))
         return await self._make_durable(trial, job)
 
     async def _make_durable(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         session = self._context.session
-        last_tries = LAST_TRIES
+        last_tries = LAST_ATTEMPTS
 
         def hiccup(error: str) -> bool:
             nonlocal last_tries
@@ -202,63 +207,54 @@ class CheckpointRunner:
 
     async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         done = None
-        await self._see_that_the_name_is_free(trial, job, hooks)
-        if job.begun and job.tree is None:
-            store = session.view(Lane.CHECKPOINT, trial.key)
-            done = await retry_transient(lambda: look_back(store, trial, job), hooks)
-        await retry_transient(trial.claim, hooks)
+        await self._ensure_name_is_free(trial, job, hooks)
+        if job.may_be_stored and job.tree is None:
+            done = await retry_transient(partial(self._find_committed, trial, job), hooks)
+        await retry_transient(trial.take_ownership, hooks)
         if trial.ranks is not None:
-            return await self._with_the_others(trial, trial.ranks, job, hooks)
+            return await self._make_durable_with_ranks(trial, trial.ranks, job, hooks)
         if done is not None:
             return done
-        await self._recall(trial, job)
+        await self._add_copy_sources(trial, job)
         while True:
             try:
-                return await upload(session, f"{trial.key}/", job, hooks, trial.confirm)
+                return await upload_checkpoint(session, f"{trial.key}/", job, hooks, trial.confirm)
             except CollisionError as error:
-                if job.named:
+                if job.user_named:
                     raise
-                self._step_over(trial, job, error)
+                self._take_new_name(trial, job, error)
 
-    async def _see_that_the_name_is_free(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
+    async def _find_committed(self, trial: TrialState, job: CheckpointJob) -> SyncReport | None:
+        await trial.prepare()
+        return await find_committed(self._context.session.view(Lane.CHECKPOINT, trial.key), job)
+
+    async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
         """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
         name that the user chose is waited for."""
         if job.name in trial.record.given_up:
             await retry_transient(trial.prepare, hooks)
-            await retry_transient(trial.claim, hooks)
-            if not job.named:
-                self._step_over(trial, job, "it was another checkpoint, which is being deleted")
+            await retry_transient(trial.take_ownership, hooks)
+            if not job.user_named:
+                self._take_new_name(trial, job, "its data is being deleted")
                 return
-            await trial.deletion(job.name)
-        if job.name in trial.freed:
-            await retry_transient(trial.save, hooks)
+            await trial.keeper.wait_deleted(job.name)
+        if job.name in trial.keeper.freed_names:
+            await retry_transient(trial.keeper.save, hooks)
 
-    def _step_over(self, trial: TrialState, job: CheckpointJob, why: object) -> None:
-        """Plain: another process, which was replaced or has replaced us without our knowing yet, uses the number. What
-        was reported later gets a higher number still, or it would count as the older one. What an earlier process had
-        accepted keeps its number, under another name: others have gone on since, and theirs are newer."""
-        log.warning("%s gets another name: %s", job.handle.uri, why)
-        later = trial.jobs[trial.jobs.index(job) + 1 :]
-        others = [] if job.inherited else [one for one in later if not one.named and not one.registered]
-        for one in [job, *others]:
-            self._context.session.uploads.abandon_below(f"{trial.key}/{one.name}/")
-            one.cross_out(self._context.session)
-            number = one.number
-            if not one.inherited:
-                number = trial.record.next_checkpoint
-                trial.record.next_checkpoint = number + 1
-            one.rename(number, trial.uri)
-            write_down(self._context, trial, one)
+    @staticmethod
+    def _take_new_name(trial: TrialState, job: CheckpointJob, why: object) -> None:
+        log.warning("%s gets another name, another checkpoint has this one: %s", job.handle.uri, why)
+        trial.take_new_name(job)
 
-    async def _recall(self, trial: TrialState, job: CheckpointJob) -> None:
+    async def _add_copy_sources(self, trial: TrialState, job: CheckpointJob) -> None:
         """Once a process and trial: what an earlier process sent may be copied instead of sent."""
-        if trial.key in self._recalled or job.size < RECALLED_FROM:
+        if trial.key in self._recalled_trials or job.size < RECALL_MIN_SIZE:
             return
-        self._recalled.add(trial.key)
+        self._recalled_trials.add(trial.key)
         session = self._context.session
-        await recall(session.view(Lane.CHECKPOINT, trial.key), session.catalogue, self._registry.origins(trial))
+        await recall(session.view(Lane.CHECKPOINT, trial.key), session.copy_sources, self._registry.copy_origins(trial))
 
-    async def _with_the_others(
+    async def _make_durable_with_ranks(
         self, trial: TrialState, ranks: RankShare, job: CheckpointJob, hooks: RetryHooks
     ) -> SyncReport:
         report = await ranks.make_durable(trial, job, hooks)
@@ -280,49 +276,49 @@ class CheckpointRunner:
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
         )
         if retired and not self._context.session.store.traits.conditional_writes:
-            await retry_transient(partial(self._see_that_it_is_whole, trial, job), hooks)
-        trial.leaving |= frozenset(retired)
+            await retry_transient(partial(self._verify_stored, trial, job), hooks)
+        trial.keeper.retiring |= frozenset(retired)
         try:
-            await retry_transient(trial.save, hooks)
+            await retry_transient(trial.keeper.save, hooks)
         finally:
-            trial.leaving = frozenset()
+            trial.keeper.retiring = frozenset()
         for name in sorted(retired):
-            self._context.session.catalogue.forget(f"{trial.key}/{name}/")
+            self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 
-    async def _see_that_it_is_whole(self, trial: TrialState, job: CheckpointJob) -> None:
+    async def _verify_stored(self, trial: TrialState, job: CheckpointJob) -> None:
         """Where a store cannot keep two processes apart, the newest is looked at before an older one goes."""
         store, prefix = self._context.session.view(Lane.RECORD, trial.key), f"{trial.key}/{job.name}/"
         manifest = await read_manifest(store, prefix)
-        if manifest.info.get(ID) != job.token or (wrong := await not_whole(store, prefix, manifest)):
+        if manifest.info.get(ID) != job.token or (wrong := await first_difference(store, prefix, manifest)):
             raise CollisionError(f"{job.handle.uri} was written over by another process: {wrong or MANIFEST}")
 
-    async def _failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
+    async def _handle_failure(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
         """It will never be durable: nothing of it is to stay in the store. Except one that the next process goes on
         with because the reason may pass, and one whose bytes moved: whoever reports it again goes on with that."""
         waits = isinstance(error, SyncTimeoutError) and job.mode is UploadMode.SYNC and trial.ranks is None
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         trial.unregister(job)
-        if waits and job.tree is not None and job.tree.moves and job.stuck < STUCK:
+        if waits and job.tree is not None and job.tree.moves and job.stalled_attempts < MAX_STALLED_ATTEMPTS:
             trial.suspend(job)
             error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
-        elif not (job.goes_on and is_transient(error)):
+        elif not (job.resumes_by_itself and is_transient(error)):
             trial.give_up(job)
         self._context.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
         trial.job_ended(job, error)  # whoever waits is told at once, however long the record takes
-        await self._tell_the_record(trial)
+        await self._save_given_up(trial)
 
-    async def _tell_the_record(self, trial: TrialState) -> None:
+    async def _save_given_up(self, trial: TrialState) -> None:
         """What it gives up is deleted once that is stored; if that does not work now, the next sync does it."""
         if not self._context.session.store.healthy or not trial.record.given_up:
             return
         try:
-            await trial.save()
+            await trial.keeper.save()
         except Exception as error:  # noqa: BLE001  # the next sync tells it
             log.warning("what was sent of a failed checkpoint of %s stays in the store for now: %s", trial.uri, error)
 
 
-def stopped(job: CheckpointJob) -> EngineClosedError:
+def stopped_error(job: CheckpointJob) -> EngineClosedError:
     """Why a checkpoint is not durable that the engine did not come to."""
     return EngineClosedError(f"the engine stopped before {job.handle.uri} was durable")

@@ -1,4 +1,4 @@
-"""Private: one trial while its engine runs: its record, its tree of artifacts, its checkpoints on their way."""
+"""Private: one trial while its engine runs: its record, its tree of artifacts, and its pending checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
@@ -17,105 +18,83 @@ from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.job import CheckpointJob, Left
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, continued, restore_files
-from asyncsync.errors import ConcurrentWriterError, SyncError, SyncFailedError
+from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
+from asyncsync.engine.trials.pending_checkpoints import add_to_journal
+from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
+from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
+from asyncsync.errors import SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
-from asyncsync.sync.records.manifests import get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
 
-TOLERATED = 300.0
+TOLERATED_FAILURE_SECONDS = 300.0
 """How long (s) background syncs may keep failing with transient errors before the trial's next report() raises."""
-
-NONE = frozenset[str]()
-"""Shared: an empty set of its own would be a twentieth of what an idle trial takes."""
 
 
 class RankShare(Protocol):
-    """The share of one rank in a trial that several processes train; :mod:`asyncsync.engine.trials.ranks` has it."""
+    """One rank's share in a trial that several processes train, see :mod:`asyncsync.engine.trials.ranks`."""
 
     file: RecordFile
     """The record of this rank."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that keeps the trial's record."""
+        """Whether this rank keeps the trial's record."""
 
-    async def take(self, trial: TrialState) -> None:
-        """Become this rank, before the first report."""
+    async def join(self, trial: TrialState) -> None:
+        """Become this rank. Called before the first report."""
 
     async def check(self, store: Store) -> None:
-        """ConcurrentWriterError if rank 0 has begun a new generation that this rank does not belong to."""
+        """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to."""
 
     async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
-        """Send this rank's part and wait for the others."""
+        """Upload this rank's part and wait for the other ranks."""
 
     async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
-        """Tell the other ranks that this one gives a checkpoint up."""
+        """Report to the other ranks that this one gives a checkpoint up."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Something that went wrong since the last report. ``handle``: of the checkpoint, if it is one."""
+class TrialFailure:
+    """A failure since the last report. ``handle``: of the checkpoint that failed, None for a background sync."""
 
     key: str
     error: BaseException
     handle: CheckpointHandle | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """What a record says of checkpoints: those it names, and of those that it gives up which are still in memory."""
-
-    names: frozenset[str]
-    leaving: frozenset[str]
-    given_up: tuple[str, ...]
-
-
-_NOTHING_NAMED = _Named(NONE, NONE, ())
-
-
 class TrialState:
-    """One trial of an engine; :class:`asyncsync.Trial` is the face that users see."""
+    """One trial of an engine. Users see it through :class:`asyncsync.Trial`."""
 
     __slots__ = (
         "_changed",
         "_changed_since",
-        "_claimed",
         "_context",
         "_failing_since",
         "_failures",
-        "_owed",
+        "_owned",
         "_prepared",
         "_preparing",
-        "_reporting",
-        "_saving",
         "_suspended",
-        "_written",
         "dirty_since",
-        "doubtful",
-        "freed",
         "jobs",
+        "keeper",
         "key",
         "last_durable",
         "last_durable_time",
-        "leaving",
-        "left",
+        "left_behind",
+        "predecessor_may_write",
         "ranks",
         "recheck_at",
-        "record",
-        "record_file",
-        "replaced",
         "reported_dirs",
+        "reporting",
         "resumed",
-        "stored",
         "tree",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -127,67 +106,68 @@ class TrialState:
         ranks: RankShare | None = None,
     ) -> None:
         self._context = context
-        self.record = record
         self.key = record.name
         self.resumed = resumed
         self.ranks = ranks
         """Only for a trial that several processes train."""
-        if self.ranks is None or self.ranks.leads:
-            self.record_file = RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version)
-        else:
-            self.record_file = self.ranks.file
-        where = context.role.directory(record.name)
-        self.tree = Tree(
-            context.session, f"{context.local_dir}/{where}", f"{where}/",
-            TreeOptions(
-                self._rules, Lane.ARTIFACT, delete=context.run.sync_config.delete, disown=True, fence=self.confirm,
-                doubted=True, max_delete=context.run.sync_config.max_delete,
-            ),
-        )  # fmt: skip
+        self._changed = Notification()
+        """Sent when a checkpoint ends, or its data is deleted."""
+        file = None if ranks is None or ranks.leads else ranks.file
+        self.keeper = RecordKeeper(context, record, self._changed, version, file=file)
+        self.tree = self._make_tree()
         self.jobs: list[CheckpointJob] = []
-        self.doubtful = False
-        """Whether another process that ran it may not have ended."""
-        self.replaced = NONE
-        """Runners that this one replaced: their writes of the record may still land."""
+        """Accepted checkpoints that are not durable yet, in the order of reports."""
+        self.predecessor_may_write = False
+        """Whether another process that ran this trial may still be running."""
         self.recheck_at: float | None = None
-        """When the lease of that is over, on the lease's clock: then its artifacts are looked at."""
-        self.leaving = NONE
-        """Names of checkpoints that are being retired: the record without them is on its way."""
-        self.stored: frozenset[str] = NONE
-        """Names of the checkpoints in the record that was stored last."""
-        self.freed = NONE
-        """Names that the record in the store gives up though their data is gone: not used before it is written."""
-        self._saving: asyncio.Lock | None = None
-        self._written = _NOTHING_NAMED
-        """What the record says that was written last, or is on its way."""
-        self._owed = NONE
-        """Names in the record's ``given_up`` whose deletion is owed to the store."""
-        self.left: Sequence[Left] = ()
-        """Checkpoints of an earlier process that are resumed if their directory is reported again."""
+        """When that process' lease expires, on the lease's clock. Then the artifacts are compared with the store."""
+        self.left_behind: Sequence[LeftBehind] = ()
+        """Checkpoints of an earlier process that resume if their directory is reported again."""
         self._suspended: CheckpointJob | None = None
-        """Of a SYNC report that ended by its time-out while bytes moved."""
-        self._failures: list[Failure] = []
+        """The checkpoint of a SYNC report that timed out while it made progress."""
+        self._failures: list[TrialFailure] = []
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
+        """When the first change that is not durable was made, on the event loop's clock."""
         self._changed_since: float | None = None
-        """Since the last sync began."""
+        """When the first change since the start of the last sync was made, on the event loop's clock."""
         self._failing_since: float | None = None
-        """Since when background syncs fail, on the event loop's clock."""
-        self._changed: asyncio.Event | None = None
-        self._reporting: asyncio.Lock | None = None
-        self._preparing: asyncio.Lock | None = None
-        self._prepared = self._claimed = False
-        self.reported_dirs: frozenset[str] = NONE
+        """When the current run of failing background syncs began, on the event loop's clock."""
+        self.reporting = LazyLock()
+        """Held by one report at a time."""
+        self._preparing = LazyLock()  # not `reporting`: a report may hold that while it waits for a checkpoint
+        self._prepared = self._owned = False
+        self.reported_dirs: frozenset[str] = NO_NAMES
+        """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
+
+    def _make_tree(self) -> Tree:
+        context = self._context
+        where = context.role.directory(self.key)
+        options = TreeOptions(
+            self._rules,
+            Lane.ARTIFACT,
+            delete=context.run.sync_config.delete,
+            disown=True,
+            fence=self.confirm,
+            doubted=True,
+            max_delete=context.run.sync_config.max_delete,
+        )
+        return Tree(context.session, f"{context.local_dir}/{where}", f"{where}/", options)
+
+    @property
+    def record(self) -> TrialRecord:
+        """The trial's record, as it will be stored next."""
+        return self.keeper.record
 
     @property
     def name(self) -> str:
         """The trial's name, unique in its experiment."""
-        return self.record.name
+        return self.key
 
     @property
     def dir(self) -> Path:
-        """The trial's directory on this machine; write artifacts here. Ranks have one each."""
+        """The trial's directory on this machine. Each rank has one of its own."""
         return Path(self.tree.root)
 
     @property
@@ -195,21 +175,21 @@ class TrialState:
         """Where the trial is stored."""
         return f"{self._context.uri.rstrip('/')}/{self.key}"
 
-    # running it
+    # syncing
 
     async def sync_once(self) -> SyncReport:
-        """One attempt at files and record."""
+        """Sync files and record; one attempt."""
         await self.prepare()
-        await self.claim()
+        await self.take_ownership()
         if self.recheck_at is not None and lease_time() >= self.recheck_at:
             await self.tree.recheck()
             self.recheck_at = None
         self._changed_since = None
         if self.reported_dirs:
-            self.reported_dirs = await in_thread(_existing, self.tree.root, self.reported_dirs)
+            self.reported_dirs = await in_thread(_existing_directories, self.tree.root, self.reported_dirs)
         report = await self._sync_files()
-        saved = await self.save()
-        self.dirty_since = self._changed_since  # what was there when it began is durable
+        saved = await self.keeper.save()
+        self.dirty_since = self._changed_since  # changes made before the sync began are durable
         self._failing_since = None
         if self._failures:
             self._failures = [failure for failure in self._failures if failure.key != self.key]
@@ -217,179 +197,73 @@ class TrialState:
 
     async def _sync_files(self) -> SyncReport:
         if not self._context.role.leads and not self._context.run.sync_config.sync_artifacts:
-            return SyncReport()  # result.json and its like are rank 0's
+            return SyncReport()  # only rank 0 writes result.json and the like
         return await self.tree.sync_once(self._context.progress_of(self.key))
 
-    async def claim(self) -> None:
-        """Write the record before anything else of the trial: who is not its one writer learns it here."""
-        if not self._claimed:
-            new = not self.record_file.exists
-            if await self._take_record() and new and self.ranks is None:
-                self.tree.expect_nothing()
-            if self.doubtful:
-                self.doubtful, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
-            self._claimed = True
+    def progress(self) -> str:
+        """The progress of the running or last sync, for people."""
+        return self.tree.progress()
 
-    async def _take_record(self) -> bool:
-        """Save the record for the first time. A write that a replaced process had in flight may have landed since we
-        read it: then its content is taken over, and replaced again."""
-        try:
-            return await self.save()
-        except ConcurrentWriterError:
-            if not await self._adopt_late_record():
-                raise
-        return await self.save()
+    def touch(self) -> None:
+        """The record has changed and is not stored yet."""
+        self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
+        self.dirty_since = now if self.dirty_since is None else self.dirty_since
+        self._changed_since = now if self._changed_since is None else self._changed_since
 
-    async def _adopt_late_record(self) -> bool:
-        """Whether the record in the store is of a process that this one replaced; then ours continues it."""
-        store = self._context.session.view(Lane.RECORD, self.key)
-        found = await get_record(store, self.record_file.key, TrialRecord) if self._context.role.leads else None
-        if found is None or found[0].runner not in self.replaced:
-            return False
-        late, version = found
-        await adopt_checkpoints(store, late, partial(self._context.warn, self.key))
-        self.record = continued(self.record, late)
-        self.record_file.replace(version)
-        return True
+    def _rules(self) -> Rules:
+        config = self._context.run.sync_config
+        if not config.sync_artifacts:
+            return Rules(only=OWN_FILES)
+        return Rules(
+            tuple(config.include),
+            tuple(config.exclude),
+            config.symlinks,
+            self.reported_dirs | self.checkpoint_names() | self._context.role.others(),
+            always=OWN_FILES,
+            skip_numbered=True,
+        )
 
-    async def save(self) -> bool:
-        """Write the record if it has changed; whether it was written. ConcurrentWriterError. Only once it is written,
-        what it retires leaves our memory, and what it gives up is deleted."""
-        self._saving = lock = self._saving or asyncio.Lock()
-        async with lock:
-            saved = await self.record_file.save(
-                self._context.session.view(Lane.RECORD, self.key, self._context.confirm)
-            )
-            if self._context.role.leads:
-                self._stored(self._written if saved else self.named())
-        return saved
+    # ownership
 
-    def named(self) -> _Named:
-        leaving = self.leaving
-        names = frozenset(item.name for item in self.record.checkpoints if item.name not in leaving) or NONE
-        return _Named(names, leaving, (*self.record.given_up, *sorted(leaving)))
-
-    def _stored(self, written: _Named) -> None:
-        """Plain. If a checkpoint that the store names now has failed meanwhile, what it retires stays: the next record
-        names that again."""
-        record, self.stored = self.record, written.names
-        self.freed = self.freed & frozenset(written.given_up) or NONE
-        leaving = written.leaving if written.names <= {item.name for item in record.checkpoints} else NONE
-        record.checkpoints = [item for item in record.checkpoints if item.name not in leaving]
-        record.given_up += [name for name in sorted(leaving) if name not in record.given_up]
-        given_up = [name for name in written.given_up if name in record.given_up and name not in self._owed]
-        self._context.owe_deletion(self.key, given_up, record.nonce)
-        self._owed = self._owed | frozenset(given_up) or NONE
-
-    def deleted(self, name: str) -> None:
-        """What was given up is gone from the store."""
-        self._owed = self._owed - {name} or NONE
-        if name in self.record.given_up:
-            self.record.given_up.remove(name)
-            self.freed |= {name}
-            if self._changed is not None:
-                self._changed.set()
-
-    async def deletion(self, name: str) -> None:
-        """Wait until what the record gives up under this name is gone."""
-        while name in self.record.given_up:
-            await self._change()
-
-    def _encode(self, stamp: str) -> bytes:
-        """The record as it is to be stored: what is being retired is not in it, but stays here until it is stored."""
-        record = self.record
-        if stamp:
-            self._written = self.named()
-        if self.leaving:
-            kept = [item for item in record.checkpoints if item.name not in self.leaving]
-            record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.leaving)])
-        return record.to_bytes(stamp)
+    async def take_ownership(self) -> None:
+        """Write the record before anything else of the trial. Raises ConcurrentWriterError if another process runs the
+        trial."""
+        if self._owned:
+            return
+        new = not self.keeper.file.exists
+        if await self.keeper.take() and new and self.ranks is None:
+            self.tree.expect_nothing()
+        if self.predecessor_may_write:
+            self.predecessor_may_write, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
+        self._owned = True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
-        """ConcurrentWriterError if another process runs the trial, or the experiment. What the store was asked before
-        ``since``, on the loop's clock, does not count; of a rank nothing does that it was not asked just for this."""
+        """The trial's fence. Returns when the store was asked, on the lease's clock.
+
+        Confirmations from before ``since`` are not reused. Ranks never reuse one. Raises ConcurrentWriterError if
+        another process runs the trial or the experiment.
+        """
         since = float("inf") if self.ranks is not None else since
-        asked = min(await self._context.confirm(store, since), await self.record_file.confirm(store, since))
+        asked = min(await self._context.confirm(store, since), await self.keeper.file.confirm(store, since))
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.check(store)
         return asked
 
-    async def outlive(self) -> None:
-        """Wait until nothing of the process that ran it before can be on its way any more."""
-        if self.doubtful:
+    async def wait_for_predecessor(self) -> None:
+        """Wait until no request of the process that ran the trial before can be in flight."""
+        if self.predecessor_may_write:
             await self.prepare()
-            await self.claim()
+            await self.take_ownership()
         if self.recheck_at is not None:
             await asyncio.sleep(max(0.0, self.recheck_at - lease_time()))
 
-    def progress(self) -> str:
-        """How far the running or last sync is, for people."""
-        return self.tree.progress()
-
-    async def settled(self, most: int = 0) -> None:
-        """Wait until at most ``most`` checkpoints are not durable."""
-        while len(self.jobs) > most:
-            await self._change()
-
-    async def _change(self) -> None:
-        if self._changed is None:
-            self._changed = asyncio.Event()
-        self._changed.clear()
-        await self._changed.wait()
-
-    def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
-        """A checkpoint is durable, or will never be."""
-        self.jobs.remove(job)
-        if self._changed is not None:
-            self._changed.set()
-        job.handle.settle(error)
-        if error is not None and not job.handle.told and not job.given_up:
-            self._failures.append(Failure(f"{self.key}/{job.name}", error, job.handle))
-        if error is None:
-            if self.last_durable is None or job.number > self.last_durable:
-                self.last_durable, self.last_durable_time = job.number, wall_time()
-            self.touch()
-
-    def note_failure(self, error: BaseException) -> None:
-        """A background sync failed and will be tried again. The next report raises it; a transient error only once it
-        has lasted, because a short outage of the store must not end a training loop."""
-        now = asyncio.get_running_loop().time()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if not is_transient(error) or now - self._failing_since >= TOLERATED:
-            self._failures = [failure for failure in self._failures if failure.key != self.key]
-            self._failures.append(Failure(self.key, error))
-
-    def untold(self) -> dict[str, BaseException]:
-        """Failures that nobody has been given yet; they count as told now."""
-        found = {
-            failure.key: failure.error
-            for failure in self._failures
-            if failure.handle is None or not failure.handle.told
-        }
-        self._failures.clear()
-        return found
-
-    def raise_failures(self) -> None:
-        """Tell what went wrong since the last report."""
-        found = self.untold()
-        if not found:
-            return
-        if len(found) == 1:
-            error = next(iter(found.values()))
-            if isinstance(error, SyncError):
-                raise error
-        text = "; ".join(f"{name}: {error}" for name, error in found.items())
-        raise SyncFailedError(f"since the last report of trial {self.key} this failed: {text}", found)
+    # preparing
 
     async def prepare(self) -> None:
-        """On first use: the directory and params.json, and what a resumed trial had."""
+        """On first use: restore what a resumed trial needs, and write params.json."""
         if not self._prepared:
-            self._preparing = lock = (
-                self._preparing or asyncio.Lock()
-            )  # not the reports': one may wait for a checkpoint
-            async with lock:
+            async with self._preparing:
                 await self._prepare()
-            self._preparing = None
 
     async def _prepare(self) -> None:
         if self._prepared:
@@ -397,34 +271,35 @@ class TrialState:
         if self.resumed:
             await self._restore()
             if self._context.role.leads:
-                self._count_on(await in_thread(last_rows, self.dir))
+                self._skip_used_numbers(await in_thread(last_rows, self.dir))
                 self.record.first_checkpoint = self.record.next_checkpoint
             self._abandon_uploads()
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:
-            await self.ranks.take(self)
+            await self.ranks.join(self)
         elif self.record.params:
             await write_params(self.dir, self.record.params)
         self._prepared = True
 
     async def _restore(self) -> None:
-        """What a resumed trial needs before its first report."""
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
         if self._context.role.leads:
             await adopt_checkpoints(store, self.record, warn)
         await restore_files(store, self.tree.prefix, self.dir, warn)
 
     def _abandon_uploads(self) -> None:
-        """Abort the uploads that an earlier process left, except those of pending checkpoints."""
+        """Abort the uploads of earlier processes, except those of pending checkpoints."""
         if self._context.role.world_size > 1:
-            return  # other ranks on this machine may be at it
-        names = [*(item.name for item in self.left), *(job.name for job in self.jobs)]
+            return  # they may belong to other ranks on this machine
+        names = [*(item.name for item in self.left_behind), *(job.name for job in self.jobs)]
         keep = tuple(f"{self.key}/{name}/" for name in names)
         self._context.session.uploads.abandon_below(f"{self.key}/checkpoint_", keep=keep)
 
-    def _count_on(self, rows: list[dict[str, Any]]) -> None:
-        """Neither an iteration nor a checkpoint's number is used twice, though the process that used it was killed
-        before the store heard of it. Plain."""
+    def _skip_used_numbers(self, rows: list[dict[str, Any]]) -> None:
+        """Never use an iteration or a checkpoint number twice. Synchronous.
+
+        An earlier process may have used numbers, and died before the store received them.
+        """
         for row in rows:
             iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
             if isinstance(iteration, int):
@@ -434,110 +309,172 @@ class TrialState:
                 self.record.next_checkpoint = max(self.record.next_checkpoint, int(match[1]) + 1)
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
-        """For a trial that went on before it was asked for."""
+        """Set the parameters of a trial that was resumed before the user asked for it."""
         if params is not None and as_json(params) != self.record.params:
             self.record.params = as_json(params)
             self._prepared = False  # params.json is written again
             self.touch()
 
-    def touch(self) -> None:
-        """The record has changed, and is not stored yet."""
-        self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
-        self.dirty_since = now if self.dirty_since is None else self.dirty_since
-        self._changed_since = now if self._changed_since is None else self._changed_since
+    # failures
 
-    def reporting(self) -> asyncio.Lock:
-        """One report at a time; made on first use, an idle trial has none."""
-        self._reporting = lock = self._reporting or asyncio.Lock()
-        return lock
+    def note_failure(self, error: BaseException) -> None:
+        """A background sync failed and will be retried. The next report raises the error.
 
-    def _rules(self) -> Rules:
-        config = self._context.run.sync_config
-        if not config.sync_artifacts:
-            return Rules(only=OWN_FILES)
-        return Rules(
-            tuple(config.include), tuple(config.exclude), config.symlinks,
-            self.reported_dirs | self.own_names() | self._context.role.others(), always=OWN_FILES, skip_numbered=True,
-        )  # fmt: skip
+        A transient error is raised only after TOLERATED_FAILURE_SECONDS: a short outage of the store must not end a
+        training loop.
+        """
+        now = asyncio.get_running_loop().time()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if not is_transient(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
+            self._failures = [failure for failure in self._failures if failure.key != self.key]
+            self._failures.append(TrialFailure(self.key, error))
 
-    # its checkpoints
+    def take_failures(self) -> dict[str, BaseException]:
+        """Failures that were not raised yet, by name. They count as raised from now on."""
+        found = {
+            failure.key: failure.error
+            for failure in self._failures
+            if failure.handle is None or not failure.handle.error_raised
+        }
+        self._failures.clear()
+        return found
 
-    def own_names(self) -> frozenset[str]:
-        """Directories of the trial's prefix that are checkpoints, or what is left of some."""
+    def raise_failures(self) -> None:
+        """Raise the failures since the last report."""
+        found = self.take_failures()
+        if not found:
+            return
+        if len(found) == 1:
+            error = next(iter(found.values()))
+            if isinstance(error, SyncError):
+                raise error
+        text = "; ".join(f"{name}: {error}" for name, error in found.items())
+        raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.key}: {text}", found)
+
+    # pending checkpoints
+
+    async def wait_durable(self, at_most: int = 0) -> None:
+        """Wait until at most so many checkpoints are pending."""
+        while len(self.jobs) > at_most:
+            await self._changed.wait()
+
+    def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
+        """A checkpoint is durable, or has failed for good with ``error``."""
+        self.jobs.remove(job)
+        self._changed.notify()
+        job.handle.resolve(error)
+        if error is not None and not job.handle.error_raised and not job.given_up:
+            self._failures.append(TrialFailure(f"{self.key}/{job.name}", error, job.handle))
+        if error is None:
+            if self.last_durable is None or job.number > self.last_durable:
+                self.last_durable, self.last_durable_time = job.number, wall_time()
+            self.touch()
+
+    def checkpoint_names(self) -> frozenset[str]:
+        """Directories below the trial's prefix that hold checkpoints or remains of them."""
         names = {item.name for item in self.record.checkpoints} | {job.name for job in self.jobs}
-        names |= {item.name for item in self.left}
+        names |= {item.name for item in self.left_behind}
         names |= {self._suspended.name} if self._suspended is not None else set()
         return frozenset(names | set(self.record.given_up))
 
     def unregister(self, job: CheckpointJob) -> None:
-        """Plain: the record is not going to name it. What it names of another process stays, whatever its name."""
+        """Remove the checkpoint from the record, unless the entry of that name is another process'. Synchronous."""
         if job.registered:
             self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
             job.registered = False
 
     def give_up(self, job: CheckpointJob) -> None:
-        """It will never be durable. Plain; what is in the store of it is deleted once the record says so. Not what the
-        record names: another process used the number, or this is in the store after all."""
-        job.cross_out(self._context.session)
+        """The checkpoint will never be durable. Its data is deleted once the record that gives it up is stored.
+
+        Synchronous. A name in the record is not given up: another process used it, or the checkpoint is stored after
+        all.
+        """
+        job.remove_from_journal(self._context.session)
         self.unregister(job)
         if any(item.name == job.name for item in self.record.checkpoints):
             return
-        if job.tree is None and not job.begun:
-            return  # nothing was sent
+        if job.tree is None and not job.may_be_stored:
+            return  # nothing was uploaded
         self._context.session.uploads.abandon_below(f"{self.key}/{job.name}/")
-        if self.ranks is None and job.name not in self.record.given_up:  # other ranks may still be sending to it
+        if self.ranks is None and job.name not in self.record.given_up:  # other ranks may still upload to it
             self.record.given_up.append(job.name)
             self.touch()
 
+    # suspended checkpoints
+
     def suspend(self, job: CheckpointJob) -> None:
-        """A report of the same directory goes on with it. One at a time: of two that were cut short the later one."""
+        """A report of the same directory will resume it. Only the last suspended checkpoint is kept."""
         self.give_up_suspended()
         self._suspended = job
 
     def give_up_suspended(self) -> None:
-        """Nobody has gone on with it: nothing of it stays."""
-        self._take_suspended()
+        """The suspended checkpoint was not reported again: give it up."""
+        self._resume_left_behind()
         if self._suspended is not None:
             self.give_up(self._suspended)
             self._suspended = None
 
-    def _take_suspended(self) -> None:
-        """Those of an earlier process; only the last one can be resumed."""
-        left, self.left = self.left, ()
-        for item in left:
+    def _resume_left_behind(self) -> None:
+        """Suspend the last one of an earlier process, and give the others up."""
+        left_behind, self.left_behind = self.left_behind, ()
+        for item in left_behind:
             if self._suspended is not None:
                 self.give_up(self._suspended)
-            self._suspended = self.take_over(item, UploadMode.SYNC)
+            self._suspended = self.resume_job(item, UploadMode.SYNC)
 
     def suspended(self) -> CheckpointJob | None:
-        """The checkpoint whose report ended by its time-out while bytes moved."""
-        self._take_suspended()
+        """The checkpoint whose report timed out while it made progress."""
+        self._resume_left_behind()
         return self._suspended
 
     def forget_suspended(self) -> CheckpointJob | None:
-        """The same; it is the caller's now."""
+        """Hand the suspended checkpoint over to the caller."""
         found, self._suspended = self._suspended, None
         return found
 
-    def take_over(self, left: Left, mode: UploadMode) -> CheckpointJob:
-        """The job of a checkpoint that an earlier process accepted. Plain."""
-        job = left.job(self.uri, mode)
+    def resume_job(self, left_behind: LeftBehind, mode: UploadMode) -> CheckpointJob:
+        """The job of a checkpoint that an earlier process accepted. Synchronous."""
+        job = left_behind.job(self.uri, mode)
         self.record.next_checkpoint = max(self.record.next_checkpoint, job.number + 1)
         return job
 
-    def renumber(self, first: int, shift: int) -> None:
-        """Checkpoints from number ``first`` on, and those that will be reported, get numbers higher by ``shift``; what
-        was sent of them is of another generation or under another name. Plain."""
+    # numbers of checkpoints
+
+    def shift_numbers(self, first: int, shift: int) -> None:
+        """Add ``shift`` to the number of each pending checkpoint from ``first`` on, and to the next number.
+
+        Synchronous. Data that was uploaded before belongs to another generation or another name. A name that the user
+        chose stays.
+        """
         self.record.next_checkpoint += shift
         for job in self.jobs:
-            if job.number >= first:
-                if job.named or not shift:
-                    job.number += shift  # the user chose its name
-                    job.begun, job.tree = job.begun or job.tree is not None, None
-                else:
-                    job.rename(job.number + shift, self.uri)
+            if job.number < first:
+                continue
+            if job.user_named or not shift:
+                job.number += shift
+                job.may_be_stored, job.tree = job.may_be_stored or job.tree is not None, None
+            else:
+                job.rename(job.number + shift, self.uri)
+
+    def take_new_name(self, job: CheckpointJob) -> None:
+        """Rename a checkpoint because another process uses its number. Synchronous.
+
+        Checkpoints that were reported later are renamed too: with lower numbers they would count as older. A checkpoint
+        that an earlier process accepted keeps its number and only gets another name: later checkpoints are newer.
+        """
+        later = self.jobs[self.jobs.index(job) + 1 :]
+        others = [] if job.inherited else [other for other in later if not other.user_named and not other.registered]
+        for renamed in [job, *others]:
+            self._context.session.uploads.abandon_below(f"{self.key}/{renamed.name}/")
+            renamed.remove_from_journal(self._context.session)
+            number = renamed.number
+            if not renamed.inherited:
+                number = self.record.next_checkpoint
+                self.record.next_checkpoint = number + 1
+            renamed.rename(number, self.uri)
+            add_to_journal(self._context, self.record, renamed)
 
 
-def _existing(root: str, names: frozenset[str]) -> frozenset[str]:
-    """Those that still are there: so the set cannot grow for ever."""
+def _existing_directories(root: str, names: frozenset[str]) -> frozenset[str]:
+    """The names that still are directories, so that the set stays bounded."""
     return frozenset(name for name in names if os.path.isdir(f"{root}/{name}"))

@@ -13,15 +13,16 @@ from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.sync.session import Session
-from asyncsync.sync.tree import ID, Tree, TreeOptions
+from asyncsync.sync.tree import Tree, TreeOptions
+from asyncsync.sync.tree_manifest import ID
 
 T = TypeVar("T")
 
-LAST_TRIES = 2
+LAST_ATTEMPTS = 2
 """How often something is tried at the end of a run, each time with all attempts of its requests."""
 
 
-async def upload(
+async def upload_checkpoint(
     session: Session,
     prefix: str,
     job: CheckpointJob,
@@ -49,9 +50,15 @@ async def upload(
         **(more or {}),
     }
     options = TreeOptions(
-        lane=Lane.CHECKPOINT, whole=True, fresh=True, info=info, record=record, fence=fence, accepted=job.source,
-        begun=job.begun,
-    )  # fmt: skip
+        lane=Lane.CHECKPOINT,
+        whole=True,
+        fresh=True,
+        info=info,
+        record=record,
+        fence=fence,
+        accepted=job.source,
+        begun=job.may_be_stored,
+    )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
-    tree.say(info)  # who goes on with it may have reported it with other metrics
+    tree.replace_info(info)  # who goes on with it may have reported it with other metrics
     return await retry_transient(tree.sync_once, hooks)

@@ -7,7 +7,7 @@ from random import Random
 
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, ThrottledError
 from asyncsync.stores.guard.breaker import StillUnavailableError
-from asyncsync.stores.http.dates import MOST_WAIT
+from asyncsync.stores.http.dates import MAX_RETRY_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RetryPolicy:
     base: float = 0.2
     """Bound of the first pause in seconds; it doubles with each attempt."""
     cap: float = 20.0
-    """Largest bound in seconds. A longer Retry-After of the store still applies, up to ``MOST_WAIT``."""
+    """Largest bound in seconds. A longer Retry-After of the store still applies, up to ``MAX_RETRY_AFTER``."""
     patience: float = 120.0
     """Longest time in seconds that a request waits for an unavailable store, beside its own attempts."""
 
@@ -31,7 +31,7 @@ class RetryPolicy:
         """Seconds to wait after the ``attempt``-th attempt (from 1) failed with ``error``."""
         jitter = rng.uniform(0, min(self.cap, self.base * 2.0 ** (attempt - 1)))
         asked = error.retry_after if isinstance(error, ThrottledError) else None
-        return jitter if asked is None else min(max(asked, 0.0), MOST_WAIT) + min(jitter, self.base)
+        return jitter if asked is None else min(max(asked, 0.0), MAX_RETRY_AFTER) + min(jitter, self.base)
 
 
 def is_final(error: StoreError, delivered: int) -> bool:

@@ -9,6 +9,7 @@ runs many.
 """
 
 from asyncsync.testing.simulation.ledger import Violation
-from asyncsync.testing.simulation.world import Outcome, Plan, simulate
+from asyncsync.testing.simulation.plan import SchedulePlan
+from asyncsync.testing.simulation.run import SimulationResult, simulate
 
-__all__ = ["Outcome", "Plan", "Violation", "simulate"]
+__all__ = ["SchedulePlan", "SimulationResult", "Violation", "simulate"]

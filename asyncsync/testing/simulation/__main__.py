@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from asyncsync.testing.simulation import Outcome, simulate
-from asyncsync.testing.simulation.world import TROUBLES
+from asyncsync.testing.simulation import SimulationResult, simulate
+from asyncsync.testing.simulation.plan import TROUBLES
 
 SHOWN = 20
 COLLECT = 50
@@ -57,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"  it needs {', '.join(needed(plain, outcome, without)) or 'nothing'}", flush=True)
     seconds = time.monotonic() - started
     where = f"{min(seeds)}-{max(seeds)}" if done else ""
-    print(f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
-          f"{len(failed)} failed")  # fmt: skip
+    print(
+        f"{done} schedules (seeds {where}) in {seconds:.0f} s, {seconds / max(done, 1) * 1000:.0f} ms each: "
+        f"{len(failed)} failed"
+    )
     print("  " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     for kind, count in kinds.most_common():
         print(f"  {kind}: {count}")
@@ -72,7 +74,7 @@ def _seed(text: str) -> int:
     return secrets.randbelow(1 << 40) if text == "new" else int(text)
 
 
-def needed(one: partial[Outcome], outcome: Outcome, without: Iterable[str] = ()) -> list[str]:
+def needed(one: partial[SimulationResult], outcome: SimulationResult, without: Iterable[str] = ()) -> list[str]:
     """Troubles without which the same promise is not broken."""
     left_out = set(without)
     kind = outcome.violations[0].kind
@@ -88,7 +90,7 @@ def _corpus(path: str) -> list[int]:
         return [int(line.split("#")[0]) for line in file if line.split("#")[0].strip()]
 
 
-def _run(one: partial[Outcome], seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
+def _run(one: partial[SimulationResult], seeds: Iterable[int], jobs: int) -> Iterator[SimulationResult]:
     if jobs == 1:
         yield from map(partial(_one, one), seeds)
         return
@@ -100,7 +102,7 @@ def _begin() -> None:
     gc.freeze()
 
 
-def _one(one: partial[Outcome], seed: int) -> Outcome:
+def _one(one: partial[SimulationResult], seed: int) -> SimulationResult:
     outcome = one(seed)
     if seed % COLLECT == 0:
         gc.collect()

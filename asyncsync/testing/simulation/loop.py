@@ -46,7 +46,7 @@ class Machine:
         self.locks: dict[str, list[Process]] = {}
 
 
-class TreeLocks:
+class SimulatedTreeLocks:
     """What :mod:`asyncsync.disk.locks` keeps in a file: a process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
@@ -76,7 +76,7 @@ class Process:
     def __init__(self, name: str, pid: int, machine: Machine, seed: str) -> None:
         self.name, self.pid, self.machine = name, pid, machine
         self.dice, self.network_dice = random.Random(seed), random.Random(f"{seed} network")  # noqa: S311
-        self.tree_locks = TreeLocks(self)
+        self.tree_locks = SimulatedTreeLocks(self)
         self.main: asyncio.Task[None] | None = None
         self.killed = self.stopped = self.ended = False
         self.ghost = False
@@ -93,7 +93,7 @@ class Process:
         self.sessions: list[Session] = []
         self.gone: asyncio.Future[None]
         """Done when its place may be taken: it ended, or looks as if it had."""
-        self.held: deque[Gate] = deque()
+        self.held: deque[ProcessCallback] = deque()
 
     @property
     def runs(self) -> bool:
@@ -138,7 +138,7 @@ class Process:
             loop.again(self.held.popleft())
 
 
-class Gate:
+class ProcessCallback:
     """A callback of a process; it waits while the process is stopped."""
 
     __slots__ = ("args", "callback", "context", "handle", "process")
@@ -235,7 +235,7 @@ class SimulationLoop(VirtualTimeLoop):
         assert process is not None
         return process.machine.state_directory
 
-    def tree_locks(self) -> TreeLocks:
+    def tree_locks(self) -> SimulatedTreeLocks:
         """Of the process whose code is running."""
         process = PROCESS.get()
         assert process is not None
@@ -255,7 +255,7 @@ class SimulationLoop(VirtualTimeLoop):
         process = context.get(PROCESS)
         if process is None:
             return super().call_soon(callback, *args, context=context)
-        gate = Gate(process, callback, args, context)
+        gate = ProcessCallback(process, callback, args, context)
         gate.handle = handle = super().call_soon(gate, context=context)
         return handle
 
@@ -266,11 +266,11 @@ class SimulationLoop(VirtualTimeLoop):
         process = context.get(PROCESS)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        gate = Gate(process, callback, args, context)
+        gate = ProcessCallback(process, callback, args, context)
         gate.handle = handle = super().call_at(when, gate, context=context)
         return handle
 
-    def again(self, gate: Gate) -> None:
+    def again(self, gate: ProcessCallback) -> None:
         """What was kept is due; its owner may still cancel it by the handle that it has."""
         super().call_soon(gate, context=gate.context)
 

@@ -58,7 +58,7 @@ CALM = Weather()
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class RequestOutcome:
     """What becomes of one request, in seconds from now; None: never."""
 
     lands: float | None
@@ -70,23 +70,23 @@ class Fate:
     throttled: bool = False
 
 
-def draw(weather: Weather, dice: random.Random, *, most_late: float) -> Fate:
+def draw(weather: Weather, dice: random.Random, *, most_late: float) -> RequestOutcome:
     """The fate of a request that goes out now. ``most_late`` bounds how late it may land."""
     there, back = dice.uniform(0, weather.latency), dice.uniform(0, weather.latency)
     roll = dice.random()
     if roll < weather.refused:
-        return Fate(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
+        return RequestOutcome(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
     roll -= weather.refused
     if roll < weather.lost:
-        return Fate(None, None, dice.uniform(0, weather.patience), "no answer")
+        return RequestOutcome(None, None, dice.uniform(0, weather.patience), "no answer")
     roll -= weather.lost
     if roll < weather.unanswered:
-        return Fate(there, None, there + dice.uniform(0, weather.patience))
+        return RequestOutcome(there, None, there + dice.uniform(0, weather.patience))
     roll -= weather.unanswered
     if roll < weather.late:
         late = min(most_late, weather.lateness) * dice.random() ** 3
-        return Fate(late, back, dice.uniform(0, weather.patience))
-    return Fate(there, back, None)
+        return RequestOutcome(late, back, dice.uniform(0, weather.patience))
+    return RequestOutcome(there, back, None)
 
 
 class Network:
@@ -118,9 +118,13 @@ class SimulatedStore(Store):
         self.uri = f"{SCHEME}://{network.bucket_name}/{prefix}".rstrip("/")
         conditional = network.conditional
         self.traits: Traits = replace(
-            self._inner.traits, scheme=SCHEME, part_size=PART_SIZE, min_range_source=MIN_RANGE_SOURCE,
-            conditional_writes=conditional, conditional_copy=conditional,
-        )  # fmt: skip
+            self._inner.traits,
+            scheme=SCHEME,
+            part_size=PART_SIZE,
+            min_range_source=MIN_RANGE_SOURCE,
+            conditional_writes=conditional,
+            conditional_copy=conditional,
+        )
 
     async def close(self) -> None:
         """Nothing to free."""
@@ -162,16 +166,22 @@ class SimulatedStore(Store):
         await self._send("delete", "\n".join(keys), lambda: self._inner.delete(keys))
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
+    ) -> ObjectInfo:
         only = self._only(if_version)
         more: dict[str, Any] = {} if only is None else {"if_version": only}
         return await self._send(
-            "copy", key,
+            "copy",
+            key,
             lambda: self._inner.copy(source, key, if_source_version=if_source_version, size=size, **more),
             version=only,
-        )  # fmt: skip
+        )
 
     async def create_multipart(self, key: str) -> Upload:
         return await self._send("create_multipart", key, lambda: self._inner.create_multipart(key))
@@ -185,25 +195,34 @@ class SimulatedStore(Store):
         )
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
+    ) -> Part:
         return await self._send(
-            "copy_part", upload.key,
+            "copy_part",
+            upload.key,
             lambda: self._inner.copy_part(
                 upload, number, offset, source, start, length, if_source_version=if_source_version
             ),
-        )  # fmt: skip
+        )
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         only = self._only(if_version)
         return await self._send(
-            "complete_multipart", upload.key,
+            "complete_multipart",
+            upload.key,
             lambda: self._inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=only),
             version=only,
-        )  # fmt: skip
+        )
 
     async def abort_multipart(self, upload: Upload) -> None:
         await self._send("abort_multipart", upload.key, lambda: self._inner.abort_multipart(upload))
@@ -239,9 +258,14 @@ class SimulatedStore(Store):
         return data
 
     async def _send(
-        self, operation: str, key: str, apply: Callable[[], Coroutine[Any, Any, T]], *, changes: bool = True,
+        self,
+        operation: str,
+        key: str,
+        apply: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        changes: bool = True,
         version: str | None = None,
-    ) -> T:  # fmt: skip
+    ) -> T:
         network, process, loop = self._network, self._process, self._network.loop
         key = "\n".join(self._prefix + one for one in key.split("\n"))
         network.sent(process, operation, key)
@@ -259,10 +283,12 @@ class SimulatedStore(Store):
             process.under_way -= 1
             request.left()
 
-    def _fate(self, operation: str, key: str, version: str | None) -> Fate:
+    def _fate(self, operation: str, key: str, version: str | None) -> RequestOutcome:
         network, process = self._network, self._process
         if process.partitioned:
-            return Fate(None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host")
+            return RequestOutcome(
+                None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host"
+            )
         return draw(network.weather, process.network_dice, most_late=network.most_late(operation, key, version))
 
 
@@ -270,9 +296,17 @@ class _Request:
     """One on its way. All of its callbacks are the world's: they come whatever becomes of the sender."""
 
     def __init__(
-        self, network: Network, process: Process, operation: str, key: str,
-        apply: Callable[[], Coroutine[Any, Any, Any]], answer: asyncio.Future[Any], fate: Fate, *, changes: bool,
-    ) -> None:  # fmt: skip
+        self,
+        network: Network,
+        process: Process,
+        operation: str,
+        key: str,
+        apply: Callable[[], Coroutine[Any, Any, Any]],
+        answer: asyncio.Future[Any],
+        fate: RequestOutcome,
+        *,
+        changes: bool,
+    ) -> None:
         self._network, self._process, self._operation, self._key = network, process, operation, key
         self._apply, self._answer, self._fate, self._changes = apply, answer, fate, changes
         self._withdrawn = False

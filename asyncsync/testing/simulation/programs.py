@@ -109,7 +109,8 @@ class Training(Program):
     async def work(self) -> None:
         life, plan = self.life, self.world.plan
         run = RunConfig(
-            name=NAME, storage_path=self.world.uri,
+            name=NAME,
+            storage_path=self.world.uri,
             sync_config=SyncConfig(
                 sync_period=plan.sync_period, sync_timeout=plan.sync_timeout, sync_artifacts=plan.sync_artifacts
             ),
@@ -117,13 +118,18 @@ class Training(Program):
             transfer=TransferConfig(
                 max_concurrency=plan.concurrency, multipart_threshold=PART_SIZE, request_cost_bytes=0
             ),
-        )  # fmt: skip
+        )
         resume = life.resume
         while True:
             engine = SyncEngine(
-                run, local_dir=f"{self.process.machine.root}/{self._local()}", resume=resume, role=life.role,
-                rank=life.rank, world_size=life.world_size, exit_grace=20.0,
-            )  # fmt: skip
+                run,
+                local_dir=f"{self.process.machine.root}/{self._local()}",
+                resume=resume,
+                role=life.role,
+                rank=life.rank,
+                world_size=life.world_size,
+                exit_grace=20.0,
+            )
             try:
                 async with engine:
                     self.process.sessions.append(engine._context.session)  # noqa: SLF001  the kit looks behind the face
@@ -258,8 +264,11 @@ class Training(Program):
         """A directory of a few files, new or the last one with new bytes in it."""
         reuse = self.dice.random() < 0.3 and not self.life.calm and self.world.plan.has("meddling")
         number = len(self.ledger.reports)
-        directory = f"{self.process.machine.root}/latest-{self.process.pid}" if reuse else (
-            f"{self.process.machine.root}/step-{number}")  # fmt: skip
+        directory = (
+            f"{self.process.machine.root}/latest-{self.process.pid}"
+            if reuse
+            else (f"{self.process.machine.root}/step-{number}")
+        )
         files = {f"w{self.life.rank}.bin": self._bytes(number, self.dice.choice((40, 300, 4000)))}
         if self.dice.random() < 0.5:
             files[f"opt/o{self.life.rank}.bin"] = self._bytes(number, 50)

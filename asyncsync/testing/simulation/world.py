@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import os
 import random
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.testing.memory import forget_buckets
-from asyncsync.testing.simulation.ledger import NAME, Ledger, Violation
-from asyncsync.testing.simulation.loop import EPOCH, EndlessError, Machine, Process, SimulationLoop
-from asyncsync.testing.simulation.network import CALM, SCHEME, Network, Weather, connect, disconnect
+from asyncsync.testing.simulation.ledger import NAME, Ledger
+from asyncsync.testing.simulation.loop import EPOCH, Machine, Process, SimulationLoop
+from asyncsync.testing.simulation.network import CALM, SCHEME, Network, Weather
+from asyncsync.testing.simulation.plan import HOURS, Options, SchedulePlan
 from asyncsync.testing.simulation.programs import Life, Program, Pruning, Reader, Training
 
-HOURS = 3600.0
 ARTIFACT_LATENESS = 45.0
 """Seconds after which nothing lands any more on a name that is written again in place: what a server still works on
 when its client has gone. Objects that are created once may be asked for at any later time."""
 QUIET = 3 * HOURS
 """Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
 
-TROUBLES = (
-    "late", "storms", "kill", "stop", "cancel", "partition", "rival", "wipes", "clock_steps", "meddling", "prunes",
-    "readers", "timeouts", "ranks", "skips",
-)  # fmt: skip
-"""What ``without`` can leave out, to find which of them a failure needs."""
 
 WEATHERS = (
     CALM,
@@ -44,102 +34,6 @@ WEATHERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is the same for all of one schedule."""
-
-    kind: str
-    keep: int | None
-    sync_period: float
-    sync_timeout: float
-    sync_artifacts: bool
-    commit_timeout: float
-    concurrency: int
-    think: float
-    prune_age: float
-    machines: int
-    trials: int
-    lives: int
-    ranks: int
-    readers: int
-    prunes: bool
-    storms: bool
-    wipes: bool
-    clock_steps: bool
-    conditional: bool
-    without: frozenset[str] = frozenset()
-
-    @classmethod
-    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> Plan:
-        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one
-        writer of everything at a time then, and nothing lands late."""
-        kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
-        plan = cls(
-            kind=kind,
-            keep=dice.choice((None, 1, 1, 2, 3)),
-            sync_period=dice.choice((3.0, 30.0, 300.0)),
-            sync_timeout=dice.choice((20.0, 120.0, 1800.0)),
-            sync_artifacts=dice.random() < 0.5,
-            commit_timeout=dice.choice((20.0, 120.0)),
-            concurrency=dice.choice((2, 16)),
-            think=dice.choice((0.5, 10.0, 40.0)),
-            prune_age=dice.choice((2 * HOURS, 24 * HOURS)),
-            machines=dice.choice((1, 2, 3)),
-            trials=dice.choice((1, 1, 2)) if kind != "ranks" else 1,
-            lives=dice.choice((1, 2, 2, 3)),
-            ranks=dice.choice((2, 2, 3, 4)),
-            readers=dice.choice((0, 1, 1, 2)),
-            prunes=dice.random() < 0.2,
-            storms=dice.random() < 0.8,
-            wipes=dice.random() < 0.1,
-            clock_steps=dice.random() < 0.15,
-            conditional=conditional,
-            without=without,
-        )
-        if "readers" in without:
-            plan = replace(plan, readers=0)
-        if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
-            plan = replace(plan, kind="solo")
-        return replace(
-            plan, storms=plan.storms and "storms" not in without, wipes=plan.wipes and "wipes" not in without,
-            clock_steps=plan.clock_steps and "clock_steps" not in without,
-            prunes=plan.prunes and "prunes" not in without,
-        )  # fmt: skip
-
-    def has(self, trouble: str) -> bool:
-        """Whether it may happen in this schedule."""
-        return trouble not in self.without
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one schedule. ``digest`` is that of its trace: equal for equal seeds."""
-
-    seed: int
-    violations: tuple[Violation, ...]
-    digest: str
-    events: int
-    seconds: float
-    """Of virtual time."""
-    counts: dict[str, int] = field(default_factory=dict)
-    trace: tuple[str, ...] = ()
-    plan: Plan | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every promise was kept."""
-        return not self.violations
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How schedules are run, beside the seed."""
-
-    conditional_writes: bool = True
-    trace: bool = False
-    without: frozenset[str] = frozenset()
-
-
 class World:
     """``root``: an empty directory, on a file system in memory if speed matters."""
 
@@ -148,7 +42,7 @@ class World:
         self.dice = random.Random(f"{seed} plan")  # noqa: S311
         self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
         """Each with dice of its own, so that leaving one out changes nothing of the others."""
-        self.plan = Plan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
+        self.plan = SchedulePlan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
         self.network = Network(loop, f"world-{seed}", conditional=options.conditional_writes)
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
         self.ledger = Ledger(self.network.bucket, self.plan.keep, loop.time)
@@ -490,74 +384,3 @@ class World:
             await asyncio.wait(left, timeout=60)
             for task in left:
                 task.cancel()
-
-
-def simulate(
-    seed: int, *, conditional_writes: bool = True, trace: bool = False, without: Iterable[str] = (),
-    root: str | None = None,
-) -> Outcome:  # fmt: skip
-    """Run one schedule; the same seed gives the same one, event by event.
-
-    ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
-    ``without``: troubles (of :data:`TROUBLES`) that are left out, to see which of them a failure needs. ``root``: a
-    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there
-    is one.
-    """
-    options = Options(conditional_writes, trace, frozenset(without))
-    place = root or _place()
-    shutil.rmtree(place, ignore_errors=True)
-    os.makedirs(place)
-    loop = SimulationLoop(random.Random(f"{seed} loop"))  # noqa: S311
-    world = World(seed, place, loop, options)
-    ledger = world.ledger
-    connect(world.network)
-    before = _descriptors()
-    try:
-        with _quiet(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-            loop.set_exception_handler(lambda _, context: _unhandled(world, context))
-            try:
-                runner.run(world.run())
-            except EndlessError as error:
-                ledger.broken("endless", str(error))
-        if (after := _descriptors()) > before and not ledger.violations:
-            ledger.broken("descriptor left", f"{before} -> {after}")
-    finally:
-        disconnect(world.network)
-        forget_buckets()
-        shutil.rmtree(place, ignore_errors=True)
-    return Outcome(
-        seed, tuple(ledger.violations), ledger.digest(), ledger.events, loop.time(), ledger.counts,
-        tuple(ledger.lines or ()), world.plan,
-    )  # fmt: skip
-
-
-def _unhandled(world: World, context: dict[str, object]) -> None:
-    if not world._over:  # noqa: SLF001
-        world.ledger.broken("unhandled", f"{context.get('message')}: {context.get('exception')!r}")
-
-
-def _descriptors() -> int:
-    try:
-        return len(os.listdir("/proc/self/fd")) - 2  # the loop that is made before, and closed after
-    except FileNotFoundError:
-        return 0
-
-
-def _place() -> str:
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else os.environ.get("TMPDIR", "/tmp")  # noqa: S108
-    return f"{base}/asyncsync-simulation-{os.getpid()}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's log, and without a collector that comes at moments of its own."""
-    log, level = logging.getLogger("asyncsync"), logging.getLogger("asyncsync").level
-    log.setLevel(logging.CRITICAL + 1)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if collecting:
-            gc.enable()

@@ -1,10 +1,12 @@
-"""What ranks leave for each other in the store may be damaged, or be of tomorrow: it costs that checkpoint, by name."""
+"""Documents that ranks exchange through the store may be damaged or of a newer format: only that checkpoint fails, and
+the error names the document.
+"""
 
 from contextlib import AsyncExitStack
 
 import pytest
 from onebench import Bench
-from rankbench import N, all_report, check_whole, killed, rank, shard, together, world
+from rankbench import N, all_report, check_shards, killed, rank, shard, together, world
 
 from asyncsync.errors import CheckpointIncompleteError, DamagedError
 from asyncsync.planning.manifest import MANIFEST
@@ -35,7 +37,7 @@ def test_a_damaged_part_or_word_fails_that_checkpoint_and_is_named(bench: Bench,
         assert isinstance(error, DamagedError | CheckpointIncompleteError)
         assert f"{key} is " in str(error)
     assert f"t/checkpoint_000000/{MANIFEST}" not in bench.store.contents
-    check_whole(bench, "checkpoint_000001", "next")
+    check_shards(bench, "checkpoint_000001", "next")
 
 
 @damages

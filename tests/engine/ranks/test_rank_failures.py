@@ -1,20 +1,21 @@
-"""A rank that fails for good tells the others through the store; they do not wait for what will never come."""
+"""A rank that fails for good reports it through the store, so the other ranks stop waiting."""
 
 import asyncio
 import os
 from contextlib import AsyncExitStack
 
 import pytest
+from machines import record
 from onebench import Bench
 from rankbench import (
     KilledError,
     N,
     all_report,
-    check_whole,
+    check_shards,
     killed,
     manifest,
+    now,
     rank,
-    record,
     shard,
     share,
     together,
@@ -34,12 +35,8 @@ from asyncsync.planning.ranks import failure_name
 from asyncsync.sync.records.model import FailureRecord
 from asyncsync.testing import run_virtual
 
-AT_ONCE = 6.0
-"""Virtual seconds: the longest pause between two looks, and the requests."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+PROMPT_SECONDS = 6.0
+"""Virtual seconds: the longest pause between two polls, and the requests."""
 
 
 def words(bench: Bench, name: str = "checkpoint_000000") -> dict[int, FailureRecord]:
@@ -72,7 +69,7 @@ def test_the_others_fail_at_once_with_its_name_and_reason(bench: Bench, number: 
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             errors = await one_fails(bench, engines, number)
-            assert now() < AT_ONCE
+            assert now() < PROMPT_SECONDS
             assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
             return errors
 
@@ -88,7 +85,7 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
             sources = [shard(bench, n) for n in range(N)]
             (sources[2] / os.fsdecode(b"\xff")).write_bytes(b"")
             errors = await together(*(e.trial("t").report({}, sources[n], step=0) for n, e in enumerate(engines)))
-            assert now() < AT_ONCE
+            assert now() < PROMPT_SECONDS
             assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
             return errors
 
@@ -99,7 +96,9 @@ def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["empty", "gone", "changes", "vanishes"])
-def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reason(bench: Bench, wrong: str) -> None:
+def test_a_checkpoint_incomplete_on_one_rank_fails_on_all(bench: Bench, wrong: str) -> None:
+    """Every rank's error gives the reason."""
+
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -119,7 +118,7 @@ def test_a_checkpoint_that_is_not_whole_on_one_rank_fails_for_all_with_the_reaso
                 )
             began = now()
             errors = await together(*(e.trial("t").report({}, sources[n], step=40) for n, e in enumerate(engines)))
-            assert now() - began < AT_ONCE
+            assert now() - began < PROMPT_SECONDS
             assert len(set(await all_report(bench, engines, "next"))) == 1
             return errors
 
@@ -136,7 +135,7 @@ def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
             engines = await world(bench, stack, sync=SyncConfig(sync_timeout=50))
             bench.faults.hang(key="shard_1", operation="put", times=None)
             errors = await together(*(share(bench, e, n) for n, e in enumerate(engines)))
-            assert now() == pytest.approx(50, abs=AT_ONCE)
+            assert now() == pytest.approx(50, abs=PROMPT_SECONDS)
             return errors
 
     first, second, third = run_virtual(main())
@@ -154,7 +153,7 @@ def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) 
             await asyncio.sleep(300)
             began = now()
             errors += await together(share(bench, engines[2], 2))
-            assert now() - began < AT_ONCE
+            assert now() - began < PROMPT_SECONDS
             return errors
 
     check_told(run_virtual(main()))
@@ -219,10 +218,12 @@ def test_a_failure_of_an_earlier_generation_says_nothing(bench: Bench, order: tu
 
     run_virtual(main())
     assert len(set(names.values())) == 1
-    check_whole(bench, names[0], "new")
+    check_shards(bench, names[0], "new")
 
 
-def test_who_waited_for_a_rank_0_that_never_started_leaves_no_word_for_the_first_generation(bench: Bench) -> None:
+def test_a_rank_without_rank_0_leaves_nothing_for_the_first_generation(bench: Bench) -> None:
+    """A rank that waited in vain for rank 0 writes no failure that the first generation would read."""
+
     async def main() -> None:
         keep = CheckpointConfig(commit_timeout=100)
         async with rank(bench, 1, keep=keep) as one, rank(bench, 2, keep=keep) as two:
@@ -232,7 +233,7 @@ def test_who_waited_for_a_rank_0_that_never_started_leaves_no_word_for_the_first
             assert await all_report(bench, await world(bench, stack, resume=True), "b") == ["checkpoint_000000"] * N
 
     run_virtual(main())
-    check_whole(bench, "checkpoint_000000", "b")
+    check_shards(bench, "checkpoint_000000", "b")
 
 
 def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) -> None:
@@ -255,7 +256,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
                 await found.checkpoint.durable()
 
     run_virtual(main())
-    check_whole(bench, "checkpoint_000001", "b")
+    check_shards(bench, "checkpoint_000001", "b")
 
 
 def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> None:
@@ -274,7 +275,7 @@ def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> No
                 assert await all_report(bench, [zero, one, two], "c") == ["checkpoint_000002"] * N
 
     run_virtual(main())
-    check_whole(bench, "checkpoint_000002", "c")
+    check_shards(bench, "checkpoint_000002", "c")
     assert "checkpoint_000001" not in {item.name for item in record(bench).checkpoints}
     assert not bench.keys(f"checkpoint_000001/{MANIFEST}")
     assert sorted(manifest(bench, "checkpoint_000000").files) == ["shard_0.pt", "shard_1.pt", "shard_2.pt"]

@@ -1,4 +1,4 @@
-"""Ranks as they are: processes that know nothing of each other but the store."""
+"""Ranks as real processes that communicate only through the store."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         yield f"s3://{server.create_bucket('ranks')}", dict(server.storage_options)
 
 
-def test_four_processes_write_checkpoints_together_and_go_on_after_a_restart(
+def test_four_processes_write_checkpoints_together_across_a_restart(
     tmp_path: Path, place: tuple[str, dict[str, object]]
 ) -> None:
     uri, options = place

@@ -1,4 +1,4 @@
-"""Ranks that skip, add and give up steps in every pattern: no schedule mixes steps, or leaves them out of step."""
+"""Ranks that skip, add and give up steps in every pattern: no schedule mixes steps or leaves the ranks out of step."""
 
 import asyncio
 import random
@@ -188,7 +188,7 @@ class Job:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_what_all_ranks_report_is_durable_and_all_else_is_told_to_who_reported_it(bench: Bench, seed: int) -> None:
+def test_a_step_that_all_ranks_report_is_durable_and_others_raise(bench: Bench, seed: int) -> None:
     """At once: no time-out has to pass for it."""
     dice = random.Random(seed)
     plan = Plan.random(dice, commit_timeout=1_000_000)

@@ -1,4 +1,4 @@
-"""Several ranks write one checkpoint, and reach nothing but the store."""
+"""Several ranks write one checkpoint and communicate only through the store."""
 
 import asyncio
 import contextlib
@@ -7,16 +7,16 @@ import re
 from contextlib import AsyncExitStack
 
 import pytest
+from machines import record
 from onebench import Bench
 from rankbench import (
     KilledError,
     N,
     all_report,
-    check_whole,
+    check_shards,
     killed,
     manifest,
     rank,
-    record,
     shard,
     share,
     together,
@@ -42,14 +42,15 @@ def test_all_ranks_write_one_checkpoint_and_rank_0_names_it(bench: Bench) -> Non
     assert sorted(whole.files) == ["shard_0.pt", "shard_1.pt", "shard_2.pt"]
     assert whole.info["metrics"] == {"loss": 1.0, "from": 0}
     assert [(item.name, item.files) for item in record(bench).checkpoints] == [
-        ("checkpoint_000000", N), ("checkpoint_000001", N)
-    ]  # fmt: skip
+        ("checkpoint_000000", N),
+        ("checkpoint_000001", N),
+    ]
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
     lines = bench.store.contents["t/result.json"].splitlines()
     assert [json.loads(line)["from"] for line in lines] == [0, 0]
 
 
-def test_there_is_no_manifest_before_the_last_part_and_everybody_waits_for_it(bench: Bench) -> None:
+def test_the_manifest_follows_the_last_part_and_all_ranks_wait(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -205,16 +206,14 @@ def test_all_come_back_in_any_order_and_agree_on_a_number(bench: Bench, order: t
 
     run_virtual(main())
     assert names[0] == names[1] == names[2]
-    check_whole(bench, names[0][1], "newer")
+    check_shards(bench, names[0][1], "newer")
     assert len(record(bench).checkpoints) == 3
     assert record(bench).epoch == 2
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
 
 
 @pytest.mark.parametrize("back", [1, 2])
-def test_a_rank_that_comes_back_alone_goes_on_with_the_checkpoint_that_the_others_wait_for(
-    bench: Bench, back: int
-) -> None:
+def test_a_rank_back_alone_resumes_the_checkpoint_the_others_await(bench: Bench, back: int) -> None:
     """Whether it had sent its part before it died (rank 1) or not (rank 2)."""
 
     async def main() -> None:
@@ -245,7 +244,7 @@ def test_a_rank_that_comes_back_alone_goes_on_with_the_checkpoint_that_the_other
                 await all_report(bench, [engines[n] for n in range(N)], "c")
 
     run_virtual(main())
-    check_whole(bench, "checkpoint_000002", "c")
+    check_shards(bench, "checkpoint_000002", "c")
     assert [item.name for item in record(bench).checkpoints] == [f"checkpoint_00000{n}" for n in range(3)]
     for number in range(N):
         assert bench.store.contents[f"t/checkpoint_000001/shard_{number}.pt"].startswith(f"{number} b".encode())
@@ -270,7 +269,7 @@ def test_a_rank_that_runs_on_after_rank_0_was_started_again_loses(bench: Bench) 
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_second_process_of_a_rank_is_refused_and_one_that_resumes_takes_over(bench: Bench, number: int) -> None:
+def test_a_second_process_of_a_rank_is_refused_unless_it_resumes(bench: Bench, number: int) -> None:
     async def main() -> None:
         with contextlib.suppress(AsyncsyncError):  # at the end, if there is something that is not durable
             async with rank(bench, number) as zombie:

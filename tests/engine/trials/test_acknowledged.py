@@ -1,4 +1,4 @@
-"""What was acknowledged stays as it is: whoever is replaced, whatever is late, whichever answer is lost."""
+"""An acknowledged checkpoint never changes: not by a replaced process, a late request or a lost response."""
 
 import asyncio
 import random
@@ -7,8 +7,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from machines import Machine, files_of, names, record, see_that_all_is_whole, stored, told
+from machines import Machine, names, record, stored, told
 from onebench import Bench
+from stored import check_complete, files_of
 
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine, TransferConfig
 from asyncsync.errors import AsyncsyncError, UnavailableError
@@ -99,7 +100,7 @@ async def one_alive_while_another_takes_over(
                 await first.report(old)
                 hang.release.set()
                 await asyncio.gather(taking_over, first.report(old))
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     first.check()
     heir.check()
     assert bench.store.bucket.uploads == {}
@@ -127,11 +128,17 @@ class _whatever:
 @pytest.mark.parametrize(
     ("files", "after", "second"),
     [
-        (small, False, False), (small, True, False), (small, False, True), (equal, False, False), (equal, True, True),
-        (parts, False, False), (parts, True, True), (copied, False, False),
+        (small, False, False),
+        (small, True, False),
+        (small, False, True),
+        (equal, False, False),
+        (equal, True, True),
+        (parts, False, False),
+        (parts, True, True),
+        (copied, False, False),
     ],
-)  # fmt: skip
-def test_two_drivers_at_once_change_nothing_that_was_acknowledged_to_either(
+)
+def test_two_drivers_at_once_change_nothing_acknowledged(
     tmp_path: Path, files: Callable[[str, int], Files], after: bool, second: bool
 ) -> None:
     n = 0
@@ -182,7 +189,7 @@ async def _last_report(bench: Bench, keep: CheckpointConfig, n: int, strike: str
         await engine.trial("t").report({})
         await engine.trial("t").sync()
     assert set(before_heir) <= set(names(bench))
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     return begun
 
 
@@ -199,7 +206,7 @@ def _see_that_kept_is_there(
     bench: Bench, kept: list[str], last: str, keep: CheckpointConfig, *, acknowledged: bool
 ) -> None:
     """What was there before, or what retention leaves of it and the last one."""
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     now = names(bench)
     with_last = [*kept, last]
     if keep.checkpoint_score_attribute is None:
@@ -213,9 +220,16 @@ def _see_that_kept_is_there(
 
 @pytest.mark.parametrize(
     ("kept", "strike"),
-    [("1", "refused"), ("1", "lost"), ("1", "delayed"), ("1", "answer delayed"), ("2", "lost"), ("the best", "lost"),
-     ("the best", "answer delayed")],
-)  # fmt: skip
+    [
+        ("1", "refused"),
+        ("1", "lost"),
+        ("1", "delayed"),
+        ("1", "answer delayed"),
+        ("2", "lost"),
+        ("the best", "lost"),
+        ("the best", "answer delayed"),
+    ],
+)
 def test_a_later_checkpoint_that_fails_costs_no_earlier_one(tmp_path: Path, kept: str, strike: str) -> None:
     keep = KEEP[kept]
     n, begun = 0, True
@@ -244,11 +258,11 @@ def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Benc
             hangs = [one.network.hang(number + 1, operation="put", key="trial.json") for number in range(others)]
             report = asyncio.create_task(told(trial.report({}, bench.checkpoint("b", weights=b"b"))))
             await manifest.reached.wait()
-            saves = [asyncio.create_task(trial._state.save())]
+            saves = [asyncio.create_task(trial._state.keeper.save())]
             await hangs[0].reached.wait()
             for _ in range(1, others):
                 trial._state.touch()
-                saves.append(asyncio.create_task(trial._state.save()))
+                saves.append(asyncio.create_task(trial._state.keeper.save()))
                 await asyncio.sleep(0)
             manifest.release.set()
             await asyncio.sleep(1)
@@ -258,7 +272,7 @@ def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Benc
             hangs[-1].release.set()
             await asyncio.gather(*saves)
             await asyncio.sleep(5)
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             assert names(bench), record(bench)
             await trial.sync()
             assert len(names(bench)) == 1
@@ -286,8 +300,10 @@ def test_a_process_that_slept_sends_nothing_more(bench: Bench) -> None:
                     (trial.dir / "artifact").write_bytes(b"zombie")
                     work = [
                         trial.report({"who": "zombie"}, bench.checkpoint("c", weights=b"zombie" * 100)),
-                        trial.sync(), old.sync(), old.trial("u").report({"who": "zombie"}, bench.checkpoint("d")),
-                    ]  # fmt: skip
+                        trial.sync(),
+                        old.sync(),
+                        old.trial("u").report({"who": "zombie"}, bench.checkpoint("d")),
+                    ]
                     ends = await asyncio.gather(*map(told, work))
                     assert all(isinstance(end, AsyncsyncError) for end in ends)
                     assert bench.store.contents == before

@@ -1,4 +1,4 @@
-"""The life of a checkpoint."""
+"""The life cycle of a checkpoint."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def test_a_sync_report_returns_when_files_manifest_and_record_are_there(bench: B
     run_virtual(main())
 
 
-def test_the_manifest_is_written_after_everything_that_it_names_and_the_record_after_it(bench: Bench) -> None:
+def test_files_are_written_before_the_manifest_and_that_before_the_record(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -197,7 +197,7 @@ def test_an_async_failure_is_told_at_exit(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_a_directory_that_is_not_there_is_refused_before_anything_is_recorded(bench: Bench) -> None:
+def test_a_missing_directory_is_refused_before_anything_is_recorded(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             with pytest.raises(CheckpointIncompleteError, match="neither a directory nor a file"):

@@ -1,4 +1,4 @@
-"""Across checkpoints and trials: what the experiment has in the store already is copied there, not sent again."""
+"""Content that the experiment already has in the store is copied there, across checkpoints and trials."""
 
 import io
 import zipfile

@@ -1,18 +1,21 @@
-"""Deletions that are owed: they delete what the trial's record gives up, and nothing else, and every one is done."""
+"""Owed deletions delete exactly the checkpoints that the trial's record gave up, and none is forgotten."""
 
 import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from machines import Machine, names, record, see_that_all_is_whole, stored, told, turns
+from machines import Machine, names, record, stored, told, turns
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.sync.session import ABORT, DELETE
+from asyncsync.sync.janitor import clean_up
+from asyncsync.sync.session import DELETE
+from asyncsync.sync.upload.open_uploads import ABORT
 from asyncsync.testing import run_virtual
 
 ONE = CheckpointConfig(num_to_keep=1)
@@ -71,9 +74,7 @@ def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) 
 
 
 @pytest.mark.parametrize("new_machine", [True, False], ids=["another machine", "same machine"])
-def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
-    bench: Bench, new_machine: bool
-) -> None:
+def test_a_debt_of_a_wiped_experiment_touches_nothing_of_the_next_one(bench: Bench, new_machine: bool) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         await dies_owing(bench, one)
@@ -92,7 +93,7 @@ def test_a_debt_of_an_experiment_that_was_wiped_touches_nothing_of_the_next_one(
     run_virtual(main())
 
 
-def test_a_debt_of_an_experiment_that_was_wiped_does_not_pay_for_the_next_ones(bench: Bench) -> None:
+def test_a_debt_of_a_wiped_experiment_does_not_pay_for_the_next_ones(bench: Bench) -> None:
     """Of two checkpoints of one name only the one that is given up is meant."""
 
     async def main() -> None:
@@ -156,12 +157,12 @@ def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -
                     engine._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await engine._context.session.clean_up()
+                    await clean_up(engine._context.session)
                     assert upload.upload_id in bench.store.bucket.uploads
                     heir._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await heir._context.session.clean_up()
+                    await clean_up(heir._context.session)
                     assert upload.upload_id not in bench.store.bucket.uploads
                     raise UnavailableError("enough")
 
@@ -189,7 +190,7 @@ def test_what_failed_is_deleted_and_then_forgotten(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_whichever_request_of_a_retirement_is_the_last_the_next_process_ends_it(tmp_path: Path, after: bool) -> None:
+def test_the_next_process_completes_a_retirement_cut_at_any_request(tmp_path: Path, after: bool) -> None:
     n, begun = 0, True
     while begun:
         n += 1
@@ -212,14 +213,14 @@ def test_whichever_request_of_a_retirement_is_the_last_the_next_process_ends_it(
                 acknowledged = report.done()
                 begun = one.network.calls - before >= n
             await report
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             assert names(bench)
             if acknowledged:
                 assert names(bench) == ["checkpoint_000001"]
             async with two.engine(NEVER, ONE) as engine:
                 await engine.trial("t").report({}, bench.checkpoint("c"))
                 await engine.trial("t").finish()
-            see_that_all_is_whole(bench)
+            check_complete(bench.store.contents)
             (last,) = names(bench)
             there = {key.split("/")[1] for key in bench.keys("weights")}
             unknown = there - {last}
@@ -257,7 +258,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
         if mode == "lend":
             report = await engine.trial("t").report({"who": "one"}, source, upload=UploadMode.ASYNC)
         await asyncio.sleep(1)
-        await engine.trial("t")._state.settled()
+        await engine.trial("t")._state.wait_durable()
         slow.release.set()
         assert report is None or (report.checkpoint is not None and report.checkpoint.is_durable)
 
@@ -265,12 +266,12 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
 @pytest.mark.parametrize("mode", ["take", "lend"])
 def test_a_pending_checkpoint_is_not_sent_under_a_number_that_is_given_up(bench: Bench, mode: str) -> None:
     run_virtual(pending_under_a_number_that_was_given_up(bench, mode))
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     mine = [name for name in names(bench) if stored(bench, f"t/{name}/").get("weights") == b"mine"]
     assert mine
 
 
-def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_data(bench: Bench) -> None:
+def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None:
     """The record in the store gives the name up until it is written again."""
 
     async def main() -> None:
@@ -289,7 +290,7 @@ def test_a_name_that_is_used_again_after_its_checkpoint_was_retired_keeps_its_da
         async with one.engine(NEVER, ONE):
             await asyncio.sleep(5)
             slow.release.set()
-        see_that_all_is_whole(bench)
+        check_complete(bench.store.contents)
         assert names(bench) == ["best"]
         assert stored(bench, "t/best/") == {"weights": b"c"}
 
@@ -327,7 +328,7 @@ def test_the_janitor_leaves_an_upload_alone_that_is_just_being_opened(bench: Ben
             report = asyncio.create_task(trial.report({}, bench.checkpoint("big", weights=bytes(11 * MIB))))
             await opening.reached.wait()
             engine._context.session.journal.owe(URI, ABORT, owe)
-            await engine._context.session.clean_up()
+            await clean_up(engine._context.session)
             opening.release.set()
             await report
         assert bench.store.bucket.uploads == {}

@@ -1,4 +1,4 @@
-"""What the first sync of a trial costs, and what it finds."""
+"""The first sync of a trial: its requests, and the files it finds."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ def test_a_manifest_that_is_there_before_the_trial_is_taken_over(bench: Bench) -
     assert sorted(Manifest.from_bytes(bench.store.contents[f"t/{MANIFEST}"]).files) == ["log", "old"]
 
 
-def test_a_trial_made_while_the_experiments_own_files_are_scanned_is_not_taken_for_one_of_them(
+def test_a_trial_made_during_the_scan_is_no_file_of_the_experiment(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scan knows which trials there were when it began; it looks into the directory of one that is new."""

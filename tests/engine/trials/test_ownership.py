@@ -1,4 +1,4 @@
-"""Whose a directory is: what may be reported, what a checkpoint may be called, and what is deleted."""
+"""Ownership of directories: which may be reported, how a checkpoint may be named, and which files are deleted."""
 
 import asyncio
 import os
@@ -19,9 +19,20 @@ ARTIFACTS = SyncConfig(sync_artifacts=True)
 @pytest.mark.parametrize("owned", [True, False])
 @pytest.mark.parametrize(
     "which",
-    ["trial", "trial/", "trial/.", "trial/sub/..", "link to trial", "relative", "engine", "above", "other trial",
-     "result.json", "state"],
-)  # fmt: skip
+    [
+        "trial",
+        "trial/",
+        "trial/.",
+        "trial/sub/..",
+        "link to trial",
+        "relative",
+        "engine",
+        "above",
+        "other trial",
+        "result.json",
+        "state",
+    ],
+)
 def test_what_asyncsync_writes_itself_is_no_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, which: str, *, owned: bool
 ) -> None:
@@ -35,11 +46,18 @@ def test_what_asyncsync_writes_itself_is_no_checkpoint(
             (other.dir / "file").write_bytes(b"file")
             monkeypatch.chdir(trial.dir)
             path = {
-                "trial": trial.dir, "trial/": f"{trial.dir}/", "trial/.": f"{trial.dir}/.", "relative": ".",
-                "trial/sub/..": f"{trial.dir}/sub/..", "link to trial": link, "engine": engine.local_dir,
-                "above": bench.tmp_path, "other trial": other.dir, "result.json": trial.dir / "result.json",
+                "trial": trial.dir,
+                "trial/": f"{trial.dir}/",
+                "trial/.": f"{trial.dir}/.",
+                "relative": ".",
+                "trial/sub/..": f"{trial.dir}/sub/..",
+                "link to trial": link,
+                "engine": engine.local_dir,
+                "above": bench.tmp_path,
+                "other trial": other.dir,
+                "result.json": trial.dir / "result.json",
                 "state": bench.tmp_path / "state",
-            }[which]  # fmt: skip
+            }[which]
             with pytest.raises(ConfigError, match="directory of its own"):
                 await trial.report({"x": 2}, Checkpoint.take(path) if owned else path)
             assert (trial._state.record.reports, trial._state.jobs) == (1, [])
@@ -150,7 +168,7 @@ def test_a_pipe_in_a_checkpoint_is_told(bench: Bench) -> None:
     assert "'pipe'" in message
 
 
-def test_a_name_too_long_for_the_store_is_refused_before_anything_is_recorded(bench: Bench) -> None:
+def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) -> None:
     source = bench.tmp_path / "deep"
     deep = source.joinpath(*["x" * 200] * 5)
     deep.mkdir(parents=True)
@@ -172,9 +190,26 @@ def test_a_name_too_long_for_the_store_is_refused_before_anything_is_recorded(be
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "a\\b", ".asyncsync", "checkpoint_000007", "checkpoint_1", "rank_00001", "result.json",
-     "params.json", "x.asyncsync-tmp", "a\n", "\udcff", "x" * 201, 7, b"best"],
-)  # fmt: skip
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        ".asyncsync",
+        "checkpoint_000007",
+        "checkpoint_1",
+        "rank_00001",
+        "result.json",
+        "params.json",
+        "x.asyncsync-tmp",
+        "a\n",
+        "\udcff",
+        "x" * 201,
+        7,
+        b"best",
+    ],
+)
 def test_a_name_that_is_no_directory_or_asyncsyncs_own_is_refused(bench: Bench, name: object) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
@@ -189,7 +224,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
             await trial.report({}, bench.checkpoint("a"), name="best", step=3)
-            with pytest.raises(ConfigError, match="has that already"):
+            with pytest.raises(ConfigError, match="already has a checkpoint of this name"):
                 await trial.report({}, bench.checkpoint("b"), name="best")
             hang = bench.faults.hang(operation="put", key="next/")
             reports = [trial.report({}, bench.checkpoint(f"c{i}"), name="next", upload=ASYNC) for i in range(2)]
@@ -202,8 +237,10 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
     run_virtual(main())
     trial = run_virtual(Experiment.open("memory://b/exp")).trials[0]
     assert [item.name for item in trial.checkpoints] == [
-        "best", "next", "checkpoint_000002",
-    ]  # fmt: skip
+        "best",
+        "next",
+        "checkpoint_000002",
+    ]
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -66,8 +66,9 @@ def test_it_is_uploaded_by_the_next_process_without_being_reported_again(bench: 
     assert names(bench) == ["checkpoint_000000", "checkpoint_000001"]
     assert [bench.store.contents[f"t/{name}/weights"] for name in names(bench)] == [b"1", b"2"]
     assert [(item.metrics, item.metadata) for item in record(bench).checkpoints] == [
-        ({"step": 0}, {"at": 0}), ({"step": 1}, {"at": 1}),
-    ]  # fmt: skip
+        ({"step": 0}, {"at": 0}),
+        ({"step": 1}, {"at": 1}),
+    ]
     assert (one.exists(), two.exists(), pending()) == (False, False, [])
 
 

@@ -1,4 +1,4 @@
-"""A row in result.json and its checkpoint are there together, whenever a report is cancelled or the disk is full."""
+"""A row in result.json and its checkpoint are recorded together, also if a report is cancelled or the disk is full."""
 
 import asyncio
 import errno
@@ -30,9 +30,10 @@ def rows_of(directory: Path) -> tuple[list[dict[str, object]], int]:
 
 @pytest.mark.parametrize("mode", list(UploadMode))
 @pytest.mark.parametrize("slow", [False, True])
-def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_or_not_at_all(
+def test_a_report_cancelled_at_any_turn_is_recorded_whole_or_not_at_all(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, mode: UploadMode, *, slow: bool
 ) -> None:
+    """Whole: with its checkpoint."""
     append = results.append_result
 
     def slowly(directory: Path, row: dict[str, object]) -> None:
@@ -57,7 +58,7 @@ def test_a_report_that_is_cancelled_at_any_turn_is_recorded_with_its_checkpoint_
                 await asyncio.wait([task])
                 rows, table = rows_of(trial.dir)
                 assert len(rows) == table == trial._state.record.reports
-            await trial._state.settled()
+            await trial._state.wait_durable()
             rows, table = rows_of(trial.dir)
             assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
             names = [item.name for item in trial._state.record.checkpoints]
@@ -113,7 +114,7 @@ def test_a_full_disk_leaves_no_row_and_accepts_nothing(
     run_virtual(main())
 
 
-def test_a_file_that_was_mapped_just_for_a_moment_ends_as_it_was_written_last(bench: Bench) -> None:
+def test_a_briefly_mapped_file_is_stored_as_last_written(bench: Bench) -> None:
     """It is mapped after the mappings were looked at, and not any more when they are looked at again; what is written
     after a sync does not change its time."""
 
@@ -137,7 +138,7 @@ def test_a_file_that_was_mapped_just_for_a_moment_ends_as_it_was_written_last(be
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_a_child_process_wrote_through_memory_is_stored_in_its_last_state(bench: Bench, *, killed: bool) -> None:
+def test_memory_mapped_writes_of_a_child_process_are_stored_as_last_seen(bench: Bench, *, killed: bool) -> None:
     """Also if the run was cut off meanwhile, and is gone on with after the child has ended."""
     script = (
         "import mmap, os, sys\n"
@@ -191,12 +192,10 @@ def test_what_a_child_process_wrote_through_memory_is_stored_in_its_last_state(b
 
 def a_second_later() -> None:
     """A second has passed since the mappings were looked at."""
-    mapped._seen._at = float("-inf")
+    mapped._mapped_files._at = float("-inf")
 
 
-def test_a_report_that_is_being_written_down_when_the_block_is_left_is_stored(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_in_progress_when_the_block_is_left_is_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     append, begun, leaving = results.append_result, threading.Event(), threading.Event()
 
     def slowly(directory: Path, row: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the requests to the store, one by one."""
+"""The requests that a checkpoint costs, one by one."""
 
 import asyncio
 

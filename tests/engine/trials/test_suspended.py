@@ -1,4 +1,4 @@
-"""Uploads that move are not thrown away: what was cut short goes on, in this process or the next."""
+"""An upload that makes progress is kept: after an interruption this process or the next one resumes it."""
 
 import asyncio
 import json
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from machines import Machine, names, see_that_all_is_whole, stored, told
+from machines import Machine, names, stored, told
 from onebench import Bench
+from stored import check_complete
 
 from asyncsync import Checkpoint, SyncConfig, SyncEngine, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, PendingCheckpoint
@@ -75,7 +76,7 @@ async def again(engine: SyncEngine, directory: Path, tries: int = 1, **options: 
 
 
 def see_that_it_is_there(bench: Bench, big: Path, name: str = "checkpoint_000000") -> None:
-    see_that_all_is_whole(bench)
+    check_complete(bench.store.contents)
     assert name in names(bench)
     assert stored(bench, f"t/{name}/")["weights"] == (big / "weights").read_bytes()
     assert bench.store.bucket.uploads == {}

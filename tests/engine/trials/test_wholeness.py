@@ -1,6 +1,6 @@
-"""A checkpoint is whole: what was there when it was accepted is what is stored, or nothing is.
+"""A checkpoint is stored exactly as it was accepted, or not at all.
 
-The sweeps let something happen to the directory at the n-th request to the store, for every n.
+The sweeps change the directory at the n-th request to the store, for every n.
 """
 
 import os
@@ -136,9 +136,19 @@ def file_to_directory(root: Path) -> str:
 
 
 HAPPENINGS = [
-    remove, remove_everything, overwrite, replace, truncate, append, add, directory_to_link, retarget, break_link,
-    file_to_pipe, file_to_directory,
-]  # fmt: skip
+    remove,
+    remove_everything,
+    overwrite,
+    replace,
+    truncate,
+    append,
+    add,
+    directory_to_link,
+    retarget,
+    break_link,
+    file_to_pipe,
+    file_to_directory,
+]
 
 
 def make(root: Path, size: int) -> Path:
@@ -162,7 +172,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
     async def main() -> None:
         def strike() -> None:
             nonlocal path, left, count
-            count += any(job.name not in trial._state.stored for job in trial._state.jobs)
+            count += any(job.name not in trial._state.keeper.stored_names for job in trial._state.jobs)
             if count == at and not path:
                 path = happen(root)
                 left = {} if happen in (file_to_pipe, break_link) else files_of(root)
@@ -208,9 +218,10 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
 
 @pytest.mark.parametrize("mode", [UploadMode.SYNC, UploadMode.ASYNC])
 @pytest.mark.parametrize("happen", HAPPENINGS)
-def test_whatever_happens_to_a_small_directory_it_is_stored_as_it_was_or_not_at_all(
+def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
     bench: Bench, happen: Callable[[Path], str], mode: UploadMode
 ) -> None:
+    """This holds whatever happens to it meanwhile."""
     at = 1
     while act(bench, at, 1024, mode, happen):
         at += 1
@@ -218,9 +229,8 @@ def test_whatever_happens_to_a_small_directory_it_is_stored_as_it_was_or_not_at_
 
 
 @pytest.mark.parametrize("happen", [remove, overwrite, replace, truncate, append, directory_to_link, file_to_pipe])
-def test_whatever_happens_to_a_large_file_it_is_stored_as_it_was_or_not_at_all(
-    bench: Bench, happen: Callable[[Path], str]
-) -> None:
+def test_a_large_file_is_stored_as_it_was_or_not_at_all(bench: Bench, happen: Callable[[Path], str]) -> None:
+    """This holds whatever happens to it meanwhile."""
     bench.transfer = SPLIT
     at = 1
     while act(bench, at, 11 * MIB, UploadMode.SYNC, happen):

@@ -1,4 +1,4 @@
-"""A process that was away while its successor started: it loses at its next write and writes nothing more."""
+"""A process that was stopped while its successor started loses at its next write and writes nothing more."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -55,8 +55,14 @@ def acts(bench: Bench) -> dict[str, Act]:
 
 
 NAMES = (
-    "sync checkpoint", "checkpoint of another trial", "report", "artifacts", "own files", "another trial", "finish"
-)  # fmt: skip
+    "sync checkpoint",
+    "checkpoint of another trial",
+    "report",
+    "artifacts",
+    "own files",
+    "another trial",
+    "finish",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +112,7 @@ def test_a_zombie_in_the_middle_of_a_checkpoint_makes_no_manifest(bench: Bench) 
     run_virtual(main())
 
 
-def test_a_zombie_that_was_away_in_the_middle_of_a_sync_sends_no_further_file(bench: Bench) -> None:
+def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> None:
     async def main() -> None:
         run = RunConfig(
             name="exp", storage_path="memory://b", sync_config=ARTIFACTS, transfer=TransferConfig(max_concurrency=1)

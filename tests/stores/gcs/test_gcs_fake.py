@@ -1,4 +1,4 @@
-"""The strict fake does what the documentation of the JSON API says: one row a rule, with the page it comes from."""
+"""The strict fake follows the documentation of the JSON API: one row a rule, with the page that states it."""
 
 import json
 

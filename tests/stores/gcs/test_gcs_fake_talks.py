@@ -1,4 +1,4 @@
-"""Conversations with the strict fake: what takes more than one request."""
+"""Conversations with the strict fake that take more than one request."""
 
 import json
 

@@ -1,5 +1,7 @@
-"""A request is whole only when its last byte has left: until then no response is a success, and who loses the lease
-of a body has not sent what can be carried out. By our own client, and by that for proxies."""
+"""A request is complete only when its last byte has left. Until then no response counts as success, and a process that
+loses the lease of a body has not sent a request that the service could execute. With our own client, and with the one
+for proxies.
+"""
 
 import asyncio
 import json
@@ -10,15 +12,15 @@ import socket
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange, LeasedBytes, Progress
+from asyncsync.disk.files import FileRange, LeasedBytes, ResumeToken
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.gcs.transport import OwnPlane
+from asyncsync.stores.gcs.transport import DirectTransport
+from asyncsync.stores.http.body import crc32c_to_text
 
 pytest.importorskip("gcloud.aio.auth")
-from asyncsync.stores.gcs.proxy_transport import SdkPlane
+from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -35,7 +37,7 @@ class Server:
         self.status = status
         self.early, self.requests, self._before_reading = early, [], before_reading
         said = {"name": "p/x", "bucket": "b", "generation": "7", "size": str(len(data))}
-        self._said = json.dumps({**said, "crc32c": crc_to_text(google_crc32c.value(data))}).encode()
+        self._said = json.dumps({**said, "crc32c": crc32c_to_text(google_crc32c.value(data))}).encode()
         self._tasks = []
 
     async def __aenter__(self):
@@ -104,10 +106,10 @@ def opened(request):
 
         async def plane():
             if request.param == "own":
-                return OwnPlane(address, None, **LIMITS)
-            return SdkPlane("http://storage.test", None, address, **LIMITS)
+                return DirectTransport(address, None, **LIMITS)
+            return ProxyTransport("http://storage.test", None, address, **LIMITS)
 
-        store._new_plane = plane
+        store._new_transport = plane
         return store
 
     return make
@@ -143,7 +145,7 @@ def bodies(path, data, lease=None):
     """Bytes, a file in one request, one in a session, and one that is read as a whole."""
     large, small = LeasedBytes(data), LeasedBytes(data[:5000])
     large.lease = small.lease = lease
-    whole = Progress(None, lambda _: None)
+    whole = ResumeToken(None, lambda _: None)
     return {
         "bytes": (large, len(data)),
         "small bytes": (small, 5000),
@@ -159,7 +161,8 @@ async def _pace(size):
 
 
 @pytest.mark.parametrize("early", [True, None], ids=["reads on", "hangs up"])
-async def test_a_session_that_says_what_it_has_before_it_can_have_it_is_not_believed(opened, path, data, early):
+async def test_a_session_that_acknowledges_too_early_is_not_believed(opened, path, data, early):
+    """It acknowledges bytes that it cannot have received yet."""
     body, size = bodies(path, data)["session"]
     async with Server(data[:size], early=early, status=308) as server, opened(server) as store:
         with pytest.raises(UnavailableError, match="308"):

@@ -1,5 +1,6 @@
-"""A success counts only with the result that Cloud Storage documents for its request; everything else is an error of
-the store that says which request it was, and is tried again."""
+"""A success counts only with the result that Cloud Storage documents for its request. Any other response is a store
+error that names the request, and the request is retried.
+"""
 
 import asyncio
 import json
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asyncsync.disk.files import FileRange, Progress
+from asyncsync.disk.files import FileRange, ResumeToken
 from asyncsync.errors import (
     AsyncsyncError,
     IntegrityError,
@@ -26,9 +27,9 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.http.response import Answer
+from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.http.response import Response
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -219,12 +220,18 @@ async def test_numbers_may_be_numbers(bucket, store):
 @pytest.mark.parametrize(
     "said",
     [
-        b'{"done": "true"}', b'{"done": 1}', b'{"done": null}', b'{"done": true}', b'{"done": true, "resource": []}',
-        b'{"done": false}', b'{"done": false, "rewriteToken": ""}', b'{"done": false, "rewriteToken": 5}',
+        b'{"done": "true"}',
+        b'{"done": 1}',
+        b'{"done": null}',
+        b'{"done": true}',
+        b'{"done": true, "resource": []}',
+        b'{"done": false}',
+        b'{"done": false, "rewriteToken": ""}',
+        b'{"done": false, "rewriteToken": 5}',
         b'{"done": false, "rewriteToken": "a", "totalBytesRewritten": "many"}',
         b'{"done": false, "rewriteToken": "\\ud800", "totalBytesRewritten": "1"}',
     ],
-)  # fmt: skip
+)
 async def test_a_step_of_a_copy_is_done_or_names_the_next(bucket, store, objects, said):
     bucket.faults.append(Fault("rewriteTo", 1, 200, body=said))
     with pytest.raises(UnavailableError, match="rewrite gs://conformance/p/old: not a response"):
@@ -237,7 +244,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
     bucket.faults.append(Fault("rewriteTo", 999, 200, body=said))
     with pytest.raises(UnavailableError, match="moved nothing"):
         await store.copy("old", "new")
-    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.STILL + 1
+    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.MAX_IDLE_STEPS + 1
 
 
 # list
@@ -246,12 +253,24 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
 @pytest.mark.parametrize(
     "more",
     [
-        {"items": {}}, {"items": [5]}, {"items": "x"}, {"items": None}, {"prefixes": {}}, {"prefixes": [5]},
-        {"prefixes": [""]}, {"prefixes": ["elsewhere/"]}, {"prefixes": ["p/\ud800"]}, {"nextPageToken": 5},
-        {"nextPageToken": ["a"]}, {"nextPageToken": "\udfff"}, {"items": [{"name": "elsewhere/x"}]}, {"kind": None},
-        {"kind": "storage#object"}, {"kind": []},
+        {"items": {}},
+        {"items": [5]},
+        {"items": "x"},
+        {"items": None},
+        {"prefixes": {}},
+        {"prefixes": [5]},
+        {"prefixes": [""]},
+        {"prefixes": ["elsewhere/"]},
+        {"prefixes": ["p/\ud800"]},
+        {"nextPageToken": 5},
+        {"nextPageToken": ["a"]},
+        {"nextPageToken": "\udfff"},
+        {"items": [{"name": "elsewhere/x"}]},
+        {"kind": None},
+        {"kind": "storage#object"},
+        {"kind": []},
     ],
-)  # fmt: skip
+)
 async def test_a_page_has_what_was_asked_for(bucket, store, more):
     said = json.dumps({"kind": "storage#objects", **more}).encode()
     bucket.faults.append(Fault("prefix=", 1, 200, body=said))
@@ -265,7 +284,7 @@ async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
         said = json.dumps({"kind": "storage#objects", "nextPageToken": token}).encode()
         bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     for ask in (store.list, store.list_multiparts):
-        with pytest.raises(UnavailableError, match="'nextPageToken' is that of a page before"):
+        with pytest.raises(UnavailableError, match="'nextPageToken' is that of an earlier page"):
             await ask()
         del bucket.faults[: len(tokens)]
     assert len(bucket.requests("prefix=")) == 2 * (len(set(tokens)) + 1)
@@ -299,9 +318,12 @@ GONE = inner(204, call=0)
         GONE + inner(200, ERROR, call=1) + b"--b--",
         GONE + inner(200, b"<html>", call=1) + b"--b--",
         GONE.replace(b"-0>", b"-" + b"0" * 5000 + b">") + b"--b--",
-        b"--", b"----", b"--b\r\n--b--", b"HTTP/1.1 204 A\r\n\r\nHTTP/1.1 204 A\r\n\r\n",
+        b"--",
+        b"----",
+        b"--b\r\n--b--",
+        b"HTTP/1.1 204 A\r\n\r\nHTTP/1.1 204 A\r\n\r\n",
     ],
-)  # fmt: skip
+)
 async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
     bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
     with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*not a response of Cloud Storage"):
@@ -335,9 +357,21 @@ async def test_a_session_has_an_address_that_can_be_asked(bucket, store, objects
 
 
 RANGES = [
-    None, "", "bytes=0-0", "bytes=0-", "bytes=5-9", "bytes=0--5", "bytes 0-262143/*", f"bytes=0-{BIG}", "bytes=0-²",
-    f"bytes=0-{BIG - 1}", f"bytes=0-{CHUNK}", f"bytes=0-{'9' * 19}", f"bytes=0-{'9' * 5000}", "items=0-5",
-]  # fmt: skip
+    None,
+    "",
+    "bytes=0-0",
+    "bytes=0-",
+    "bytes=5-9",
+    "bytes=0--5",
+    "bytes 0-262143/*",
+    f"bytes=0-{BIG}",
+    "bytes=0-²",
+    f"bytes=0-{BIG - 1}",
+    f"bytes=0-{CHUNK}",
+    f"bytes=0-{'9' * 19}",
+    f"bytes=0-{'9' * 5000}",
+    "items=0-5",
+]
 
 
 @pytest.mark.parametrize("said", RANGES)
@@ -378,7 +412,7 @@ async def session_of(gcs_strict, tmp_path, key, **condition):
         kept.append(token)
         raise KeyboardInterrupt
 
-    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=Progress(None, keep))
+    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=ResumeToken(None, keep))
     async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
         with pytest.raises(KeyboardInterrupt):
             await first.put(key, body, **condition)
@@ -394,10 +428,10 @@ async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
     objects["p/new"] = objects["p/old"]
     body, kept = FileRange(str(tmp_path / "f"), 0, BIG), []
     with pytest.raises(StoreError, match="HTTP 412"):
-        await store.put("new", replace(body, progress=Progress(token, kept.append)), if_version=MISSING)
+        await store.put("new", replace(body, progress=ResumeToken(token, kept.append)), if_version=MISSING)
     assert (objects["p/new"].data, "p/another" in objects) == (b"data", False)
     token = await session_of(bucket, tmp_path, "same", if_version=MISSING)
-    await store.put("same", replace(body, progress=Progress(token, pytest.fail)), if_version=MISSING)
+    await store.put("same", replace(body, progress=ResumeToken(token, pytest.fail)), if_version=MISSING)
     assert objects["p/same"].data == bytes(BIG)
 
 
@@ -409,7 +443,7 @@ async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_p
     if marked:
         token += (await session_of(bucket, tmp_path, "new")).rpartition("#")[2]
     kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG)
-    await store.put("new", replace(body, progress=Progress(token, kept.append)))
+    await store.put("new", replace(body, progress=ResumeToken(token, kept.append)))
     assert objects["p/new"].data == bytes(BIG)
     assert len(kept) == 1
 
@@ -452,20 +486,55 @@ values = st.recursive(
     max_leaves=5,
 )
 FIELDS = [
-    "kind", "name", "bucket", "generation", "size", "crc32c", "updated", "timeCreated", "metadata", "done", "resource",
-    "rewriteToken", "totalBytesRewritten", "items", "prefixes", "nextPageToken", "error",
-]  # fmt: skip
+    "kind",
+    "name",
+    "bucket",
+    "generation",
+    "size",
+    "crc32c",
+    "updated",
+    "timeCreated",
+    "metadata",
+    "done",
+    "resource",
+    "rewriteToken",
+    "totalBytesRewritten",
+    "items",
+    "prefixes",
+    "nextPageToken",
+    "error",
+]
 HEADERS = [
-    "range", "location", "content-range", "content-length", "retry-after", "x-goog-generation", "x-goog-hash",
-    "x-goog-stored-content-length", "last-modified",
-]  # fmt: skip
+    "range",
+    "location",
+    "content-range",
+    "content-length",
+    "retry-after",
+    "x-goog-generation",
+    "x-goog-hash",
+    "x-goog-stored-content-length",
+    "last-modified",
+]
 header_values = st.one_of(
     st.text(alphabet=st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=30),
-    st.sampled_from([
-        "9" * 5000, "bytes=0-99999999999999999999", "bytes 0-3/4", "bytes 1-0/0", "Mon, 01 Jan 99999 00:00:00 GMT",
-        "Mon, 01 Jan 0001 00:00:00 +2359", "http://[", "crc32c=²²", "crc32c=AAAAAA==", "1e999", "²", "-1", "nan",
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "9" * 5000,
+            "bytes=0-99999999999999999999",
+            "bytes 0-3/4",
+            "bytes 1-0/0",
+            "Mon, 01 Jan 99999 00:00:00 GMT",
+            "Mon, 01 Jan 0001 00:00:00 +2359",
+            "http://[",
+            "crc32c=²²",
+            "crc32c=AAAAAA==",
+            "1e999",
+            "²",
+            "-1",
+            "nan",
+        ]
+    ),
+)
 statuses = st.sampled_from([200, 200, 200, 200, 201, 204, 206, 308, 400, 403, 404, 409, 412, 416, 429, 499, 503])
 bodies = st.one_of(
     st.binary(max_size=40),
@@ -481,9 +550,14 @@ def genuine(request):
     if request.target.startswith("/upload"):
         name = "p/new"
     resource = {
-        "name": name, "bucket": "b", "generation": "7", "size": "4", "updated": "2026-01-01T00:00:00Z",
-        "crc32c": crc_to_text(google_crc32c.value(b"data")), "metadata": {"asyncsync-key": "new"},
-    }  # fmt: skip
+        "name": name,
+        "bucket": "b",
+        "generation": "7",
+        "size": "4",
+        "updated": "2026-01-01T00:00:00Z",
+        "crc32c": crc32c_to_text(google_crc32c.value(b"data")),
+        "metadata": {"asyncsync-key": "new"},
+    }
     item = resource | {"name": "p/.asyncsync/parts/5/upload"}
     listing = {"kind": "storage#objects", "items": [resource | {"name": "p/x"}, item], "prefixes": ["p/y/"]}
     done = {"done": True, "resource": resource, "rewriteToken": "t", "totalBytesRewritten": "4"}
@@ -508,7 +582,7 @@ def answer_to(request, said):
         if value is not ...:
             place[field] = value
     body = json.dumps(document).encode() if body is None else body
-    return Answer(status, {"location": "/upload/session", **headers}, keep=True, content=body)
+    return Response(status, {"location": "/upload/session", **headers}, keep=True, content=body)
 
 
 async def nothing(piece):
@@ -517,7 +591,7 @@ async def nothing(piece):
 
 CALLS = {
     "put": lambda s, f: s.put("new", b"data"),
-    "session": lambda s, f: s.put("new", FileRange(f, 0, 4, progress=Progress(None, lambda _: None))),
+    "session": lambda s, f: s.put("new", FileRange(f, 0, 4, progress=ResumeToken(None, lambda _: None))),
     "copy": lambda s, f: s.copy("old", "new"),
     "delete": lambda s, f: s.delete(["old"]),
     "batch": lambda s, f: s.delete(["old", "more"]),
@@ -560,7 +634,7 @@ def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said
         async def plane():
             return Saying(says)
 
-        store._new_plane = plane
+        store._new_transport = plane
         async with store:
             return await CALLS[name](store, four)
 
@@ -580,7 +654,7 @@ def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said
 
 
 @given(status=st.integers(300, 599), headers=st.dictionaries(st.sampled_from(HEADERS), header_values), body=bodies)
-def test_every_error_can_be_shown_and_waits_for_a_time_that_can_be_waited_for(status, headers, body):
+def test_every_error_is_printable_and_has_a_finite_retry_delay(status, headers, body):
     error = failure("get", "gs://b/x", status, headers, body)
     assert str(error).encode()
     assert len(str(error)) < 1000

@@ -1,4 +1,4 @@
-"""What only Google Cloud Storage has: its conditions, tokens, errors, composed uploads. Against the strict fake."""
+"""Features of Google Cloud Storage only: conditions, tokens, errors, composed uploads. Against the strict fake."""
 
 import gzip
 import json
@@ -25,9 +25,9 @@ from asyncsync.errors import (
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.multipart_layout import combined
+from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 from asyncsync.stores.gcs.options import GcsOptions
-from asyncsync.stores.gcs.requests import batch_answers
+from asyncsync.stores.gcs.requests import batch_responses
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
@@ -223,12 +223,21 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (200, b""), (200, b"<html>log in</html>"), (200, b"[]"), (200, b'"x"'), (200, b'{"expires_in": 5}'),
-        (200, b'{"access_token": "x"}'), (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
-        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'), (200, b'{"access_token": "", "expires_in": 5}'),
-        (200, b"[" * 60_000), (500, b""), (503, b"{}"), (429, b""),
+        (200, b""),
+        (200, b"<html>log in</html>"),
+        (200, b"[]"),
+        (200, b'"x"'),
+        (200, b'{"expires_in": 5}'),
+        (200, b'{"access_token": "x"}'),
+        (200, b'{"access_token": "x", "expires_in": "' + b"9" * 400 + b'"}'),
+        (200, b'{"access_token": "a\\r\\nHost: b", "expires_in": 5}'),
+        (200, b'{"access_token": "", "expires_in": 5}'),
+        (200, b"[" * 60_000),
+        (500, b""),
+        (503, b"{}"),
+        (429, b""),
     ],
-)  # fmt: skip
+)
 async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
     gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
     async with open_store("gs://conformance/p", options=credentials) as opened:
@@ -247,7 +256,7 @@ async def test_a_credentials_file_that_is_missing_is_named(gcs_strict):
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "unknown"}', "{}"])
-async def test_a_credentials_file_that_says_nothing_is_no_reason_to_ask_the_machine(
+async def test_an_empty_credentials_file_does_not_fall_back_to_the_machine(
     gcs_strict, tmp_path, monkeypatch, text, given
 ):
     path = tmp_path / "broken.json"
@@ -292,7 +301,7 @@ def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulat
 )
 def test_what_is_no_address_is_told(monkeypatch, address):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is no address"):
+    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is not an address"):
         open_store("gs://conformance/p")
 
 
@@ -316,7 +325,7 @@ async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
     [
         ({"region": "x"}, "unknown storage option 'region'"),
         ({"endpoint_url": "host:1"}, "must start with"),
-        ({"endpoint_url": "http://host:port"}, "is no address"),
+        ({"endpoint_url": "http://host:port"}, "is not an address"),
         ({"anonymous": "yes"}, "True or False"),
         ({"token": ""}, "must be non-empty text"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
@@ -482,11 +491,18 @@ async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict,
 @pytest.mark.parametrize(
     ("updated", "unix"),
     [
-        ("1970-01-01T00:01:40Z", 100.0), ("1970-01-01T02:01:40.5+02:00", 100.5),
-        ("1970-01-01T00:01:40.123456789Z", 100.123456), ("1970-01-01T00:01:40", None), ("yesterday", None), ("", None),
-        (100, None), ([], None), ("9999-99-99T00:00:00Z", None), ("0001-01-01T00:00:00+23:59", -62135683140.0),
+        ("1970-01-01T00:01:40Z", 100.0),
+        ("1970-01-01T02:01:40.5+02:00", 100.5),
+        ("1970-01-01T00:01:40.123456789Z", 100.123456),
+        ("1970-01-01T00:01:40", None),
+        ("yesterday", None),
+        ("", None),
+        (100, None),
+        ([], None),
+        ("9999-99-99T00:00:00Z", None),
+        ("0001-01-01T00:00:00+23:59", -62135683140.0),
     ],
-)  # fmt: skip
+)
 async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix):
     """Least of all in the zone of this machine."""
 
@@ -522,12 +538,12 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
 def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
     answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
     said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
-    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
+    assert batch_responses(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
 def test_answers_of_a_batch_without_names_come_in_order():
     said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
-    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
+    assert batch_responses(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -565,7 +581,8 @@ async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objec
 
 
 @pytest.mark.parametrize("size", [0, 10])
-async def test_a_copy_that_only_creates_says_so_in_every_step_and_asks_nothing_before(gcs_strict, store, objects, size):
+async def test_a_create_only_copy_sends_its_condition_in_every_step(gcs_strict, store, objects, size):
+    """It sends no other request first."""
     await store.put("x", bytes(size))
     gcs_strict.rewrites.step = 4
     gcs_strict.seen.clear()
@@ -774,7 +791,7 @@ async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, g
     """Intermediate results replace nothing."""
     version = "0" if old is None else (await guarded.put("x", old)).version
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(count)])
-    info = await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    info = await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     *steps, (name, last) = conditions(gcs_strict)
     assert (name, last) == ("p/x", version)
     assert [condition for _, condition in steps] == ["0"] * (0 if count <= 32 else -(-count // 32))
@@ -831,7 +848,7 @@ async def test_after_a_lost_answer_parts_that_cannot_be_removed_stay_for_prune(g
 async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, guarded, objects):
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(70)])
     gcs_strict.faults.append(Fault("POST .*p%2Fx/compose", 1, 503))
-    await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     assert sorted(seen.status for seen in gcs_strict.requests("/compose")) == [200] * 7 + [503]
     assert list(objects) == ["p/x"]
 
@@ -846,7 +863,7 @@ async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded,
         return real(bucket, {name: value for name, value in source.items() if name != "generation"})
 
     monkeypatch.setattr(reading, "_source", only_the_condition)
-    with pytest.raises(NotFoundError, match="what it is made of has changed"):
+    with pytest.raises(NotFoundError, match="a source object has changed"):
         await guarded.complete_multipart(upload, parts)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [412]
 

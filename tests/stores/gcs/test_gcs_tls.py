@@ -1,4 +1,4 @@
-"""HTTPS to Cloud Storage: certificates are checked, and the proxies of the environment are used, or refused by name."""
+"""HTTPS to Cloud Storage: certificates are checked; proxies of the environment are used, or refused by name."""
 
 import asyncio
 import json
@@ -186,10 +186,18 @@ def account(fake, giver, options, certificate, tmp_path):
     fake.tokens = {giver.fresh_token}
     path = tmp_path / "account.json"
     key = Path(certificate[2]).read_text()
-    path.write_text(json.dumps({
-        "type": "service_account", "project_id": "p", "private_key_id": "1", "private_key": key,
-        "client_email": "robot@example.com", "token_uri": f"{giver.endpoint}/token",
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "type": "service_account",
+                "project_id": "p",
+                "private_key_id": "1",
+                "private_key": key,
+                "client_email": "robot@example.com",
+                "token_uri": f"{giver.endpoint}/token",
+            }
+        )
+    )
     return {**options, "credentials": str(path), "anonymous": False}
 
 

@@ -1,4 +1,4 @@
-"""What Google's own client reads and writes is what asyncsync reads and writes: google-cloud-storage on the fake."""
+"""Google's own client and asyncsync read each other's objects: google-cloud-storage on the fake."""
 
 import os
 

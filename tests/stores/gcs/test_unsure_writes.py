@@ -1,4 +1,4 @@
-"""What is repeated without knowing whether it was done names the generation that it meets."""
+"""A write that is retried after a lost response names the generation that it expects."""
 
 import asyncio
 
@@ -49,7 +49,7 @@ async def test_an_insert_is_repeated_over_what_stands_now(gcs_strict, guarded, o
     assert "ifGenerationMatch" not in asked[3]
 
 
-async def test_who_writes_between_the_question_and_the_repetition_is_asked_for_again(gcs_strict, guarded, objects):
+async def test_a_write_between_lookup_and_retry_is_looked_up_again(gcs_strict, guarded, objects):
     bucket, real = gcs_strict.buckets["conformance"], gcs_strict._fault
     theirs = iter(range(1))
 
@@ -142,7 +142,7 @@ async def test_a_copy_replaces_what_stood_when_it_began(gcs_strict, guarded, obj
 
 
 async def test_only_so_many_objects_are_remembered(gcs_strict, store, asked, monkeypatch):
-    monkeypatch.setattr(gcs_repeats, "MOST", 2)
+    monkeypatch.setattr(gcs_repeats, "MAX_UNSURE_WRITES", 2)
     gcs_strict.faults.append(Fault("POST", 3, status=503))
     for key in "abc":
         with pytest.raises(UnavailableError):

@@ -1,4 +1,4 @@
-"""The shared limits: who gets a slot, how many there are, and how fast bytes may go."""
+"""The shared limits: the order of slots, their number, and the bandwidth."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ async def bulk(budget, server, count):
 
 
 @virtual
-async def test_large_bodies_start_four_at_a_time_and_become_more_where_that_is_faster():
+async def test_large_bodies_start_four_at_a_time_and_grow_if_that_is_faster():
     budget = Budget()
     assert budget.bulk_limit == 4
     seconds = await bulk(budget, Server(1e6, 0.1), 1000)
@@ -265,7 +265,7 @@ async def test_large_bodies_leave_slots_to_small_ones():
 
 
 @virtual
-async def test_a_checkpoints_large_body_does_not_wait_behind_artifacts_that_wait_for_their_turn():
+async def test_a_checkpoints_large_body_overtakes_waiting_artifacts():
     """They have the slots for large bodies, and small bodies of checkpoints and artifacts are in their way."""
     budget, server, loop = Budget(max_concurrency=8), Server(1e6, 0.05), asyncio.get_running_loop()
 
@@ -379,7 +379,7 @@ async def test_bandwidth_is_exact_within_5_percent_over_10_seconds(rate, body):
 
 
 @virtual
-async def test_large_bodies_that_pay_step_by_step_keep_the_limit_and_none_stands_still():
+async def test_large_bodies_paying_in_steps_keep_the_limit_and_none_starves():
     """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and who has begun is not kept waiting."""
     budget, loop = Budget(bandwidth_limit=1e6), asyncio.get_running_loop()
     moved, gaps = [], []

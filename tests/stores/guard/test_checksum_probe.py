@@ -1,4 +1,4 @@
-"""A store that does not check what it is sent is found out at the start, and gets the best that it can do."""
+"""A store that does not verify checksums is detected at the start, and gets the best protection available."""
 
 import hashlib
 import logging
@@ -62,7 +62,7 @@ def test_the_engine_says_so_in_its_log_and_status(tmp_path, monkeypatch, caplog)
 
     with caplog.at_level(logging.WARNING, "asyncsync"):
         assert run_virtual(main()) == "etag"
-    assert "memory://b/exp does not check the CRC32C of what is sent" in caplog.text
+    assert "memory://b/exp does not check the CRC32C of uploads" in caplog.text
 
 
 @pytest.mark.server

@@ -1,4 +1,4 @@
-"""The guarded store: what is tried again, when, and what never happens twice."""
+"""The guarded store: which requests are retried and when, and which never run twice."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ async def test_somebody_elses_object_is_a_conflict():
     assert (await world.view.get("k"))[0] == b"them"
 
 
-async def test_the_same_bytes_of_somebody_else_are_a_conflict_at_the_first_attempt():
+async def test_equal_bytes_of_another_writer_conflict_at_the_first_attempt():
     world = World()
     await world.memory.put("k", b"same")
     with pytest.raises(PreconditionError):
@@ -339,7 +339,7 @@ async def gone(world, requests=FAILURES_TO_OPEN):
     return tasks
 
 
-async def test_the_writes_of_a_pass_wait_for_a_store_that_is_gone_together_and_not_one_after_the_other():
+async def test_writes_wait_for_an_unreachable_store_together_not_in_turn():
     """Each asks first whether it still may write."""
     world = World(slots=64, retry=RetryPolicy(patience=20.0))
     await asyncio.gather(*await gone(world), return_exceptions=True)
@@ -414,7 +414,7 @@ async def test_an_error_that_is_an_answer_does_not_open_the_circuit():
     assert world.guarded.healthy
 
 
-async def test_who_rests_before_a_new_try_goes_on_soon_after_the_store_is_back_and_not_all_at_once():
+async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     world, ended = World(slots=64), list[float]()
     tasks = await gone(world, 50)
     breaker = world.guarded.core.breaker
@@ -525,7 +525,7 @@ async def test_closing_closes_the_store_inside():
     assert memory.closed
 
 
-async def test_a_copy_that_is_not_answered_in_time_is_slow_and_the_store_not_gone():
+async def test_a_copy_past_its_deadline_is_slow_and_the_store_reachable():
     world = World(request_timeout=20.0)
     await world.memory.put("k", b"x")
     world.faults.hang(operation="copy", times=None)

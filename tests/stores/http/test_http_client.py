@@ -1,4 +1,4 @@
-"""The HTTP/1.1 client of the data plane against a server that answers by the byte."""
+"""The HTTP/1.1 client of the data plane against a server that controls every byte."""
 
 import asyncio
 import errno
@@ -11,10 +11,12 @@ from http_wire import MIB, REQUEST, Wire, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http.client import Http1
-from asyncsync.stores.http.connection import COLLECTED, INBOX, Connection
+from asyncsync.stores.http.byte_stream import INPUT_BUFFER_SIZE
+from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
+from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import BrokenError, parse_head
+from asyncsync.stores.http.response import parse_head
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -45,7 +47,7 @@ async def fetched(http, size):
         (answer(status="100 Continue") + answer(b"hi", Content_Length=2), b"hi"),
     ],
 )
-async def test_an_answer_is_understood_however_it_is_cut_and_its_connection_serves_again(wire, raw, content, step):
+async def test_a_response_cut_anywhere_is_parsed_and_its_connection_reused(wire, raw, content, step):
     pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
     async with wire.serving(pieces, pieces) as (http, made):
         for _ in range(2):
@@ -80,7 +82,9 @@ async def test_an_answer_to_head_has_no_body_whatever_it_says(wire):
         assert len(made) == 1
 
 
-@pytest.mark.parametrize("size", [1, INBOX - 60, INBOX, INBOX + 1, MIB, MIB + 1, 3 * MIB + 5])
+@pytest.mark.parametrize(
+    "size", [1, INPUT_BUFFER_SIZE - 60, INPUT_BUFFER_SIZE, INPUT_BUFFER_SIZE + 1, MIB, MIB + 1, 3 * MIB + 5]
+)
 async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(wire, size):
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
@@ -106,7 +110,7 @@ async def test_an_error_in_place_of_a_download_is_collected(wire):
 
 async def test_a_long_error_document_is_kept_to_its_limit(wire):
     async with wire.serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
-        assert len((await http.send(REQUEST, None)).content) == COLLECTED
+        assert len((await http.send(REQUEST, None)).content) == MAX_COLLECTED_BODY
 
 
 @pytest.mark.parametrize(
@@ -125,12 +129,12 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         answer(b"1_0\r\nhello\r\n", Transfer_Encoding="chunked"),
         answer(b"f" * 5000 + b"\r\n", Transfer_Encoding="chunked"),
         answer(b"zz\r\n", Transfer_Encoding="chunked"),
-        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INPUT_BUFFER_SIZE,
     ],
 )
 async def test_what_is_not_http_is_a_broken_exchange(wire, raw):
     async with wire.serving([raw]) as (http, _):
-        with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
+        with pytest.raises(BrokenError, match=r"not an HTTP|not a Content-Length|not a chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
         assert http.busy == 0
 
@@ -199,7 +203,7 @@ async def test_a_file_that_the_kernel_cannot_send_is_read_and_written(wire, monk
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "403 Forbidden", "503 Slow Down"])
-async def test_a_refusal_in_the_middle_of_a_file_ends_the_sending_and_is_what_it_says(wire, tmp_path, status):
+async def test_a_refusal_midway_stops_the_body_and_is_the_result(wire, tmp_path, status):
     got, sent = await body_of(wire, tmp_path, 40 * MIB, cut=True, status=status)
     assert 0 < len(got) < len(sent)
 
@@ -260,7 +264,7 @@ async def test_a_success_before_what_follows_the_body_is_a_broken_exchange(wire,
             await http.send(REQUEST, bytes(4 * MIB), suffix=b"tail")
 
 
-async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request(wire, monkeypatch):
+async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, monkeypatch):
     """It comes between the look at the idle connection and the request."""
     async with wire.serving([OK], [OK]) as (http, made):
         await http.send(REQUEST, None)
@@ -268,7 +272,7 @@ async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next
         made[0].write(OK)
         await made[0].drain()
         await asyncio.sleep(0.01)  # it travels to us
-        with pytest.raises(BrokenError, match="nobody had asked for"):
+        with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 
 
@@ -358,7 +362,7 @@ async def test_a_client_that_was_closed_sends_nothing_more(wire):
 
 
 async def test_nobody_there_is_a_broken_exchange():
-    http = Http1(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+    http = HttpClient(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
     with pytest.raises(BrokenError, match="no connection"):
         await http.send(REQUEST, None)
     await http.close()
@@ -409,5 +413,5 @@ async def test_another_size_than_was_expected_is_a_break(wire):
 
 async def test_a_body_that_must_be_fetched_tells_its_length(wire):
     async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
-        with pytest.raises(BrokenError, match="does not say how long"):
+        with pytest.raises(BrokenError, match="does not give its length"):
             await fetched(http, None)

@@ -1,4 +1,4 @@
-"""What TLS adds to the HTTP/1.1 client of the data plane; the rest is in test_http1, which runs with it too."""
+"""TLS in the HTTP/1.1 client of the data plane. test_http_client runs with TLS too."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ import pytest
 from http_wire import MIB, REQUEST, Wire, answer
 
 from asyncsync.disk.files import FileRange
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 
 @pytest.fixture

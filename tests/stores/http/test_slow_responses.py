@@ -1,13 +1,16 @@
-"""A response that comes byte by byte ends: its head has a deadline, its body a least rate, and what may be
-repeated in it a number."""
+"""A response that arrives byte by byte ends: its head has a deadline, its body a least rate, repeated parts a limit.
+
+Client and server share the loop, and bytes between them are there at once: so the drips pass in virtual time.
+"""
 
 import asyncio
 
 import pytest
 from http_wire import REQUEST, Wire, asked
 
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
+pytestmark = pytest.mark.virtual_time
 STALL = 0.2
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"

@@ -1,7 +1,7 @@
-"""The stores that pass the one suite. Each module here brings a family of them; nothing else names them.
+"""The stores that pass the conformance suite. Each module here defines a family of them; no other place names them.
 
 A module has ``KINDS``, which opens a store of each kind for one test, and ``DIFFERENCES``, which names where a server
-is known to differ from what it stands for. A further store is one more module, and one fixture for its server.
+differs from the service that it stands for. A further store is one more module, and one fixture for its server.
 """
 
 from __future__ import annotations

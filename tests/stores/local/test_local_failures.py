@@ -1,4 +1,4 @@
-"""Whatever system call of a write fails, at its first or a later use: the store of files leaves no temporary file."""
+"""Whatever system call of a write fails, and however often: the local store leaves no temporary file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where credentials come from may be away for a moment; that there are none is final."""
+"""A credential source may fail for a moment; missing credentials are a final error."""
 
 import asyncio
 import json
@@ -44,10 +44,15 @@ async def opened(**options):
 
 def keys(seconds):
     until = datetime.now(UTC) + timedelta(seconds=seconds)
-    return json.dumps({
-        "Version": 1, "AccessKeyId": "K", "SecretAccessKey": "s", "SessionToken": "t",
-        "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "Version": 1,
+            "AccessKeyId": "K",
+            "SecretAccessKey": "s",
+            "SessionToken": "t",
+            "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+    )
 
 
 @pytest.mark.parametrize("flaw", [None, "this is not JSON", '{"Version": 1}', "[]"])
@@ -68,7 +73,7 @@ async def test_a_source_of_credentials_that_fails_is_transient(home, first, flaw
             await store.put("k", b"data")
 
 
-async def test_no_credentials_at_all_are_final_and_the_error_says_where_they_were_looked_for(home):
+async def test_missing_credentials_are_final_and_the_error_lists_the_sources(home):
     with pytest.raises(AccessDeniedError, match=r"Looked at.*AWS_ACCESS_KEY_ID.*credentials") as caught:
         async with opened() as store:
             await store.put("k", b"data")

@@ -1,4 +1,4 @@
-"""What a store does not know is left out, once it is known which part of the request that is; and nothing else is."""
+"""A feature that a store does not support is omitted once it is identified; everything else stays."""
 
 import logging
 
@@ -9,7 +9,7 @@ from test_s3_results import result
 
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError, UnsupportedError
 from asyncsync.stores.base import MISSING, Part, Upload
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 CRC = google_crc32c.value(b"data")
 UPLOAD = Upload("k", "u")
@@ -73,7 +73,7 @@ CALLS = {
     ids=["501", "400", "501 without a document", "501 that names nothing", "400 in other words"],
 )
 @pytest.mark.parametrize("call", sorted(CALLS.keys() - {"complete"}))
-async def test_a_checksum_that_the_store_does_not_know_is_left_out_from_then_on_and_told_once(call, refusal, caplog):
+async def test_an_unsupported_checksum_is_omitted_and_logged_once(call, refusal, caplog):
     bare = reply("400 Bad Request") if b"400" in refusal else reply("501 Not Implemented")
     async with scripted(refusing("x-amz-checksum", bare if call == "head" else refusal)) as (store, script):
         with caplog.at_level(logging.WARNING, "asyncsync"):
@@ -149,14 +149,15 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
 async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, monkeypatch):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     seen = refusing("x-amz-", *[reply("501 Not Implemented")])
 
     def answer(request):
         request.headers = {
-            name: value for name, value in request.headers.items()
+            name: value
+            for name, value in request.headers.items()
             if name not in ("x-amz-date", "x-amz-content-sha256", "x-amz-copy-source", "x-amz-copy-source-if-match")
-        }  # fmt: skip
+        }
         bad = [name for name in request.headers if name.startswith(("x-amz-checksum", "x-amz-sdk-ch", "x-amz-mp"))]
         return seen(request) if bad or "x-amz-trailer" in request.headers else by_kind(request)
 
@@ -171,7 +172,7 @@ async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, mo
         await store.delete(["a", "b"])
 
 
-async def test_a_condition_that_the_store_does_not_know_is_an_error_that_names_the_option():
+async def test_an_unsupported_condition_is_an_error_that_names_the_option():
     async with scripted(refusing("if-none-match", reply("501 Not Implemented"))) as (store, _):
         with pytest.raises(StoreError, match="conditional_writes=False") as caught:
             await store.put("k", b"data", if_version=MISSING)
@@ -204,7 +205,7 @@ async def test_objects_are_deleted_singly_where_the_store_cannot_delete_many(ref
     assert [r.message.count("multi_delete=False") for r in caplog.records if r.name == "asyncsync"] == [1]
 
 
-async def test_a_batch_that_the_store_cannot_read_is_deleted_singly_and_the_next_one_together():
+async def test_an_unreadable_batch_is_deleted_singly_the_next_as_a_batch():
     said = [fault("400 Bad Request", "MalformedXML"), reply(body=result("delete many"))]
     async with scripted(lambda r: said.pop(0) if r.method == "POST" else normal(r)) as (store, script):
         await store.delete(["a", "b"])

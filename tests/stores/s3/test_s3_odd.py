@@ -1,5 +1,6 @@
-"""Responses of S3 stores that leave something out, or say something else than they were asked: they are read where
-every byte can be checked, and else an error of ours, never half of the truth."""
+"""Unusual responses of S3 stores, with missing or unexpected fields: they are accepted where every byte can be checked;
+otherwise they are an error of ours.
+"""
 
 import re
 
@@ -8,7 +9,7 @@ from s3_script import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
-from asyncsync.stores.s3.listing import Place
+from asyncsync.stores.s3.listing import ListingPosition
 
 DATA = b"0123456789"
 
@@ -67,7 +68,7 @@ async def test_what_was_asked_for_is_read_however_it_comes(response, bounds, dat
         reply("206 Partial", DATA[2:5], Content_Range="bytes 2-\xb2/10"),
     ],
 )
-async def test_another_range_than_the_one_asked_for_is_refused_before_a_byte_of_it_is_taken(response):
+async def test_another_range_than_requested_is_refused_before_its_first_byte(response):
     taken = []
     async with scripted([response]) as (store, _):
         with pytest.raises(StoreError) as caught:
@@ -78,7 +79,7 @@ async def test_another_range_than_the_one_asked_for_is_refused_before_a_byte_of_
 
 async def test_more_bytes_than_were_asked_for_are_not_taken():
     async with scripted([chunked(DATA)]) as (store, _):
-        with pytest.raises(StoreError, match="more than the 9 bytes"):
+        with pytest.raises(StoreError, match="more than the 9 requested bytes"):
             await got(store, start=0, length=9)
 
 
@@ -159,7 +160,7 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
         return page(["a"], f"t{count % circle}")
 
     async with scripted(say) as (store, script):
-        with pytest.raises(StoreError, match="circle"):
+        with pytest.raises(StoreError, match="the pages repeat"):
             await listed(store)
     assert len(script.requests) < 4 * circle + 4
 
@@ -167,15 +168,15 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
 async def test_a_page_that_says_more_and_not_where_is_an_error():
     for token in (None, "", " "):
         async with scripted([page(["a"], token)]) as (store, _):
-            with pytest.raises(StoreError, match="not where"):
+            with pytest.raises(StoreError, match="no token of the next one"):
                 await listed(store)
 
 
 def test_pages_that_name_nothing_end():
-    place = Place()
-    with pytest.raises(StoreError, match="name nothing"):
+    place = ListingPosition()
+    with pytest.raises(StoreError, match="in a row are empty"):
         for number in range(5000):
-            place = Place.parse(place.further("list", str(number), empty=True).text())
+            place = ListingPosition.parse(place.further("list", str(number), empty=True).text())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A success counts only with the result that S3 documents: whatever else comes with a 2xx is a failed request."""
+"""A success counts only with the result that S3 documents: any other 2xx response is a failed request."""
 
 import re
 
@@ -7,7 +7,7 @@ from s3_script import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.base import Part, Upload
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 UPLOAD = Upload("k", "u")
 PARTS = [Part(1, 0, 4, "e")]
@@ -50,7 +50,7 @@ def plane(request, monkeypatch):
     """Both ways to a bucket."""
     if request.param == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     return request.param
 
 
@@ -105,7 +105,7 @@ async def test_a_200_whose_document_was_cut_is_a_transient_failure(plane, call):
 
 
 @pytest.mark.parametrize("call", NEEDED)
-async def test_a_200_whose_document_does_not_tell_what_it_made_is_a_transient_failure(plane, call):
+async def test_a_200_without_its_documented_result_is_a_transient_failure(plane, call):
     elsewhere = f"<Other>{RESULTS[call][1]}</Other>"
     hidden = f"<!-- {RESULTS[call][1]} -->"
     for inner in ("", "<ETag/><UploadId/>", "<ETag> </ETag><UploadId> </UploadId>", elsewhere, hidden):
@@ -121,7 +121,7 @@ async def test_another_2xx_than_200_is_a_transient_failure(plane, call, status):
 
 
 @pytest.mark.parametrize("call", HEADER)
-async def test_a_200_to_a_body_that_names_no_etag_is_a_transient_failure_with_a_hint(plane, call):
+async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(plane, call):
     for raw in (reply(), reply(ETag=""), reply(ETag='""'), chunked(b""), reply(body=FOREIGN["a page"])):
         error = await failure(call, raw)
         assert type(error) is UnavailableError

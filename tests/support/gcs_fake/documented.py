@@ -1,4 +1,4 @@
-"""What the documentation of the JSON API says, as a table: one row a rule, with the page that it comes from."""
+"""The documentation of the JSON API as a table: one row a rule, with the page that states it."""
 
 from __future__ import annotations
 

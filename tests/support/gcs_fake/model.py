@@ -15,9 +15,16 @@ import google_crc32c
 from gcs_fake.replies import ApiError
 
 WRITABLE = (
-    "cacheControl", "contentDisposition", "contentEncoding", "contentLanguage", "contentType", "metadata",
-    "storageClass", "kmsKeyName", "customTime",
-)  # fmt: skip
+    "cacheControl",
+    "contentDisposition",
+    "contentEncoding",
+    "contentLanguage",
+    "contentType",
+    "metadata",
+    "storageClass",
+    "kmsKeyName",
+    "customTime",
+)
 CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE")
 
 
@@ -48,12 +55,20 @@ class StoredObject:
     def resource(self, bucket: str) -> dict[str, Any]:
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.created)) + ".000Z"
         resource = {
-            "kind": "storage#object", "id": f"{bucket}/{self.name}/{self.generation}", "name": self.name,
-            "bucket": bucket, "generation": str(self.generation), "metageneration": str(self.metageneration),
-            "storageClass": self.storage_class, "size": str(len(self.data)), "crc32c": crc32c_text(self.data),
-            "etag": base64.b64encode(f"{self.generation}".encode()).decode(), "timeCreated": when, "updated": when,
+            "kind": "storage#object",
+            "id": f"{bucket}/{self.name}/{self.generation}",
+            "name": self.name,
+            "bucket": bucket,
+            "generation": str(self.generation),
+            "metageneration": str(self.metageneration),
+            "storageClass": self.storage_class,
+            "size": str(len(self.data)),
+            "crc32c": crc32c_text(self.data),
+            "etag": base64.b64encode(f"{self.generation}".encode()).decode(),
+            "timeCreated": when,
+            "updated": when,
             **self.properties,
-        }  # fmt: skip
+        }
         if self.components:
             resource["componentCount"] = self.components
         else:

@@ -144,9 +144,15 @@ class Rewrites:
         self._open: dict[str, tuple[tuple[str, ...], int]] = {}
 
     def run(
-        self, source: Bucket, name: str, target: Bucket, new: str, query: Mapping[str, str],
-        headers: Mapping[str, str], body: bytes,
-    ) -> Reply:  # fmt: skip
+        self,
+        source: Bucket,
+        name: str,
+        target: Bucket,
+        new: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes,
+    ) -> Reply:
         wanted = {"generation": query["sourceGeneration"]} if "sourceGeneration" in query else {}
         found = source.get(name, {**query, **wanted}, prefix="ifSource")
         check_preconditions(target.objects.get(new), query)
@@ -154,9 +160,11 @@ class Rewrites:
         done = self._done(query.get("rewriteToken"), same) + self.step
         size = len(found.data)
         answer: dict[str, Any] = {
-            "kind": "storage#rewriteResponse", "totalBytesRewritten": str(min(done, size)), "objectSize": str(size),
+            "kind": "storage#rewriteResponse",
+            "totalBytesRewritten": str(min(done, size)),
+            "objectSize": str(size),
             "done": done >= size,
-        }  # fmt: skip
+        }
         if done < size:
             answer["rewriteToken"] = secrets.token_urlsafe(12)
             self._open[answer["rewriteToken"]] = (same, done)

@@ -1,4 +1,4 @@
-"""What the service answers: JSON, plain text or nothing, and errors in Google's form."""
+"""Responses of the service: JSON, plain text or nothing, and errors in Google's form."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 REASONS = {
-    400: "invalid", 401: "authError", 403: "forbidden", 404: "notFound", 409: "conflict", 410: "gone",
-    411: "required", 412: "conditionNotMet", 416: "requestedRangeNotSatisfiable", 429: "rateLimitExceeded",
+    400: "invalid",
+    401: "authError",
+    403: "forbidden",
+    404: "notFound",
+    409: "conflict",
+    410: "gone",
+    411: "required",
+    412: "conditionNotMet",
+    416: "requestedRangeNotSatisfiable",
+    429: "rateLimitExceeded",
     503: "backendError",
-}  # fmt: skip
+}
 
 
 @dataclass

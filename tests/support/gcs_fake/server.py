@@ -23,14 +23,29 @@ IF_SOURCE = {name.replace("if", "ifSource", 1) for name in IF}
 INSERT = {"uploadType", "name", "predefinedAcl", "kmsKeyName", "contentEncoding", "projection", "upload_id"} | IF
 GET = {"generation", "projection"} | IF
 LIST = {
-    "prefix", "delimiter", "pageToken", "maxResults", "projection", "versions", "startOffset", "endOffset",
+    "prefix",
+    "delimiter",
+    "pageToken",
+    "maxResults",
+    "projection",
+    "versions",
+    "startOffset",
+    "endOffset",
     "includeTrailingDelimiter",
-}  # fmt: skip
+}
 COMPOSE = {"destinationPredefinedAcl", "kmsKeyName", "ifGenerationMatch", "ifMetagenerationMatch"}
-REWRITE = {
-    "destinationPredefinedAcl", "destinationKmsKeyName", "maxBytesRewrittenPerCall", "rewriteToken",
-    "sourceGeneration", "projection",
-} | IF | IF_SOURCE  # fmt: skip
+REWRITE = (
+    {
+        "destinationPredefinedAcl",
+        "destinationKmsKeyName",
+        "maxBytesRewrittenPerCall",
+        "rewriteToken",
+        "sourceGeneration",
+        "projection",
+    }
+    | IF
+    | IF_SOURCE
+)
 
 
 @dataclass
@@ -73,9 +88,13 @@ class GcsFake:
     """
 
     def __init__(
-        self, *buckets: str, tokens: set[str] | None = None, tls: ssl.SSLContext | None = None, base: str = "",
+        self,
+        *buckets: str,
+        tokens: set[str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        base: str = "",
         hidden: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._tls, self._base, self._hidden = tls, base, hidden
         self.buckets = {name: Bucket(name) for name in buckets}
         self.sessions = uploading.Sessions()

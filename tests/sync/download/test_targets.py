@@ -1,4 +1,4 @@
-"""Targets of a download that take no modes or times, and such as somebody changes meanwhile."""
+"""Download targets without modes or times, and targets that change meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from stored import files_of
 
 from asyncsync import SyncFailedError, TransferConfig, pull, push
 from asyncsync.disk.descent import Beneath
@@ -23,14 +24,9 @@ def _empty() -> None:
     reset_memory()
 
 
-def files_of(root: Path) -> dict[str, bytes]:
-    """What a directory holds, by relative path."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("call", ["fchmod", "utime"])
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-def test_a_target_that_takes_no_modes_or_times_gets_the_files_and_one_warning(
+def test_a_target_without_modes_or_times_gets_the_files_and_one_warning(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     for name in ("a", "b", "d/c"):

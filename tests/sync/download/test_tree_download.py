@@ -1,4 +1,4 @@
-"""Getting a tree back: whole, checked, inside the target, or not at all."""
+"""Downloading a tree: complete, checked and inside the target, or not at all."""
 
 import asyncio
 import errno
@@ -89,7 +89,7 @@ async def test_a_copied_tree_with_other_versions_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["../out", "/etc/x", "a/../../x", "a//b", "./a", "a\0b", "", ".asyncsync/journal"])
-async def test_paths_that_leave_the_target_are_refused_before_anything_is_written(tmp_path, path):
+async def test_paths_outside_the_target_are_refused_before_any_write(tmp_path, path):
     store = MemoryStore()
     manifest = await put_tree(store, "t/", {"good": b"good"})
     manifest.files[path] = entry_of(path, b"evil")
@@ -117,7 +117,7 @@ async def test_a_link_that_leads_outside_is_refused_before_anything_is_written(t
     assert [path.name for path in target.iterdir()] == ["deep"]
 
 
-async def test_a_link_in_place_of_a_file_is_replaced_and_what_it_points_to_is_not_touched(tmp_path):
+async def test_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     (tmp_path / "precious").write_bytes(b"precious")
     target = tmp_path / "out"
     target.mkdir()
@@ -130,7 +130,7 @@ async def test_a_link_in_place_of_a_file_is_replaced_and_what_it_points_to_is_no
 
 @pytest.mark.parametrize("name", ["a.bin", "big.bin"])
 @pytest.mark.parametrize("part_size", [0, MIB])
-async def test_a_damaged_object_is_an_error_that_names_it_and_nothing_is_put_in_place(tmp_path, name, part_size):
+async def test_a_damaged_object_is_an_error_that_names_it_and_nothing_lands(tmp_path, name, part_size):
     store = MemoryStore("lab")
     manifest = await put_tree(store, "t/", FILES, part_size=part_size)
     data = bytearray(FILES[name])
@@ -178,7 +178,7 @@ async def test_missing_objects_are_all_named(tmp_path):
     store = MemoryStore()
     manifest = await put_tree(store, "t/", FILES)
     await store.delete(["t/a.bin", "t/empty"])
-    with pytest.raises(CheckpointIncompleteError, match=r"2 file\(s\) that are not there: a.bin, empty"):
+    with pytest.raises(CheckpointIncompleteError, match=r"2 file\(s\) that are missing: a.bin, empty"):
         await get(store, manifest, tmp_path, concurrency=1)
 
 
@@ -238,7 +238,8 @@ async def cancelled(memory, manifest, target, at, **options):
         await task
 
 
-async def test_a_cancel_at_any_request_leaves_whole_files_and_the_next_download_no_temporary_ones(tmp_path):
+async def test_a_download_cancelled_at_any_request_leaves_only_complete_files(tmp_path):
+    """The next download leaves no temporary files."""
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
     memory.log.clear()

@@ -1,4 +1,4 @@
-"""Who may write a record: whoever wrote the version that the store has."""
+"""Only the writer of the stored version may replace a record."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Records: documents of tomorrow and damaged ones, as every reader meets them."""
+"""Records of newer formats and damaged ones, in every reader."""
 
 import dataclasses
 import json
@@ -31,6 +31,7 @@ RECORDS = (
     FailureRecord(3, 1, "disk full"),
 )
 URI = "memory://lab/exp"
+pytestmark = pytest.mark.virtual_time  # a successor waits until the lease of a process of unknown fate has ended
 
 
 def raw_of(record: Record) -> dict[str, object]:
@@ -86,15 +87,18 @@ def test_a_newer_format_is_refused_with_both_versions(kind, record):
 
 @both
 def test_a_record_that_lacks_a_field_is_refused_by_name_or_has_the_default(kind, record):
-    defaults = {item.name for item in dataclasses.fields(kind) if item.default is not dataclasses.MISSING
-                or item.default_factory is not dataclasses.MISSING}  # fmt: skip
+    defaults = {
+        item.name
+        for item in dataclasses.fields(kind)
+        if item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+    }
     for name in raw_of(record).keys() - {"by"}:
         raw = raw_of(record)
         del raw[name]
         if name in defaults:
             parse(kind, raw)
         else:
-            with pytest.raises(DocumentError, match=f"not a .* record: there is no '{name}'"):
+            with pytest.raises(DocumentError, match=f"not a .* record: '{name}' is missing"):
                 parse(kind, raw)
 
 
@@ -103,7 +107,7 @@ WRONG = (None, True, -1, 1.5, "", "x", "a/b", "..", [], {}, [1], {"a": 1}, {"../
 
 @both
 @pytest.mark.parametrize("value", WRONG, ids=ascii)
-def test_a_field_of_another_type_is_refused_or_is_one_that_could_have_been_written(kind, record, value):
+def test_a_field_of_another_type_is_refused_or_could_have_been_written(kind, record, value):
     for name in raw_of(record).keys() - {"by"}:
         raw = {**raw_of(record), name: value}
         try:
@@ -116,12 +120,25 @@ def test_a_field_of_another_type_is_refused_or_is_one_that_could_have_been_writt
 
 @pytest.mark.parametrize(
     "checkpoints",
-    [None, {}, [1], [None], [[]], [{"name": "checkpoint_000000"}], [{"number": 1}], [{"name": 1, "number": 1}],
-     [{"name": "a", "number": True}], [{"name": "a", "number": 1, "time": float("nan")}],
-     [{"name": "a", "number": 1, "metrics": []}], [{"name": "../a", "number": 1}], [{"name": "a\0", "number": 1}],
-     [{"name": ".asyncsync", "number": 1}], [{"name": "a", "number": 1}, {"name": "a", "number": 2}]],
+    [
+        None,
+        {},
+        [1],
+        [None],
+        [[]],
+        [{"name": "checkpoint_000000"}],
+        [{"number": 1}],
+        [{"name": 1, "number": 1}],
+        [{"name": "a", "number": True}],
+        [{"name": "a", "number": 1, "time": float("nan")}],
+        [{"name": "a", "number": 1, "metrics": []}],
+        [{"name": "../a", "number": 1}],
+        [{"name": "a\0", "number": 1}],
+        [{"name": ".asyncsync", "number": 1}],
+        [{"name": "a", "number": 1}, {"name": "a", "number": 2}],
+    ],
     ids=ascii,
-)  # fmt: skip
+)
 def test_checkpoints_that_cannot_be_are_refused(checkpoints):
     with pytest.raises(DocumentError, match="not a trial record"):
         parse(TrialRecord, {**raw_of(RECORDS[0]), "checkpoints": checkpoints})
@@ -129,10 +146,22 @@ def test_checkpoints_that_cannot_be_are_refused(checkpoints):
 
 @both
 @pytest.mark.parametrize(
-    "damage", [b"", b"\0" * 300, b"\xff\xfe", b"null", b"[]", b'"x"', b"1", b"[" * 100_000, b'{"a":' * 100_000,
-               b'{"format":1,"later":' + b"[" * 500 + b"]" * 500 + b"}", b'{"format":' + b"9" * 10_000 + b"}"],
+    "damage",
+    [
+        b"",
+        b"\0" * 300,
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"1",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"format":1,"later":' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"format":' + b"9" * 10_000 + b"}",
+    ],
     ids=lambda data: repr(data[:12]),
-)  # fmt: skip
+)
 def test_what_is_no_record_is_refused_in_words(kind, record, damage):
     with pytest.raises(DocumentError, match=f"not a {kind.KIND} record"):
         kind.from_bytes(damage)
@@ -227,7 +256,7 @@ async def test_a_damaged_record_of_a_trial_costs_that_trial_only(store, tmp_path
 
 
 @ways
-async def test_a_damaged_record_of_the_experiment_is_named_on_resume_and_stays_as_it_is(store, tmp_path, damage):
+async def test_resume_names_a_damaged_experiment_record_and_leaves_it_alone(store, tmp_path, damage):
     key = ".asyncsync/experiment.json"
     await spoil(store, key, damage)
     before = store.contents[key]
@@ -240,7 +269,7 @@ async def test_a_damaged_record_of_the_experiment_is_named_on_resume_and_stays_a
     await pull(URI, tmp_path / "copy")
 
 
-async def test_nothing_but_a_damaged_record_of_an_experiment_is_that_error_and_not_nothing(tmp_path):
+async def test_an_experiment_with_only_a_damaged_record_raises_that_error(tmp_path):
     reset_memory()
     await MemoryStore("lab", "exp").put(".asyncsync/experiment.json", b"{")
     with pytest.raises(DamagedError, match=r"exp/.asyncsync/experiment.json is damaged"):
@@ -248,7 +277,8 @@ async def test_nothing_but_a_damaged_record_of_an_experiment_is_that_error_and_n
 
 
 @ways
-async def test_a_checkpoint_whose_manifest_is_damaged_is_not_adopted_and_keeps_its_number(store, tmp_path, damage):
+async def test_a_checkpoint_with_a_damaged_manifest_is_not_adopted(store, tmp_path, damage):
+    """It keeps its number."""
     await put_tree(store, "a/checkpoint_000001/", {"model": b"x"})
     key = "a/checkpoint_000001/.asyncsync/manifest.json"
     await spoil(store, key, damage)
@@ -314,7 +344,8 @@ async def test_what_a_later_asyncsync_wrote_is_there_after_this_one_went_on(stor
 
 
 @pytest.mark.parametrize("levels", [380, 395, 950, 5000])
-async def test_metrics_that_a_record_could_not_be_read_with_are_refused_and_cost_nothing(store, tmp_path, levels):
+async def test_metrics_that_would_make_a_record_unreadable_are_refused(store, tmp_path, levels):
+    """They cost nothing else."""
     deep = 1
     for _ in range(levels):
         deep = [deep]

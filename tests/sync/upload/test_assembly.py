@@ -1,4 +1,4 @@
-"""Only what changed travels; what the store has already it copies itself."""
+"""Only changed bytes are sent; the store copies the others itself."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from asyncsync.errors import NotFoundError
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 from asyncsync.sync.upload.large_file import LargeFile
 from asyncsync.sync.upload.open_uploads import OpenUploads
 from asyncsync.testing import Faults, MemoryStore, run_virtual
@@ -153,7 +153,7 @@ def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, op
     assert (report.bytes_sent, report.bytes_copied) == (32 * MIB, 0)
 
 
-def test_a_source_that_is_lost_when_the_file_is_put_together_costs_its_bytes_too(faults, tree) -> None:
+def test_a_copy_source_lost_during_assembly_is_sent_instead(faults, tree) -> None:
     """Stores that compose look at what is copied only then."""
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
@@ -288,7 +288,7 @@ class Kept(MemoryStore):
         return ObjectInfo(upload.key, sum(part.size for part in parts), "new", crc32c)
 
 
-SAMPLED = appended.SAMPLES * appended.SAMPLE
+SAMPLED = appended.SAMPLE_COUNT * appended.SAMPLE_BYTES
 """Bytes: 16 KiB, read before and after."""
 
 
@@ -303,18 +303,32 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeyp
     full = digest(bytes(part))
     parts = [full] * (10 * GIB // part) + ([digest(bytes(tail))] if tail else [])
     known = FileEntry(
-        "train.log", old, 0, 0o644, 0, part, tuple(d.xxh3 for d in parts), tuple(d.crc32c for d in parts), "old",
-        stat.inode, digest(bytes(SAMPLED)).xxh3,
-    )  # fmt: skip
+        "train.log",
+        old,
+        0,
+        0o644,
+        0,
+        part,
+        tuple(d.xxh3 for d in parts),
+        tuple(d.crc32c for d in parts),
+        "old",
+        stat.inode,
+        digest(bytes(SAMPLED)).xxh3,
+    )
     sent, read = [], counted(monkeypatch)
 
     async def main() -> None:
-        store, sources = Kept("b", "p"), Sources("", {"train.log": known})
+        store, sources = Kept("b", "p"), TreeCopySources("", {"train.log": known})
         async with Journal.open(None) as journal:
             large = LargeFile(
-                store, "", str(tmp_path), TransferConfig(), OpenUploads(store.uri, journal),
-                lambda *counts: sent.append(counts), sources,
-            )  # fmt: skip
+                store,
+                "",
+                str(tmp_path),
+                TransferConfig(),
+                OpenUploads(store.uri, journal),
+                lambda *counts: sent.append(counts),
+                sources,
+            )
             await large.send(stat, known)
         assert sum(p.size for p in store.parts) == old + MIB
 
@@ -391,7 +405,7 @@ def test_a_log_that_was_edited_and_grew_is_not_taken_for_an_append(faults, tree,
     assert stored() == local(tree)
 
 
-def test_a_byte_in_the_middle_of_what_is_no_log_is_found_though_the_file_grew(faults, tree, monkeypatch) -> None:
+def test_a_changed_byte_inside_a_grown_file_that_is_no_log_is_found(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
     (tree / "data.bin").write_bytes(noise(42 * MIB))
     send(tree)

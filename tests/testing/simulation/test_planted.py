@@ -1,4 +1,4 @@
-"""With what keeps the promises taken out, the simulation notices: it can fail."""
+"""With a safeguard removed the simulation reports a violation: it can fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 
 import asyncsync.engine.trials.rank_commit
 import asyncsync.planning.ranks
-from asyncsync.engine.trials.state import TrialState
+from asyncsync.engine.trials.record_keeper import RecordKeeper
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.guarded import Admission, GuardedView
 from asyncsync.stores.wrapped import Operation
-from asyncsync.sync.session import GivenUp
+from asyncsync.sync.janitor import GivenUp
 from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
 
@@ -56,14 +56,14 @@ def any_debt(patch: pytest.MonkeyPatch) -> None:
 def retired_first(patch: pytest.MonkeyPatch) -> None:
     """What is retired goes before the record that retires it is stored."""
     any_debt(patch)
-    save = TrialState.save
+    save = RecordKeeper.save
 
-    async def early(trial: TrialState) -> bool:
-        if trial.leaving:
-            trial._stored(trial.named())
-        return await save(trial)
+    async def early(keeper: RecordKeeper) -> bool:
+        if keeper.retiring:
+            keeper._note_stored(keeper.recorded_names())
+        return await save(keeper)
 
-    patch.setattr(TrialState, "save", early)
+    patch.setattr(RecordKeeper, "save", early)
 
 
 def steps_not_compared(patch: pytest.MonkeyPatch) -> None:

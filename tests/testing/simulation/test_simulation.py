@@ -1,4 +1,4 @@
-"""Whole clusters in virtual time: the promises hold in every schedule, and the simulation notices when they do not."""
+"""Whole clusters in virtual time: the promises hold in every schedule, and the simulation reports a broken one."""
 
 import os
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.testing.simulation import Outcome, simulate
-from asyncsync.testing.simulation.world import TROUBLES
+from asyncsync.testing.simulation import SimulationResult, simulate
+from asyncsync.testing.simulation.plan import TROUBLES
 
 CORPUS = Path(__file__).parent / "seeds.txt"
 SEEDS = [int(line.split("#")[0]) for line in CORPUS.read_text().splitlines() if line.split("#")[0].strip()]
 
 
-def run(tmp_path: Path, seed: int, **options: object) -> Outcome:
+def run(tmp_path: Path, seed: int, **options: object) -> SimulationResult:
     return simulate(seed, root=str(tmp_path / "machines"), **options)
 
 
@@ -29,7 +29,7 @@ def test_every_promise_is_kept(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(900_000, 900_010))
-def test_every_promise_is_kept_without_conditional_writes_by_one_writer_at_a_time(tmp_path: Path, seed: int) -> None:
+def test_every_promise_holds_for_one_writer_without_conditional_writes(tmp_path: Path, seed: int) -> None:
     assert run(tmp_path, seed, conditional_writes=False, without={"ranks"}).violations == ()
 
 
@@ -44,11 +44,14 @@ def test_it_is_the_same_in_every_process() -> None:
     program = "from asyncsync.testing.simulation import simulate; print([simulate(n).digest for n in range(5)])"
     said = {
         subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
-            capture_output=True, text=True,
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert len(said) == 1
 
 

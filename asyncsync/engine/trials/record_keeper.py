@@ -1,0 +1,161 @@
+"""Private: the record of one trial, which only this process writes, and the names of checkpoints that it gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from asyncsync.aio.lazy import LazyLock, Notification
+from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
+from asyncsync.errors import ConcurrentWriterError
+from asyncsync.stores.base import MISSING, Lane
+from asyncsync.sync.records.manifests import get_record
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.writer import RecordFile
+
+NO_NAMES = frozenset[str]()
+"""Shared by all trials: an empty set per field would be a twentieth of the memory of an idle trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedNames:
+    """Names of checkpoints in one version of the record."""
+
+    names: frozenset[str]
+    """Listed as checkpoints."""
+    retiring: frozenset[str]
+    """Given up by this version, and still in memory until it is stored."""
+    given_up: tuple[str, ...]
+    """All that this version gives up."""
+
+
+NOTHING_RECORDED = RecordedNames(NO_NAMES, NO_NAMES, ())
+
+
+class RecordKeeper:
+    """Writes the record of one trial. A checkpoint's data is deleted only after the record that gives it up is stored.
+
+    ``version``: of the stored record that this one replaces. ``file``: the file of a rank other than 0, which writes a
+    record of its own instead.
+    """
+
+    __slots__ = (
+        "_being_deleted",
+        "_changed",
+        "_context",
+        "_saving",
+        "_written",
+        "file",
+        "freed_names",
+        "record",
+        "replaced_runners",
+        "retiring",
+        "stored_names",
+    )
+
+    def __init__(
+        self,
+        context: EngineContext,
+        record: TrialRecord,
+        changed: Notification,
+        version: str = MISSING,
+        *,
+        file: RecordFile | None = None,
+    ) -> None:
+        self._context, self._changed = context, changed
+        self.record = record
+        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version)
+        self.replaced_runners = NO_NAMES
+        """Runners that this process replaced. Their last write of the record may still land."""
+        self.retiring = NO_NAMES
+        """Checkpoints that the next stored record leaves out."""
+        self.stored_names = NO_NAMES
+        """Checkpoints that the stored record lists."""
+        self.freed_names = NO_NAMES
+        """Names whose data is deleted, but which the stored record still gives up. They cannot be reused until the
+        record is saved."""
+        self._saving = LazyLock()
+        self._written = NOTHING_RECORDED
+        """Names in the record that was written last or is being written."""
+        self._being_deleted = NO_NAMES
+        """Names in ``record.given_up`` whose deletion is scheduled."""
+
+    async def save(self) -> bool:
+        """Write the record if it has changed, and return whether it was written. Then drop retired checkpoints from
+        memory and schedule the deletion of those given up. Raises ConcurrentWriterError."""
+        async with self._saving:
+            store = self._context.session.view(Lane.RECORD, self.record.name, self._context.confirm)
+            saved = await self.file.save(store)
+            if self._context.role.leads:
+                self._note_stored(self._written if saved else self.recorded_names())
+        return saved
+
+    async def take(self) -> bool:
+        """Save the record for the first time.
+
+        A write of a replaced process may have landed after this process read the record. In that case its content is
+        merged into ours, and ours is saved again.
+        """
+        try:
+            return await self.save()
+        except ConcurrentWriterError:
+            if not await self._merge_late_record():
+                raise
+        return await self.save()
+
+    async def _merge_late_record(self) -> bool:
+        """Merge the stored record if a process that this one replaced wrote it. Returns whether that was so."""
+        store = self._context.session.view(Lane.RECORD, self.record.name)
+        found = await get_record(store, self.file.key, TrialRecord) if self._context.role.leads else None
+        if found is None or found[0].runner not in self.replaced_runners:
+            return False
+        late, version = found
+        await adopt_checkpoints(store, late, partial(self._context.warn, self.record.name))
+        self.record = merge_late_record(self.record, late)
+        self.file.replace(version)
+        return True
+
+    def recorded_names(self) -> RecordedNames:
+        """The names in the record as it would be written now."""
+        retiring = self.retiring
+        names = frozenset(item.name for item in self.record.checkpoints if item.name not in retiring) or NO_NAMES
+        return RecordedNames(names, retiring, (*self.record.given_up, *sorted(retiring)))
+
+    def _note_stored(self, written: RecordedNames) -> None:
+        """The record with these names is stored. Synchronous.
+
+        If a checkpoint that it lists has failed since, the checkpoints that it retired stay: the next record lists them
+        again.
+        """
+        record, self.stored_names = self.record, written.names
+        self.freed_names = self.freed_names & frozenset(written.given_up) or NO_NAMES
+        retired = written.retiring if written.names <= {item.name for item in record.checkpoints} else NO_NAMES
+        record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
+        record.given_up += [name for name in sorted(retired) if name not in record.given_up]
+        to_delete = [name for name in written.given_up if name in record.given_up and name not in self._being_deleted]
+        self._context.schedule_deletions(self.record.name, to_delete, record.nonce)
+        self._being_deleted = self._being_deleted | frozenset(to_delete) or NO_NAMES
+
+    def note_deleted(self, name: str) -> None:
+        """The store holds nothing of this checkpoint any more."""
+        self._being_deleted = self._being_deleted - {name} or NO_NAMES
+        if name in self.record.given_up:
+            self.record.given_up.remove(name)
+            self.freed_names |= {name}
+            self._changed.notify()
+
+    async def wait_deleted(self, name: str) -> None:
+        """Wait until the data that the record gives up under this name is deleted."""
+        while name in self.record.given_up:
+            await self._changed.wait()
+
+    def _encode(self, stamp: str) -> bytes:
+        """The document to store: without the retiring checkpoints, which stay in memory until it is stored."""
+        record = self.record
+        if stamp:
+            self._written = self.recorded_names()
+        if self.retiring:
+            kept = [item for item in record.checkpoints if item.name not in self.retiring]
+            record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.retiring)])
+        return record.to_bytes(stamp)

@@ -1,0 +1,104 @@
+"""The plan of one schedule: drawn from its seed, and the troubles that may strike in it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+HOURS = 3600.0
+TROUBLES = (
+    "late",
+    "storms",
+    "kill",
+    "stop",
+    "cancel",
+    "partition",
+    "rival",
+    "wipes",
+    "clock_steps",
+    "meddling",
+    "prunes",
+    "readers",
+    "timeouts",
+    "ranks",
+    "skips",
+)
+"""What ``without`` can leave out, to find which of them a failure needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulePlan:
+    """What is the same for all of one schedule."""
+
+    kind: str
+    keep: int | None
+    sync_period: float
+    sync_timeout: float
+    sync_artifacts: bool
+    commit_timeout: float
+    concurrency: int
+    think: float
+    prune_age: float
+    machines: int
+    trials: int
+    lives: int
+    ranks: int
+    readers: int
+    prunes: bool
+    storms: bool
+    wipes: bool
+    clock_steps: bool
+    conditional: bool
+    without: frozenset[str] = frozenset()
+
+    @classmethod
+    def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> SchedulePlan:
+        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one
+        writer of everything at a time then, and nothing lands late."""
+        kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
+        plan = cls(
+            kind=kind,
+            keep=dice.choice((None, 1, 1, 2, 3)),
+            sync_period=dice.choice((3.0, 30.0, 300.0)),
+            sync_timeout=dice.choice((20.0, 120.0, 1800.0)),
+            sync_artifacts=dice.random() < 0.5,
+            commit_timeout=dice.choice((20.0, 120.0)),
+            concurrency=dice.choice((2, 16)),
+            think=dice.choice((0.5, 10.0, 40.0)),
+            prune_age=dice.choice((2 * HOURS, 24 * HOURS)),
+            machines=dice.choice((1, 2, 3)),
+            trials=dice.choice((1, 1, 2)) if kind != "ranks" else 1,
+            lives=dice.choice((1, 2, 2, 3)),
+            ranks=dice.choice((2, 2, 3, 4)),
+            readers=dice.choice((0, 1, 1, 2)),
+            prunes=dice.random() < 0.2,
+            storms=dice.random() < 0.8,
+            wipes=dice.random() < 0.1,
+            clock_steps=dice.random() < 0.15,
+            conditional=conditional,
+            without=without,
+        )
+        if "readers" in without:
+            plan = replace(plan, readers=0)
+        if (not conditional and kind == "rivals") or (kind == "ranks" and "ranks" in without):
+            plan = replace(plan, kind="solo")
+        return replace(
+            plan,
+            storms=plan.storms and "storms" not in without,
+            wipes=plan.wipes and "wipes" not in without,
+            clock_steps=plan.clock_steps and "clock_steps" not in without,
+            prunes=plan.prunes and "prunes" not in without,
+        )
+
+    def has(self, trouble: str) -> bool:
+        """Whether it may happen in this schedule."""
+        return trouble not in self.without
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How schedules are run, beside the seed."""
+
+    conditional_writes: bool = True
+    trace: bool = False
+    without: frozenset[str] = frozenset()
