@@ -40,17 +40,16 @@ SAME_BASENAME = {
     "__main__": "python -m asyncsync and python -m asyncsync.testing.simulation",
     "errors": "the public errors; error responses of a service",
     "files": "files to read; objects that are files",
-    "multipart": "the life of an upload to any store; uploads of the store of files",
+    "multipart": "the life of an upload to any store; uploads of the store of files; their conformance",
     "options": "options of the command; of every store; of one store",
     "ranks": "the pure rules; the wait for the other ranks",
-    "retry": "whole operations; single requests",
+    "retry": "of whole operations; of single requests",
     "status": "the public data; how the engine fills them",
 }
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""
 WITHOUT_DOCSTRING: set[str] = set()
 SAME_CLASS_NAME = {
     "Gate",
-    "Outcome",
     "Plan",
     "Progress",
     "Seen",

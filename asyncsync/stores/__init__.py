@@ -85,8 +85,8 @@ def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = N
 
         register_scheme("ram", lambda uri, options, transfer: RamStore(uri), needs=("ramdisk",))
 
-    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing, and says how to install it:
-    by the ``extra`` of asyncsync, or by the package's own name.
+    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing. The message names the
+    command that installs it: the ``extra`` of asyncsync, or the package itself.
     """
     if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
         raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")

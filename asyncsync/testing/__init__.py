@@ -1,7 +1,7 @@
 """The public test kit: a store in memory, injected faults, an event loop in virtual time, a proxy that breaks
-connections, and the simulation of whole clusters.
+connections, and the simulation of whole clusters. For authors of stores: :mod:`asyncsync.testing.conformance`.
 
-Importing it makes ``memory://bucket/prefix`` a storage path like any other::
+Importing it registers ``memory://bucket/prefix`` as a storage path::
 
     from asyncsync.testing import MemoryStore, inject_faults, run_virtual
 
