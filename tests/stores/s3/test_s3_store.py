@@ -165,7 +165,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
     ],
 )
 @pytest.mark.parametrize("call", ["put", "copy"])
-async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, error, retryable, call):
+async def test_an_error_of_the_store_has_one_meaning_either_way(answer, error, retryable, call):
     async with scripted([answer]) as (store, script):
         with pytest.raises(error) as caught:
             await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
@@ -394,7 +394,7 @@ async def test_expired_credentials_are_asked_for_again(monkeypatch, call):
         return fault("400 Bad Request", "ExpiredToken") if keys[-1] == "old" else OK
 
     async with scripted(answer, access_key=None, secret_key=None) as (store, _):
-        await store._bucket.open_client()  # each plane has read the old ones
+        await store._bucket.open_client()  # both have read the old ones
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
         await (store.put("k", b"") if call == "put" else store.delete(["k"]))
     assert keys == ["old", "new"]
@@ -608,13 +608,13 @@ async def test_many_are_deleted_in_one_request_and_failures_are_reported():
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("plane", ["wire", "sdk"])
-async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
+@pytest.mark.parametrize("via", ["signed", "aiobotocore"])
+async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, via):
     data = bytes(range(256)) * (11 * MIB // 256) + b"end"
-    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: plane == "wire")
-    bucket = seaweedfs.create_bucket(f"ranges-{plane}")
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: via == "signed")
+    bucket = seaweedfs.create_bucket(f"ranges-{via}")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (plane == "sdk")
+        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (via == "aiobotocore")
         old = await store.put("a b", data)
         upload = await store.create_multipart("k")
         cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]
@@ -684,23 +684,23 @@ async def test_nothing_is_opened_before_the_first_use():
         await store.close()
 
 
-# Buckets that the wire does not serve
+# Buckets that signed requests do not support
 
 
 @pytest.mark.parametrize(
-    ("bucket", "served"),
+    ("bucket", "supported"),
     [
         ("plain-bucket", True),
         ("arn:aws:s3:us-east-1:123456789012:accesspoint/mine", False),
         ("mine--use1-az4--x-s3", False),
     ],
 )
-def test_which_buckets_the_wire_serves(bucket, served):
-    assert supports_bucket(bucket) is served
+def test_which_buckets_signed_requests_support(bucket, supported):
+    assert supports_bucket(bucket) is supported
 
 
 @pytest.mark.server
-async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
+async def test_requests_through_aiobotocore_do_the_same(monkeypatch, seaweedfs, tmp_path):
     monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     bucket = seaweedfs.create_bucket("fallback")
     path = tmp_path / "f"
