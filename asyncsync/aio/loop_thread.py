@@ -46,7 +46,7 @@ class LoopThread:
         """EngineClosedError if the loop does not run in this process, ConfigError on the loop's own thread."""
         if os.getpid() != self._process:
             raise EngineClosedError(
-                f"the engine runs in process {self._process}, from which this one was forked: create an engine here"
+                f"the engine runs in process {self._process}, this one was forked from it: create an engine here"
             )
         if threading.get_ident() == self._thread.ident:
             raise ConfigError("a blocking engine cannot be called on its own event loop: it would wait for itself")
