@@ -16,7 +16,7 @@ from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import LAST_ATTEMPTS
 from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
 from asyncsync.status import FlushReport
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, Breaker
+from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, Breaker
 from asyncsync.sync.scheduler import Scheduler
 
 PARALLEL_SYNCS = 64
@@ -166,7 +166,7 @@ async def sync_all(
         left = [key for key, error in failures.items() if is_transient(error) and attempt < tries]
         lasting.update({key: error for key, error in failures.items() if key not in left})
         if left:
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PROBE_PAUSE)
             await asyncio.sleep(pause)
     return {key or EXPERIMENT_FILES: error for key, error in lasting.items()}
 

@@ -10,7 +10,7 @@ from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane
-from asyncsync.stores.guard.fenced import OUTLIVED
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.tree import Tree, TreeOptions
 
 
@@ -24,7 +24,7 @@ class OwnFiles:
         self._context = context
         options = TreeOptions(rules, Lane.ARTIFACT, fence=context.confirm, doubted=True)
         self._tree = Tree(context.session, str(context.local_dir), "", options)
-        self._recheck_at = lease_time() + OUTLIVED if predecessor_may_write else None
+        self._recheck_at = lease_time() + LEASE_OUTLIVED if predecessor_may_write else None
         """When the other driver's lease is over, on the lease's clock: then the files are compared with the store."""
 
     async def sync_once(self) -> SyncReport:

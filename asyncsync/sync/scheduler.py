@@ -18,7 +18,7 @@ from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncT
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
 from asyncsync.runtime import dice
-from asyncsync.stores.guard.breaker import SPREAD
+from asyncsync.stores.guard.breaker import RETURN_SPREAD
 
 log = logging.getLogger("asyncsync")
 
@@ -199,7 +199,7 @@ class Scheduler:
         """The store is back: trees that wait out a failure are tried soon, and not all at once."""
         now = self._loop.time()
         for key in self._schedule.forgive():
-            self._schedule.hasten(key, now + dice().uniform(0, SPREAD))
+            self._schedule.hasten(key, now + dice().uniform(0, RETURN_SPREAD))
         self.inbox.nudge()
 
     def cancel_running(self) -> None:

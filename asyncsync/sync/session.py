@@ -148,7 +148,7 @@ class Session:
         when everybody else waits out a failure, too. Ends only by cancel."""
         store = self.view(Lane.RECORD, "")
         while True:
-            await self.breaker.gone.wait()
+            await self.breaker.opened.wait()
             with suppress(StoreError):  # still gone, or there is an answer: either way the breaker knows
                 await store.head(PROBE)
 

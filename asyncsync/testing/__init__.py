@@ -15,13 +15,13 @@ Importing it makes ``memory://bucket/prefix`` a storage path like any other::
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory
 from asyncsync.testing.memory import MemoryStore, Request
-from asyncsync.testing.proxy import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
+from asyncsync.testing.proxy import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 from asyncsync.testing.virtual import DeadlockError, VirtualTimeLoop, run_virtual
 
 __all__ = [
-    "Answer",
-    "BreakAnswer",
     "BreakRequest",
+    "BreakResponse",
+    "CannedResponse",
     "DeadlockError",
     "Fault",
     "FaultProxy",

@@ -70,9 +70,15 @@ class Faults:
         return sum(request.operation == operation for request in self.requests)
 
     def fail(
-        self, at: int = 1, error: BaseException | None = None, *, after: bool = False, operation: str | None = None,
-        key: str | None = None, times: int | None = 1,
-    ) -> Fault:  # fmt: skip
+        self,
+        at: int = 1,
+        error: BaseException | None = None,
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
+        times: int | None = 1,
+    ) -> Fault:
         """Raise ``error`` (default: UnavailableError) at the call."""
 
         async def act() -> None:
@@ -81,9 +87,15 @@ class Faults:
         return self._plan(Fault(at, act, after, operation, key, times))
 
     def hook(
-        self, at: int, func: Callable[[], object], *, after: bool = False, operation: str | None = None,
-        key: str | None = None, times: int | None = 1,
-    ) -> Fault:  # fmt: skip
+        self,
+        at: int,
+        func: Callable[[], object],
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
+        times: int | None = 1,
+    ) -> Fault:
         """Call ``func``, a plain function, at the call: ``task.cancel`` for one. A cancel takes effect there."""
 
         async def act() -> None:
@@ -93,9 +105,14 @@ class Faults:
         return self._plan(Fault(at, act, after, operation, key, times))
 
     def hang(
-        self, at: int = 1, *, after: bool = False, operation: str | None = None, key: str | None = None,
+        self,
+        at: int = 1,
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
         times: int | None = 1,
-    ) -> Hang:  # fmt: skip
+    ) -> Hang:
         """Stand still at the call until it is released or cancelled."""
         hang = Hang()
 

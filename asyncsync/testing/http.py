@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-CHUNK = 1 << 16
+BODY_CHUNK = 1 << 16
 """Most bytes of a body that are passed on at once."""
 _NO_BODY = frozenset({204, 304})
 
@@ -39,7 +39,7 @@ class Head:
         """What follows a request."""
         return Body(reader, self._length or 0, chunked=self._chunked)
 
-    def answer_body(self, reader: asyncio.StreamReader, method: str) -> Body:
+    def response_body(self, reader: asyncio.StreamReader, method: str) -> Body:
         """What follows the answer to a request with ``method``."""
         if method == "HEAD" or self.status in _NO_BODY:
             return Body(reader, 0, chunked=False)
@@ -84,7 +84,7 @@ class Body:
             return await self._frame(), 0
         if self._left == 0:
             return b"", 0
-        data = await self._reader.read(CHUNK if self._left is None else min(CHUNK, self._left))
+        data = await self._reader.read(BODY_CHUNK if self._left is None else min(BODY_CHUNK, self._left))
         if self._left is not None:
             if not data:
                 raise asyncio.IncompleteReadError(b"", self._left)

@@ -24,7 +24,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 
-PAGE = 1000
+KEYS_PER_REQUEST = 1000
 
 
 class Request(NamedTuple):
@@ -95,7 +95,7 @@ class MemoryStore(Store):
         prefix: str = "",
         *,
         min_part_size: int = 5 << 20,
-        page_size: int = PAGE,
+        page_size: int = KEYS_PER_REQUEST,
         latency: float = 0.0,
     ) -> None:
         prefix = prefix.strip("/")
@@ -172,16 +172,21 @@ class MemoryStore(Store):
         return Page(tuple(objects), tuple(prefixes))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        if len(keys) > PAGE:
-            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {PAGE} are allowed")
+        if len(keys) > KEYS_PER_REQUEST:
+            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {KEYS_PER_REQUEST} are allowed")
         await self._begin("delete", *keys, lease=lease_of(keys))
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
+    ) -> ObjectInfo:
         self.check_copy_condition(key, if_version)
         await self._begin("copy", key, lease=lease_of(key))
         found = self._source(source, if_source_version)
@@ -202,9 +207,16 @@ class MemoryStore(Store):
         return self._keep_part(upload, number, offset, data)
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
+    ) -> Part:
         await self._begin("copy_part", upload.key)
         data = self._source(source, if_source_version).data
         if start < 0 or length < 1 or start + length > len(data):

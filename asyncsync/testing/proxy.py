@@ -4,8 +4,8 @@ Bytes pass as they are, the Host header too, so that signatures stay valid. Rule
 
     async with FaultProxy("127.0.0.1", 8333) as proxy:      # proxy.url is the endpoint to use
         proxy.on(r"^PUT .*/model.bin", BreakRequest(after=1 << 20))          # the first such request
-        proxy.on(r"^GET ", Flip("answer", at=100), skip=2)                   # the third
-        proxy.on(r".", Answer(503), times=None, share=0.05)                  # one in twenty, seeded
+        proxy.on(r"^GET ", Flip("response", at=100), skip=2)                   # the third
+        proxy.on(r".", CannedResponse(503), times=None, share=0.05)                  # one in twenty, seeded
         ...
         proxy.log                                                            # what was asked, and what met it
 """
@@ -24,11 +24,11 @@ from typing import Literal
 
 from asyncsync.testing.http import Body, Head, read_head
 
-Side = Literal["request", "answer"]
+Side = Literal["request", "response"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class CannedResponse:
     """The proxy answers itself and the server hears nothing. ``early``: at once and closing the connection, without
     reading the body of the request. ``code`` is what an S3 error document says."""
 
@@ -56,7 +56,7 @@ class BreakRequest:
 
 
 @dataclass(frozen=True)
-class BreakAnswer:
+class BreakResponse:
     """The connection ends after so many bytes of the answer's body. None: the server has taken the request and not a
     byte of its answer arrives."""
 
@@ -69,7 +69,7 @@ class Stall:
     """Nothing moves for ``seconds`` (None: ever again) after so many bytes of the body of one side, as a router does
     that forgot the connection. ``after=0``: before the request is passed on, or before the answer is."""
 
-    side: Side = "answer"
+    side: Side = "response"
     after: int = 0
     seconds: float | None = None
 
@@ -83,7 +83,7 @@ class Flip:
     bit: int = 0
 
 
-Fault = Answer | BreakRequest | BreakAnswer | Stall | Flip
+Fault = CannedResponse | BreakRequest | BreakResponse | Stall | Flip
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Rule:
 
 
 @dataclass(slots=True)
-class Seen:
+class ProxiedRequest:
     """One request. Sizes are bytes of bodies that passed."""
 
     line: str
@@ -144,7 +144,7 @@ class FaultProxy:
         self._rules: list[Rule] = []
         self._open: set[asyncio.StreamWriter] = set()
         self._away = False
-        self.log: list[Seen] = []
+        self.log: list[ProxiedRequest] = []
         """Every request so far, oldest first; clear it freely."""
 
     async def __aenter__(self) -> FaultProxy:
@@ -248,9 +248,9 @@ class _Link:
         head = await read_head(self._client)
         if head is None:
             return False
-        seen = Seen(head.line, fault=self._proxy.find(head.line))
+        seen = ProxiedRequest(head.line, fault=self._proxy.find(head.line))
         self._proxy.log.append(seen)
-        if isinstance(seen.fault, Answer):
+        if isinstance(seen.fault, CannedResponse):
             return await self._answer(head, seen, seen.fault)
         if isinstance(seen.fault, BreakRequest) and not seen.fault.after:
             raise _BrokenError(reset=seen.fault.reset)
@@ -266,7 +266,7 @@ class _Link:
             raise errors.exceptions[0] from None
         return keep
 
-    async def _answer(self, head: Head, seen: Seen, answer: Answer) -> bool:
+    async def _answer(self, head: Head, seen: ProxiedRequest, answer: CannedResponse) -> bool:
         if not answer.early:
             if "expect" in head.headers:
                 self._to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -280,7 +280,7 @@ class _Link:
             raise _BrokenError(reset=False)
         return True
 
-    async def _up(self, head: Head, seen: Seen) -> None:
+    async def _up(self, head: Head, seen: ProxiedRequest) -> None:
         assert self.upstream is not None
         if isinstance(seen.fault, Stall) and seen.fault.side == "request" and not seen.fault.after:
             await self._stand(seen.fault)
@@ -290,25 +290,25 @@ class _Link:
         except ConnectionError:
             return  # the server reads no more; its answer, or the end of its connection, says why
 
-    async def _down(self, request: Head, seen: Seen) -> bool:
+    async def _down(self, request: Head, seen: ProxiedRequest) -> bool:
         assert self._server is not None
         while True:
             head = await read_head(self._server)
             if head is None:
                 raise ConnectionResetError("the server ended the connection")
-            if isinstance(seen.fault, BreakAnswer) and seen.fault.after is None:
+            if isinstance(seen.fault, BreakResponse) and seen.fault.after is None:
                 raise _BrokenError(reset=seen.fault.reset)
-            if isinstance(seen.fault, Stall) and seen.fault.side == "answer" and not seen.fault.after:
+            if isinstance(seen.fault, Stall) and seen.fault.side == "response" and not seen.fault.after:
                 await self._stand(seen.fault)
             self._to_client.write(head.raw)
             if head.status >= 200:
                 break
         seen.status = head.status
-        body = head.answer_body(self._server, request.method)
-        await self._pass(body, self._to_client, seen, "answer")
+        body = head.response_body(self._server, request.method)
+        await self._pass(body, self._to_client, seen, "response")
         return body.is_framed and not head.closes
 
-    async def _pass(self, body: Body, sink: asyncio.StreamWriter, seen: Seen, side: Side) -> None:
+    async def _pass(self, body: Body, sink: asyncio.StreamWriter, seen: ProxiedRequest, side: Side) -> None:
         at = 0
         while True:
             raw, size = await body.read()
@@ -324,7 +324,9 @@ class _Link:
                 seen.received = at
         await sink.drain()
 
-    async def _harm(self, data: bytes, size: int, at: int, sink: asyncio.StreamWriter, seen: Seen, side: Side) -> bytes:
+    async def _harm(
+        self, data: bytes, size: int, at: int, sink: asyncio.StreamWriter, seen: ProxiedRequest, side: Side
+    ) -> bytes:
         """What passes of the bytes of a body that begin at ``at``."""
         fault = seen.fault
         match fault:
@@ -335,7 +337,7 @@ class _Link:
             case BreakRequest(after=after) if side == "request" and at < after <= at + size:
                 await _flush(sink, data[: after - at])
                 raise _BrokenError(reset=fault.reset)
-            case BreakAnswer(after=int(after)) if side == "answer" and at <= after <= at + size:
+            case BreakResponse(after=int(after)) if side == "response" and at <= after <= at + size:
                 await _flush(sink, data[: after - at])
                 raise _BrokenError(reset=fault.reset)
             case Stall() if fault.after and fault.side == side and at < fault.after <= at + size:

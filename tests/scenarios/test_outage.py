@@ -10,7 +10,7 @@ from onebench import Bench
 from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine.engine import SyncEngine
 from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD
+from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, RETURN_SPREAD
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import run_virtual
 
@@ -70,7 +70,7 @@ def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error:
     assert late["requests"] <= late["tasks"]
     assert late["inbox"] <= 2 * TRIALS
     # A store that is back is asked at once; one that throttled is not known to be, and backoff is a minute at most.
-    assert caught_up < (LONGEST_PAUSE + SPREAD + 20 if error is UnavailableError else 150)
+    assert caught_up < (LONGEST_PROBE_PAUSE + RETURN_SPREAD + 20 if error is UnavailableError else 150)
     if error is UnavailableError:
         assert asked < 200  # the circuit is open: probes, not a storm
     for number in range(TRIALS):
@@ -107,8 +107,8 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
             return back - gone, loop.time() - back
 
     noticed, caught_up = run_virtual(main())
-    assert noticed < LONGEST_PAUSE + 0.02  # looked at every hundredth of a second
-    assert caught_up < SPREAD + 2
+    assert noticed < LONGEST_PROBE_PAUSE + 0.02  # looked at every hundredth of a second
+    assert caught_up < RETURN_SPREAD + 2
 
 
 def test_an_unreachable_store_delays_the_exit_once_not_per_trial(bench: Bench) -> None:

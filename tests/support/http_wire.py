@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from contextlib import asynccontextmanager
 
-from asyncsync.stores.http.client import Http1
+from asyncsync.stores.http.client import HttpClient
 from asyncsync.stores.http.pool import Host
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -42,7 +42,7 @@ class Wire:
 
         server = await asyncio.start_server(begin, "127.0.0.1", 0, ssl=self.server, **limits)
         host = Host("127.0.0.1", server.sockets[0].getsockname()[1], self.client)
-        http = Http1(
+        http = HttpClient(
             host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
         )
         try:

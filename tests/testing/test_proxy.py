@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from asyncsync.testing import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
+from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 BODY = bytes(range(256)) * 400
 heard: list[bytes] = []
@@ -76,7 +76,7 @@ async def test_chunks_and_responses_without_body_pass():
 
 async def test_a_rule_matches_its_requests_so_often_and_so_late():
     async with proxied() as proxy:
-        rule = proxy.on("^GET .*/key", Answer(503), skip=1, times=2)
+        rule = proxy.on("^GET .*/key", CannedResponse(503), skip=1, times=2)
         codes = [(await ask(proxy, line))[9:12] for line in ("GET /key",) * 4 + ("GET /other", "PUT /key")]
     assert codes == [b"200", b"503", b"503", b"200", b"200", b"200"]
     assert rule.struck == 2
@@ -87,7 +87,7 @@ async def test_a_share_is_random_and_the_same_each_time():
     struck = []
     for _ in range(2):
         async with proxied(seed=3) as proxy:
-            proxy.on(".", Answer(503), times=None, share=0.2)
+            proxy.on(".", CannedResponse(503), times=None, share=0.2)
             for _ in range(50):
                 await ask(proxy)
             struck.append([seen.status for seen in proxy.log])
@@ -97,7 +97,7 @@ async def test_a_share_is_random_and_the_same_each_time():
 
 async def test_an_early_response_does_not_wait_for_the_body():
     async with proxied() as proxy:
-        proxy.on(".", Answer(403, "AccessDenied", {"Retry-After": "7"}, early=True))
+        proxy.on(".", CannedResponse(403, "AccessDenied", {"Retry-After": "7"}, early=True))
         answer = await ask(proxy, body=b"x" * 100)
     assert b"Retry-After: 7" in answer
     assert b"<Code>AccessDenied</Code>" in answer
@@ -119,14 +119,14 @@ async def test_a_request_ends_in_the_middle_of_its_body(after):
 @pytest.mark.parametrize("reset", [True, False])
 async def test_a_response_ends_in_the_middle_of_its_body(reset):
     async with proxied() as proxy:
-        proxy.on(".", BreakAnswer(70_000, reset=reset))
+        proxy.on(".", BreakResponse(70_000, reset=reset))
         with pytest.raises(ConnectionResetError if reset else asyncio.IncompleteReadError):
             await ask(proxy)
 
 
 async def test_a_lost_response_is_one_whose_request_was_heard():
     async with proxied() as proxy:
-        proxy.on(".", BreakAnswer())
+        proxy.on(".", BreakResponse())
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await ask(proxy, body=b"data")
     assert heard[0].endswith(b"data")
@@ -139,13 +139,13 @@ async def test_one_bit_of_a_body_is_flipped(at):
     flipped[at] ^= 8
     async with proxied() as proxy:
         proxy.on("^PUT", Flip("request", at, bit=3))
-        proxy.on("^GET", Flip("answer", at, bit=3))
+        proxy.on("^GET", Flip("response", at, bit=3))
         await ask(proxy, body=BODY)
         assert (await ask(proxy, "GET /key")).endswith(flipped)
     assert heard[0].endswith(flipped)
 
 
-@pytest.mark.parametrize("fault", [Stall("request"), Stall("answer"), Stall("request", 50), Stall("answer", 50)])
+@pytest.mark.parametrize("fault", [Stall("request"), Stall("response"), Stall("request", 50), Stall("response", 50)])
 async def test_a_stall_moves_nothing_and_ends_with_the_proxy(fault):
     async with proxied() as proxy:
         proxy.on(".", fault)
@@ -157,13 +157,13 @@ async def test_a_stall_moves_nothing_and_ends_with_the_proxy(fault):
 
 async def test_a_delay_is_a_stall_that_ends():
     async with proxied() as proxy:
-        proxy.on(".", Stall("answer", 50_000, seconds=0.01))
+        proxy.on(".", Stall("response", 50_000, seconds=0.01))
         assert (await ask(proxy, body=BODY)).endswith(BODY)
 
 
 async def test_a_server_that_is_away_resets_everything_until_it_is_back():
     async with proxied() as proxy:
-        proxy.on(".", Stall("answer"))
+        proxy.on(".", Stall("response"))
         waiting = asyncio.create_task(ask(proxy))
         await asyncio.sleep(0.05)
         proxy.set_away(True)

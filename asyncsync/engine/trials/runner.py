@@ -196,7 +196,7 @@ class CheckpointRunner:
             last_tries -= self._context.leaving and not self._context.waits_for_store
             return last_tries > 0
 
-        hooks = RetryHooks(hiccup, session.breaker.rest)
+        hooks = RetryHooks(hiccup, session.breaker.wait_to_retry)
         self._sending[trial.key] = job
         try:
             report = await self._send(session, trial, job, hooks)

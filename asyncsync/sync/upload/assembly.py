@@ -23,7 +23,7 @@ from asyncsync.planning.delta import Limits, Origin, Piece, Segment, pieces_of, 
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
-from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
 from asyncsync.sync.upload.multipart import going_on, open_upload
 from asyncsync.sync.upload.open_uploads import OpenUploads
@@ -277,7 +277,7 @@ class Assembly:
                     self._upload, number, piece.offset, origin.key, origin.start, piece.size,
                     if_source_version=origin.version,
                 )  # fmt: skip
-        except GoneError:
+        except StillUnavailableError:
             raise
         except StoreError:  # gone, changed, not ours to read, or the store cannot do it
             self._lost.add((origin.key, origin.version))

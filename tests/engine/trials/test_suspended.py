@@ -56,7 +56,7 @@ class Slow(Machine):
 @pytest.fixture(autouse=True)
 def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that sends a part in pieces has its lease kept in between; these parts take their time in one piece."""
-    monkeypatch.setattr(fenced, "TRUSTED", float("inf"))
+    monkeypatch.setattr(fenced, "LEASE_SECONDS", float("inf"))
 
 
 @pytest.fixture

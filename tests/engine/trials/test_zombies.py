@@ -9,7 +9,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine, TransferConfig, UploadMode
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.stores.guard.fenced import JUST_NOW, TRUSTED
+from asyncsync.stores.guard.fenced import LEASE_HEAD_START, LEASE_SECONDS
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
@@ -78,7 +78,7 @@ def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
                 async with heir(bench) as successor:
                     await successor.trial("t").report({"who": "heir"}, bench.checkpoint())
                     await successor.sync()
-                    await asyncio.sleep(JUST_NOW)
+                    await asyncio.sleep(LEASE_HEAD_START)
                     before = bench.store.contents
                     with pytest.raises(AsyncsyncError):
                         await acts(bench)[name](zombie)
@@ -130,7 +130,7 @@ def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> N
                     async with heir(bench) as successor:
                         await successor.trial("t").report({"who": "heir"})
                         await successor.sync()
-                        await asyncio.sleep(TRUSTED)
+                        await asyncio.sleep(LEASE_SECONDS)
                         hang.release.set()
                         assert isinstance(await sync, AsyncsyncError)
 

@@ -15,12 +15,12 @@ import pytest
 from asyncsync.disk.files import FileRange, LeasedBytes, Progress
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.gcs.transport import OwnPlane
+from asyncsync.stores.gcs.transport import DirectTransport
+from asyncsync.stores.http.body import crc32c_to_text
 
 pytest.importorskip("gcloud.aio.auth")
-from asyncsync.stores.gcs.proxy_transport import SdkPlane
+from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -38,7 +38,7 @@ class Server:
         self.status = status
         self.early, self.requests, self._before_reading = early, [], before_reading
         said = {"name": "p/x", "bucket": "b", "generation": "7", "size": str(len(data))}
-        self._said = json.dumps({**said, "crc32c": crc_to_text(google_crc32c.value(data))}).encode()
+        self._said = json.dumps({**said, "crc32c": crc32c_to_text(google_crc32c.value(data))}).encode()
         self._tasks = []
 
     async def __aenter__(self):
@@ -107,10 +107,10 @@ def opened(request):
 
         async def plane():
             if request.param == "own":
-                return OwnPlane(address, None, **LIMITS)
-            return SdkPlane("http://storage.test", None, address, **LIMITS)
+                return DirectTransport(address, None, **LIMITS)
+            return ProxyTransport("http://storage.test", None, address, **LIMITS)
 
-        store._new_plane = plane
+        store._new_transport = plane
         return store
 
     return make

@@ -27,9 +27,9 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.http.response import Answer
+from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.http.response import Response
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -244,7 +244,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
     bucket.faults.append(Fault("rewriteTo", 999, 200, body=said))
     with pytest.raises(UnavailableError, match="moved nothing"):
         await store.copy("old", "new")
-    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.STILL + 1
+    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.MAX_IDLE_STEPS + 1
 
 
 # list
@@ -284,7 +284,7 @@ async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
         said = json.dumps({"kind": "storage#objects", "nextPageToken": token}).encode()
         bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     for ask in (store.list, store.list_multiparts):
-        with pytest.raises(UnavailableError, match="'nextPageToken' is that of a page before"):
+        with pytest.raises(UnavailableError, match="'nextPageToken' is that of an earlier page"):
             await ask()
         del bucket.faults[: len(tokens)]
     assert len(bucket.requests("prefix=")) == 2 * (len(set(tokens)) + 1)
@@ -555,7 +555,7 @@ def genuine(request):
         "generation": "7",
         "size": "4",
         "updated": "2026-01-01T00:00:00Z",
-        "crc32c": crc_to_text(google_crc32c.value(b"data")),
+        "crc32c": crc32c_to_text(google_crc32c.value(b"data")),
         "metadata": {"asyncsync-key": "new"},
     }
     item = resource | {"name": "p/.asyncsync/parts/5/upload"}
@@ -582,7 +582,7 @@ def answer_to(request, said):
         if value is not ...:
             place[field] = value
     body = json.dumps(document).encode() if body is None else body
-    return Answer(status, {"location": "/upload/session", **headers}, keep=True, content=body)
+    return Response(status, {"location": "/upload/session", **headers}, keep=True, content=body)
 
 
 async def nothing(piece):
@@ -634,7 +634,7 @@ def test_any_response_of_a_server_is_an_error_of_ours_or_a_result(four, name, sa
         async def plane():
             return Saying(says)
 
-        store._new_plane = plane
+        store._new_transport = plane
         async with store:
             return await CALLS[name](store, four)
 

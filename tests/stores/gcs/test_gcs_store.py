@@ -25,9 +25,9 @@ from asyncsync.errors import (
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.multipart_layout import combined
+from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 from asyncsync.stores.gcs.options import GcsOptions
-from asyncsync.stores.gcs.requests import batch_answers
+from asyncsync.stores.gcs.requests import batch_responses
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
@@ -301,7 +301,7 @@ def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulat
 )
 def test_an_invalid_address_is_reported(monkeypatch, address):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is no address"):
+    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is not an address"):
         open_store("gs://conformance/p")
 
 
@@ -323,11 +323,11 @@ async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"region": "x"}, "'region' is not known"),
+        ({"region": "x"}, "unknown storage option 'region'"),
         ({"endpoint_url": "host:1"}, "must start with"),
-        ({"endpoint_url": "http://host:port"}, "is no address"),
+        ({"endpoint_url": "http://host:port"}, "is not an address"),
         ({"anonymous": "yes"}, "True or False"),
-        ({"token": ""}, "not empty"),
+        ({"token": ""}, "must be non-empty text"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
         ({"verify": 3}, "CA bundle"),
     ],
@@ -538,12 +538,12 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
 def test_responses_of_a_batch_belong_to_their_calls_in_any_order():
     answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
     said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
-    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
+    assert batch_responses(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
 def test_responses_of_a_batch_without_names_come_in_order():
     said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
-    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
+    assert batch_responses(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -791,7 +791,7 @@ async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, g
     """Intermediate results replace nothing."""
     version = "0" if old is None else (await guarded.put("x", old)).version
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(count)])
-    info = await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    info = await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     *steps, (name, last) = conditions(gcs_strict)
     assert (name, last) == ("p/x", version)
     assert [condition for _, condition in steps] == ["0"] * (0 if count <= 32 else -(-count // 32))
@@ -848,7 +848,7 @@ async def test_after_a_lost_response_parts_that_cannot_be_removed_stay_for_prune
 async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, guarded, objects):
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(70)])
     gcs_strict.faults.append(Fault("POST .*p%2Fx/compose", 1, 503))
-    await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     assert sorted(seen.status for seen in gcs_strict.requests("/compose")) == [200] * 7 + [503]
     assert list(objects) == ["p/x"]
 
@@ -863,7 +863,7 @@ async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded,
         return real(bucket, {name: value for name, value in source.items() if name != "generation"})
 
     monkeypatch.setattr(reading, "_source", only_the_condition)
-    with pytest.raises(NotFoundError, match="what it is made of has changed"):
+    with pytest.raises(NotFoundError, match="a source object has changed"):
         await guarded.complete_multipart(upload, parts)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [412]
 

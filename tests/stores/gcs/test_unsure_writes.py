@@ -142,7 +142,7 @@ async def test_a_copy_replaces_what_stood_when_it_began(gcs_strict, guarded, obj
 
 
 async def test_only_so_many_objects_are_remembered(gcs_strict, store, asked, monkeypatch):
-    monkeypatch.setattr(gcs_repeats, "MOST", 2)
+    monkeypatch.setattr(gcs_repeats, "MAX_UNSURE_WRITES", 2)
     gcs_strict.faults.append(Fault("POST", 3, status=503))
     for key in "abc":
         with pytest.raises(UnavailableError):

@@ -9,7 +9,7 @@ from guarded_world import World
 
 from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Lane
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD, THRESHOLD, GoneError
+from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, LONGEST_PROBE_PAUSE, RETURN_SPREAD, StillUnavailableError
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.virtual_time
 MIB = 1 << 20
 
 
-async def gone(world, requests=THRESHOLD):
+async def gone(world, requests=FAILURES_TO_OPEN):
     """Let the store go away, and be noticed."""
     world.faults.fail(1, times=None)
     tasks = [asyncio.create_task(world.view.put(str(number), b"x")) for number in range(requests)]
@@ -37,7 +37,7 @@ async def test_writes_wait_for_an_unreachable_store_together_not_in_turn():
         began = world.now
         writes = [fenced.put(str(number), b"x") for number in range(20)]
         errors = await asyncio.gather(*writes, return_exceptions=True)
-        assert {type(error) for error in errors} == {GoneError}
+        assert {type(error) for error in errors} == {StillUnavailableError}
         assert world.now - began == pytest.approx(20.0, abs=0.1)
     world.faults.clear()
     await asyncio.gather(*(fenced.put(str(number), b"x") for number in range(20)))
@@ -50,7 +50,7 @@ async def test_an_unreachable_store_is_probed_by_one_request_at_a_time():
     assert isinstance(world.guarded.last_error, UnavailableError)
     await asyncio.sleep(60)
     assert world.faults.active <= 1
-    assert 60 / LONGEST_PAUSE <= world.faults.calls - before <= 10 + 42
+    assert 60 / LONGEST_PROBE_PAUSE <= world.faults.calls - before <= 10 + 42
     assert world.now - began >= 60
     for task in tasks:
         task.cancel()
@@ -65,7 +65,7 @@ async def test_everything_resumes_when_the_store_is_back():
     world.faults.clear()
     await asyncio.gather(*tasks)
     assert world.guarded.healthy
-    assert world.now < 60 + LONGEST_PAUSE + 1
+    assert world.now < 60 + LONGEST_PROBE_PAUSE + 1
     world.check()
 
 
@@ -96,7 +96,7 @@ async def test_a_cancelled_probe_leaves_the_next_one_to_ask():
 
 async def test_an_error_response_does_not_open_the_circuit():
     world = World()
-    for _ in range(2 * THRESHOLD):
+    for _ in range(2 * FAILURES_TO_OPEN):
         with pytest.raises(NotFoundError):
             await world.view.head("nothing")
     assert world.guarded.healthy
@@ -108,7 +108,7 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     breaker = world.guarded.core.breaker
 
     async def rest(seconds: float) -> None:
-        await breaker.rest(seconds, world.now)
+        await breaker.wait_to_retry(seconds, world.now)
         ended.append(world.now)
 
     resting = [asyncio.create_task(rest(1000.0)) for _ in range(50)]
@@ -116,7 +116,7 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     assert not ended
     world.faults.clear()
     await asyncio.gather(*tasks, *resting)
-    assert 30 < min(ended) < max(ended) < 30 + LONGEST_PAUSE + 1 + SPREAD
+    assert 30 < min(ended) < max(ended) < 30 + LONGEST_PROBE_PAUSE + 1 + RETURN_SPREAD
     assert len(set(ended)) > 25
     assert not breaker.on_back
 
@@ -124,13 +124,13 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
 async def test_a_rest_never_takes_longer_than_it_was_to():
     world = World()
     breaker = world.guarded.core.breaker
-    await breaker.rest(7.0, world.now)
+    await breaker.wait_to_retry(7.0, world.now)
     assert world.now == pytest.approx(7.0)
     tasks = await gone(world)
     world.faults.clear()
     await asyncio.gather(*tasks)
     began = world.now
-    await breaker.rest(0.001, since=0.0)
+    await breaker.wait_to_retry(0.001, since=0.0)
     assert world.now - began <= 0.0011
 
 
@@ -141,7 +141,7 @@ async def test_what_was_begun_before_the_store_was_back_rests_shortly():
     world.faults.clear()
     await asyncio.gather(*tasks)
     before = world.now
-    await world.guarded.core.breaker.rest(1000.0, began)
-    assert world.now - before <= SPREAD
-    await world.guarded.core.breaker.rest(1000.0, world.now)
+    await world.guarded.core.breaker.wait_to_retry(1000.0, began)
+    assert world.now - before <= RETURN_SPREAD
+    await world.guarded.core.breaker.wait_to_retry(1000.0, world.now)
     assert world.now - before >= 1000

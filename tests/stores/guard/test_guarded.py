@@ -18,8 +18,8 @@ from asyncsync.errors import (
     UnavailableError,
 )
 from asyncsync.stores.base import Lane
-from asyncsync.stores.guard.breaker import THRESHOLD, Breaker
-from asyncsync.stores.guard.budget import Budget, Outcome
+from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, Breaker
+from asyncsync.stores.guard.budget import AttemptOutcome, Budget
 from asyncsync.stores.guard.guarded import GuardedStore
 from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.testing import MemoryStore
@@ -270,7 +270,7 @@ async def test_a_lane_that_matters_more_is_sent_first():
         for lane in lanes:
             group.create_task(world.guarded.view(lane, "a").put(lane.name, b"x"))
         await asyncio.sleep(0)
-        world.budget.release(started, 0, Outcome.FAILED)
+        world.budget.release(started, 0, AttemptOutcome.FAILED)
     assert [request.key for request in world.faults.requests] == [lane.name for lane in reversed(lanes)]
 
 
@@ -303,7 +303,7 @@ async def test_a_probe_goes_though_its_timer_is_early():
     """asyncio runs a timer up to the clock's resolution before its time."""
     loop = asyncio.get_running_loop()
     breaker = Breaker("memory://b")
-    for _ in range(THRESHOLD):
+    for _ in range(FAILURES_TO_OPEN):
         breaker.failed(UnavailableError("away"), probe=False)
     exact, began = loop.time, loop.time()
     loop.time = lambda: exact() - (2.0**-22 if exact() > began else 0)

@@ -11,10 +11,12 @@ from http_wire import MIB, REQUEST, Wire, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http.client import Http1
-from asyncsync.stores.http.connection import COLLECTED, INBOX, Connection
+from asyncsync.stores.http.byte_stream import INPUT_BUFFER_SIZE
+from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
+from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import BrokenError, parse_head
+from asyncsync.stores.http.response import parse_head
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -80,7 +82,9 @@ async def test_a_response_to_head_has_no_body_whatever_its_headers(wire):
         assert len(made) == 1
 
 
-@pytest.mark.parametrize("size", [1, INBOX - 60, INBOX, INBOX + 1, MIB, MIB + 1, 3 * MIB + 5])
+@pytest.mark.parametrize(
+    "size", [1, INPUT_BUFFER_SIZE - 60, INPUT_BUFFER_SIZE, INPUT_BUFFER_SIZE + 1, MIB, MIB + 1, 3 * MIB + 5]
+)
 async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(wire, size):
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
@@ -106,7 +110,7 @@ async def test_an_error_in_place_of_a_download_is_collected(wire):
 
 async def test_a_long_error_document_is_kept_to_its_limit(wire):
     async with wire.serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
-        assert len((await http.send(REQUEST, None)).content) == COLLECTED
+        assert len((await http.send(REQUEST, None)).content) == MAX_COLLECTED_BODY
 
 
 @pytest.mark.parametrize(
@@ -125,12 +129,12 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         answer(b"1_0\r\nhello\r\n", Transfer_Encoding="chunked"),
         answer(b"f" * 5000 + b"\r\n", Transfer_Encoding="chunked"),
         answer(b"zz\r\n", Transfer_Encoding="chunked"),
-        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INPUT_BUFFER_SIZE,
     ],
 )
 async def test_a_response_that_is_not_http_is_a_broken_exchange(wire, raw):
     async with wire.serving([raw]) as (http, _):
-        with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
+        with pytest.raises(BrokenError, match=r"not an HTTP|not a Content-Length|not a chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
         assert http.busy == 0
 
@@ -271,7 +275,7 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
         made[0].write(OK)
         await made[0].drain()
         await asyncio.sleep(0.01)  # it arrives
-        with pytest.raises(BrokenError, match="nobody had asked for"):
+        with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 
 
@@ -361,7 +365,7 @@ async def test_a_client_that_was_closed_sends_nothing_more(wire):
 
 
 async def test_nobody_there_is_a_broken_exchange():
-    http = Http1(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+    http = HttpClient(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
     with pytest.raises(BrokenError, match="no connection"):
         await http.send(REQUEST, None)
     await http.close()
@@ -412,5 +416,5 @@ async def test_another_size_than_was_expected_is_a_break(wire):
 
 async def test_a_body_that_must_be_fetched_has_a_known_length(wire):
     async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
-        with pytest.raises(BrokenError, match="does not say how long"):
+        with pytest.raises(BrokenError, match="does not give its length"):
             await fetched(http, None)

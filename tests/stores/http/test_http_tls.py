@@ -9,7 +9,7 @@ import pytest
 from http_wire import MIB, REQUEST, Wire, answer
 
 from asyncsync.disk.files import FileRange
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 
 @pytest.fixture

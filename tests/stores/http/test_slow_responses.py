@@ -8,7 +8,7 @@ import asyncio
 import pytest
 from http_wire import REQUEST, Wire, asked
 
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 pytestmark = pytest.mark.virtual_time
 STALL = 0.2

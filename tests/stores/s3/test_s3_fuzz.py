@@ -7,7 +7,8 @@ from s3_script import reply, scripted
 from test_s3_results import CALLS, RESULTS, result
 
 from asyncsync.errors import AsyncsyncError, StoreError
-from asyncsync.stores.http.response import BrokenError, chunk_size, length_of, parse_head
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.response import chunk_size, length_of, parse_head
 from asyncsync.stores.s3.endpoint import regional, shown
 from asyncsync.stores.s3.errors import parse_failure
 from asyncsync.stores.s3.responses import check_result

@@ -7,7 +7,7 @@ from s3_script import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.base import Part, Upload
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 UPLOAD = Upload("k", "u")
 PARTS = [Part(1, 0, 4, "e")]
@@ -50,7 +50,7 @@ def plane(request, monkeypatch):
     """Both ways to a bucket."""
     if request.param == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     return request.param
 
 
