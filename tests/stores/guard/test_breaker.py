@@ -15,7 +15,6 @@ from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
 
 pytestmark = pytest.mark.virtual_time
-MIB = 1 << 20
 
 
 async def gone(world, requests=FAILURES_TO_OPEN):
