@@ -95,8 +95,10 @@ def gcs_kill(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; warnings are errors. Its Python blocks run with the tests."""
-    quiet = {"NO_MKDOCS_2_WARNING": "1"}  # the theme announces its successor
+    """The documentation as a site; warnings are errors, and so is a table of rooms that differs from the code. The
+    Python blocks of the pages run with the tests."""
+    session.run("python", "docs/generate_rooms.py")
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site", env=quiet)
 
 

@@ -1,8 +1,8 @@
-"""What a simulation replaces: the clocks, the dice, and which process and machine this is. Everybody else gets those of
-the real machine.
+"""Clocks, random numbers, and the identity of process and machine. A simulation replaces them; otherwise they are those
+of the real machine.
 
-A loop that has a method ``wall_time`` or ``lease_time``, a method ``dice`` that gives a :class:`random.Random`, or one
-of ``process_id``, ``process_alive``, ``state_directory`` and ``tree_locks``, is asked for it: see
+An event loop may have methods ``wall_time``, ``lease_time``, ``dice`` (returns a :class:`random.Random`),
+``process_id``, ``process_alive``, ``state_directory`` or ``tree_locks``. They are called instead, see
 :mod:`asyncsync.testing.simulation`.
 """
 
@@ -23,14 +23,14 @@ _BOOT = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def wall_time() -> float:
-    """Unix seconds, as this machine believes: for people, never for what is decided."""
+    """Unix seconds on this machine's clock: for people, never for decisions."""
     ask = getattr(_loop(), "wall_time", None)
     return time.time() if ask is None else float(ask())
 
 
 def lease_time() -> float:
-    """Seconds on a clock that goes on while the process, or the machine, is stopped (CLOCK_BOOTTIME; where there is
-    none the monotonic clock, which stands still in a suspended machine)."""
+    """Seconds on a clock that continues while the process or the machine is suspended (CLOCK_BOOTTIME; without it the
+    monotonic clock, which stops in a suspended machine)."""
     ask = getattr(_loop(), "lease_time", None)
     if ask is not None:
         return float(ask())
@@ -38,38 +38,38 @@ def lease_time() -> float:
 
 
 def lease_clock() -> Callable[[], float]:
-    """:func:`lease_time` as it is for the running loop, to be asked from any thread."""
+    """:func:`lease_time` of the running loop, callable from any thread."""
     ask = getattr(_loop(), "lease_time", None)
     return lease_time if ask is None else ask
 
 
 def dice() -> random.Random:
-    """For pauses and the like; it guards nothing."""
+    """Random numbers for pauses and the like; nothing depends on their quality."""
     ask = getattr(_loop(), "dice", None)
     return _MACHINE if ask is None else ask()
 
 
 def token(size: int = 8) -> str:
-    """So many random bytes, in hexadecimal: a name that nobody else has."""
+    """``size`` random bytes in hexadecimal: a unique name."""
     ask = getattr(_loop(), "dice", None)
     return os.urandom(size).hex() if ask is None else ask().randbytes(size).hex()
 
 
 def process_id() -> int:
-    """Of this process."""
+    """ID of this process."""
     ask = getattr(_loop(), "process_id", None)
     return os.getpid() if ask is None else int(ask())
 
 
 def process_alive(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process with this ID exists on this machine."""
     ask = getattr(_loop(), "process_alive", None)
     if ask is not None:
         return bool(ask(pid))
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # it is somebody else's
+        return isinstance(error, PermissionError)  # it belongs to another user
     return True
 
 
@@ -86,13 +86,13 @@ def tree_locks() -> Any:
 
 
 def process_identity() -> str | None:
-    """Which simulated process this is, see :class:`Presence`; None: a real one."""
+    """Identity of a simulated process, see :class:`Presence`; None for a real one."""
     ask = getattr(_loop(), "process_identity", None)
     return None if ask is None else str(ask())
 
 
 def process_ended(identity: str) -> bool:
-    """Whether that is known of a simulated process."""
+    """Whether a simulated process is known to have ended."""
     return bool(_loop().process_ended(identity))
 
 
@@ -110,12 +110,12 @@ def _loop() -> Any:
 
 
 _STARTED = 19
-"""Field of ``/proc/PID/stat`` after the name: when the process was started, in ticks since the machine was, proc(5)."""
+"""Field of ``/proc/PID/stat`` after the name: start time of the process, in ticks since the machine booted, proc(5)."""
 
 
 class Presence:
-    """An engine that is there. ``name`` says which: machine since its last start, process name space, number and start
-    of the process, and one more number; empty where that cannot be told."""
+    """A running engine. ``name`` identifies it: boot of the machine, PID namespace, process ID and start of the
+    process, and a random number. It is empty where these are not available."""
 
     _there: ClassVar[set[str]] = set()
 
@@ -125,12 +125,13 @@ class Presence:
         self._there.add(self.name)
 
     def leave(self) -> None:
-        """It has ended, and does nothing more."""
+        """The engine has ended and does nothing more."""
         self._there.discard(self.name)
 
     @classmethod
     def has_ended(cls, name: str) -> bool:
-        """Whether this is known of an engine: of one on another machine, or in another container, it is not."""
+        """Whether the engine is known to have ended. For one on another machine or in another container that is
+        unknown."""
         process, _, _ = name.rpartition(" ")
         if not process:
             return False
@@ -164,7 +165,7 @@ def _here() -> str:
 
 
 def _started(number: int) -> str:
-    """Empty if there is no such process any more; one that has ended and was not waited for counts as ended."""
+    """Start time of a process; empty if there is no such process. A zombie counts as ended."""
     try:
         text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,1 +1,4 @@
-"""Private."""
+"""Private: asyncio tools: run many tasks with a limit, worker threads, retries.
+
+May import: ``planning``. Begin with ``tasks.py``.
+"""

@@ -1,4 +1,4 @@
-"""Several things at once that end as one: with the first error as it is, or with the cancel if there was one."""
+"""Running several coroutines at once. They end together: with the first error, or with the cancel if there was one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from asyncsync.errors import AsyncsyncError, SyncTimeoutError
 T = TypeVar("T")
 
 
-async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "together") -> None:
-    """Run all of ``works``. The first error ends the rest and is raised as it is, unless the caller is cancelled before
-    the rest has ended: then that counts. A task group alone raises the error, and the cancel is lost."""
+async def run_all(works: Iterable[Coroutine[Any, Any, None]], name: str = "run_all") -> None:
+    """Run all of ``works``. The first error cancels the rest and is raised as it is. If the caller is cancelled before
+    the rest has ended, the cancel is raised instead: a task group alone would raise the error, and the cancel would be
+    lost."""
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work, name=f"{name} {number}") for number, work in enumerate(works)]
-            if tasks:  # waited for in here: on leaving, CPython 3.11 counts its own cancel and never takes it back
+            if tasks:  # wait in here: on leaving, CPython 3.11 counts its own cancel and never uncounts it
                 await asyncio.wait(tasks)
     except BaseExceptionGroup as errors:
         if task.cancelling() > before:
@@ -28,15 +29,15 @@ async def together(works: Iterable[Coroutine[Any, Any, None]], name: str = "toge
         raise _first_of(errors) from None
 
 
-async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
-    """``await work(item)`` for every item, ``workers`` at a time; errors as in :func:`together`."""
+async def for_each_limited(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
+    """``await work(item)`` for every item, at most ``workers`` at a time; errors as in :func:`run_all`."""
     rest = iter(items)
 
     async def worker() -> None:
         for item in rest:
             await work(item)
 
-    await together((worker() for _ in range(workers)), name="worker")
+    await run_all((worker() for _ in range(workers)), name="worker")
 
 
 def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:

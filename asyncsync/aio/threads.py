@@ -1,7 +1,7 @@
 """Private: worker threads, and how coroutines use them.
 
-Threads come from two executors a process, one for the disk and one for the processor: ``loop.run_in_executor`` costs 90
-us a hop where ``anyio.to_thread`` costs 120-190 us (CPython 3.11, 2 cores), and a virtual-time loop can count it.
+Each process has two executors, one for disk work and one for processor work. ``loop.run_in_executor`` costs 90 us per
+call where ``anyio.to_thread`` costs 120-190 us (CPython 3.11, 2 cores), and a virtual-time loop can count the calls.
 """
 
 from __future__ import annotations
@@ -20,56 +20,56 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 16
+"""Threads for disk work, unless ``worker_threads`` is given a count."""
 HASHERS = max(2, min(8, (os.cpu_count() or 2) // 2))
-"""Threads for what uses the processor more than the disk: hashing, comparing, reading many small files, copying into
-sockets. They take cores and the interpreter's lock from the event loop, which waits for all that want it: with 16 of
-them a loop that sends 5,000 small files in 50 trees was 26 ms late (p99, 2 cores), with 2 it is 8 ms late, and the
-files cost a fifth less. One of them hashes 4 GB/s, or sends 2 GB/s."""
-GIVES_WAY = 5
-"""How much nicer (as ``nice`` means it) worker threads are than the rest: a loop that sends 2 GiB is 6 ms late instead
-of 8 (p99, 2 cores), in the same time."""
+"""Threads for work that uses the processor more than the disk: hashing, comparing, reading many small files, copying
+into sockets. They compete with the event loop for cores and for the interpreter's lock. With 16 of them, a loop that
+sends 5,000 small files in 50 trees was 26 ms late (p99, 2 cores); with 2 it is 8 ms late, and the files cost a fifth
+less. One thread hashes 4 GB/s, or sends 2 GB/s."""
+WORKER_NICENESS = 5
+"""Niceness of worker threads: a loop that sends 2 GiB is 6 ms late instead of 8 (p99, 2 cores), in the same time."""
 
 
-def give_way() -> None:
-    """The calling thread goes behind the others where cores are scarce. Elsewhere than on Linux this is not to be had
-    for one thread, and a sandbox may forbid it: then they are all alike."""
+def lower_priority() -> None:
+    """Give the calling thread a lower priority than the other threads of the process. Only Linux can do that for one
+    thread, and a sandbox may forbid it; elsewhere all threads stay equal."""
     if sys.platform == "linux":
         with suppress(PermissionError):
-            os.nice(GIVES_WAY)
+            os.nice(WORKER_NICENESS)
 
 
 class _Threads:
-    """An executor of the process, made on first use; it ends with the last of those who hold it."""
+    """One executor of the process, created on first use. It ends when its last holder releases it."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count, self._name = count, name
         self._executor: ThreadPoolExecutor | None = None
         self._holders = 0
         self.forks = 0
-        """How often this process has become another one."""
+        """How often this process was forked from another one, seen from the child."""
         self._lock = threading.Lock()  # engines may run on several loops, each in a thread of its own
 
     def get(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._count, self._name, give_way)
+                self._executor = ThreadPoolExecutor(self._count, self._name, lower_priority)
             return self._executor
 
     def hold(self, count: int | None = None) -> None:
         with self._lock:
             if count is not None and not self._holders and count != self._count:
                 self._count = count
-                self._end(wait=False)  # somebody who does not hold them has made them already
+                self._end(wait=False)  # a caller that does not hold them has created them already
             self._holders += 1
 
     def release(self) -> None:
         with self._lock:
-            self._holders -= self._holders > 0  # those who held them before a fork hold them in the parent
+            self._holders -= self._holders > 0  # holders from before a fork hold them in the parent
             if self._holders == 0:
-                self._end(wait=False)  # idle threads end at once; one that a file system holds must not hold us
+                self._end(wait=False)  # idle threads end at once; one that hangs in a file system must not block us
 
     def forget(self) -> None:
-        """In a forked child, which has none of the threads, and nobody who would give the lock back."""
+        """Called in a forked child: the child has none of the threads, and no thread that would release the lock."""
         self._executor, self._holders, self._lock = None, 0, threading.Lock()
         self.forks += 1
 
@@ -94,8 +94,8 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def worker_threads(count: int | None = None) -> Iterator[None]:
-    """Whoever does disk work holds the threads meanwhile; when nobody does, they end. ``count``: how many there are,
-    unless somebody holds them already."""
+    """Hold the worker threads during disk work; they end when nobody holds them. ``count``: how many there are, unless
+    somebody holds them already."""
     _threads.hold(count)
     _hashers.hold()
     try:
@@ -114,28 +114,23 @@ async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
 async def in_thread_to_its_end(
     func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
 ) -> tuple[T, asyncio.CancelledError | None]:
-    """The same for what must be known to have been done: a cancel waits until ``func`` has returned, and is handed to
-    the caller, who raises it once the consequences are drawn. What ``func`` raises is raised, or a cancel before it."""
-    future, cancelled, forks = begin_in_thread(func, *args, **kwargs), None, _threads.forks
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            if forks != _threads.forks:
-                raise  # the thread is the parent's
-            cancelled = error
+    """Run ``func`` in a worker thread and return only once it has ended, for work whose result must be known. A cancel
+    is not raised but returned, for the caller to raise after acting on the result. An exception of ``func`` is raised,
+    or the cancel if there was one."""
+    future = begin_in_thread(func, *args, **kwargs)
+    cancelled = await _wait_through_cancels(_threads, future)
     if cancelled is not None and future.exception() is not None:
         raise cancelled
     return future.result(), cancelled
 
 
 def begin_in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """The same for several who wait, none of whom may end it: it begins now, and runs to its end."""
+    """Start ``func`` in a worker thread now, for several waiters. It runs to its end whichever of them is cancelled."""
     return asyncio.get_running_loop().run_in_executor(_threads.get(), partial(func, *args, **kwargs))
 
 
 async def in_hasher(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """The same for work that costs more processor than disk."""
+    """Run ``func`` in a worker thread for processor work, otherwise as :func:`in_thread`."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_hashers.get(), partial(func, *args, **kwargs))
 
@@ -143,20 +138,31 @@ async def in_hasher(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
 async def in_thread_stoppable(func: Callable[[threading.Event], T]) -> T:
     """Run ``func`` in a worker thread and never leave it behind: for work that changes something.
 
-    If the caller is cancelled the event is set, ``func`` looks at it between pieces and cleans up, and only when it
-    has returned does the cancel go on; what ``func`` returns or raises is dropped then.
+    If the caller is cancelled, the event is set. ``func`` checks it between pieces and cleans up. The cancel is raised
+    once ``func`` has returned; its result or exception is dropped then.
     """
     return await _stoppable(_threads, func)
 
 
 async def in_sender(func: Callable[[], T]) -> T:
-    """The same for what fills a socket and then returns: more processor than disk."""
+    """The same, for work that fills a socket and then returns: more processor than disk."""
     return await _stoppable(_hashers, lambda _: func())
 
 
 async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) -> T:
     stop = threading.Event()
     future = asyncio.get_running_loop().run_in_executor(threads.get(), func, stop)
+    cancelled = await _wait_through_cancels(threads, future, stop.set)
+    if cancelled is not None:
+        future.exception()  # retrieved, so that the loop does not log it
+        raise cancelled
+    return future.result()
+
+
+async def _wait_through_cancels(
+    threads: _Threads, future: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None
+) -> asyncio.CancelledError | None:
+    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel."""
     cancelled, forks = None, threads.forks
     while not future.done():
         try:
@@ -164,15 +170,12 @@ async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) ->
         except asyncio.CancelledError as error:
             if forks != threads.forks:
                 raise  # the thread is the parent's
-            stop.set()
+            on_cancel()
             cancelled = error
-    if cancelled is not None:
-        future.exception()  # seen, so that the loop does not report it as lost
-        raise cancelled
-    return future.result()
+    return cancelled
 
 
 def stop_threads() -> None:
-    """End the idle worker threads; the next call makes new ones."""
+    """End the idle worker threads; the next call creates new ones."""
     _threads.shutdown()
     _hashers.shutdown()

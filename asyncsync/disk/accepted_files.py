@@ -1,4 +1,4 @@
-"""A checkpoint's files as they were when it was accepted: just these are sent, or nothing is. Blocking."""
+"""The files of a checkpoint in the state in which it was accepted: exactly these are sent, or nothing. Blocking."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from asyncsync.planning.changes import RACY_NS
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.runtime import wall_time
 
-WHOLE = Rules(symlinks="follow", whole=True)
-"""Filters are for artifacts; links are followed, also out of the directory."""
+CHECKPOINT_RULES = Rules(symlinks="follow", whole=True)
+"""Filters do not apply to checkpoints, and links are followed, also out of the directory."""
 SHOWN = 5
-"""How many paths an error names."""
+"""How many paths an error message names."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """What was there. ``single``: the checkpoint is one file in ``root``, and what else is there is nobody's."""
+    """The accepted files. ``single``: the checkpoint is one file in ``root``; other files there are not part of it."""
 
     root: str
     real: str
-    """The same without links: what is deleted is deleted there, or not at all."""
+    """``root`` without links: files are deleted only there."""
     files: tuple[FileStat, ...]
     single: bool
     looked: int
-    """Wall-clock nanoseconds just before the directory was read."""
+    """Wall-clock time (ns) just before the directory was read."""
     mapped: frozenset[str] = frozenset()
-    """Paths of files that were written through memory just then."""
+    """Paths of files that were being written through memory at that time."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -53,24 +53,25 @@ class Accepted:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for what has the same files in the same state. XXH3-128, hexadecimal."""
+        """XXH3-128 (hex) of the names and states of all files: equal for equal files in equal states."""
         identity = xxh3_128()
         for file in self.files:
             identity.update(repr(file[:4]).encode("utf-8", "surrogateescape"))
         return identity.hexdigest()
 
     def check(self, crcs: Mapping[str, int] | None = None) -> None:
-        """That everything is still as it was. SourceChangedError or CheckpointIncompleteError names what is not.
+        """Check that no file has changed. SourceChangedError or CheckpointIncompleteError names the files that have.
 
-        ``crcs``: CRC32C of what was sent of each file, if all of them were. Files that had just been written when they
-        were accepted, or are written through memory, are read once more: they may have changed without another time.
+        ``crcs``: CRC32C of the bytes sent of each file, if all of them were sent. Files that were written just before
+        they were accepted, or that are written through memory, are read once more: they may have changed without a new
+        mtime.
         """
         now, broken = self._now()
         before = {file.path: file for file in self.files}
-        gone = [path for path in before if path not in now]
-        if gone:
+        missing = [path for path in before if path not in now]
+        if missing:
             raise CheckpointIncompleteError(
-                f"{self.path}: {some(gone)} vanished since the checkpoint was reported; keep the directory until it "
+                f"{self.path}: {some(missing)} vanished since the checkpoint was reported; keep the directory until it "
                 "is durable, or report Checkpoint.snapshot(directory)"
             )
         other = [path for path, file in now.items() if path not in before or not file.same_content_as(before[path])]
@@ -80,23 +81,24 @@ class Accepted:
             raise self.changed([*other, *broken])
 
     def holds(self, stored: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether the files are just these, by size and CRC32C; reads them if their names and sizes are the same."""
+        """Whether the files are exactly these, by size and CRC32C. Reads the files only if names and sizes are the
+        same."""
         if {path: size for path, (size, _) in stored.items()} != {file.path: file.size for file in self.files}:
             return False
         return all(self._crc(file) == stored[file.path][1] for file in self.files)
 
     def changed(self, paths: Iterable[str]) -> SourceChangedError:
-        """The error that says so."""
+        """The error for files that have changed."""
         return SourceChangedError(
             f"{self.path}: {some(sorted(paths))} changed since the checkpoint was reported, so that it would mix two "
             "states; write each checkpoint to a directory of its own, or report Checkpoint.snapshot(directory)"
         )
 
     def remove(self) -> list[str]:
-        """Delete the files that are as they were when they were sent, and the directories that are empty then; the
-        paths that stay. Of a link only the link goes, and nothing behind one."""
+        """Delete the files that are still as they were sent, and directories that become empty; returns the paths that
+        stay. Of a link only the link itself is deleted."""
         if os.path.realpath(self.root) != self.real:
-            return [self.path]  # a link to somewhere else now
+            return [self.path]  # it is a link to another directory now
         stayed = {file.path for file in self.files if not _remove(self.real, file)}
         if self.single:
             return sorted(stayed)
@@ -106,11 +108,11 @@ class Accepted:
         return sorted(stayed)
 
     def _now(self) -> tuple[dict[str, FileStat], list[str]]:
-        """The files, and what no checkpoint may hold."""
+        """The present files, and a description of anything that no checkpoint may hold."""
         try:
             if self.single:
                 return {file.path: stat_file(self.root, file.path) for file in self.files}, []
-            found = scan(self.root, WHOLE)
+            found = scan(self.root, CHECKPOINT_RULES)
         except (FileNotFoundError, NotADirectoryError):
             return {}, []
         return {file.path: file for file in found.files}, [*found.broken, *map(repr, found.refused)]
@@ -123,20 +125,20 @@ class Accepted:
         try:
             return digest_range(FileRange(f"{self.root}/{file.path}", 0, file.size)).crc32c
         except (FileNotFoundError, NotADirectoryError, SourceChangedError):
-            return -1  # it has changed since it was looked at, a moment ago
+            return -1  # it has changed since its stat, a moment ago
 
 
 def accept(path: str) -> Accepted:
-    """Look at a directory, or at one file, that is to be a checkpoint.
+    """Accept a directory, or one file, as a checkpoint.
 
-    CheckpointIncompleteError if it is not there, holds no file, or holds what cannot be sent: a link that leads nowhere
-    or in a circle, or a name that no store could hold.
+    CheckpointIncompleteError if it is missing, holds no file, or holds something that cannot be sent: a broken or
+    circular link, or a name that no store could hold.
     """
     path, looked = absolute(path), int(wall_time() * 1e9)
     try:
         if os.path.isfile(path):
             return _accept_file(path, looked)
-        found = scan(path, WHOLE)
+        found = scan(path, CHECKPOINT_RULES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointIncompleteError(
             f"the checkpoint {path!r} is neither a directory nor a file on this machine"
@@ -145,9 +147,14 @@ def accept(path: str) -> Accepted:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be read: {error}") from error
     _refuse(path, found)
     return Accepted(
-        path, os.path.realpath(path), tuple(sorted(found.files)), single=False, looked=looked,
-        mapped=mapped_below(path, fresh=True), warnings=tuple(found.warnings),
-    )  # fmt: skip
+        path,
+        os.path.realpath(path),
+        tuple(sorted(found.files)),
+        single=False,
+        looked=looked,
+        mapped=mapped_below(path, fresh=True),
+        warnings=tuple(found.warnings),
+    )
 
 
 def _accept_file(path: str, looked: int) -> Accepted:
@@ -169,8 +176,7 @@ def _accept_file(path: str, looked: int) -> Accepted:
 
 
 def absolute(path: str) -> str:
-    """The path of a checkpoint. ``..`` after a link leaves where the link leads to,
-    which os.path.abspath does not know."""
+    """The absolute path of a checkpoint. ``..`` after a link is resolved behind the link, unlike in os.path.abspath."""
     if ".." in path.split(os.sep):
         parent, name = os.path.split(path.rstrip(os.sep))
         path = os.path.realpath(path) if name in ("", ".", "..") else f"{os.path.realpath(parent)}/{name}"
@@ -190,23 +196,23 @@ def _refuse(path: str, found: Snapshot) -> None:
 
 
 def some(paths: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first paths, and the number of further ones."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return ", ".join(paths[:SHOWN]) + more
 
 
 def _remove(root: str, file: FileStat) -> bool:
-    """Whether the file is gone from its directory."""
+    """Delete a file if it is still as it was sent; whether it is missing afterwards."""
     path = root
     for name in file.path.split("/"):
         path = f"{path}/{name}"
         if os.path.islink(path):
-            break  # what is behind it is not ours
+            break  # what is behind a link is not part of the checkpoint
     if not os.path.lexists(path):
         return True
     try:
         if not stat_file(root, file.path).same_content_as(file):
-            return False  # written since, or a link that was made since
+            return False  # changed since, or a link created since
         os.unlink(path)
     except OSError:
         return not os.path.lexists(path)
@@ -214,10 +220,10 @@ def _remove(root: str, file: FileStat) -> bool:
 
 
 def _remove_empty(root: str) -> list[str]:
-    """Delete the directories that are empty; the paths of what keeps the others."""
+    """Delete the empty directories; returns the paths that keep the others."""
     found: list[str] = []
     for visit in bottom_up(root, prune=True):
         found += [f"{visit.prefix}{name}" for name in visit.names]
-    with suppress(OSError):  # something is in it, or came meanwhile: it stays
+    with suppress(OSError):  # not empty: it stays
         os.rmdir(root)
     return found

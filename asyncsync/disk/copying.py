@@ -13,29 +13,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
-from asyncsync.disk.digests import TRIES
+from asyncsync.disk.digests import READ_ATTEMPTS
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
 FICLONE = 0x40049409
-"""ioctl of Linux: share the blocks of another file (``man 2 ioctl_ficlone``)."""
+"""Linux ioctl that shares the blocks of another file (``man 2 ioctl_ficlone``)."""
 
 _CANNOT_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 
 
-PART = f".part{TEMPORARY}"
-"""Ending of copies that are being made."""
+UNFINISHED = f".part{TEMPORARY}"
+"""Suffix of unfinished copies."""
 
 
 def copy_tree(source: Path, *, link: bool) -> Path:
-    """A hidden copy beside ``source``. One that a killed process had not finished is removed first."""
-    for left in source.parent.glob(f".{glob.escape(source.name)}.*{PART}"):
+    """Make a hidden copy beside ``source``. Unfinished copies of killed processes are removed first."""
+    for left in source.parent.glob(f".{glob.escape(source.name)}.*{UNFINISHED}"):
         _remove_unfinished(left)
     name = f".{source.name}.{os.urandom(4).hex()}"
-    making, made = source.with_name(name + PART), source.with_name(name + TEMPORARY)
+    making, made = source.with_name(name + UNFINISHED), source.with_name(name + TEMPORARY)
     making.mkdir()
     descriptor = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -56,10 +56,10 @@ def _discard(path: Path) -> None:
 
 
 def _copy_below(source: str, target: str, copy: Callable[[str, str], None]) -> None:
-    """What ``source`` holds into ``target``, which is there; links are followed, without recursion.
+    """Copy the content of ``source`` into the existing ``target``. Links are followed; no recursion.
 
-    CheckpointIncompleteError for one that leads back to a directory above it. Directories get mode and times once all
-    is in them.
+    CheckpointIncompleteError for a link that leads back to a directory above it. Directories get their mode and times
+    once they are filled.
     """
     left = [("", frozenset[tuple[int, int]]())]
     directories: list[str] = []
@@ -86,7 +86,7 @@ def _remove_unfinished(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return  # gone, or no copy of ours
+        return  # missing, or not a copy of ours
     try:
         if lock_temporary(descriptor, str(path)):
             _discard(path)
@@ -95,11 +95,11 @@ def _remove_unfinished(path: Path) -> None:
 
 
 def copy_file(source: str, target: str) -> None:
-    """Shared blocks where the file system can, else the bytes; with mode and times. What is no regular file is left
-    out. SourceChangedError if it changed each time that it was copied."""
+    """Share blocks where the file system can, otherwise copy the bytes; mode and times included. Anything but a regular
+    file is left out. SourceChangedError if the file changed during every attempt."""
     if not stat.S_ISREG(os.stat(source).st_mode):
         return
-    for _ in range(TRIES):
+    for _ in range(READ_ATTEMPTS):
         with open(source, "rb") as reader, open(target, "wb") as writer:
             before = FileStat.of(source, os.fstat(reader.fileno()))
             if not _clone(reader.fileno(), writer.fileno()):
@@ -107,11 +107,13 @@ def copy_file(source: str, target: str) -> None:
         if before.same_content_as(FileStat.of(source, os.stat(source))):
             shutil.copystat(source, target)
             return
-    raise SourceChangedError(f"{source}: changed {TRIES} times while it was copied; is it written to all the time?")
+    raise SourceChangedError(
+        f"{source}: changed {READ_ATTEMPTS} times while it was copied; is it written to all the time?"
+    )
 
 
 def link_file(source: str, target: str) -> None:
-    """A hard link, or a copy where there can be none."""
+    """Make a hard link, or a copy where links are impossible."""
     if not stat.S_ISREG(os.stat(source).st_mode):
         return
     try:

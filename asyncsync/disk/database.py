@@ -1,7 +1,7 @@
-"""The journal's SQLite file: opened, migrated, set aside when it is damaged. Blocking: for the journal's thread.
+"""The journal's SQLite file: opened, migrated, and set aside if it is damaged. Blocking: for the journal's thread.
 
-SQLite notices when the structure of its file is damaged, not when a byte of what it holds is another one. So every row
-has a digest of its other columns, and one whose digest does not fit is forgotten: as if it had never been written.
+SQLite notices a damaged file structure, but not a damaged value. Every row therefore has a digest of its other columns.
+A row whose digest does not match is deleted, as if it had never been written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Row = tuple[str, Sequence[Any]]
 APPLICATION = 0x61737963
 """``PRAGMA application_id``: marks the file as ours."""
 BUSY_TIMEOUT = 10.0
-"""Seconds to wait for another process that writes; tried LOCKED_TRIES times."""
+"""Seconds to wait for the lock of another process, LOCKED_TRIES times."""
 LOCKED_TRIES = 3
 
 MIGRATIONS: tuple[str, ...] = (
@@ -67,33 +67,82 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE checkpoints SET digest = row_digest('checkpoints', uri, trial, name, payload, accepted);
     UPDATE sent SET digest = row_digest('sent', uri, key, entry, since);
     """,
+    """
+    CREATE TABLE uploads_4 (
+        uri TEXT, key TEXT, upload_id TEXT, kind TEXT NOT NULL, local_path BLOB NOT NULL, size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, inode TEXT NOT NULL, part_size INTEGER NOT NULL, opened REAL NOT NULL, digest BLOB,
+        PRIMARY KEY (uri, key, upload_id)) WITHOUT ROWID;
+    INSERT INTO uploads_4 SELECT
+        uri, key, CASE upload_id WHEN 'in one piece' THEN '' ELSE upload_id END,
+        CASE WHEN upload_id = 'in one piece' THEN 'single' WHEN part_size < 0 THEN 'assembled' ELSE 'multipart' END,
+        local_path, size, mtime_ns, inode, abs(part_size), opened, NULL
+        FROM uploads WHERE CAST(digest AS BLOB) = row_digest(
+            'uploads', uri, key, upload_id, local_path, size, mtime_ns, inode, part_size, opened);
+    UPDATE uploads_4 SET digest = row_digest(
+        'uploads', uri, key, upload_id, kind, local_path, size, mtime_ns, inode, part_size, opened);
+    DROP TABLE uploads;
+    ALTER TABLE uploads_4 RENAME TO uploads;
+    CREATE TABLE parts_4 (
+        uri TEXT, key TEXT, upload_id TEXT, number INTEGER, offset INTEGER NOT NULL, size INTEGER NOT NULL,
+        etag TEXT NOT NULL, crc32c INTEGER, resume_token TEXT, digest BLOB,
+        PRIMARY KEY (uri, key, upload_id, number)) WITHOUT ROWID;
+    INSERT INTO parts_4 SELECT
+        uri, key, CASE upload_id WHEN 'in one piece' THEN '' ELSE upload_id END, number, offset, size,
+        CASE WHEN etag LIKE 'begun %' THEN '' ELSE etag END, crc32c,
+        CASE WHEN etag LIKE 'begun %' THEN substr(etag, 7) END, NULL
+        FROM parts WHERE CAST(digest AS BLOB) = row_digest(
+            'parts', uri, key, upload_id, number, offset, size, etag, crc32c);
+    UPDATE parts_4 SET digest = row_digest(
+        'parts', uri, key, upload_id, number, offset, size, etag, crc32c, resume_token);
+    DROP TABLE parts;
+    ALTER TABLE parts_4 RENAME TO parts;
+    """,
 )
 """``MIGRATIONS[n]`` leads from format n to n + 1; the format is ``PRAGMA user_version``. Only ever append."""
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "trees": ("tree", "manifest", "version", "saved"),
     "uploads": (
-        "uri", "key", "upload_id", "local_path", "size", "mtime_ns", "inode", "part_size", "opened",
+        "uri",
+        "key",
+        "upload_id",
+        "kind",
+        "local_path",
+        "size",
+        "mtime_ns",
+        "inode",
+        "part_size",
+        "opened",
     ),
-    "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c"),
+    "parts": ("uri", "key", "upload_id", "number", "offset", "size", "etag", "crc32c", "resume_token"),
     "owed": ("id", "uri", "kind", "payload", "since"),
     "checkpoints": ("uri", "trial", "name", "payload", "accepted"),
     "sent": ("uri", "key", "entry", "since"),
-}  # fmt: skip
+}
 """Columns of each table after all migrations; each has ``digest`` too."""
 
 _REFUSALS = frozenset(
     (
-        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_AUTH,
     )
-)  # fmt: skip
-"""What SQLite says of a disk that will not, or a file that is in use. Whatever else it says is damage."""
+)
+"""SQLite errors of a refusing disk or a locked file. Any other SQLite error counts as damage."""
 
 
 def row_digest(table: str, *values: object) -> bytes:
-    """XXH3-64 of a row. A number is the same whether it came back whole or not: SQLite stores 5 in a REAL as 5.0."""
+    """XXH3-64 of a row. A whole number has the same digest as int and as float: SQLite stores 5 in a REAL column as
+    5.0."""
     state = xxhash.xxh3_64(table.encode())
     for value in values:
         kind, data = _encoded(value)
@@ -115,7 +164,7 @@ def _encoded(value: object) -> tuple[bytes, bytes]:
 
 
 def put(table: str) -> str:
-    """The statement that writes a row of ``table``, its columns as parameters, and its digest."""
+    """The statement that writes a row of ``table`` and its digest; its parameters are the columns."""
     columns = TABLES[table]
     values = ", ".join(f"?{number}" for number in range(1, len(columns) + 1))
     return (
@@ -125,12 +174,12 @@ def put(table: str) -> str:
 
 
 class _NotOursError(Exception):
-    """The file is an SQLite database, but not a journal that this version knows."""
+    """The SQLite file is not a journal that this version can read."""
 
 
 class Database:
-    """One connection. ``path`` None: in memory. Damage and a disk that refuses are dealt with here: the caller's
-    work is done in any case, if need be in memory only."""
+    """One connection. ``path`` None: in memory. A damaged file and a refusing disk are handled here: the caller's work
+    is done in any case, if necessary in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -156,8 +205,8 @@ class Database:
         self._do(work)
 
     def read(self, table: str, where: Mapping[str, Any], order: str = "") -> list[tuple[Any, ...]]:
-        """The rows of ``table`` whose columns are as in ``where``, in the ``order`` of a column. Those whose digest
-        does not fit are deleted, with a warning."""
+        """The rows of ``table`` whose columns match ``where``, in the ``order`` of a column. Rows with a wrong digest
+        are deleted, with a warning."""
         columns, parameters = TABLES[table], tuple(where.values())
         condition = f"FROM {table} WHERE " + " AND ".join(f"{name} = ?" for name in where)
         query = f"SELECT {', '.join(columns)}, CAST(digest AS BLOB) {condition}" + (order and f" ORDER BY {order}")
@@ -173,9 +222,12 @@ class Database:
                 connection.execute(f"DELETE {condition} AND CAST(digest AS BLOB) IS ?", (*parameters, digest))
             if bad:
                 log.warning(
-                    "the journal %s is damaged: %d row(s) of %s are not what was written and were forgotten; what they "
-                    "said is asked of the store, or read from the files, again", self._path, len(bad), table,
-                )  # fmt: skip
+                    "the journal %s is damaged: %d row(s) of %s are not what was written and were dropped; their "
+                    "information is read again from the store or from the files",
+                    self._path,
+                    len(bad),
+                    table,
+                )
             return good
 
         return self._do(work)
@@ -190,13 +242,13 @@ class Database:
             try:
                 return work(self._connection)
             except sqlite3.ProgrammingError:
-                raise  # a mistake of ours, not of the disk
+                raise  # a bug of ours, not an error of the disk
             except (sqlite3.Error, UnicodeError) as error:
                 if _is_locked(error) and (locked := locked + 1) < LOCKED_TRIES:
                     continue
                 if self._is_damage(error):
                     if rebuilt:
-                        raise  # a new journal has the same fault: it is ours
+                        raise  # a new journal fails in the same way: a bug of ours
                     rebuilt = True
                     self._rebuild(error)
                 elif self.durable:
@@ -224,8 +276,8 @@ class Database:
         return connection
 
     def _is_damage(self, error: Exception) -> bool:
-        """Whether it is the file's fault, and not that of the disk or of another process."""
-        if _code(error) == sqlite3.SQLITE_READONLY:  # a damaged head says so too
+        """Whether the file itself is damaged, in contrast to an error of the disk or a lock of another process."""
+        if _code(error) == sqlite3.SQLITE_READONLY:  # a damaged header gives this code too
             return not self.durable or (self._path is not None and os.access(self._path, os.W_OK))
         return _code(error) not in _REFUSALS
 
@@ -250,10 +302,10 @@ class Database:
         for suffix in ("", "-wal", "-shm"):
             if os.path.exists(f"{self._path}{suffix}"):
                 os.replace(f"{self._path}{suffix}", f"{aside}{suffix}")
-        log.warning("the journal %s is not usable (%s): moved to %s, starting a new one", self._path, error, aside)
+        log.warning("the journal %s cannot be used (%s): moved to %s, starting a new one", self._path, error, aside)
 
     def _give_up_disk(self, error: object) -> None:
-        """Go on in memory, with what can still be read."""
+        """Continue in memory, with everything that can still be read."""
         if not self.durable:
             return
         memory = _connect(":memory:")
@@ -270,14 +322,14 @@ class Database:
     def _warn(self, error: object) -> None:
         self.durable = False
         log.warning(
-            "the journal %s cannot be written (%s): going on without it; after a crash, unfinished uploads begin anew",
+            "the journal %s cannot be written (%s): continuing without it; a crash then loses unfinished uploads",
             self._path,
             error,
         )
 
 
 def _code(error: Exception) -> int | None:
-    """SQLite's primary result code, if it is SQLite's error."""
+    """SQLite's primary result code; None for other errors."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else int(code) & 0xFF
 
@@ -294,8 +346,8 @@ def _inode(path: Path) -> int | None:
 
 
 def _connect_patiently(path: Path) -> sqlite3.Connection:
-    """Those who open a file at the same moment, as the ranks of one machine do, are in each other's way, and SQLite
-    tells some of them at once, whatever its time-out."""
+    """Connect, and retry while the file is locked. Processes that open a new file at the same moment, such as the ranks
+    of one machine, lock each other out, and SQLite fails some of them at once in spite of its timeout."""
     give_up = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
@@ -308,7 +360,7 @@ def _connect_patiently(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")  # a digest tells damaged text
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")  # the digest detects damaged text
     connection.create_function("row_digest", -1, row_digest, deterministic=True)
     try:
         if path != ":memory:":
@@ -354,7 +406,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
-    """_NotOursError unless the tables are those that we write, and nothing happens behind our back."""
+    """_NotOursError unless all tables have the expected columns and there are no triggers or views."""
     for table, columns in TABLES.items():
         found = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
         if found != (*columns, "digest"):

@@ -1,7 +1,7 @@
 """Walking a tree to change it: by descriptors, without recursion, and never through a link. Blocking.
 
-One descriptor at a time, however deep the tree is (``..`` leads back), and no path: what lies deeper than a path can
-say is reached too.
+Uses one descriptor at a time, however deep the tree is (``..`` leads back), and no paths: entries deeper than the
+longest possible path are reached too.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a directory is opened."""
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What opening gives where there is no directory, or a link to one."""
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags for opening a directory."""
+NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors of opening a missing directory, or a link to one."""
 
 
 class Beneath:
-    """What lies below one directory, reached from there on through real directories only.
+    """Access to one directory and what lies below it, through real directories only.
 
-    One that is swapped for a link meanwhile never leads outside. Links to a directory inside count as that directory.
+    A directory that is swapped for a link meanwhile never leads outside. A link to a directory inside counts as that
+    directory.
     """
 
     def __init__(self, root: str) -> None:
         self.path = os.path.realpath(root)
         self._here: tuple[int, int] | None = None
-        """Which directory it is, once it was opened; another one of its name is refused."""
+        """Device and inode of the root once it was opened; another directory of the same name is refused."""
         self.refused: OSError | None = None
-        """Why a file did not get its mode or time, if one did not."""
+        """The error that a file could not get its mode or time, if there was one."""
 
     @contextmanager
     def opened(self, directory: str, *, make: bool = False) -> Iterator[int]:
-        """The descriptor of a directory by its path below the root; empty for the root. ``make``: it is made if it is
-        missing. OSError, also for one that leads outside."""
+        """The descriptor of a directory, by its path below the root; empty for the root. ``make``: create it if it is
+        missing. OSError, also if the path leads outside."""
         try:
             descriptor = self._descend(directory, make=make)
         except OSError as error:
@@ -59,7 +60,7 @@ class Beneath:
                 if make:
                     with suppress(FileExistsError):
                         os.mkdir(step, dir_fd=descriptor)
-                below = os.open(step, DIRECTORY, dir_fd=descriptor)
+                below = os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = below
         except BaseException:
@@ -68,7 +69,7 @@ class Beneath:
         return descriptor
 
     def _root(self) -> int:
-        descriptor = os.open(self.path, DIRECTORY)
+        descriptor = os.open(self.path, DIRECTORY_FLAGS)
         info = os.fstat(descriptor)
         here = self._here = self._here or (info.st_dev, info.st_ino)
         if (info.st_dev, info.st_ino) != here:
@@ -78,14 +79,14 @@ class Beneath:
 
 
 class Visit(NamedTuple):
-    """A directory. ``prefix``: its path below the root, with ``/`` at the end; empty for the root."""
+    """A visited directory. ``prefix``: its path below the root with ``/`` at the end; empty for the root."""
 
     prefix: str
     directories: list[str]
     names: list[str]
-    """Of what is no directory; links are among them."""
+    """Names of everything that is not a directory, links included."""
     descriptor: int
-    """Open until the next one is asked for."""
+    """Open until the next visit."""
 
 
 class _Level(NamedTuple):
@@ -97,8 +98,9 @@ class _Level(NamedTuple):
 
 
 def bottom_up(root: str, *, prune: bool = False) -> Iterator[Visit]:
-    """Each directory after those in it, ``root`` last; nothing if that is none. With ``prune``, those below ``root``
-    are removed after their visit if they are empty then. OSError if one cannot be read or is moved meanwhile."""
+    """Visit each directory after those in it, ``root`` last; no visit if ``root`` is not a directory. ``prune``: remove
+    each directory below ``root`` after its visit if it is empty. OSError if a directory cannot be read, or is moved
+    meanwhile."""
     descriptor = _open(root, None)
     if descriptor is None:
         return
@@ -128,7 +130,7 @@ def bottom_up(root: str, *, prune: bool = False) -> Iterator[Visit]:
 
 
 def remove_tree(root: str) -> None:
-    """Remove ``root`` and all that is in it. OSError if something stays."""
+    """Remove ``root`` and everything in it. OSError if something remains."""
     for visit in bottom_up(root, prune=True):
         for name in visit.names:
             with suppress(FileNotFoundError):
@@ -138,9 +140,9 @@ def remove_tree(root: str) -> None:
 
 def _open(name: str, above: int | None) -> int | None:
     try:
-        return os.open(name, DIRECTORY, dir_fd=above)
+        return os.open(name, DIRECTORY_FLAGS, dir_fd=above)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in NO_DIRECTORY:
             return None
         raise
 
@@ -155,8 +157,8 @@ def _level(prefix: str, descriptor: int) -> _Level:
 
 
 def _up(descriptor: int, level: _Level) -> int:
-    """The directory above, which has to be the one that we came from."""
-    above = os.open("..", DIRECTORY, dir_fd=descriptor)
+    """The parent directory; OSError unless it is the one that the walk came from."""
+    above = os.open("..", DIRECTORY_FLAGS, dir_fd=descriptor)
     info = os.fstat(above)
     if (info.st_dev, info.st_ino) != level.here:
         os.close(above)

@@ -1,9 +1,7 @@
-"""Reading files for sending, with the checksums of what was read. Blocking: for worker threads.
+"""Checksums of files and parts of files, and the content of small files. Blocking: for worker threads.
 
 CRC32C goes over the wire (16 GB/s), XXH3-128 is the identity of a part (33 GB/s); both let other threads run.
-A file counts as read only if size, mtime and inode were the same before and after.
-
-Checksums of one part of a file, and of its beginning by itself. Blocking: for worker threads.
+A file counts as read only if its size, mtime and inode were the same before and after.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from dataclasses import dataclass
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange, never_waiting
-from asyncsync.disk.hashing import crc32c_combine
+from asyncsync.disk.files import FileRange, open_nonblocking
 from asyncsync.errors import SourceChangedError
+from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.planning.snapshot import FileStat
 
-TRIES = 3
+READ_ATTEMPTS = 3
 """How often a file that changes while it is read is read again."""
 
 
@@ -36,8 +34,21 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True)
+class PartDigests:
+    """Checksums of a part: of all its bytes, and of its first bytes if they were asked for."""
+
+    whole: Digest
+    head: Digest | None = None
+
+    def tail_crc(self, size: int) -> int:
+        """CRC32C of the last ``size`` bytes: all those after the head."""
+        assert self.head is not None
+        return crc32c_combine(self.head.crc32c, 0, size) ^ self.whole.crc32c
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """A whole small file in memory, as it was at ``stat``."""
+    """A small file in memory, as it was at ``stat``."""
 
     stat: FileStat
     data: bytes
@@ -51,18 +62,31 @@ def digest(data: bytes) -> Digest:
 
 def digest_range(body: FileRange) -> Digest:
     """Checksums of a range of a file, read in pieces. SourceChangedError if the file has become shorter."""
+    return digest_part(body).whole
+
+
+def digest_part(body: FileRange, head_size: int = 0) -> PartDigests:
+    """Checksums of a part, read once, and of its first ``head_size`` bytes. SourceChangedError if the file has become
+    shorter."""
     crc, identity, done = 0, xxhash.xxh3_128(), 0
+    head: Digest | None = None
     for piece in body.pieces():
-        crc = google_crc32c.extend(crc, piece)
-        identity.update(piece)
+        rest = piece
+        if done < head_size <= done + len(piece):
+            first, rest = piece[: head_size - done], piece[head_size - done :]
+            crc = google_crc32c.extend(crc, first)
+            identity.update(first)
+            head = Digest(int(crc), identity.hexdigest())
+        crc = google_crc32c.extend(crc, rest)
+        identity.update(rest)
         done += len(piece)
     if done != body.size:
         raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return Digest(int(crc), identity.hexdigest())
+    return PartDigests(Digest(int(crc), identity.hexdigest()), head)
 
 
 def md5_range(body: FileRange) -> str:
-    """MD5 (hex) of a range: the ETag of a part that was not encrypted with a key of the user's."""
+    """MD5 (hex) of a range: the ETag of a part, unless it is encrypted with a key of the user."""
     md5 = hashlib.md5(usedforsecurity=False)
     for piece in body.pieces():
         md5.update(piece)
@@ -70,9 +94,9 @@ def md5_range(body: FileRange) -> str:
 
 
 def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
-    """XXH3-128 (hex) of ``size`` bytes from each of ``starts`` on. SourceChangedError if the file has ended before."""
+    """XXH3-128 (hex) of ``size`` bytes from each of ``starts``. SourceChangedError if the file is shorter."""
     identity = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0, opener=never_waiting) as file:
+    with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
         for start in starts:
             data = os.pread(file.fileno(), size, start)
             if len(data) < size:
@@ -82,19 +106,19 @@ def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
 
 
 def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[Loaded | OSError | SourceChangedError]:
-    """Read small files whole; for each, what was read or why not. FileNotFoundError: it vanished. ``fixed``: only what
-    is as ``files`` say counts."""
+    """Read small files into memory; for each, the content or the error. FileNotFoundError: the file vanished.
+    ``fixed``: a file counts only in the state that ``files`` gives."""
     return [_load_one(root, file.path, file if fixed else None) for file in files]
 
 
 def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
     try:
-        for _ in range(TRIES):
-            descriptor = never_waiting(f"{root}/{path}", os.O_RDONLY)
+        for _ in range(READ_ATTEMPTS):
+            descriptor = open_nonblocking(f"{root}/{path}", os.O_RDONLY)
             try:
                 info = os.fstat(descriptor)
                 if not stat.S_ISREG(info.st_mode):
-                    return FileNotFoundError(errno.ENOENT, "no file any more", path)
+                    return FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
                 before = FileStat.of(path, info)
                 data = _read_all(descriptor, before.size)
                 unchanged = len(data) == before.size and before.same_content_as(FileStat.of(path, os.fstat(descriptor)))
@@ -106,7 +130,9 @@ def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError 
                 return Loaded(before, data, digest(data))
     except OSError as error:
         return error
-    return SourceChangedError(f"{path}: changed {TRIES} times while it was read; is it written to all the time?")
+    return SourceChangedError(
+        f"{path}: changed {READ_ATTEMPTS} times while it was read; is it written to all the time?"
+    )
 
 
 def _read_all(descriptor: int, size: int) -> bytes:
@@ -120,40 +146,8 @@ def _read_all(descriptor: int, size: int) -> bytes:
 
 
 def stat_file(root: str, path: str) -> FileStat:
-    """What a file is now; FileNotFoundError, also if something else is in its place."""
+    """The present state of a file. FileNotFoundError, also if something else is in its place."""
     info = os.stat(f"{root}/{path}")
     if not stat.S_ISREG(info.st_mode):
-        raise FileNotFoundError(errno.ENOENT, "no file any more", path)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
     return FileStat.of(path, info)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Checksums of a part; ``head`` are those of its first bytes, as many as were asked for."""
-
-    whole: Digest
-    head: Digest | None = None
-
-    def tail_crc(self, size: int) -> int:
-        """CRC32C of the ``size`` bytes behind the head."""
-        assert self.head is not None
-        return crc32c_combine(self.head.crc32c, 0, size) ^ self.whole.crc32c
-
-
-def digest_cell(body: FileRange, mark: int = 0) -> Cell:
-    """Read a part once. ``mark``: bytes at its start to know by themselves. SourceChangedError if the file ended."""
-    crc, identity, done = 0, xxhash.xxh3_128(), 0
-    head: Digest | None = None
-    for piece in body.pieces():
-        rest = piece
-        if done < mark <= done + len(piece):
-            first, rest = piece[: mark - done], piece[mark - done :]
-            crc = google_crc32c.extend(crc, first)
-            identity.update(first)
-            head = Digest(int(crc), identity.hexdigest())
-        crc = google_crc32c.extend(crc, rest)
-        identity.update(rest)
-        done += len(piece)
-    if done != body.size:
-        raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return Cell(Digest(int(crc), identity.hexdigest()), head)

@@ -1,7 +1,7 @@
-"""The only door to the local disk.
+"""Access to the local disk for all other packages.
 
-Disk work never runs on the event loop. One call in a worker thread opens, reads or writes, and closes, so a
-cancelled task can never leave a thread that writes to a descriptor which somebody else owns by now.
+Disk work never runs on the event loop. One call in a worker thread opens, reads or writes, and closes. A cancelled task
+can therefore never leave a thread that writes to a descriptor reused by others.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 PIECE = 1 << 20
-"""Bytes read, hashed or written in one go: large enough that a thread hop (0.1 ms) is small beside it."""
+"""Bytes that are read, hashed or written at once: large enough that a thread call (0.1 ms) costs little in
+comparison."""
 
 
 class Lease(Protocol):
-    """The right to write, for a while: see :mod:`asyncsync.stores.guard.fenced`."""
+    """The right to write, for a limited time: see :mod:`asyncsync.stores.guard.fenced`."""
 
     def check(self) -> None:
-        """LeaseExpiredError if nobody has confirmed it for too long. Plain, from any thread: a body is checked before
-        its first byte is handed to the socket, and again before its last piece."""
+        """LeaseExpiredError if the lease was not confirmed for too long. Callable from any thread. A body is checked
+        before its first byte is handed to the socket, and again before its last piece."""
 
     async def keep(self) -> None:
-        """Have it confirmed again in good time, by a body that takes long. Raises what the fence raises."""
+        """Renew the lease in time, during a body that takes long. Raises the errors of the fence."""
 
 
 class LeasedBytes(bytes):
@@ -33,7 +34,7 @@ class LeasedBytes(bytes):
 
 
 class LeasedKey(str):
-    """The key that a copy is made under, only under a lease."""
+    """The key of a copy that is only made under a lease."""
 
     __slots__ = ("lease",)
     lease: Lease
@@ -46,25 +47,25 @@ class LeasedKeys(tuple[str, ...]):  # noqa: SLOT001  a tuple cannot have slots o
 
 
 def lease_of(written: object) -> Lease | None:
-    """The lease under which a body is to be sent, an upload completed, a copy made, or keys deleted."""
+    """The lease under which a body is sent, an upload completed, a copy made, or keys deleted."""
     return getattr(written, "lease", None)
 
 
 def check_lease(lease: Lease | None) -> None:
-    """LeaseExpiredError if there is one and it has expired."""
+    """LeaseExpiredError if ``lease`` has expired."""
     if lease is not None:
         lease.check()
 
 
 @dataclass(slots=True)
-class Progress:
-    """What lets a body that broke off go on where the store has it, by another process too. ``token``: of an earlier
-    attempt; ``keep`` is called with that of this one, before a byte of it is sent."""
+class ResumeToken:
+    """Resumes an interrupted body from the last acknowledged byte, also one of another process. ``token`` comes from an
+    earlier attempt. ``keep`` is called with the token of this attempt before its first byte is sent."""
 
     token: str | None
     keep: Callable[[str], None]
     there: int = 0
-    """Bytes that the store turned out to have of it: they are not sent again."""
+    """Bytes that the store had already acknowledged: they are not sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,40 +76,40 @@ class FileRange:
     offset: int
     size: int
     pace: Callable[[int], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
-    """Awaited with the size of each step before it is sent, by stores with the trait ``paced``."""
-    progress: Progress | None = field(default=None, compare=False, repr=False)
-    """For stores with the trait ``resumable_puts``."""
+    """Awaited with the size of each step before it is sent, in stores with the trait ``paced``."""
+    progress: ResumeToken | None = field(default=None, compare=False, repr=False)
+    """Used by stores with the trait ``resumable_puts``."""
     lease: Lease | None = field(default=None, compare=False, repr=False)
-    """Under which it is sent."""
+    """The lease under which it is sent."""
 
     @property
     def there(self) -> int:
-        """Bytes of it that the store had of an earlier attempt."""
+        """Bytes that the store had already acknowledged in an earlier attempt."""
         return 0 if self.progress is None else self.progress.there
 
     def read(self, start: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``start`` (relative to this range). Blocking: for worker threads."""
         want = min(length, self.size - start)
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             return os.pread(file.fileno(), want, self.offset + start)
 
     def read_into(self, start: int, buffer: bytearray) -> int:
-        """Fill ``buffer`` from ``start`` on; the bytes read. Blocking: for worker threads.
+        """Fill ``buffer`` with the bytes from ``start``; returns their number. Blocking: for worker threads.
 
-        Memory that a thread allocates stays with that thread when it is freed (glibc's arenas: 8 MiB a thread here),
-        so bulk bodies bring theirs along.
+        Memory that a thread allocates stays with that thread when it is freed (glibc's arenas: 8 MiB per thread here),
+        so callers provide the buffer for bulk bodies.
         """
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             file.seek(self.offset + start)
             return file.readinto(memoryview(buffer)[: self.size - start])
 
     def send_to(self, start: int, most: int, descriptor: int) -> tuple[int, bool]:
-        """Give up to ``most`` bytes from ``start`` on to a socket that does not block, without copying them through
-        our memory; how many it took, and whether it would have blocked. Blocking on the disk: for worker threads.
-        """
+        """Send up to ``most`` bytes from ``start`` to a non-blocking socket, without copying them through our memory.
+        Returns how many were sent, and whether the socket would have blocked. Blocks on the disk: for worker
+        threads."""
         end = start + min(most, self.size - start)
         at = start
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             while at < end:
                 if self.lease is not None:
                     self.lease.check()
@@ -122,8 +123,8 @@ class FileRange:
         return at - start, False
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
-        with open(self.path, "rb", buffering=0, opener=never_waiting) as file:
+        """The whole range in pieces of at most PIECE bytes. Blocking. Stops early if the file has become shorter."""
+        with open(self.path, "rb", buffering=0, opener=open_nonblocking) as file:
             done = 0
             while done < self.size:
                 data = os.pread(file.fileno(), min(PIECE, self.size - done), self.offset + done)
@@ -133,7 +134,7 @@ class FileRange:
                 yield data
 
 
-def never_waiting(path: str, flags: int) -> int:
-    """An opener for ``open``: a pipe that has come in a file's place would hold a thread until somebody writes to it,
-    and no cancel ends that."""
+def open_nonblocking(path: str, flags: int) -> int:
+    """An opener for ``open``. If a pipe has replaced the file, opening it would otherwise block a thread until somebody
+    writes to it, and no cancel would end that."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)

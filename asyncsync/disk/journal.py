@@ -1,11 +1,11 @@
-"""The journal: what must survive a crash so that work goes on where it broke off. Losing it loses time, never data.
+"""The journal: everything that must survive a crash so that work can resume. Losing it costs time, never data.
 
-It holds the last manifest of each tree, open multipart uploads with their finished parts, large files that are in the
-store and that no manifest names yet, accepted checkpoints that are not durable yet, and cleanup owed to a store.
-It lives in the user's state directory, never in a tree. What is damaged in it is forgotten, see disk/database.py.
+It holds the last manifest of each tree, open uploads with their parts, large files that are in the store and that no
+manifest names yet, accepted checkpoints that are not durable yet, and clean-ups that are due in a store. It lives in
+the user's state directory, never in a tree. Damaged rows are dropped, see disk/database.py.
 
 Calls that record something are plain: they queue a row, and a thread writes the queue in batches behind them. A row
-is safe from ``kill -9`` once it is written, some milliseconds later; ``await flush()`` waits for that.
+survives ``kill -9`` once it is written, some milliseconds later; ``await flush()`` waits for that.
 """
 
 from __future__ import annotations
@@ -15,28 +15,39 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from asyncsync.config import state_dir
 from asyncsync.disk.database import TABLES, Database, Row, put
-from asyncsync.disk.locks import tree_lock
 from asyncsync.errors import EngineClosedError
 from asyncsync.runtime import token, wall_time
-
-__all__ = [
-    "Journal", "OpenPart", "OpenUpload", "Owed", "PendingCheckpoint", "TreeState", "journal_path", "state_dir",
-    "tree_lock",
-]  # fmt: skip
 
 T = TypeVar("T")
 _PUT = {table: put(table) for table in TABLES}
 
 
+UploadKind = Literal["multipart", "assembled", "single"]
+"""``multipart``: every part is sent from the file. ``assembled``: some parts are copied inside the store. ``single``:
+the file is sent in one request that can be resumed; the store has no upload ID for it."""
+
+
 def journal_path() -> Path:
-    """Where the journal is unless told otherwise: ``state_dir()/journal.sqlite3``."""
+    """Where the journal of this user on this machine is: ``state_dir()/journal.sqlite3``."""
     return state_dir() / "journal.sqlite3"
+
+
+class UploadName(Protocol):
+    """Names one upload of a store: :class:`asyncsync.stores.base.Upload` does."""
+
+    @property
+    def key(self) -> str:
+        """Key of the object."""
+
+    @property
+    def upload_id(self) -> str:
+        """The store's ID of the upload; empty for kind ``single``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +60,39 @@ class TreeState:
 
 @dataclass(frozen=True, slots=True)
 class OpenPart:
-    """A finished part of an open upload; the fields are those of :class:`asyncsync.stores.base.Part`."""
+    """A part of an open upload: acknowledged by the store, or begun and resumable. Sizes in bytes."""
 
     number: int
     offset: int
+    """Where the part lies in the object."""
     size: int
     etag: str
+    """As the store gave it; empty for a part that is only begun."""
     crc32c: int | None = None
+    resume_token: str | None = None
+    """Lets a part that is only begun resume; None for a part that the store has acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A multipart upload that nobody has completed or aborted, and the state of the file that it was opened for."""
+    """An upload that was neither completed nor aborted, and the state of the local file when it was opened."""
 
     uri: str
     key: str
     upload_id: str
+    kind: UploadKind
     local_path: str
     size: int
     mtime_ns: int
     inode: int
     part_size: int
+    """Bytes; 0 for kind ``single``."""
     parts: tuple[OpenPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Cleanup that a store is still owed: ``kind`` is ``"abort"``, ``"delete"`` or ``"sweep"``, ``since`` in Unix
+    """A clean-up that is due in a store. ``kind`` is ``"abort"``, ``"delete"`` or ``"sweep"``, ``since`` in Unix
     seconds."""
 
     id: int
@@ -97,7 +114,8 @@ class PendingCheckpoint:
 class Journal:
     """Use as ``async with Journal.open(path)``. ``path`` None: in memory, without a thread.
 
-    Memory: the rows that the thread has not written yet. If the disk refuses, it goes on in memory and warns once.
+    Memory: the rows that the thread has not written yet. If the disk refuses, the journal continues in memory and warns
+    once.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -123,7 +141,7 @@ class Journal:
         try:
             await self._in_thread(lambda: opened.append(Database(self._path)))
         except BaseException:
-            self._executor.submit(_close_all, opened)  # a cancel does not end the opening
+            self._executor.submit(_close_all, opened)  # a cancel does not stop the opening
             self._executor.shutdown(wait=False)
             raise
         self._database = opened[0]
@@ -145,14 +163,14 @@ class Journal:
             await self._in_thread(finish)
         finally:
             if self._executor is not None:
-                self._executor.shutdown(wait=False)  # a cancel leaves the thread to finish by itself
+                self._executor.shutdown(wait=False)  # after a cancel the thread ends by itself
         if self._executor is not None:
             self._executor.shutdown(wait=True)  # idle by now: joining it takes microseconds
         self._raise_crash()
 
     @property
     def durable(self) -> bool:
-        """Whether what is recorded survives this process: False in memory, and after the disk refused."""
+        """Whether records survive this process: False in memory, and after the disk refused."""
         return self._opened().durable
 
     async def flush(self) -> None:
@@ -164,96 +182,103 @@ class Journal:
     # -- trees
 
     def save_tree(self, tree: str, manifest: bytes, version: str) -> None:
-        """The last manifest of ``tree``, and the version that the store gave it."""
+        """Record the last manifest of ``tree``, and the version that the store gave it."""
         self._put("trees", _blob(tree), manifest, version, wall_time())
 
     def forget_tree(self, tree: str) -> None:
-        """Nothing is known of ``tree`` any more."""
+        """Forget the manifest of ``tree``."""
         self._record("DELETE FROM trees WHERE tree = ?", _blob(tree))
 
     async def load_tree(self, tree: str) -> TreeState:
-        """What was saved last."""
+        """The last saved manifest."""
         rows = await self._rows("trees", tree=_blob(tree))
         return TreeState(*rows[0][1:3]) if rows else TreeState()
 
     # -- uploads
 
-    def upload_opened(
-        self, uri: str, key: str, upload_id: str, local_path: str, size: int, mtime_ns: int, inode: int, part_size: int
-    ) -> None:
-        """A multipart upload exists, for this state of a local file."""
-        # An inode may be larger than SQLite's signed integers, so it is kept as text.
-        file = (_blob(local_path), size, mtime_ns, str(inode), part_size)
-        self._put("uploads", uri, key, upload_id, *file, wall_time())
+    def upload_opened(self, upload: OpenUpload) -> None:
+        """Record a new upload. Its ``parts`` are not recorded here, see :meth:`part_recorded`."""
+        self._put(
+            "uploads",
+            upload.uri,
+            upload.key,
+            upload.upload_id,
+            upload.kind,
+            _blob(upload.local_path),
+            upload.size,
+            upload.mtime_ns,
+            str(upload.inode),  # an inode may be larger than SQLite's signed integers
+            upload.part_size,
+            wall_time(),
+        )
 
-    def part_done(
-        self, uri: str, key: str, upload_id: str, number: int, offset: int, size: int, etag: str, crc32c: int | None
-    ) -> None:
-        """The store has acknowledged a part."""
-        self._put("parts", uri, key, upload_id, number, offset, size, etag, crc32c)
+    def part_recorded(self, uri: str, upload: UploadName, part: OpenPart) -> None:
+        """Record a part that was begun, or acknowledged by the store."""
+        self._put("parts", uri, upload.key, upload.upload_id, *astuple(part))
 
-    def upload_closed(self, uri: str, key: str, upload_id: str) -> None:
-        """Completed or aborted."""
+    def upload_closed(self, uri: str, upload: UploadName) -> None:
+        """Forget an upload: it was completed or aborted."""
         for table in ("parts", "uploads"):
-            self._record(f"DELETE FROM {table} WHERE (uri, key, upload_id) = (?, ?, ?)", uri, key, upload_id)  # noqa: S608
+            statement = f"DELETE FROM {table} WHERE (uri, key, upload_id) = (?, ?, ?)"  # noqa: S608
+            self._record(statement, uri, upload.key, upload.upload_id)
 
     async def open_uploads(self, uri: str) -> list[OpenUpload]:
-        """All open uploads of a store, oldest first, with their finished parts by number."""
+        """All open uploads of a store, oldest first, with their parts by number."""
         parts: dict[tuple[str, str], list[OpenPart]] = {}
         for _, key, upload_id, *part in await self._rows("parts", "number", uri=uri):
             parts.setdefault((key, upload_id), []).append(OpenPart(*part))
-        return [
-            OpenUpload(uri, key, upload_id, _text(path), size, mtime_ns, int(inode), part_size,
-                       tuple(parts.get((key, upload_id), ())))
-            for _, key, upload_id, path, size, mtime_ns, inode, part_size, _ in await self._rows(
-                "uploads", "opened", uri=uri
-            )
-        ]  # fmt: skip
+        found = []
+        for _, key, upload_id, kind, path, size, mtime_ns, inode, part_size, _ in await self._rows(
+            "uploads", "opened", uri=uri
+        ):
+            file = (_text(path), size, mtime_ns, int(inode), part_size)
+            found.append(OpenUpload(uri, key, upload_id, kind, *file, tuple(parts.get((key, upload_id), ()))))
+        return found
 
     # -- files that no manifest names yet
 
     def file_sent(self, uri: str, key: str, entry_json: str) -> None:
-        """A large file is in the store; until a manifest names it, only this row says so."""
+        """Record a large file that is in the store. Only this row says so until a manifest names the file."""
         self._put("sent", uri, _blob(key), entry_json, wall_time())
 
     def file_named(self, uri: str, key: str) -> None:
-        """A manifest names it, or it is gone."""
+        """Forget the file: a manifest names it now, or it is no longer in the store."""
         self._record("DELETE FROM sent WHERE (uri, key) = (?, ?)", uri, _blob(key))
 
     async def files_sent(self, uri: str) -> dict[str, str]:
-        """All of a store: key to entry."""
+        """All recorded files of a store: key -> entry."""
         return {_text(key): entry for _, key, entry, _ in await self._rows("sent", uri=uri)}
 
-    # -- cleanup
+    # -- clean-ups
 
     def owe(self, uri: str, kind: str, payload: str) -> int:
-        """Record cleanup before anything else is awaited; the result is for :meth:`paid`."""
+        """Record a clean-up, before anything else is awaited. Returns its number for :meth:`paid`."""
         # Several processes share the file, so ids are random rather than counted.
         number = int(token(7), 16)
         self._put("owed", number, uri, kind, payload, wall_time())
         return number
 
     def paid(self, number: int) -> None:
-        """This cleanup is done."""
+        """Forget a clean-up: it is done."""
         self._record("DELETE FROM owed WHERE id = ?", number)
 
     async def owed(self, uri: str) -> list[Owed]:
-        """All cleanup owed to a store, oldest first."""
+        """All clean-ups due in a store, oldest first."""
         rows = await self._rows("owed", "since", uri=uri)
         return [Owed(number, kind, payload, since) for number, _, kind, payload, since in rows]
 
     # -- checkpoints
 
     def checkpoint_accepted(self, uri: str, trial: str, name: str, payload_json: str) -> None:
-        """A checkpoint was taken over and must become durable, if need be after a restart."""
+        """Record an accepted checkpoint: it must become durable, if necessary after a restart."""
         self._put("checkpoints", uri, trial, name, payload_json, wall_time())
 
     def checkpoint_closed(self, uri: str, trial: str, name: str) -> None:
-        """Durable, or given up."""
+        """Forget a checkpoint: it is durable, or given up."""
         self._record("DELETE FROM checkpoints WHERE (uri, trial, name) = (?, ?, ?)", uri, trial, name)
 
     async def pending_checkpoints(self, uri: str) -> list[PendingCheckpoint]:
-        """Accepted and not closed, oldest first."""
+        """Checkpoints that are accepted and not closed, oldest first."""
         return [PendingCheckpoint(*row[1:]) for row in await self._rows("checkpoints", "accepted", uri=uri)]
 
     # -- the thread
@@ -262,7 +287,7 @@ class Journal:
         if self._database is None:
             raise EngineClosedError("the journal is not open")
         if os.getpid() != self._process:
-            raise EngineClosedError("the journal is that of the process which this one was forked from")
+            raise EngineClosedError("the journal belongs to the process from which this one was forked; open one here")
         return self._database
 
     def _put(self, table: str, *values: Any) -> None:
@@ -290,7 +315,7 @@ class Journal:
             self._write_behind(self._database)
 
     def _drain(self, database: Database) -> None:
-        """Write what is queued; more may come meanwhile, which goes into the next batch."""
+        """Write the queued rows. Rows queued meanwhile go into the next batch."""
         while self._queue:
             database.write([self._queue.popleft() for _ in range(len(self._queue))])
 
@@ -315,13 +340,13 @@ class Journal:
 
 
 def _close_all(opened: list[Database]) -> None:
-    """In the thread that has opened them."""
+    """Called in the thread that opened them."""
     for database in opened:
         database.close()
 
 
 def _blob(text: str) -> bytes:
-    """Paths need not be UTF-8, which SQLite's text must be."""
+    """As bytes: paths need not be UTF-8, but SQLite's text must be."""
     return text.encode("utf-8", "surrogateescape")
 
 

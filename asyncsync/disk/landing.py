@@ -1,6 +1,6 @@
-"""Where downloads land: checked paths, temporary files beside the target, one rename. Blocking: for worker threads.
+"""Files that a download writes: checked paths, temporary files beside the target, one rename. Blocking.
 
-Nothing is synced to disk before the rename: restored data is still in the store, so a power cut costs a second
+Nothing is synced to disk before the rename: restored data is still in the store, so a power failure costs a second
 download, never data.
 """
 
@@ -24,22 +24,31 @@ from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
 
-_REFUSED = {
-    errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EROFS, errno.ENOTTY,
-}  # fmt: skip
-"""How file systems say that files there have no mode or time of their own."""
+_NO_MODE_OR_TIME = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EROFS,
+    errno.ENOTTY,
+}
+"""Errors of file systems whose files have no mode or time of their own."""
 
 
 def check_entries(entries: Iterable[FileEntry], source: str) -> None:
-    """Refuse a manifest whose paths could leave the target or get in each other's way; SyncError names the path."""
+    """Refuse a manifest whose paths could leave the target or collide; SyncError names the path."""
     paths: set[str] = set()
     parents: set[str] = set()
     for entry in entries:
         steps = entry.path.split("/")
         if "\0" in entry.path or not {"", ".", ".."}.isdisjoint(steps) or META_DIR in steps:
-            raise SyncError(f"{source}: refused, {entry.path!r} is no path below the target; nothing was written")
+            raise SyncError(f"{source}: refused, {entry.path!r} is outside the target directory; nothing was written")
         if not -(2**62) < entry.mtime_ns < 2**62:
-            raise SyncError(f"{source}: refused, {entry.path!r} has the impossible time {entry.mtime_ns}")
+            raise SyncError(
+                f"{source}: refused, {entry.path!r} has the impossible time {entry.mtime_ns}; nothing was written"
+            )
         paths.add(entry.path)
         for depth in range(1, len(steps)):
             parents.add("/".join(steps[:depth]))
@@ -61,7 +70,7 @@ def check_parents(target: str, directories: Iterable[str]) -> None:
 
 
 def already_right(target: Beneath, entries: Sequence[FileEntry]) -> list[bool]:
-    """For each entry, whether the file is there with the same bytes; its mode and time are then set too."""
+    """For each entry, whether the file exists with the same bytes; its mode and time are then set too."""
     return [_is_right(target, entry) for entry in entries]
 
 
@@ -71,20 +80,20 @@ def _is_right(target: Beneath, entry: FileEntry) -> bool:
         with target.opened(directory) as above:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
     except OSError:
-        return False  # not there, a link, not ours to read: replaced by a file of our own
+        return False  # missing, a link, or not readable: it is replaced
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
             return False
         if _crc32c(descriptor, 0, entry.size) != entry.crc32c:
             return False
-        return _dress(descriptor, entry, target) or info.st_uid == os.geteuid()
+        return _set_mode_and_time(descriptor, entry, target) or info.st_uid == os.geteuid()
     finally:
         os.close(descriptor)
 
 
 def _crc32c(descriptor: int, offset: int, size: int) -> int:
-    """Of a range; -1 if the file ends before."""
+    """CRC32C of a range; -1 if the file ends before."""
     crc, end = 0, offset + size
     while offset < end:
         piece = os.pread(descriptor, min(PIECE, end - offset), offset)
@@ -95,7 +104,7 @@ def _crc32c(descriptor: int, offset: int, size: int) -> int:
 
 
 def make_directories(target: Beneath, directories: Iterable[str]) -> None:
-    """Make ``target`` and what is below it."""
+    """Make ``target`` and the directories below it."""
     os.makedirs(target.path, exist_ok=True)
     for directory in sorted(directories):
         with target.opened(directory, make=True):
@@ -103,21 +112,21 @@ def make_directories(target: Beneath, directories: Iterable[str]) -> None:
 
 
 def check_space(target: str, size: int) -> None:
-    """OSError (ENOSPC) if ``size`` bytes cannot fit, before any of them travels."""
+    """OSError (ENOSPC) if ``size`` bytes cannot fit, before any of them is transferred."""
     info = os.statvfs(target)
     free = info.f_bavail * info.f_frsize
     if info.f_blocks and size > free:
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free", target)
 
 
-def _dress(descriptor: int, entry: FileEntry, target: Beneath) -> bool:
-    """Permission bits and time; never set-user-id and the like, which a store has no business to give. False where the
-    file system refuses that (vfat, SMB, FUSE): the bytes are right all the same, and ``target`` keeps why."""
+def _set_mode_and_time(descriptor: int, entry: FileEntry, target: Beneath) -> bool:
+    """Set permission bits and time, never set-user-id and the like. False where the file system refuses (vfat, SMB,
+    FUSE): the bytes are right all the same, and ``target.refused`` has the error."""
     try:
         os.fchmod(descriptor, entry.mode & 0o777)
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno not in _NO_MODE_OR_TIME:
             raise
         target.refused = error
         return False
@@ -125,8 +134,8 @@ def _dress(descriptor: int, entry: FileEntry, target: Beneath) -> bool:
 
 
 def sweep(target: Beneath, directories: Iterable[str], keep: Set[str]) -> None:
-    """Remove the temporary files that a killed download left in these directories, except ``keep``, with which this one
-    goes on. A living download holds a lock on each of its own."""
+    """Remove temporary files that killed downloads left in these directories, except ``keep``, which this download
+    resumes. A running download holds a lock on each of its own."""
     for directory in {"", *directories}:
         with target.opened(directory) as descriptor:
             with os.scandir(descriptor) as entries:
@@ -137,13 +146,13 @@ def sweep(target: Beneath, directories: Iterable[str], keep: Set[str]) -> None:
 
 
 def remove_stale(path: str, above: int | None = None) -> bool:
-    """Remove a temporary file that nobody holds a lock on; whether it was one. ``above``: descriptor of its directory,
-    if ``path`` is its name there."""
+    """Remove a temporary file that nobody has locked; whether it was one. ``above``: descriptor of its directory, if
+    ``path`` is its name there."""
     try:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, dir_fd=above)
     except OSError:
-        return False  # gone, a directory, a link, not ours
+        return False  # missing, a directory, a link, or not ours
     try:
         stale = stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_temporary(descriptor, path, above)
         if stale:
@@ -154,8 +163,8 @@ def remove_stale(path: str, above: int | None = None) -> bool:
 
 
 def lock_temporary(descriptor: int, path: str, above: int | None = None) -> bool:
-    """Whether the file is ours alone: nobody else has it locked, and it still has this name. The lock ends with the
-    descriptor, also by SIGKILL. On a file system without locks everything counts as somebody else's."""
+    """Lock a file; whether it is ours alone and still has this name. The lock ends with the descriptor, also by
+    SIGKILL. On a file system without locks this returns False."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=above, follow_symlinks=False))
@@ -164,7 +173,7 @@ def lock_temporary(descriptor: int, path: str, above: int | None = None) -> bool
 
 
 def space_taken(target: Beneath, paths: Iterable[str]) -> int:
-    """Bytes on disk of those that are there."""
+    """Bytes on disk of those files that exist."""
     taken = 0
     for path in paths:
         directory, _, name = path.rpartition("/")
@@ -174,7 +183,7 @@ def space_taken(target: Beneath, paths: Iterable[str]) -> int:
 
 
 def _has_locks(descriptor: int) -> bool:
-    """Whether the file system knows locks at all."""
+    """Whether the file system supports locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -187,39 +196,39 @@ def _join(directory: str, name: str) -> str:
 
 
 def resumable(entry: FileEntry) -> str:
-    """Where a large file is put together, below the target: the same for the same content, so that the next process
-    finds it."""
+    """Path of the temporary file of a large file, below the target: the same for the same content, so that the next
+    process finds it."""
     parent, _, name = entry.path.rpartition("/")
     content = xxhash.xxh3_64_hexdigest(f"{entry.size} {entry.crc32c} {entry.part_size} {entry.parts}".encode())
-    # Shortened, so that the longest name that a file system takes (255 bytes) still fits.
+    # Shortened, so that the longest name of a file system (255 bytes) still fits.
     return _join(parent, f".{name[:40]}.{content}{TEMPORARY}")
 
 
 class Landing:
-    """One file on its way: a temporary file that becomes the target, or nothing, or is kept for the next process.
+    """One file of a download: a temporary file that is renamed to the target, or removed, or kept for the next process.
 
-    ``drop`` may come while a worker thread is in any other method (its caller was cancelled): under the lock, that
-    thread then neither makes the temporary file nor renames it.
+    ``drop`` may be called while a worker thread is in any other method (its caller was cancelled). Under the lock, that
+    thread then neither creates the temporary file nor renames it.
     """
 
     def __init__(self, target: str | Beneath, entry: FileEntry) -> None:
         self.entry = entry
         self.has_parts = False
-        """Whether the temporary file holds verified parts, which are worth to be kept."""
+        """Whether the temporary file holds verified parts, which are worth keeping."""
         self.is_in_place = False
-        """Whether the file has its name; final after ``drop``, which may find a thread at that very step."""
+        """Whether the file has its final name. Final after ``drop``, which may meet a thread that is just renaming."""
         self._target = target if isinstance(target, Beneath) else Beneath(target)
         self._directory, _, self._name = entry.path.rpartition("/")
         self._temporary = ""
-        """Its name in the same directory."""
+        """Name of the temporary file in the same directory."""
         self._descriptor: int | None = None
-        """Only holds the lock: who writes opens the file anew, so no thread ever writes to a reused descriptor."""
+        """Only holds the lock. Writers open the file anew, so no thread ever writes to a reused descriptor."""
         self._lock = threading.Lock()
         self._dropped = False
 
     def create(self, *, resume: bool = False) -> bool:
-        """Make the temporary file at its full size. With ``resume``, True if an earlier download left it: then any
-        part of it may be right."""
+        """Create the temporary file at its full size. With ``resume``, True if an earlier download left it: any part of
+        it may then be right."""
         with self._lock:
             if self._dropped:
                 return False
@@ -234,7 +243,7 @@ class Landing:
             return 0 < there == self.entry.size
 
     def _open(self, name: str, above: int, *, alone: bool) -> bool:
-        """``alone``: not without the lock. A random name is nobody else's, but a sweep may have been faster."""
+        """``alone``: fail without the lock. A random name belongs to nobody else, but a sweep may have been faster."""
         try:
             descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=above)
         except OSError as error:
@@ -244,7 +253,7 @@ class Landing:
         info = os.fstat(descriptor)
         if not lock_temporary(descriptor, name, above) and (alone or not info.st_nlink):
             if alone and not info.st_size and not _has_locks(descriptor):
-                os.unlink(name, dir_fd=above)  # nobody could go on with it
+                os.unlink(name, dir_fd=above)  # nobody could resume it
             os.close(descriptor)
             return False
         self._temporary, self._descriptor = name, descriptor
@@ -260,12 +269,12 @@ class Landing:
             os.close(descriptor)
 
     def is_right(self, offset: int, size: int, crc: int) -> bool:
-        """Whether the temporary file has these bytes already."""
+        """Whether the temporary file already has these bytes."""
         with self._opened(os.O_RDONLY) as descriptor:
             return _crc32c(descriptor, offset, size) == crc
 
     def write(self, offset: int, piece: bytes | memoryview, crc: int) -> int:
-        """Write a piece and return ``crc`` extended by it: one visit to a worker thread does both."""
+        """Write a piece and return ``crc`` extended by it, in one call to a worker thread."""
         with self._opened(os.O_WRONLY) as descriptor:
             view = memoryview(piece)
             while view:
@@ -274,18 +283,18 @@ class Landing:
         return crc32c_extend(crc, piece)
 
     def finish(self) -> None:
-        """Mode, time, rename."""
+        """Set mode and time, then rename."""
         with self._lock:
             if not self._dropped:
                 assert self._descriptor is not None
-                _dress(self._descriptor, self.entry, self._target)
+                _set_mode_and_time(self._descriptor, self.entry, self._target)
                 with self._target.opened(self._directory) as above:
                     os.replace(self._temporary, self._name, src_dir_fd=above, dst_dir_fd=above)
                 self.is_in_place = True
                 self._close()
 
     def save(self, data: bytes) -> bool:
-        """A small file in one visit; False, and nothing is written, if ``data`` is not what the entry says."""
+        """Write a small file in one call; False, and nothing is written, if ``data`` does not match the entry."""
         if len(data) != self.entry.size or int(google_crc32c.value(data)) != self.entry.crc32c:
             return False
         self.create()
@@ -295,13 +304,13 @@ class Landing:
         return True
 
     def drop(self, *, keep: bool = False) -> None:
-        """Remove the temporary file, if there is one, or ``keep`` it for the next download; whatever a thread still
-        does comes to nothing."""
+        """Remove the temporary file, or ``keep`` it for the next download. A thread that still works on it has no
+        effect."""
         with self._lock:
             self._dropped = True
             if self._descriptor is not None:
                 if not keep:
-                    # its directory may have been removed or moved meanwhile
+                    # its directory may have been removed or moved
                     with suppress(OSError), self._target.opened(self._directory) as above:
                         os.unlink(self._temporary, dir_fd=above)
                 self._close()

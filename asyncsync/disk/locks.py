@@ -1,4 +1,4 @@
-"""Where asyncsync keeps what it must remember between runs, and which process works on a tree."""
+"""Locks of trees: only one process of a machine works on a directory and prefix."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import struct
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from asyncsync.config import state_dir
 from asyncsync.errors import ConcurrentWriterError
@@ -19,15 +17,15 @@ from asyncsync.runtime import tree_locks
 
 log = logging.getLogger("asyncsync")
 
-FLOCK = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
-"""``struct flock`` of fcntl(2), and which of its fields is the holder's process id."""
+FLOCK_LAYOUT = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
+"""Layout of ``struct flock`` of fcntl(2), and the index of the holder's process ID."""
 
 
 class _LockFile:
-    """One file for all trees, a byte for each: the locks of ten thousand trials cost one descriptor.
+    """One file for all trees, one byte for each: the locks of ten thousand trials cost one descriptor.
 
-    They are record locks (fcntl(2)): they die with their process, also by SIGKILL, a forked child has none of them, and
-    the system says who holds one. Inside a process they are counted, because it has every lock only once.
+    These are record locks (fcntl(2)): they end with their process, also by SIGKILL, a forked child has none of them,
+    and the system names the holder. A process holds each lock only once, so users inside the process are counted.
     """
 
     def __init__(self) -> None:
@@ -54,7 +52,7 @@ class _LockFile:
                 self._close_if_idle()
 
     def forget(self) -> None:
-        """In a forked child, which holds nothing."""
+        """Called in a forked child, which holds nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._guard, self._descriptor, self._held = threading.Lock(), None, Counter()
@@ -79,28 +77,28 @@ class _LockFile:
 
     def _close_if_idle(self) -> None:
         if not self._held and self._descriptor is not None:
-            os.close(self._descriptor)  # this also ends every lock of this process on the file: there is none
+            os.close(self._descriptor)  # this would end every lock of this process on the file: there are none
             self._descriptor = None
 
 
 def _place(tree: str) -> int:
-    """The byte that stands for a tree; files need not be that long to have it locked."""
+    """The offset of a tree's byte; the file need not be that long to lock it."""
     return int.from_bytes(hashlib.sha256(tree.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 2
 
 
 def _taken(tree: str, pid: int | None) -> ConcurrentWriterError:
     who = f"process {pid}" if pid else "another process"
-    return ConcurrentWriterError(f"{tree} is being synced already, by {who}; stop that one or use another directory")
+    return ConcurrentWriterError(f"{tree} is already being synced by {who}; stop that one or use another directory")
 
 
 def _holder(descriptor: int, place: int) -> int | None:
-    layout, field = FLOCK
-    question = {"hhqqi": (fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0), "qqihh": (place, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)}
+    layout, field = FLOCK_LAYOUT
+    request = {"hhqqi": (fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0), "qqihh": (place, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)}
     try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *question[layout]))
+        response = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *request[layout]))
     except OSError:
         return None
-    return int(struct.unpack(layout, answer)[field]) or None
+    return int(struct.unpack(layout, response)[field]) or None
 
 
 _file = _LockFile()
@@ -108,10 +106,10 @@ os.register_at_fork(after_in_child=_file.forget)
 
 
 class TreeLocks:
-    """The trees that one owner works on; ``close`` frees them all. Blocking, but for microseconds only.
+    """The trees that one owner works on; ``close`` frees them all. Blocks, but only for microseconds.
 
-    A lock keeps out other processes of this machine and dies with its holder, also by SIGKILL. Where there is nothing
-    to write to, or the file system has no locks, it warns and goes on: the store's conditional writes still notice a
+    A lock keeps out other processes of this machine and ends with its holder, also by SIGKILL. If there is no writable
+    directory, or the file system has no locks, a warning is logged: the store's conditional writes still notice a
     second writer.
     """
 
@@ -122,28 +120,17 @@ class TreeLocks:
 
     def take(self, tree: str, *, alone: bool = False) -> None:
         """ConcurrentWriterError, which names the process, if another one works on ``tree``; with ``alone`` also if
-        somebody in this process does."""
+        another owner in this process does."""
         try:
             place = self._file.take(tree, alone=alone)
         except OSError as error:
             if not self._warned:
-                log.warning("cannot lock %s (%s): a second process on it would go unnoticed", tree, error)
+                log.warning("cannot lock %s (%s): a second process on it would not be noticed", tree, error)
             self._warned = True
         else:
             self._places.append(place)
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all locks."""
         while self._places:
             self._file.release(self._places.pop())
-
-
-@contextmanager
-def tree_lock(tree: str) -> Iterator[None]:
-    """Be the only process of this machine that works on ``tree``; see :class:`TreeLocks`."""
-    locks = TreeLocks()
-    locks.take(tree)
-    try:
-        yield
-    finally:
-        locks.close()

@@ -15,30 +15,30 @@ import aiofiles.os
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError
-from asyncsync.planning.document import DEEPEST, check_depth
+from asyncsync.planning.document import MOST_LEVELS, check_depth
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
 """Always synced, whatever ``sync_artifacts`` says."""
 
-ABOVE = 10
-"""Levels of a record, or of what stands in a journal, above the metrics in it; more than there are."""
+LEVELS_ABOVE = 10
+"""Levels of a record, or of a journal entry, above the metrics in it; an upper bound."""
 
 
-ELEMENTS = 1_000
-"""Elements of an array up to which it is recorded as a list; one that has more as the text that it gives of itself."""
+MOST_LISTED_ELEMENTS = 1_000
+"""Arrays of up to this many elements are recorded as lists, larger ones as their text."""
 
 
 def plain(value: object) -> object:
-    """JSON for what is not JSON: a number of an array library by ``.item()``, an array by ``.tolist()``, anything else,
-    and whatever refuses, as text."""
+    """A JSON value for an object of another type: a number of an array library by ``.item()``, an array by
+    ``.tolist()``, anything else as text."""
     for method in ("item", "tolist"):
         give = getattr(value, method, None)
-        if not callable(give) or (method == "tolist" and _elements(value) > ELEMENTS):
+        if not callable(give) or (method == "tolist" and _elements(value) > MOST_LISTED_ELEMENTS):
             continue
         try:
             found = give()
-        except Exception:  # noqa: BLE001, S112  # of several elements, without data, on another device: each has its own
+        except Exception:  # noqa: BLE001, S112  # several elements, no data, another device: each raises its own
             continue
         if isinstance(found, str | int | float | list) or found is None:
             return found
@@ -46,37 +46,39 @@ def plain(value: object) -> object:
 
 
 def _elements(value: object) -> int:
-    """Of an array, as NumPy or PyTorch say it; 0 of what says neither."""
+    """Number of elements of a NumPy or PyTorch array; 0 for other objects."""
     try:
         count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
         return count if isinstance(count, int) else 0
-    except Exception:  # noqa: BLE001  # without data
-        return ELEMENTS + 1
+    except Exception:  # noqa: BLE001  # an array without data
+        return MOST_LISTED_ELEMENTS + 1
 
 
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001  # the text of a metric is no reason to lose its report
+    except Exception:  # noqa: BLE001  # a report must not fail because of the text of a metric
         return f"<{type(value).__qualname__}>"
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``value`` that holds JSON types only. ConfigError if it is no mapping, holds itself, or more levels
-    than a record that has it can be read with."""
-    why: object = "it is no mapping"
+    """A copy of ``value`` with JSON types only. ConfigError if it is not a mapping, contains itself, or has more levels
+    than a record that contains it may have."""
+    why: object = "it is not a mapping"
     try:
         if isinstance(value, Mapping):
             copy: dict[str, Any] = json.loads(json.dumps(_textual(value, frozenset()), default=plain))
-            check_depth(copy, DEEPEST - ABOVE)
+            check_depth(copy, MOST_LEVELS - LEVELS_ABOVE)
             return copy
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-    raise ConfigError(f"metrics, metadata and parameters must be JSON of at most {DEEPEST - ABOVE} levels: {why}")
+    raise ConfigError(
+        f"metrics, metadata and parameters must be JSON of at most {MOST_LEVELS - LEVELS_ABOVE} levels: {why}"
+    )
 
 
 def _textual(value: Any, above: frozenset[int]) -> Any:
-    """The same with plain containers, and only such keys as JSON has. ValueError if it holds itself."""
+    """``value`` with plain containers and JSON keys. ValueError if it contains itself."""
     if isinstance(value, str | int | float) or value is None:
         return value
     if not isinstance(value, Mapping | list | tuple):
@@ -86,7 +88,7 @@ def _textual(value: Any, above: frozenset[int]) -> Any:
     if id(value) in above:
         raise ValueError("Circular reference detected")
     above |= {id(value)}
-    if len(above) > DEEPEST:
+    if len(above) > MOST_LEVELS:
         raise ValueError("it is nested too deeply")
     if isinstance(value, Mapping):
         return {_key(key): _textual(inner, above) for key, inner in list(value.items())}
@@ -98,7 +100,7 @@ def _key(key: object) -> Any:
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names joined with ``/``."""
+    """The same with nested names joined by ``/``."""
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
         if isinstance(value, Mapping):
@@ -109,11 +111,12 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
-    """params.json, once a trial. Readers see the old file or the new.
+    """Write params.json, once per trial. Readers see the old file or the new one.
 
-    The text is written in one thread call: ``aiofiles.open`` would leave the file open if it is cancelled just then.
+    The text is written in one thread call: ``aiofiles.open`` would leave the file open if it is cancelled at that
+    moment.
     """
-    temporary = directory / f".{PARAMS}{TEMPORARY}"  # always the same, so that crashes leave one at most
+    temporary = directory / f".{PARAMS}{TEMPORARY}"  # one name, so that crashes leave one file at most
     try:
         await in_thread(temporary.write_text, json.dumps(params, indent=2, default=plain) + "\n", encoding="utf-8")
         await aiofiles.os.replace(temporary, directory / PARAMS)
@@ -123,16 +126,15 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
 
 
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
-    """Blocking: one line in result.json, flushed, and one row in progress.csv, or nothing: an error leaves both as they
-    were. What a crash left of half a line is removed first.
+    """Blocking. Append one line to result.json, flushed, and one row to progress.csv, or nothing: an error leaves both
+    files as they were. Half a line left by a crash is removed first.
 
-    Each row of the CSV is one line. Columns that come later are added to it: it is written anew then, with nothing in
-    the rows before.
+    Each row of the CSV is one line. For new columns the file is rewritten, with empty cells in the earlier rows.
     """
     directory.mkdir(parents=True, exist_ok=True)
     results, progress = directory / RESULTS, directory / PROGRESS
-    _mend_lines(results)
-    _mend_rows(progress)
+    _repair_lines(results)
+    _repair_rows(progress)
     before = {path: path.stat().st_size if path.exists() else 0 for path in (results, progress)}
     try:
         with open(results, "a", encoding="utf-8") as file:
@@ -141,34 +143,34 @@ def append_result(directory: Path, row: Mapping[str, Any]) -> None:
         _append_csv(progress, {_csv_text(key): _csv_text(value) for key, value in flatten(row).items()})
     except BaseException:
         for path, size in before.items():
-            with suppress(OSError):  # the first error is the one to tell; the next row mends what is left
+            with suppress(OSError):  # the first error is raised; the next call repairs the file
                 os.truncate(path, size)
         raise
 
 
-TAIL = 1 << 16
+TAIL_BYTES = 1 << 16
 """Bytes at the end of result.json in which the last rows are looked for."""
 
 
 def last_rows(directory: Path) -> list[dict[str, Any]]:
-    """Blocking: the rows at the end of result.json, those that are whole. A process that was killed had recorded them,
-    and perhaps not told the store."""
+    """Blocking. The complete rows at the end of result.json. A killed process may have recorded them without syncing
+    them."""
     try:
         with open(directory / RESULTS, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
     found = []
     for line in lines:
-        with suppress(ValueError, RecursionError):  # the first was cut, the last one may be torn
+        with suppress(ValueError, RecursionError):  # the first may be cut, the last incomplete
             row = json.loads(line)
             found += [row] if isinstance(row, dict) else []
     return found
 
 
-def _mend_lines(path: Path) -> None:
-    """Half a line at the end goes; a whole one without its end gets it."""
+def _repair_lines(path: Path) -> None:
+    """Remove half a line at the end; end a complete line that has no line end."""
     tail = _tail(path)
     if tail is None:
         return
@@ -182,15 +184,15 @@ def _mend_lines(path: Path) -> None:
             file.write(b"\n")
 
 
-def _mend_rows(path: Path) -> None:
-    """Half a row at the end goes."""
+def _repair_rows(path: Path) -> None:
+    """Remove half a row at the end."""
     tail = _tail(path)
     if tail is not None:
         os.truncate(path, tail[0])
 
 
 def _tail(path: Path) -> tuple[int, bytes] | None:
-    """Where the last line starts and what it is, if its end is missing."""
+    """Start and content of the last line, if it has no line end."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -205,7 +207,8 @@ def _tail(path: Path) -> tuple[int, bytes] | None:
 
 
 def _csv_text(value: Any) -> Any:
-    """One row is one line, so that half a row can be known: line ends, and what no UTF-8 can hold, are escapes."""
+    """Text for one cell. Line ends and characters that UTF-8 cannot hold are escaped: one row is one line, so that half
+    a row can be recognised."""
     if not isinstance(value, str):
         return value
     return value.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
@@ -231,7 +234,8 @@ def _columns(path: Path) -> list[str] | None:
 
 
 def _widen(path: Path, row: Mapping[str, Any], more: list[str]) -> bool:
-    """The table with more columns and one more row, in one step; False if it cannot be read, and stays as it is."""
+    """Rewrite the table with more columns and one more row, in one step. False if it cannot be parsed: it stays as it
+    is."""
     temporary = path.with_name(f".{PROGRESS}{TEMPORARY}")
     try:
         with (

@@ -1,6 +1,6 @@
-"""What a directory holds at one moment. Blocking: for worker threads.
+"""Scanning a directory. Blocking: for worker threads.
 
-One ``os.scandir`` pass, one ``stat`` a file, no ``Path`` objects: 300,000 files a second on one core.
+One ``os.scandir`` pass, one ``stat`` per file, no ``Path`` objects: 300,000 files a second on one core.
 """
 
 from __future__ import annotations
@@ -20,52 +20,54 @@ from asyncsync.planning.snapshot import FileStat, Snapshot
 
 T = TypeVar("T")
 TEMPORARY = ".asyncsync-tmp"
-"""Ending of the temporary files that asyncsync writes; never synced."""
+"""Suffix of the temporary files that asyncsync writes; they are never synced."""
 
-OWN_NAME = "asyncsync keeps names like this for itself"
+OWN_NAME = "the name is reserved for asyncsync"
+"""Why a file of a checkpoint is refused."""
 
 _NUMBERED = re.compile(r"checkpoint_\d{6,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which files of a tree count. Patterns follow gitignore; ``skip`` are directories by relative path."""
+    """Selects the files of a tree. Patterns follow gitignore; ``skip`` are directories by relative path."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     symlinks: Literal["inside", "follow", "skip"] = "inside"
     skip: frozenset[str] = frozenset()
     only: tuple[str, ...] | None = None
-    """Just these files, by relative path: the rest is not even looked at."""
+    """Only these files, by relative path; nothing else is visited."""
     always: tuple[str, ...] = ()
-    """Files that count whatever the patterns say."""
+    """Files that are selected whatever the patterns say."""
     skip_numbered: bool = False
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
     whole: bool = False
-    """Nothing may be left out but sockets, pipes and devices: what else would be is told in ``Snapshot.broken``."""
+    """Leave out only sockets, pipes and devices; anything else that would be left out is listed in
+    ``Snapshot.broken``."""
     skip_marked: bool = False
-    """Leave out top directories that hold an ``.asyncsync``: somebody else syncs them."""
+    """Leave out top directories that contain an ``.asyncsync``: another process syncs them."""
 
 
 Same = Callable[[str, int, int, int], bool]
-"""Whether a file of this path, size (bytes), mtime (ns) and inode is known, and needs no further look."""
+"""Whether a file of this path, size (bytes), mtime (ns) and inode is known and unchanged."""
 
 
 def nothing_known(path: str, size: int, mtime_ns: int, inode: int) -> bool:  # noqa: ARG001
-    """Of a tree that was never seen, every file is new."""
+    """For a tree without a manifest: every file is new."""
     return False
 
 
 def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snapshot:
-    """Everything below ``root`` that counts, in no particular order. FileNotFoundError if there is no ``root``, OSError
-    if it cannot be read.
+    """All selected files below ``root``, in no particular order. FileNotFoundError if ``root`` is missing, OSError if
+    it cannot be read.
 
-    A directory below it, or a file, that cannot be looked at is looked at once more; then it is in ``Snapshot.unread``
-    and the rest is found. What lies too deep to have a path (4,096 bytes on Linux) is left out and named.
+    A directory or file below it that cannot be read is tried once more; then it is listed in ``Snapshot.unread``, and
+    the scan continues. Entries too deep to have a path (4,096 bytes on Linux) are left out and named.
 
-    Files that are the ``same`` are counted and not kept, so that looking at a large tree again takes no memory.
+    Files that are the ``same`` are counted and not kept, so that a repeated scan of a large tree takes no memory.
     """
-    walk = _Walk(root, rules, same)
+    walk = _Scan(root, rules, same)
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
@@ -74,8 +76,8 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
 
 
 def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
-    """Directories that a link must not lead back to. ``all_the_way``: those above the root too, where a link would
-    take in everything that lies beside it before it is found to lead back."""
+    """Directories that a link must not lead back to. ``all_the_way``: also those above the root, where a link would
+    take in everything beside the root before it is found to lead back."""
     path, found = os.path.realpath(root), set[tuple[int, int]]()
     while True:
         info = os.stat(path)
@@ -86,7 +88,7 @@ def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
 
 
 class _Counts(NamedTuple):
-    """How much was found at some moment."""
+    """How much was found at some point of the scan."""
 
     files: int
     warnings: int
@@ -96,16 +98,16 @@ class _Counts(NamedTuple):
     bytes_total: int
 
 
-class _Directory(NamedTuple):
-    """One that is to be looked at or, with ``before``, to be left: everything below it has been looked at then."""
+class _PendingDirectory(NamedTuple):
+    """A directory to visit or, with ``before``, to leave: everything below it has been visited then."""
 
     path: str
     here: tuple[int, int]
     before: _Counts | None = None
 
 
-class _Walk:
-    """One scan. Directories on the way down are known by (device, inode), so a link to a parent ends there."""
+class _Scan:
+    """One scan. Directories on the way down are known by (device, inode), so that a link to a parent ends there."""
 
     def __init__(self, root: str, rules: Rules, same: Same) -> None:
         self.found = Snapshot()
@@ -116,7 +118,7 @@ class _Walk:
         self._everything = self._include is None and self._exclude is None
 
     def only(self, names: Iterable[str]) -> None:
-        """Just these files; those that are not there are left out."""
+        """Visit only these files; missing ones are left out."""
         for name in names:
             try:
                 info = _again(os.stat, f"{self._root}/{name}")
@@ -131,34 +133,36 @@ class _Walk:
                 self.found.refused.append(name)
 
     def everything(self, above: set[tuple[int, int]]) -> None:
-        """The root and what is below it, without recursion: trees may be deeper than Python's stack. ``above``: the
-        directories on the way to the one that is looked at."""
+        """Visit the root and everything below it, without recursion: trees may be deeper than Python's stack.
+        ``above``: the directories on the way to the present one."""
         left = self._again("")
         while left:
             path, here, before = left.pop()
             if before is not None:
                 above.discard(here)
                 if self._is_marked(path):
-                    self._take_back(before)  # it was new: its mark came after the first look, but before any file
+                    self._take_back(
+                        before
+                    )  # the directory is new: its mark came after the first look, but before any file
             elif here in above:
                 self._left_out(path, "the link leads back to a directory above it")
             else:
                 above.add(here)
-                left.append(_Directory(path, here, self._count()))
+                left.append(_PendingDirectory(path, here, self._count()))
                 left += self._deeper(path)
 
-    def _deeper(self, path: str) -> list[_Directory]:
+    def _deeper(self, path: str) -> list[_PendingDirectory]:
         """The directories in one; none if it cannot be read."""
         try:
             return self._again(path)
         except (FileNotFoundError, NotADirectoryError):
-            return []  # gone since it was listed: the next scan decides
+            return []  # missing since it was listed: the next scan decides
         except OSError as error:
             self._unread(path, error)
             return []
 
-    def _again(self, path: str) -> list[_Directory]:
-        """What is in one directory, looked at twice before its OSError counts: a handle of NFS may be stale once."""
+    def _again(self, path: str) -> list[_PendingDirectory]:
+        """Visit one directory; an OSError is raised only if it comes twice: an NFS handle may be stale once."""
         before = self._count()
         try:
             return self._directory(path)
@@ -170,11 +174,11 @@ class _Walk:
             self._take_back(before)
             raise
 
-    def _directory(self, path: str) -> list[_Directory]:
-        """Its files, and which directories it has. Files are looked up relative to its descriptor: their paths are
-        long."""
+    def _directory(self, path: str) -> list[_PendingDirectory]:
+        """Visit the files of one directory; returns its directories. Files are looked up relative to the descriptor,
+        because their paths are long."""
         full, prefix = (f"{self._root}/{path}", f"{path}/") if path else (self._root, "")
-        deeper: list[_Directory] = []
+        deeper: list[_PendingDirectory] = []
         descriptor = os.open(full, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as entries:
@@ -184,7 +188,8 @@ class _Walk:
         return deeper
 
     def _unread(self, path: str, error: OSError) -> None:
-        """What has no path that the system takes can never be sent; what cannot be read now, maybe later."""
+        """Record a path that cannot be read. A path that is too long for the system can never be sent; other errors may
+        be transient."""
         if self._rules.whole:
             self.found.broken.append(f"{path}: it cannot be read: {error.strerror}")
         elif error.errno == errno.ENAMETOOLONG:
@@ -192,8 +197,10 @@ class _Walk:
         else:
             self.found.unread[path] = error
 
-    def _entries(self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_Directory]) -> None:
-        """What one directory holds. The plain file that has not changed takes the short way: one call of ours."""
+    def _entries(
+        self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_PendingDirectory]
+    ) -> None:
+        """Visit the entries of one directory. An unchanged plain file takes the short way, with one call of ours."""
         plain, same, found = self._everything, self._same, self.found
         for entry in entries:
             name = entry.name
@@ -214,12 +221,12 @@ class _Walk:
                 elif not entry.is_symlink() or self._may_follow(f"{parent}/{name}", path):
                     self._entry(entry, path, deeper)
             except FileNotFoundError:
-                continue  # gone since it was listed: the next scan decides
+                continue  # missing since it was listed: the next scan decides
             except OSError as error:
                 self._once_more(entry, path, deeper, error)
 
-    def _once_more(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory], error: OSError) -> None:
-        """An entry that could not be looked at."""
+    def _once_more(self, entry: os.DirEntry[str], path: str, deeper: list[_PendingDirectory], error: OSError) -> None:
+        """Retry an entry that could not be read."""
         try:
             self._entry(entry, path, deeper)
         except FileNotFoundError:
@@ -227,11 +234,11 @@ class _Walk:
         except OSError:
             self._unread(path, error)
 
-    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[_Directory]) -> None:
+    def _entry(self, entry: os.DirEntry[str], path: str, deeper: list[_PendingDirectory]) -> None:
         if entry.is_dir():
             if self._descends(path):
                 info = entry.stat()
-                deeper.append(_Directory(path, (info.st_dev, info.st_ino)))
+                deeper.append(_PendingDirectory(path, (info.st_dev, info.st_ino)))
         elif self._counts(path):
             self._file(entry.stat(), path)
 
@@ -268,7 +275,7 @@ class _Walk:
         )
 
     def _take_back(self, before: _Counts) -> None:
-        """Forget what was found since :meth:`_count`."""
+        """Forget everything found since :meth:`_count`."""
         found = self.found
         del found.files[before.files :], found.warnings[before.warnings :], found.refused[before.refused :]
         del found.broken[before.broken :]
@@ -304,7 +311,7 @@ class _Walk:
 
 
 def _again(look: Callable[[str], T], path: str) -> T:
-    """The same once more after an OSError, unless it says that nothing is there."""
+    """Call ``look`` once more after an OSError, unless the path is missing."""
     try:
         return look(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -314,12 +321,12 @@ def _again(look: Callable[[str], T], path: str) -> T:
 
 
 def is_own_name(name: str) -> bool:
-    """Whether asyncsync keeps such names for itself."""
+    """Whether the name is reserved for asyncsync."""
     return name == META_DIR or name.endswith(TEMPORARY)
 
 
 def is_text(path: str) -> bool:
-    """Whether a name is UTF-8, as a store wants it."""
+    """Whether a name is UTF-8, which stores require."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""Files that are only ever appended to: which of their parts need not be read again. Pure.
+"""Append-only files: which of their parts need not be read again. Pure.
 
-Nothing that a file system tells proves that the beginning of a file that has grown is as it was. So this is for files
-whose name says that their writer appends, and only for large ones; the rest is read whole (and sent in part). Even of
-these samples are compared: whatever moves bytes, and every run of changed bytes that is longer than the gap between two
-samples, shows in them. A shorter edit in the middle does not.
+No information of a file system proves that the beginning of a longer file is unchanged. This module is therefore only
+for files whose name says that their writer appends, and only for large ones; all others are read completely (and sent
+in part). Even for append-only files samples are compared. They reveal bytes that moved, and every run of changed bytes
+that is longer than the gap between two samples. A shorter edit in the middle is not noticed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
 
 TRUSTED_FROM = 256 << 20
-"""Bytes. Smaller files are read whole: that costs a tenth of a second."""
-SAMPLES, SAMPLE = 64, 256
-"""How many samples are taken of a file, and the bytes of each: 16 KiB."""
+"""Bytes. Smaller files are read completely: that takes a tenth of a second."""
+SAMPLE_COUNT, SAMPLE_BYTES = 64, 256
+"""Number of samples of a file, and bytes of each: 16 KiB in all."""
 
 
 def is_sampled(file: FileStat, patterns: Sequence[str]) -> bool:
-    """Whether ``file`` is one of those that are appended to, and large enough to matter."""
+    """Whether ``file`` is append-only by its name, and large enough."""
     name = file.path.rpartition("/")[2]
     return file.size >= TRUSTED_FROM and any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def may_be_appended(file: FileStat, known: FileEntry, patterns: Sequence[str]) -> bool:
-    """Whether ``file`` is the one that ``known`` describes, longer, and one of those that are appended to.
+    """Whether ``file`` may be the file that ``known`` describes with bytes appended.
 
-    It is to be believed only if ``known.samples`` are as they were, and the last part if that was no whole one.
+    The caller has to check that ``known.samples`` are unchanged, and the last part if it was incomplete.
     """
     return (
         bool(known.samples)
@@ -40,9 +40,9 @@ def may_be_appended(file: FileStat, known: FileEntry, patterns: Sequence[str]) -
     )
 
 
-def samples_of(size: int) -> list[int]:
-    """Where the samples of a file of ``size`` bytes begin: the first and the last bytes, and one somewhere in each
-    stretch between, for what has a rhythm of its own must not fall into step with them."""
-    gap = max(size // (SAMPLES - 1), SAMPLE)
+def sample_offsets(size: int) -> list[int]:
+    """Offsets of the samples of a file of ``size`` bytes: the first and the last bytes, and one sample at an irregular
+    place in each stretch between, because a file with a regular structure must not fall in step with the samples."""
+    gap = max(size // (SAMPLE_COUNT - 1), SAMPLE_BYTES)
     inside = range(gap, size - gap, gap)
-    return [0, *(at + at * 2_654_435_761 % (gap - SAMPLE + 1) for at in inside), max(size - SAMPLE, 0)]
+    return [0, *(at + at * 2_654_435_761 % (gap - SAMPLE_BYTES + 1) for at in inside), max(size - SAMPLE_BYTES, 0)]

@@ -1,20 +1,21 @@
-"""CRC32C of pieces put together without reading them again. Pure arithmetic.
+"""CRC32C of combined pieces without reading them again. Pure arithmetic.
 
-A CRC is the remainder of a polynomial division over GF(2), so the first of two pieces is multiplied by x to the power
-of the bits behind it, and the second is added (RFC 3720, appendix B.4: Castagnoli, lowest power in the highest bit).
+A CRC is the remainder of a polynomial division over GF(2). To combine two pieces, the first remainder is multiplied by
+x to the power of the number of bits behind it, and the second is added (RFC 3720, appendix B.4: Castagnoli, lowest
+power in the highest bit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 _POLYNOMIAL = 0x82F63B78
 _ONE = 1 << 31
 _X8 = _ONE >> 8
 """x to the eighth: one byte."""
-TABLES_FROM = 4
-"""Parts of one size from which on a table is worth it: it costs 0.5 ms, once, and saves 8 us a part."""
+LEAST_PARTS_FOR_TABLE = 4
+"""Number of equal parts from which a table is worth it: it costs 0.5 ms once, and saves 8 us per part."""
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -31,7 +32,7 @@ def _multiply(a: int, b: int) -> int:
 
 
 def _powers() -> tuple[int, ...]:
-    """x to the power of 8, 16, 32, ...: for every bit of a length."""
+    """x to the power of 8, 16, 32, ...: one for every bit of a length."""
     found, power = [], _X8
     for _ in range(64):
         found.append(power)
@@ -44,7 +45,7 @@ _POWERS = _powers()
 
 @lru_cache(maxsize=1024)
 def _shift(size: int) -> int:
-    """x to the power of ``8 * size``: what ``size`` more bytes multiply a remainder by."""
+    """x to the power of ``8 * size``: the factor by which ``size`` more bytes multiply a remainder."""
     power = _ONE
     for bit in range(size.bit_length()):
         if size >> bit & 1:
@@ -54,7 +55,7 @@ def _shift(size: int) -> int:
 
 @lru_cache(maxsize=64)
 def _table(size: int) -> Table:
-    """What each byte of a remainder becomes when ``size`` bytes follow. 32 KiB."""
+    """For each byte of a remainder, its value after ``size`` more bytes. 32 KiB."""
     tables = []
     for byte in range(4):
         row = [0] * 256
@@ -68,23 +69,30 @@ def _table(size: int) -> Table:
 
 
 def crc32c_combine(crc1: int, crc2: int, len2: int) -> int:
-    """CRC32C of two byte strings one after the other, from the CRC of each and the length of the second (below 2^64).
+    """CRC32C of two concatenated byte strings, from the CRC32C of each and the length of the second (below 2^64).
 
     10 us for a length seen before.
     """
     return _multiply(_shift(len2), crc1) ^ crc2
 
 
+def crc32c_of_pieces(pieces: Iterable[tuple[int, int]]) -> int:
+    """CRC32C of consecutive pieces of any sizes, from the CRC32C and the size of each."""
+    total = 0
+    for crc, size in pieces:
+        total = crc32c_combine(total, crc, size)
+    return total
+
+
 def crc32c_of_parts(crcs: Sequence[int], size: int, part_size: int) -> int:
-    """CRC32C of ``size`` bytes from those of its parts, all of ``part_size`` bytes but the last. 0.3 us a part."""
+    """CRC32C of ``size`` bytes from those of their parts, all of ``part_size`` bytes but the last. 0.3 us per part."""
     *equal, last = crcs
     if not equal:
         return last
-    total = 0
-    if len(equal) < TABLES_FROM:
-        for crc in equal:
-            total = crc32c_combine(total, crc, part_size)
+    if len(equal) < LEAST_PARTS_FOR_TABLE:
+        total = crc32c_of_pieces((crc, part_size) for crc in equal)
     else:
+        total = 0
         low, second, third, high = _table(part_size)
         for crc in equal:
             total = low[total & 255] ^ second[total >> 8 & 255] ^ third[total >> 16 & 255] ^ high[total >> 24] ^ crc

@@ -1,9 +1,9 @@
-"""How a file is put together from what the store has already: which ranges are sent, which are copied. Pure.
+"""Assembling a file from bytes that the store has: which ranges are sent, which are copied. Pure.
 
-A file comes as *segments*, in order: its parts, each with the place where the store holds the same bytes, if there is
-one. They become *pieces*, the parts of an upload, for the fewest bytes sent and then the fewest requests that the
-store's rules allow. Segments may come a few at a time, so that a file that has nothing in common with what the store
-holds is on its way while the rest of it is still being hashed.
+A file is given as *segments*, in order: its parts, each with the place where the store holds the same bytes, if there
+is one. The segments become *pieces*, the parts of an upload: with the fewest bytes sent, then the fewest requests, that
+the store's rules allow. Segments may arrive a few at a time. A file that has nothing in common with the store's objects
+is therefore in flight while the rest of it is still being hashed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_COPIED = 64 << 20
-"""Bytes per copied range. S3 allows 5 GiB, but it answers only when all of them are copied: a few ranges side by side
-are faster than one, and even a store that copies 10 MB a second answers within the time-out of a request."""
+COPIED_RANGE_SIZE = 64 << 20
+"""Bytes per copied range. S3 allows 5 GiB, but it responds only when all of them are copied: a few ranges side by side
+are faster than one, and even a store that copies 10 MB a second responds within the timeout of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the store holds some bytes: from ``start`` on in an object of ``total`` bytes."""
+    """Where the store holds some bytes: from ``start`` in an object of ``total`` bytes."""
 
     key: str
     version: str
@@ -27,12 +27,12 @@ class Origin:
     total: int
 
     def at(self, offset: int) -> Origin:
-        """The place ``offset`` bytes further on."""
+        """The place ``offset`` bytes further."""
         return Origin(self.key, self.version, self.start + offset, self.total)
 
 
 class Segment(NamedTuple):
-    """Some bytes of the file, known by their CRC32C; ``origin`` None: the store has them nowhere."""
+    """Some bytes of the file with their CRC32C; ``origin`` None: the store does not have them."""
 
     offset: int
     size: int
@@ -40,8 +40,8 @@ class Segment(NamedTuple):
     origin: Origin | None = None
 
 
-class Piece(NamedTuple):
-    """One part of the upload: sent, or copied from ``origin``."""
+class PlannedPart(NamedTuple):
+    """One part of an upload: sent, or copied from ``origin``."""
 
     offset: int
     size: int
@@ -49,42 +49,44 @@ class Piece(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next one begins."""
+        """Offset at which the next part begins."""
         return self.offset + self.size
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the store and the settings allow. Sizes in bytes."""
+    """Limits of the store and the settings. Sizes in bytes."""
 
     floor: int
-    """Least size of a part that is not the last (S3: 5 MiB)."""
+    """Least size of a part, except for the last one (S3: 5 MiB)."""
     part: int
-    """Most bytes that are sent in one request, give or take a floor."""
-    copied: int = MOST_COPIED
+    """Most bytes that are sent in one request, give or take ``floor``."""
+    copied: int = COPIED_RANGE_SIZE
     """Most bytes that are copied in one request."""
     ranges: bool = True
-    """Whether ranges can be copied; else only whole objects (GCS)."""
+    """Whether ranges can be copied; otherwise only whole objects (GCS)."""
     least_source: int = 0
     """Ranges of objects up to this size cannot be copied (S3: 5 MiB)."""
     equal: bool = False
-    """All parts but the last are of ``part`` bytes (Cloudflare R2)."""
+    """All parts but the last must have ``part`` bytes (Cloudflare R2)."""
     request_cost: int = 0
-    """What a request costs, as bytes sent."""
+    """Cost of a request, as a number of bytes sent."""
 
 
-def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True) -> tuple[list[Piece], list[Segment]]:
-    """The pieces of consecutive ``segments``, and the segments at the end that wait for those to come.
+def pieces_of(
+    segments: Sequence[Segment], limits: Limits, *, final: bool = True
+) -> tuple[list[PlannedPart], list[Segment]]:
+    """The pieces of consecutive ``segments``, and the last segments that wait for further ones.
 
-    ``final``: there are no more; nothing is left waiting.
+    ``final``: there are no further segments; none is left waiting.
     """
     if limits.equal:
         return _equal(segments, limits), []
     runs = _runs(segments)
     runs = [
-        run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last may go on
+        run if not final and index == len(runs) - 1 else _usable(run, limits)  # the last one may grow
         for index, run in enumerate(runs)
-    ]  # fmt: skip
+    ]
     runs = _joined(_worth_it(_joined(runs), limits))
     decided = len(runs) if final else _decided(runs, limits.floor)
     kept = _joined(_floored(runs[:decided], limits, final=final))
@@ -92,13 +94,13 @@ def pieces_of(segments: Sequence[Segment], limits: Limits, *, final: bool = True
         return [], list(segments)
     pieces = [piece for run in kept for piece in _split(run, segments, limits)]
     start, end = kept[0].offset, kept[-1].end
-    plain = _split(Piece(start, end - start), segments, limits)
+    plain = _split(PlannedPart(start, end - start), segments, limits)
     best = min(pieces, plain, key=lambda choice: cost(choice, limits.request_cost))
     return best, [segment for segment in segments if segment.offset >= end]
 
 
-def _equal(segments: Sequence[Segment], limits: Limits) -> list[Piece]:
-    """One piece for each part of the file, copied where one object has all of it. The segments are whole parts."""
+def _equal(segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
+    """One piece for each part of the file, copied if one object has all of it. The segments are complete parts."""
     parts: list[list[Segment]] = []
     for segment in segments:
         if parts and segment.offset < parts[-1][0].offset + limits.part:
@@ -108,8 +110,8 @@ def _equal(segments: Sequence[Segment], limits: Limits) -> list[Piece]:
     return [_usable(run[0], limits) if len(run) == 1 else _sent(run) for run in map(_runs, parts)]
 
 
-def _sent(runs: Sequence[Piece]) -> Piece:
-    return Piece(runs[0].offset, runs[-1].end - runs[0].offset)
+def _sent(runs: Sequence[PlannedPart]) -> PlannedPart:
+    return PlannedPart(runs[0].offset, runs[-1].end - runs[0].offset)
 
 
 def whole_copy(segments: Sequence[Segment]) -> Origin | None:
@@ -121,18 +123,18 @@ def whole_copy(segments: Sequence[Segment]) -> Origin | None:
     return origin if (origin.start, origin.total) == (0, runs[0].size) else None
 
 
-def cost(pieces: Iterable[Piece], request_cost: int) -> int:
-    """Bytes sent, with the price of the requests."""
+def cost(pieces: Iterable[PlannedPart], request_cost: int) -> int:
+    """Bytes sent, plus the cost of the requests."""
     return sum(request_cost + (0 if piece.origin else piece.size) for piece in pieces)
 
 
-def _runs(segments: Iterable[Segment]) -> list[Piece]:
-    """Neighbours with the same fate as one, whatever their size."""
-    return _joined([Piece(segment.offset, segment.size, segment.origin) for segment in segments])
+def _runs(segments: Iterable[Segment]) -> list[PlannedPart]:
+    """Neighbouring segments that are sent, or copied from adjacent bytes, as one piece of any size."""
+    return _joined([PlannedPart(segment.offset, segment.size, segment.origin) for segment in segments])
 
 
-def _joined(runs: Iterable[Piece]) -> list[Piece]:
-    joined: list[Piece] = []
+def _joined(runs: Iterable[PlannedPart]) -> list[PlannedPart]:
+    joined: list[PlannedPart] = []
     for run in runs:
         if joined and _continues(joined[-1], run):
             joined[-1] = joined[-1]._replace(size=joined[-1].size + run.size)
@@ -141,14 +143,14 @@ def _joined(runs: Iterable[Piece]) -> list[Piece]:
     return joined
 
 
-def _continues(before: Piece, run: Piece) -> bool:
+def _continues(before: PlannedPart, run: PlannedPart) -> bool:
     if before.origin is None or run.origin is None:
         return before.origin is run.origin
     return before.origin.at(before.size) == run.origin
 
 
-def _usable(run: Piece, limits: Limits) -> Piece:
-    """Sent instead, where the store could not copy it."""
+def _usable(run: PlannedPart, limits: Limits) -> PlannedPart:
+    """The same run, but sent if the store could not copy it."""
     origin = run.origin
     if origin is None:
         return run
@@ -157,9 +159,10 @@ def _usable(run: Piece, limits: Limits) -> Piece:
     return run if allowed else run._replace(origin=None)
 
 
-def _worth_it(runs: Sequence[Piece], limits: Limits) -> list[Piece]:
-    """A copy is one request more, and another if it cuts in two what would be sent in one."""
-    result: list[Piece] = []
+def _worth_it(runs: Sequence[PlannedPart], limits: Limits) -> list[PlannedPart]:
+    """Replace copies that cost more than sending. A copy is one more request, and another one if it splits what would
+    be sent in one request."""
+    result: list[PlannedPart] = []
     for index, run in enumerate(runs):
         between = 0 < index < len(runs) - 1 and runs[index - 1].origin is runs[index + 1].origin is None
         dear = run.origin is not None and run.size <= limits.request_cost * (2 if between else 1)
@@ -167,8 +170,9 @@ def _worth_it(runs: Sequence[Piece], limits: Limits) -> list[Piece]:
     return result
 
 
-def _decided(runs: Sequence[Piece], floor: int) -> int:
-    """How many runs what is to come cannot change: not the last copy, which may go on, nor what may have to grow."""
+def _decided(runs: Sequence[PlannedPart], floor: int) -> int:
+    """The number of runs that later segments cannot change: without a last copy, which may grow, and without runs that
+    may have to grow."""
     count = len(runs)
     if runs and runs[-1].origin is not None:
         count -= 1
@@ -177,10 +181,10 @@ def _decided(runs: Sequence[Piece], floor: int) -> int:
     return count
 
 
-def _floored(runs: Sequence[Piece], limits: Limits, *, final: bool) -> list[Piece]:
-    """Every run but the last one of the file is at least ``floor`` bytes: short copies are sent, and what is sent
-    grows into the copies beside it."""
-    done: list[Piece] = []
+def _floored(runs: Sequence[PlannedPart], limits: Limits, *, final: bool) -> list[PlannedPart]:
+    """Make every run but the last of the file at least ``floor`` bytes: short copies are sent instead, and short sent
+    runs take bytes from the copies beside them."""
+    done: list[PlannedPart] = []
     rest = list(reversed(runs))
     while rest:
         run = rest.pop()
@@ -197,42 +201,39 @@ def _floored(runs: Sequence[Piece], limits: Limits, *, final: bool) -> list[Piec
     return done
 
 
-def _widen(done: list[Piece], run: Piece, rest: list[Piece], limits: Limits, *, ends: bool) -> None:
-    """Take what is missing from a copy beside it that stays large enough, else all of the smaller one.
+def _widen(done: list[PlannedPart], run: PlannedPart, rest: list[PlannedPart], limits: Limits, *, ends: bool) -> None:
+    """Take the missing bytes from an adjacent copy that stays large enough, or else all bytes of the smaller one.
 
-    ``ends``: the copy behind it is the last run of the file, which may be of any size.
+    ``ends``: the copy behind it is the last run of the file, which may have any size.
     """
     need = limits.floor - run.size
     before, after = done[-1] if done else None, rest[-1] if rest else None
     if after is not None and limits.ranges and after.size - need >= (1 if ends else limits.floor):
         assert after.origin is not None
-        rest[-1] = Piece(after.offset + need, after.size - need, after.origin.at(need))
-        done.append(Piece(run.offset, limits.floor))
+        rest[-1] = PlannedPart(after.offset + need, after.size - need, after.origin.at(need))
+        done.append(PlannedPart(run.offset, limits.floor))
     elif before is not None and limits.ranges and before.size - need >= limits.floor:
         done[-1] = before._replace(size=before.size - need)
-        done.append(Piece(run.offset - need, limits.floor))
+        done.append(PlannedPart(run.offset - need, limits.floor))
     elif before is not None and (after is None or before.size <= after.size):
         rest.append(_merge(done.pop(), run))
     else:
         rest.append(_merge(run, rest.pop()))
 
 
-def _merge(first: Piece, second: Piece) -> Piece:
-    return Piece(first.offset, first.size + second.size)
+def _merge(first: PlannedPart, second: PlannedPart) -> PlannedPart:
+    return PlannedPart(first.offset, first.size + second.size)
 
 
-def _split(run: Piece, segments: Sequence[Segment], limits: Limits) -> list[Piece]:
-    """Pieces that one request can carry."""
+def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
+    """Divide a run into pieces, each for one request."""
     if run.origin is not None:
         count = -(-run.size // limits.copied) if limits.ranges else 1
         step = -(-run.size // count)
         starts = range(run.offset, run.end, step)
-        return [
-            Piece(start, min(step, run.end - start), run.origin.at(start - run.offset))
-            for start in starts
-        ]  # fmt: skip
+        return [PlannedPart(start, min(step, run.end - start), run.origin.at(start - run.offset)) for start in starts]
     bounds = [segment.offset for segment in segments if run.offset < segment.offset < run.end]
-    pieces: list[Piece] = []
+    pieces: list[PlannedPart] = []
     start = run.offset
     while run.end - start > limits.part:
         # at the border of a segment where there is one: its checksum is known
@@ -240,6 +241,6 @@ def _split(run: Piece, segments: Sequence[Segment], limits: Limits) -> list[Piec
         end = cuts[-1] if cuts else start + limits.part
         if run.end - end < limits.floor:
             break
-        pieces.append(Piece(start, end - start))
+        pieces.append(PlannedPart(start, end - start))
         start = end
-    return [*pieces, Piece(start, run.end - start)]
+    return [*pieces, PlannedPart(start, run.end - start)]

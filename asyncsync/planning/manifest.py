@@ -14,7 +14,7 @@ from typing import Any
 from asyncsync.planning.crc32c import crc32c_of_parts
 from asyncsync.planning.document import (
     FORMAT,
-    MOST,
+    NUMBER_LIMIT,
     __version__,
     check_depth,
     check_format,
@@ -29,21 +29,26 @@ from asyncsync.planning.document import (
 
 META_DIR = ".asyncsync"
 MANIFEST = f"{META_DIR}/manifest.json"
-LINES = 250
-"""Files that are encoded or parsed in one go: about a millisecond."""
-DIGEST = 32
+FILES_PER_BATCH = 250
+"""Files that are encoded or parsed at once: about a millisecond."""
+XXH3_LENGTH = 32
 """Hexadecimal digits of an XXH3-128."""
 _quoted = json.encoder.encode_basestring_ascii  # what json.dumps does with a str
 _FIELDS = ("path", "size", "mtime_ns", "mode", "crc32c", "part_size", "xxh3", "part_crc32c", "version")
 _OPTIONAL = ("inode", "samples")
 _REQUIRED = len(_FIELDS)
 _MOST_TIME = 1 << 65
-"""Nanoseconds, either way: any that a file system can tell, and more than a restored file can be given."""
+"""Nanoseconds, positive or negative: more than any file system stores."""
 _INFO = {
-    "time": seconds, "metrics": mapping, "metadata": mapping, "scanned_ns": whole, "generation": whole, "id": text,
+    "time": seconds,
+    "metrics": mapping,
+    "metadata": mapping,
+    "scanned_ns": whole,
+    "generation": whole,
+    "id": text,
     "nonce": text,
-}  # fmt: skip
-"""What asyncsync reads of ``info``, if it is there."""
+}
+"""The fields of ``info`` that asyncsync reads, if they exist, with their checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class FileEntry:
     mode: int
     """Permission bits."""
     crc32c: int
-    """Of the whole file."""
+    """CRC32C of the whole file."""
     part_size: int
     """Size of each part but the last; 0 for a file that was sent in one request."""
     parts: tuple[str, ...]
@@ -66,11 +71,11 @@ class FileEntry:
     version: str
     """ETag or generation of the object."""
     inode: int = 0
-    """Of the local file that was sent; 0: not known, and nobody may conclude from size and mtime alone."""
+    """Inode of the local file that was sent; 0 = not known: size and mtime alone prove nothing."""
     samples: str = ""
-    """XXH3-128 (hex) of a few bytes here and there in a file that is appended to, see planning/appended.py."""
+    """XXH3-128 (hex) of samples of an append-only file, see planning/appended.py."""
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Fields that a later asyncsync has written: kept for as long as the content is."""
+    """Fields that a later asyncsync wrote: kept as long as the content of the file is the same."""
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(offset, size, crc32c) of each part."""
@@ -93,11 +98,11 @@ class FileEntry:
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> FileEntry:
-        """The reverse of :meth:`line`; KeyError, TypeError or ValueError if something is missing or wrong, or the
-        entry contradicts itself."""
+        """The reverse of :meth:`line`. KeyError, TypeError or ValueError if a field is missing or wrong, or the entry
+        is inconsistent."""
         parts, crcs = raw["xxh3"], raw["part_crc32c"]
         if type(crcs) is not list or type(parts) is not list:
-            raise ValueError(f"{shown(raw['path'])}: its parts are no lists")
+            raise ValueError(f"{shown(raw['path'])}: its parts are not lists")
         entry = cls(
             raw["path"],
             raw["size"],
@@ -116,18 +121,18 @@ class FileEntry:
         return entry
 
     def check(self) -> None:
-        """ValueError unless every field is what it may be, and the parts are those of the file."""
+        """ValueError unless every field is valid, and the parts match the file."""
         size, step, mode, inode = self.size, self.part_size, self.mode, self.inode
         check_path(self.path)
-        if not (type(size) is int is type(step) and 0 <= size < MOST and 0 <= step < MOST):
-            raise self._wrong(f"its size {shown(size)} or part size {shown(step)} is no number of bytes")
+        if not (type(size) is int is type(step) and 0 <= size < NUMBER_LIMIT and 0 <= step < NUMBER_LIMIT):
+            raise self._wrong(f"its size {shown(size)} or part size {shown(step)} is not a number of bytes")
         if not (type(mode) is int is type(inode) and 0 <= mode <= 0o7777 and 0 <= inode < 1 << 64):
             raise self._wrong(f"mode {shown(mode)} or inode {shown(inode)} is out of range")
         if type(self.mtime_ns) is not int or not -_MOST_TIME < self.mtime_ns < _MOST_TIME:
             raise self._wrong(f"mtime_ns {shown(self.mtime_ns)} is out of range")
         for value in (self.version, self.samples):
             if type(value) is not str or not value.isprintable():  # so it has no surrogates, and fits a header
-                raise self._wrong(f"{shown(value)} is no version of an object, or no sample")
+                raise self._wrong(f"{shown(value)} is neither a version of an object nor a digest of samples")
         self._check_parts(-(-size // step) if 0 < step < size else 1)
 
     def _check_parts(self, count: int) -> None:
@@ -138,25 +143,25 @@ class FileEntry:
                 f"and {len(crcs)} CRC32C"
             )
         for part in parts:
-            if type(part) is not str or len(part) != DIGEST:
-                raise self._wrong(f"{shown(part)} is no XXH3-128")
+            if type(part) is not str or len(part) != XXH3_LENGTH:
+                raise self._wrong(f"{shown(part)} is not an XXH3-128")
         crc = crcs[0] if count == 1 else crc32c_of_parts(crcs, self.size, step)
         if crc != self.crc32c:
-            raise self._wrong(f"its CRC32C is {self.crc32c:08x}, that of its parts together {crc:08x}")
+            raise self._wrong(f"its CRC32C is {self.crc32c:08x}, but its parts combine to {crc:08x}")
 
     def _wrong(self, why: str) -> ValueError:
         return ValueError(f"{shown(self.path)}: {why}")
 
 
 def check_path(path: object) -> None:
-    """ValueError unless ``path`` is one below a prefix and below a directory: no empty, ``.`` or ``..`` segment, not
-    absolute, no NUL, nothing of asyncsync's own, and UTF-8."""
+    """ValueError unless ``path`` is valid below a prefix and below a directory: no empty, ``.`` or ``..`` segment, not
+    absolute, no NUL, no name reserved for asyncsync, and UTF-8."""
     if type(path) is not str:
-        raise ValueError(f"{shown(path)} is no path")
+        raise ValueError(f"{shown(path)} is not a path")
     if path[:1] in "/." or "//" in path or "/." in path or path[-1] == "/" or "\0" in path:
         steps = path.split("/")
         if "\0" in path or not {"", ".", "..", META_DIR}.isdisjoint(steps):
-            raise ValueError(f"{shown(path)} is no path below a prefix")
+            raise ValueError(f"{shown(path)} is not a path below a prefix")
     if not path.isascii():
         path.encode()
 
@@ -164,7 +169,7 @@ def check_path(path: object) -> None:
 def _crc(text: str) -> int:
     """TypeError or ValueError if ``text`` is not eight hexadecimal digits."""
     if len(text) != 8:
-        raise ValueError(f"{shown(text)} is no CRC32C")
+        raise ValueError(f"{shown(text)} is not a CRC32C")
     return int(text, 16)
 
 
@@ -179,14 +184,14 @@ def _compact(value: object, *, sort_keys: bool = False) -> str:
 
 @dataclass(slots=True)
 class Manifest:
-    """The files of a prefix, by path, and what else the writer had to say (``info``: a checkpoint's metrics...)."""
+    """The files of a prefix, by path, and further information (``info``: a checkpoint's metrics...)."""
 
     files: dict[str, FileEntry] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
-    """Fields that a later asyncsync has written: written back."""
+    """Fields that a later asyncsync wrote: they are written back."""
     by: str = f"asyncsync {__version__}"
-    """Who wrote it."""
+    """The version that wrote it."""
 
     @property
     def bytes_total(self) -> int:
@@ -194,14 +199,14 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
     def encode(self) -> Iterable[bytes]:
-        """The document in pieces of LINES files."""
+        """The document in pieces of FILES_PER_BATCH files."""
         head = _compact({**self.extra, "format": FORMAT, "by": self.by, "info": self.info}, sort_keys=True)
         yield f'{head[:-1]},"files":['.encode()
         lines: list[str] = []
         first = True
         for path in sorted(self.files):
             lines.append(self.files[path].line())
-            if len(lines) == LINES:
+            if len(lines) == FILES_PER_BATCH:
                 yield self._join(lines, first=first)
                 first, lines = False, []
         if lines:
@@ -218,7 +223,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Parse a document; DocumentError says what is wrong with it."""
+        """Parse a document; DocumentError describes the damage."""
         with parsing("manifest"):
             try:
                 head, batches = _by_lines(data)
@@ -228,7 +233,7 @@ class Manifest:
                 head = loads(data)
                 check_format(head)
                 if type(head["files"]) is not list:
-                    raise TypeError("its files are no list")
+                    raise TypeError("its files are not a list")
                 return cls._of(head, head["files"])
 
     @classmethod
@@ -242,17 +247,20 @@ class Manifest:
         for raw in entries:
             entry = FileEntry.parse(raw)
             if entry.path in files:
-                raise ValueError(f"{shown(entry.path)} is there twice")
+                raise ValueError(f"{shown(entry.path)} is listed twice")
             files[entry.path] = entry
         return cls(files, info, extra, text("by", head.get("by", "")))
 
 
 def _by_lines(data: bytes) -> tuple[dict[str, Any], Iterator[bytes]]:
-    """The document if it is laid out as ours are, a few lines at a time: one call for all of it would hold the
-    interpreter, and with it the event loop, for 0.3 s per 100,000 files. JSONDecodeError: it is not."""
+    """Split a document that is laid out with one file a line into its head and batches of lines. Parsing all at once
+    would hold the interpreter, and with it the event loop, for 0.3 s per 100,000 files. JSONDecodeError if it is laid
+    out differently."""
     head, *lines = data.split(b"\n")
     if not head.endswith(b'"files":[') or lines[-2:] != [b"]}", b""]:
         raise json.JSONDecodeError("not one file a line", "", 0)
     del lines[-2:]
-    batches = (b"".join(lines[start : start + LINES]).rstrip(b",") for start in range(0, len(lines), LINES))
+    batches = (
+        b"".join(lines[start : start + FILES_PER_BATCH]).rstrip(b",") for start in range(0, len(lines), FILES_PER_BATCH)
+    )
     return loads(head + b"]}"), (b"[%s]" % batch for batch in batches)

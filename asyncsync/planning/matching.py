@@ -1,4 +1,4 @@
-"""Finding the parts of a file in objects that the store has, by their checksums. Pure."""
+"""Finding the parts of a file in objects of the store, by their checksums. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncsync.planning.manifest import FileEntry
 
 
 class Candidate(NamedTuple):
-    """An object that may hold parts of a file; its key in the store, and what a manifest says of it."""
+    """An object that may hold parts of a file: its key in the store, and its entry in a manifest."""
 
     key: str
     entry: FileEntry
@@ -23,8 +23,8 @@ class Candidate(NamedTuple):
 class Matches:
     """The parts of some candidates. Memory: about 200 bytes a part.
 
-    Where parts are in several places, one that goes on where the one before ended is taken, so that both are copied
-    in one request; else the same offset; else the first candidate that has it.
+    If a part is in several places, the one that continues the part before is taken, so that both are copied in one
+    request; otherwise the one at the same offset; otherwise the one in the first candidate.
     """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -37,15 +37,17 @@ class Matches:
                     self._table.setdefault((xxh3, crc, size), []).append(candidate.origin(offset))
 
     def part_size(self, wanted: int, size: int, max_parts: int) -> int:
-        """The part size that the candidates have, so that equal parts are found, if it suits a file of ``size``."""
+        """The part size of the candidates, so that equal parts are found, if it suits a file of ``size``; else
+        ``wanted``."""
         for candidate in self._candidates:
             known = candidate.entry.part_size
             if known and known * max_parts >= size:
                 return known
         return wanted
 
-    def mark(self, offset: int, size: int) -> int:
-        """How many bytes at the start of the part at ``offset`` to know by themselves: a candidate ends there."""
+    def split_point(self, offset: int, size: int) -> int:
+        """Bytes of the part at ``offset`` up to the end of a candidate, to be hashed separately; 0 if no candidate ends
+        there."""
         for candidate in self._candidates:
             length = candidate.entry.size - offset
             if candidate.entry.part_size and 0 < length < size and offset % candidate.entry.part_size == 0:
@@ -53,7 +55,7 @@ class Matches:
         return 0
 
     def find(self, offset: int, size: int, xxh3: str, crc32c: int) -> Origin | None:
-        """Where the store has these bytes; asked in the order of the file."""
+        """Where the store has these bytes. Call it in the order of the file."""
         found = self._table.get((xxh3, crc32c, size))
         if found is None:
             self._next = None

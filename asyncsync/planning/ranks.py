@@ -1,6 +1,6 @@
-"""A checkpoint that several ranks write: the names of their records, and the one manifest that follows from them.
+"""A checkpoint of several ranks: the names of their records, and the manifest that follows from them.
 
-Pure: whoever has all records makes the same manifest, byte by byte.
+Pure: every process that has all records makes the same manifest, byte by byte.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
 GENERATION = "generation"
 """Key in a record's info: the epoch of the trial in which it was written. Parts of two generations never mix."""
 NONCE = "nonce"
-"""Key in a record's info: the nonce of the trial. Epochs are counted anew where an experiment of the same name was
-deleted, and what was on its way to that one may come later."""
+"""Key in a record's info: the nonce of the trial. If an experiment was deleted and another one of the same name was
+started, epochs start again at 1, and late writes of the old experiment are recognised by their nonce."""
 RETURNED = "returned"
-"""Key in a record's info: true for a rank that came back in the midst of a generation. Whether the others are alive it
-cannot know, so such a part only counts for rank 0: whoever has the trial's record is alive, or nobody goes on."""
+"""Key in a record's info: true for a rank that came back during a generation. It cannot know whether the others are
+alive, so its part counts only for rank 0: the holder of the trial's record is alive, or the trial does not continue."""
 STEP = "step"
 """Key in a record's info: the training step that the rank reported. Parts of two steps never mix."""
 OUTCOME = f"{META_DIR}/outcome.json"
-"""Below a checkpoint: the record that says whether it is committed or given up. It is only ever created, so whoever is
-first decides for all ranks."""
-_OWN = ("rank", RETURNED)
-"""What a record says of its rank, and not of the checkpoint."""
-_SHOWN = 8
+"""Below a checkpoint: the record that says whether it is committed or given up. It is only ever created, so the first
+rank decides for all."""
+_RANK_FIELDS = ("rank", RETURNED)
+"""Fields of a record that describe the rank, not the checkpoint."""
+_RANKS_IN_MESSAGE = 8
 """Ranks that a message lists for one step."""
 _NAME = re.compile(r"rank-(\d{5,})-of-(\d{5,})(\.failed)?\.json")
 
@@ -37,22 +37,23 @@ def rank_name(rank: int) -> str:
 
 
 def claim_name(rank: int) -> str:
-    """Below a trial: the record that says who is this rank."""
+    """Below a trial: the record of the process that is this rank."""
     return f"{META_DIR}/rank-{rank:05d}.json"
 
 
 def part_name(rank: int, world_size: int) -> str:
-    """Below a checkpoint: the record that says what this rank has sent, ``rank-00003-of-00008.json``."""
+    """Below a checkpoint: the record of the files that this rank sent, ``rank-00003-of-00008.json``."""
     return f"{META_DIR}/rank-{rank:05d}-of-{world_size:05d}.json"
 
 
 def failure_name(rank: int, world_size: int) -> str:
-    """Below a checkpoint: the record that says why this rank has given it up, ``rank-00003-of-00008.failed.json``."""
+    """Below a checkpoint: the record of why this rank gave it up, ``rank-00003-of-00008.failed.json``."""
     return f"{META_DIR}/rank-{rank:05d}-of-{world_size:05d}.failed.json"
 
 
 def rank_of(name: str, world_size: int, *, failed: bool = False) -> int | None:
-    """The rank whose record this file name is, of a part or of a failure; None if of none of ``world_size`` ranks."""
+    """The rank to whose part, or failure, this file name belongs; None if it belongs to none of ``world_size``
+    ranks."""
     match = _NAME.fullmatch(name)
     if match is None or int(match[2]) != world_size or (match[3] is not None) != failed:
         return None
@@ -61,23 +62,23 @@ def rank_of(name: str, world_size: int, *, failed: bool = False) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Ranks that count together: ``epoch`` and ``nonce`` of the trial's record."""
+    """Ranks that belong together: ``epoch`` and ``nonce`` of the trial's record."""
 
     epoch: int
     nonce: str = ""
 
     @property
     def info(self) -> dict[str, object]:
-        """What the records of its parts say of it."""
+        """The fields that identify this generation in the info of a part."""
         return {GENERATION: self.epoch, NONCE: self.nonce}
 
     def has(self, info: Mapping[str, object]) -> bool:
-        """Whether a part with this info is of it."""
+        """Whether a part with this info belongs to this generation."""
         return (info.get(GENERATION), info.get(NONCE, "")) == (self.epoch, self.nonce)
 
 
 class SameFileError(ValueError):
-    """Two ranks have sent different files of one name."""
+    """Two ranks sent different files of one name."""
 
     def __init__(self, path: str, ranks: tuple[int, int]) -> None:
         super().__init__(
@@ -89,22 +90,22 @@ class SameFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Ranks have reported different steps. ``step`` is the latest that cannot become whole: some rank is past it."""
+    """Ranks reported different steps. ``step`` is the latest one that cannot become complete: some rank is past it."""
 
     reason: str
     step: int
 
 
 def disagreement(steps: Mapping[int, int | None]) -> Disagreement | None:
-    """Compare the steps that ranks have reported, by rank; None if they are equal."""
+    """Compare the steps that the ranks reported; None if they are equal."""
     by_step: dict[int | None, list[int]] = {}
     for rank in sorted(steps):
         by_step.setdefault(steps[rank], []).append(rank)
     if len(by_step) < 2:
         return None
     latest = max(map(_order, by_step))
-    told = [f"{_ranks(ranks)}{{}} {_step(step)}" for step, ranks in by_step.items()]
-    reason = ", ".join(text.format("" if place else " reported") for place, text in enumerate(told))
+    texts = [f"{_ranks(ranks)}{{}} {_step(step)}" for step, ranks in by_step.items()]
+    reason = ", ".join(text.format("" if place else " reported") for place, text in enumerate(texts))
     return Disagreement(reason, max(_order(step) for step in by_step if _order(step) < latest))
 
 
@@ -117,17 +118,19 @@ def _step(step: int | None) -> str:
 
 
 def _ranks(ranks: list[int]) -> str:
-    names = ", ".join(map(str, ranks[:_SHOWN])) + (f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else "")
+    names = ", ".join(map(str, ranks[:_RANKS_IN_MESSAGE])) + (
+        f" and {len(ranks) - _RANKS_IN_MESSAGE} more" if len(ranks) > _RANKS_IN_MESSAGE else ""
+    )
     return f"rank{'s' if len(ranks) > 1 else ''} {names}"
 
 
 class MixedPartsError(ValueError):
-    """Parts of different steps or generations: they make no checkpoint."""
+    """Parts of different steps or generations cannot form one checkpoint."""
 
 
 def merge(parts: Mapping[int, Manifest]) -> Manifest:
-    """The manifest of the whole checkpoint: the files of all ranks, and what rank 0 says of it, whoever
-    merges them. SameFileError; MixedPartsError unless all parts are of one step and one generation."""
+    """The manifest of the whole checkpoint: the files of all ranks, and the info of rank 0, whichever rank merges them.
+    SameFileError; MixedPartsError unless all parts belong to one step and one generation."""
     for key in (STEP, GENERATION, NONCE):
         if not _equal(part.info.get(key) for part in parts.values()):
             raise MixedPartsError(
@@ -141,7 +144,7 @@ def merge(parts: Mapping[int, Manifest]) -> Manifest:
             if (other.size, other.crc32c) != (entry.size, entry.crc32c):
                 raise SameFileError(path, (owner[path], rank))
             owner.setdefault(path, rank)
-    info = {key: value for key, value in parts[0].info.items() if key not in _OWN}
+    info = {key: value for key, value in parts[0].info.items() if key not in _RANK_FIELDS}
     return Manifest(files, info, parts[0].extra, parts[0].by)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Scored(Protocol):
-    """What retention needs to know of a checkpoint."""
+    """The properties of a checkpoint that retention uses."""
 
     name: str
     number: int
@@ -16,8 +16,8 @@ class Scored(Protocol):
 
 
 def by_age(item: Scored) -> tuple[int, int]:
-    """Sorts checkpoints of one trial, the newest last: by number, never by a clock. Of two of one number the one with a
-    longer name was accepted by a process that others have gone on after."""
+    """Sort key of checkpoints of one trial, the newest last: by number, never by a clock. Of two with one number, the
+    one with the longer name is older: its process was replaced."""
     return item.number, -len(item.name)
 
 
@@ -34,7 +34,8 @@ def lookup(metrics: Mapping[str, Any], attribute: str) -> object:
 
 
 def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | None:
-    """The score, larger is better whatever the order; None for missing, NaN and what is no number: ranks worst."""
+    """The score; larger is better for both orders. None for a missing or non-numeric value and for NaN: these rank
+    worst."""
     value = lookup(metrics, attribute)
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -46,7 +47,7 @@ def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | Non
 
 
 def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> list[Scored]:
-    """Best first. Without an attribute the newest is best; among equals too."""
+    """Best first. Without an attribute, and among equals, the newest is best."""
 
     def key(item: Scored) -> tuple[bool, float, tuple[int, int]]:
         value = None if attribute is None else score(item.metrics, attribute, order)
@@ -58,7 +59,7 @@ def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> 
 def to_retire(
     checkpoints: Sequence[Scored], num_to_keep: int | None, attribute: str | None = None, order: str = "max"
 ) -> list[str]:
-    """Names of the checkpoints to drop: all but the best ``num_to_keep`` and the latest."""
+    """Names of the checkpoints to retire: all but the best ``num_to_keep`` and the latest."""
     if num_to_keep is None or len(checkpoints) <= num_to_keep:
         return []
     keep = {item.name for item in ranked(checkpoints, attribute, order)[:num_to_keep]}

@@ -13,7 +13,9 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 BACKOFF_FIRST = 1.0
+"""Seconds before the first retry of a failed sync; doubled each time."""
 BACKOFF_MOST = 60.0
+"""Most seconds before a retry."""
 
 
 @dataclass(slots=True)
@@ -24,21 +26,21 @@ class _Entry:
     due: float | None = None
     running: bool = False
     forced: bool = False
-    """A sync that does not wait for its period is wanted."""
+    """Whether a sync is wanted that does not wait for its period."""
     wanted: bool = False
-    """One more sync is wanted after the running one."""
+    """Whether one more sync is wanted after the running one."""
     failures: int = 0
     ticket: int = 0
-    """Heap entries with another ticket are out of date."""
+    """Heap entries with another ticket are outdated."""
 
 
 @dataclass(slots=True)
 class Schedule(Generic[K]):
     """Due work of many trees in one heap.
 
-    The rules: at least ``period`` seconds between two starts of a tree, start to start; forced syncs do not wait but
-    count; one sync of a tree at a time; whatever is asked for during a sync is served by one more sync after it; a
-    failed sync is tried again after 1, 2, 4 ... 60 seconds, or at its period if that is sooner.
+    The rules: at least ``period`` seconds between two starts of a tree, start to start. A forced sync does not wait,
+    but its start counts. One sync of a tree at a time; all requests during a sync are served by one more sync after it.
+    A failed sync is retried after 1, 2, 4 ... 60 seconds, or at its period if that is sooner.
     """
 
     _entries: dict[K, _Entry] = field(default_factory=dict)
@@ -52,17 +54,17 @@ class Schedule(Generic[K]):
         return key in self._entries
 
     def add(self, key: K, now: float, *, period: float, periodic: bool = True) -> None:
-        """Take a tree in; a periodic one is due at once."""
+        """Add a tree; a periodic one is due at once."""
         entry = self._entries[key] = _Entry(period, periodic)
         if periodic:
             self._set(key, entry, now)
 
     def remove(self, key: K) -> None:
-        """Forget a tree; a running sync of it goes on."""
+        """Remove a tree; a running sync of it continues."""
         self._entries.pop(key, None)
 
     def request(self, key: K, now: float, *, force: bool = False) -> None:
-        """Ask for a sync: at once if ``force``, else as soon as the period allows."""
+        """Request a sync: at once if ``force``, otherwise as soon as the period allows."""
         entry = self._entries[key]
         entry.forced |= force
         if entry.running:
@@ -73,7 +75,7 @@ class Schedule(Generic[K]):
             self._set(key, entry, when)
 
     def pop_due(self, now: float) -> tuple[K, bool] | None:
-        """The next tree to start now and whether it was forced; it counts as running until :meth:`finished`."""
+        """The next tree to start now, and whether its sync is forced. It counts as running until :meth:`finished`."""
         while self._heap and self._heap[0][0] <= now:
             _, ticket, key = heapq.heappop(self._heap)
             entry = self._entries.get(key)
@@ -85,7 +87,7 @@ class Schedule(Generic[K]):
         return None
 
     def finished(self, key: K, now: float, *, ok: bool) -> None:
-        """A sync ended: plan the next one."""
+        """A sync has ended: plan the next one."""
         entry = self._entries.get(key)
         if entry is None:
             return
@@ -103,18 +105,19 @@ class Schedule(Generic[K]):
             self._set(key, entry, max(now, min(times)))
 
     def backoff(self, key: K) -> float:
-        """Seconds until a failed tree is tried again."""
+        """Seconds until a failed tree is retried."""
         failures = self._entries[key].failures if key in self._entries else 1
         return min(BACKOFF_FIRST * 2.0 ** min(max(failures - 1, 0), 10), BACKOFF_MOST)
 
     def hasten(self, key: K, when: float) -> None:
-        """Start a tree at ``when`` if it is not due before."""
+        """Start a tree at ``when``, unless it is due earlier."""
         entry = self._entries[key]
         if entry.due is not None and when < entry.due:
             self._set(key, entry, when)
 
     def forgive(self) -> list[K]:
-        """Failures so far say nothing of what comes, those of running syncs neither. Returns who waits one out."""
+        """Reset all counts of failures, those of running syncs too, because the store is reachable again. Returns the
+        trees that back off."""
         waiting = [key for key, entry in self._entries.items() if entry.failures and entry.due is not None]
         for entry in self._entries.values():
             entry.failures = 0

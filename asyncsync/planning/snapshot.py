@@ -1,4 +1,4 @@
-"""What a tree holds at one moment, as data. Pure."""
+"""The content of a tree at one moment, as data. Pure."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class FileStat(NamedTuple):
 
     @classmethod
     def of(cls, path: str, info: os.stat_result) -> FileStat:
-        """From what ``os.stat`` gave."""
+        """From the result of ``os.stat``."""
         return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, stat.S_IMODE(info.st_mode))
 
     def same_content_as(self, other: FileStat) -> bool:
-        """Whether size, mtime and inode are equal: the file was not touched in between."""
+        """Whether size, mtime and inode are equal: the file was not changed in between."""
         return self[:4] == other[:4]
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """What a scan found: ``files`` that may have changed, what was left out, and counts of all. ``refused`` are names
-    that no store could hold: not UTF-8, or longer than a path may be."""
+    """The result of a scan: ``files`` that may have changed, what was left out, and counts of all files. ``refused``
+    are names that no store could hold: not UTF-8, or longer than a path may be."""
 
     files: list[FileStat] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """What a checkpoint may not hold, and why: links that lead nowhere, names of our own."""
+    """What a checkpoint may not contain, with the reason: broken links, reserved names."""
     unread: dict[str, OSError] = field(default_factory=dict)
-    """Files and directories that could not be looked at, and why: nobody knows what is there."""
+    """Files and directories that could not be read, with the error: their content is unknown."""
     left_out: int = 0
-    """Files that no store could hold, once that has been found out."""
+    """Files left out because no store could hold them."""
     same: int = 0
-    """Files that were known as they are."""
+    """Number of files that are known and unchanged."""
     bytes_total: int = 0
-    """Of all files, the same ones too."""
+    """Bytes of all files, unchanged ones included."""

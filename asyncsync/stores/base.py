@@ -98,7 +98,7 @@ class Traits:
     """The store awaits ``FileRange.pace`` before each step of a body; else the guard pays for it as a whole."""
     resumable_puts: bool = False
     """An interrupted part (or a file larger than ``part_size`` that is sent in one request) resumes from the last
-    acknowledged byte: see :class:`asyncsync.disk.files.Progress`."""
+    acknowledged byte: see :class:`asyncsync.disk.files.ResumeToken`."""
     conditional_complete: bool = False
     """Retrying the completion of an upload is safe only if it names the version that it replaces. The guard looks that
     version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_over_present`."""

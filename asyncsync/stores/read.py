@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncsync.errors import NotFoundError
+from asyncsync.planning.manifest import META_DIR
 from asyncsync.stores.base import ObjectInfo, Store
 
 
@@ -24,7 +25,7 @@ async def list_all(store: Store, prefix: str) -> dict[str, ObjectInfo]:
 
 
 async def list_directories(store: Store, prefix: str) -> list[str]:
-    """Names of the directories directly below ``prefix``, without ``/``."""
+    """Names of the directories directly below ``prefix``, without ``/`` and without ``.asyncsync``."""
     found: set[str] = set()
     token: str | None = None
     while True:
@@ -32,7 +33,7 @@ async def list_directories(store: Store, prefix: str) -> list[str]:
         found.update(item[len(prefix) :].rstrip("/") for item in page.prefixes)
         token = page.token
         if token is None:
-            return sorted(found - {""})
+            return sorted(found - {"", META_DIR})
 
 
 async def find(store: Store, key: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Events for any number of listeners, none of whom can stall the engine."""
+"""Events for any number of listeners, none of which can stall the engine."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator
 
 from asyncsync.events import Event
 
-BUFFER = 1024
-"""Events that wait for one listener; further ones are dropped and counted."""
+BUFFERED_EVENTS = 1024
+"""Events queued for one listener; further ones are dropped and counted."""
 
 
 class EventStream(AsyncIterator[Event]):
-    """What one listener sees, from the moment ``events()`` was called. Ends when the engine does."""
+    """The events of one listener, from the moment ``events()`` was called. Ends when the engine ends."""
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._ended = False
         self.dropped = 0
-        """Events that were lost because this listener was too slow."""
+        """Events that this listener lost because it was too slow."""
 
     def offer(self, event: Event | None) -> None:
-        """Called by the emitter; None is the end and always finds room."""
-        if event is not None and self._queue.qsize() >= BUFFER:
+        """Called by the emitter. None marks the end and is always queued."""
+        if event is not None and self._queue.qsize() >= BUFFERED_EVENTS:
             self.dropped += 1
             return
         self._queue.put_nowait(event)
@@ -44,14 +44,14 @@ class EventStream(AsyncIterator[Event]):
 
 
 class Emitter:
-    """Hands each event to every listener at once; plain calls only."""
+    """Hands each event to every listener immediately, with plain calls only."""
 
     def __init__(self) -> None:
         self._listeners: set[EventStream] = set()
         self._closed = False
 
     def listen(self) -> EventStream:
-        """A new listener; one that comes after the end sees the end."""
+        """A new listener; one that comes after the end sees only the end."""
         stream = EventStream(self)
         if self._closed:
             stream.offer(None)
@@ -60,16 +60,16 @@ class Emitter:
         return stream
 
     def leave(self, stream: EventStream) -> None:
-        """A listener goes."""
+        """Remove a listener."""
         self._listeners.discard(stream)
 
     def emit(self, event: Event) -> None:
-        """Tell everybody."""
+        """Queue an event for every listener."""
         for listener in self._listeners:
             listener.offer(event)
 
     def close(self) -> None:
-        """Tell everybody that there is no more."""
+        """Tell every listener that there are no more events."""
         self._closed = True
         for listener in self._listeners:
             listener.offer(None)

@@ -1,18 +1,33 @@
-"""The janitor: does the cleanup that is owed to the store, apart from everybody's time-outs."""
+"""The janitor: clean-ups that are due in the store, apart from the timeouts of syncs.
+
+The journal holds each clean-up until it is done: uploads to abort, checkpoints to delete, temporary files to remove.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from asyncsync.errors import AsyncsyncError
-from asyncsync.sync.session import Session
+from asyncsync.disk.journal import Owed
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, StoreError
+from asyncsync.runtime import lease_time
+from asyncsync.stores.base import Lane, Store, Upload
+from asyncsync.stores.read import find
+from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.session import DELETE, SWEEP, Session, delete_prefix
+from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
 
+JANITOR_OWNER = "janitor"
+"""Owner of its requests, see :meth:`Session.view`."""
+
 
 class Janitor:
-    """One task of the engine. What it cannot finish stays in the journal for the next start."""
+    """One task of the engine. A clean-up that fails stays in the journal, for the next kick or the next start."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -20,7 +35,7 @@ class Janitor:
         self._busy = asyncio.Lock()
 
     def kick(self) -> None:
-        """Something is owed."""
+        """A clean-up has become due."""
         self._work.set()
 
     async def run(self) -> None:
@@ -30,10 +45,105 @@ class Janitor:
             await self.clean_up()
 
     async def clean_up(self) -> None:
-        """Do what is owed now."""
+        """Do every clean-up that is due now."""
         async with self._busy:
             self._work.clear()
             try:
-                await self._session.clean_up()
+                await clean_up(self._session)
             except AsyncsyncError as error:
-                log.warning("cleaning up %s failed, it stays owed: %s", self._session.uri, error)
+                log.warning("cleaning up %s failed, it remains due: %s", self._session.uri, error)
+
+
+async def clean_up(session: Session) -> int:
+    """Do every clean-up that is due in the session's store; returns how many are done. One that fails remains due."""
+    done = 0
+    for owed in await session.journal.owed(session.uri):
+        if session.uploads.is_in_hand(owed):
+            continue
+        try:
+            await _clean_up(session, owed)
+        except (StoreError, ConcurrentWriterError) as error:
+            session.on_warning(f"cleaning up {session.uri} ({owed.kind}) failed, it remains due: {error}")
+            continue
+        session.journal.paid(owed.id)
+        done += 1
+    return done
+
+
+async def _clean_up(session: Session, owed: Owed) -> None:
+    payload = json.loads(owed.payload)
+    if owed.kind == ABORT:
+        await _abort(session, payload)
+    elif owed.kind == DELETE:
+        await _delete(session, payload)
+    elif owed.kind == SWEEP and session.store.traits.local:
+        await session.inner.sweep()
+
+
+async def _delete(session: Session, payload: Mapping[str, str]) -> None:
+    """Delete a checkpoint, but only if its trial's record gives it up: the experiment may be another one by now, or
+    another process may have registered the checkpoint again."""
+    trial, name = payload.get("trial"), payload.get("name")
+    if trial is None or name is None:
+        return  # written by a version that recorded no owner: prune finds it
+    given_up = GivenUp(trial, name, payload["nonce"])
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER, given_up.confirm)
+    try:
+        await delete_prefix(store, f"{trial}/{name}/")
+    except NotGivenUpError as error:
+        log.info("%s/%s/%s is not deleted: %s", session.uri, trial, name, error)
+    else:
+        session.on_deleted(trial, name)
+
+
+async def _abort(session: Session, payload: Mapping[str, str]) -> None:
+    """Abort one upload by its ID. Without an ID: abort all uploads of the key that nobody will complete, if this
+    process is the writer of the key. Entries of an earlier experiment without an ID are dropped."""
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER)
+    key, upload_id = payload["key"], payload["upload_id"]
+    if upload_id:
+        await store.abort_multipart(Upload(key, upload_id))
+        return
+    if payload.get("nonce", "") != session.nonce:
+        return
+    fence = session.fence_of(key)
+    if fence is not None:
+        await fence(store, float("inf"))
+    elif session.nonce:
+        raise ConcurrentWriterError(f"{key}: this process is not the writer at present")
+    for upload in await store.list_multiparts(key):
+        if upload.key != key or session.uploads.is_open(key, upload.upload_id):
+            continue
+        if session.uploads.is_requested(key):
+            raise ConcurrentWriterError(f"{key}: an upload is being created right now, and this may be it")
+        await store.abort_multipart(upload)
+
+
+class NotGivenUpError(Exception):
+    """A checkpoint must not be deleted after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A checkpoint that the record of its trial gives up. A trial never uses a number twice, so any process that finds
+    the name there may delete the checkpoint, whoever runs the trial now."""
+
+    trial: str
+    name: str
+    nonce: str
+
+    async def confirm(self, store: Store, since: float) -> float:
+        """The time of the request, if the trial's record still gives the checkpoint up; else NotGivenUpError."""
+        asked = lease_time()
+        data = await find(store, f"{self.trial}/{TRIAL_RECORD}")
+        if data is None:
+            raise NotGivenUpError("the trial has no record any more")
+        try:
+            record = TrialRecord.from_bytes(data)
+        except ValueError as error:
+            raise NotGivenUpError(f"the trial's record cannot be read: {error}") from error
+        if record.nonce != self.nonce:
+            raise NotGivenUpError("the trial is another one of the same name")
+        if self.name not in record.given_up or self.name in {item.name for item in record.checkpoints}:
+            raise NotGivenUpError("the trial's record does not give it up")
+        return asked

@@ -1,4 +1,4 @@
-"""What a sync would do, file by file, without doing it: files are read, nothing is sent."""
+"""A preview of a sync, file by file: files are read, nothing is sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import digest_range
@@ -17,17 +17,18 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.sync.upload.append_only import trusted
-from asyncsync.sync.upload.assembly import Hashing, copied_at_once, grid_of, limits_of
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.append_only import trusted_parts
+from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 
-READERS = 8
+PREVIEW_READERS = 8
 """Files that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What would become of one file. ``assemble``: some of it is sent, the store copies the rest. Sizes in bytes."""
+class FilePlan:
+    """What a sync would do with one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
+    bytes."""
 
     path: str
     size: int
@@ -35,38 +36,38 @@ class Plan:
     bytes_sent: int = 0
     bytes_copied: int = 0
     requests: int = 0
-    """A file that is sent in parts counts one for each, one to begin and one to complete."""
+    """A file that is sent in parts counts one request per part, one to open the upload and one to complete it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What a sync of a tree would do now; the names are those of :class:`asyncsync.SyncReport`."""
+    """What a sync of a tree would do now; field names as in :class:`asyncsync.SyncReport`."""
 
-    files: list[Plan]
-    """One for each file that may have changed, by path."""
+    files: list[FilePlan]
+    """One plan for each file that may have changed, by path."""
     gone: list[str]
     """Files that would be deleted from the store."""
     files_skipped: int
-    """As the manifest says: not even read."""
+    """Files that are unchanged according to the manifest: they are not even read."""
     bytes_total: int
-    """Of all files of the tree."""
+    """Bytes of all files of the tree."""
     requests: int
-    """If none has to be repeated and no earlier sync was broken off."""
+    """Number of requests, if none is retried and no earlier sync was interrupted."""
     warnings: tuple[str, ...]
 
     @property
-    def todo(self) -> list[Plan]:
-        """Files of which something is sent or copied."""
+    def todo(self) -> list[FilePlan]:
+        """Files of which bytes are sent or copied."""
         return [plan for plan in self.files if plan.action != "keep"]
 
     @property
     def bytes_sent(self) -> int:
-        """That would travel."""
+        """Bytes that would be sent."""
         return sum(plan.bytes_sent for plan in self.files)
 
     @property
     def bytes_copied(self) -> int:
-        """That the store would copy."""
+        """Bytes that the store would copy."""
         return sum(plan.bytes_copied for plan in self.files)
 
 
@@ -78,13 +79,13 @@ class Preview:
     ) -> None:
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._known = known
-        self._sources = Sources(prefix, known)
+        self._sources = TreeCopySources(prefix, known)
 
-    async def of(self, files: Iterable[FileStat]) -> list[Plan]:
-        """One for each file, by path. Files that vanish meanwhile are left out. OSError if one cannot be read."""
+    async def of(self, files: Iterable[FileStat]) -> list[FilePlan]:
+        """One plan per file, by path. Files that vanish meanwhile are left out. OSError if a file cannot be read."""
         files = list(files)
         self._sources.prepare(files)
-        found: list[Plan] = []
+        found: list[FilePlan] = []
 
         async def look(file: FileStat) -> None:
             try:
@@ -92,10 +93,10 @@ class Preview:
             except (FileNotFoundError, SourceChangedError):
                 return
 
-        await for_each(files, look, min(READERS, max(1, len(files))))
+        await for_each_limited(files, look, min(PREVIEW_READERS, max(1, len(files))))
         return sorted(found, key=lambda plan: plan.path)
 
-    async def _plan(self, file: FileStat) -> Plan:
+    async def _plan(self, file: FileStat) -> FilePlan:
         if file.size > min(self._config.multipart_threshold, self._store.traits.max_single_put):
             return await self._large(file)
         own = self._known.get(file.path)
@@ -103,31 +104,31 @@ class Preview:
         if same_size or self._sources.has_size(file.size):
             digest = await in_thread(digest_range, FileRange(f"{self._root}/{file.path}", 0, file.size))
             if own is not None and same_size and own.parts == (digest.xxh3,):
-                return Plan(file.path, file.size, "keep")
+                return FilePlan(file.path, file.size, "keep")
             if self._sources.equal(file.size, digest.crc32c, (digest.xxh3,)) is not None:
-                return Plan(file.path, file.size, "copy", 0, file.size, 1)
-        return Plan(file.path, file.size, "send", file.size, 0, 1)
+                return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
+        return FilePlan(file.path, file.size, "send", file.size, 0, 1)
 
-    async def _large(self, file: FileStat) -> Plan:
+    async def _large(self, file: FileStat) -> FilePlan:
         own, path = self._known.get(file.path), f"{self._root}/{file.path}"
         candidates = self._sources.candidates(file, own)
         matches = Matches(candidates)
-        size = grid_of(file, matches, self._store.traits, self._config)
+        size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:
-            return Plan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._around())
-        hashing = Hashing(path, file, matches, size, await trusted(path, file, own, size, self._config))
+            return FilePlan(file.path, file.size, "send", file.size, 0, -(-file.size // size) + self._other_requests())
+        hashing = Hashing(path, file, matches, size, await trusted_parts(path, file, own, size, self._config))
         segments = await hashing.everything()
         whole = whole_copy(segments)
         if whole is not None and whole.key == self._prefix + file.path:
-            return Plan(file.path, file.size, "keep")
+            return FilePlan(file.path, file.size, "keep")
         limits = limits_of(self._store.traits, self._config, size)
         if whole is not None and copied_at_once(whole, self._store.traits, limits):
-            return Plan(file.path, file.size, "copy", 0, file.size, 1)
+            return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
         pieces, _ = pieces_of(segments, limits)
         sent = sum(piece.size for piece in pieces if piece.origin is None)
         action: Literal["send", "copy", "assemble"] = "assemble" if 0 < sent < file.size else "send" if sent else "copy"
-        return Plan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._around())
+        return FilePlan(file.path, file.size, action, sent, file.size - sent, len(pieces) + self._other_requests())
 
-    def _around(self) -> int:
-        """Requests of an upload beside its parts."""
+    def _other_requests(self) -> int:
+        """Requests of an upload beside those for its parts."""
         return 3 if self._store.traits.conditional_complete else 2

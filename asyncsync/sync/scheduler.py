@@ -1,13 +1,14 @@
-"""The scheduler coroutine: starts what is due, at most one sync a tree, each within ``sync_timeout``.
+"""The scheduler coroutine: starts the syncs that are due, at most one per tree, each limited by ``sync_timeout``.
 
-It never transfers anything itself, and an idle tree costs it a heap entry.
+It transfers nothing itself, and an idle tree costs it one heap entry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -23,13 +24,14 @@ from asyncsync.stores.guard.breaker import RETURN_SPREAD
 log = logging.getLogger("asyncsync")
 
 T = TypeVar("T")
-AT_ONCE = 64
-"""Syncs under way at once; their requests share one budget, so more would only cost memory."""
-INBOX = 1024
+RUNNING_SYNCS = 64
+"""Most syncs that run at once. Their requests share one budget, so more would only cost memory."""
+INBOX_REQUESTS = 1024
+"""Most sync requests that wait for the scheduler; further callers wait."""
 
 
 class Member(Protocol):
-    """What can be scheduled."""
+    """A tree that can be scheduled."""
 
     key: str
 
@@ -37,20 +39,20 @@ class Member(Protocol):
         """One attempt."""
 
     def progress(self) -> str:
-        """How much is done and what is missing, for the time-out's message."""
+        """How much is done and what is missing, for the timeout's message."""
 
 
-def foreseen(error: Exception, what: str) -> Exception:
-    """The error that tells why ``what`` failed.
+def reportable(error: Exception, what: str) -> Exception:
+    """The error to report when ``what`` failed: ``error`` itself, or a SyncFailedError for an unexpected exception.
 
-    Where one tree's work ends is where an error that nobody foresaw (ValueError, RecursionError, KeyError) stops: it
-    costs this attempt, and is logged with its traceback and told as every failure is, while other trees go on. What is
-    wrong in the engine itself, which starts and counts such work, still ends the engine.
+    An unexpected exception (ValueError, RecursionError, KeyError) in the work of one tree fails this attempt only. It
+    is logged with its traceback and reported like any other failure, and other trees continue. A bug in the engine
+    itself, which starts and counts such work, still ends the engine.
     """
     if isinstance(error, AsyncsyncError | OSError):
         return error
-    log.error("%s failed in a way that nobody foresaw", what, exc_info=error)
-    text = f"{what} failed in a way that nobody foresaw: {type(error).__name__}: {error}; please report it"
+    log.error("%s failed with an unexpected error", what, exc_info=error)
+    text = f"{what} failed with an unexpected {type(error).__name__}: {error}; please report this bug"
     failed = SyncFailedError(text, {what: error})
     failed.__cause__ = error
     return failed
@@ -58,7 +60,7 @@ def foreseen(error: Exception, what: str) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """Please sync this tree; ``done`` is told of the first sync that starts after this."""
+    """A request to sync one tree. ``done`` receives the result of the first sync that starts after the request."""
 
     key: str
     force: bool
@@ -66,38 +68,47 @@ class SyncRequest:
 
 
 class Inbox:
-    """A bounded ``asyncio.Queue`` that refuses at once when nobody will ever read it again."""
+    """Sync requests for the scheduler, at most INBOX_REQUESTS, and its wake-ups. Refuses requests once it is closed."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[object] = asyncio.Queue(INBOX)
+        self._requests: deque[SyncRequest] = deque()
+        self._wake_up = asyncio.Event()
+        self._room = asyncio.Event()
         self._closed = False
 
-    async def put(self, item: object) -> None:
-        """Wait for room; EngineClosedError if the engine is not running, or stops meanwhile."""
+    async def put(self, request: SyncRequest) -> None:
+        """Add a request, once there is room. EngineClosedError if the engine is not running, or stops meanwhile."""
         self._check()
-        await self._queue.put(item)
-        self._check()
+        while len(self._requests) >= INBOX_REQUESTS:
+            self._room.clear()
+            await self._room.wait()
+            self._check()
+        self._requests.append(request)
+        self._wake_up.set()
 
-    def nudge(self) -> None:
-        """Make the reader look at the clock again."""
-        if self._queue.empty():
-            self._queue.put_nowait(None)
+    def wake_up(self) -> None:
+        """Make the scheduler look at its clock again."""
+        self._wake_up.set()
 
-    async def get(self) -> object:
-        """The next item."""
-        return await self._queue.get()
+    async def wait(self) -> None:
+        """Return once there is a request, or after :meth:`wake_up`."""
+        await self._wake_up.wait()
+        self._wake_up.clear()
+
+    def take(self) -> Iterator[SyncRequest]:
+        """Remove the requests one by one, oldest first."""
+        while self._requests:
+            yield self._requests.popleft()
+        self._room.set()
 
     def qsize(self) -> int:
-        """Items that wait."""
-        return self._queue.qsize()
+        """Requests that wait."""
+        return len(self._requests)
 
-    def close(self) -> list[object]:
-        """No more items; returns those that nobody has read."""
+    def close(self) -> list[SyncRequest]:
+        """Refuse further requests; returns those that were not taken."""
         self._closed = True
-        left = []
-        while not self._queue.empty():  # also wakes those who wait for room, and they see that it is closed
-            left.append(self._queue.get_nowait())
-        return left
+        return list(self.take())  # also wakes callers that wait for room: they find it closed
 
     def _check(self) -> None:
         if self._closed:
@@ -105,8 +116,8 @@ class Inbox:
 
 
 class Scheduler:
-    """Give :meth:`run` to a task group that outlives every use. Time is the event loop's clock, so a virtual-time
-    loop replaces it."""
+    """Pass :meth:`run` to a task group that outlives every use. Time is the event loop's clock, so a virtual-time loop
+    replaces it."""
 
     def __init__(
         self,
@@ -128,17 +139,17 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Syncs under way."""
+        """Number of running syncs."""
         return len(self._running)
 
     def add(self, member: Member, *, periodic: bool = True) -> None:
-        """Take a tree in; a periodic one is synced at once and then every period."""
+        """Add a tree. A periodic one is synced at once, then every period."""
         self._members[member.key] = member
         self._schedule.add(member.key, self._loop.time(), period=self._config.period, periodic=periodic)
-        self.inbox.nudge()
+        self.inbox.wake_up()
 
     def remove(self, key: str) -> None:
-        """Take a tree out of the schedule; a running sync goes on."""
+        """Remove a tree from the schedule; a running sync continues."""
         self._schedule.remove(key)
         self._members.pop(key, None)
 
@@ -147,13 +158,13 @@ class Scheduler:
         return key in self._members
 
     async def sync(self, key: str, *, force: bool = True) -> SyncReport:
-        """Ask for a sync and wait for it: the one that starts after this call, never one that was already running."""
+        """Request a sync and wait for it: the one that starts after this call, never one that was already running."""
         done: asyncio.Future[SyncReport] = self._loop.create_future()
         await self.inbox.put(SyncRequest(key, force, done))
         return await done
 
     async def ask(self, key: str, *, force: bool = False) -> None:
-        """Ask for a sync and do not wait; its failure goes to ``on_failure``."""
+        """Request a sync without waiting; its failure goes to ``on_failure``."""
         await self.inbox.put(SyncRequest(key, force, None))
 
     async def idle(self) -> None:
@@ -168,49 +179,50 @@ class Scheduler:
             while True:
                 self._start_due()
                 timer = self._arm(timer)
-                item = await self.inbox.get()
-                if isinstance(item, SyncRequest):
-                    self._request(item)
+                await self.inbox.wait()
+                for request in self.inbox.take():
+                    self._request(request)
+                    self._start_due()
         finally:
             if timer is not None:
                 timer.cancel()
 
     def close(self) -> None:
-        """Refuse new work and tell those who wait; running syncs are the task group's to end."""
-        for item in self.inbox.close():
-            if isinstance(item, SyncRequest) and item.done is not None:
-                self._waiting.setdefault(item.key, []).append(item.done)
+        """Refuse new requests and fail the waiting ones. The task group ends the running syncs."""
+        for request in self.inbox.close():
+            if request.done is not None:
+                self._waiting.setdefault(request.key, []).append(request.done)
         self._paused = False
         for futures in self._waiting.values():
-            _tell(futures, EngineClosedError("the engine stopped before this sync could start"))
+            _fail(futures, EngineClosedError("the engine stopped before this sync could start"))
         self._waiting.clear()
 
     def pause(self) -> None:
-        """Interrupt what is running and start nothing: something more important needs the line."""
+        """Cancel the running syncs and start no others: something more important needs the bandwidth."""
         self._paused = True
         self.cancel_running()
 
-    def go_on(self) -> None:
-        """What was interrupted starts again, with those who waited for it."""
+    def resume(self) -> None:
+        """End a pause. Cancelled syncs start again, and their callers still wait for them."""
         self._paused = False
-        self.inbox.nudge()
+        self.inbox.wake_up()
 
     def hurry(self) -> None:
-        """The store is back: trees that wait out a failure are tried soon, and not all at once."""
+        """The store is reachable again: retry trees that back off soon, spread over SPREAD seconds."""
         now = self._loop.time()
         for key in self._schedule.forgive():
             self._schedule.hasten(key, now + dice().uniform(0, RETURN_SPREAD))
-        self.inbox.nudge()
+        self.inbox.wake_up()
 
     def cancel_running(self) -> None:
-        """End the running syncs."""
+        """Cancel the running syncs."""
         for task in self._running.values():
             task.cancel()
 
     def _request(self, request: SyncRequest) -> None:
         if request.key not in self._members:
             if request.done is not None:
-                _tell([request.done], EngineClosedError(f"{request.key!r} is no longer synced"))
+                _fail([request.done], EngineClosedError(f"{request.key!r} is no longer synced"))
             return
         if request.done is not None:
             self._waiting.setdefault(request.key, []).append(request.done)
@@ -220,11 +232,11 @@ class Scheduler:
         if timer is not None:
             timer.cancel()
         when = self._schedule.next_time()
-        full = len(self._running) >= AT_ONCE or self._paused
-        return None if when is None or full else self._loop.call_at(when, self.inbox.nudge)
+        full = len(self._running) >= RUNNING_SYNCS or self._paused
+        return None if when is None or full else self._loop.call_at(when, self.inbox.wake_up)
 
     def _start_due(self) -> None:
-        while len(self._running) < AT_ONCE and not self._paused:
+        while len(self._running) < RUNNING_SYNCS and not self._paused:
             due = self._schedule.pop_due(self._loop.time())
             if due is None:
                 return
@@ -244,14 +256,14 @@ class Scheduler:
                 self._waiting[member.key] = waiters + self._waiting.get(member.key, [])
                 self._schedule.request(member.key, self._loop.time(), force=True)
             else:
-                text = f"the engine stopped while {member.key or 'the tree'} was being synced"
-                _tell(waiters, EngineClosedError(text))
+                text = f"the engine stopped while {member.key or 'the tree'} was synced"
+                _fail(waiters, EngineClosedError(text))
             raise
-        except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this tree's attempt, see foreseen
+        except Exception as error:  # noqa: BLE001  # an unexpected error fails this attempt only
             self._ended(member.key, ok=False)
-            self._failed(member.key, foreseen(error, f"the sync of {member.key or 'the tree'}"), waiters)
+            self._failed(member.key, reportable(error, f"the sync of {member.key or 'the tree'}"), waiters)
         except BaseException as error:
-            _tell(waiters, error)
+            _fail(waiters, error)
             raise
         else:
             self._ended(member.key, ok=True)
@@ -260,7 +272,7 @@ class Scheduler:
     def _ended(self, key: str, *, ok: bool) -> None:
         self._running.pop(key, None)
         self._schedule.finished(key, self._loop.time(), ok=ok)
-        self.inbox.nudge()
+        self.inbox.wake_up()
 
     def _failed(self, key: str, error: Exception, waiters: list[asyncio.Future[SyncReport]]) -> None:
         if isinstance(error, SyncTimeoutError):
@@ -268,8 +280,8 @@ class Scheduler:
         else:
             retry_in = self._schedule.backoff(key) if key in self._schedule else None
             self._emit(SyncFailed(tree=key, error=str(error), retry_in=retry_in))
-        told = _tell(waiters, error)
-        if not told and self._on_failure is not None:
+        reported = _fail(waiters, error)
+        if not reported and self._on_failure is not None:
             self._on_failure(key, error)
 
     def _succeeded(self, key: str, report: SyncReport, waiters: list[asyncio.Future[SyncReport]]) -> None:
@@ -291,11 +303,11 @@ class Scheduler:
                 waiter.set_result(report)
 
 
-def _tell(waiters: list[asyncio.Future[SyncReport]], error: BaseException) -> bool:
-    """Give ``error`` to those who still wait; whether anybody did."""
-    told = False
+def _fail(waiters: list[asyncio.Future[SyncReport]], error: BaseException) -> bool:
+    """Raise ``error`` in the callers that still wait; whether there was one."""
+    raised = False
     for waiter in waiters:
         if not waiter.done():
             waiter.set_exception(error)
-            told = True
-    return told
+            raised = True
+    return raised

@@ -1,4 +1,4 @@
-"""Syncer: one local directory and one prefix, kept in step on request."""
+"""Syncer: keeps one local directory and one prefix in sync on request."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from asyncsync.events import Event, Progress
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.download.tree_download import download_tree
+from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
@@ -27,20 +28,20 @@ KEY = ""
 
 
 class Syncer:
-    """Keeps ``local_dir`` and ``uri`` in step; use it as ``async with Syncer(...) as syncer``.
+    """Keeps ``local_dir`` and ``uri`` in sync; use it as ``async with Syncer(...) as syncer``.
 
-    One sync runs at a time. Calls during a running sync are all served by one more sync after it. Each sync is bounded
+    One sync runs at a time. All calls during a running sync are served by one more sync after it. Each sync is limited
     by ``sync_config.sync_timeout``. Entering raises ConcurrentWriterError if another process of this machine has the
     same directory and ``uri`` open.
 
     Args:
         local_dir: a directory, or a single file.
-        uri: where it is kept: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
-        sync_config: period, time-out, include and exclude patterns, links.
-        transfer: how bytes travel.
+        uri: where it is stored: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
+        sync_config: period, timeout, include and exclude patterns, links.
+        transfer: limits and sizes of transfers.
         storage_options: options of the store.
-        checksum: doubt mtimes and read every file.
-        on_event: is called with each event, on the event loop.
+        checksum: read every file instead of trusting size and mtime.
+        on_event: called with each event, on the event loop.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Syncer:
         try:
             if kind is None:
                 await self._scheduler.idle()
-                await session.clean_up()
+                await clean_up(session)
         finally:
             self._scheduler.close()
             self._scheduler.cancel_running()
@@ -111,7 +112,7 @@ class Syncer:
                 await session.close()
 
     async def sync_up(self) -> SyncReport:
-        """Bring the prefix in step with the directory, now or right after the running sync.
+        """Bring the prefix in sync with the directory, now or right after the running sync.
 
         SyncFailedError names the files that are not durable; SyncTimeoutError; ConcurrentWriterError.
         """
@@ -119,14 +120,14 @@ class Syncer:
         return await self._scheduler.sync(KEY)
 
     async def sync_up_if_needed(self) -> SyncReport | None:
-        """The same, but only if ``sync_period`` has passed since the last sync started; else None."""
+        """The same, but only if ``sync_period`` has passed since the last sync started; otherwise None."""
         self._open()
         if asyncio.get_running_loop().time() - self._last_start < self.config.period:
             return None
         return await self.sync_up()
 
     async def sync_down(self) -> SyncReport:
-        """Bring the directory in step with the prefix: what differs is fetched and verified, nothing is deleted.
+        """Bring the directory in sync with the prefix: files that differ are fetched and verified, nothing is deleted.
 
         CheckpointIncompleteError if the prefix has no manifest; IntegrityError; SyncTimeoutError.
         """
@@ -134,13 +135,13 @@ class Syncer:
         return await within(self.config.timeout, self._down(session), lambda: f"{self.uri} -> {self.local_dir}")
 
     async def delete(self) -> int:
-        """Delete everything below the prefix, the manifest first; how many objects that were."""
+        """Delete everything below the prefix, the manifest first. Returns the number of deleted objects."""
         self._open()
         await self.wait()
         return await self._tree.delete_remote()
 
     async def wait(self) -> None:
-        """Wait until no sync is running. Failures are raised by the call that asked for the sync."""
+        """Wait until no sync is running. Failures are raised by the call that requested the sync."""
         self._open()
         await self._scheduler.idle()
 
@@ -150,7 +151,7 @@ class Syncer:
         return await self._tree.plan()
 
     async def sync_once(self) -> SyncReport:
-        """One attempt; the scheduler's business."""
+        """One attempt. Called by the scheduler."""
         self._last_start = asyncio.get_running_loop().time()
         return await self._tree.sync_once(self._progress)
 
@@ -171,22 +172,30 @@ class Syncer:
     async def _down(self, session: Session) -> SyncReport:
         manifest = await self._tree.manifest()
         if manifest is None:
-            raise CheckpointIncompleteError(f"{self.uri} has no manifest: nothing was ever synced there completely")
+            raise CheckpointIncompleteError(f"{self.uri} has no manifest: no sync to it was ever completed")
         store = session.view(Lane.CHECKPOINT, "download")
         report = await download_tree(store, "", manifest, self.local_dir, concurrency=self._transfer.max_concurrency)
         return SyncReport(
-            files_sent=report.files_fetched, files_skipped=report.files_skipped, bytes_total=report.bytes_total,
-            bytes_sent=report.bytes_fetched, bytes_copied=0, requests=store.requests,
-            seconds=report.seconds, warnings=report.warnings,
-        )  # fmt: skip
+            files_sent=report.files_fetched,
+            files_skipped=report.files_skipped,
+            bytes_total=report.bytes_total,
+            bytes_sent=report.bytes_fetched,
+            bytes_copied=0,
+            requests=store.requests,
+            seconds=report.seconds,
+            warnings=report.warnings,
+        )
 
     def _progress(self, tally: Tally) -> None:
         self._emit(
             Progress(
-                tree=KEY, files_done=tally.files_done, files_total=tally.files_total,
-                bytes_done=tally.bytes_sent + tally.bytes_reused, bytes_total=tally.bytes_total,
+                tree=KEY,
+                files_done=tally.files_done,
+                files_total=tally.files_total,
+                bytes_done=tally.bytes_sent + tally.bytes_reused,
+                bytes_total=tally.bytes_total,
             )
-        )  # fmt: skip
+        )
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:
@@ -205,15 +214,21 @@ async def push(
 ) -> SyncReport:
     """Sync a directory (or one file) to ``uri`` once.
 
-    Only what is new or changed is sent. ConfigError if ``local`` does not exist; the rest as :meth:`Syncer.sync_up`.
+    Only new and changed files are sent. ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
     """
 
-    def tell(event: Event) -> None:
+    def report_progress(event: Event) -> None:
         if on_progress is not None and isinstance(event, Progress):
             on_progress(event)
 
     syncer = Syncer(
-        local, uri, sync_config, transfer=transfer, storage_options=storage_options, checksum=checksum, on_event=tell
+        local,
+        uri,
+        sync_config,
+        transfer=transfer,
+        storage_options=storage_options,
+        checksum=checksum,
+        on_event=report_progress,
     )
     async with syncer:
         if not await in_thread(os.path.exists, local):

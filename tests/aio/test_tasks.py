@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.testing import run_virtual
 
 
@@ -24,7 +24,7 @@ def test_the_first_error_ends_the_rest_and_is_raised_as_it_is() -> None:
         for workers in (1, 2, 5):
             began = loop.time()
             with pytest.raises(OSError, match="the first error"):
-                await for_each(range(5), fail_or_take_a_second_to_end, workers)
+                await for_each_limited(range(5), fail_or_take_a_second_to_end, workers)
             assert loop.time() - began <= 2
             assert task is not None
             assert not task.cancelling(), "the group's own cancel is over"
@@ -35,7 +35,7 @@ def test_the_first_error_ends_the_rest_and_is_raised_as_it_is() -> None:
 @pytest.mark.parametrize("after", [0.5, 1.0, 1.5])
 def test_a_cancel_is_one_also_while_an_error_ends_the_rest(after: float) -> None:
     async def main() -> None:
-        task = asyncio.create_task(for_each(range(5), fail_or_take_a_second_to_end, 5))
+        task = asyncio.create_task(for_each_limited(range(5), fail_or_take_a_second_to_end, 5))
         await asyncio.sleep(after)
         task.cancel()
         await asyncio.wait([task])
@@ -55,5 +55,5 @@ def test_every_item_is_worked_on_once_by_so_many_at_a_time() -> None:
         under_way -= 1
         done.append(number)
 
-    run_virtual(for_each(range(50), work, 4))
+    run_virtual(for_each_limited(range(50), work, 4))
     assert (sorted(done), most) == (list(range(50)), 4)

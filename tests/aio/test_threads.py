@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync import Syncer, TransferConfig
-from asyncsync.aio.threads import GIVES_WAY, in_hasher, in_sender, in_thread
+from asyncsync.aio.threads import WORKER_NICENESS, in_hasher, in_sender, in_thread
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -41,5 +41,5 @@ async def test_worker_threads_give_way_and_the_loop_does_not() -> None:
 
     before = niceness()
     for run in (in_thread, in_hasher, in_sender):
-        assert await run(niceness) == min(19, before + GIVES_WAY)
+        assert await run(niceness) == min(19, before + WORKER_NICENESS)
     assert niceness() == before

@@ -236,7 +236,7 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     result = invoke("verify", store, "--deep")
     assert result.exit_code == 3
     assert "\ndamaged: sub/b.bin: " in result.stdout
-    assert "\nreplaced since its manifest was written: sub/b.bin\n" in result.stdout
+    assert "\nreplaced after its manifest was written: sub/b.bin\n" in result.stdout
     assert "\nmissing: a.txt\n" in result.stdout
     document = answer("verify", store, "--deep", code=3)
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
@@ -334,7 +334,7 @@ def test_prune_names_the_directories_that_it_leaves_alone(invoke: Invoke, answer
     asyncio.run(_put(storage, "sweep/t0/.asyncsync/trial.json", b"{"))
     asyncio.run(_put(storage, "sweep/t0/checkpoint_000009/weights", b"w"))
     arguments = ("prune", f"{storage}/sweep", "--older-than", "0")
-    assert "left alone: " in invoke(*arguments).stdout
+    assert "kept, because it cannot be read: " in invoke(*arguments).stdout
     assert list(answer(*arguments)["unreadable"]) == ["t0/.asyncsync/trial.json"]
 
 

@@ -68,7 +68,7 @@ def test_watch_survives_failures_and_reports_a_failed_last_sync(tree: Path, tmp_
     process.send_signal(signal.SIGINT)
     code, _, stderr = ended(process)
     assert code == 130
-    assert "failed, trying again in" in stderr
+    assert "the sync failed, retrying in" in stderr
     assert "error: the last sync failed: " in stderr
 
 

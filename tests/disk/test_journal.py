@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from asyncsync.config import state_dir
 from asyncsync.disk import database
-from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, PendingCheckpoint, TreeState, journal_path, state_dir
-from asyncsync.disk.locks import TreeLocks, tree_lock
+from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, PendingCheckpoint, TreeState, journal_path
+from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError
 
 URI = "s3://bucket/run"
@@ -53,20 +56,22 @@ async def test_a_forgotten_tree_is_unknown(journal):
 
 
 async def test_open_uploads_come_back_with_their_parts_in_order(journal):
-    journal.upload_opened(URI, "k", "id", "/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16)
-    journal.part_done(URI, "k", "id", 2, 16, 14, "e2", None)
-    journal.part_done(URI, "k", "id", 1, 0, 16, "e1", 2**32 - 1)
-    journal.upload_opened("s3://other", "k", "id", "/x", 1, 1, 1, 1)
-    parts = (OpenPart(1, 0, 16, "e1", 2**32 - 1), OpenPart(2, 16, 14, "e2", None))
-    wanted = OpenUpload(URI, "k", "id", "/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16, parts)
-    assert await journal.open_uploads(URI) == [wanted]
+    file = ("/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16)
+    opened = OpenUpload(URI, "k", "id", "assembled", *file)
+    parts = (OpenPart(1, 0, 16, "e1", 2**32 - 1), OpenPart(2, 16, 14, "", None, "token"))
+    journal.upload_opened(opened)
+    for part in reversed(parts):
+        journal.part_recorded(URI, opened, part)
+    journal.upload_opened(replace(opened, uri="s3://other"))
+    assert await journal.open_uploads(URI) == [replace(opened, parts=parts)]
 
 
 async def test_a_closed_upload_is_removed_with_its_parts(journal):
-    journal.upload_opened(URI, "k", "id", "/x", 1, 1, 1, 1)
-    journal.part_done(URI, "k", "id", 1, 0, 1, "e", 7)
-    journal.upload_closed(URI, "k", "id")
-    journal.upload_opened(URI, "k", "id", "/x", 1, 1, 1, 1)
+    upload = OpenUpload(URI, "k", "id", "multipart", "/x", 1, 1, 1, 1)
+    journal.upload_opened(upload)
+    journal.part_recorded(URI, upload, OpenPart(1, 0, 1, "e", 7))
+    journal.upload_closed(URI, upload)
+    journal.upload_opened(upload)
     assert [upload.parts for upload in await journal.open_uploads(URI)] == [()]
 
 
@@ -306,11 +311,22 @@ def test_the_state_directory_is_found_in_order(monkeypatch):
 
 HOLD = """
 import sys
-from asyncsync.disk.locks import tree_lock
-with tree_lock("t"):
-    print("held", flush=True)
-    sys.stdin.read()
+from asyncsync.disk.locks import TreeLocks
+TreeLocks().take("t")
+print("held", flush=True)
+sys.stdin.read()
 """
+
+
+@contextmanager
+def tree_lock(tree):
+    """Be the only process of this machine that works on ``tree``."""
+    locks = TreeLocks()
+    locks.take(tree)
+    try:
+        yield
+    finally:
+        locks.close()
 
 
 def test_a_lock_dies_with_its_holder():
@@ -369,4 +385,4 @@ def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypat
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
     with tree_lock("t"):
-        assert "would go unnoticed" in caplog.text
+        assert "would not be noticed" in caplog.text

@@ -7,16 +7,17 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asyncsync import pull, push, verify
 from asyncsync.disk import database
-from asyncsync.disk.journal import Journal, OpenUpload, TreeState, journal_path
+from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, TreeState, journal_path
 
 URI = "s3://bucket/run"
-UPLOAD = (URI, "k", "id", "/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16)
+UPLOAD = OpenUpload(URI, "k", "id", "multipart", "/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16)
 ROWS = 13
 STEP = 1009
 """Bytes between two that are damaged: prime, so that every column of every row has its turn."""
@@ -31,8 +32,8 @@ async def fill(path: Path) -> None:
     async with Journal.open(path) as journal:
         for number in range(8):
             journal.save_tree(f"t{number}", b"manifest %d" % number * 50, f"v{number}")
-        journal.upload_opened(*UPLOAD)
-        journal.part_done(URI, "k", "id", 1, 0, 16, "e1", 7)
+        journal.upload_opened(UPLOAD)
+        journal.part_recorded(URI, UPLOAD, OpenPart(1, 0, 16, "e1", 7))
         journal.file_sent(URI, "s", '{"path":"s"}')
         journal.owe(URI, "delete", '{"prefix":"p/"}')
         journal.checkpoint_accepted(URI, "t", "c", '{"number":1}')
@@ -45,7 +46,7 @@ async def look(path: Path) -> int:
         for number, tree in enumerate(trees):
             assert tree in (TreeState(), TreeState(b"manifest %d" % number * 50, f"v{number}"))
         uploads = await journal.open_uploads(URI)
-        assert [OpenUpload(*UPLOAD, parts=upload.parts) for upload in uploads] == uploads
+        assert [replace(UPLOAD, parts=upload.parts) for upload in uploads] == uploads
         assert all(part.etag == "e1" and part.crc32c == 7 for upload in uploads for part in upload.parts)
         sent = await journal.files_sent(URI)
         assert sent in ({}, {"s": '{"path":"s"}'})
@@ -139,7 +140,7 @@ async def test_text_that_is_no_text_costs_its_row(path, caplog):
     await fill(path)
     edit(path, "UPDATE trees SET version = CAST(x'ff80' AS TEXT) WHERE tree = ?", b"t0")
     assert await look(path) == ROWS - 1
-    assert "1 row(s) of trees are not what was written and were forgotten" in caplog.text
+    assert "1 row(s) of trees are not what was written and were dropped" in caplog.text
     caplog.clear()
     assert await look(path) == ROWS - 1
     assert caplog.text == ""
@@ -178,12 +179,74 @@ async def test_tables_that_vanish_while_it_is_open_cost_what_was_in_them(path, c
     assert "starting a new one" in caplog.text
 
 
-async def test_a_journal_without_digests_is_taken_over_with_all_it_holds(path):
-    await fill(path)
-    for table in database.TABLES:
-        edit(path, f"ALTER TABLE {table} DROP COLUMN digest")
-    edit(path, "PRAGMA user_version=2")
+def make(path: Path, version: int, *rows: tuple[str, tuple]) -> None:
+    """A journal of an earlier format. ``rows``: a table and the values of its columns; a digest comes with format 3."""
+    path.parent.mkdir(exist_ok=True)
+    made = sqlite3.connect(path, isolation_level=None)
+    made.create_function("row_digest", -1, database.row_digest, deterministic=True)
+    made.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    for migration in database.MIGRATIONS[:version]:
+        made.executescript(migration)
+    for table, values in rows:
+        values = (*values, database.row_digest(table, *values)) if version > 2 else values
+        made.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+    made.execute(f"PRAGMA application_id={database.APPLICATION}")
+    made.execute(f"PRAGMA user_version={version}")
+    made.close()
+
+
+FILE = ("/data/\udcff".encode("utf-8", "surrogateescape"), 30, 1_700_000_000_000_000_000, str(2**64 - 1))
+OLD_ROWS = (
+    *(("trees", (f"t{number}".encode(), b"manifest %d" % number * 50, f"v{number}", 1.0)) for number in range(8)),
+    ("uploads", (URI, "k", "id", *FILE, 16, 5.0)),
+    ("parts", (URI, "k", "id", 1, 0, 16, "e1", 7)),
+    ("sent", (URI, b"s", '{"path":"s"}', 2.5)),
+    ("owed", (1, URI, "delete", '{"prefix":"p/"}', 3.0)),
+    ("checkpoints", (URI, "t", "c", '{"number":1}', 4.0)),
+)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+async def test_all_rows_of_an_earlier_journal_are_migrated(path, version):
+    make(path, version, *OLD_ROWS)
     assert await look(path) == ROWS
+    assert aside(path) == []
+
+
+async def test_markers_of_format_3_become_columns(path):
+    """Format 3 marked an assembled upload by a negative part size, a file sent in one request by its upload ID, and a
+    part that was only begun by its ETag."""
+    make(
+        path,
+        3,
+        ("uploads", (URI, "assembled", "id", *FILE, -16, 1.0)),
+        ("parts", (URI, "assembled", "id", 1, 0, 16, "e1", 7)),
+        ("uploads", (URI, "single", "in one piece", *FILE, 0, 2.0)),
+        ("parts", (URI, "single", "in one piece", 1, 0, 30, "begun session#1", 8)),
+        ("uploads", (URI, "multipart", "id", *FILE, 16, 3.0)),
+        ("parts", (URI, "multipart", "id", 1, 0, 16, "begun ", None)),
+    )
+    async with Journal.open(path) as journal:
+        assert await journal.open_uploads(URI) == [
+            replace(UPLOAD, key="assembled", kind="assembled", parts=(OpenPart(1, 0, 16, "e1", 7),)),
+            replace(
+                UPLOAD,
+                key="single",
+                upload_id="",
+                kind="single",
+                part_size=0,
+                parts=(OpenPart(1, 0, 30, "", 8, "session#1"),),
+            ),
+            replace(UPLOAD, key="multipart", parts=(OpenPart(1, 0, 16, "", None, ""),)),
+        ]
+    assert aside(path) == []
+
+
+async def test_a_migration_drops_damaged_rows(path):
+    make(path, 3, *OLD_ROWS)
+    edit(path, "UPDATE uploads SET part_size = 17")
+    edit(path, "UPDATE parts SET etag = 'e2'")
+    assert await look(path) == ROWS - 2
     assert aside(path) == []
 
 

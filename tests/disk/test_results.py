@@ -12,7 +12,7 @@ import pytest
 
 from asyncsync import ConfigError
 from asyncsync.disk import results
-from asyncsync.disk.results import ELEMENTS, append_result, as_json
+from asyncsync.disk.results import MOST_LISTED_ELEMENTS, append_result, as_json
 
 
 class Array:
@@ -57,7 +57,7 @@ class Mute:
         (Array([1, 2]), [1, 2]),
         (Array([[1], [Array([3])]]), [[1], [3]]),
         (Array([], NotImplementedError), []),
-        (Array([0] * (ELEMENTS + 1)), "array(...)"),
+        (Array([0] * (MOST_LISTED_ELEMENTS + 1)), "array(...)"),
         (Meta([1, 2]), "array(...)"),
         (Array([1j]), [str(1j)]),
         (Mute(), "<Mute>"),

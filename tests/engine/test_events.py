@@ -8,7 +8,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, SyncConfig, SyncReport, UploadMode
 from asyncsync.errors import AccessDeniedError, SyncFailedError
 from asyncsync.events import Event
-from asyncsync.sync.event_stream import BUFFER
+from asyncsync.sync.event_stream import BUFFERED_EVENTS
 from asyncsync.testing import run_virtual
 
 
@@ -72,12 +72,12 @@ def test_a_slow_listener_loses_events_and_stalls_nobody(bench: Bench) -> None:
         async with bench.engine(SyncConfig(sync_period=1)) as engine:
             stream = engine.events()
             engine.trial("t")
-            await asyncio.sleep(2 * BUFFER)
+            await asyncio.sleep(2 * BUFFERED_EVENTS)
         seen = await everything(stream)
         return len(seen), stream.dropped
 
     seen, dropped = run_virtual(main())
-    assert seen == BUFFER
+    assert seen == BUFFERED_EVENTS
     assert dropped > 0
 
 

@@ -26,7 +26,7 @@ def manifest(*entries: FileEntry) -> Manifest:
 def compare(files: list[FileStat], known: Manifest | None, *, checksum: bool = False) -> Changes:
     comparison = Comparison(known, checksum=checksum)
     send = [file for file in files if not comparison.same(*file[:4])]
-    return Changes(send, len(files) - len(send), comparison.gone())
+    return Changes(send, len(files) - len(send), comparison.missing())
 
 
 def test_everything_is_new_without_a_manifest() -> None:
@@ -53,7 +53,7 @@ def test_checksum_doubts_everything() -> None:
 
 
 def test_a_vanished_file_is_missing() -> None:
-    assert compare([stat("a")], manifest(entry("a"), entry("b"))).gone == ["b"]
+    assert compare([stat("a")], manifest(entry("a"), entry("b"))).missing == ["b"]
 
 
 @given(st.integers(1, 48 * 2**40), st.one_of(st.none(), st.integers(5 << 20, 1 << 30)))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.planning.delta import Limits, Origin, Piece, Segment, cost, pieces_of, whole_copy
+from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, cost, pieces_of, whole_copy
 
 FLOOR, PART = 5, 16
 LIMITS = Limits(FLOOR, PART, copied=64, request_cost=1)
@@ -85,7 +85,7 @@ def test_a_file_that_is_the_source_is_a_whole_copy() -> None:
 def test_nothing_is_decided_that_later_segments_may_change() -> None:
     first = segments((16, None), (16, old(16)))
     pieces, rest = pieces_of(first, LIMITS, final=False)
-    assert (pieces, rest) == ([Piece(0, 16)], first[1:])
+    assert (pieces, rest) == ([PlannedPart(0, 16)], first[1:])
 
 
 origins = st.none() | st.builds(Origin, st.sampled_from("ab"), st.just("v"), st.integers(0, 90), st.just(200))

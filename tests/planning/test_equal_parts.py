@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from asyncsync.planning.delta import Limits, Origin, Piece, Segment, pieces_of
+from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, pieces_of
 
 LIMITS = Limits(floor=5, part=8, copied=64, equal=True, least_source=5)
 
@@ -21,14 +21,19 @@ def test_a_part_is_copied_where_the_store_has_all_of_it():
         Segment(24, 3, 4, origin(24)),
     ]
     assert pieces_of(segments, LIMITS) == (
-        [Piece(0, 8, origin(0)), Piece(8, 8), Piece(16, 8, origin(16)), Piece(24, 3, origin(24))],
+        [
+            PlannedPart(0, 8, origin(0)),
+            PlannedPart(8, 8),
+            PlannedPart(16, 8, origin(16)),
+            PlannedPart(24, 3, origin(24)),
+        ],
         [],
     )
 
 
 def test_a_part_of_which_the_store_has_the_beginning_is_sent():
     segments = [Segment(0, 3, 1, origin(0)), Segment(3, 5, 2), Segment(8, 1, 3)]
-    assert pieces_of(segments, LIMITS, final=False) == ([Piece(0, 8), Piece(8, 1)], [])
+    assert pieces_of(segments, LIMITS, final=False) == ([PlannedPart(0, 8), PlannedPart(8, 1)], [])
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsync import __version__
-from asyncsync.planning.document import DEEPEST, DocumentError
+from asyncsync.planning.document import MOST_LEVELS, DocumentError
 from asyncsync.planning.manifest import FileEntry, Manifest
 
 DIGEST = "0123456789abcdef" * 2
@@ -141,7 +141,7 @@ def test_a_newer_format_is_refused_with_both_versions() -> None:
     "field", ["path", "size", "mtime_ns", "mode", "crc32c", "part_size", "xxh3", "part_crc32c", "version"]
 )
 def test_a_file_that_lacks_a_field_is_refused(field: str) -> None:
-    with pytest.raises(DocumentError, match=rf"not a manifest: there is no '{field}'"):
+    with pytest.raises(DocumentError, match=rf"not a manifest: '{field}' is missing"):
         Manifest.from_bytes(with_entry(field))
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_contradicts_itself_is_refused(changes: dict[str, object]) -
     ["", "/etc/x", "../out", "a/../../x", "a//b", "a/", "./a", "a/.", "..", "a\0b", ".asyncsync/x", "a/.asyncsync"],
 )
 def test_a_path_that_is_none_below_the_prefix_is_refused(path: str) -> None:
-    with pytest.raises(DocumentError, match="no path below a prefix"):
+    with pytest.raises(DocumentError, match="is not a path below a prefix"):
         Manifest.from_bytes(with_entry(path=path))
 
 
@@ -193,7 +193,7 @@ def test_odd_names_that_a_file_may_have_are_read(path: str) -> None:
 
 def test_a_file_that_is_there_twice_is_refused() -> None:
     raw = json.loads(document())
-    with pytest.raises(DocumentError, match="'a' is there twice"):
+    with pytest.raises(DocumentError, match="'a' is listed twice"):
         Manifest.from_bytes(json.dumps({**raw, "files": raw["files"] * 2}).encode())
 
 
@@ -224,7 +224,7 @@ def test_depth_is_refused_and_not_recursed_into(opening: bytes, depth: int) -> N
 
 def test_every_readable_record_can_be_written_again() -> None:
     deep: object = 1
-    for _ in range(DEEPEST - 3):
+    for _ in range(MOST_LEVELS - 3):
         deep = [deep]
     for data in (document(later=deep), with_entry(later=deep)):
         manifest = Manifest.from_bytes(data)

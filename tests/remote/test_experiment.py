@@ -323,7 +323,7 @@ async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path
 
     inject_faults("lab").hook(1, retire, operation="read", key="a/checkpoint_000000/.asyncsync/manifest.json")
     report = await pull(URI, tmp_path)
-    assert report.warnings == ("a/checkpoint_000000: retired while the experiment was read",)
+    assert report.warnings == ("a/checkpoint_000000: retired during the pull",)
 
 
 @pytest.mark.virtual_time
@@ -342,7 +342,7 @@ async def test_a_tree_that_is_being_synced_is_read_again(tmp_path):
 async def test_a_record_cannot_lead_a_pull_astray(store, tmp_path, name):
     record = store.contents["a/.asyncsync/trial.json"].replace(b"checkpoint_000000", name.encode())
     await store.put("a/.asyncsync/trial.json", record)
-    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*not usable"):
+    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*invalid"):
         await pull(f"{URI}/a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

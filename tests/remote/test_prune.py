@@ -234,7 +234,7 @@ async def test_a_store_that_does_not_tell_the_time_is_refused(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     before = store.contents
     store.bucket.clock = lambda: None
-    with pytest.raises(SyncError, match="does not say when an object was written"):
+    with pytest.raises(SyncError, match="does not report when an object was written"):
         await prune(URI, dry_run=False)
     assert store.contents == before
 

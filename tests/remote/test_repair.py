@@ -119,7 +119,7 @@ async def test_manifests_and_records_cannot_be_repaired_and_that_is_reported(tre
     store = MemoryStore("lab", "tree")
     await store.put(".asyncsync/manifest.json", b"{")
     report = await repair(URI, tree)
-    assert "no file of a manifest" in report.failed[".asyncsync/manifest.json"]
+    assert "no manifest names it" in report.failed[".asyncsync/manifest.json"]
     assert not report.ok
 
 

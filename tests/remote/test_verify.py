@@ -52,7 +52,7 @@ async def test_another_size_or_checksum_is_reported_as_replaced(store):
         store.log.clear()
         report = await verify(URI, deep=deep)
         assert report.replaced == sorted(report.damaged)
-        assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
+        assert "the object has 5 bytes, the manifest 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
         assert "CRC32C" in report.damaged["a/checkpoint_000001/model.bin"]
         assert not [key for verb, key in store.log if verb == "read" and key.endswith("model.bin")]
 
@@ -62,7 +62,7 @@ async def test_another_size_or_checksum_of_the_same_version_is_not_replaced(stor
         for name, value in change.items():
             setattr(store.bucket.objects[f"exp/a/checkpoint_00000{number}/model.bin"], name, value)
     report = await verify(URI)
-    assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
+    assert "the object has 5 bytes, the manifest 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
     assert "CRC32C 00000007" in report.damaged["a/checkpoint_000001/model.bin"]
     assert report.replaced == []
 
@@ -151,7 +151,7 @@ async def test_damage_in_a_part_is_reported_with_its_place(store):
     await put_tree(store, "p/", {"big": b"b" * (3 * MIB)}, part_size=MIB)
     store.damage("p/big", b"b" * 2 * MIB + b"c" * MIB)
     report = await verify(f"{URI}/p", deep=True)
-    assert report.damaged == {"big": "bytes 2097152 to 3145728 do not have the checksum that the manifest says"}
+    assert report.damaged == {"big": "bytes 2097152 to 3145728 do not match the checksum in the manifest"}
 
 
 async def test_a_named_checkpoint_without_manifest_is_missing_it(store):

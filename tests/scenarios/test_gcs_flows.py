@@ -219,7 +219,9 @@ async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, lar
     manifest = objects.get(f"run/{MANIFEST}")
     with monkeypatch.context() as patch:
         theirs_comes_first(patch)
-        with pytest.raises(ConcurrentWriterError, match=r"run/big: somebody else .* stop the other one, then sync"):
+        with pytest.raises(
+            ConcurrentWriterError, match=r"run/big: another process wrote it .* stop the other one, then sync"
+        ):
             await push(large.parent, "gs://conformance/run", transfer=PARTS)
         assert objects["run/big"].data == b"theirs"
         assert objects.get(f"run/{MANIFEST}") is manifest

@@ -12,7 +12,7 @@ import pytest
 from asyncsync import AsyncsyncError, SyncFailedError, TransferConfig, pull, push, verify
 from asyncsync.errors import AccessDeniedError, IntegrityError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import reading
+from asyncsync.remote.access import open_for_reading
 from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 pytestmark = pytest.mark.server
@@ -45,7 +45,7 @@ class Link:
 
     async def store_get(self, key, *, through=False):
         way = self.through if through else self.direct
-        async with reading(self.uri, TransferConfig(), way["storage_options"]) as store:
+        async with open_for_reading(self.uri, TransferConfig(), way["storage_options"]) as store:
             return await store.get(key)
 
     async def check(self):

@@ -8,7 +8,7 @@ from asyncsync import Syncer, TransferConfig
 from asyncsync.disk.digests import Loaded
 from asyncsync.errors import SyncFailedError, UnavailableError
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.sync.session import PATIENCE
+from asyncsync.sync.session import SYNC_PATIENCE
 from asyncsync.sync.upload.tree_upload import BATCH_BYTES, TreeUpload
 from asyncsync.testing import run_virtual
 
@@ -55,4 +55,4 @@ def test_an_unreachable_store_costs_a_large_tree_no_more_than_a_small_one(faults
             assert len(caught.value.failures) == 200
             return loop.time() - began
 
-    assert run_virtual(main()) < 4 * PATIENCE
+    assert run_virtual(main()) < 4 * SYNC_PATIENCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NoSuchBucketError, NotFoundError, UnsupportedError
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
@@ -39,7 +39,7 @@ class BatchDelete:
         with self._unsure.tracking([each.name for each in objects if each.generation is None]):
             if self._batches and len(objects) > 1:
                 chosen = [objects[start : start + MAX_BATCH_CALLS] for start in range(0, len(objects), MAX_BATCH_CALLS)]
-                await for_each(chosen, self._delete_batch, min(CONCURRENT_REQUESTS, len(chosen)))
+                await for_each_limited(chosen, self._delete_batch, min(CONCURRENT_REQUESTS, len(chosen)))
             else:
                 await self._delete_one_by_one(objects)
 
@@ -55,7 +55,7 @@ class BatchDelete:
         return self._requests.target(self._requests.object_path(each.name), params)
 
     async def _delete_one_by_one(self, objects: Sequence[ToDelete]) -> None:
-        await for_each(objects, self._delete_one, min(CONCURRENT_REQUESTS, len(objects)))
+        await for_each_limited(objects, self._delete_one, min(CONCURRENT_REQUESTS, len(objects)))
 
     async def _delete_one(self, each: ToDelete) -> None:
         try:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.multipart_layout import (
@@ -81,7 +81,7 @@ class Composer:
             name = step_name(home, index, attempt)
             made[index] = ComposeSource(name, (await self._compose(name, group, MISSING)).generation)
 
-        await for_each(enumerate(groups(sources)), step, CONCURRENT_REQUESTS)
+        await for_each_limited(enumerate(groups(sources)), step, CONCURRENT_REQUESTS)
         return [made[index] for index in sorted(made)]
 
     async def _compose(self, name: str, sources: Sequence[ComposeSource], if_version: str | None) -> ObjectResource:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from asyncsync.disk.hashing import crc32c_combine
+from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part
 
 PARTS_PREFIX = ".asyncsync/parts/"

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import StoreError
 from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
 from asyncsync.stores.gcs.requests import GcsRequests
@@ -37,7 +37,7 @@ class UnsureWrites:
             found[name] = await self._requests.generation(name)
 
         if again:
-            await for_each(again, look, min(CONCURRENT_REQUESTS, len(again)))
+            await for_each_limited(again, look, min(CONCURRENT_REQUESTS, len(again)))
         return found
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Finds out whether a store checks the CRC32C of what it receives. Runs once, when an engine starts."""
+"""Finds out whether a store checks the CRC32C of the bytes that it receives. Runs once, when an engine starts."""
 
 from __future__ import annotations
 

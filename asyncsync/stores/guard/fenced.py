@@ -20,7 +20,7 @@ from asyncsync.stores.guard.guarded import Admission, GuardedStore, GuardedView
 from asyncsync.stores.wrapped import Operation
 
 LEASE_SECONDS = 10.0
-"""Seconds for which a confirmation counts: a pass that has lost its right to write goes on for at most as long."""
+"""Seconds for which a confirmation counts. A pass that has lost the right to write stops within that time."""
 
 LEASE_OUTLIVED = LEASE_SECONDS + 5.0
 """Seconds after which nothing that a replaced writer handed to the network is still on its way."""
@@ -32,8 +32,8 @@ LEASE_HEAD_START = 1.0
 """A confirmation up to so many seconds older than the pass counts for it."""
 
 Fence = Callable[[Store, float], Awaitable[float]]
-"""Asks the store who the writer is. Returns when it was asked, as :func:`asyncsync.runtime.lease_time` counts; raises
-ConcurrentWriterError if it is another process. A confirmation from before the given time does not count."""
+"""Reads the current writer from the store. Returns the time of the request by :func:`asyncsync.runtime.lease_time`;
+raises ConcurrentWriterError if it is another process. A confirmation from before the given time does not count."""
 
 
 class FencedView(GuardedView):

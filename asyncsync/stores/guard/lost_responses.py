@@ -55,7 +55,7 @@ async def completed_is_ours(
 
 
 async def complete_over_present(store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None) -> ObjectInfo:
-    """Complete an upload over the present object, whoever wrote it: an interrupted sync may have left it.
+    """Complete an upload over the present object, also one of another process: an interrupted sync may have left it.
 
     All attempts name the version that existed before the first one. PreconditionError if another object was written
     since, unless its bytes are the same.

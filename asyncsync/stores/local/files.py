@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, never_waiting
+from asyncsync.disk.files import PIECE, FileRange, Lease, open_nonblocking
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
@@ -121,7 +121,7 @@ class SourceFile:
 
 @contextlib.contextmanager
 def open_source(body: FileRange) -> Iterator[SourceFile]:
-    fd = never_waiting(body.path, os.O_RDONLY)
+    fd = open_nonblocking(body.path, os.O_RDONLY)
     try:
         yield SourceFile(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:

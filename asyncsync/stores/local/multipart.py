@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
+from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local import publish

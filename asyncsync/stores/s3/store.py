@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.disk.files import Lease, lease_of
 from asyncsync.errors import (
     IntegrityError,
@@ -259,7 +259,9 @@ class S3Store(Store):
             await self._delete_many(batch, lease)
         else:
             others = list(keys)
-        await for_each(others, lambda key: self._delete_one(key, lease), min(CONCURRENT_DELETES, len(others) or 1))
+        await for_each_limited(
+            others, lambda key: self._delete_one(key, lease), min(CONCURRENT_DELETES, len(others) or 1)
+        )
 
     async def _delete_one(self, key: str, lease: Lease | None) -> None:
         requests = await self._bucket.requests()
@@ -288,7 +290,7 @@ class S3Store(Store):
             pass  # the server's XML parser refuses one of the keys; single deletes need no document
         else:
             return check_deleted(self._bucket.name, failed)
-        await for_each(keys, lambda key: self._delete_one(key, lease), CONCURRENT_DELETES)
+        await for_each_limited(keys, lambda key: self._delete_one(key, lease), CONCURRENT_DELETES)
         return None
 
     async def copy(

@@ -1,7 +1,7 @@
-"""A download's target that shall hold what was downloaded and nothing else. Blocking: for worker threads.
+"""A download target that holds the downloaded files and nothing else afterwards. Blocking: for worker threads.
 
-Everything is looked up below the descriptor of the directory it lies in, without following links, so that nothing
-outside the target can be reached, whatever is renamed meanwhile.
+Every name is looked up relative to the descriptor of its directory, without following links. Nothing outside the target
+can be reached, even if directories are renamed meanwhile.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 
 from asyncsync.config import state_dir
-from asyncsync.disk.descent import DIRECTORY, GONE, bottom_up
+from asyncsync.disk.descent import DIRECTORY_FLAGS, NO_DIRECTORY, bottom_up
 from asyncsync.disk.landing import remove_stale
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError, SyncFailedError
 from asyncsync.planning.manifest import META_DIR
 
-SHOWN = 5
+MOST_PATHS_IN_ERROR = 5
 """How many paths an error message names."""
 
 
 def remove_files(target: str, paths: Collection[str]) -> None:
-    """Remove files that a download put into ``target``, by relative path, and directories that are empty then."""
+    """Remove files that a download put into ``target``, by relative path, and directories that become empty."""
     root = os.path.realpath(target)
     for directory, group in groupby(sorted(paths), key=lambda path: path[: path.rfind("/") + 1]):
         with _below(root, directory) as descriptor:
@@ -38,30 +38,31 @@ def remove_files(target: str, paths: Collection[str]) -> None:
 
 
 def remove_empty(target: str) -> None:
-    """Remove ``target`` and the directories below it as far as they hold no file. Links are not followed."""
+    """Remove ``target`` and the directories below it that hold no file. Links are not followed."""
     root = os.path.realpath(target)
-    with suppress(OSError):  # one that cannot be read is not empty
+    with suppress(OSError):  # a directory that cannot be read is not empty
         for _ in bottom_up(root, prune=True):
             continue
         os.rmdir(root)
 
 
 class ExactTarget:
-    """``check``, then ``make_room`` for each download, then ``clear``; ``put_back`` if a download failed."""
+    """Call ``check``, then ``make_room`` for each download, then ``clear``; ``put_back`` if a download failed."""
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._root = os.path.realpath(target)
         self._aside: dict[str, str] = {}
-        """What was in the way of a download -> where it has been put."""
+        """Path that was in the way of a download -> where it was moved."""
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """ConfigError if the target holds what no download may remove: a home directory, a directory above the working
-        directory, that of temporary files, or anything that asyncsync keeps in step (a trial's directory, a store)."""
+        """ConfigError if the target holds something that no download may remove: the home directory, a directory above
+        the working directory, the directory of temporary files, or anything that asyncsync syncs (a trial's directory,
+        a store)."""
         places = {
             "the home directory": os.path.expanduser("~"),
             "the directory of temporary files": tempfile.gettempdir(),
-            "what asyncsync remembers (ASYNCSYNC_STATE_DIR)": os.fspath(state_dir()),
+            "the state of asyncsync (ASYNCSYNC_STATE_DIR)": os.fspath(state_dir()),
             "the working directory": os.path.dirname(os.getcwd()),
         }
         for what, place in places.items():
@@ -71,8 +72,8 @@ class ExactTarget:
             continue
 
     def make_room(self, paths: Collection[str]) -> None:
-        """Set aside directories that have the name of a file to come, and files and links in the place of its
-        directories. OSError."""
+        """Move aside directories that have the name of a future file, and files and links where a future directory
+        goes. OSError."""
         with self._lock:
             for parent in sorted(_parents(paths)):
                 self._set_aside(parent, is_directory=False)
@@ -80,7 +81,7 @@ class ExactTarget:
                 self._set_aside(path, is_directory=True)
 
     def put_back(self) -> None:
-        """What was set aside gets its name back, if nothing has taken it."""
+        """Give everything that was moved aside its name back, unless the name is taken."""
         with self._lock:
             for path, aside in self._aside.items():
                 directory, slash, name = path.rpartition("/")
@@ -90,9 +91,10 @@ class ExactTarget:
             self._aside.clear()
 
     def clear(self, named: Set[str]) -> int:
-        """Remove all files and links that are not ``named``, then empty directories; how many files and links.
+        """Remove all files and links that are not ``named``, then empty directories; returns the number of files and
+        links.
 
-        Temporary files of a download that still runs stay. SyncFailedError names what could not be removed.
+        Temporary files of running downloads stay. SyncFailedError names what could not be removed.
         """
         failures: dict[str, OSError] = {}
         removed = 0
@@ -105,9 +107,11 @@ class ExactTarget:
                 except OSError as error:
                     failures[path] = error
         if failures:
-            text = "; ".join(f"{path}: {error.strerror}" for path, error in list(failures.items())[:SHOWN])
+            text = "; ".join(
+                f"{path}: {error.strerror}" for path, error in list(failures.items())[:MOST_PATHS_IN_ERROR]
+            )
             raise SyncFailedError(
-                f"what was asked for is in {self._root}, but {len(failures)} other file(s) cannot be removed: {text}",
+                f"{self._root} holds the download, but {len(failures)} other file(s) cannot be removed: {text}",
                 failures,
             )
         return removed
@@ -136,11 +140,12 @@ class ExactTarget:
                 os.rename(name, aside, src_dir_fd=above, dst_dir_fd=above)
 
     def _walk(self, *, prune: bool = False) -> Iterator[tuple[str, list[str], int]]:
-        """Each directory (``""``, or a path that ends in ``/``) with the names of what is no directory in it, and its
-        descriptor; ConfigError where asyncsync keeps something in step. ``prune``: then it goes if it is empty."""
+        """Each directory (``""``, or a path that ends in ``/``) with the names of its non-directories and its
+        descriptor. ConfigError where asyncsync syncs something. ``prune``: remove the directory afterwards if it is
+        empty."""
         for visit in bottom_up(self._root, prune=prune):
             if META_DIR in visit.directories or META_DIR in visit.names:
-                raise self._refused(f"asyncsync keeps {visit.prefix or 'it'} in step (there is {META_DIR})")
+                raise self._refused(f"asyncsync keeps {visit.prefix or 'it'} in sync (there is {META_DIR})")
             yield visit.prefix, visit.names, visit.descriptor
 
     def _remove(self, path: str, name: str, descriptor: int) -> bool:
@@ -152,18 +157,18 @@ class ExactTarget:
 
 @contextmanager
 def _below(root: str, directory: str) -> Iterator[int | None]:
-    """A descriptor of one directory (``""``, or a path that ends in ``/``), reached through real directories only; None
-    if it is not there: it was removed, or a file or link has taken its place since it was seen."""
+    """A descriptor of one directory (``""``, or a path that ends in ``/``), reached through real directories only. None
+    if it is missing: it was removed, or replaced by a file or link, since it was seen."""
     descriptor: int | None = None
     try:
         for step in [root, *directory.split("/")[:-1]]:
-            above, descriptor = descriptor, os.open(step, DIRECTORY, dir_fd=descriptor)
+            above, descriptor = descriptor, os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
             if above is not None:
                 os.close(above)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
-        if error.errno not in GONE:
+        if error.errno not in NO_DIRECTORY:
             raise
         descriptor = None
     try:

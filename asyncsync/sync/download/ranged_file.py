@@ -1,4 +1,4 @@
-"""One large file on its way down: read in ranges, each range's CRC32C known before the next is asked for."""
+"""Downloading one large file: read in ranges, each verified by its CRC32C before the next one is requested."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.hashing import crc32c_combine
 from asyncsync.disk.landing import Landing
 from asyncsync.errors import IntegrityError, PreconditionError
+from asyncsync.planning.crc32c import crc32c_of_pieces
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 
 
 class WrongSizeError(Exception):
-    """More bytes came than were asked for; never leaves this package."""
+    """More bytes arrived than were requested. Never leaves this package."""
 
 
 class ReplacedError(IntegrityError):
-    """The object is another one than the manifest means: a sync may be running."""
+    """The object is not the one that the manifest names: a sync may be running."""
 
 
 class Intake:
-    """A sink that refuses more than ``size`` bytes. ``take`` gets the offset of each piece and the piece."""
+    """A sink that refuses more than ``size`` bytes. ``take`` receives the offset of each piece, and the piece."""
 
     def __init__(self, size: int, take: Callable[[int, Piece], Awaitable[None]]) -> None:
         self.done = 0
@@ -36,25 +36,30 @@ class Intake:
 
 
 def damaged(store: Store, key: str, entry: FileEntry, offset: int, info: ObjectInfo | None) -> IntegrityError:
-    """The error that names the path, the store and the place."""
+    """The error that names path, store and offset of damaged bytes."""
     replaced = info is not None and bool(entry.version) and info.version != entry.version
     why = "it was replaced since its manifest was written, or is damaged" if replaced else "it is damaged"
     return (ReplacedError if replaced else IntegrityError)(
-        f"{entry.path}: the bytes from offset {offset} of {store.uri.rstrip('/')}/{key} are not what the manifest "
-        f"says (read twice): {why}"
+        f"{entry.path}: the bytes from offset {offset} of {store.uri.rstrip('/')}/{key} do not match the "
+        f"manifest (read twice): {why}"
     )
 
 
 class RangedFile:
     """Fills one :class:`Landing`. Each of ``segments`` can be fetched by another worker, in any order.
 
-    Segments are the parts that the manifest knows a CRC32C of, cut into ranges of at most ``part_size`` bytes.
+    Segments are the parts whose CRC32C the manifest has, cut into ranges of at most ``part_size`` bytes.
     """
 
     def __init__(
-        self, store: Store, prefix: str, landing: Landing, part_size: int, account: Callable[[int], None],
+        self,
+        store: Store,
+        prefix: str,
+        landing: Landing,
+        part_size: int,
+        account: Callable[[int], None],
         reuse: Callable[[int], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.entry, self._reuse = landing.entry, reuse
         self._store, self._key, self._landing, self._account = store, prefix + landing.entry.path, landing, account
         self._parts = list(self.entry.ranges())
@@ -64,7 +69,7 @@ class RangedFile:
         self._left = [len(pieces) for pieces in self._pieces]
         self._parts_left = len(self._parts)
         self._there: set[int] = set()
-        """Parts that an earlier download has left in the temporary file."""
+        """Parts that an earlier download left in the temporary file, verified."""
         self._opening = asyncio.Lock()
         self._is_open = False
         self._info: ObjectInfo | None = None
@@ -91,7 +96,7 @@ class RangedFile:
         return True
 
     async def _open(self) -> None:
-        """What an earlier download left is looked through: parts that are right are not fetched again."""
+        """Create the temporary file. Parts that an earlier download left are verified, and not fetched again."""
         if await in_thread(self._landing.create, resume=True):
             for part, (offset, size, crc) in enumerate(self._parts):
                 if await in_thread(self._landing.is_right, offset, size, crc):
@@ -101,7 +106,7 @@ class RangedFile:
         self._is_open = True
 
     async def _read(self, offset: int, size: int) -> int:
-        """CRC32C of the range; -1 if it has not the right size."""
+        """CRC32C of the range; -1 if its size is wrong."""
         crc = 0
 
         async def take(at: int, piece: Piece) -> None:
@@ -117,7 +122,7 @@ class RangedFile:
         return crc if intake.done == size else -1
 
     async def _read_pinned(self, intake: Intake, offset: int, size: int) -> None:
-        """All ranges come from one version of the object: the manifest's, or that of a copy."""
+        """Read all ranges from one version of the object: the manifest's, or the copy's if the object is a copy."""
         pinned = self._version
         if pinned:
             try:
@@ -132,23 +137,14 @@ class RangedFile:
 
     async def _check_part(self, part: int) -> None:
         offset, size, expected = self._parts[part]
-        crc = 0
-        for start, length in self._pieces[part]:
-            found = self._crcs.pop(start)
-            if found < 0:
-                crc = -1
-                break
-            crc = crc32c_combine(crc, found, length)
-        if crc != expected:
+        found = [(self._crcs.pop(start), length) for start, length in self._pieces[part]]
+        if any(crc < 0 for crc, _ in found) or crc32c_of_pieces(found) != expected:
             self._account(-size)
             if await self._read(offset, size) != expected:
                 raise damaged(self._store, self._key, self.entry, offset, self._info)
 
     def _check_whole(self) -> None:
-        crc = 0
-        for _, size, expected in self._parts:
-            crc = crc32c_combine(crc, expected, size)
-        if crc != self.entry.crc32c:
+        if crc32c_of_pieces((crc, size) for _, size, crc in self._parts) != self.entry.crc32c:
             raise IntegrityError(
                 f"{self.entry.path}: the manifest of {self._store.uri} contradicts itself, the checksums of the parts "
                 "do not make that of the file"

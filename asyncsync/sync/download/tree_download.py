@@ -1,8 +1,8 @@
-"""Getting a tree back: what is missing or different is fetched, checked against the manifest, then renamed in place.
+"""Downloading a tree: missing and different files are fetched, verified by the manifest, then renamed into place.
 
-The CRC32C in the manifest is what decides, not the object's version: a copied or moved tree has other versions.
+The CRC32C in the manifest decides, not the object's version: a copied or moved tree has other versions.
 
-Memory: at most ``concurrency`` small files of up to 1 MiB, or SEGMENTS_AT_ONCE pieces of 1 MiB, plus one a request
+Memory: at most ``concurrency`` small files of up to 1 MiB, or SEGMENT_REQUESTS pieces of 1 MiB, plus one per request
 inside the store.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asyncsync.aio.tasks import for_each
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.descent import Beneath
 from asyncsync.disk.files import PIECE
@@ -46,41 +46,43 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import list_all
 from asyncsync.sync.download.ranged_file import Intake, RangedFile, WrongSizeError, damaged
-from asyncsync.sync.download.small_files import Shelf
+from asyncsync.sync.download.small_files import SmallFileWriter
 
 log = logging.getLogger("asyncsync")
 
-PART = 16 << 20
-BATCH = 64
-"""Files whose presence is looked at in one visit to a worker thread."""
-PROGRESS_EVERY = 0.2
-SHOWN = 5
+SEGMENT_SIZE = 16 << 20
+"""Most bytes of one range request, unless ``part_size`` is given."""
+CHECKED_FILES = 64
+"""Files that one call to a worker thread checks."""
+PROGRESS_INTERVAL = 0.2
+"""Seconds between two progress reports."""
+MOST_PATHS_IN_ERROR = 5
 """How many paths an error message names."""
 
-SEGMENTS_AT_ONCE = 12
-"""Ranges of large files on their way at once: more gain nothing, and each holds memory here and a reader there."""
-LOOKERS = 8
-"""Batches that are looked at side by side."""
+SEGMENT_REQUESTS = 12
+"""Ranges of large files in flight: more are no faster, and each holds memory here and a reader in the store."""
+CHECKING_WORKERS = 8
+"""Batches that are checked at once."""
 
 Job = tuple[FileEntry, Callable[[], Coroutine[Any, Any, None]]]
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadReport:
-    """What a download did. Sizes in bytes."""
+    """The result of a download. Sizes in bytes."""
 
     files_fetched: int
     files_skipped: int
-    """Were there and right already."""
+    """Files that already were in the target with the right content."""
     bytes_total: int
     bytes_fetched: int
     seconds: float
     target: Path = Path()
-    """Where it is now. The report itself can be given to ``open`` and ``os.path`` functions as this path."""
+    """Where the files are now. The report itself can be passed to ``open`` and ``os.path`` functions as this path."""
     files_removed: int = 0
-    """Files and links that were in the target and not of it, where it was asked for exactly."""
+    """Files and links that were in the target and not in the tree, removed because exact content was requested."""
     warnings: tuple[str, ...] = ()
-    """What the target's file system refused, and does not matter for the bytes."""
+    """Attributes that the target's file system refused; the bytes are right."""
 
     def __fspath__(self) -> str:
         return str(self.target)
@@ -94,22 +96,22 @@ async def download_tree(
     *,
     concurrency: int,
     on_progress: Callable[[Progress], None] | None = None,
-    part_size: int = PART,
+    part_size: int = SEGMENT_SIZE,
     landed: list[str] | None = None,
 ) -> DownloadReport:
     """Make ``target`` hold every file of ``manifest``, whose objects lie below ``prefix`` (ends in ``/``, or empty).
 
-    Files that are there with the right size and CRC32C are kept; others that are not in the manifest are left alone.
-    ``on_progress`` is called on the event loop, at most five times a second. A cancel or an error leaves whole files.
-    A cancel, a store that is away or SIGKILL also leaves the verified parts of large files in hidden temporary ones
-    (``.NAME.*.asyncsync-tmp``): the next download goes on with them, and removes those that it cannot use. ``landed``
-    is filled with the paths of files that were put in place, whatever happens.
+    Files with the right size and CRC32C are kept; files that are not in the manifest are left alone. ``on_progress`` is
+    called on the event loop, at most five times a second. A cancel or an error leaves only complete files. A cancel, an
+    unreachable store or SIGKILL also leaves the verified parts of large files in hidden temporary files
+    (``.NAME.*.asyncsync-tmp``): the next download resumes them, and removes those that it cannot use. ``landed``
+    receives the paths of files that were put in place, in any case.
 
     Raises:
-        SyncError: a path would leave the target; nothing was written.
+        SyncError: a path is outside the target directory; nothing was written.
         CheckpointIncompleteError: objects are missing; it names them.
-        IntegrityError: bytes are not what the manifest says, read twice.
-        SyncFailedError: anything else, a full disk too; ``failures`` says which file and why.
+        IntegrityError: bytes are not those of the manifest, read twice.
+        SyncFailedError: any other failure, such as a full disk; ``failures`` has the cause of each file.
     """
     download = _Download(store, prefix, manifest, Path(target), concurrency, on_progress, part_size)
     try:
@@ -120,24 +122,30 @@ async def download_tree(
 
 
 class _StopError(Exception):
-    """Ends the other workers; why is in ``failures``."""
+    """Ends the other workers; the cause is in ``failures``."""
 
 
 class _Download:
     def __init__(
-        self, store: Store, prefix: str, manifest: Manifest, target: Path, concurrency: int,
-        on_progress: Callable[[Progress], None] | None, part_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        prefix: str,
+        manifest: Manifest,
+        target: Path,
+        concurrency: int,
+        on_progress: Callable[[Progress], None] | None,
+        part_size: int,
+    ) -> None:
         self._store, self._prefix, self._manifest = store, prefix, manifest
         self._target = os.path.abspath(target)
         self._concurrency, self._part_size = max(1, concurrency), part_size
-        self._on_progress, self._told = on_progress, 0.0
+        self._on_progress, self._reported_at = on_progress, 0.0
         self._failures: dict[str, Exception] = {}
         self._landings: set[Landing] = set()
         self.landed: list[str] = []
         self._skipped = self._skipped_bytes = self._bytes = 0
-        self._large = asyncio.Semaphore(SEGMENTS_AT_ONCE)
-        self._shelf = Shelf()
+        self._large = asyncio.Semaphore(SEGMENT_REQUESTS)
+        self._shelf = SmallFileWriter()
 
     @property
     def _uri(self) -> str:
@@ -150,15 +158,15 @@ class _Download:
         wanted = await self._prepare(entries)
         try:
             with suppress(_StopError):
-                await for_each(self._jobs(wanted), self._do, min(self._concurrency, self._job_count(wanted)))
+                await for_each_limited(self._jobs(wanted), self._do, min(self._concurrency, self._job_count(wanted)))
         finally:
             for landing in self._landings:
-                landing.drop(keep=landing.has_parts and self._may_pass())
-                if landing.is_in_place:  # whoever waited for it was cancelled
+                landing.drop(keep=landing.has_parts and self._can_resume())
+                if landing.is_in_place:  # its waiter was cancelled
                     self.landed.append(landing.entry.path)
         if self._failures:
             raise await self._failed()
-        self._tell(last=True)
+        self._report_progress(last=True)
         total = self._manifest.bytes_total
         seconds = time.monotonic() - started
         return DownloadReport(
@@ -169,12 +177,12 @@ class _Download:
         if self._below.refused is None:
             return ()
         why = self._below.refused.strerror
-        text = f"{self._target}: its file system takes no modes or times of files ({why}); their bytes are right"
+        text = f"{self._target}: its file system does not store modes or times of files ({why}); their bytes are right"
         log.warning("%s", text)
         return (text,)
 
     async def _prepare(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
-        """Check the target before anything is written, make directories; what has to be fetched."""
+        """Check the target before anything is written, and make its directories; returns the files to fetch."""
         directories = {entry.path.rpartition("/")[0] for entry in entries} - {""}
         wanted: list[FileEntry] = []
         try:
@@ -199,7 +207,7 @@ class _Download:
 
     async def _look(self, entries: Sequence[FileEntry], wanted: list[FileEntry]) -> None:
         async def look(start: int) -> None:
-            batch = entries[start : start + BATCH]
+            batch = entries[start : start + CHECKED_FILES]
             right = await in_thread(already_right, self._below, batch)
             for entry, is_right in zip(batch, right, strict=True):
                 if is_right:
@@ -208,7 +216,7 @@ class _Download:
                 else:
                     wanted.append(entry)
 
-        await for_each(range(0, len(entries), BATCH), look, LOOKERS)
+        await for_each_limited(range(0, len(entries), CHECKED_FILES), look, CHECKING_WORKERS)
 
     def _job_count(self, wanted: Sequence[FileEntry]) -> int:
         pieces = self._part_size
@@ -260,16 +268,16 @@ class _Download:
 
         key = self._prefix + entry.path
         if not entry.size:
-            info = await self._store.head(key)  # a range of an empty object is an error for some stores
+            info = await self._store.head(key)  # some stores refuse a range of an empty object
             return b"" if not info.size else b"?", info
         try:
-            # One byte more than there should be shows that the object has grown. A read of known, small length is one
-            # request that the guard can repeat as a whole.
+            # One byte more than expected shows whether the object has grown. A read of known, small length is one
+            # request that the guard can retry as a whole.
             info = await self._store.read(key, Intake(entry.size, keep), start=0, length=min(entry.size + 1, PIECE))
         except WrongSizeError:
             return b"", None
         except IntegrityError:
-            return b"", None  # the store noticed by itself
+            return b"", None  # the store has noticed the damage
         return b"".join(pieces), info
 
     async def _segment(self, file: RangedFile, landing: Landing, segment: tuple[int, int, int]) -> None:
@@ -283,8 +291,9 @@ class _Download:
         self.landed.append(path)
         self._account(size)
 
-    def _may_pass(self) -> bool:
-        """Whether the next download may go on with what is here: after a cancel, and while the store is away."""
+    def _can_resume(self) -> bool:
+        """Whether the next download can resume with the temporary files: after a cancel, and if all errors are
+        transient."""
         return all(getattr(error, "retryable", False) for error in self._failures.values())
 
     def _reuse(self, size: int) -> None:
@@ -292,42 +301,44 @@ class _Download:
 
     def _account(self, size: int) -> None:
         self._bytes += size
-        self._tell()
+        self._report_progress()
 
-    def _tell(self, *, last: bool = False) -> None:
+    def _report_progress(self, *, last: bool = False) -> None:
         now = time.monotonic()
-        if self._on_progress is None or (now - self._told < PROGRESS_EVERY and not last):
+        if self._on_progress is None or (now - self._reported_at < PROGRESS_INTERVAL and not last):
             return
-        self._told = now
+        self._reported_at = now
         self._on_progress(
             Progress(
-                tree=self._prefix.rstrip("/"), files_done=len(self.landed) + self._skipped,
-                files_total=len(self._manifest.files), bytes_done=self._bytes + self._skipped_bytes,
+                tree=self._prefix.rstrip("/"),
+                files_done=len(self.landed) + self._skipped,
+                files_total=len(self._manifest.files),
+                bytes_done=self._bytes + self._skipped_bytes,
                 bytes_total=self._manifest.bytes_total,
             )
-        )  # fmt: skip
+        )
 
     async def _failed(self) -> Exception:
-        """One error for all that went wrong."""
+        """One error for all failures."""
         missing = [path for path, error in self._failures.items() if isinstance(error, NotFoundError)]
         if missing:
             return CheckpointIncompleteError(await self._missing_text(missing))
         only = next(iter(self._failures.values()))
         if len(self._failures) == 1 and isinstance(only, IntegrityError):
             return only
-        text = "; ".join(f"{path}: {error}" for path, error in list(self._failures.items())[:SHOWN])
+        text = "; ".join(f"{path}: {error}" for path, error in list(self._failures.items())[:MOST_PATHS_IN_ERROR])
         failed = SyncFailedError(f"{self._uri} is not complete in {self._target}: {text}", self._failures)
         failed.__cause__ = only
         return failed
 
     async def _missing_text(self, missing: Sequence[str]) -> str:
-        """Names all that is missing, not only what was met first."""
+        """Names all missing objects, not only those that were found missing first."""
         try:
             there = await list_all(self._store, self._prefix)
         except StoreError as error:
             names, more = list(missing), f" (the rest could not be listed: {error})"
         else:
             names = [path for path in self._manifest.files if self._prefix + path not in there] or list(missing)
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        shown = ", ".join(sorted(names)[:SHOWN])
-        return f"{self._uri}: its manifest names {len(names)} file(s) that are not there: {shown}{more}"
+            more = f" and {len(names) - MOST_PATHS_IN_ERROR} more" if len(names) > MOST_PATHS_IN_ERROR else ""
+        shown = ", ".join(sorted(names)[:MOST_PATHS_IN_ERROR])
+        return f"{self._uri}: its manifest names {len(names)} file(s) that are missing: {shown}{more}"

@@ -1,4 +1,4 @@
-"""Private: the one reader of records, manifests and the parts of ranks."""
+"""Private: reads records, manifests and the parts of ranks. All other modules read them through this one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def find_record(store: Store, key: str, kind: type[R]) -> R | None:
 
 
 async def find_manifest(store: Store, prefix: str, name: str = MANIFEST) -> Manifest | None:
-    """The manifest of a prefix, or None; DamagedError if it cannot be read. ``name``: a rank's instead."""
+    """The manifest of a prefix, or None; DamagedError if it cannot be read. ``name``: another name, that of a rank."""
     found = await get_manifest(store, prefix + name)
     return None if found is None else found[0]
 
@@ -52,15 +52,15 @@ async def _get(store: Store, key: str) -> tuple[bytes, str] | None:
         data, info = await store.get(key)
     except NotFoundError:
         return None
-    except IntegrityError as error:  # again and again: it is damaged where it lies
+    except IntegrityError as error:  # also after retries: the object itself is damaged
         uri = uri_of(store, key)
         raise DamagedError(f"{uri} is damaged: {error}", uri=uri) from error
     return data, info.version
 
 
 def parse(store: Store, key: str, data: bytes, parser: Callable[[bytes], T]) -> T:
-    """What the object ``key`` says. The one door for records, manifests and parts of ranks: DamagedError, which names
-    the object, whatever is wrong with it."""
+    """Parse the object ``key``, a record, a manifest or the part of a rank. DamagedError, which names the object, for
+    any content that cannot be parsed."""
     try:
         return parser(data)
     except DocumentError as error:

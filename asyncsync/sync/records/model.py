@@ -1,7 +1,7 @@
-"""Records: what is known of a trial, or of an experiment. One writer each, replaced by conditional writes.
+"""Records of trials and experiments. Each has one writer, which replaces it by conditional writes.
 
-Plain data and its JSON form; :mod:`asyncsync.engine.engine` writes them, :mod:`asyncsync.remote` reads them.
-Times are Unix seconds, sizes bytes.
+Plain data and its JSON form. :mod:`asyncsync.engine` writes records, :mod:`asyncsync.remote` reads them. Times are Unix
+seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from asyncsync.planning.document import (
 EXPERIMENT_RECORD = ".asyncsync/experiment.json"
 TRIAL_RECORD = ".asyncsync/trial.json"
 WRITER = "writer"
-"""Key in a record: which writer's how-manieth write this was, so that no two writes are equal, see
-:class:`asyncsync.sync.records.writer.RecordFile`. It says nothing of what the record is about."""
+"""Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
+:class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
 _HEAD = ("format", "kind", "by", WRITER)
 Check = Callable[[str, Any], Any]
-"""Gives the value of a field, or raises a ValueError that names the field."""
+"""Returns the checked value of a field, or raises a ValueError that names the field."""
 
 
 @dataclass(slots=True)
 class _Fields:
     """A dataclass whose fields are those of a JSON object. Each is checked by its annotation, see CHECKS, or by the
-    ``check`` in its metadata. What else is in the object is kept in ``extra`` and is written back."""
+    ``check`` in its metadata. Other fields of the object are kept in ``extra`` and written back."""
 
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
@@ -54,20 +54,20 @@ class _Fields:
             raise KeyError(next(name for name in known if name not in raw)) from error
 
     def as_object(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a JSON object."""
         return {**self.extra, **{name: _plain(getattr(self, name)) for name in _checks(type(self))}}  # type: ignore[arg-type]
 
 
 @cache
 def _checks(kind: type[_Fields]) -> dict[str, Check]:
-    """How each field of the class is checked, by name."""
+    """The check of each field of the class, by name."""
     known = [item for item in fields(kind) if item.name != "extra"]
     return {item.name: item.metadata.get("check") or CHECKS[str(item.type)] for item in known}
 
 
 @dataclass(slots=True)
 class Record(_Fields):
-    """A document of its own."""
+    """A record that is a document of its own."""
 
     KIND: ClassVar[str]
 
@@ -80,7 +80,7 @@ class Record(_Fields):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Parse; DocumentError says what is wrong."""
+        """Parse; DocumentError describes the damage."""
         with parsing(f"{cls.KIND} record"):
             raw = loads(data)
             check_format(raw)
@@ -100,7 +100,7 @@ def _name(field_name: str, value: Any) -> str:
 
 
 def _statuses(name: str, value: Any) -> dict[str, str]:
-    """Of trials, by name."""
+    """Status of each trial, by name."""
     for trial, status in mapping(name, value).items():
         check_name("the trial name", trial)
         text(name, status)
@@ -108,7 +108,7 @@ def _statuses(name: str, value: Any) -> dict[str, str]:
 
 
 def _checkpoints(name: str, value: Any) -> list[CheckpointRecord]:
-    """Each name once."""
+    """A list of checkpoints in which every name is unique."""
     if not isinstance(value, list):
         raise TypeError(f"{name!r} is {shown(value)}, not a list")
     found = [CheckpointRecord.of(mapping(name, item)) for item in value]
@@ -150,12 +150,12 @@ class CheckpointRecord(_Fields):
     time: float = 0.0
     """When it became durable."""
     step: int | None = None
-    """Of the training, if it was told."""
+    """Training step of the report, if it had one."""
 
 
 @dataclass(slots=True)
 class TrialRecord(Record):
-    """What is known of a trial. ``status``: running, finished, failed, or what ``Trial.finish`` was given."""
+    """The record of a trial. ``status``: running, finished, failed, or the argument of ``Trial.finish``."""
 
     KIND = "trial"
 
@@ -165,21 +165,21 @@ class TrialRecord(Record):
     error: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Of the last report."""
+    """Metrics of the last report."""
     reports: int = 0
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     next_checkpoint: int = 0
     epoch: int = 1
-    """Raised by every process that takes the trial over."""
+    """Increased by every process that takes the trial over."""
     world_size: int = 1
-    """How many ranks train it; this record is rank 0's."""
+    """Number of ranks that train it; this record is rank 0's."""
     first_checkpoint: int = 0
-    """Number from which on this epoch counts; the other ranks take it from here."""
+    """First checkpoint number of this epoch; the other ranks read it here."""
     nonce: str = ""
-    """Tells it from an earlier trial of the same name in the same place."""
+    """Distinguishes the trial from an earlier one of the same name in the same place."""
     given_up: list[str] = field(default_factory=list)
-    """Names of checkpoints whose data is to go, or is going: retired ones, and such as were not to be. They do not come
-    back, and only what stands here is deleted."""
+    """Names of checkpoints whose data is deleted or going to be: retired ones, and incomplete ones that will never be
+    committed. The names are never used again, and only checkpoints listed here are deleted."""
     runner: str = ""
     """The process that runs it, see :class:`asyncsync.runtime.Presence`."""
     started: float = 0.0
@@ -188,63 +188,63 @@ class TrialRecord(Record):
 
 @dataclass(slots=True)
 class RankRecord(Record):
-    """Who is one rank of a trial; rank 0 is who writes the trial's record."""
+    """The process that is one rank of a trial. Rank 0 is the writer of the trial's record."""
 
     KIND = "rank"
 
     name: str
-    """Of the trial."""
+    """Name of the trial."""
     rank: int
     world_size: int
     epoch: int = 1
-    """Raised by every process that takes the rank over."""
+    """Increased by every process that takes the rank over."""
     generation: int = 1
     """Epoch of the trial's record that this rank takes part in."""
     updated: float = 0.0
     nonce: str = ""
-    """Nonce of that record."""
+    """Nonce of the trial's record."""
 
 
 @dataclass(slots=True)
 class FailureRecord(Record):
-    """Why a checkpoint of several ranks will never be whole, as one of them says."""
+    """The reason why one rank gave up a checkpoint of several ranks: the checkpoint will never be complete."""
 
     KIND = "failure"
 
     rank: int
     generation: int
-    """Epoch of the trial's record that this was part of; in another one it says nothing."""
+    """Epoch of the trial's record at that time; for another epoch this record has no meaning."""
     reason: str
     step: int = field(default=-1, metadata={"check": _from_minus_one})
-    """The latest training step that is given up: who reports a later one goes on under the next number. -1: written by
-    a version without steps."""
+    """The latest training step that is given up: a rank that reports a later one continues with the next number. -1:
+    written by a version without steps."""
     conflict: bool = False
-    """Whether two ranks have written one file with different content."""
+    """Whether two ranks wrote one file with different content."""
     nonce: str = ""
-    """Of the trial, beside the generation."""
+    """Nonce of the trial's record, beside the generation."""
 
 
 @dataclass(slots=True)
 class OutcomeRecord(Record):
-    """Whether a checkpoint of several ranks is committed or given up: created once, by the first rank that knows."""
+    """Whether a checkpoint of several ranks is committed or given up. Created once, by the first rank that knows."""
 
     KIND = "outcome"
 
     rank: int = field(metadata={"check": _from_minus_one})
-    """Who wrote it; -1 if it is committed, so that all who may write it write the same bytes."""
+    """The rank that wrote it; -1 if the checkpoint is committed, so that every rank writes the same bytes."""
     generation: int
     step: int = field(metadata={"check": _from_minus_one})
-    """Committed: its training step. Given up: as in :class:`FailureRecord`."""
+    """If committed: its training step. If given up: as in :class:`FailureRecord`."""
     committed: bool
     reason: str = ""
     conflict: bool = False
     nonce: str = ""
-    """These two as in :class:`FailureRecord`."""
+    """``conflict`` and ``nonce`` as in :class:`FailureRecord`."""
 
 
 @dataclass(slots=True)
 class ExperimentRecord(Record):
-    """The driver's record: configuration, the trials that it started and their status."""
+    """The driver's record: the configuration, and the trials that it started with their status."""
 
     KIND = "experiment"
 
@@ -257,7 +257,7 @@ class ExperimentRecord(Record):
     started: float = 0.0
     updated: float = 0.0
     nonce: str = ""
-    """Tells it from an earlier experiment of the same name in the same place."""
+    """Distinguishes the experiment from an earlier one of the same name in the same place."""
     runner: str = ""
     """The driver, see :class:`asyncsync.runtime.Presence`."""
 
@@ -274,4 +274,4 @@ CHECKS: dict[str, Check] = {
     "list[str]": _names,
     "list[CheckpointRecord]": _checkpoints,
 }
-"""By annotation: a new field with a default is one line in its class."""
+"""Checks by annotation: a new field with a default is one line in its class."""

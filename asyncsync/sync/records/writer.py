@@ -1,4 +1,4 @@
-"""One record in the store, with one writer: replaced by conditional writes, never by two processes."""
+"""One record in the store with one writer: replaced by conditional writes, never by two processes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from asyncsync.sync.records.model import WRITER
 
 
 class RecordFile:
-    """Writes what ``encode`` gives, when it differs from what was written last. ``encode`` is given the writer and
-    revision that go into the document as ``WRITER``.
+    """Writes the output of ``encode`` whenever it differs from the last write. ``encode`` receives the stamp of writer
+    and revision that goes into the document as ``WRITER``.
 
-    ``version`` is that of the object we replace; ``MISSING`` if we are to create it.
+    ``version`` is the version of the object to replace; ``MISSING`` to create it.
 
-    A write whose fate is not known may still land. It is settled by writing a further revision over the version that
-    it wanted to replace: either that succeeds, and the earlier one is refused from then on, or the earlier one is there
-    already, and is replaced.
+    A write whose response was lost may still succeed later. This is decided by writing one more revision over the
+    version that it was to replace. If that succeeds, the store refuses the earlier write from then on. Otherwise the
+    earlier write is in the store, and is replaced.
     """
 
     __slots__ = (
-        "_answer", "_asked", "_encode", "_heard", "_lock", "_lost", "_revision", "_token", "_unsure", "_written", "key",
+        "_answer",
+        "_asked",
+        "_encode",
+        "_heard",
+        "_lock",
+        "_lost",
+        "_revision",
+        "_token",
+        "_unsure",
+        "_written",
+        "key",
         "version",
-    )  # fmt: skip
+    )
 
     def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
@@ -37,25 +47,25 @@ class RecordFile:
         self._token, self._revision = token(), 0
         self._lock: asyncio.Lock | None = None
         self._written: bytes | None = None
-        """Digest of what the store has: the record itself would double the memory of an idle trial."""
+        """Digest of the record in the store: the record itself would double the memory of an idle trial."""
         self._unsure = False
-        """Whether we tried to write without hearing the end of it."""
+        """Whether the outcome of the last write is unknown."""
         self._lost = False
         self._heard = float("-inf")
-        """When the store was last asked, on the lease's clock, and answered that it has ours."""
+        """When the store last confirmed that it has our version, on the lease's clock."""
         self._asked = 0
-        """How often the store was asked whether it still has ours."""
+        """Number of requests that checked whether the store still has our version."""
         self._answer: tuple[int, StoreError | None] = (0, None)
-        """Which of these was heard of last, and why there was no answer, if there was none."""
+        """The number of the last such request whose outcome is known, and its error, if it failed."""
 
     @property
     def exists(self) -> bool:
-        """Whether the store has it."""
+        """Whether the store has the record."""
         return self.version != MISSING
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else writes it now."""
+        """Whether another process writes the record now."""
         return self._lost
 
     def replace(self, version: str) -> None:
@@ -63,12 +73,12 @@ class RecordFile:
         self.version, self._lost, self._unsure = version, False, False
 
     def is_current(self) -> bool:
-        """Whether the store has what ``encode`` gives now."""
+        """Whether the store has the present output of ``encode``."""
         return not self._unsure and self._written == self._digest()
 
     async def save(self, store: Store) -> bool:
-        """Write if anything changed, or if the fate of an earlier write is not known; whether it was written.
-        ConcurrentWriterError if somebody else did: from then on nothing more is written."""
+        """Write if anything changed, or if the outcome of an earlier write is unknown; whether it was written.
+        ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
             if self.is_current():
@@ -79,12 +89,13 @@ class RecordFile:
             return True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
-        """ConcurrentWriterError if the store has another version than we wrote last: somebody has taken over. Who takes
-        over leaves a record, so one that is gone is nobody's. Else when it was asked.
+        """The time when the store confirmed our version. ConcurrentWriterError if the store has another version:
+        another process has taken over. A process that takes over leaves a record, so a missing record belongs to
+        nobody.
 
-        No request if the store was asked after ``since``, on the lease's clock, and then had ours. Else one HEAD; those
-        who ask while one is under way share the next one, and its failure: with a store that is gone they would wait
-        for each other, each as long as its patience.
+        Sends no request if the store confirmed it after ``since``, on the lease's clock. Otherwise one HEAD request.
+        Callers that arrive while one is in flight share the next one and its failure: with an unreachable store they
+        would otherwise wait one after the other, each for its full patience.
         """
         if self._heard > since and not self._unsure and not self._lost:
             return self._heard
@@ -100,7 +111,7 @@ class RecordFile:
             try:
                 await self._ask(store)
             except StoreError as error:
-                self._answer = asking, copy(error)  # without its traceback: that holds on to much
+                self._answer = asking, copy(error)  # without the traceback, which would keep much alive
                 raise
             self._answer = asking, None
             return self._heard
@@ -122,7 +133,7 @@ class RecordFile:
 
     async def _put(self, store: Store) -> None:
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
-            await self._adopt_ours(store)  # the store itself would not refuse it
+            await self._adopt_ours(store)  # the store itself would not refuse the write
         unsure, self._unsure = self._unsure, True
         self._revision += 1
         digest, began = self._digest(), lease_time()
@@ -147,13 +158,14 @@ class RecordFile:
             raise self._conflict(store) from error
 
     async def _adopt_ours(self, store: Store) -> None:
-        """An earlier write of ours has landed after all: take its version. ConcurrentWriterError if it is not ours."""
+        """Take the version of an earlier write of ours that succeeded after all. ConcurrentWriterError if it is not
+        ours."""
         try:
             data, info = await store.get(self.key)
         except NotFoundError as error:
             if self.version == MISSING:
                 return
-            self._lost = True  # it was there: who deleted it has deleted more
+            self._lost = True  # the record existed: whoever deleted it has deleted more
             raise self._conflict(store) from error
         if not self._is_ours(data):
             self._lost = True

@@ -1,6 +1,6 @@
-"""What the store holds already that a file may be copied from: by path, by content, across the trees of a session.
+"""Objects in the store that a file may be copied from: by path, by content, across the trees of a session.
 
-Nothing here has to be right: the store is told which version to copy, and what it copied is checked.
+This information may be outdated: each copy names the version of its source, and its result is checked.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from asyncsync.sync.records.manifests import find_manifest
 
 log = logging.getLogger("asyncsync")
 
-WORTH = 4096
-"""Files below this many bytes are not remembered across trees: the request alone costs as much."""
-MOST_FILES = 20_000
-"""Files that a catalogue remembers; the trees that were written longest ago are forgotten first."""
-KEPT = 2
+LEAST_COPIED_SIZE = 4096
+"""Files below this many bytes are not remembered across trees: a copy request costs as much as sending them."""
+MOST_REMEMBERED_FILES = 20_000
+"""Most files that are remembered; the trees that were written longest ago are forgotten first."""
+REMEMBERED_CHECKPOINTS = 2
 """Checkpoints of one trial that are remembered."""
-SIMILAR = 4
-"""Objects in which parts of one file are looked for."""
+MOST_CANDIDATES = 4
+"""Objects in which the parts of one file are looked for."""
 
 Content = tuple[int, int, tuple[str, ...]]
 
@@ -35,8 +35,9 @@ def _content(entry: FileEntry) -> Content:
     return entry.size, entry.crc32c, entry.parts
 
 
-class Catalogue:
-    """The files of trees that were written through one session. Memory: about 0.5 KiB a file, MOST_FILES of them."""
+class CopySources:
+    """The files of the trees that one session wrote or read. Memory: about 0.5 KiB per file, at most
+    MOST_REMEMBERED_FILES of them."""
 
     def __init__(self) -> None:
         self._trees: OrderedDict[str, list[Candidate]] = OrderedDict()
@@ -45,10 +46,10 @@ class Catalogue:
         self._count = 0
 
     def remember(self, prefix: str, files: Mapping[str, FileEntry]) -> None:
-        """The store holds ``files`` below ``prefix``, and nothing else there."""
+        """The store holds exactly ``files`` below ``prefix``."""
         self.forget(prefix)
-        found = [Candidate(prefix + path, entry) for path, entry in files.items() if entry.size >= WORTH]
-        if not found or len(found) > MOST_FILES:
+        found = [Candidate(prefix + path, entry) for path, entry in files.items() if entry.size >= LEAST_COPIED_SIZE]
+        if not found or len(found) > MOST_REMEMBERED_FILES:
             return
         self._trees[prefix] = found
         self._count += len(found)
@@ -56,13 +57,13 @@ class Catalogue:
             self._by_path.setdefault(candidate.entry.path, {})[prefix] = candidate
             self._by_content.setdefault(_content(candidate.entry), {})[prefix] = candidate
         siblings = [other for other in self._trees if _parent(other) == _parent(prefix) != ""]
-        for old in siblings[:-KEPT]:
+        for old in siblings[:-REMEMBERED_CHECKPOINTS]:
             self.forget(old)
-        while self._count > MOST_FILES:
+        while self._count > MOST_REMEMBERED_FILES:
             self.forget(next(iter(self._trees)))
 
     def forget(self, prefix: str) -> None:
-        """Nothing below ``prefix`` is to be relied on: it is going to be deleted."""
+        """Use nothing below ``prefix`` any more: it is going to be deleted."""
         for candidate in self._trees.pop(prefix, ()):
             self._count -= 1
             _drop(self._by_path, candidate.entry.path, prefix)
@@ -72,21 +73,21 @@ class Catalogue:
         return prefix in self._trees
 
     def equal(self, prefix: str, content: Content) -> Candidate | None:
-        """A file with just this content, in another tree than ``prefix``."""
+        """A file with exactly this content in another tree than ``prefix``."""
         places = self._by_content.get(content, {})
         return next((places[other] for other in reversed(places) if other != prefix), None)
 
     def similar(self, prefix: str, path: str) -> list[Candidate]:
-        """Files of the same name in other trees: first those of the same trial, the newest first."""
+        """Files of the same name in other trees: those of the same trial first, the newest first."""
         places = self._by_path.get(path, {})
         others = [other for other in reversed(places) if other != prefix]
         return [places[other] for other in sorted(others, key=lambda other: _parent(other) != _parent(prefix))]
 
 
-async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) -> None:
-    """Learn what an earlier process left below ``prefixes``, where that is not known: one request or two for each."""
+async def recall(store: Store, copy_sources: CopySources, prefixes: Iterable[str]) -> None:
+    """Read the manifests below ``prefixes`` that an earlier process left, unless known: one or two requests each."""
     for prefix in prefixes:
-        if prefix in catalogue:
+        if prefix in copy_sources:
             continue
         try:
             manifest = await find_manifest(store, prefix)
@@ -97,7 +98,7 @@ async def recall(store: Store, catalogue: Catalogue, prefixes: Iterable[str]) ->
             log.info("nothing is copied from %s: %s", prefix, error)
             return
         if manifest is not None:
-            catalogue.remember(prefix, manifest.files)
+            copy_sources.remember(prefix, manifest.files)
 
 
 Name = TypeVar("Name")
@@ -114,18 +115,18 @@ def _parent(prefix: str) -> str:
     return prefix.rstrip("/").rpartition("/")[0]
 
 
-class Sources:
-    """What one pass over a tree may copy from. ``known``: the tree's own files as the store has them."""
+class TreeCopySources:
+    """Copy sources for one pass over a tree. ``known``: the tree's own files as the store has them."""
 
-    def __init__(self, prefix: str, known: Mapping[str, FileEntry], catalogue: Catalogue | None = None) -> None:
+    def __init__(self, prefix: str, known: Mapping[str, FileEntry], copy_sources: CopySources | None = None) -> None:
         self._prefix, self._known = prefix, known
-        self._catalogue = catalogue or Catalogue()
+        self._catalogue = copy_sources or CopySources()
         self._by_content: dict[Content, Candidate] = {}
         self._by_size: dict[int, list[Candidate]] = {}
         self._moved: dict[str, list[Candidate]] = {}
 
     def prepare(self, files: Sequence[FileStat]) -> None:
-        """``files`` are going to be sent: only what none of them replaces is a source for the others."""
+        """``files`` are going to be sent. Only objects that none of them replaces are sources for the others."""
         sent = {file.path for file in files}
         sizes = {file.size for file in files} - {0}
         names = {_name(path) for path in sent if path not in self._known}
@@ -146,14 +147,15 @@ class Sources:
         return size > 0 and size in self._by_size
 
     def equal(self, size: int, crc32c: int, parts: tuple[str, ...]) -> Candidate | None:
-        """An object with just this content, under whatever name."""
+        """An object with exactly this content, under any name."""
         if not size:
             return None
         content = (size, crc32c, parts)
         return self._by_content.get(content) or self._catalogue.equal(self._prefix, content)
 
     def candidates(self, file: FileStat, own: FileEntry | None) -> list[Candidate]:
-        """Objects that may hold parts of a large file, the likeliest first: ``own`` is what its own key holds."""
+        """Objects that may hold parts of a large file, the likeliest first. ``own`` describes the object under its own
+        key."""
         found: Iterable[Candidate] = (
             *([Candidate(self._prefix + file.path, own)] if own is not None else ()),
             *self._catalogue.similar(self._prefix, file.path),
@@ -164,7 +166,7 @@ class Sources:
         for candidate in found:
             if candidate.entry.part_size:
                 distinct.setdefault(candidate.key, candidate)
-        return list(distinct.values())[:SIMILAR]
+        return list(distinct.values())[:MOST_CANDIDATES]
 
 
 def _name(path: str) -> str:

@@ -1,7 +1,7 @@
-"""How objects come to be: artifacts are written over what is there, the files of a checkpoint are only created.
+"""Two ways to write objects: artifacts replace existing objects, the files of a checkpoint are only created.
 
-Two processes that are both alive may use the same number for a checkpoint. Who is second finds the first one's object
-in its way, and takes another number; nothing that was acknowledged is ever written over.
+Two live processes may use the same number for a checkpoint. The second one finds an object of the first and takes
+another number. An acknowledged checkpoint is never overwritten.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from asyncsync.stores.guard.lost_responses import completed_is_ours, written_is_
 
 
 class LostSourceError(Exception):
-    """The store does not hold what was to be copied, or cannot copy it; the bytes have to be sent."""
+    """The store does not hold the source of a copy, or cannot copy it; the bytes have to be sent."""
 
 
 class CollisionError(ConcurrentWriterError):
-    """Another checkpoint has an object of this name: this one needs another number. ``key``: of the object."""
+    """Another checkpoint has an object of this name: this one needs another number. ``key``: key of that object."""
 
     def __init__(self, message: str, key: str = "") -> None:
         super().__init__(message)
@@ -28,10 +28,10 @@ class CollisionError(ConcurrentWriterError):
 
 
 class Replacing:
-    """Writes over what is there."""
+    """Writes that replace existing objects."""
 
     fixed = False
-    """Whether the files are those of a fixed list, in the state that this says."""
+    """Whether the files to send are a fixed list in a fixed state."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -41,21 +41,23 @@ class Replacing:
         return await self._store.put(key, body, crc32c=crc32c)
 
     async def copy(self, origin: Origin, key: str, crc32c: int) -> str:
-        """Copy a whole object inside the store; its version. LostSourceError if that did not give the right bytes."""
+        """Copy a whole object inside the store; returns the version of the copy. LostSourceError if the copy is
+        wrong."""
         return await self._copy(origin, key, crc32c, None)
 
     def copies_whole(self) -> bool:
-        """Whether the store can copy a whole object in the way that is wanted."""
+        """Whether the store can copy a whole object under the condition that is needed."""
         return True
 
     async def complete(self, upload: Upload, parts: Sequence[Part], crc32c: int) -> ObjectInfo:
-        """Publish an upload. ConcurrentWriterError if somebody else has written it since the store was asked for it."""
+        """Complete an upload. ConcurrentWriterError if another process wrote the object since the store was last
+        read."""
         try:
             return await self._store.complete_multipart(upload, parts, crc32c=crc32c)
         except PreconditionError as error:
             raise ConcurrentWriterError(
-                f"{self._store.uri.rstrip('/')}/{upload.key}: somebody else has written it while we did, and theirs "
-                f"was left; only one process may sync a prefix: stop the other one, then sync again ({error})"
+                f"{self._store.uri.rstrip('/')}/{upload.key}: another process wrote it at the same time, and its "
+                f"object was kept; only one process may sync a prefix: stop the other one, then sync again ({error})"
             ) from error
 
     async def _copy(self, origin: Origin, key: str, crc32c: int, if_version: str | None) -> str:
@@ -67,13 +69,15 @@ class Replacing:
         except StoreError as error:
             raise LostSourceError(f"{origin.key} could not be copied to {key}: {error}") from error
         if info.size != origin.total or info.crc32c not in (None, crc32c):
-            raise LostSourceError(f"{origin.key} was copied to {key}, but is not what its manifest says")
+            raise LostSourceError(
+                f"{origin.key} was copied to {key}, but the copy has other bytes than its manifest says"
+            )
         return info.version
 
 
 class Creating(Replacing):
-    """Only creates. What is there already and has the right bytes is ours: of an attempt whose answer was lost, or of
-    the process that began this checkpoint. CollisionError if it has others."""
+    """Writes that only create. An existing object with the same bytes counts as ours: an attempt whose response was
+    lost, or the process that began this checkpoint, wrote it. CollisionError for other bytes."""
 
     fixed = True
 
@@ -85,7 +89,7 @@ class Creating(Replacing):
 
     async def copy(self, origin: Origin, key: str, crc32c: int) -> str:
         if not self.copies_whole():
-            raise LostSourceError(f"{self._store.uri} cannot be told that a copy is only to create {key}")
+            raise LostSourceError(f"{self._store.uri} cannot make a copy conditional, so {key} is sent instead")
         conditional = self._store.traits.conditional_writes
         try:
             return await self._copy(origin, key, crc32c, MISSING if conditional else None)
@@ -95,7 +99,7 @@ class Creating(Replacing):
             raise
 
     async def _copied(self, origin: Origin, key: str, crc32c: int) -> str | None:
-        """The version of what is there, if it is what was to be copied: of an attempt whose answer was lost."""
+        """The version of the existing object if it equals the source: an attempt whose response was lost made it."""
         try:
             info = await self._store.head(key)
         except StoreError:
@@ -115,7 +119,7 @@ class Creating(Replacing):
     def _ours(self, key: str, info: ObjectInfo | None, error: PreconditionError) -> ObjectInfo:
         if info is None:
             raise CollisionError(
-                f"{self._store.uri.rstrip('/')}/{key} is there already, with other bytes: another process writes a "
+                f"{self._store.uri.rstrip('/')}/{key} exists already with other bytes: another process writes a "
                 "checkpoint of this name; nothing of it was overwritten",
                 key,
             ) from error

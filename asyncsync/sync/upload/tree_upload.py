@@ -1,10 +1,10 @@
-"""Sending the files of one tree: small ones read in batches, large ones in parts, all through one budget.
+"""Sending the files of one tree: small ones are read in batches, large ones are sent in parts, all through one budget.
 
-Peak memory: one piece (1 MiB) per request under way, plus two batches of small files (2 MiB each) that are ready to go.
+Peak memory: one piece (1 MiB) per request in flight, plus two batches of small files (2 MiB each) ready to send.
 
-There are as many workers as the budget has use for: each that begins or ends a file looks whether one more would find
-something to do, or one less would be enough. So an event loop is never given hundreds of tasks at once, and a thousand
-trees that sync together have a thousand workers, not a hundred thousand.
+The number of workers follows the budget. A worker that begins or ends a file starts another one if there is work for
+it, or ends if there are too many. An event loop therefore never gets hundreds of tasks at once, and a thousand trees
+that sync together have a thousand workers, not a hundred thousand.
 """
 
 from __future__ import annotations
@@ -24,43 +24,46 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.breaker import StillUnavailableError
-from asyncsync.sync.upload.assembly import Fate
-from asyncsync.sync.upload.copy_sources import Catalogue, Sources
+from asyncsync.sync.upload.assembly import FileOutcome
+from asyncsync.sync.upload.copy_sources import CopySources, TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
 from asyncsync.sync.upload.large_file import LargeFile
 from asyncsync.sync.upload.open_uploads import OpenUploads
 
-SMALL = 1 << 20
-"""Files up to this size (bytes) are read whole, many in one call, and sent from memory."""
+SMALL_FILE = 1 << 20
+"""Files up to this size (bytes) are read into memory, many in one call, and sent from there."""
 BATCH_FILES, BATCH_BYTES = 128, 2 << 20
-LOW = 32
-"""Loaded files below which the next batch is read, while those are sent; never more than two batches are in memory."""
+LEAST_LOADED = 32
+"""The next batch is read once fewer loaded files than this are left; at most two batches are in memory."""
+
+PROGRESS_INTERVAL = 0.2
+"""Seconds between two progress reports."""
 
 OnProgress = Callable[["Tally"], None]
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the files so far. ``entries`` are durable; ``failures`` are not, with the cause by path."""
+    """The results of a pass so far. ``entries`` are durable; ``failures`` are not, with the cause by path."""
 
     files_total: int = 0
     bytes_total: int = 0
     files_sent: int = 0
     bytes_sent: int = 0
     bytes_reused: int = 0
-    """Bytes of parts that an earlier, broken off upload had sent already."""
+    """Bytes of parts that an earlier, interrupted upload had already sent."""
     files_copied: int = 0
-    """Files that the store copied from what it had, whole: none of their bytes travelled."""
+    """Files that the store copied as a whole from another object: none of their bytes travelled."""
     bytes_copied: int = 0
     files_unchanged: int = 0
-    """Read again, found to have the same content: not sent."""
+    """Files that were read and have the same content as before: not sent."""
     entries: dict[str, FileEntry] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
     vanished: list[str] = field(default_factory=list)
 
     @property
     def files_done(self) -> int:
-        """Files that need nothing more."""
+        """Files that need no further work."""
         return len(self.entries) + len(self.vanished)
 
     def missing(self, files: Sequence[FileStat]) -> list[str]:
@@ -69,7 +72,7 @@ class Tally:
 
 
 class TreeUpload:
-    """One pass over the files that have to be sent. ``run`` fills ``tally``, also when it is cancelled half way."""
+    """One pass over the files to send. ``run`` fills ``tally``, also if it is cancelled."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class TreeUpload:
         uploads: OpenUploads,
         *,
         known: Manifest | None = None,
-        catalogue: Catalogue | None = None,
+        copy_sources: CopySources | None = None,
         on_progress: OnProgress | None = None,
         writes: Replacing | None = None,
     ) -> None:
@@ -89,7 +92,7 @@ class TreeUpload:
         self._store, self._prefix, self._root, self._config = store, prefix, root, config
         self._uploads = uploads
         self._known = known.files if known is not None else {}
-        self._sources = Sources(prefix, self._known, catalogue)
+        self._sources = TreeCopySources(prefix, self._known, copy_sources)
         self._on_progress = on_progress
         self._progress_at = 0.0
         self._small: deque[FileStat] = deque()
@@ -101,7 +104,7 @@ class TreeUpload:
         self._workers = 0
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
-        """Send ``files``. Store errors and changing files are data in the tally; anything else is raised."""
+        """Send ``files``. Store errors and changing files are recorded in the tally; any other error is raised."""
         await in_hasher(self._prepare, files)
         if len(files) == 1:
             await self._worker()
@@ -111,7 +114,7 @@ class TreeUpload:
         return self.tally
 
     def _hire(self, share: int) -> None:
-        """One more worker, if that is not more than ``share`` and it would find something to do."""
+        """Start one more worker if there are fewer than ``share`` and there is work for it."""
         if self._group is None or self._workers >= min(share, self._config.max_concurrency):
             return
         if self._ready or self._large or (self._small and not self._loading):
@@ -125,15 +128,15 @@ class TreeUpload:
             self._workers -= 1
 
     def _prepare(self, files: Sequence[FileStat]) -> None:
-        """In a worker thread: it goes over all files of the tree, those too that stay."""
+        """In a worker thread, because it visits all files of the tree, also the unchanged ones."""
         self.tally.files_total = len(files)
         self.tally.bytes_total = sum(file.size for file in files)
         self._sources.prepare(files)
         for file in files:
-            (self._small if file.size <= SMALL else self._large).append(file)
+            (self._small if file.size <= SMALL_FILE else self._large).append(file)
 
     async def _worker(self) -> None:
-        """Small files first: they free the most names for the least bytes."""
+        """Small files first: most files become durable for the fewest bytes."""
         share = self._store.share
         while self._workers <= max(1, share):
             loaded = await self._next_small()
@@ -150,7 +153,7 @@ class TreeUpload:
     async def _next_small(self) -> Loaded | None:
         while not self._ready or self._runs_low():
             if self._loading:
-                await self._loaded.wait()  # what is being loaded is for all workers: a small tree is one batch
+                await self._loaded.wait()  # the batch is for all workers: a small tree is one batch
             elif self._small:
                 await self._load_batch()
             else:
@@ -158,7 +161,7 @@ class TreeUpload:
         return self._ready.popleft()
 
     def _runs_low(self) -> bool:
-        if self._loading or not self._small or len(self._ready) >= LOW:
+        if self._loading or not self._small or len(self._ready) >= LEAST_LOADED:
             return False
         return sum(len(loaded.data) for loaded in self._ready) < BATCH_BYTES
 
@@ -193,7 +196,7 @@ class TreeUpload:
             self._give_up(error)
 
     def _give_up(self, error: StillUnavailableError) -> None:
-        """What has not begun would only wait for the store once more."""
+        """Fail all files that were not started: they would only wait for the unreachable store again."""
         left = [*(loaded.stat for loaded in self._ready), *self._small, *self._large]
         self.tally.failures |= {file.path: error for file in left}
         for queue in (self._ready, self._small, self._large):
@@ -214,14 +217,22 @@ class TreeUpload:
             self._failed(stat.path, error)
             return
         entry = FileEntry(
-            stat.path, stat.size, stat.mtime_ns, stat.mode, digest.crc32c, 0, (digest.xxh3,), (digest.crc32c,),
-            version, stat.inode,
-        )  # fmt: skip
+            stat.path,
+            stat.size,
+            stat.mtime_ns,
+            stat.mode,
+            digest.crc32c,
+            0,
+            (digest.xxh3,),
+            (digest.crc32c,),
+            version,
+            stat.inode,
+        )
         self._account(0 if copied else stat.size, 0, stat.size if copied else 0)
         self._sent(entry, "copied" if copied else "sent")
 
     async def _copy_small(self, loaded: Loaded) -> str | None:
-        """Let the store copy it from an equal file, such as this one before it was renamed; None: it has to be sent."""
+        """Let the store copy an equal file, such as this one before it was renamed; None if it has to be sent."""
         stat, digest = loaded.stat, loaded.digest
         equal = self._sources.equal(stat.size, digest.crc32c, (digest.xxh3,))
         if equal is None:
@@ -233,47 +244,53 @@ class TreeUpload:
 
     async def _send_large(self, file: FileStat) -> None:
         large = LargeFile(
-            self._store, self._prefix, self._root, self._config, self._uploads, self._account, self._sources,
+            self._store,
+            self._prefix,
+            self._root,
+            self._config,
+            self._uploads,
+            self._account,
+            self._sources,
             self._writes,
-        )  # fmt: skip
+        )
         try:
-            entry, fate = await large.send(file, self._known.get(file.path))
+            entry, outcome = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:
             self._failed(file.path, error)
             return
-        if fate == "unchanged":
+        if outcome == "unchanged":
             self._unchanged(file, entry)
         else:
-            self._sent(entry, fate)
+            self._sent(entry, outcome)
 
     def _account(self, sent: int, reused: int, copied: int) -> None:
         self.tally.bytes_sent += sent
         self.tally.bytes_reused += reused
         self.tally.bytes_copied += copied
-        self._tell()
+        self._report_progress()
 
-    def _sent(self, entry: FileEntry, fate: Fate) -> None:
+    def _sent(self, entry: FileEntry, outcome: FileOutcome) -> None:
         self.tally.entries[entry.path] = entry
-        self.tally.files_sent += fate == "sent"
-        self.tally.files_copied += fate == "copied"
-        self._tell()
+        self.tally.files_sent += outcome == "sent"
+        self.tally.files_copied += outcome == "copied"
+        self._report_progress()
 
     def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
         self.tally.files_unchanged += 1
         self.tally.entries[stat.path] = replace(old, mtime_ns=stat.mtime_ns, mode=stat.mode, inode=stat.inode)
 
-    def _tell(self) -> None:
-        """Progress, at most five times a second: a listener must not cost more than the transfer."""
+    def _report_progress(self) -> None:
+        """Report progress, at most five times a second: a listener must not cost more than the transfer."""
         if self._on_progress is None:
             return
         now = time.monotonic()
-        if now - self._progress_at >= 0.2:
+        if now - self._progress_at >= PROGRESS_INTERVAL:
             self._progress_at = now
             self._on_progress(self.tally)
 
 
 def progress_event(key: str, tally: Tally) -> Progress:
-    """How far the upload of a tree is."""
+    """The progress of a tree's upload as an event."""
     return Progress(
         tree=key,
         files_done=tally.files_done,

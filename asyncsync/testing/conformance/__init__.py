@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import pytest
 
-for _part in ("conditions", "fixtures", "interruption", "listing", "multipart", "objects"):
+for _part in ("conditions", "fixtures", "interruption", "list_delete_copy", "multipart", "objects"):
     pytest.register_assert_rewrite(f"{__name__}.{_part}")  # before it is imported: failures show the values
 
 from asyncsync.testing.conformance.conditions import ConditionConformance  # noqa: E402
 from asyncsync.testing.conformance.fixtures import RULES  # noqa: E402
 from asyncsync.testing.conformance.interruption import CancelConformance, LeaseConformance  # noqa: E402
-from asyncsync.testing.conformance.listing import ListingConformance  # noqa: E402
+from asyncsync.testing.conformance.list_delete_copy import ListingConformance  # noqa: E402
 from asyncsync.testing.conformance.multipart import MultipartConformance  # noqa: E402
 from asyncsync.testing.conformance.objects import ObjectConformance  # noqa: E402
 

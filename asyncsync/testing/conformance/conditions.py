@@ -30,7 +30,7 @@ class ConditionConformance(ConformanceBase):
         assert sorted(info.key for info in (await list_all_pages(store))[0]) == ["new", "taken", "x"]
 
     async def test_a_create_only_copy_is_refused_where_it_is_unsupported(self, store: Store, rule: Rule) -> None:
-        """The store says so in its traits, once it was asked for one."""
+        """``traits.conditional_copy`` is False, at the latest after the first such copy."""
         await store.put("x", b"12345")
         with contextlib.suppress(StoreError):
             await store.copy("x", "new", if_version=MISSING)

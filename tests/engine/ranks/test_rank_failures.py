@@ -59,7 +59,7 @@ def check_told(errors: list[object], number: int = 1) -> None:
             assert isinstance(error, SyncFailedError)
         else:
             assert isinstance(error, CheckpointIncompleteError)
-            assert f"checkpoint_000000 is not whole: of 3 ranks, rank {number} failed: " in str(error)
+            assert f"checkpoint_000000 is incomplete: of 3 ranks, rank {number} failed: " in str(error)
             assert "quota of this rank is used up" in str(error)
 
 

@@ -13,7 +13,9 @@ from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, 
 from asyncsync.disk.journal import Journal, Owed
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.sync.session import ABORT, DELETE
+from asyncsync.sync.janitor import clean_up
+from asyncsync.sync.session import DELETE
+from asyncsync.sync.upload.open_uploads import ABORT
 from asyncsync.testing import run_virtual
 
 ONE = CheckpointConfig(num_to_keep=1)
@@ -155,12 +157,12 @@ def test_only_the_writer_of_a_key_aborts_uploads_without_an_id(bench: Bench) -> 
                     engine._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await engine._context.session.clean_up()
+                    await clean_up(engine._context.session)
                     assert upload.upload_id in bench.store.bucket.uploads
                     heir._context.session.journal.owe(
                         URI, ABORT, json.dumps({"key": upload.key, "upload_id": "", "nonce": nonce})
                     )
-                    await heir._context.session.clean_up()
+                    await clean_up(heir._context.session)
                     assert upload.upload_id not in bench.store.bucket.uploads
                     raise UnavailableError("enough")
 
@@ -326,7 +328,7 @@ def test_the_janitor_leaves_an_upload_alone_that_is_just_being_opened(bench: Ben
             report = asyncio.create_task(trial.report({}, bench.checkpoint("big", weights=bytes(11 * MIB))))
             await opening.reached.wait()
             engine._context.session.journal.owe(URI, ABORT, owe)
-            await engine._context.session.clean_up()
+            await clean_up(engine._context.session)
             opening.release.set()
             await report
         assert bench.store.bucket.uploads == {}

@@ -22,4 +22,4 @@ def test_a_deletion_that_fails_is_an_event(bench: Bench, tmp_path: Path) -> None
         return [event.message async for event in events if isinstance(event, SyncWarning)]
 
     warnings = run_virtual(main())
-    assert any("not you" in message and "stays owed" in message for message in warnings)
+    assert any("not you" in message and "remains due" in message for message in warnings)

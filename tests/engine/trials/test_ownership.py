@@ -224,7 +224,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
             await trial.report({}, bench.checkpoint("a"), name="best", step=3)
-            with pytest.raises(ConfigError, match="has that already"):
+            with pytest.raises(ConfigError, match="already has a checkpoint of this name"):
                 await trial.report({}, bench.checkpoint("b"), name="best")
             hang = bench.faults.hang(operation="put", key="next/")
             reports = [trial.report({}, bench.checkpoint(f"c{i}"), name="next", upload=ASYNC) for i in range(2)]

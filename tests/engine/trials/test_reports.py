@@ -193,7 +193,7 @@ def test_memory_mapped_writes_of_a_child_process_are_stored_as_last_seen(bench: 
 
 def a_second_later() -> None:
     """A second has passed since the mappings were looked at."""
-    mapped._seen._at = float("-inf")
+    mapped._mapped_files._at = float("-inf")
 
 
 def test_a_report_in_progress_when_the_block_is_left_is_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_a_report_of_the_same_directory_resumes_inside_the_file(bench: Bench, bi
         async with one.engine(QUICK, resume=False) as engine:
             first = await again(engine, big)
             assert isinstance(first, SyncTimeoutError)
-            assert "report the same directory again" in "".join(getattr(first, "__notes__", []))
+            assert "report the same unchanged directory again" in "".join(getattr(first, "__notes__", []))
             assert one.parts == 4
             end = await again(engine, big, 5)
             assert not isinstance(end, AsyncsyncError), end

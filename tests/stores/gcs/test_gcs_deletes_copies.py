@@ -11,7 +11,6 @@ pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
 from gcs_fake.replies import ApiError
 
-
 # deleting, copying, listing
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_gcs_results import ERROR, FOREIGN, GONE, completed, inner
 
-from asyncsync.disk.files import FileRange, Progress
+from asyncsync.disk.files import FileRange, ResumeToken
 from asyncsync.errors import AsyncsyncError
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.store import GcsStore
@@ -164,7 +164,7 @@ async def nothing(piece):
 
 CALLS = {
     "put": lambda s, f: s.put("new", b"data"),
-    "session": lambda s, f: s.put("new", FileRange(f, 0, 4, progress=Progress(None, lambda _: None))),
+    "session": lambda s, f: s.put("new", FileRange(f, 0, 4, progress=ResumeToken(None, lambda _: None))),
     "copy": lambda s, f: s.copy("old", "new"),
     "delete": lambda s, f: s.delete(["old"]),
     "batch": lambda s, f: s.delete(["old", "more"]),

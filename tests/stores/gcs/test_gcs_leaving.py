@@ -12,7 +12,7 @@ import socket
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange, LeasedBytes, Progress
+from asyncsync.disk.files import FileRange, LeasedBytes, ResumeToken
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.store import GcsStore
@@ -146,7 +146,7 @@ def bodies(path, data, lease=None):
     """Bytes, a file in one request, a file in a session, and a body that is read at once."""
     large, small = LeasedBytes(data), LeasedBytes(data[:5000])
     large.lease = small.lease = lease
-    whole = Progress(None, lambda _: None)
+    whole = ResumeToken(None, lambda _: None)
     return {
         "bytes": (large, len(data)),
         "small bytes": (small, 5000),

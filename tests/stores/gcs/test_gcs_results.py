@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange, Progress
+from asyncsync.disk.files import FileRange, ResumeToken
 from asyncsync.errors import IntegrityError, NoSuchBucketError, NotFoundError, StoreError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
@@ -396,7 +396,7 @@ async def session_of(gcs_strict, tmp_path, key, **condition):
         kept.append(token)
         raise KeyboardInterrupt
 
-    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=Progress(None, keep))
+    kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG, progress=ResumeToken(None, keep))
     async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
         with pytest.raises(KeyboardInterrupt):
             await first.put(key, body, **condition)
@@ -412,10 +412,10 @@ async def test_only_the_same_request_resumes_in_a_session_of_the_journal(
     objects["p/new"] = objects["p/old"]
     body, kept = FileRange(str(tmp_path / "f"), 0, BIG), []
     with pytest.raises(StoreError, match="HTTP 412"):
-        await store.put("new", replace(body, progress=Progress(token, kept.append)), if_version=MISSING)
+        await store.put("new", replace(body, progress=ResumeToken(token, kept.append)), if_version=MISSING)
     assert (objects["p/new"].data, "p/another" in objects) == (b"data", False)
     token = await session_of(bucket, tmp_path, "same", if_version=MISSING)
-    await store.put("same", replace(body, progress=Progress(token, pytest.fail)), if_version=MISSING)
+    await store.put("same", replace(body, progress=ResumeToken(token, pytest.fail)), if_version=MISSING)
     assert objects["p/same"].data == bytes(BIG)
 
 
@@ -427,6 +427,6 @@ async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_p
     if marked:
         token += (await session_of(bucket, tmp_path, "new")).rpartition("#")[2]
     kept, body = [], FileRange(str(tmp_path / "f"), 0, BIG)
-    await store.put("new", replace(body, progress=Progress(token, kept.append)))
+    await store.put("new", replace(body, progress=ResumeToken(token, kept.append)))
     assert objects["p/new"].data == bytes(BIG)
     assert len(kept) == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange, Progress
+from asyncsync.disk.files import FileRange, ResumeToken
 from asyncsync.errors import IntegrityError, PreconditionError, UnavailableError
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
@@ -189,7 +189,7 @@ async def broken(gcs_strict, body, data, cut):
     async with open_store("gs://conformance/p", options=gcs_strict.storage_options) as first:
         upload = await first.create_multipart("x")
         with pytest.raises(UnavailableError):
-            await first.put_part(upload, 1, 0, replace(body, progress=Progress(None, kept.append)))
+            await first.put_part(upload, 1, 0, replace(body, progress=ResumeToken(None, kept.append)))
     (token,) = kept
     gcs_strict.seen.clear()
     return upload, token
@@ -213,7 +213,7 @@ def cut_chunks(fake, kept):
 async def test_a_part_resumes_in_another_process(gcs_strict, store, objects, body, data, arrived):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, arrived)
-    body = replace(body, progress=Progress(token, pytest.fail))
+    body = replace(body, progress=ResumeToken(token, pytest.fail))
     part = await store.put_part(upload, 1, 0, body)
     assert body.there == arrived
     assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
@@ -224,7 +224,7 @@ async def test_a_part_resumes_in_another_process(gcs_strict, store, objects, bod
 async def test_a_part_whose_last_response_was_lost_is_not_sent_again(gcs_strict, store, body, data):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, None)
-    body = replace(body, progress=Progress(token, pytest.fail))
+    body = replace(body, progress=ResumeToken(token, pytest.fail))
     part = await store.put_part(upload, 1, 0, body)
     assert body.there == CHUNK
     assert (await store.list_parts(upload))[0].etag == part.etag
@@ -247,7 +247,7 @@ async def test_a_part_whose_session_is_missing_starts_again(gcs_strict, store, o
     upload, token = await broken(gcs_strict, body, data, MIB)
     gcs_strict.sessions.open.clear()
     kept = []
-    await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, kept.append)))
+    await store.put_part(upload, 1, 0, replace(body, progress=ResumeToken(token, kept.append)))
     assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
     assert len(kept) == 1
     assert kept[0] != token
@@ -264,7 +264,7 @@ async def test_a_session_that_gives_another_object_is_used_once(gcs_strict, guar
         return await chunk(upload_id, headers, pieces)
 
     gcs_strict.sessions.chunk = published
-    body, before = replace(body, size=CHUNK, progress=Progress(token, lambda _: None)), guarded.bytes_sent
+    body, before = replace(body, size=CHUNK, progress=ResumeToken(token, lambda _: None)), guarded.bytes_sent
     await guarded.put_part(upload, 1, 0, body, crc32c=google_crc32c.value(data[:CHUNK]))
     assert guarded.bytes_sent - before == CHUNK
     assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
@@ -275,7 +275,7 @@ async def test_a_second_break_counts_the_bytes_of_the_first_process(gcs_strict, 
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, 3 * MIB)
     cut_chunks(gcs_strict, again)
-    body, before = replace(body, progress=Progress(token, pytest.fail)), guarded.bytes_sent
+    body, before = replace(body, progress=ResumeToken(token, pytest.fail)), guarded.bytes_sent
     await guarded.put_part(upload, 1, 0, body, crc32c=google_crc32c.value(data[:CHUNK]))
     assert (body.there, guarded.bytes_sent - before) == (3 * MIB, 5 * MIB)
 
@@ -284,7 +284,7 @@ async def test_a_session_that_was_given_up_begins_anew(gcs_strict, store, object
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, MIB)
     gcs_strict.faults += [Fault("^PUT", 1, 499)]
-    await store.put_part(upload, 1, 0, replace(body, progress=Progress(token, lambda _: None)))
+    await store.put_part(upload, 1, 0, replace(body, progress=ResumeToken(token, lambda _: None)))
     assert objects[f"p/.asyncsync/parts/{upload.upload_id}/00001"].data == data[:CHUNK]
 
 
@@ -308,8 +308,8 @@ async def test_a_session_that_was_opened_and_not_used_is_resumed(request, server
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            await opened.put_part(upload, 1, 0, replace(body, progress=Progress(None, keep)))
-        again = replace(body, progress=Progress(kept[0], kept.append))
+            await opened.put_part(upload, 1, 0, replace(body, progress=ResumeToken(None, keep)))
+        again = replace(body, progress=ResumeToken(kept[0], kept.append))
         guarded = GuardedStore(opened, Budget(), retry=RetryPolicy(attempts=3, base=0.0, cap=0.0))
         part = await guarded.put_part(upload, 1, 0, again, crc32c=google_crc32c.value(data))
         assert (again.there, part.size) == (0, SIZE)

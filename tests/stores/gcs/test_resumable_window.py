@@ -6,7 +6,7 @@ import os
 import google_crc32c
 import pytest
 
-from asyncsync.disk.files import FileRange, Progress
+from asyncsync.disk.files import FileRange, ResumeToken
 from asyncsync.stores.gcs import resumable as gcs_window
 from asyncsync.stores.gcs.resumable import (
     CHUNK_MULTIPLE,
@@ -135,7 +135,7 @@ async def test_what_is_under_way_to_the_server_is_one_chunk_unless_that_is_far(
 
     async def part(number):
         at = (number - 1) * CHUNK_SIZE
-        body = FileRange(str(tmp_path / "f"), at, CHUNK_SIZE, progress=Progress(None, lambda _: None))
+        body = FileRange(str(tmp_path / "f"), at, CHUNK_SIZE, progress=ResumeToken(None, lambda _: None))
         return await store.put_part(upload, number, at, body, crc32c=google_crc32c.value(data[at : at + CHUNK_SIZE]))
 
     parts = await asyncio.gather(*map(part, range(1, 7)))

@@ -62,7 +62,7 @@ def test_the_engine_says_so_in_its_log_and_status(tmp_path, monkeypatch, caplog)
 
     with caplog.at_level(logging.WARNING, "asyncsync"):
         assert run_virtual(main()) == "etag"
-    assert "memory://b/exp does not check the CRC32C of what is sent" in caplog.text
+    assert "memory://b/exp does not check the CRC32C of uploads" in caplog.text
 
 
 @pytest.mark.server

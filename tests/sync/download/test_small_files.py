@@ -7,7 +7,7 @@ import pytest
 
 from asyncsync.aio import threads
 from asyncsync.sync.download import small_files as saving
-from asyncsync.sync.download.small_files import MANY, MOST, Shelf
+from asyncsync.sync.download.small_files import FILES_PER_EXTRA_THREAD, MOST_FILES_PER_CALL, SmallFileWriter
 
 
 class Door:
@@ -48,34 +48,34 @@ async def began(shelf, doors):
 
 
 async def test_what_comes_during_a_visit_goes_with_the_next(visits):
-    shelf, first = Shelf(), Door(is_open=False)
-    tasks = await began(shelf, [first, *(Door() for _ in range(MANY - 1))])
+    shelf, first = SmallFileWriter(), Door(is_open=False)
+    tasks = await began(shelf, [first, *(Door() for _ in range(FILES_PER_EXTRA_THREAD - 1))])
     first.open.set()
-    assert await asyncio.gather(*tasks) == [True] * MANY
-    assert visits == [1, MANY - 1]
+    assert await asyncio.gather(*tasks) == [True] * FILES_PER_EXTRA_THREAD
+    assert visits == [1, FILES_PER_EXTRA_THREAD - 1]
 
 
 async def test_a_slow_disk_gets_further_threads(visits):
-    shelf, doors = Shelf(), [Door(is_open=False) for _ in range(1 + 2 * MANY)]
+    shelf, doors = SmallFileWriter(), [Door(is_open=False) for _ in range(1 + 2 * FILES_PER_EXTRA_THREAD)]
     tasks = await began(shelf, doors)
-    for number in (0, 1, 1 + MANY):  # all three at once, though none has ended
+    for number in (0, 1, 1 + FILES_PER_EXTRA_THREAD):  # all three at once, though none has ended
         assert await threads.in_thread(doors[number].came.wait, 30)
     for door in doors:
         door.open.set()
     await asyncio.gather(*tasks)
-    assert sorted(visits) == [1, MANY, MANY]
+    assert sorted(visits) == [1, FILES_PER_EXTRA_THREAD, FILES_PER_EXTRA_THREAD]
 
 
 async def test_each_waiter_gets_the_result_of_its_own_file(visits):
     full = OSError("full")
-    shelf, first = Shelf(), Door(is_open=False)
+    shelf, first = SmallFileWriter(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(result=full), Door(result=False), Door()])
     first.open.set()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [True, full, False, True]
 
 
-async def test_a_cancelled_download_leaves_the_others_their_files(visits):
-    shelf, first = Shelf(), Door(is_open=False)
+async def test_who_is_cancelled_leaves_the_others_their_files(visits):
+    shelf, first = SmallFileWriter(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(), Door()])
     tasks[0].cancel()
     tasks[1].cancel()
@@ -86,9 +86,9 @@ async def test_a_cancelled_download_leaves_the_others_their_files(visits):
 
 
 async def test_a_visit_has_only_so_many_files(visits, monkeypatch):
-    monkeypatch.setattr(saving, "MANY", 10 * MOST)
-    shelf, first = Shelf(), Door(is_open=False)
-    tasks = await began(shelf, [first, *(Door() for _ in range(MOST + 1))])
+    monkeypatch.setattr(saving, "FILES_PER_EXTRA_THREAD", 10 * MOST_FILES_PER_CALL)
+    shelf, first = SmallFileWriter(), Door(is_open=False)
+    tasks = await began(shelf, [first, *(Door() for _ in range(MOST_FILES_PER_CALL + 1))])
     first.open.set()
     await asyncio.gather(*tasks)
-    assert visits == [1, MOST, 1]
+    assert visits == [1, MOST_FILES_PER_CALL, 1]

@@ -178,7 +178,7 @@ async def test_missing_objects_are_all_named(tmp_path):
     store = MemoryStore()
     manifest = await put_tree(store, "t/", FILES)
     await store.delete(["t/a.bin", "t/empty"])
-    with pytest.raises(CheckpointIncompleteError, match=r"2 file\(s\) that are not there: a.bin, empty"):
+    with pytest.raises(CheckpointIncompleteError, match=r"2 file\(s\) that are missing: a.bin, empty"):
         await get(store, manifest, tmp_path, concurrency=1)
 
 

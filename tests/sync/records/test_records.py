@@ -98,7 +98,7 @@ def test_a_record_that_lacks_a_field_is_refused_by_name_or_has_the_default(kind,
         if name in defaults:
             parse(kind, raw)
         else:
-            with pytest.raises(DocumentError, match=f"not a .* record: there is no '{name}'"):
+            with pytest.raises(DocumentError, match=f"not a .* record: '{name}' is missing"):
                 parse(kind, raw)
 
 

@@ -14,7 +14,7 @@ from asyncsync.errors import NotFoundError
 from asyncsync.planning import appended
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.stores.base import ObjectInfo, Part
-from asyncsync.sync.upload.copy_sources import Sources
+from asyncsync.sync.upload.copy_sources import TreeCopySources
 from asyncsync.sync.upload.large_file import LargeFile
 from asyncsync.sync.upload.open_uploads import OpenUploads
 from asyncsync.testing import Faults, MemoryStore, run_virtual
@@ -288,7 +288,7 @@ class Kept(MemoryStore):
         return ObjectInfo(upload.key, sum(part.size for part in parts), "new", crc32c)
 
 
-SAMPLED = appended.SAMPLES * appended.SAMPLE
+SAMPLED = appended.SAMPLE_COUNT * appended.SAMPLE_BYTES
 """Bytes: 16 KiB, read before and after."""
 
 
@@ -318,7 +318,7 @@ def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeyp
     sent, read = [], counted(monkeypatch)
 
     async def main() -> None:
-        store, sources = Kept("b", "p"), Sources("", {"train.log": known})
+        store, sources = Kept("b", "p"), TreeCopySources("", {"train.log": known})
         async with Journal.open(None) as journal:
             large = LargeFile(
                 store,

@@ -39,19 +39,19 @@ async def process(tmp_path):
 async def begun(process):
     uploads = await process()
     uploads.opened(UPLOAD, "/file", FILE, 8)
-    uploads.progress(UPLOAD, PART).keep("token")
+    uploads.resume_token(UPLOAD, PART).keep("token")
     return await process()
 
 
 async def test_a_part_that_was_begun_can_be_resumed(process):
     uploads = await begun(process)
-    assert uploads.progress(UPLOAD, PART).token == "token"
-    assert uploads.progress(UPLOAD, replace(PART, number=4)).token is None
+    assert uploads.resume_token(UPLOAD, PART).token == "token"
+    assert uploads.resume_token(UPLOAD, replace(PART, number=4)).token is None
 
 
 @pytest.mark.parametrize("other", [{"crc32c": 8}, {"size": 9}, {"offset": 0}])
 async def test_not_with_other_bytes(process, other):
-    assert (await begun(process)).progress(UPLOAD, replace(PART, **other)).token is None
+    assert (await begun(process)).resume_token(UPLOAD, replace(PART, **other)).token is None
 
 
 async def test_it_is_no_finished_part(process):
@@ -64,31 +64,31 @@ async def test_it_is_no_finished_part(process):
 async def test_a_finished_part_is_not_resumed(process):
     uploads = await begun(process)
     uploads.part_done(UPLOAD, replace(PART, etag="generation"))
-    assert (await process()).progress(UPLOAD, PART).token is None
+    assert (await process()).resume_token(UPLOAD, PART).token is None
 
 
 async def whole_begun(process):
     uploads = await process()
-    uploads.progress_of_whole("key", "/file", FILE, 7).keep("token")
+    uploads.resume_token_of_file("key", "/file", FILE, 7).keep("token")
     return await process()
 
 
 async def test_a_file_in_one_piece_can_be_resumed(process):
     uploads = await whole_begun(process)
-    assert uploads.progress_of_whole("key", "/file", FILE, 7).token == "token"
-    assert uploads.progress_of_whole("other", "/file", FILE, 7).token is None
+    assert uploads.resume_token_of_file("key", "/file", FILE, 7).token == "token"
+    assert uploads.resume_token_of_file("other", "/file", FILE, 7).token is None
 
 
 @pytest.mark.parametrize(("size", "crc32c"), [(100, 8), (99, 7)])
 async def test_a_file_in_one_piece_is_not_resumed_with_other_bytes(process, size, crc32c):
     uploads = await whole_begun(process)
-    assert uploads.progress_of_whole("key", "/file", FILE._replace(size=size), crc32c).token is None
+    assert uploads.resume_token_of_file("key", "/file", FILE._replace(size=size), crc32c).token is None
 
 
 async def test_a_file_that_is_sent_in_one_piece_is_forgotten(process):
     uploads = await whole_begun(process)
-    uploads.whole_sent("key")
-    assert (await process()).progress_of_whole("key", "/file", FILE, 7).token is None
+    uploads.file_put("key")
+    assert (await process()).resume_token_of_file("key", "/file", FILE, 7).token is None
 
 
 async def test_only_a_multipart_upload_is_owed_an_abort(process):
@@ -97,6 +97,6 @@ async def test_only_a_multipart_upload_is_owed_an_abort(process):
     assert uploads.find("key", 8) is None
     assert await uploads._journal.owed("gs://b") == []
     uploads.opened(UPLOAD, "/file", FILE, 8)
-    assert uploads.progress_of_whole("key", "/file", FILE, 7).token is None
+    assert uploads.resume_token_of_file("key", "/file", FILE, 7).token is None
     (owed,) = await uploads._journal.owed("gs://b")
     assert '"upload_id": "id"' in owed.payload

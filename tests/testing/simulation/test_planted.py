@@ -13,7 +13,7 @@ from asyncsync.stores.base import Store
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.guarded import Admission, GuardedView
 from asyncsync.stores.wrapped import Operation
-from asyncsync.sync.session import GivenUp
+from asyncsync.sync.janitor import GivenUp
 from asyncsync.sync.upload.create_only import Creating, Replacing
 from asyncsync.testing.simulation import simulate
 
@@ -73,9 +73,9 @@ def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
 
 
 NOTICED = [
-    (neither, "acknowledged, not whole", (55, 64, 156, 218), {"wipes", "ranks"}),
-    (retired_first, "acknowledged, not named", (20009,), set()),
-    (steps_not_compared, "acknowledged, not whole", (66, 209), set()),
+    (neither, "acknowledged, incomplete", (55, 64, 156, 218), {"wipes", "ranks"}),
+    (retired_first, "acknowledged, not listed", (20009,), set()),
+    (steps_not_compared, "acknowledged, incomplete", (66, 209), set()),
 ]
 """The removed safeguard, the violation that follows, its schedules, and the troubles that these exclude."""
 CASES = pytest.mark.parametrize(

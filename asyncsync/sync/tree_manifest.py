@@ -1,0 +1,302 @@
+"""The manifest of one tree: what is known of the stored one, and how it is replaced.
+
+What is known is one of four states. ``Unknown``: ask the journal, then the store. ``FromJournal``: an earlier process
+wrote or read this version; the store has to confirm it. ``Absent``: the store has none, or none is assumed there.
+``Present``: the store has this version. While a manifest is being written the state is ``Unknown``: a write whose
+response is lost may have succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from asyncsync.aio.threads import in_hasher
+from asyncsync.disk.journal import Journal
+from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
+from asyncsync.planning.changes import SCANNED
+from asyncsync.planning.document import DocumentError
+from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.planning.ranks import GENERATION, NONCE
+from asyncsync.stores.base import MISSING, Store
+from asyncsync.stores.guard.guarded import GuardedView
+from asyncsync.stores.read import exists, versions_below
+from asyncsync.sync.records.manifests import find_manifest, get_manifest
+from asyncsync.sync.upload.create_only import CollisionError
+
+ID = "id"
+"""Key in a manifest's info: tells a checkpoint from another one of the same name."""
+IDENTITY = (ID, GENERATION, NONCE)
+"""Keys in a manifest's info that must agree if the manifest is ours: a rank may have sent a part to another
+generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nothing was read yet, or the response to the last write was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromJournal:
+    """The journal holds this version. The store may have another one by now, or be another server."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The store has no manifest. ``assumed``: the store was not asked; a conditional write will notice one."""
+
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The store has this version."""
+
+    version: str
+
+
+State = Unknown | FromJournal | Absent | Present
+
+
+class TreeManifest:
+    """The manifest of one tree. One pass at a time uses it.
+
+    ``once``: the prefix is new and its manifest is written once: the journal keeps nothing of it. ``doubted``: a
+    manifest that this process did not write is compared with a listing. ``create_only``: another manifest is never
+    replaced.
+    """
+
+    __slots__ = (
+        "_create_only",
+        "_doubted",
+        "_identity",
+        "_journal",
+        "_once",
+        "_prefix",
+        "_record",
+        "_reduced",
+        "info",
+        "state",
+        "stored",
+        "unnamed",
+    )
+
+    def __init__(
+        self,
+        journal: Journal,
+        identity: str,
+        prefix: str,
+        *,
+        record: str = MANIFEST,
+        info: Mapping[str, Any] | None = None,
+        once: bool = False,
+        doubted: bool = False,
+        create_only: bool = False,
+    ) -> None:
+        self._journal, self._identity, self._prefix, self._record = journal, identity, prefix, record
+        self._once, self._doubted, self._create_only = once, doubted, create_only
+        self.info = info
+        """Goes into the first manifest, beside the files."""
+        self.state: State = Absent() if once else Unknown()
+        self.stored: Manifest | None = None
+        """The last manifest that was read or written. It may be outdated while the state is Unknown."""
+        self.unnamed: Manifest | None = None
+        """Files that are in the store and that no manifest names yet: earlier passes that were cut short sent them."""
+        self._reduced = False
+        """Whether ``stored`` has lost entries because the store did not have their versions."""
+
+    @property
+    def _key(self) -> str:
+        return self._prefix + self._record
+
+    @property
+    def known(self) -> Manifest | None:
+        """The last manifest together with the files sent since."""
+        if self.unnamed is None:
+            return self.stored
+        files = self.stored.files if self.stored is not None else {}
+        return Manifest({**files, **self.unnamed.files}, self.unnamed.info)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a new manifest is due even if no file was sent or deleted."""
+        return self.stored is None or self.unnamed is not None or self._reduced
+
+    @property
+    def scanned(self) -> int:
+        """Time of the scan behind the last manifest (ns); 0 = re-check every file."""
+        return int(self.stored.info.get(SCANNED, 0)) if self.stored is not None else 0
+
+    def expect_nothing(self, store: Store) -> None:
+        """Assume that the store has no manifest, because the prefix is new. If it has one, the conditional write
+        notices it, and it is read then."""
+        if isinstance(self.state, Unknown) and store.traits.conditional_writes:
+            self.state = Absent(assumed=True)
+
+    def forget(self) -> None:
+        """The prefix was deleted."""
+        self.stored, self.state = None, Unknown()
+        self._journal.forget_tree(self._identity)
+
+    def add_sent(self, entries: Mapping[str, FileEntry], scanned: int) -> None:
+        """Files are in the store. ``scanned``: time of their scan (ns)."""
+        earlier = self.unnamed or Manifest({}, {SCANNED: scanned})
+        self.unnamed = Manifest({**earlier.files, **entries}, earlier.info)
+
+    async def load(self, store: Store) -> None:
+        """Know the last manifest: from memory, else from the journal, else from the store."""
+        if not isinstance(self.state, Unknown):
+            return
+        if self._once or not await self._load_from_journal():
+            await self.fetch(store)
+
+    async def _load_from_journal(self) -> bool:
+        saved = await self._journal.load_tree(self._identity)
+        if saved.manifest is None or saved.version is None:
+            return False
+        try:
+            self.stored = await in_hasher(Manifest.from_bytes, saved.manifest)
+        except DocumentError:
+            self._journal.forget_tree(self._identity)
+            return False
+        self.state = FromJournal(saved.version)
+        return True
+
+    async def fetch(self, store: Store) -> None:
+        """Read the manifest from the store."""
+        try:
+            await store.head(self._key)  # usually there is none, and a HEAD request is cheaper
+            found = await get_manifest(store, self._key)
+        except NotFoundError:
+            found = None
+        self.stored, self.state = (None, Absent()) if found is None else (found[0], Present(found[1]))
+        if self._doubted:
+            await self._drop_missing(store)
+
+    async def confirm(self, store: Store) -> bool:
+        """Ask the store, once per process, whether it still has the manifest from the journal; if not, read the
+        store's. Whether the manifest is the same as before.
+
+        The journal's manifest may be outdated, or belong to another server of the same name. Without this check an
+        emptied store would count as in sync.
+        """
+        if not isinstance(self.state, FromJournal):
+            return True
+        version = self.state.version
+        try:
+            same = (await store.head(self._key)).version == version
+        except NotFoundError:
+            same = False
+        if same:
+            self.state = Present(version)
+        else:
+            await self.fetch(store)
+        return same
+
+    async def recheck(self, store: Store) -> None:
+        """Drop the entries whose version the store does not have, so that the next pass sends their files again. A
+        replaced writer may have overwritten them. One listing."""
+        await self.load(store)
+        await self._drop_missing(store)
+
+    async def _drop_missing(self, store: Store) -> None:
+        if self.stored is None:
+            return
+        there = await versions_below(store, self._prefix)
+        files = {path: entry for path, entry in self.stored.files.items() if there.get(path) == entry.version}
+        self._reduced = self._reduced or len(files) < len(self.stored.files)
+        self.stored = Manifest(files, self.stored.info, self.stored.extra)
+
+    async def commit(
+        self, store: GuardedView, deleted: Sequence[str], scanned: int, mapped: Collection[str]
+    ) -> tuple[Manifest, list[str]]:
+        """Replace the manifest, after everything that it names; nothing is written if only times have changed.
+
+        ``deleted``: paths that it no longer names. ``mapped``: paths of files that are written through memory. Returns
+        the manifest, and the paths that it names and no manifest named before. ConcurrentWriterError if another process
+        has written it.
+        """
+        while True:
+            manifest, data, differs = await in_hasher(self._next, deleted, scanned, mapped)
+            before = self.state
+            assert not isinstance(before, Unknown)
+            version = MISSING if isinstance(before, Absent) else before.version
+            if not differs:
+                break
+            self.state = Unknown()
+            try:
+                version = await self._write(store, data, version)
+                break
+            except ConcurrentWriterError:
+                if before != Absent(assumed=True):
+                    raise
+                await self.fetch(store)  # there was a manifest after all: its files count too
+        named = list(self.unnamed.files) if self.unnamed is not None else []
+        self.stored, self.state, self.unnamed, self._reduced = manifest, Present(version), None, False
+        if not self._once:
+            self._journal.save_tree(self._identity, data, version)
+        return manifest, named
+
+    def _next(self, deleted: Sequence[str], scanned: int, mapped: Collection[str]) -> tuple[Manifest, bytes, bool]:
+        """In a worker thread: the next manifest, its document, and whether more than times differ from the last."""
+        last = self.stored
+        old = last.files if last is not None else {}
+        fresh = self.unnamed.files if self.unnamed is not None else {}
+        files = {**old, **fresh}
+        for path in deleted:
+            files.pop(path, None)
+        for path in mapped:
+            if path in files:  # its mtime proves nothing while it is written through memory
+                files[path] = replace(files[path], inode=0)
+        info = last.info if last is not None else self.info or {}
+        differs = (
+            last is None
+            or self._reduced
+            or bool(deleted)
+            or any(_differs(old.get(path), entry) for path, entry in fresh.items())
+        )
+        new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
+        return new, new.to_bytes(), differs
+
+    async def _write(self, store: GuardedView, data: bytes, version: str) -> str:
+        """Write the document over ``version``; the new version."""
+        if self._once:
+            store.renew_lease()
+        try:
+            if self._create_only:
+                return await self._create(store, data)
+            return (await store.put(self._key, data, if_version=version)).version
+        except PreconditionError as error:
+            self._journal.forget_tree(self._identity)
+            raise ConcurrentWriterError(
+                f"{store.uri}/{self._prefix}: another process has written its manifest since we read it; only one "
+                "process may sync a prefix: stop the other one, then sync again"
+            ) from error
+
+    async def _create(self, store: Store, data: bytes) -> str:
+        """Create the manifest that makes a checkpoint exist. CollisionError if another checkpoint has one there."""
+        try:
+            if not store.traits.conditional_writes and await exists(store, self._key):
+                raise PreconditionError(f"{self._key} exists already")
+            return (await store.put(self._key, data, if_version=MISSING)).version
+        except PreconditionError as error:
+            there = await find_manifest(store, self._prefix, self._record)
+            ours = self.info or {}
+            if there is None or ID not in ours or any(there.info.get(key) != ours.get(key) for key in IDENTITY):
+                where = f"{store.uri.rstrip('/')}/{self._prefix}".rstrip("/")
+                raise CollisionError(
+                    f"{where} is a checkpoint of another process: nothing of it was overwritten"
+                ) from error
+            return (await store.head(self._key)).version
+
+
+def _differs(old: FileEntry | None, new: FileEntry) -> bool:
+    return old is None or (old.size, old.crc32c, old.parts, old.version) != (
+        new.size,
+        new.crc32c,
+        new.parts,
+        new.version,
+    )
