@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.s3.store import S3Store
 
 KEYS = {"region": "us-east-1", "access_key": "AKID", "secret_key": "very-secret"}
@@ -62,6 +63,11 @@ def fault(status, code, **headers):
 
 
 OK = reply(ETag='"abc"')
+
+
+def copied(etag="abc", crc=None, kind="CopyObjectResult"):
+    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc32c_to_text(crc)}</ChecksumCRC32C>"
+    return reply(body=f'<{kind}><ETag>"{etag}"</ETag>{checksum}</{kind}>'.encode())
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from asyncsync.stores.gcs.resumable import (
 
 pytest.importorskip("gcloud.aio.auth")
 
-MIB = 1 << 20
+
 GIB = 1 << 30
 
 

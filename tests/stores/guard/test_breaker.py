@@ -15,7 +15,6 @@ from asyncsync.stores.guard.retry import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
 
 pytestmark = pytest.mark.virtual_time
-MIB = 1 << 20
 
 
 async def gone(world, requests=FAILURES_TO_OPEN):
@@ -107,11 +106,11 @@ async def test_waiting_retries_resume_soon_after_recovery_not_all_at_once():
     tasks = await gone(world, 50)
     breaker = world.guarded.core.breaker
 
-    async def wait_to_retry(seconds: float) -> None:
+    async def rest(seconds: float) -> None:
         await breaker.wait_to_retry(seconds, world.now)
         ended.append(world.now)
 
-    resting = [asyncio.create_task(wait_to_retry(1000.0)) for _ in range(50)]
+    resting = [asyncio.create_task(rest(1000.0)) for _ in range(50)]
     await asyncio.sleep(30)
     assert not ended
     world.faults.clear()

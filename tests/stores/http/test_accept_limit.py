@@ -45,7 +45,7 @@ def test_there_are_never_more_than_there_may_be():
     assert acceptance.limit == 2
 
 
-def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
+def test_after_an_overflow_a_server_gets_few_and_one_more_a_response():
     acceptance = AcceptLimit(MOST)
     acceptance.first_response(0, 1, keep=True, waiting=True)
     acceptance.overflowed(2)
@@ -82,7 +82,7 @@ def test_where_times_vary_by_chance_few_stay_few():
 
 
 @pytest.mark.parametrize("room", [12, 30])
-def test_a_far_server_is_given_what_it_can_serve(room):
+def test_a_far_server_gets_as_many_connections_as_it_can_serve(room):
     acceptance = AcceptLimit(MOST)
     served(acceptance, 20_000, lambda n: 0.03 * max(1, n / room))
     assert room * 0.75 <= acceptance.limit <= room * 1.5

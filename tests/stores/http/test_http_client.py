@@ -274,7 +274,7 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
         monkeypatch.setattr(Connection, "usable", True)
         made[0].write(OK)
         await made[0].drain()
-        await asyncio.sleep(0.01)  # it travels to us
+        await asyncio.sleep(0.01)  # it arrives
         with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 

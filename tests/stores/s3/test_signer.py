@@ -105,5 +105,5 @@ def test_a_crc_survives_its_header(crc):
         ("AAAA", None, "e"),
     ],
 )
-def test_what_is_not_the_crc_of_a_whole_object_is_none(text, kind, version):
+def test_a_crc_of_parts_is_not_the_crc_of_an_object(text, kind, version):
     assert object_crc32c(text, kind, version) is None
