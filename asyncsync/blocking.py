@@ -1,6 +1,7 @@
-"""The engine for training loops that are not async: the same methods without ``await``.
+"""The blocking facade: the engine and its trials for training loops that are not async.
 
-The engine runs on an event loop in a thread of its own; calls wait for it, from any thread.
+The engine runs on an event loop in its own thread. Calls block until the engine has done the work; they may come from
+any thread.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ class BlockingCheckpoint:
 
     @property
     def is_durable(self) -> bool:
-        """Whether it is in the store as a whole."""
+        """Whether the store holds the complete checkpoint."""
         return self._handle.is_durable
 
     def durable(self) -> None:
-        """Wait until it is; raises why it is not."""
+        """Block until the checkpoint is durable; raises the reason if it cannot be."""
         if self._handle.error is not None:
             raise self._handle.error
         if not self._handle.is_durable:
@@ -55,7 +56,7 @@ class BlockingCheckpoint:
 
 
 class BlockingReport:
-    """What one ``report`` did."""
+    """The result of one ``report``: the metrics, and the checkpoint or None."""
 
     def __init__(self, loop: LoopThread, report: Report) -> None:
         self.metrics = report.metrics
@@ -84,10 +85,16 @@ class BlockingTrial:
 
         report = self._loop.call(
             partial(
-                self._trial.report, metrics, checkpoint, step=step, name=name, upload=upload, delete_local=delete_local,
+                self._trial.report,
+                metrics,
+                checkpoint,
+                step=step,
+                name=name,
+                upload=upload,
+                delete_local=delete_local,
                 metadata=metadata,
             )
-        )  # fmt: skip
+        )
         return BlockingReport(self._loop, report)
 
     def skip(self, step: int, reason: str) -> None:
@@ -105,11 +112,12 @@ class BlockingTrial:
 
 
 class BlockingEngine:
-    """See :class:`asyncsync.SyncEngine`; made by ``SyncEngine.blocking(run)``, used with a plain ``with``, or with
-    :meth:`start` and :meth:`close` where a framework only has callbacks.
+    """See :class:`asyncsync.SyncEngine`. ``SyncEngine.blocking(run)`` creates it. Use it with a plain ``with``, or with
+    :meth:`start` and :meth:`close` where a framework only offers callbacks.
 
-    One that is never left is closed when the interpreter ends, within ``exit_grace``. ``handle_signals`` raises in the
-    main thread, so that the block is left within ``exit_grace``: KeyboardInterrupt for SIGINT, else SystemExit.
+    An engine that is never closed is closed when the interpreter ends, within ``exit_grace`` seconds. With
+    ``handle_signals`` a signal raises in the main thread (KeyboardInterrupt for SIGINT, otherwise SystemExit), so that
+    the block is left within ``exit_grace`` seconds.
     """
 
     def __init__(
@@ -140,9 +148,9 @@ class BlockingEngine:
         self._leave(error)
 
     def start(self) -> None:
-        """Enter the engine, as ``with`` does. EngineClosedError if it was entered before."""
+        """Enter the engine, like ``with``. EngineClosedError if it was entered before."""
         if self._loop is not None:
-            raise EngineClosedError("an engine is entered once, and this one was entered already: make a new one")
+            raise EngineClosedError("an engine is entered once, and this one was entered already: create a new one")
         check_thread(self._wanted_signals)
         self._process = os.getpid()
         self._entered: Future[None] = Future()
@@ -151,17 +159,18 @@ class BlockingEngine:
         try:
             self._entered.result()
         except BaseException:
-            self._end_soon()
+            self._cancel_soon()
             self._loop.join()
-            self._loop = None  # nothing has begun: it may be tried again
+            self._loop = None  # nothing has started: start() may be retried
             raise
         _open.add(self)
         if self._wanted_signals:
             self._signals = Signals(self._wanted_signals, _raise, self._exit_grace)
 
     def close(self, grace: float | None = None) -> None:
-        """Leave the engine: normally, or with ``grace`` as if by an exception, within so many seconds. Raises what is
-        not durable then. Does nothing if the engine is not running."""
+        """Leave the engine. Without ``grace`` it is left normally; with ``grace`` (seconds) as by an exception, within
+        that time. Raises an error that names everything that is not durable. Does nothing if the engine is not
+        running."""
         if grace is None:
             self._leave(None)
             return
@@ -176,7 +185,7 @@ class BlockingEngine:
         return BlockingTrial(loop, loop.call(partial(self._engine.trial, name, params=params)))
 
     def events(self) -> Iterator[Event]:
-        """What happens from now on; ends when the engine does. For a thread of your own."""
+        """The events from now on; ends with the engine. Iterate in a separate thread."""
         loop = self._running()
         return _iterate(loop, loop.call(self._engine.events))
 
@@ -201,9 +210,10 @@ class BlockingEngine:
         return self._loop
 
     async def _live(self) -> None:
-        """The engine's life, in one task. Nothing is raised here: what ends an interpreter would end the loop."""
+        """Run the engine in one task, from start to end. Never raises: an exception such as SystemExit would end the
+        loop."""
         self._task = asyncio.current_task()
-        self._asked: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self._leave_reason: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         try:
             await self._engine.__aenter__()
         except BaseException as error:  # noqa: BLE001  start() raises it
@@ -212,8 +222,8 @@ class BlockingEngine:
         self._entered.set_result(None)
         reason: BaseException | None
         try:
-            reason = await self._asked
-        except asyncio.CancelledError as cancelled:  # one of the engine's own tasks has failed
+            reason = await self._leave_reason
+        except asyncio.CancelledError as cancelled:  # a task of the engine has failed
             reason = cancelled
         try:
             await self._engine.__aexit__(None if reason is None else type(reason), reason, None)
@@ -222,23 +232,23 @@ class BlockingEngine:
         else:
             self._left.set_result(None)
 
-    def _ask(self, error: BaseException | None) -> None:
-        """On the loop: leave."""
-        if not self._asked.done():
-            self._asked.set_result(error)
+    def _request_leave(self, error: BaseException | None) -> None:
+        """Make the engine's task leave; called on the loop."""
+        if not self._leave_reason.done():
+            self._leave_reason.set_result(error)
 
-    def _end_soon(self) -> None:
+    def _cancel_soon(self) -> None:
         if self._loop is not None and self._task is not None:
             self._loop.soon(self._task.cancel)
 
     def _leave(self, error: BaseException | None) -> None:
         if self._loop is None or self not in _open:
-            return  # it was left already, or it is the parent's
+            return  # left already, or the engine of the parent process
         _open.discard(self)
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
         try:
-            self._loop.soon(self._ask, error)
+            self._loop.soon(self._request_leave, error)
             self._wait()
             self._loop.join()
         finally:
@@ -246,31 +256,31 @@ class BlockingEngine:
                 self._signals.restore()
 
     def _end_with_interpreter(self) -> float:
-        """Leave, and do not wait; within how many seconds."""
+        """Start to leave, and return the grace in seconds."""
         grace = self._exit_grace
-        _say(f"the engine of {self.uri} was never left: it is closed now, within exit_grace={grace:g} s")
-        self._leaving = LeftWithinError("the interpreter ended and the engine was never left", grace)
+        _print(f"the engine of {self.uri} was never closed; closing it now, within exit_grace={grace:g} s")
+        self._leaving = LeftWithinError("the interpreter ended before the engine was closed", grace)
         if self._loop is not None:
-            self._loop.soon(self._ask, self._leaving)
+            self._loop.soon(self._request_leave, self._leaving)
         return grace
 
-    def _tell_end(self, seconds: float) -> None:
-        """Wait so long, and say what is not durable."""
+    def _report_end(self, seconds: float) -> None:
+        """Wait at most ``seconds`` for the end, and print everything that is not durable."""
         wait([self._left], seconds)
         if not self._left.done():
-            _say(f"the engine of {self.uri} did not end in time: {not_durable(self._engine)} may be lost")
+            _print(f"the engine of {self.uri} did not end in time: {not_durable(self._engine)} may be lost")
         elif self._leaving is not None and self._leaving.failures:
             names = "; ".join(f"{key}: {why}" for key, why in self._leaving.failures.items())
-            _say(f"not durable in {self.uri}: {names}")
+            _print(f"not durable in {self.uri}: {names}")
         elif self._left.exception() is not None:
-            _say(f"the engine of {self.uri} failed: {self._left.exception()!r}")
+            _print(f"the engine of {self.uri} failed: {self._left.exception()!r}")
 
     def _wait(self) -> None:
-        """An interruption ends the waiting, not the grace."""
+        """Wait for the end. An interrupt ends the wait, and the engine still has its grace."""
         try:
             wait([self._left])
         except BaseException as interruption:
-            self._end_soon()
+            self._cancel_soon()
             wait([self._left])
             for note in getattr(self._left.exception(), "__notes__", ()):
                 interruption.add_note(note)
@@ -279,7 +289,7 @@ class BlockingEngine:
 
 
 def _raise(number: signal.Signals, chain: Callable[[], None]) -> None:
-    """In the main thread: leave what it is doing."""
+    """Raise in the main thread, so that it leaves the engine's block."""
     chain()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -295,27 +305,27 @@ def _iterate(loop: LoopThread, stream: EventStream) -> Iterator[Event]:
 
 
 _open: set[BlockingEngine] = set()
-"""Engines of this process that are running."""
-LAST = 5.0
+"""The running engines of this process."""
+_EXIT_MARGIN = 5.0
 """Seconds beyond its grace that the end of the interpreter waits for an engine."""
 
 
 def _close_all() -> None:
-    """The interpreter ends, and nobody has left these: each gets its grace, all at once."""
+    """Close the engines that are still running when the interpreter ends, in parallel, each within its grace."""
     engines = list(_open)
     _open.clear()
-    graces = [engine._end_with_interpreter() for engine in engines]  # noqa: SLF001  a function of this module
-    give_up = time.monotonic() + LAST + max(graces, default=0.0)
+    graces = [engine._end_with_interpreter() for engine in engines]  # noqa: SLF001  same module
+    give_up = time.monotonic() + _EXIT_MARGIN + max(graces, default=0.0)
     for engine in engines:
-        engine._tell_end(max(0.0, give_up - time.monotonic()))  # noqa: SLF001
+        engine._report_end(max(0.0, give_up - time.monotonic()))  # noqa: SLF001
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if sys.stderr is not None:
         print(f"asyncsync: {text}", file=sys.stderr, flush=True)
 
 
-# Before the interpreter waits for threads, and before executors refuse work: atexit comes after both.
+# Runs before the interpreter waits for threads and before executors refuse work; atexit runs after both.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_open.clear)

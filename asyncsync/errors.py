@@ -1,7 +1,7 @@
-"""What can go wrong, as a user meets it.
+"""The errors that asyncsync raises.
 
-Every error is an :class:`AsyncsyncError`; where Python has a builtin for the same condition the class is that
-builtin too, so ``except TimeoutError`` and ``except FileNotFoundError`` work as expected.
+Every error is an :class:`AsyncsyncError`. Where Python has a builtin for the same condition, the class also derives
+from that builtin, so ``except TimeoutError`` and ``except FileNotFoundError`` work as expected.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from collections.abc import Mapping
 
 
 class AsyncsyncError(Exception):
-    """Base of every error that asyncsync raises on purpose."""
+    """Base class of every error that asyncsync raises on purpose."""
 
 
 class ConfigError(AsyncsyncError, ValueError):
-    """A setting is not usable: the message names the field, the value and what is allowed."""
+    """A setting or an argument is invalid: the message names the field, the value and the allowed values."""
 
 
 class SyncError(AsyncsyncError):
-    """A sync, or the experiment it belongs to, could not do what was asked."""
+    """A sync, or the experiment that it belongs to, failed."""
 
 
 class SyncTimeoutError(SyncError, TimeoutError):
-    """A sync ran for ``sync_timeout`` seconds and was ended; the message says what is done and what is missing."""
+    """A sync ran for ``sync_timeout`` seconds and was cancelled; the message says what is done and what is missing."""
 
 
 class SyncFailedError(SyncError):
     """Some files could not be synced.
 
-    ``failures`` maps each path (or tree) that is not durable to the exception that is the cause.
+    ``failures`` maps each path (or tree) that is not durable to the exception that caused it.
     """
 
     def __init__(self, message: str, failures: Mapping[str, BaseException] | None = None) -> None:
@@ -37,27 +37,29 @@ class SyncFailedError(SyncError):
 
 
 class ExperimentExistsError(SyncError):
-    """The experiment is already in the store; pass ``resume=True`` to continue it or choose another name."""
+    """The experiment is already in the store; pass ``resume=True`` to resume it, or choose another name."""
 
 
 class SourceChangedError(SyncError):
-    """A file kept changing while it was read; no manifest names it."""
+    """A file kept changing while it was read, or a file of a checkpoint changed before it was durable; no manifest
+    names it."""
 
 
 class ConcurrentWriterError(SyncError):
-    """Somebody else writes to the same record or prefix; nothing of theirs was overwritten."""
+    """Another process writes to the same record or prefix; nothing that it wrote was overwritten."""
 
 
 class EngineClosedError(SyncError):
-    """The engine or syncer is not running (not entered yet, or already left)."""
+    """The engine or syncer is not running: it was not entered yet, or it was left."""
 
 
 class CheckpointIncompleteError(AsyncsyncError):
-    """A checkpoint has no commit record, or lacks some of what the record names."""
+    """A checkpoint has no manifest, or lacks files that its manifest names."""
 
 
 class CheckpointRetiredError(CheckpointIncompleteError):
-    """A checkpoint was retired after its record was read; ``newest`` is the URI of its trial's newest one, or None."""
+    """A checkpoint was retired after its trial's record was read; ``newest`` is the URI of the trial's newest
+    checkpoint, or None."""
 
     def __init__(self, message: str, newest: str | None = None) -> None:
         super().__init__(message)
@@ -65,15 +67,15 @@ class CheckpointRetiredError(CheckpointIncompleteError):
 
 
 class StoreError(AsyncsyncError):
-    """A store refused or failed a request. ``retryable`` says whether the same request may succeed later."""
+    """A store refused or failed a request. ``retryable``: whether the same request may succeed later."""
 
     retryable = False
     code = ""
-    """The store's own word for it, such as ``NoSuchBucket``; empty where it said none."""
+    """The store's own error code, such as ``NoSuchBucket``; empty if it gave none."""
 
 
 class NotFoundError(StoreError, FileNotFoundError):
-    """No such object, bucket or upload."""
+    """The object, bucket or upload does not exist."""
 
 
 class NoSuchBucketError(NotFoundError):
@@ -89,15 +91,15 @@ class UnsupportedError(StoreError):
 
 
 class AccessDeniedError(StoreError, PermissionError):
-    """The credentials do not allow this; the message names the request that was refused."""
+    """The credentials do not allow the request; the message names it."""
 
 
 class PreconditionError(StoreError):
-    """A conditional write found another version than it expected (HTTP 412 or 409)."""
+    """A conditional write found a version other than the expected one (HTTP 412 or 409)."""
 
 
 class IntegrityError(StoreError):
-    """Bytes do not match their checksum: damaged in transit (``retryable``) or at rest."""
+    """Bytes do not match their checksum: they were damaged in transit (``retryable``) or at rest."""
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
@@ -105,9 +107,9 @@ class IntegrityError(StoreError):
 
 
 class DamagedError(IntegrityError, SyncError):
-    """A record, a manifest or a rank's part in the store cannot be read: it is damaged, contradicts itself, names paths
-    that would leave a target, or was written by a newer asyncsync. The message begins with ``uri``, the object's
-    address; trying again is of no use."""
+    """A record, a manifest or a rank's part in the store cannot be read: it is damaged, inconsistent, names paths that
+    would leave a target, or was written by a newer asyncsync. The message begins with ``uri``, the object's address. A
+    retry cannot succeed."""
 
     def __init__(self, message: str, *, uri: str = "") -> None:
         super().__init__(message)
@@ -115,17 +117,18 @@ class DamagedError(IntegrityError, SyncError):
 
 
 class UnavailableError(StoreError, ConnectionError):
-    """The store does not answer, broke the connection, or answered 5xx."""
+    """The store does not respond, closed the connection, or responded with 5xx."""
 
     retryable = True
 
 
 class LeaseExpiredError(UnavailableError):
-    """A write was not begun, or not ended, because the right to it was not confirmed in time. It is asked for again."""
+    """A write was not started, or not finished, because the right to write was not confirmed in time. It is retried."""
 
 
 class ThrottledError(StoreError):
-    """The store asks for fewer requests (429, 503 SlowDown). ``retry_after`` is in seconds, if it said so."""
+    """The store asks for fewer requests (429, 503 SlowDown). ``retry_after``: the delay that it asked for, seconds, or
+    None."""
 
     retryable = True
 

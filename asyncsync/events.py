@@ -1,6 +1,7 @@
-"""What happens inside the engine, as data; see ``SyncEngine.events()``.
+"""The events of an engine, as data; ``SyncEngine.events()`` delivers them.
 
-Times are Unix seconds (``time.time()``), durations seconds, sizes bytes.
+``time`` is in Unix seconds (``time.time()``), ``seconds``, ``timeout`` and ``retry_in`` are durations in seconds, and
+``bytes_*`` are bytes.
 """
 
 from __future__ import annotations
@@ -12,27 +13,27 @@ from asyncsync.runtime import wall_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of all events. ``tree`` is the prefix below the experiment, ``""`` for the experiment itself."""
+    """Base class of all events. ``tree``: the prefix below the experiment; ``""`` is the experiment itself."""
 
     tree: str
     time: float = field(default_factory=wall_time)
 
     @property
     def kind(self) -> str:
-        """The event's name, such as ``"SyncFinished"``."""
+        """The name of the event, such as ``"SyncFinished"``."""
         return type(self).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncStarted(Event):
-    """A sync of a tree begins. ``forced``: it did not wait for its period."""
+    """A sync of a tree started. ``forced``: it did not wait for its period."""
 
     forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFinished(Event):
-    """A sync ended well; the numbers are those of its :class:`asyncsync.SyncReport`."""
+    """A sync succeeded. The numbers are those of its :class:`asyncsync.SyncReport`."""
 
     files_sent: int
     bytes_total: int
@@ -44,7 +45,7 @@ class SyncFinished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFailed(Event):
-    """A sync failed; it is retried with backoff. ``error`` says why."""
+    """A sync failed. ``error``: why; ``retry_in``: seconds until the retry, or None if there is none."""
 
     error: str
     retry_in: float | None = None
@@ -52,7 +53,7 @@ class SyncFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncTimedOut(Event):
-    """A sync was ended by ``sync_timeout``."""
+    """A sync was cancelled after ``sync_timeout`` (``timeout``, in seconds)."""
 
     error: str
     timeout: float
@@ -60,15 +61,15 @@ class SyncTimedOut(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncWarning(Event):
-    """Something was left out of a sync: a socket, a link that leaves the tree, a file that vanished; or out of a
-    resume: a trial, or a checkpoint, whose record or manifest cannot be read."""
+    """A sync left something out: a socket, a link that leaves the tree, a file that vanished. Or a resume left out a
+    trial or a checkpoint whose record or manifest cannot be read."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointEvent(Event):
-    """Base of the checkpoint events. ``checkpoint`` is its name, such as ``"checkpoint_000003"``."""
+    """Base class of the checkpoint events. ``checkpoint``: its name, such as ``"checkpoint_000003"``."""
 
     trial: str
     checkpoint: str
@@ -76,13 +77,15 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAccepted(CheckpointEvent):
-    """``report`` took a checkpoint over; it is not durable yet."""
+    """``report`` accepted a checkpoint; it is not durable yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointDurable(CheckpointEvent):
-    """Every byte and the manifest are acknowledged, and the trial's record names the checkpoint. The numbers are those
-    of what was sent by this process; ``requests`` counts those for its files and its manifest."""
+    """The store has acknowledged every byte and the manifest, and the trial's record names the checkpoint.
+
+    The numbers count the work of this process: ``requests`` for the files and the manifest, ``seconds`` since the
+    upload started."""
 
     bytes_total: int
     bytes_sent: int
@@ -100,12 +103,12 @@ class CheckpointFailed(CheckpointEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRetired(CheckpointEvent):
-    """Retention took the checkpoint out of the record; its data is being deleted."""
+    """Retention removed the checkpoint from the trial's record; its data is being deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """How far a transfer is; at most a few each second per tree."""
+    """The progress of a transfer; at most a few events per second and tree."""
 
     files_done: int
     files_total: int

@@ -1,4 +1,4 @@
-"""What an operation did, as data. Sizes in bytes, times in seconds, paths relative to what was asked for."""
+"""The results of operations, as data. Sizes are bytes, durations seconds, paths relative to the given URI."""
 
 from __future__ import annotations
 
@@ -7,100 +7,101 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync moved. For ``pull`` and ``sync_down``, "sent" is what was fetched from the store."""
+    """The result of a sync. For ``pull`` and ``sync_down``, "sent" means fetched from the store."""
 
     files_sent: int = 0
-    """Files whose bytes travelled."""
+    """Files whose bytes were transferred, all or some of them."""
     files_skipped: int = 0
-    """Files that were there and right already."""
+    """Files that were already up to date."""
     bytes_total: int = 0
-    """Of all files, whether they travelled or not."""
+    """Size of all files, transferred or not."""
     bytes_sent: int = 0
-    """Of what travelled; less than the size of the files where only changed parts were sent."""
+    """Bytes transferred; less than the size of the files where only changed parts were sent."""
     bytes_copied: int = 0
-    """Copied inside the store, without passing through this machine."""
+    """Bytes that the store copied itself, without passing through this machine."""
     requests: int = 0
-    """Requests to the store, repeated ones included."""
+    """Requests to the store, retries included."""
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
-    """What was left out, and why: one line each."""
+    """One line for each thing that was left out, with the reason."""
     files_vanished: int = 0
-    """Files that were gone when they were to be read; left out, not an error."""
+    """Files that vanished between the scan and the upload; they are left out, which is not an error."""
     files_deleted: int = 0
-    """Objects deleted because their file is gone, where ``SyncConfig(delete=True)``; of ``pull(exact=True)``, files and
-    links that were removed here."""
+    """Objects deleted in the store because their local file was deleted (``SyncConfig(delete=True)``); for
+    ``pull(exact=True)``, files and links removed from the local directory."""
     files_copied: int = 0
-    """Files that the store copied from an equal one it had, such as those that were renamed."""
+    """Files that the store copied from an equal file, such as renamed files."""
     files_left_out: int = 0
-    """Files whose names no store could hold; ``warnings`` name them."""
+    """Files left out because no store can hold their names; ``warnings`` lists them."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Whether the store holds what the manifests below a prefix name."""
+    """The result of comparing a store with the manifests below a prefix."""
 
     trees: int = 0
-    """Manifests that were checked."""
+    """Number of manifests checked."""
     files: int = 0
-    """Files that they name."""
+    """Number of files that the manifests name."""
     bytes: int = 0
-    """Size of those files."""
+    """Size of these files, bytes."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """Path -> what is wrong: another size or checksum, or a manifest or record that cannot be read."""
+    """Path -> problem: a different size or checksum, or an unreadable manifest or record."""
     missing: list[str] = field(default_factory=list)
-    """Paths that a manifest or record names and the store has not."""
+    """Paths that a manifest or record names and the store does not have."""
     stray: list[str] = field(default_factory=list)
     """Objects that no manifest names, and directories (ending in ``/``) of checkpoints that were never completed or
-    are being uploaded. Harmless: no reader sees them, ``prune`` removes the latter."""
+    that are being uploaded. They are harmless: no reader sees them, and ``prune`` removes old checkpoint
+    directories."""
     deep: bool = False
-    """Whether every byte was read; otherwise sizes, and checksums where the store tells them."""
+    """True: every byte was read. False: sizes, versions, and checksums where the store keeps them."""
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
     replaced: list[str] = field(default_factory=list)
-    """Those of ``damaged`` that are another object (ETag, generation) than the manifest means: somebody has written it
-    anew since, and nothing has rotted."""
+    """The damaged paths whose object has another version (ETag, generation) than the manifest names: they were written
+    again after the manifest, and are not corrupted at rest."""
 
     @property
     def ok(self) -> bool:
-        """Nothing is damaged or missing."""
+        """Whether nothing is damaged or missing."""
         return not self.damaged and not self.missing
 
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What ``verify --repair`` did."""
+    """The result of ``repair`` (``verify --repair``)."""
 
     found: VerifyReport
-    """As it was before."""
+    """The state before the repair."""
     repaired: list[str] = field(default_factory=list)
-    """Paths that were sent again and read back right."""
+    """Paths that were sent again and read back correctly."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Path -> why it could not be repaired."""
+    """Path -> why it was not repaired."""
     left: VerifyReport = field(default_factory=VerifyReport)
-    """As it is now."""
+    """The state after the repair."""
 
     @property
     def ok(self) -> bool:
-        """Nothing is damaged or missing any more."""
+        """Whether nothing is damaged or missing after the repair."""
         return self.left.ok
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What ``prune`` removed or, as a dry run, would remove."""
+    """The data that ``prune`` removed or, in a dry run, would remove."""
 
     dry_run: bool = True
     uploads: list[str] = field(default_factory=list)
-    """Keys of multipart uploads that nobody completed."""
+    """Keys of abandoned multipart uploads."""
     checkpoints: list[str] = field(default_factory=list)
-    """Directories of checkpoints that were never completed, or were retired."""
+    """Directories of checkpoints that were never completed or were retired."""
     objects: int = 0
-    """Objects in those directories."""
+    """Number of objects in these directories."""
     bytes: int = 0
-    """Their size; parts of open uploads are not counted."""
+    """Size of these objects, bytes; parts of open uploads are not counted."""
     requests: int = 0
     """Requests to the store."""
     seconds: float = 0.0
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Record or manifest -> why it cannot be read: whatever it may name was left alone."""
+    """Record or manifest -> why it cannot be read. Everything that it may name stays."""

@@ -1,4 +1,4 @@
-"""How things stand in an engine, as data."""
+"""The status of a running engine and its trials, as data. Times are Unix seconds, sizes bytes."""
 
 from __future__ import annotations
 
@@ -8,48 +8,60 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """What ``flush`` achieved: names of checkpoints (``trial/checkpoint_000001``) and trees (``trial``; ``""`` is the
+    """The result of ``flush``. It names checkpoints (``trial/checkpoint_000001``) and trees (``trial``; ``""`` is the
     experiment's own files)."""
 
     durable: tuple[str, ...]
+    """Everything that is in the store."""
     not_durable: tuple[str, ...]
+    """Everything that did not reach the store before the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialStatus:
-    """One trial. Times are Unix seconds, sizes bytes."""
+    """The status of one trial."""
 
     name: str
     status: str
+    """``running``, ``finished``, ``failed``, or the status given to ``Trial.finish``."""
     last_durable: int | None
-    """Number of the newest checkpoint that is durable."""
+    """Number of the newest durable checkpoint, or None."""
     last_durable_time: float | None
+    """When it became durable, Unix seconds, or None."""
     durability_lag: float
-    """Seconds since the oldest report or checkpoint that is not in the store yet; 0: everything is."""
+    """Age of the oldest report or checkpoint that is not in the store, seconds; 0: everything is in the store."""
     bytes_at_risk: int
-    """Bytes of checkpoints that were accepted and are not durable."""
+    """Size of the accepted checkpoints that are not durable, bytes."""
     pending_checkpoints: int
+    """Number of these checkpoints."""
     metrics: dict[str, Any]
-    """Those of the last report."""
+    """Metrics of the last report."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """The engine. ``durability_lag`` is the worst of its trials."""
+    """The status of the engine."""
 
     trials: dict[str, TrialStatus]
+    """By name."""
     durability_lag: float
+    """The largest lag of all trials, seconds."""
     bytes_at_risk: int
+    """Size of all accepted checkpoints that are not durable, bytes."""
     syncs_running: int
     inbox: int
-    """Requests that wait for the scheduler."""
+    """Number of sync requests that wait for the scheduler."""
     requests_running: int
+    """Number of requests to the store in flight."""
     requests_waiting: int
+    """Number of requests that wait for a slot."""
     request_limit: int
-    """How many requests at once the engine allows itself now."""
+    """Maximum number of requests in flight that the engine allows now."""
     store_healthy: bool
+    """False: requests keep failing, and only one at a time tests whether the store is back."""
     conditional_writes: bool
-    """False: the store cannot keep two processes from writing the same record; see that there is only one."""
+    """False: the store cannot stop two processes that write the same record; make sure that only one does."""
     checks: str
-    """How damage on the way to the store is found: ``crc32c``, the store refuses it; ``etag``, the MD5 that it answers
-    tells; ``none``, it shows when the file is read back. Directories are ``none``: nothing travels."""
+    """How damage in transit to the store is detected: ``crc32c``, the store refuses it; ``etag``, the MD5 in the
+    response shows it; ``none``, it shows when the file is read back. A directory has ``none``: nothing is sent over a
+    network."""

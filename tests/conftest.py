@@ -24,7 +24,7 @@ from asyncsync.aio.threads import stop_threads
 from asyncsync.testing import Faults, VirtualTimeLoop, inject_faults, reset_memory
 
 LEAK_SECONDS = 2.0
-"""Real seconds for a server's own threads and sockets to notice that their client is gone."""
+"""Real seconds within which a server's threads and sockets must notice that their client has closed."""
 
 _loops: list[asyncio.AbstractEventLoop] = []
 _shared: set[str] = set()
@@ -66,7 +66,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def faults() -> Faults:
-    """Of ``memory://b``, which is empty."""
+    """Faults of ``memory://b``, which is empty."""
     reset_memory()
     return inject_faults("b")
 
@@ -79,7 +79,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     reset_memory()
 
 
-# Leaks: tasks are looked for when the test function has ended, everything else when its fixtures are gone too.
+# Leaks: tasks are checked after the test function, everything else after its fixtures.
 
 
 def _open_tasks() -> set[asyncio.Task]:
@@ -102,7 +102,7 @@ def held() -> set[str]:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:
-            continue  # the one that listed them
+            continue  # the descriptor of this listing
         if not (_in_process and target.startswith(tempfile.gettempdir()) and target.endswith(" (deleted)")):
             found.add(f"descriptor {fd} {target}")
     return found
@@ -126,14 +126,14 @@ def pytest_runtest_teardown(item, nextitem):
     while left := held() - before - _shared:
         if time.monotonic() > deadline:
             pytest.fail(f"the test leaves behind: {sorted(left)}", pytrace=False)
-        gc.collect()  # transports that wait for the collector are a leak of the next loop, not of this check
+        gc.collect()  # transports that only the collector closes would show as a leak of the next loop
         time.sleep(0.01)
     return result
 
 
 @contextmanager
 def shared() -> Iterator[None]:
-    """What is opened in here belongs to the session, not to the test that happened to ask first."""
+    """Threads and descriptors opened in the block belong to the session, not to the first test that uses them."""
     before = held()
     yield
     _shared.update(held() - before)
@@ -199,7 +199,7 @@ def gcs_strict():
 
 @pytest.fixture(scope="session")
 def on_uvloop():
-    """Runs a coroutine on uvloop. The first run opens a pipe that the process keeps."""
+    """A function that runs a coroutine on uvloop. The first run opens a pipe that the process keeps."""
     uvloop = pytest.importorskip("uvloop")
 
     def run(main):

@@ -73,7 +73,7 @@ def test_the_positional_order_is_kept() -> None:
         (RunConfig, "sync_config", {}),
     ],
 )
-def test_what_cannot_work_is_refused_by_name_and_value(kind: Any, field: str, value: object) -> None:
+def test_invalid_settings_are_refused_by_name_and_value(kind: Any, field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         kind(**{field: value})
     assert field.split("_", maxsplit=1)[0] in str(caught.value)
@@ -91,7 +91,7 @@ def test_no_limits_are_spelled_zero_and_none() -> None:
 
 
 @pytest.mark.parametrize("field", ["upload_dir", "syncer", "sync_on_checkpoint"])
-def test_a_deprecated_field_gives_one_warning_that_says_what_to_use(field: str) -> None:
+def test_a_deprecated_field_gives_one_warning_that_names_what_to_use(field: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         config = SyncConfig(**{field: None})  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("options", [{"role": "boss"}, {"rank": 1, "world_size": 2}])
-def test_an_engine_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
+def test_an_engine_refuses_impossible_calls(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SyncEngine(RunConfig(), **options)
 

@@ -152,3 +152,36 @@ def test_the_design_page_has_every_room_of_the_house():
     rooms = {path.stem for path in (ROOT / "asyncsync").iterdir() if path.is_dir() or path.suffix == ".py"}
     missing = [room for room in sorted(rooms) if not room.startswith("__") and f"`{room}`" not in text]
     assert missing == []
+
+
+def test_the_table_of_rooms_is_that_of_the_packages():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/generate_rooms.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("mermaid"), ids=str)
+def test_a_walk_has_few_modules_and_never_goes_back_up(block):
+    rooms = re.findall(r'^    "([\w/]+)",$', (ROOT / "docs/generate_rooms.py").read_text(), re.MULTILINE)
+    nodes = dict(re.findall(r'(\w+)\["([\w/]+\.py)<br>', block.text))
+    assert 10 <= len(nodes) <= 16
+    for path in nodes.values():
+        assert (ROOT / "asyncsync" / path).is_file(), path
+    floor = {name: rooms.index(path.rpartition("/")[0]) for name, path in nodes.items()}
+    arrows = re.findall(r"^ +(\w+)[^-]*(?:-->|-- .* -->|-. .* .->) (\w+)", block.text, re.MULTILINE)
+    assert len(arrows) >= len(nodes) - 1
+    assert [(above, below) for above, below in arrows if floor[above] > floor[below]] == []
+
+
+def test_the_contributing_page_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(table) >= 15
+    missing = [
+        name
+        for name in re.findall(r"`([\w./-]+\.(?:py|md|toml))`", text)
+        if not ((ROOT / name).exists() or (ROOT / "asyncsync" / name).exists())
+    ]
+    assert missing == []
+    assert all(re.search(r"\.(py|md|toml)`", line) for line in table)

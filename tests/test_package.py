@@ -85,7 +85,7 @@ assert asyncio.run(asyncsync.push("data", pathlib.Path("store").resolve())).file
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
-def test_a_store_without_its_extra_says_what_to_install(tmp_path, scheme, extra):
+def test_a_store_without_its_extra_names_what_to_install(tmp_path, scheme, extra):
     code = f"""
 from asyncsync import ConfigError
 from asyncsync.stores import open_store

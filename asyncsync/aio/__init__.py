@@ -1,4 +1,4 @@
-"""Private: tools for asyncio that know nothing of stores and trees.
+"""Private: asyncio tools: run many tasks with a limit, worker threads, retries.
 
-May import: planning, errors, runtime. Begin reading at ``tasks``, then ``threads``.
+May import: ``planning``. Begin with ``tasks.py``.
 """

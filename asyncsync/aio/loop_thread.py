@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs one coroutine to its end, and calls from other threads meanwhile. The thread never keeps the process
-    alive."""
+    """Runs one coroutine, and calls from other threads until it ends. The thread never keeps the process alive."""
 
     def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._main = main
@@ -29,8 +28,8 @@ class LoopThread:
         self._ready.wait()
 
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
-        """Call ``func``, a coroutine function or a plain one, on the loop; returns its result. Blocks; call it from any
-        other thread. EngineClosedError if the loop has ended, or ends meanwhile."""
+        """Call ``func``, a plain or a coroutine function, on the loop and return its result. Blocks; call it from any
+        other thread. EngineClosedError if the loop has ended or ends before the call does."""
         self.check()
         future = asyncio.run_coroutine_threadsafe(_call(func, *args), self._loop)
         self._calls.add(future)
@@ -43,23 +42,25 @@ class LoopThread:
             raise EngineClosedError("the engine ended before this call did") from None
 
     def check(self) -> None:
-        """EngineClosedError if the loop does not run in this process, ConfigError on the loop's own thread."""
+        """EngineClosedError if the loop does not run in this process; ConfigError on the loop's own thread."""
         if os.getpid() != self._process:
             raise EngineClosedError(
-                f"the engine runs in process {self._process}, this one was forked from it: create an engine here"
+                f"the engine runs in process {self._process}, and this one was forked from it: create a new engine here"
             )
         if threading.get_ident() == self._thread.ident:
-            raise ConfigError("a blocking engine cannot be called on its own event loop: it would wait for itself")
+            raise ConfigError(
+                "a blocking engine cannot be called on its own event loop: the call would wait for itself"
+            )
         if self._ends.is_set():
             raise EngineClosedError("the engine is not running: use it inside its 'with' block")
 
     def soon(self, func: Callable[..., object], *args: Any) -> None:
-        """Call ``func`` on the loop without waiting; nothing happens if the loop has ended."""
+        """Schedule ``func`` on the loop and return at once; does nothing if the loop has ended."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(func, *args)
 
     def join(self, seconds: float | None = None) -> bool:
-        """Wait for the loop to end; whether it has ended."""
+        """Wait for the thread to end, at most ``seconds``; returns whether it has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

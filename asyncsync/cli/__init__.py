@@ -1,22 +1,14 @@
-"""The command ``asyncsync``: push, pull, watch, ls, verify, prune, demo.
+"""The command ``asyncsync``, a module for each verb or pair of verbs.
 
-=================  ==========================================================
-``app``            the group, and ``run``: what every command has in common
-``options``        common options, human sizes, addresses
-``output``         lines, tables, progress bars, one JSON document
-``transfer``       push and pull
-``watching``       watch
-``listing``        ls
-``checking``       verify and prune
-``demo``           a sweep from start to end, readable as an example
-=================  ==========================================================
+May import: ``engine``, ``remote``, ``sync``, ``stores``, ``planning``, ``aio``. Begin with ``app.py``, which runs every
+command; ``demo.py`` is an example of the library from start to end.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Entry point; ends the process with one of the exit codes that ``asyncsync --help`` lists."""
+    """Run the command line and exit with one of the codes that ``asyncsync --help`` lists."""
     from asyncsync.cli.app import cli
 
     cli(prog_name="asyncsync")

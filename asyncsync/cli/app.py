@@ -1,4 +1,4 @@
-"""The group of commands, and what they have in common: settings, signals, exit codes."""
+"""The command group, and the parts that all commands share: settings, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asyncsync.errors import ConfigError, SyncTimeoutError
 DONE, FAILED, USAGE, DAMAGED, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 Command = Callable[..., Awaitable[int]]
-"""Takes Output, Settings and the command's own options; returns the exit code."""
+"""An async function that takes Output, Settings and the options of the command, and returns the exit code."""
 
 _MODULES = {
     "push": "push_pull",
@@ -38,29 +38,34 @@ _MODULES = {
 HELP = """Keep directories, experiments and their checkpoints safe in S3, GCS or another directory.
 
 A URL is s3://bucket/prefix, gs://bucket/prefix, file:///path, an absolute path, ~/path or ./path. Credentials come from
-where the tools of AWS and Google look for them (environment, files at home, the machine's role). Only bytes
-that changed travel; what is written last is a manifest, so whatever a manifest names is whole; a transfer that was
-broken off continues where it stopped when it is run again.
+the usual places of the AWS and Google tools: environment variables, files in your home directory, the role of the
+machine.
+
+Only changed bytes are sent. The manifest is written last, so everything that a manifest names is complete. To resume an
+interrupted transfer, run the same command again.
 
 \b
 Start with:
-  asyncsync demo                              a sweep of 20 trials, watched live
-  asyncsync push results s3://bucket/results  a directory to the store
-  asyncsync ls s3://bucket/results            what is there
+  asyncsync demo                              run a sweep of 20 trials and watch it live
+  asyncsync push results s3://bucket/results  send a directory to the store
+  asyncsync ls s3://bucket/results            list it
+  asyncsync pull s3://bucket/results copy     fetch it
 
 \b
 Exit codes:
   0    done
-  1    something failed; the message says what
-  2    wrong usage or settings
+  1    failed; the message says why
+  2    wrong usage or invalid settings
   3    verify found damaged, replaced or missing files
-  4    --timeout ended the sync
+  4    --timeout ended the transfer
   130  interrupted; the message says what is not durable
+
+Every command explains itself: asyncsync COMMAND --help.
 """
 
 
 class _Lazy(click.Group):
-    """Imports a command's module when it is used: ``ls`` needs no engine."""
+    """Imports the module of a command when it is used, because ``ls`` needs no engine."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Called by click."""
@@ -98,24 +103,24 @@ def command(*, help: str, hidden: bool = False) -> Callable[[Command], click.Com
 
 
 def run(function: Command, values: dict[str, Any]) -> int:
-    """Run a command on an event loop; say what went wrong in one line; return the exit code."""
+    """Run a command on an event loop, report an error in one line, and return the exit code."""
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
     try:
         settings = take_settings(values)
         with _interruptible():
             return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
-        told = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)
-        for note in getattr(error.__context__, "__notes__", ()):  # the cancel's: the engine says what is not durable
-            told.add_note(note)
-        output.error(told, INTERRUPTED, prefix="interrupted")
+        interrupt = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)
+        for note in getattr(error.__context__, "__notes__", ()):  # the engine notes what is not durable
+            interrupt.add_note(note)
+        output.error(interrupt, INTERRUPTED, prefix="interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        raise  # whoever read our output has left: click ends quietly
+        raise  # the reader of our output has exited: click ends quietly
     except Exception as error:  # noqa: BLE001 (the edge of the program)
-        cause_of = _single(error)
-        code = exit_code(cause_of)
-        output.error(cause_of, code)
+        cause = _single(error)
+        code = exit_code(cause)
+        output.error(cause, code)
         return code
 
 
@@ -124,14 +129,14 @@ async def _main(function: Command, output: Output, settings: Settings, values: d
 
 
 def exit_code(error: BaseException) -> int:
-    """Which exit code an error means."""
+    """The exit code for an error."""
     if isinstance(error, SyncTimeoutError):
         return TIMEOUT
     return USAGE if isinstance(error, ConfigError) else FAILED
 
 
 def _single(error: BaseException) -> BaseException:
-    """The error inside a group that holds only one; of several, the group with their texts as notes."""
+    """The only error of a group; a group of several errors gets their messages as notes."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     if len(error.exceptions) == 1:
@@ -143,8 +148,8 @@ def _single(error: BaseException) -> BaseException:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C works, also where a shell started us in the background and so had SIGINT ignored; SIGTERM does the same:
-    clean up, say what is not durable, exit."""
+    """Make Ctrl-C and SIGTERM interrupt the command: clean up, report what is not durable, exit. A shell ignores SIGINT
+    for background jobs, so the handler is set here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

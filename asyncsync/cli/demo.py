@@ -1,8 +1,8 @@
-"""``demo``: a sweep from start to end, and the check that what came out of it is right.
+"""``demo``: run a sweep from start to end, and check its result.
 
-Read it as an example: :func:`train` is a training loop that reports to asyncsync, :func:`sweep` runs twenty of them at
-once in one engine, and :func:`demo_read`, in a second process that shares nothing with the first but the store, gets
-the best checkpoint back.
+Read it as an example: :func:`train` is a training loop that reports to asyncsync, :func:`sweep` runs twenty of them in
+one engine, and :func:`demo_read` downloads the best checkpoint in a second process, which shares only the store with
+the first one.
 """
 
 from __future__ import annotations
@@ -40,25 +40,26 @@ from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds
 
-WEIGHTS = 32 * 1024
-"""Numbers in the model: 256 KiB a checkpoint."""
+MODEL_WEIGHTS = 32 * 1024
+"""Numbers in the model: a checkpoint has 256 KiB."""
 EPOCHS = 10
-EVERY = 2
-"""Epochs between checkpoints."""
-KEEP = 2
-FAILS = 7
+CHECKPOINT_PERIOD = 2
+"""Epochs between two checkpoints."""
+CHECKPOINTS_KEPT = 2
+FAILING_TRIAL = 7
 """The trial that fails on purpose."""
-FAILS_AT = 5
-"""The epoch at which it does."""
-REACH = ("endpoint_url", "region", "profile")
-"""Options that are needed again to look at the result."""
+FAILING_EPOCH = 5
+"""The epoch in which it fails."""
+ADDRESS_OPTIONS = ("endpoint_url", "region", "profile")
+"""Options that other commands need to read the result."""
 
-DEMO = """Run a sweep of 20 trials with checkpoints and artifacts, watch it live, and check the result.
+DEMO = """Run a sweep of 20 trials, watch it live, and check the result.
 
-Why: it shows in ten seconds what asyncsync does. Twenty async training loops report to one engine; every checkpoint
-goes to the store while training goes on; one trial fails on purpose; retention keeps the best two of each. Then a
-second process, which knows the URL and nothing else, opens the experiment, downloads the best checkpoint, compares it
-with the SHA-256 that the training noted, and reads every byte of the experiment against its manifests.
+Why: it shows asyncsync at work in ten seconds. Twenty async training loops report metrics, checkpoints and artifacts to
+one engine; every checkpoint is uploaded while training continues; one trial fails on purpose; retention keeps the best
+two checkpoints of each trial. Then a second process, which knows only the URL, opens the experiment, downloads the best
+checkpoint, compares it with the SHA-256 that the training computed, and verifies every byte of the experiment against
+its manifests.
 
 \b
 Examples:
@@ -66,7 +67,7 @@ Examples:
   asyncsync demo --dir /tmp/results
   asyncsync demo s3://bucket/experiments --endpoint-url http://127.0.0.1:8333
 
-Exit codes: 0 every check held, 1 one did not or something failed, 2 usage, 130 interrupted.
+Exit codes: 0 every check passed, 1 a check or the run failed, 2 usage, 130 interrupted.
 """
 
 
@@ -76,41 +77,41 @@ class Model:
     def __init__(self, seed: int, rate: float) -> None:
         self._random = random.Random(seed)  # noqa: S311 (no secret)
         self._rate = rate
-        self._target = array("d", (self._random.gauss(0, 1) for _ in range(WEIGHTS)))
-        self.weights = array("d", bytes(8 * WEIGHTS))
+        self._target = array("d", (self._random.gauss(0, 1) for _ in range(MODEL_WEIGHTS)))
+        self.weights = array("d", bytes(8 * MODEL_WEIGHTS))
 
     def epoch(self) -> float:
         """One step; the loss after it. Blocking."""
         rate, noise = self._rate, self._random.gauss(0, 0.05)
         self.weights = array("d", (w - rate * (w - t + noise) for w, t in zip(self.weights, self._target, strict=True)))
-        return sum((w - t) ** 2 for w, t in zip(self.weights, self._target, strict=True)) / WEIGHTS
+        return sum((w - t) ** 2 for w, t in zip(self.weights, self._target, strict=True)) / MODEL_WEIGHTS
 
     def save(self, directory: Path) -> str:
         """Write a checkpoint; the SHA-256 of the weights. Blocking."""
         directory.mkdir(parents=True)
         data = self.weights.tobytes()
         (directory / "weights.bin").write_bytes(data)
-        (directory / "model.json").write_text(json.dumps({"weights": WEIGHTS, "type": "float64"}))
+        (directory / "model.json").write_text(json.dumps({"weights": MODEL_WEIGHTS, "type": "float64"}))
         return hashlib.sha256(data).hexdigest()
 
 
 def append(path: Path, line: str) -> None:
-    """An artifact: a log that grows. Blocking."""
+    """Append a line to a log, which is an artifact. Blocking."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(f"{line}\n")
 
 
 @dataclass(frozen=True)
-class Noted:
-    """What the training knows of a checkpoint, to compare with what comes back."""
+class Expected:
+    """A checkpoint as the training saved it, to compare with the download."""
 
     loss: float
     sha256: str
 
 
-Notes = dict[str, dict[str, Noted]]
-"""By trial and checkpoint."""
+ExpectedCheckpoints = dict[str, dict[str, Expected]]
+"""Trial -> checkpoint -> content."""
 
 
 def rate_of(number: int) -> float:
@@ -118,109 +119,111 @@ def rate_of(number: int) -> float:
     return 0.05 * (1 + number % 10)
 
 
-async def train(trial: Trial, number: int, scratch: Path, pace: float, notes: Notes) -> None:
-    """One training run. All that asyncsync asks for is ``await trial.report(...)``."""
+async def train(trial: Trial, number: int, scratch: Path, pace: float, expected: ExpectedCheckpoints) -> None:
+    """One training run. The only call to asyncsync is ``await trial.report(...)``."""
     model = await asyncio.to_thread(Model, number, rate_of(number))
     for epoch in range(1, EPOCHS + 1):
         loss = await asyncio.to_thread(model.epoch)
-        if number == FAILS and epoch == FAILS_AT:
+        if number == FAILING_TRIAL and epoch == FAILING_EPOCH:
             raise ValueError(f"out of luck at epoch {epoch} (on purpose)")
         await asyncio.to_thread(append, trial.dir / "train.log", f"epoch {epoch} loss {loss:.6f}")
         metrics = {"loss": loss, "epoch": epoch}
-        if epoch % EVERY:
+        if epoch % CHECKPOINT_PERIOD:
             await trial.report(metrics)
         else:
             directory = scratch / trial.name / str(epoch)
             sha256 = await asyncio.to_thread(model.save, directory)
-            checkpoint = Checkpoint.take(directory)  # asyncsync owns it now, and deletes it once it is durable
+            checkpoint = Checkpoint.take(directory)  # asyncsync owns the directory and deletes it once durable
             report = await trial.report(metrics, checkpoint, upload=UploadMode.ASYNC, metadata={"sha256": sha256})
             assert report.checkpoint is not None
-            notes.setdefault(trial.name, {})[report.checkpoint.name] = Noted(loss, sha256)
+            expected.setdefault(trial.name, {})[report.checkpoint.name] = Expected(loss, sha256)
         await asyncio.sleep(pace * random.uniform(0.5, 1.5))  # noqa: S311 (a pause)
 
 
-async def run_trial(trial: Trial, number: int, scratch: Path, pace: float, notes: Notes) -> None:
-    """A trial that fails is marked as failed; the others go on."""
+async def run_trial(trial: Trial, number: int, scratch: Path, pace: float, expected: ExpectedCheckpoints) -> None:
+    """Run one trial; a failing trial is marked as failed and does not stop the others."""
     try:
-        await train(trial, number, scratch, pace, notes)
+        await train(trial, number, scratch, pace, expected)
     except ValueError as error:
         await trial.finish("failed", error=error)
     else:
         await trial.finish()
 
 
-async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Board) -> Notes:
-    """Twenty trials at once in one engine. Leaving ``async with`` means that everything is durable."""
-    notes: Notes = {}
+async def sweep(run: RunConfig, work: Path, trials: int, pace: float, board: Board) -> ExpectedCheckpoints:
+    """Run all trials in parallel in one engine. After ``async with`` everything is durable."""
+    expected: ExpectedCheckpoints = {}
     async with asyncio.TaskGroup() as listeners, SyncEngine(run, local_dir=work / "runs") as engine:
         listeners.create_task(board.follow(engine.events()), name="demo events")
         async with asyncio.TaskGroup() as group:
             for number in range(trials):
                 trial = engine.trial(f"trial_{number:05d}", params={"rate": rate_of(number)})
-                group.create_task(run_trial(trial, number, work / "scratch", pace, notes), name=trial.name)
+                group.create_task(run_trial(trial, number, work / "scratch", pace, expected), name=trial.name)
             group.create_task(board.refresh(engine), name="demo table")
-    return notes
+    return expected
 
 
 @command(help=DEMO)
 @click.argument("url", required=False)
 @click.option("--dir", "directory", type=click.Path(file_okay=False), help="Store in this directory.")
-@click.option("--trials", type=click.IntRange(FAILS + 1, 1000), default=20, show_default=True, help="How many trials.")
+@click.option(
+    "--trials", type=click.IntRange(FAILING_TRIAL + 1, 1000), default=20, show_default=True, help="Number of trials."
+)
 @click.option("--pace", type=click.FloatRange(0, 10), default=0.25, hidden=True, help="Seconds an epoch.")
 async def demo(
     output: Output, settings: Settings, *, url: str | None, directory: str | None, trials: int, pace: float
 ) -> int:
     """See DEMO."""
     if url is not None and directory is not None:
-        raise ConfigError("give a URL or --dir, not both")
+        raise ConfigError("invalid arguments: give a URL or --dir, not both")
     storage = resolve_url(url) if url is not None else os.path.abspath(directory) if directory is not None else None
     run = RunConfig(
         name=time.strftime(f"demo_%Y-%m-%d_%H-%M-%S_{os.getpid()}"),
         storage_path=storage,
         sync_config=SyncConfig(sync_period=1.0, sync_artifacts=True),
         checkpoint_config=CheckpointConfig(
-            num_to_keep=KEEP, checkpoint_score_attribute="loss", checkpoint_score_order="min"
+            num_to_keep=CHECKPOINTS_KEPT, checkpoint_score_attribute="loss", checkpoint_score_order="min"
         ),
         transfer=settings.transfer,
         storage_options=settings.storage_options,
     )
-    output.line(f"{trials} trials of {EPOCHS} epochs at once, a checkpoint every {EVERY}, to\n  {run.uri}")
-    output.at_interrupt = lambda: f"the demo was left; what is durable is in {run.uri}"
+    output.line(f"{trials} trials of {EPOCHS} epochs at once, a checkpoint every {CHECKPOINT_PERIOD}, to\n  {run.uri}")
+    output.at_interrupt = lambda: f"the demo was stopped; {run.uri} holds everything that is durable"
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="asyncsync-demo-") as work, Board(output, trials) as board:
-        notes = await sweep(run, Path(work), trials, pace, board)
+        expected = await sweep(run, Path(work), trials, pace, board)
     seconds = time.monotonic() - started
-    _tell_sweep(output, board, seconds)
+    _print_sweep(output, board, seconds)
     found = await _second_process(run.uri, settings)
-    checks = _checks(board, notes, found, trials)
-    _tell_checks(output, found, checks)
-    _tell_where(output, run.uri, found, settings)
+    checks = _checks(board, expected, found, trials)
+    _print_checks(output, found, checks)
+    _print_commands(output, run.uri, found, settings)
     held = all(checks.values())
     output.document({"ok": held, "uri": run.uri, "seconds": seconds, **board.totals(), "best": found, "checks": checks})
     return DONE if held else FAILED
 
 
 async def _second_process(uri: str, settings: Settings) -> dict[str, Any]:
-    """Another interpreter, given the URL and the store's options, reads the experiment."""
+    """Read the experiment in another interpreter, which gets only the URL and the options of the store."""
     options = " ".join(f"{key}={value}" for key, value in settings.storage_options.items())
-    environment = {**os.environ, "ASYNCSYNC_OPTIONS": options}  # not as arguments: every user of the machine sees those
+    environment = {**os.environ, "ASYNCSYNC_OPTIONS": options}  # every user of the machine can see the arguments
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "asyncsync", "demo-read", uri, "--json", env=environment, stdout=asyncio.subprocess.PIPE
     )
     try:
-        answer, _ = await process.communicate()
+        document, _ = await process.communicate()
     except BaseException:
         process.kill()
-        await process.wait()  # it is dead: this is the kernel's answer, and who is cancelled leaves no process behind
+        await process.wait()  # it has been killed: a cancelled demo leaves no process behind
         raise
-    found: dict[str, Any] = json.loads(answer or b"{}")
+    found: dict[str, Any] = json.loads(document or b"{}")
     return found
 
 
-@command(help="The demo's second process: get the best checkpoint back and check it.", hidden=True)
+@command(help="The demo's second process: download the best checkpoint and check it.", hidden=True)
 @click.argument("uri")
 async def demo_read(output: Output, settings: Settings, *, uri: str) -> int:
-    """Knows the URL and nothing else."""
+    """Download and check the best checkpoint, given only the URL."""
     options = settings.storage_options
     experiment = await Experiment.open(uri, storage_options=options)
     best = experiment.best_checkpoint("loss", order="min")
@@ -231,43 +234,49 @@ async def demo_read(output: Output, settings: Settings, *, uri: str) -> int:
         data = await asyncio.to_thread((Path(target) / "weights.bin").read_bytes)
     report = await verify(uri, deep=True, storage_options=options)
     found = {
-        "trial": best.trial, "checkpoint": best.name, "loss": best.metrics["loss"], "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(), "metadata": best.metadata,
-        "verified": report.ok, "verified_files": report.files, "verified_bytes": report.bytes,
+        "trial": best.trial,
+        "checkpoint": best.name,
+        "loss": best.metrics["loss"],
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "metadata": best.metadata,
+        "verified": report.ok,
+        "verified_files": report.files,
+        "verified_bytes": report.bytes,
         "statuses": {trial.name: trial.status for trial in experiment.trials},
         "kept": {trial.name: [item.name for item in trial.checkpoints] for trial in experiment.trials},
-    }  # fmt: skip
+    }
     output.document(found)
     output.line(f"{best.trial} {best.name}: loss {found['loss']:.4g}, SHA-256 {found['sha256']}")
     return DONE
 
 
-def _to_keep(checkpoints: dict[str, Noted]) -> set[str]:
-    """The best by loss, and the latest."""
-    best = sorted(checkpoints, key=lambda name: checkpoints[name].loss)[:KEEP]
+def _to_keep(checkpoints: dict[str, Expected]) -> set[str]:
+    """The names of the checkpoints that retention keeps: the best by loss, and the latest."""
+    best = sorted(checkpoints, key=lambda name: checkpoints[name].loss)[:CHECKPOINTS_KEPT]
     return {*best, max(checkpoints)}
 
 
-def _checks(board: Board, notes: Notes, found: dict[str, Any], trials: int) -> dict[str, bool]:
-    """What must hold, and whether it does."""
+def _checks(board: Board, expected: ExpectedCheckpoints, found: dict[str, Any], trials: int) -> dict[str, bool]:
+    """The checks of the result, each with its outcome."""
     states = list(found.get("statuses", {}).values())
     kept = {name: set(names) for name, names in found.get("kept", {}).items()}
-    noted = notes.get(found.get("trial", ""), {}).get(found.get("checkpoint", ""))
-    least = min(item.loss for checkpoints in notes.values() for item in checkpoints.values())
+    saved = expected.get(found.get("trial", ""), {}).get(found.get("checkpoint", ""))
+    least = min(item.loss for checkpoints in expected.values() for item in checkpoints.values())
     return {
-        f"{trials - 1} trials finished and 1 failed, as meant": (states.count("finished"), states.count("failed"))
+        f"{trials - 1} trials finished and 1 failed, as intended": (states.count("finished"), states.count("failed"))
         == (trials - 1, 1),
         "no checkpoint and no sync failed": not board.failures,
-        f"retention kept the best {KEEP} of each trial, and its latest": kept
-        == {name: _to_keep(checkpoints) for name, checkpoints in notes.items()},
-        "the best checkpoint came back bit for bit": noted is not None
-        and noted.loss == least
-        and found["sha256"] == noted.sha256 == found["metadata"]["sha256"],
+        f"retention kept the best {CHECKPOINTS_KEPT} of each trial, and its latest": kept
+        == {name: _to_keep(checkpoints) for name, checkpoints in expected.items()},
+        "the best checkpoint came back bit for bit": saved is not None
+        and saved.loss == least
+        and found["sha256"] == saved.sha256 == found["metadata"]["sha256"],
         "every byte of the experiment matches its manifests": bool(found.get("verified")),
     }
 
 
-def _tell_sweep(output: Output, board: Board, seconds: float) -> None:
+def _print_sweep(output: Output, board: Board, seconds: float) -> None:
     totals = board.totals()
     output.line(
         f"\nall durable after {human_seconds(seconds)}: {totals['checkpoints_durable']} checkpoints "
@@ -278,7 +287,7 @@ def _tell_sweep(output: Output, board: Board, seconds: float) -> None:
         output.note(f"failed: {failure}")
 
 
-def _tell_checks(output: Output, found: dict[str, Any], checks: dict[str, bool]) -> None:
+def _print_checks(output: Output, found: dict[str, Any], checks: dict[str, bool]) -> None:
     if "sha256" in found:
         output.line(
             f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4g}, "
@@ -289,9 +298,9 @@ def _tell_checks(output: Output, found: dict[str, Any], checks: dict[str, bool])
         output.line(f"  {'ok    ' if held else 'FAILED'} {text}")
 
 
-def _tell_where(output: Output, uri: str, found: dict[str, Any], settings: Settings) -> None:
+def _print_commands(output: Output, uri: str, found: dict[str, Any], settings: Settings) -> None:
     store = settings.storage_options
-    options = "".join(f" --{name.replace('_', '-')} {store[name]}" for name in REACH if name in store)
+    options = "".join(f" --{name.replace('_', '-')} {store[name]}" for name in ADDRESS_OPTIONS if name in store)
     output.line(f"\nwhere to look:\n  asyncsync ls {uri}{options}")
     if "trial" in found:
         output.line(f"  asyncsync pull {uri}/{found['trial']}/{found['checkpoint']} best{options}")

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, a line for each trial elsewhere."""
+"""The demo's display: a live table on a terminal, otherwise one line per trial."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from asyncsync import SyncEngine
 from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.output import Output, human_bytes
-from asyncsync.engine.engine import SyncEngine
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,
@@ -28,12 +28,12 @@ from asyncsync.events import (
 from asyncsync.sync.event_stream import EventStream
 
 REFRESH = 0.1
-"""Seconds between two looks at the engine."""
+"""Seconds between two updates of the table."""
 RUNNING = "running"
 
 
 class Board:
-    """Counts what the engine tells, and shows it. Use it as a context manager."""
+    """Counts the events of an engine and shows its status. Use it as a context manager."""
 
     def __init__(self, output: Output, trials: int) -> None:
         self._output, self._trials = output, trials
@@ -42,9 +42,9 @@ class Board:
         self._durable: Counter[str] = Counter()
         self._retired: Counter[str] = Counter()
         self._bytes = 0
-        self._over: set[str] = set()
+        self._finished: set[str] = set()
         self.failures: list[str] = []
-        """What the engine told of failures."""
+        """The failures that the engine reported."""
 
     def __enter__(self) -> Board:
         if self._live is not None:
@@ -58,7 +58,7 @@ class Board:
             self._live.stop()
 
     def totals(self) -> dict[str, int]:
-        """How often what happened; bytes of durable checkpoints."""
+        """The counts of events, and the bytes of durable checkpoints."""
         return {
             "trials": self._trials,
             "checkpoints_accepted": self._counts[CheckpointAccepted.__name__],
@@ -75,8 +75,8 @@ class Board:
                 self._count(event)
 
     async def refresh(self, engine: SyncEngine) -> None:
-        """Show how things stand until every trial is over."""
-        while len(self._over) < self._trials:
+        """Show the status until every trial has ended."""
+        while len(self._finished) < self._trials:
             self._show(engine)
             await asyncio.sleep(REFRESH)
         self._show(engine)
@@ -94,8 +94,8 @@ class Board:
     def _show(self, engine: SyncEngine) -> None:
         status = engine.status()
         for name, trial in status.trials.items():
-            if trial.status != RUNNING and name not in self._over and not trial.pending_checkpoints:
-                self._over.add(name)
+            if trial.status != RUNNING and name not in self._finished and not trial.pending_checkpoints:
+                self._finished.add(name)
                 if self._live is None:
                     metrics = short_metrics(trial.metrics)
                     self._output.line(f"{name} {trial.status}: {metrics}; {self._durable[name]} checkpoints durable")
@@ -108,12 +108,17 @@ class Board:
             table.add_column(column)
         for name, trial in sorted(status.trials.items()):
             table.add_row(
-                name, trial.status, short_metrics(trial.metrics), str(self._durable[name]), str(self._retired[name]),
-                human_bytes(trial.bytes_at_risk), f"{trial.durability_lag:.1f} s",
+                name,
+                trial.status,
+                short_metrics(trial.metrics),
+                str(self._durable[name]),
+                str(self._retired[name]),
+                human_bytes(trial.bytes_at_risk),
+                f"{trial.durability_lag:.1f} s",
                 style={"failed": "red", "finished": "green"}.get(trial.status),
-            )  # fmt: skip
+            )
         table.caption = (
-            f"{status.syncs_running} syncs running, {status.requests_running} requests under way, "
+            f"{status.syncs_running} syncs running, {status.requests_running} requests in flight, "
             f"{human_bytes(status.bytes_at_risk)} at risk, {human_bytes(self._bytes)} of checkpoints durable"
         )
         return table

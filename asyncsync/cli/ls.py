@@ -1,4 +1,4 @@
-"""``ls``: what a URL holds, whether that is experiments, an experiment, a trial or a synced directory."""
+"""``ls``: list the experiments, the trials, the checkpoints or the files at a URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncsync.cli.output import Output, age, count, human_bytes
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import by_age
-from asyncsync.remote.access import reading
+from asyncsync.remote.access import open_for_reading
 from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
@@ -27,21 +27,21 @@ from asyncsync.sync.records.model import (
     TrialRecord,
 )
 
-AT_ONCE = 64
-"""Records read at once."""
-METRICS = 4
-"""Metrics shown in a row."""
+EXPERIMENT_RECORD_READERS = 64
+"""Records read in parallel."""
+METRICS_SHOWN = 4
+"""Metrics in a row of a table."""
 
-LS = """Show what a URL holds, as a table.
+LS = """List the contents of a URL as a table.
 
 \b
-A storage path   its experiments
-An experiment    its trials: status, last metrics, checkpoints
-A trial          its checkpoints
-Anything else    the files of its manifest
+A storage path   lists its experiments
+An experiment    lists its trials: status, last metrics, checkpoints
+A trial          lists its checkpoints
+Any other URL    lists the files of its manifest
 
-Why: it reads records and manifests only, so what it shows is what is durable. Where stdout is not a terminal the
-columns are parted by tabs.
+Why: it reads only records and manifests, so everything it shows is durable. If stdout is not a terminal, tabs separate
+the columns.
 
 \b
 Examples:
@@ -50,18 +50,18 @@ Examples:
   asyncsync ls s3://bucket/experiments/sweep/trial_00003
   asyncsync ls s3://bucket/results --json
 
-Exit codes: 0 done, 1 nothing of asyncsync is there or it cannot be read, 2 usage.
+Exit codes: 0 done, 1 asyncsync has stored nothing there or it cannot be read, 2 usage.
 """
 
 
 @command(help=LS)
 @click.argument("url")
-@click.option("--checkpoints", is_flag=True, help="Of an experiment: a row for each checkpoint of each trial.")
-@click.option("--files", is_flag=True, help="The files of the URL's manifest, whatever else is there.")
+@click.option("--checkpoints", is_flag=True, help="For an experiment: one row for each checkpoint.")
+@click.option("--files", is_flag=True, help="List the files of the manifest, also of a trial or experiment.")
 async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
     """See LS."""
     uri = resolve_url(url)
-    async with reading(uri, settings.transfer, settings.storage_options) as store:
+    async with open_for_reading(uri, settings.transfer, settings.storage_options) as store:
         if not files:
             if await find(store, EXPERIMENT_RECORD) is not None:
                 await _show_experiment(output, settings, uri, checkpoints=checkpoints)
@@ -76,13 +76,15 @@ async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool,
             return DONE
         found = {} if files else await _experiments(store)
     if not found:
-        raise NotFoundError(f"{uri} holds no experiment, no trial and no manifest: nothing was synced there completely")
+        raise NotFoundError(
+            f"{uri} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
+        )
     _show_experiments(output, uri, found)
     return DONE
 
 
 async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedError]:
-    """The experiments one level down, by name of their directory; or why the record of one cannot be read."""
+    """The experiments one level down, by the name of their directory, or the error of an unreadable record."""
     found: dict[str, ExperimentRecord | DamagedError] = {}
 
     async def read(name: str) -> None:
@@ -94,7 +96,7 @@ async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedErro
         if record is not None:
             found[name] = record
 
-    await for_each_limited(await list_directories(store, ""), read, AT_ONCE)
+    await for_each_limited(await list_directories(store, ""), read, EXPERIMENT_RECORD_READERS)
     return dict(sorted(found.items()))
 
 
@@ -103,8 +105,9 @@ def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRe
     for name, record in found.items():
         if isinstance(record, DamagedError):
             rows.append((name, "unreadable", "-", "-", "-"))
-            documents.append({"name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": "unreadable",
-                              "error": str(record)})  # fmt: skip
+            documents.append(
+                {"name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": "unreadable", "error": str(record)}
+            )
             damaged.append(f"{name} unreadable: {record}")
             continue
         states = list(record.trials.values())
@@ -113,10 +116,14 @@ def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRe
         rows.append((name, record.status, shown, age(record.started), age(record.updated)))
         documents.append(
             {
-                "name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": record.status, "trials": counts,
-                "started": record.started, "updated": record.updated,
+                "name": name,
+                "uri": f"{uri.rstrip('/')}/{name}",
+                "status": record.status,
+                "trials": counts,
+                "started": record.started,
+                "updated": record.updated,
             }
-        )  # fmt: skip
+        )
     output.table(("experiment", "status", "trials", "started", "updated"), rows)
     output.lines(damaged, before="")
     output.document({"ok": True, "kind": "experiments", "uri": uri, "experiments": documents})
@@ -129,10 +136,20 @@ async def _show_experiment(output: Output, settings: Settings, uri: str, *, chec
         rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
         output.table(("trial", *_CHECKPOINT_COLUMNS), rows)
     else:
-        output.table(("trial", "status", "reports", "last metrics", "kept", "latest checkpoint", "age"), [
-            (trial.name, trial.status, str(trial.reports), short_metrics(trial.metrics), str(len(trial.checkpoints)),
-             *_latest(trial)) for trial in trials
-        ])  # fmt: skip
+        output.table(
+            ("trial", "status", "reports", "last metrics", "kept", "latest checkpoint", "age"),
+            [
+                (
+                    trial.name,
+                    trial.status,
+                    str(trial.reports),
+                    short_metrics(trial.metrics),
+                    str(len(trial.checkpoints)),
+                    *_latest(trial),
+                )
+                for trial in trials
+            ],
+        )
         for trial in trials:
             if trial.error:
                 output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
@@ -156,17 +173,29 @@ def _latest(trial: TrialView) -> tuple[str, str]:
 
 def _checkpoint_json(item: CheckpointView | CheckpointRecord, uri: str) -> dict[str, Any]:
     return {
-        "name": item.name, "uri": f"{uri.rstrip('/')}/{item.name}", "metrics": item.metrics, "metadata": item.metadata,
-        "files": item.files, "bytes": item.bytes, "time": item.time,
-    }  # fmt: skip
+        "name": item.name,
+        "uri": f"{uri.rstrip('/')}/{item.name}",
+        "metrics": item.metrics,
+        "metadata": item.metadata,
+        "files": item.files,
+        "bytes": item.bytes,
+        "time": item.time,
+    }
 
 
 def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
     return {
-        "name": trial.name, "uri": uri, "status": trial.status, "error": trial.error, "params": trial.params,
-        "metrics": trial.metrics, "reports": trial.reports, "started": trial.started, "updated": trial.updated,
+        "name": trial.name,
+        "uri": uri,
+        "status": trial.status,
+        "error": trial.error,
+        "params": trial.params,
+        "metrics": trial.metrics,
+        "reports": trial.reports,
+        "started": trial.started,
+        "updated": trial.updated,
         "checkpoints": [_checkpoint_json(item, uri) for item in trial.checkpoints],
-    }  # fmt: skip
+    }
 
 
 def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
@@ -190,8 +219,8 @@ def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
     output.document({"ok": True, "kind": "files", "uri": uri, "bytes": manifest.bytes_total, "files": files})
 
 
-def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS) -> str:
-    """``loss=0.0312 acc=0.97``: the first numbers among the metrics, nested ones as ``eval/loss``."""
+def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS_SHOWN) -> str:
+    """The first metrics in one line: ``loss=0.0312 acc=0.97``; nested ones as ``eval/loss``."""
     flat = [f"{name}={_short(value)}" for name, value in _flatten(metrics) if isinstance(value, int | float | str)]
     return " ".join(flat[:limit]) + (" ..." if len(flat) > limit else "") if flat else "-"
 

@@ -1,4 +1,4 @@
-"""What the commands have in common on their command line."""
+"""The options that commands share: store, transfer and output options, sizes, URLs, and flags in error messages."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*?)(?:/s)?")
 
 
 def parse_size(text: str) -> int:
-    """``"16MiB"`` and ``"16M"`` are 16 x 1024 x 1024 bytes, ``"16MB"`` is 16,000,000, ``"16"`` is 16.
+    """A size in bytes: ``"16MiB"`` and ``"16M"`` are 16 x 1024 x 1024, ``"16MB"`` is 16,000,000, ``"16"`` is 16.
 
-    A rate may end in ``/s``. ValueError says what is allowed.
+    A rate may end in ``/s``. ValueError for anything else.
     """
     match = _SIZE.fullmatch(text.strip().lower())
     unit = None if match is None else _UNITS.get(match[2] if match[2] != "b" else "")
     if match is None or unit is None:
-        raise ValueError(f"{text!r} is no size: write 65536, 512KiB, 16MiB, 1.5GB or the like")
+        raise ValueError(f"invalid size {text!r}: must look like 65536, 512KiB, 16MiB or 1.5GB")
     return int(float(match[1]) * unit)
 
 
 def byte_size(text: str) -> int:
-    """:func:`parse_size` as click wants it."""
+    """:func:`parse_size` as a click type."""
     try:
         return parse_size(text)
     except ValueError as error:
@@ -45,10 +45,9 @@ def byte_size(text: str) -> int:
 
 
 def resolve_url(text: str) -> str:
-    """The storage path that an argument means.
+    """The storage path for a URL argument.
 
-    In a shell a relative directory is clear, but ``bucket/a`` is more often an address without its ``s3://``: so a
-    relative directory must start with a dot.
+    A relative directory must start with a dot, because ``bucket/a`` is more often an address without its ``s3://``.
     """
     if "://" in text or not text:
         return text
@@ -57,12 +56,12 @@ def resolve_url(text: str) -> str:
         return str(path)
     if text.split("/", maxsplit=1)[0] in (".", ".."):
         return os.path.abspath(text)
-    raise ConfigError(f"{text!r} is not usable as a URL: write s3://{text} for a bucket or ./{text} for a directory")
+    raise ConfigError(f"invalid URL {text!r}: write s3://{text} for a bucket or ./{text} for a directory")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The common options of one invocation."""
+    """The store and transfer options of one invocation."""
 
     storage_options: Mapping[str, object] = field(default_factory=dict)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -74,7 +73,7 @@ _OUTPUT = ("as_json", "quiet", "debug")
 
 _COMMON = [
     click.option("--endpoint-url", metavar="URL", help="S3 endpoint, such as http://127.0.0.1:8333."),
-    click.option("--region", metavar="NAME", help="S3 region. Default: the usual AWS configuration."),
+    click.option("--region", metavar="NAME", help="S3 region.  [default: AWS configuration]"),
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files."),
     click.option("--sse", metavar="KIND", help="Server-side encryption: AES256 or aws:kms."),
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
@@ -84,53 +83,59 @@ _COMMON = [
         multiple=True,
         metavar="KEY=VALUE",
         envvar="ASYNCSYNC_OPTIONS",
-        help="Any other option of the store. Repeatable. $ASYNCSYNC_OPTIONS takes them too, separated by spaces: "
-        "what is secret does not belong on a command line.",
+        help="Any other option of the store. Repeatable. $ASYNCSYNC_OPTIONS holds the same, separated by spaces; use "
+        "it for secrets, because other users can see a command line.",
     ),
-    click.option("--max-concurrency", type=int, metavar="N", help="Most requests at once.  [default: 256]"),
-    click.option(
-        "--part-size", type=byte_size, metavar="SIZE", help="Bytes per part of a large file.  [default: 16MiB]"
-    ),
-    click.option("--bandwidth-limit", type=byte_size, metavar="SIZE", help="Most bytes per second, such as 50MiB."),
+    click.option("--max-concurrency", type=int, metavar="N", help="Maximum requests in flight.  [default: 256]"),
+    click.option("--part-size", type=byte_size, metavar="SIZE", help="Part size of large files.  [default: 16MiB]"),
+    click.option("--bandwidth-limit", type=byte_size, metavar="SIZE", help="Maximum bytes per second, such as 50MiB."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-    click.option("--debug", is_flag=True, help="Print a traceback with an error, and log to stderr."),
+    click.option("--debug", is_flag=True, help="Print a traceback with each error."),
 ]
 
 
 def common_options(function: Function) -> Function:
-    """Add the options that every command has; :func:`settings` reads them."""
+    """Add the options that every command has, after its own ones; :func:`take_settings` reads them."""
+    own = getattr(function, "__click_params__", [])
+    function.__click_params__ = []  # type: ignore[attr-defined]
     for option in reversed(_COMMON):
         function = option(function)
+    function.__click_params__ += own  # type: ignore[attr-defined]  # click shows the last one first
     return function
 
 
 def filter_options(function: Function) -> Function:
-    """Which files: ``--include`` and ``--exclude``."""
+    """Add ``--include`` and ``--exclude``."""
     for name, text in (
-        ("--exclude", "Leave out files that match this gitignore pattern; wins. Repeatable."),
-        ("--include", "Only files that match this gitignore pattern. Repeatable."),
+        ("--exclude", "Skip files that match this gitignore pattern; wins over --include. Repeatable."),
+        ("--include", "Send only files that match this gitignore pattern. Repeatable."),
     ):
         function = click.option(name, multiple=True, metavar="PATTERN", help=text)(function)
     return function
 
 
 def delete_option(function: Function) -> Function:
-    """``--delete``."""
-    return click.option("--delete", is_flag=True, help="Delete in the store what is gone from the directory.")(function)
+    """Add ``--delete`` and ``--max-delete``."""
+    most = "With --delete: fail, and change nothing, if more files than this are missing locally."
+    function = click.option("--max-delete", type=click.IntRange(min=0), metavar="N", help=most)(function)
+    return click.option("--delete", is_flag=True, help="Delete files in the store that were deleted locally.")(function)
 
 
 def timeout_option(default: float | None) -> Callable[[Function], Function]:
-    """``--timeout`` for one sync."""
+    """Add ``--timeout`` for one transfer."""
     shown = "none" if default is None else f"{default:g}"
     return click.option(
-        "--timeout", type=float, default=default, metavar="SECONDS",
-        help=f"End a sync after this long (exit code 4); what was sent is not lost.  [default: {shown}]",
-    )  # fmt: skip
+        "--timeout",
+        type=float,
+        default=default,
+        metavar="SECONDS",
+        help=f"Cancel a transfer after this long (exit code 4); the next one resumes it.  [default: {shown}]",
+    )
 
 
 def take_settings(values: dict[str, Any]) -> Settings:
-    """Take the common options out of ``values`` (click's keyword arguments). ConfigError for what is not usable."""
+    """Remove the common options from ``values`` (click's keyword arguments). ConfigError if one is invalid."""
     options: dict[str, object] = {name: value for name in _STORE if (value := values.pop(name)) is not None}
     options |= _extra_options(values.pop("extra"))
     transfer = {name: value for name in _TRANSFER if (value := values.pop(name)) is not None}
@@ -145,15 +150,59 @@ def _extra_options(pairs: tuple[str, ...]) -> dict[str, object]:
     for pair in pairs:
         key, mark, value = pair.partition("=")
         if not mark or not key:
-            raise ConfigError(f"-o {pair!r} is not usable: write -o KEY=VALUE")
+            raise ConfigError(f"invalid -o {pair!r}: must be -o KEY=VALUE")
         found[key.strip().replace("-", "_")] = words.get(value.lower(), value)
     return found
 
 
 def sync_config(
-    *, timeout: float | None, include: tuple[str, ...], exclude: tuple[str, ...], delete: bool, period: float = 300.0
+    *,
+    timeout: float | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    delete: bool,
+    max_delete: int | None,
+    period: float = 300.0,
 ) -> SyncConfig:
     """The options of push and watch as a SyncConfig."""
     return SyncConfig(
-        sync_period=period, sync_timeout=timeout, sync_artifacts=True, include=include, exclude=exclude, delete=delete
+        sync_period=period,
+        sync_timeout=timeout,
+        sync_artifacts=True,
+        include=include,
+        exclude=exclude,
+        delete=delete,
+        max_delete=max_delete,
     )
+
+
+_SETTING_FLAGS = {"sync_timeout": "timeout", "sync_period": "period"}
+_FLAGS = (
+    (r"(?:SyncConfig|TransferConfig)\.(\w+)=", lambda match: f"{_flag(match[1])} "),
+    (r"SyncConfig\(max_delete=(\d+)\)", lambda match: f"--max-delete {match[1]}"),
+    (r"\bmax_delete(?= is)", lambda _: "--max-delete"),
+    (r"\bsync_timeout=", lambda _: "--timeout "),
+    (r"\bexact=True\b", lambda _: "--exact"),
+    (r"storage_options=(\{[^}]*\})", lambda match: _pairs(match[1])),
+    (r"as storage_options\b", lambda _: "with -o KEY=VALUE"),
+    (r"\bchecksum=\"(\w+)\"", lambda match: f"-o checksum={match[1]}"),
+    (r" \(number or timedelta\)", lambda _: ""),
+    (r"^(invalid --.*?),? or None\b", lambda match: match[1]),
+    (r"\bconditional_writes=False\b", lambda _: "-o conditional_writes=false"),
+)
+
+
+def in_flags(message: str) -> str:
+    """A message of the library with the flags of this command instead of Python's arguments."""
+    for pattern, flag in _FLAGS:
+        message = re.sub(pattern, flag, message)
+    return message
+
+
+def _flag(setting: str) -> str:
+    return "--" + _SETTING_FLAGS.get(setting, setting).replace("_", "-")
+
+
+def _pairs(options: str) -> str:
+    found = re.findall(r"[\"'](\w+)[\"']: [\"']?([^\"',}]*)", options)
+    return " ".join(f"-o {key}={value}" for key, value in found) or "-o KEY=VALUE"

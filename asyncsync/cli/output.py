@@ -1,6 +1,6 @@
-"""What a person or a machine reads: lines, tables, a progress bar, or one JSON document.
+"""The output of a command: lines, tables and a progress bar for people, or one JSON document for programs.
 
-Results go to stdout; progress, warnings and errors to stderr. With ``--json`` stdout holds the document alone.
+Results go to stdout; progress, warnings and errors to stderr. With ``--json`` stdout holds only the document.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from asyncsync.cli.options import in_flags
 from asyncsync.events import Progress
 from asyncsync.report import SyncReport
 
 LINE_PERIOD = 10.0
-"""Seconds between progress lines where there is no terminal."""
-SHOWN = 20
-"""Lines of a list that are shown before "and N more"."""
+"""Seconds between progress lines if stderr is not a terminal."""
+LINES_SHOWN = 20
+"""Lines of a list before "and N more"."""
 
 
 def human_bytes(count: float) -> str:
-    """``1536`` as ``1.5 KiB``."""
+    """A size for people: ``1536`` is ``1.5 KiB``."""
     if count < 1024:
         return f"{count:.0f} B"
     power = 0
@@ -49,7 +50,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Short: ``0.8 s``, ``42 s``, ``3 m``, ``5 h``, ``2 d``."""
+    """A duration for people: ``0.8 s``, ``42 s``, ``3 m``, ``5 h``, ``2 d``."""
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f} s"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -59,17 +60,17 @@ def human_seconds(seconds: float) -> str:
 
 
 def age(moment: float | None) -> str:
-    """How long ago a Unix time was."""
+    """The age of a Unix time, for people; ``-`` if there is none."""
     return f"{human_seconds(time.time() - moment)} ago" if moment else "-"
 
 
 def count(number: int, noun: str) -> str:
-    """``1 file``, ``1,024 files``."""
+    """A number with its noun: ``1 file``, ``1,024 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as plain JSON values."""
+    """``value`` with dataclasses, tuples and paths as plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: jsonable(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -77,59 +78,60 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [jsonable(item) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None  # NaN is no JSON
+        return value if math.isfinite(value) else None  # JSON has no NaN
     return value if isinstance(value, str | int | None) else str(value)
 
 
 class Output:
-    """Where one command writes."""
+    """The output of one command."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self._debug = as_json, quiet, debug
         self.terminal = sys.stdout.isatty() and not (as_json or quiet)
         self.at_interrupt: Callable[[], str] = lambda: "nothing was changed"
-        """What to say when Ctrl-C ends the command: what is not durable."""
+        """Returns the message for Ctrl-C: what is not durable."""
 
     def line(self, text: str) -> None:
-        """A line for people."""
+        """Print a line on stdout, for people."""
         if not (self.as_json or self.quiet):
             click.echo(text)
 
     def note(self, text: str) -> None:
-        """A line on stderr: a warning, or how far things are."""
+        """Print a line on stderr: a warning or progress."""
         if not self.quiet:
             click.echo(text, err=True)
 
     def error(self, error: BaseException, code: int, *, prefix: str = "error") -> None:
-        """One clear line on stderr, for machines a document too, and with ``--debug`` a traceback."""
+        """Print an error as one line on stderr, as a document with ``--json``, and with its traceback with
+        ``--debug``."""
         if self._debug:
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         click.echo(f"{prefix}: {describe(error)}", err=True)
         if self.as_json:
-            told = {"type": type(error).__name__, "message": str(error), "exit_code": code}
-            self.document({"ok": False, "error": told})
+            details = {"type": type(error).__name__, "message": in_flags(str(error)), "exit_code": code}
+            self.document({"ok": False, "error": details})
 
     def failure(self, error: BaseException, text: str) -> None:
-        """A failure that the command survives."""
+        """Print an error after which the command continues."""
         if self._debug:
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         click.echo(f"{text}: {describe(error)}", err=True)
-        self.document({"ok": False, "error": {"type": type(error).__name__, "message": str(error)}})
+        self.document({"ok": False, "error": {"type": type(error).__name__, "message": in_flags(str(error))}})
 
     def document(self, content: Any) -> None:
-        """The JSON document; nothing without ``--json``."""
+        """Print the JSON document; does nothing without ``--json``."""
         if self.as_json:
             click.echo(json.dumps(jsonable(content), allow_nan=False))
 
     def lines(self, items: Sequence[str], before: str = "  ") -> None:
-        """A list for people, cut where it gets long."""
-        for item in items[:SHOWN]:
+        """Print a list for people, cut after LINES_SHOWN lines."""
+        for item in items[:LINES_SHOWN]:
             self.line(f"{before}{item}")
-        if len(items) > SHOWN:
-            self.line(f"{before}and {len(items) - SHOWN:,} more (--json lists all)")
+        if len(items) > LINES_SHOWN:
+            self.line(f"{before}and {len(items) - LINES_SHOWN:,} more (--json shows all)")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table: drawn on a terminal, else columns parted by tabs, for ``cut`` and ``awk``."""
+        """Print a table: drawn on a terminal, otherwise with tabs between columns, for ``cut`` and ``awk``."""
         if self.as_json or self.quiet:
             return
         if not self.terminal:
@@ -144,45 +146,50 @@ class Output:
         Console().print(table)
 
     def warnings(self, report: SyncReport) -> None:
-        """What was left out of a sync."""
-        for text in report.warnings[:SHOWN]:
+        """Print the warnings of a sync."""
+        for text in report.warnings[:LINES_SHOWN]:
             self.note(f"warning: {text}")
-        if len(report.warnings) > SHOWN:
-            self.note(f"warning: and {len(report.warnings) - SHOWN:,} more")
+        if len(report.warnings) > LINES_SHOWN:
+            self.note(f"warning: and {len(report.warnings) - LINES_SHOWN:,} more")
 
     @contextmanager
     def meter(self, verb: str) -> Iterator[Meter]:
-        """Shows how far a transfer is, while the block runs."""
+        """Show the progress of a transfer while the block runs."""
         if self.quiet or self.as_json:
             yield Meter()
         elif sys.stderr.isatty():
             with Bars(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True),
-                TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            ) as bars:  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            ) as bars:
                 yield BarMeter(bars, verb)
         else:
             yield LineMeter(self, verb)
 
 
 class Meter:
-    """Remembers how far a transfer is, and shows nothing."""
+    """Keeps the last progress of a transfer, and shows nothing."""
 
     def __init__(self) -> None:
         self.last: Progress | None = None
 
     def update(self, progress: Progress) -> None:
-        """Called with each Progress event."""
+        """Take a Progress event."""
         self.last = progress
         self.show(progress)
 
     def show(self, progress: Progress) -> None:
-        """What a subclass does with it."""
+        """Show the progress; a subclass implements this."""
 
     def text(self) -> str:
-        """How far it came."""
+        """The last progress, for people."""
         if self.last is None:
-            return "nothing was transferred yet"
+            return "nothing yet"
         done = self.last
         return (
             f"{done.files_done:,} of {count(done.files_total, 'file')}, "
@@ -191,7 +198,7 @@ class Meter:
 
 
 class BarMeter(Meter):
-    """A bar on a terminal."""
+    """Shows a bar on a terminal."""
 
     def __init__(self, bars: Bars, verb: str) -> None:
         super().__init__()
@@ -205,7 +212,7 @@ class BarMeter(Meter):
 
 
 class LineMeter(Meter):
-    """A line now and then."""
+    """Prints a progress line every LINE_PERIOD seconds."""
 
     def __init__(self, output: Output, verb: str) -> None:
         super().__init__()
@@ -213,25 +220,25 @@ class LineMeter(Meter):
         self._next = time.monotonic() + LINE_PERIOD
 
     def show(self, progress: Progress) -> None:
-        """A line, at most one each LINE_PERIOD."""
+        """Print a line, at most one per LINE_PERIOD."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_PERIOD
             self._output.note(f"{self._verb}: {self.text()}")
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, its notes included."""
+    """An error with its notes in one line, with the flags of this command."""
     text = str(error) or type(error).__name__
     parts = [text, *getattr(error, "__notes__", ())]
-    return "; ".join(" ".join(part.split()) for part in parts)
+    return in_flags("; ".join(" ".join(part.split()) for part in parts))
 
 
 def summary(report: SyncReport, *, verb: str, where: str) -> str:
-    """What a push or pull did, in one line."""
+    """The report of a push or pull in one line."""
     text = (
         f"{verb} {count(report.files_sent, 'file')} ({human_bytes(report.bytes_sent)}) {where} in "
         f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}; "
-        f"{human_bytes(report.bytes_total)} in all"
+        f"{human_bytes(report.bytes_total)} in total"
     )
     if report.bytes_copied:
         text += f"; {human_bytes(report.bytes_copied)} copied inside the store"

@@ -1,4 +1,5 @@
-"""Private: all access to the local disk, blocking, for worker threads.
+"""Private: the only door to the local disk: scan, hash, read, write and rename; and the journal of everything that must
+survive a crash.
 
-May import: aio, planning, config, errors, runtime. Begin reading at ``files``, then ``scan`` and ``journal``.
+May import: ``planning``, ``aio``. Begin with ``scan.py``.
 """

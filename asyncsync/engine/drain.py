@@ -1,4 +1,4 @@
-"""Making everything durable: for ``engine.sync()``, for ``flush``, and for the end of a run."""
+"""Drain: makes everything durable, for ``engine.sync()``, for ``flush``, and at the end of a run."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import LAST_ATTEMPTS
 from asyncsync.errors import AsyncsyncError, StoreError, SyncFailedError
 from asyncsync.status import FlushReport
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, Breaker
+from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, Breaker
 from asyncsync.sync.scheduler import Scheduler
 
 PARALLEL_SYNCS = 64
-"""Trees that are waited for at once."""
+"""Trees that are synced at the same time."""
 EXPERIMENT_FILES = "the experiment's own files"
 STORE_DOWN_LIMIT = 120.0
-"""Seconds for which a store has to refuse everything before an engine that is being left stops waiting for it. That is
-longer than a restart of a server or a change of its address takes, and independent of how much there is to send."""
+"""How long (s) a store must refuse every request before an engine that is being left stops waiting for it. Longer than
+a server takes to restart or to change its address, and independent of the amount of data."""
 URGENT_SHARE = 0.9
-"""Share of a short time for which only the newest checkpoints are sent."""
+"""Share of a short deadline that is reserved for the newest checkpoints."""
 
 
 async def run_within(work: Awaitable[None], seconds: float | None, breaker: Breaker | None) -> str:
-    """Run ``work`` for at most so many seconds, and if ``breaker`` is given only until the store has refused everything
-    for HOPELESS seconds. Returns why it was ended; empty if it was not."""
+    """Run ``work`` for at most ``seconds``. With ``breaker``, end it also when the store has refused every request for
+    STORE_DOWN_LIMIT seconds. Returns why it was ended; empty if it ran to its end."""
     loop, why = asyncio.get_running_loop(), ""
     began = loop.time()
 
     def end_if_down(since: float, error: StoreError) -> None:
         nonlocal why
-        lasts = loop.time() - max(since, began)
-        if lasts >= STORE_DOWN_LIMIT and not why and not scope.expired():
-            why = f"the store has refused everything for {lasts:.0f} s, at last with: {error}"
+        seconds_down = loop.time() - max(since, began)
+        if seconds_down >= STORE_DOWN_LIMIT and not why and not scope.expired():
+            why = f"the store has refused every request for {seconds_down:.0f} s, most recently with: {error}"
             scope.reschedule(loop.time())
 
     try:
@@ -58,27 +58,27 @@ async def run_within(work: Awaitable[None], seconds: float | None, breaker: Brea
 
 
 class Drain:
-    """Makes durable what an engine has; ``failures`` and ``report`` are right at any moment, also if it is cancelled.
+    """Makes an engine's trials durable. ``failures`` and ``report`` are right at any moment, also after a cancel.
 
-    With a deadline the time is short. The newest checkpoint of every trial goes first and whatever else is being sent
-    is interrupted, then come the records, then artifacts and older checkpoints. Otherwise everything in its order.
+    With a deadline the newest checkpoint of every trial goes first, and all other uploads are interrupted. Then come
+    the records, then artifacts and older checkpoints. Without a deadline everything goes in order.
     """
 
     def __init__(
         self, context: EngineContext, registry: Registry, own: OwnFiles | None, runner: CheckpointRunner
     ) -> None:
         self.failures: dict[str, BaseException] = {}
-        """What failed for good, by name."""
+        """Permanent failures, by name."""
         self._context, self._registry, self._own, self._runner = context, registry, own, runner
         self._scheduler = context.scheduler
         self._synced: set[str] = set()
-        self._patient = False
+        self._waits_for_store = False
 
     async def run(self, deadline: float | None) -> None:
-        """Until nothing is left to do. ``deadline``: so many seconds are left; checkpoints that are not done after most
-        of them share the rest with everything else."""
+        """Run until everything is durable or has failed. ``deadline``: remaining seconds; after most of them,
+        unfinished checkpoints share the rest with everything else."""
         urgent = deadline is not None
-        self._patient = not urgent
+        self._waits_for_store = not urgent
         if deadline is not None:
             await self._drain_urgent(URGENT_SHARE * deadline)
         else:
@@ -92,7 +92,8 @@ class Drain:
             self.failures.update(trial.take_failures())
 
     def report(self) -> FlushReport:
-        """What is durable now and what is not. A tree counts if a sync of it has worked since this began."""
+        """The items that are durable now and those that are not. A tree counts as durable if a sync of it succeeded
+        since the drain began."""
         trials = self._registry.trials.values()
         pending = {f"{trial.key}/{job.name}" for trial in trials for job in trial.jobs}
         checkpoints = {f"{trial.key}/{item.name}" for trial in trials for item in trial.record.checkpoints}
@@ -118,7 +119,8 @@ class Drain:
             self._runner.lift_restriction()
 
     async def _save_record(self, trial: TrialState) -> None:
-        """The record now, before the trial's artifacts. If it fails, the sync that follows tries again and tells."""
+        """Save the record before the trial's artifacts. If this fails, the sync that follows retries it and reports the
+        failure."""
         try:
             await trial.prepare()
             await trial.keeper.save()
@@ -130,9 +132,9 @@ class Drain:
             await trial.wait_durable()
 
     async def _wait_for_predecessors(self) -> None:
-        """What a process that was replaced may have written over is looked at before the end."""
+        """Wait until replaced processes cannot write any more. The next sync compares the trees with the store."""
         for trial in self._registry.scheduled():
-            with suppress(AsyncsyncError):  # the sync that follows tells
+            with suppress(AsyncsyncError):  # the sync that follows reports it
                 await trial.wait_for_predecessor()
         if self._own is not None:
             await self._own.wait_for_predecessor()
@@ -144,8 +146,9 @@ class Drain:
         self.failures.update(failures)
 
     def _store_is_down(self) -> bool:
-        """Whether it is the store that fails, and not these trees: who ends this decides how long that may last."""
-        return self._patient and self._context.session.breaker.failing
+        """Whether the store as a whole fails. How long that may last is decided by the caller's limit, not by
+        attempts."""
+        return self._waits_for_store and self._context.session.breaker.failing
 
 
 async def sync_all(
@@ -156,8 +159,8 @@ async def sync_all(
     done: set[str] | None = None,
     wait: Callable[[], bool] = lambda: False,
 ) -> dict[str, BaseException]:
-    """Sync these trees; what failed for good or ``tries`` times, by name. ``done`` is filled as they become durable.
-    While ``wait`` says so, a try does not count."""
+    """Sync these trees. Returns the errors of those that failed permanently or ``tries`` times, by name. ``done``
+    receives the keys as they become durable. While ``wait()`` is true, a failed attempt does not count."""
     left, lasting, attempt = list(keys), dict[str, BaseException](), 0
     pause = 1.0
     while left:
@@ -166,7 +169,7 @@ async def sync_all(
         left = [key for key, error in failures.items() if is_transient(error) and attempt < tries]
         lasting.update({key: error for key, error in failures.items() if key not in left})
         if left:
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PROBE_PAUSE)
             await asyncio.sleep(pause)
     return {key or EXPERIMENT_FILES: error for key, error in lasting.items()}
 
@@ -192,10 +195,10 @@ async def _sync_these(scheduler: Scheduler, keys: Sequence[str], done: set[str])
 
 
 def raise_failures(failures: Mapping[str, BaseException]) -> None:
-    """Raise the one failure, or one error that names them all; nothing if there is none."""
+    """Raise the only failure as it is, or one SyncFailedError that names several. Does nothing if there is none."""
     if not failures:
         return
     if len(failures) == 1:
         raise next(iter(failures.values()))
     text = "; ".join(f"{key}: {error}" for key, error in failures.items())
-    raise SyncFailedError(f"{len(failures)} things are not durable: {text}", failures)
+    raise SyncFailedError(f"{len(failures)} items are not durable: {text}", failures)

@@ -1,4 +1,4 @@
-"""SyncEngine: keeps an experiment's trials in the store while they run. It owns every task."""
+"""SyncEngine: syncs an experiment's trials with the store while they run. All tasks belong to it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
 from asyncsync.engine.trials.pending_checkpoints import find_left_behind
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import read_trials, restore_files
+from asyncsync.engine.trials.resume import restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.stores.base import Lane, Store
@@ -35,15 +36,15 @@ from asyncsync.sync.session import Session
 from asyncsync.sync.tree import pair
 
 TAKEOVER_ATTEMPTS = 4
-"""Attempts to replace a record that its last writer has writes in flight for."""
+"""Attempts to take the experiment's record over while writes of its last writer are in flight."""
 
 if TYPE_CHECKING:
     from asyncsync.blocking import BlockingEngine
 
 
 class LeftWithinError(EngineClosedError):
-    """Given to ``__aexit__`` to leave an engine within ``grace`` seconds. ``failures`` is filled with what is not
-    durable then, and why."""
+    """Passed to ``__aexit__`` to leave an engine within ``grace`` seconds. The engine fills ``failures``: the error of
+    each item that is not durable then, by name."""
 
     def __init__(self, message: str, grace: float) -> None:
         super().__init__(message)
@@ -52,29 +53,30 @@ class LeftWithinError(EngineClosedError):
 
 
 class SyncEngine:
-    """Syncs one experiment; use it as ``async with SyncEngine(run) as engine``.
+    """Syncs one experiment. Use it as ``async with SyncEngine(run) as engine``.
 
-    Leaving the block normally syncs everything once more and raises if anything is not durable. Leaving it by an
-    exception tries the same for ``exit_grace`` seconds and notes on that exception what is not durable.
+    Leaving the block normally syncs everything once more, and raises if anything is not durable. Leaving it by an
+    exception tries the same for ``exit_grace`` seconds, and adds a note to that exception that lists what is not
+    durable.
 
     Args:
-        run: name, place and settings of the experiment.
-        local_dir: where trial directories are made: ``{local_dir}/{run.name}/{trial}``; default: below asyncsync's
+        run: name, location and settings of the experiment.
+        local_dir: parent of the trial directories, ``{local_dir}/{run.name}/{trial}``. Default: ``runs`` in asyncsync's
             state directory.
-        resume: continue the experiment if it exists. False: ExperimentExistsError if it exists.
-        role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials of it.
-        rank: which of the processes that train each trial this is. Rank 0 keeps the trial's record and directory.
-        world_size: how many they are; all write into the same checkpoints, and reach nothing but the store.
-        leave_timeout: most seconds for the last sync when the block is left normally; None: no limit. A store that
-            refuses everything ends it after 120 s, however many trials there are. SyncFailedError names what is not
-            durable then.
+        resume: continue the experiment if it exists. False: raise ExperimentExistsError if it exists.
+        role: ``driver`` also keeps the experiment's record and own files; ``worker`` only runs trials.
+        rank: rank of this process among those that train each trial. Rank 0 keeps the trial's record and directory.
+        world_size: number of ranks; they write into shared checkpoints and communicate only through the store.
+        leave_timeout: limit in seconds for the last sync when the block is left normally; None: no limit. If the store
+            refuses every request, the last sync ends after 120 s, whatever the number of trials. SyncFailedError names
+            what is not durable then.
         exit_grace: seconds for the last sync when the block is left by an exception or a cancel.
-        handle_signals: signals that cancel the task which runs the block, so that it is left within ``exit_grace``:
-            True means SIGTERM, or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeats are ignored within the
-            grace; a handler that was there is called too, and is back afterwards. Only in the main thread
-            (ConfigError elsewhere).
+        handle_signals: signals that cancel the task which runs the block, so that the block is left within
+            ``exit_grace``. True means SIGTERM; or give a set of SIGTERM, SIGUSR1, SIGUSR2 and SIGINT. Repeated signals
+            are ignored during the grace. A handler that was installed before is called too, and restored afterwards.
+            Only in the main thread (ConfigError elsewhere).
 
-    An engine is entered once: EngineClosedError for another time.
+    Raises ConfigError for an invalid option. An engine can be entered once; entering it again raises EngineClosedError.
     """
 
     def __init__(
@@ -116,14 +118,14 @@ class SyncEngine:
 
     @property
     def uri(self) -> str:
-        """Where the experiment is stored."""
+        """URI of the experiment in the store."""
         return self._context.uri
 
     # entering
 
     async def __aenter__(self) -> SyncEngine:
         if self._entered:
-            raise EngineClosedError("an engine is entered once, and this one was entered before: make a new SyncEngine")
+            raise EngineClosedError("an engine is entered once, and this one was entered before. Make a new SyncEngine")
         check_apart(self.local_dir, self.uri)
         check_thread(self._wanted_signals)
         self._context.owning_loop = OwningLoop()
@@ -131,7 +133,7 @@ class SyncEngine:
         try:
             await self._enter()
         except BaseException:
-            self._entered = False  # nothing has begun: it may be tried again
+            self._entered = False  # nothing was started: the caller may retry
             raise
         return self
 
@@ -151,7 +153,7 @@ class SyncEngine:
             self._signals = Signals(self._wanted_signals, cancelling(task), self._exit_grace)
 
     async def _abort_entering(self) -> None:
-        """Entering failed: nothing of it stays."""
+        """Entering failed: end all that was started."""
         self._presence.leave()
         session = self._context.close_session()
         tasks, self._tasks = self._tasks, []
@@ -191,20 +193,20 @@ class SyncEngine:
         context.janitor.kick()
 
     async def _take_over(self, store: Store) -> None:
-        """Make the experiment's record this process's: a replaced driver begins nothing new from here on.
+        """Take the experiment's record over. A replaced driver starts no more writes from then on.
 
-        A write that the replaced driver had in flight may land between our read and our write; then we read again.
+        A write that the replaced driver had in flight may land between our read and our write. Then we read again.
         """
-        for left in reversed(range(TAKEOVER_ATTEMPTS)):
+        for attempts_left in reversed(range(TAKEOVER_ATTEMPTS)):
             replaced = self._predecessor.runner
             try:
                 await self._context.record_file.save(store)
             except ConcurrentWriterError:
-                if not (left and replaced and self._resume):
+                if not (attempts_left and replaced and self._resume):
                     raise
                 await self._open_record(store)
                 if self._predecessor.runner != replaced:
-                    raise  # another process has taken over in between
+                    raise  # a third process took over in between
             else:
                 return
 
@@ -235,14 +237,16 @@ class SyncEngine:
             store, context.run, context.role, self._presence.name, resume=self._resume
         )
 
-    # what users call
+    # public methods
 
     def trial(self, name: str, *, params: Mapping[str, Any] | None = None) -> Trial:
-        """The trial of this name, new on first use; its sync starts at once. ``params`` are kept in params.json.
+        """The trial of this name; the first call creates it and starts its sync. ``params`` are kept in params.json.
 
-        Its directory is there when this returns: a lock and a ``mkdir``, the only disk work on the event loop.
-        ConcurrentWriterError if another process of this machine runs the trial in the same directory, DamagedError if
-        the trial was to be resumed and its record cannot be read.
+        Its directory exists when this returns. A lock and a ``mkdir`` are the only disk work on the event loop.
+
+        Raises ConfigError for an invalid name, EngineClosedError outside the block, ConcurrentWriterError if another
+        process of this machine runs the trial in the same directory, and DamagedError if a resumed trial's record
+        cannot be read.
         """
         self._context.check_open()
         state = self._open_registry.open(name, params)
@@ -252,27 +256,33 @@ class SyncEngine:
         return face
 
     def events(self) -> EventStream:
-        """What happens from now on: ``async for event in engine.events()``. Ends when the engine does, so a task that
-        listens belongs outside the block, or is cancelled inside it."""
+        """Events from now on: ``async for event in engine.events()``.
+
+        The stream ends when the engine does. A task that listens belongs outside the block, or must be cancelled inside
+        it.
+        """
         if self._context.running:
             self._context.owning_loop.check()
         return self._context.emitter.listen()
 
     def status(self) -> EngineStatus:
-        """How things stand: per trial the durability lag and what is at risk, and the queues."""
+        """The current state: durability lag (seconds) and bytes at risk of each trial, and the queues. Raises
+        EngineClosedError outside the block."""
         return engine_status(self._context, self._open_registry.trials)
 
     async def sync(self) -> None:
-        """Sync the experiment and every trial now, and wait for it. SyncFailedError names the trees that failed."""
+        """Sync the experiment and every trial now, and wait for the end. Raises SyncFailedError, which names the trees
+        that failed; a single failure is raised as it is."""
         self._context.check_open()
         raise_failures(await sync_all(self._context.scheduler, self._open_registry.tree_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
-        """Make everything durable that can be within ``deadline`` seconds, and say what is and what is not.
+        """Make durable what can be made durable within ``deadline`` seconds, and report what is durable and what is
+        not.
 
-        With a deadline, as before a preemption: no report is taken meanwhile (it waits), the newest checkpoint of every
-        trial goes first, then records, then artifacts and older checkpoints. Nothing is lost that is not done in time:
-        it goes on afterwards, or in the next process.
+        With a deadline, as before a preemption, reports wait until the flush ends. The newest checkpoint of every trial
+        goes first, then records, then artifacts and older checkpoints. What is not done in time is not lost: it resumes
+        afterwards, or in the next process.
         """
         self._context.check_open()
         drain = self._new_drain()
@@ -286,7 +296,7 @@ class SyncEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._context.owning_loop.forked:
-            return  # the engine, its connections and its threads are the parent's
+            return  # the engine, its connections and its threads belong to the parent process
         self._context.owning_loop.check()
         failures: dict[str, BaseException] = {}
         if self._signals is not None and error is not None:
@@ -295,7 +305,7 @@ class SyncEngine:
             if self._tasks_alive():
                 failures = await self._leave_in_time(error)
             if failures and error is not None:
-                error.add_note(_not_durable(failures))  # before the end of our tasks raises it again
+                error.add_note(_not_durable(failures))  # before the end of the task group raises it again
             if isinstance(error, LeftWithinError):
                 error.failures = failures
         finally:
@@ -317,7 +327,7 @@ class SyncEngine:
         return not any(task.done() for task in self._tasks)
 
     async def _leave_in_time(self, error: BaseException | None) -> dict[str, BaseException]:
-        """A cancel while the block is left ends the waiting, not the grace."""
+        """A cancel while the block is left ends the wait, not the grace."""
         try:
             return await self._leave(error)
         except asyncio.CancelledError as cancelled:
@@ -342,15 +352,18 @@ class SyncEngine:
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
-        left = f"{why} (see {limit})"
-        missing = {key or EXPERIMENT_FILES: SyncError(left) for key in drain.report().not_durable}
+        reason = f"{why} (see {limit})"
+        missing = {key or EXPERIMENT_FILES: SyncError(reason) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
 
     def _new_drain(self) -> Drain:
         return Drain(self._context, self._open_registry, self._own_files, self._runner)
 
     async def _drain(self, drain: Drain, deadline: float | None, most: float | None = None) -> str:
-        """Why it was not through in time. Without a ``deadline`` everything comes in its order, within ``most``."""
+        """Run ``drain`` and return why it was cut short; empty if it was complete.
+
+        Without a ``deadline`` everything goes in order, within ``most`` seconds.
+        """
         breaker = self._context.session.breaker
         if deadline is not None:
             return await run_within(self._drained(drain, deadline), deadline, None)
@@ -382,7 +395,7 @@ class SyncEngine:
 
 
 def not_durable(engine: SyncEngine) -> list[str]:
-    """Names of what an engine has that is not in the store, from any thread."""
+    """Names of the engine's items that are not durable. Callable from any thread."""
     registry = engine._registry  # noqa: SLF001  a function of this module
     return sorted(registry.not_durable()) if registry is not None else []
 

@@ -17,11 +17,11 @@ ALLOWED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR
 
 
 def as_signals(wanted: object) -> frozenset[signal.Signals]:
-    """The signals that ``handle_signals`` names; ConfigError for anything else."""
+    """The signals that ``handle_signals`` names. Raises ConfigError for anything else."""
     if isinstance(wanted, bool):
         return frozenset({signal.SIGTERM} if wanted else ())
     names = ", ".join(number.name for number in ALLOWED)
-    refusal = f"SyncEngine(handle_signals={wanted!r}) is not usable: it must be True, False or a set of {names}"
+    refusal = f"invalid SyncEngine(handle_signals={wanted!r}): must be True, False or a set of {names}"
     if not isinstance(wanted, Iterable) or isinstance(wanted, str | bytes):
         raise ConfigError(refusal)
     numbers = list(wanted)
@@ -31,19 +31,19 @@ def as_signals(wanted: object) -> frozenset[signal.Signals]:
 
 
 def check_thread(numbers: frozenset[signal.Signals]) -> None:
-    """ConfigError where Python does not let anybody handle signals."""
+    """Raise ConfigError where Python cannot handle signals."""
     if numbers and threading.current_thread() is not threading.main_thread():
         raise ConfigError(
-            "SyncEngine(handle_signals=...) is not usable here: Python handles signals only in the main thread, and "
-            f"this is {threading.current_thread().name!r}. Enter the engine in the main thread, or leave the option out"
+            "invalid SyncEngine(handle_signals=...): Python handles signals only in the main thread, and this is "
+            f"thread {threading.current_thread().name!r}. Enter the engine in the main thread, or omit the option"
         )
 
 
 class Signals:
-    """Calls ``react`` on the first of some signals; repeats within ``grace`` seconds change nothing.
+    """Calls ``react`` on the first signal. Repeats within ``grace`` seconds are ignored.
 
-    ``react`` gets the signal, and a function that calls the handler which the program had. That one is back after
-    :meth:`restore`. Use it in the main thread.
+    ``react`` receives the signal, and a function that calls the program's own handler. :meth:`restore` puts that
+    handler back. Use it in the main thread.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Signals:
             signal.signal(number, self._handle)
 
     def begin_grace(self) -> None:
-        """What a signal would bring about has begun: it would only disturb it."""
+        """The engine is being left already: ignore signals during the grace."""
         self._quiet_until = time.monotonic() + self._grace
 
     def restore(self) -> None:
-        """The handlers that were there are back, unless somebody has put others in the place of ours meanwhile. Off the
-        main thread, where Python does not allow that, ours give way to them at the next signal."""
+        """Put the program's handlers back, unless the program replaced ours meanwhile. Outside the main thread, where
+        Python does not allow that, our handlers remove themselves at the next signal."""
         self._over = True
         if threading.current_thread() is not threading.main_thread():
             return
@@ -76,15 +76,17 @@ class Signals:
                 signal.signal(number, self._previous(number))
 
     def _previous(self, number: int) -> Any:
-        """The handler before ours; not that of an engine which has ended before us."""
+        """The program's handler, not the handler of an engine that has already ended."""
         previous = self._before[number]
         owner = getattr(previous, "__self__", None)
         if isinstance(owner, Signals) and owner._over:  # noqa: SLF001  another one of us
             return owner._previous(number)  # noqa: SLF001
-        return signal.SIG_DFL if previous is None else previous  # None: it was not set from Python
+        return signal.SIG_DFL if previous is None else previous  # None: not installed from Python
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._over or os.getpid() != self._process:  # it was left in another thread, or the engine is the parent's
+        if (
+            self._over or os.getpid() != self._process
+        ):  # left in another thread, or the engine belongs to the parent process
             signal.signal(number, self._previous(number))
             signal.raise_signal(number)
         elif time.monotonic() >= self._quiet_until:
@@ -98,8 +100,8 @@ class Signals:
 
 
 def cancelling(task: asyncio.Task[Any]) -> Callable[[signal.Signals, Callable[[], None]], None]:
-    """A reaction that cancels ``task``, unless the program's own handler does so: a second cancel would end what the
-    first one begins."""
+    """A reaction that cancels ``task``, unless the program's own handler does. A second cancel would interrupt the
+    clean-up that the first one started."""
     loop = asyncio.get_running_loop()
 
     def react(number: signal.Signals, chain: Callable[[], None]) -> None:
@@ -109,6 +111,6 @@ def cancelling(task: asyncio.Task[Any]) -> Callable[[signal.Signals, Callable[[]
         finally:
             if task.cancelling() == before:
                 task.cancel(number.name)
-                loop.call_soon_threadsafe(lambda: None)  # a loop that waits for the network has to look
+                loop.call_soon_threadsafe(lambda: None)  # wakes a loop that waits for the network
 
     return react

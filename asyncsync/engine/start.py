@@ -1,4 +1,4 @@
-"""How an engine starts: which part of the experiment it is, and whose record it takes over."""
+"""How an engine starts: it opens or takes over the experiment's record."""
 
 from __future__ import annotations
 
@@ -22,43 +22,49 @@ log = logging.getLogger("asyncsync")
 
 
 def as_seconds(name: str, value: object) -> float:
-    """ConfigError unless it is a number of seconds, 0 or more."""
+    """The value as seconds. Raises ConfigError unless it is a number, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ConfigError(f"SyncEngine({name}={value!r}) is not usable: it must be seconds, 0 or more")
+        raise ConfigError(f"invalid SyncEngine({name}={value!r}): must be a number of seconds, 0 or more")
     return float(value)
 
 
 async def open_record(
     store: Store, run: RunConfig, role: Role, runner: str, *, resume: bool
 ) -> tuple[ExperimentRecord, RecordFile, Predecessor]:
-    """Take the experiment's record over, or start a new one; only the driver's is ever written. DamagedError if the
-    one that is there cannot be read: nobody but its owner can say what is to become of it."""
-    before = Predecessor()
+    """Take the experiment's record over, or create one. Only the driver's record is ever written.
+
+    Raises ExperimentExistsError without ``resume``, and DamagedError if the stored record cannot be read: only its
+    owner can decide about it.
+    """
     now = wall_time()
     record = ExperimentRecord(str(run.name), config=_config(run), started=now, updated=now)
-    version = MISSING
+    version, predecessor = MISSING, Predecessor()
     if role.is_driver:
         record.nonce, record.runner = token(), runner
-        try:
-            await store.head(EXPERIMENT_RECORD)
-            there = await get_record(store, EXPERIMENT_RECORD, ExperimentRecord) if resume else None
-        except NotFoundError:
-            pass
-        else:
-            if not resume:
-                raise ExperimentExistsError(
-                    f"{run.uri} holds an experiment already: pass resume=True to continue it, or another name"
-                )
-            if there is not None:
-                record, version = there
-                before = Predecessor(record.runner, record.status == "running")
-                record.epoch += 1
-                record.status, record.updated = "running", now
-                record.nonce, record.runner = record.nonce or token(), runner
+        stored = await _find_stored(store, run, resume=resume)
+        if stored is not None:
+            record, version = stored
+            predecessor = Predecessor(record.runner, record.status == "running")
+            record.epoch += 1
+            record.status, record.updated = "running", now
+            record.nonce, record.runner = record.nonce or token(), runner
     elif resume:
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
         record.nonce = driver.nonce if driver is not None else ""
-    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), before
+    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), predecessor
+
+
+async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[ExperimentRecord, str] | None:
+    """The stored record and its version, if there is one. Raises ExperimentExistsError then, without ``resume``."""
+    try:
+        await store.head(EXPERIMENT_RECORD)
+        if resume:
+            return await get_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+    except NotFoundError:
+        return None
+    raise ExperimentExistsError(
+        f"{run.uri} already holds an experiment: pass resume=True to continue it, or choose another name"
+    )
 
 
 def _config(run: RunConfig) -> dict[str, Any]:
@@ -66,10 +72,10 @@ def _config(run: RunConfig) -> dict[str, Any]:
 
 
 def write_safety_warning(store: Store) -> str:
-    """What the store cannot do and somebody might count on; empty: nothing."""
+    """A warning if the store lacks conditional writes; empty if it has them."""
     if store.traits.conditional_writes:
         return ""
     return (
         f"{store.uri} has no conditional writes: asyncsync cannot stop two processes that write to the same trial or "
-        "prefix; see to it that there is only one"
+        "prefix. Make sure that only one process writes"
     )

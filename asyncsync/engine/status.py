@@ -1,4 +1,4 @@
-"""Private: reads how an engine stands from its memory."""
+"""Private: reads an engine's status from memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncsync.status import EngineStatus, TrialStatus
 
 
 def trial_status(trial: TrialState, now: float) -> TrialStatus:
-    """``now`` is the event loop's clock."""
+    """Status of one trial. ``now``: the event loop's clock."""
     since = [job.accepted for job in trial.jobs]
     if trial.dirty_since is not None:
         since.append(trial.dirty_since)
@@ -28,7 +28,7 @@ def trial_status(trial: TrialState, now: float) -> TrialStatus:
 
 
 def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> EngineStatus:
-    """A plain call: reads what is in memory."""
+    """Status of an engine. Synchronous: it reads only memory."""
     session, now = context.session, asyncio.get_running_loop().time()
     found = {name: trial_status(trial, now) for name, trial in trials.items()}
     return EngineStatus(

@@ -1,4 +1,4 @@
-"""Trial: one training run; what ``await trial.report(...)`` does."""
+"""Trial: one training run, as users see it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from asyncsync.report import SyncReport
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
 RESERVED = re.compile(r"checkpoint_\d|rank_\d")
-"""Beginnings of names that asyncsync gives."""
+"""Prefixes of names that asyncsync assigns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one ``report`` did. ``checkpoint`` is None if none was given."""
+    """Result of one ``report``. ``checkpoint`` is None if the report had none."""
 
     metrics: dict[str, Any]
     checkpoint: CheckpointHandle | None = None
 
 
 class Trial:
-    """One training run of an experiment; ``engine.trial(name)`` makes it."""
+    """One training run of an experiment. Get it from ``engine.trial(name)``."""
 
     __slots__ = ("_acceptance", "_context", "_state")
 
@@ -49,17 +49,17 @@ class Trial:
 
     @property
     def dir(self) -> Path:
-        """The trial's directory on this machine; write artifacts here. Ranks have one each."""
+        """The trial's directory on this machine. Write artifacts here. Each rank has a directory of its own."""
         return self._state.dir
 
     @property
     def uri(self) -> str:
-        """Where the trial is stored."""
+        """URI of the trial in the store."""
         return self._state.uri
 
     @property
     def status(self) -> str:
-        """``running``, or what ``finish`` was given."""
+        """``running``, or the status given to ``finish``."""
         return self._state.record.status
 
     async def report(
@@ -75,28 +75,31 @@ class Trial:
     ) -> Report:
         """Record metrics, and make a checkpoint durable.
 
-        Reports of a trial take effect in order, whatever their modes. A failure of an earlier ASYNC checkpoint or
-        background sync that nobody waited for is raised here, before anything of this report is recorded. A report that
-        is cancelled has been recorded with its checkpoint, or nothing of it has.
+        Reports of a trial take effect in order, whatever their modes. If an earlier ASYNC checkpoint or background sync
+        failed and nobody waited for it, this call raises that failure before it records anything. A cancelled report is
+        recorded together with its checkpoint, or not at all.
 
-        All regular files that the directory holds when it is accepted are the checkpoint: no filter applies, links are
-        followed. If one of them changes or vanishes before all are in the store, the checkpoint fails with
+        The checkpoint consists of all regular files in the directory when the report is accepted. No filter applies;
+        links are followed. If a file changes or vanishes before all are stored, the checkpoint fails with
         SourceChangedError or CheckpointIncompleteError.
 
         Args:
-            metrics: JSON values; nested mappings are fine. One line in ``result.json``, one row in ``progress.csv``.
-            checkpoint: a directory or one file, or ``Checkpoint.take/lend/snapshot``. ConfigError if it holds the
-                trial's own files; CheckpointIncompleteError if it is not there or holds no file.
-            step: of the training, 0 or more; kept with the checkpoint. With several ranks it is required, and what they
-                are matched by.
-            name: of the checkpoint's directory in the store, instead of ``checkpoint_000000`` and up; new in the trial.
-            upload: SYNC returns when it is durable, ASYNC when it is accepted (it waits while
-                ``max_pending_checkpoints`` of this trial are not durable yet), NO_UPLOAD sends nothing. After a
-                SyncTimeoutError of SYNC, reporting the same unchanged directory goes on where it ended.
-            delete_local: delete the files once durable; default: only for ASYNC and a directory that asyncsync
-                owns (``Checkpoint.take``). Refused for a directory that was only lent. What is not as it was sent
-                stays, and a SyncWarning names it.
-            metadata: JSON values kept with the checkpoint.
+            metrics: JSON values, nested mappings included. One line in ``result.json``, one row in ``progress.csv``.
+            checkpoint: a directory, a file, or ``Checkpoint.take/lend/snapshot``. ConfigError if it contains the
+                trial's own files; CheckpointIncompleteError if it is missing or contains no file.
+            step: training step, 0 or more; stored with the checkpoint. Required with several ranks, whose parts are
+                matched by it.
+            name: name of the checkpoint in the store instead of ``checkpoint_000000`` and up. Must be new in the trial.
+            upload: SYNC returns when the checkpoint is durable. ASYNC returns when it is accepted, and first waits
+                while ``max_pending_checkpoints`` of this trial are pending. NO_UPLOAD uploads nothing. After a
+                SyncTimeoutError of SYNC, another report of the same unchanged directory resumes the upload.
+            delete_local: delete the files once they are durable. Default: only for ASYNC and a directory that asyncsync
+                owns (``Checkpoint.take``). ConfigError for a directory that was only lent. Files that changed since the
+                upload stay, and a SyncWarning names them.
+            metadata: JSON values stored with the checkpoint.
+
+        Raises SyncError and its subclasses if the checkpoint does not become durable (SYNC), SyncTimeoutError after
+        ``sync_timeout`` seconds, and EngineClosedError after ``finish`` or outside the engine's block.
         """
         source = _as_checkpoint(checkpoint)
         _check_mode(upload, source, delete_local)
@@ -107,7 +110,9 @@ class Trial:
         await self._context.gate.wait_open()
         self._context.check_open()
         if not self._context.scheduler.has(self._state.key):
-            raise EngineClosedError(f"trial {self.name!r} is finished: it takes no more reports")
+            raise EngineClosedError(
+                f"trial {self.name!r} is finished and accepts no more reports. Use another trial name"
+            )
         self._state.raise_failures()
         async with self._state.reporting:
             await self._state.prepare()
@@ -120,12 +125,13 @@ class Trial:
         return Report(dict(metrics), handle)
 
     async def skip(self, step: int, reason: str) -> None:
-        """Tell the other ranks that this one makes no checkpoint of ``step``, instead of reporting it; or give up one
-        that it has reported and that is not durable yet.
+        """Report to the other ranks that this one makes no checkpoint of ``step``; or give up one that it reported and
+        that is not durable yet.
 
-        Their reports of that step raise CheckpointIncompleteError with this rank and ``reason``, whether they come
-        before or after this; the next step is for all of them again. Returns when they can know. Does nothing where
-        one process trains the trial. Raises what keeps it from telling them.
+        Reports of that step on the other ranks raise CheckpointIncompleteError with this rank and ``reason``, before or
+        after this call. The next step is open to all ranks again. Returns when the other ranks can see it. Does nothing
+        if one process trains the trial. Raises ConfigError for an invalid step, and the store's error if the other
+        ranks could not be informed.
         """
         number, state = as_step(step), self._state
         await self._context.gate.wait_open()
@@ -145,14 +151,15 @@ class Trial:
             return
 
     async def sync(self) -> SyncReport:
-        """Sync the trial's files and record now, and wait for it. Raises why it failed."""
+        """Sync the trial's files and record now, and wait for the end. Raises the error of a failed sync."""
         self._context.check_open()
         return await self._context.scheduler.sync(self._state.key)
 
     async def finish(self, status: str = "finished", error: object = None) -> None:
-        """The trial is over: wait for its checkpoints, sync it once more, leave the schedule.
+        """End the trial: wait for its checkpoints, sync it once more, and remove it from the schedule.
 
-        ``error`` (a text or an exception) is kept in the record. Raises what is not durable.
+        ``error`` (a text or an exception) is stored in the record. Raises SyncError or SyncFailedError if anything is
+        not durable.
         """
         self._context.check_open()
         state = self._state
@@ -175,45 +182,45 @@ def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
 
 def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
     if not isinstance(mode, UploadMode):
-        raise ConfigError(f"report(upload={mode!r}) is not usable: it must be an UploadMode")
+        raise ConfigError(f"invalid report(upload={mode!r}): must be an UploadMode")
     if delete_local and source is not None and not source.owned:
         raise ConfigError(
-            "report(delete_local=True) is refused for a directory that was only lent: hand it over with "
+            "invalid report(delete_local=True): the directory is only lent; hand it over with "
             "Checkpoint.take(directory)"
         )
 
 
 def check_checkpoint(name: str | None) -> str | None:
-    """ConfigError if a checkpoint cannot be called so in any trial."""
+    """Raise ConfigError if no checkpoint may have this name."""
     if name is None:
         return None
     check_name("report(name=...)", name)
     if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
         raise ConfigError(
-            f"report(name={name!r}) is not usable: asyncsync itself gives names like checkpoint_000000, rank_00000, "
-            "result.json and x.asyncsync-tmp"
+            f"invalid report(name={name!r}): must not be a name that asyncsync itself uses, such as checkpoint_000000, "
+            "rank_00000, result.json or x.asyncsync-tmp"
         )
     return name
 
 
 def check_step(step: object, role: Role, source: Checkpoint | None) -> int | None:
-    """ConfigError if it is no step, or if several ranks could not be matched without one."""
+    """Raise ConfigError for an invalid step, or for a missing one where several ranks are matched by it."""
     if step is None:
         if role.world_size > 1 and source is not None:
             raise ConfigError(
-                f"report(checkpoint=...) needs step=... where world_size={role.world_size}: the ranks are matched by "
-                "it, and counting reports cannot notice that one of them skipped one"
+                f"invalid report(checkpoint=...) without step=... (world_size={role.world_size}): the step "
+                "matches the reports of the ranks, because counting reports cannot notice that one of them skipped one"
             )
         return None
     return as_step(step)
 
 
 def as_step(step: object) -> int:
-    """ConfigError if it is no step."""
+    """The step as an int. Raises ConfigError for anything else."""
     try:
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
         number = -1
     if number < 0 or isinstance(step, bool):
-        raise ConfigError(f"step={step!r} is not usable: it must be a whole number, 0 or more")
+        raise ConfigError(f"invalid step={step!r}: must be an integer >= 0")
     return number

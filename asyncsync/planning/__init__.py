@@ -1,5 +1,5 @@
-"""Private: decisions as pure functions. No event loop, no clock, no disk: time and facts are arguments.
+"""Private: decisions as pure functions: what changed, what to send or copy, when to sync, what to keep. No event loop,
+no clock, no disk.
 
-Imports no other package of ours. Begin reading at ``manifest`` (the data), ``changes`` and ``schedule`` (the
-decisions).
+May import: nothing but the vocabulary. Begin with ``changes.py``.
 """

@@ -1,1 +1,4 @@
-"""Private."""
+"""Private: operations on stored experiments, from any machine: open, pull, restore, verify, repair, prune.
+
+May import: ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``experiment.py``.
+"""

@@ -1,7 +1,7 @@
-"""An experiment as its records tell it: look at its trials, pick a checkpoint, get it back.
+"""An experiment as its records describe it: list its trials, pick a checkpoint, download or restore it.
 
-Nothing here is open between calls, so nothing needs closing. Nothing depends on where the experiment was written: a
-moved, copied or renamed one reads the same.
+Nothing stays open between calls, so nothing needs closing. Nothing depends on the address under which the experiment
+was written: a moved, copied or renamed experiment reads the same.
 """
 
 from __future__ import annotations
@@ -26,26 +26,17 @@ from asyncsync.errors import (
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import by_age, score
-from asyncsync.remote.access import reading
-from asyncsync.remote.catalog import Catalog, read_catalog
-from asyncsync.remote.consistent_download import Selection, download_exactly
-from asyncsync.remote.restore import Candidates, RestoreReport, is_not_whole, restore_newest
+from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
+from asyncsync.remote.current_tree import download_selection
+from asyncsync.remote.restore import Candidates, RestoreReport, is_incomplete_or_damaged, restore_newest
+from asyncsync.remote.selection import Selection
+from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record, read_manifest
 from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
-
-DEFAULT = TransferConfig()
-
-
-@dataclass(frozen=True)
-class Access:
-    """How to reach the store again."""
-
-    options: Mapping[str, object] = field(default_factory=dict, repr=False)
-    transfer: TransferConfig = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -58,19 +49,29 @@ class CheckpointView:
     uri: str
     number: int
     metrics: dict[str, Any]
-    """As reported with it."""
+    """As reported with the checkpoint."""
     metadata: dict[str, Any]
+    """As reported with the checkpoint."""
     files: int
-    """How many; :meth:`manifest` names them."""
+    """Number of files; :meth:`manifest` names them."""
     bytes: int
+    """Size of all files."""
     time: float
-    """Unix seconds of when it became durable."""
-    access: Access = field(default_factory=Access, repr=False, compare=False)
+    """When the checkpoint became durable, Unix seconds."""
+    access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
-        """Every file with its size and checksums; CheckpointRetiredError or CheckpointIncompleteError if it is gone,
-        DamagedError if it cannot be read."""
-        async with self._told_if_retired(), reading(self.uri, self.access.transfer, self.access.options) as store:
+        """Every file with its size and checksums.
+
+        Raises:
+            CheckpointRetiredError: the trial has retired the checkpoint.
+            CheckpointIncompleteError: the manifest is missing for another reason.
+            DamagedError: the manifest cannot be read.
+        """
+        async with (
+            self._retirement_reported(),
+            open_for_reading(self.uri, self.access.transfer, self.access.options) as store,
+        ):
             return await read_manifest(store, "")
 
     async def download(
@@ -82,66 +83,76 @@ class CheckpointView:
         on_progress: Callable[[Progress], None] | None = None,
         landed: list[str] | None = None,
     ) -> DownloadReport:
-        """Fetch it into the directory ``target``, every byte checked; files that are there and right stay.
+        """Download the checkpoint into the directory ``target`` and verify every byte.
+
+        Files that are already correct are not transferred again. No file is ever half written, and all files belong to
+        this checkpoint. The returned report can be used as the path of ``target``.
 
         Args:
             target: a directory; it need not exist.
-            include: only files that match one of these gitignore patterns (a path is one too).
-            exact: when everything is in place, remove from ``target`` all other files and links, then directories that
-                are empty. Links are not followed.
-            on_progress: is called on the event loop, at most five times a second.
-            landed: is filled with the paths that were written, also if it fails.
-
-        The report can be used as the path. No file is ever half written, and all are of this checkpoint.
+            include: download only files that match one of these gitignore patterns (a path is a pattern too).
+            exact: when everything is in place, remove all other files and links from ``target``, then empty
+                directories. Links are not followed.
+            on_progress: called on the event loop, at most five times a second.
+            landed: filled with the paths of the files that were written, also if the download fails.
 
         Raises:
-            CheckpointRetiredError: its trial has retired it since; the error names the newest one. What was fetched of
-                it is removed.
-            CheckpointIncompleteError: its manifest or data is missing for another reason.
-            IntegrityError: it is damaged.
-            ConfigError: ``include`` matches no file, or came with ``exact``; or ``target`` is not to be made exact: the
-                root, a home directory, one that holds the working directory, or that asyncsync keeps in step.
-            SyncFailedError: anything else.
+            CheckpointRetiredError: the trial has retired the checkpoint; the error names the trial's newest one. The
+                downloaded files are removed.
+            CheckpointIncompleteError: the manifest or data is missing for another reason.
+            IntegrityError: the data is damaged.
+            ConfigError: ``include`` matches no file or was given together with ``exact``; or ``target`` must not be
+                cleared: the root, a home directory, a parent of the working directory, a directory that asyncsync
+                syncs.
+            SyncFailedError: any other failure.
         """
         selection, transfer = Selection.of(include, exact=exact), self.access.transfer
         put: list[str] = [] if landed is None else landed
         try:
-            async with self._told_if_retired(), reading(self.uri, transfer, self.access.options) as store:
-                return await download_exactly(
-                    store, "", target, selection, concurrency=transfer.max_concurrency, on_progress=on_progress,
+            async with self._retirement_reported(), open_for_reading(self.uri, transfer, self.access.options) as store:
+                return await download_selection(
+                    store,
+                    "",
+                    target,
+                    selection,
+                    concurrency=transfer.max_concurrency,
+                    on_progress=on_progress,
                     landed=put,
-                )  # fmt: skip
+                )
         except CheckpointRetiredError:
-            await in_thread(remove_files, os.fspath(target), put)  # it will never be whole
+            await in_thread(remove_files, os.fspath(target), put)  # it can never be completed
             raise
 
     async def verify(self, *, deep: bool = True) -> VerifyReport:
-        """Whether the store has what its manifest names; ``deep`` reads every byte. CheckpointRetiredError."""
+        """Compare the store with the manifest; ``deep`` reads every byte. CheckpointRetiredError if the trial has
+        retired the checkpoint."""
         access = self.access
-        async with self._told_if_retired():
+        async with self._retirement_reported():
             report = await verify(self.uri, deep=deep, storage_options=access.options, transfer=access.transfer)
         if not report.ok and (retired := await self._retired()) is not None:
             raise retired
         return report
 
     @asynccontextmanager
-    async def _told_if_retired(self) -> AsyncIterator[None]:
-        """What is not whole because its trial has retired it is no damage."""
+    async def _retirement_reported(self) -> AsyncIterator[None]:
+        """Report an incomplete checkpoint that the trial has retired as CheckpointRetiredError."""
         try:
             yield
         except AsyncsyncError as error:
-            if not is_not_whole(error) or (retired := await self._retired()) is None:
+            if not is_incomplete_or_damaged(error) or (retired := await self._retired()) is None:
                 raise
             raise retired from error
 
     async def _retired(self) -> CheckpointRetiredError | None:
-        """The error that says so, if the record of its trial does not name it now."""
+        """The error to raise if the trial's record no longer names the checkpoint."""
         access = self.access
         try:
-            async with reading(self.uri.removesuffix(f"/{self.name}"), access.transfer, access.options) as store:
+            async with open_for_reading(
+                self.uri.removesuffix(f"/{self.name}"), access.transfer, access.options
+            ) as store:
                 record = await find_record(store, TRIAL_RECORD, TrialRecord)
         except AsyncsyncError:
-            return None  # nobody knows; the error that we have says what is wrong
+            return None  # unknown; the original error describes the failure
         if record is None or self.name in {item.name for item in record.checkpoints}:
             return None
         text = f"{self.uri} was retired by its trial since its record was read"
@@ -156,35 +167,38 @@ class CheckpointView:
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial, as its record tells it."""
+    """A trial, as its record describes it."""
 
     name: str
     uri: str
     status: str
-    """running, finished, failed, or what ``Trial.finish`` was given; ``unreadable``: its record is damaged."""
+    """``running``, ``finished``, ``failed``, or the status that ``Trial.finish`` was given; ``unreadable``: the record
+    is damaged."""
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Of the last report."""
+    """Metrics of the last report."""
     checkpoints: list[CheckpointView] = field(default_factory=list)
-    """By number, oldest first."""
+    """Sorted by number, oldest first."""
     error: str | None = None
+    """Why the trial failed, or why its record cannot be read."""
     reports: int = 0
+    """Number of reports."""
     started: float = 0.0
     """Unix seconds."""
     updated: float = 0.0
-    """Unix seconds of the last change of the record."""
+    """Last change of the record, Unix seconds."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment as it was when it was opened: ``await Experiment.open(uri)``."""
+    """A snapshot of an experiment, made by ``await Experiment.open(uri)``."""
 
     name: str
     uri: str
     status: str
     trials: list[TrialView]
-    """By name."""
-    access: Access = field(default_factory=Access, repr=False, compare=False)
+    """Sorted by name."""
+    access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
     async def open(
@@ -192,24 +206,26 @@ class Experiment:
         uri: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, object] | None = None,
-        transfer: TransferConfig = DEFAULT,
+        transfer: TransferConfig = DEFAULT_TRANSFER,
     ) -> Experiment:
         """Read the records of all trials, in parallel; no manifest and no data.
 
-        NotFoundError if there is no experiment at ``uri``; ConfigError for a URI that is not known.
+        Raises:
+            NotFoundError: there is no experiment at ``uri``.
+            ConfigError: the URI or an option is unknown.
         """
-        access = Access(dict(storage_options or {}), transfer)
-        async with reading(uri, transfer, storage_options) as store:
-            catalog = await read_catalog(store)
+        access = StoreAccess(dict(storage_options or {}), transfer)
+        async with open_for_reading(uri, transfer, storage_options) as store:
+            index = await read_trial_index(store)
         base = os.fspath(uri).rstrip("/")
-        trials = [_trial(name, base, catalog, access) for name in sorted(_names(catalog))]
-        record = catalog.experiment
+        trials = [_trial(name, base, index, access) for name in sorted(index.names())]
+        record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]
         return cls(name, base, record.status if record is not None else "unknown", trials, access)
 
     @property
     def checkpoints(self) -> list[CheckpointView]:
-        """All of them, newest first. Within a trial the number decides, never a clock; between trials the time."""
+        """All checkpoints, newest first: by number within a trial, never by a clock; by time between trials."""
         return newest_first(self.trials)
 
     def trial(self, name: str) -> TrialView:
@@ -223,8 +239,8 @@ class Experiment:
     def latest_checkpoint(self, trial: str | TrialView | None = None) -> CheckpointView | None:
         """The newest checkpoint of the experiment or of one trial; None if there is none.
 
-        That of a trial has the highest number, whatever clocks said; of several trials' the one that became durable
-        last, by the clocks of their machines.
+        The newest checkpoint of a trial is the one with the highest number. Among several trials it is the one that
+        became durable last, by the clocks of their machines.
         """
         return next(iter(self._of(trial)), None)
 
@@ -233,11 +249,11 @@ class Experiment:
     ) -> CheckpointView | None:
         """The checkpoint with the largest (or smallest) ``metric``, the newest among equals.
 
-        ``metric`` may be nested, ``"eval/loss"``. NaN, missing and what is no number are never best. None if there
-        are no checkpoints at all; SyncError if none of them has the metric, naming those that they have.
+        ``metric`` may be nested, ``"eval/loss"``. NaN, missing and non-numeric values are never best. Returns None if
+        there are no checkpoints. SyncError if no checkpoint has the metric; the error lists the metrics that exist.
         """
         if order not in ("max", "min"):
-            raise ConfigError(f'best_checkpoint(order={order!r}) is not usable: it must be "max" or "min"')
+            raise ConfigError(f'invalid best_checkpoint(order={order!r}): must be "max" or "min"')
         candidates = self._of(trial)
         if not candidates:
             return None
@@ -262,36 +278,40 @@ class Experiment:
         exact: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> RestoreReport[CheckpointView]:
-        """Fetch the newest checkpoint whose every byte checks out; the report says which were passed over and why.
+        """Download the newest checkpoint that is complete and undamaged, and verify every byte.
 
-        Where one was retired since the experiment was opened, the records are read again and the newest one of now is
-        taken. What a damaged or retired one had left in ``target`` is removed before another is tried. ``include`` and
-        ``exact`` as for :meth:`CheckpointView.download`. NotFoundError if there is no checkpoint,
-        CheckpointIncompleteError if the records of now name none that is whole. A store that fails or a full disk is an
-        error at once, never a reason to fall back.
+        The report names the newer checkpoints that were passed over and why. If a checkpoint was retired since the
+        experiment was opened, the records are read again and the newest checkpoint is tried next. Files of a damaged or
+        retired checkpoint are removed from ``target`` before another one is tried. ``include`` and ``exact`` work as in
+        :meth:`CheckpointView.download`.
+
+        Raises:
+            NotFoundError: there is no checkpoint.
+            CheckpointIncompleteError: the current records name no checkpoint that is complete and undamaged.
+            StoreError: the store failed. Like a full disk this raises at once: it is no reason to fall back.
         """
         Selection.of(include, exact=exact)
         name = trial.name if isinstance(trial, TrialView) else trial
         if name is not None:
             self.trial(name)
 
-        async def look() -> Candidates[CheckpointView]:
+        async def read_again() -> Candidates[CheckpointView]:
             return _candidates(await self._now(name), name)
 
         async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
             return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
 
         where = self.uri if name is None else f"{self.uri}/{name}"
-        return await restore_newest(_candidates(self.trials, name), look, Path(target), where, fetch)
+        return await restore_newest(_candidates(self.trials, name), read_again, Path(target), where, fetch)
 
     async def _now(self, trial: str | None) -> list[TrialView]:
-        """The trials as their records tell them now; of one trial only its own is read."""
+        """The trials as their current records describe them; for one trial only its own record is read."""
         access = self.access
         if trial is None:
             now = await Experiment.open(self.uri, storage_options=access.options, transfer=access.transfer)
             return now.trials
         uri = f"{self.uri}/{trial}"
-        async with reading(uri, access.transfer, access.options) as store:
+        async with open_for_reading(uri, access.transfer, access.options) as store:
             try:
                 record = await find_record(store, TRIAL_RECORD, TrialRecord)
             except DamagedError as error:
@@ -305,45 +325,56 @@ class Experiment:
 
 
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
-    """What can be restored of one trial, or of all."""
+    """The checkpoints of one trial, or of all, that a restore may try."""
     wanted = [item for item in trials if name in (None, item.name)]
-    lost = [(item.name, item.error or "") for item in wanted if item.status == "unreadable"]
-    return Candidates(newest_first(wanted), lost)
+    unreadable = [(item.name, item.error or "") for item in wanted if item.status == "unreadable"]
+    return Candidates(newest_first(wanted), unreadable)
 
 
 def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
-    """The newest first: always the highest number that is left of a trial, and of several trials' the latest one."""
+    """All checkpoints, newest first: by number within a trial, by time between trials."""
     lines = [trial.checkpoints[::-1] for trial in trials]
     return list(heapq.merge(*lines, key=lambda item: (-item.time, -item.number)))
 
 
-def _names(catalog: Catalog) -> set[str]:
-    started = catalog.experiment.trials if catalog.experiment is not None else {}
-    return catalog.trials.keys() | catalog.unreadable.keys() | started.keys()
-
-
-def _trial(name: str, base: str, catalog: Catalog, access: Access) -> TrialView:
+def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> TrialView:
     uri = f"{base}/{name}"
-    record = catalog.trials.get(name)
+    record = index.trials.get(name)
     if record is None:
-        if name in catalog.unreadable:
-            return TrialView(name, uri, "unreadable", error=str(catalog.unreadable[name]))
-        status = catalog.experiment.trials[name] if catalog.experiment is not None else "unknown"
-        return TrialView(name, uri, status)  # started, and nothing of it has reached the store yet
+        if name in index.unreadable:
+            return TrialView(name, uri, "unreadable", error=str(index.unreadable[name]))
+        status = index.experiment.trials[name] if index.experiment is not None else "unknown"
+        return TrialView(name, uri, status)  # started; the store has nothing of it yet
     return _view(name, uri, record, access)
 
 
-def _view(name: str, uri: str, record: TrialRecord, access: Access) -> TrialView:
+def _view(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
     records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
     return TrialView(
-        name, uri, record.status, record.params, record.metrics, checkpoints, record.error, record.reports,
-        record.started, record.updated,
-    )  # fmt: skip
+        name,
+        uri,
+        record.status,
+        record.params,
+        record.metrics,
+        checkpoints,
+        record.error,
+        record.reports,
+        record.started,
+        record.updated,
+    )
 
 
-def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: Access) -> CheckpointView:
+def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: StoreAccess) -> CheckpointView:
     return CheckpointView(
-        item.name, trial, f"{uri}/{item.name}", item.number, item.metrics, item.metadata, item.files, item.bytes,
-        item.time, access,
-    )  # fmt: skip
+        item.name,
+        trial,
+        f"{uri}/{item.name}",
+        item.number,
+        item.metrics,
+        item.metadata,
+        item.files,
+        item.bytes,
+        item.time,
+        access,
+    )

@@ -1,10 +1,10 @@
-"""``prune``: what nobody owns any more. Only what is certainly garbage, only what is old, and only when asked twice."""
+"""``prune``: remove old data that certainly no record or manifest owns, and only with ``dry_run=False``."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -12,9 +12,9 @@ from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import reading
+from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
-from asyncsync.remote.verify import CHECKPOINT_DIR
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.read import exists, list_all
@@ -23,10 +23,11 @@ from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, TrialR
 
 DAY = 86400.0
 CENTURY = 100 * 365.25 * DAY
-ABORTS = 5
-"""A part that was under way while an upload was aborted may stay (Amazon S3 API, AbortMultipartUpload): abort again."""
-BATCH = 1000
-DEFAULT = TransferConfig()
+ABORT_ATTEMPTS = 5
+"""A part in flight while its upload is aborted may stay (Amazon S3 API, AbortMultipartUpload): abort again."""
+ABORTS_IN_PARALLEL = 16
+DIRECTORIES_IN_PARALLEL = 8
+KEYS_PER_DELETE = 1000
 
 
 async def prune(
@@ -35,84 +36,81 @@ async def prune(
     dry_run: bool = True,
     older_than: Seconds = DAY,
     storage_options: Mapping[str, object] | None = None,
-    transfer: TransferConfig = DEFAULT,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
 ) -> PruneReport:
-    """Remove what was left behind below ``uri`` and has not been touched for ``older_than`` (seconds or timedelta).
+    """Remove abandoned data below ``uri`` that has not changed for ``older_than`` (seconds or timedelta).
 
-    That is: multipart uploads that were never completed; checkpoint directories of a trial or experiment that have no
-    manifest and that no record names; and those that were retired, but whose process died before it had deleted them:
-    the trial's record does not name them and does name a newer one.
+    Abandoned are:
 
-    Age is told by the store's clock alone, that of this machine is not asked. It takes a small object that is written
-    and removed, also by a dry run (for a directory a temporary file). What does not say when it was written is left
-    alone, and one object or upload that is young protects the whole checkpoint directory that it lies in. A trial whose
-    record was written within ``older_than`` may still be about to commit what comes after its newest checkpoint: that
-    is left alone whatever its age, and so are uploads of its artifacts. Each directory is looked at again right before
-    it is deleted.
+    - multipart uploads that were never completed;
+    - checkpoint directories of a trial or experiment that have no manifest and that no record names;
+    - retired checkpoint directories whose process died before it had deleted them: the trial's record does not name
+      them and names a newer one.
 
-    Never touched: whatever a manifest or a record names, or may name that cannot be read (the report says so), and
-    everything that is not a checkpoint directory. With
-    ``dry_run`` (the default) nothing is removed and the report says what would be. Give a longer ``older_than`` where
-    a single file takes longer than a day to upload.
+    The store's clock alone decides about age. Reading it takes a small object that is written and removed, also in a
+    dry run (for a directory: a temporary file). An object without a time stays, and one young object or upload protects
+    its whole checkpoint directory. A trial whose record was written within ``older_than`` may be about to commit a
+    checkpoint after its newest one: such a directory stays whatever its age, and so do uploads of the trial's
+    artifacts. Each directory is checked again just before it is deleted.
+
+    Never removed: anything that a manifest or a record names; anything that an unreadable one may name (the report
+    lists these); any object outside checkpoint directories. With ``dry_run`` (the default) nothing is removed, and the
+    report lists what would be. Use a longer ``older_than`` if the upload of a single file takes longer than a day.
 
     Raises:
-        ConfigError: ``older_than`` is no age: negative, not a number, more than a century.
-        SyncError: the store does not tell the time.
-        SyncFailedError: parts of an upload are still there after it was aborted five times: run it again later.
+        ConfigError: ``older_than`` is negative, not a number, or more than a century.
+        SyncError: the store does not report the time.
+        SyncFailedError: parts of an upload remain after five aborts: run it again later.
     """
     limit, started = _age(older_than), time.monotonic()
-    async with reading(uri, transfer, storage_options) as store:
+    async with open_for_reading(uri, transfer, storage_options) as store:
         objects = await list_all(store, "")
-        every = await store.list_multiparts("")
+        open_uploads = await store.list_multiparts("")
         garbage: list[_Directory] = []
         uploads: list[Upload] = []
         unreadable: dict[str, str] = {}
-        if every or any(map(_directory, objects)):  # else there is nothing whose age matters
-            owned = _Owned(store, objects, await store_time(store) - limit)
-            unreadable = owned.unreadable
-            garbage = await owned.garbage(every)
-            uploads = [item for item in every if await owned.is_abandoned(item, every)]
+        if open_uploads or any(map(checkpoint_directory, objects)):  # otherwise no age matters
+            ownership = _Ownership(store, objects, await store_time(store) - limit)
+            unreadable = ownership.unreadable
+            garbage = await ownership.garbage(open_uploads)
+            uploads = [item for item in open_uploads if await ownership.is_abandoned(item, open_uploads)]
             if not dry_run:
-                garbage = await _delete_all(store, owned, garbage)
+                garbage = await _delete_all(store, ownership, garbage)
                 await _abort_all(store, uploads)
         return PruneReport(
-            dry_run=dry_run, uploads=sorted(upload.key for upload in uploads),
-            checkpoints=sorted(item.prefix for item in garbage), objects=sum(len(item.keys) for item in garbage),
-            bytes=sum(item.size for item in garbage), requests=store.requests, seconds=time.monotonic() - started,
+            dry_run=dry_run,
+            uploads=sorted(upload.key for upload in uploads),
+            checkpoints=sorted(item.prefix for item in garbage),
+            objects=sum(len(item.keys) for item in garbage),
+            bytes=sum(item.size for item in garbage),
+            requests=store.requests,
+            seconds=time.monotonic() - started,
             unreadable=unreadable,
-        )  # fmt: skip
+        )
 
 
 def _age(older_than: Seconds) -> float:
     seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= CENTURY:
-        raise ConfigError(
-            f"older_than={older_than!r} is not usable: it must be 0 seconds to a century (number or timedelta)"
-        )
+        raise ConfigError(f"invalid older_than={older_than!r}: must be 0 seconds to a century (number or timedelta)")
     return float(seconds)
 
 
 def _is_old(modified: float | None, before: float) -> bool:
-    """What does not tell its age counts as young."""
+    """Whether something is older than ``before``; without a time it counts as young."""
     return modified is not None and modified <= before
-
-
-def _directory(key: str) -> str:
-    """The checkpoint directory that a key lies in, or nothing."""
-    match = CHECKPOINT_DIR.match(key)
-    return match[0] if match is not None else ""
 
 
 @dataclass(slots=True)
 class _Directory:
-    """A checkpoint directory and what lies in it."""
+    """A checkpoint directory and its objects."""
 
     prefix: str
     keys: list[str] = field(default_factory=list)
     size: int = 0
     is_old: bool = True
     committed: bool = False
-    """It has a manifest."""
+    """The directory has a manifest."""
 
     @property
     def name(self) -> str:
@@ -130,28 +128,23 @@ class _Directory:
 
 
 def _is_of_a_trial(prefix: str, objects: Mapping[str, ObjectInfo]) -> bool:
-    """Directories of that name in a tree that somebody pushed are none of our business."""
-    trial = _parent(prefix)
-    return trial + TRIAL_RECORD in objects or (bool(trial) and _parent(trial) + EXPERIMENT_RECORD in objects)
-
-
-def _parent(prefix: str) -> str:
-    head, slash, _ = prefix.rstrip("/").rpartition("/")
-    return head + slash
+    """Whether the directory belongs to a trial; a pushed tree may have directories of the same name."""
+    trial = parent(prefix)
+    return trial + TRIAL_RECORD in objects or (bool(trial) and parent(trial) + EXPERIMENT_RECORD in objects)
 
 
 def _directories(objects: Mapping[str, ObjectInfo], before: float) -> dict[str, _Directory]:
     found: dict[str, _Directory] = {}
     for key, info in objects.items():
-        prefix = _directory(key)
+        prefix = checkpoint_directory(key)
         if prefix:
             found.setdefault(prefix, _Directory(prefix)).add(info, before)
     return found
 
 
 @dataclass(slots=True)
-class _Owned:
-    """What manifests and records above a directory name; each is read once. ``before`` is by the store's clock."""
+class _Ownership:
+    """What the manifests and records above a directory name; each is read once. ``before`` is by the store's clock."""
 
     store: Store
     objects: dict[str, ObjectInfo]
@@ -160,36 +153,39 @@ class _Owned:
     paths: dict[str, frozenset[str] | None] = field(default_factory=dict)
     records: dict[str, TrialRecord | None] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Record or manifest -> why it cannot be read. What it may name is left alone."""
+    """Record or manifest -> why it cannot be read. Everything that it may name stays."""
 
     def __post_init__(self) -> None:
         self.directories = _directories(self.objects, self.before)
 
     async def garbage(self, uploads: Sequence[Upload]) -> list[_Directory]:
-        """Checkpoint directories that nobody owns."""
-        busy = {_directory(item.key) for item in uploads if not _is_old(item.started, self.before)}
+        """Checkpoint directories without an owner."""
+        busy = {checkpoint_directory(item.key) for item in uploads if not _is_old(item.started, self.before)}
         found = [
-            item for item in self.directories.values()
+            item
+            for item in self.directories.values()
             if item.is_old and item.prefix not in busy and _is_of_a_trial(item.prefix, self.objects)
-        ]  # fmt: skip
+        ]
         return [item for item in found if await self.is_garbage(item)]
 
     async def is_abandoned(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
-        """Whether nobody completes it any more."""
+        """Whether no process will complete the upload."""
         if not _is_old(upload.started, self.before):
             return False
-        prefix = _directory(upload.key)
+        prefix = checkpoint_directory(upload.key)
         if not prefix:
-            return not any(self._is_live(above) for above in _above(upload.key))
+            return not any(self._may_be_running(above) for above in parents(upload.key))
         directory = self.directories.get(prefix)
         if directory is not None and not directory.is_old:
             return False
-        young = any(_directory(item.key) == prefix and not _is_old(item.started, self.before) for item in uploads)
-        return not young and not await self._is_coming(_Directory(prefix))
+        young = any(
+            checkpoint_directory(item.key) == prefix and not _is_old(item.started, self.before) for item in uploads
+        )
+        return not young and not await self._may_be_committed(_Directory(prefix))
 
     async def is_garbage(self, directory: _Directory) -> bool:
-        """Nobody names it, and nobody is about to."""
-        trial = _parent(directory.prefix)
+        """Whether nothing names the directory, and no running trial is about to."""
+        trial = parent(directory.prefix)
         if await self._is_unreadable(trial):
             return False
         record = await self._record(trial)
@@ -197,12 +193,12 @@ class _Owned:
             return False
         if directory.committed:
             return record is not None and directory.number < _newest(record)
-        return not await self._is_coming(directory) and not await self._is_in_a_manifest(directory)
+        return not await self._may_be_committed(directory) and not await self._is_in_a_manifest(directory)
 
-    async def look_again(self, directory: _Directory) -> _Directory | None:
-        """The directory as it is now, if it still is garbage: somebody may go on with it, or have completed or adopted
-        it since. What lies in it is asked last, right before it is deleted."""
-        await self._read_again(_parent(directory.prefix))
+    async def check_again(self, directory: _Directory) -> _Directory | None:
+        """The directory as it is now, or None if it is no longer garbage: a process may have resumed, completed or
+        adopted it. Its objects are listed last, just before they are deleted."""
+        await self._read_again(parent(directory.prefix))
         if not await self.is_garbage(directory):
             return None
         if not all(_is_old(item.started, self.before) for item in await self.store.list_multiparts(directory.prefix)):
@@ -211,7 +207,7 @@ class _Owned:
         return now if now is not None and now.is_old and now.committed == directory.committed else None
 
     async def _read_again(self, trial: str) -> None:
-        """The record of a trial as it is now, and then when it was written."""
+        """Read the current record of a trial, then the time when it was written."""
         self.records.pop(trial, None)
         await self._is_unreadable(trial)
         try:
@@ -219,21 +215,21 @@ class _Owned:
         except NotFoundError:
             self.objects.pop(trial + TRIAL_RECORD, None)
 
-    async def _is_coming(self, directory: _Directory) -> bool:
+    async def _may_be_committed(self, directory: _Directory) -> bool:
         """Whether a running trial may be about to commit it."""
-        trial = _parent(directory.prefix)
+        trial = parent(directory.prefix)
         if await self._is_unreadable(trial):
             return True
         record = await self._record(trial)
-        return record is not None and directory.number > _newest(record) and self._is_live(trial)
+        return record is not None and directory.number > _newest(record) and self._may_be_running(trial)
 
-    def _is_live(self, trial: str) -> bool:
-        """Whether the record of a trial is young: its process may be there."""
+    def _may_be_running(self, trial: str) -> bool:
+        """Whether the record of a trial is young, so that its process may be running."""
         info = self.objects.get(trial + TRIAL_RECORD)
         return info is not None and not _is_old(info.modified, self.before)
 
     async def _is_in_a_manifest(self, directory: _Directory) -> bool:
-        for prefix in _above(directory.prefix):
+        for prefix in parents(directory.prefix):
             if prefix + MANIFEST in self.objects:
                 paths = await self._manifest(prefix)
                 if paths is None or any(key[len(prefix) :] in paths for key in directory.keys):
@@ -241,7 +237,7 @@ class _Owned:
         return False
 
     async def _is_unreadable(self, trial: str) -> bool:
-        """Whether the record of a trial's prefix cannot be read: what is below it may all be named there."""
+        """Whether the trial's record cannot be read: it may name everything below its prefix."""
         key = trial + TRIAL_RECORD
         if key not in self.unreadable:
             try:
@@ -251,7 +247,7 @@ class _Owned:
         return key in self.unreadable
 
     async def _record(self, trial: str) -> TrialRecord | None:
-        """The record of a trial's prefix; DamagedError if it cannot be read."""
+        """The trial's record; DamagedError if it cannot be read."""
         if trial not in self.records:
             self.records[trial] = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
         return self.records[trial]
@@ -267,44 +263,39 @@ class _Owned:
         return self.paths[prefix]
 
 
-def _above(prefix: str) -> Iterator[str]:
-    while prefix:
-        prefix = _parent(prefix)
-        yield prefix
-
-
 def _newest(record: TrialRecord) -> int:
     return max((item.number for item in record.checkpoints), default=-1)
 
 
-async def _delete_all(store: Store, owned: _Owned, directories: Sequence[_Directory]) -> list[_Directory]:
-    """Which of them were deleted."""
+async def _delete_all(store: Store, ownership: _Ownership, directories: Sequence[_Directory]) -> list[_Directory]:
+    """Delete the directories that are still garbage; returns those that were deleted."""
     deleted: list[_Directory] = []
 
     async def delete(directory: _Directory) -> None:
-        now = await owned.look_again(directory)
+        now = await ownership.check_again(directory)
         if now is not None and await _delete(store, now):
             deleted.append(now)
 
-    await for_each_limited(directories, delete, 8)
+    await for_each_limited(directories, delete, DIRECTORIES_IN_PARALLEL)
     return deleted
 
 
 async def _delete(store: Store, directory: _Directory) -> bool:
-    """A manifest goes before what it names; where there was none, it is looked for until the end. Whether all went."""
+    """Delete a directory, its manifest first. Stops if a directory without a manifest gets one. Returns whether
+    everything was deleted."""
     manifest = directory.prefix + MANIFEST
     if directory.committed:
         await store.delete([manifest])
-    for start in range(0, len(directory.keys), BATCH):
+    for start in range(0, len(directory.keys), KEYS_PER_DELETE):
         if start and not directory.committed and await exists(store, manifest):
             return False
-        await store.delete(directory.keys[start : start + BATCH])
+        await store.delete(directory.keys[start : start + KEYS_PER_DELETE])
     return True
 
 
 async def _abort(store: Store, upload: Upload) -> bool:
-    """Whether it is gone, parts and all."""
-    for _ in range(ABORTS):
+    """Abort an upload; returns whether no part of it remains."""
+    for _ in range(ABORT_ATTEMPTS):
         await store.abort_multipart(upload)
         try:
             if not await store.list_parts(upload):
@@ -315,15 +306,15 @@ async def _abort(store: Store, upload: Upload) -> bool:
 
 
 async def _abort_all(store: Store, uploads: Sequence[Upload]) -> None:
-    left: list[str] = []
+    remaining: list[str] = []
 
     async def abort(upload: Upload) -> None:
         if not await _abort(store, upload):
-            left.append(upload.key)
+            remaining.append(upload.key)
 
-    await for_each_limited(uploads, abort, 16)
-    if left:
+    await for_each_limited(uploads, abort, ABORTS_IN_PARALLEL)
+    if remaining:
         raise SyncFailedError(
-            f"{store.uri}: parts of {len(left)} upload(s) are still there after {ABORTS} aborts; prune again later: "
-            + ", ".join(sorted(left)[:5])
+            f"{store.uri}: parts of {len(remaining)} upload(s) remain after {ABORT_ATTEMPTS} aborts; "
+            "run prune again later: " + ", ".join(sorted(remaining)[:5])
         )

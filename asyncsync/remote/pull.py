@@ -1,4 +1,4 @@
-"""``pull``: a tree, a trial or a whole experiment into a local directory."""
+"""``pull``: download a tree, a checkpoint, a trial or an experiment into a local directory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from asyncsync.disk.landing import check_parents
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import reading
-from asyncsync.remote.catalog import read_catalog
-from asyncsync.remote.consistent_download import Selection, clear, download_current, exactly
+from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.remote.current_tree import download_current, open_exact_target, remove_others
+from asyncsync.remote.selection import Selection
+from asyncsync.remote.trial_index import read_trial_index
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import exists, find, list_directories
@@ -26,10 +27,12 @@ from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import NoManifestError, find_record
 from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
 
-TREES_AT_ONCE = 16
-ROUNDS = 100
-"""How often what came in place of retired checkpoints is fetched: a trial may make them faster than we do."""
-DEFAULT = TransferConfig()
+TREES_IN_PARALLEL = 16
+TRIAL_LISTINGS = 64
+"""Trials whose directories are listed in parallel."""
+ROUNDS_FOR_NEWER = 100
+"""Rounds in which checkpoints that replaced retired ones are fetched. Bounded, because a trial may make them faster
+than a pull fetches them."""
 
 
 async def pull(
@@ -37,41 +40,46 @@ async def pull(
     local: str | os.PathLike[str],
     *,
     storage_options: Mapping[str, object] | None = None,
-    transfer: TransferConfig = DEFAULT,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
     on_progress: Callable[[Progress], None] | None = None,
     exact: bool = False,
 ) -> SyncReport:
-    """Fetch what ``uri`` holds into the directory ``local``: a pushed tree, a checkpoint, a trial with its checkpoints,
-    or an experiment with all of that.
+    """Download everything at ``uri`` into the directory ``local``: a pushed tree, a checkpoint, a trial with its
+    checkpoints, or an experiment with its trials.
 
-    Every byte is checked against the manifests; files that are there and right stay; nothing is deleted, unless
-    ``exact``: then, when all of it is in place, other files and links in ``local`` are removed, and empty directories.
-    Checkpoints that are retired meanwhile are left out with a warning, and those that came instead are fetched.
-    In the report "sent" is what was fetched.
+    Every byte is verified against the manifests, and files that are already correct are not transferred again. Nothing
+    is deleted, unless ``exact``: then, when everything is in place, other files and links are removed from ``local``,
+    and empty directories. Checkpoints that are retired during the pull are left out with a warning, and the checkpoints
+    that replaced them are fetched. In the report, "sent" means fetched.
 
     Raises:
         CheckpointIncompleteError: there is no manifest and no record at ``uri``, or objects are missing.
         DamagedError: the trial's record or the manifest cannot be read.
-        IntegrityError: bytes are not what the manifest says.
-        SyncFailedError: anything else, or several trees failed: ``failures`` names them; the others are complete.
+        IntegrityError: the bytes do not match the manifest.
+        SyncFailedError: any other failure, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
-        ConfigError: ``local`` is not to be made exact, see :meth:`asyncsync.remote.experiment.CheckpointView.download`.
+        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.remote.experiment.CheckpointView.download`.
     """
     started = time.monotonic()
-    async with reading(uri, transfer, storage_options) as store, exactly(local, Selection(exact=exact)) as room:
-        job = _Pull(store, Path(os.path.abspath(local)), transfer.max_concurrency, on_progress, room)
+    target = Path(os.path.abspath(local))
+    async with (
+        open_for_reading(uri, transfer, storage_options) as store,
+        open_exact_target(local, Selection(exact=exact)) as exact_target,
+    ):
+        job = _Pull(store, target, transfer.max_concurrency, on_progress, exact_target)
         await job.run()
         return job.report(store.requests, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A tree to fetch; ``trial`` is set for a checkpoint that this trial's record names."""
+class _Tree:
+    """A tree to fetch."""
 
     prefix: str
     trial: str | None = None
+    """For a checkpoint: the prefix of the trial whose record names it."""
     optional: bool = False
-    """It may have no manifest: a trial that has only checkpoints, an experiment without files of its own."""
+    """The tree may have no manifest: a trial with checkpoints only, an experiment without files of its own."""
 
 
 @dataclass(slots=True)
@@ -80,25 +88,27 @@ class _Pull:
     target: Path
     concurrency: int
     on_progress: Callable[[Progress], None] | None
-    room: ExactTarget | None = None
+    exact: ExactTarget | None = None
     done: list[DownloadReport] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
-    """Paths of all files that were fetched, kept for an exact target only."""
+    """Paths of all downloaded files; only for an exact target."""
     removed: int = 0
     retired: set[str] = field(default_factory=set)
-    """Prefixes of trials that have retired something since their record was read."""
+    """Prefixes of trials that have retired a checkpoint since their record was read."""
     known: set[str] = field(default_factory=set)
-    """Prefixes of trees that were seen to."""
+    """Prefixes of all trees that were fetched or tried."""
     warnings: list[str] = field(default_factory=list)
     failures: dict[str, Exception] = field(default_factory=dict)
-    seen: dict[str, Progress] = field(default_factory=dict)
+    progress: dict[str, Progress] = field(default_factory=dict)
+    """The last progress of each tree."""
     sums: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    """Progress of all trees: files done, files in total, bytes done, bytes in total."""
 
     async def run(self) -> None:
         trees = await self._trees()
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS_FOR_NEWER):
             await self._fetch(trees)
-            trees = await self._newer()
+            trees = await self._newer_checkpoints()
             if not trees:
                 break
         count = len(self.known)
@@ -109,16 +119,16 @@ class _Pull:
             raise SyncFailedError(
                 f"{len(self.failures)} of {count} trees of {self.store.uri} failed: {text}", self.failures
             )
-        if self.room is not None:
-            self.removed = await clear(self.room, self.target, self.named)
+        if self.exact is not None:
+            self.removed = await remove_others(self.exact, self.target, self.named)
 
-    async def _fetch(self, trees: list[_Wanted]) -> None:
+    async def _fetch(self, trees: list[_Tree]) -> None:
         await in_thread(check_parents, str(self.target), [tree.prefix.rstrip("/") for tree in trees if tree.prefix])
         self.known.update(tree.prefix for tree in trees)
-        workers = min(TREES_AT_ONCE, len(trees))
+        workers = min(TREES_IN_PARALLEL, len(trees))
         each = max(4, self.concurrency // workers)
 
-        async def fetch(tree: _Wanted) -> None:
+        async def fetch(tree: _Tree) -> None:
             try:
                 await self._tree(tree, each)
             except (AsyncsyncError, OSError) as error:
@@ -126,67 +136,73 @@ class _Pull:
 
         await for_each_limited(trees, fetch, workers)
 
-    async def _newer(self) -> list[_Wanted]:
-        """What came in place of what was retired. Only what is there: nobody had named it when we began."""
+    async def _newer_checkpoints(self) -> list[_Tree]:
+        """The checkpoints that replaced retired ones. Each is optional: the records read first did not name it."""
         retired, self.retired = self.retired, set()
-        found: list[_Wanted] = []
+        found: list[_Tree] = []
         for prefix in sorted(retired):
-            for name in await self._named_now(prefix) or ():
-                tree = _Wanted(f"{prefix}{name}/", trial=prefix, optional=True)
+            for name in await self._checkpoints_now(prefix) or ():
+                tree = _Tree(f"{prefix}{name}/", trial=prefix, optional=True)
                 if tree.prefix not in self.known:
                     found.append(tree)
         return found
 
-    async def _trees(self) -> list[_Wanted]:
+    async def _trees(self) -> list[_Tree]:
         if await find(self.store, EXPERIMENT_RECORD) is not None:
             return await self._experiment()
         record = await find_record(self.store, TRIAL_RECORD, TrialRecord)
         if record is not None:
             return await self._trial("", record)
         if await exists(self.store, MANIFEST):
-            return [_Wanted("")]
+            return [_Tree("")]
         try:
-            return await self._experiment()  # written by workers only
+            return await self._experiment()  # only workers have written it
         except NotFoundError:
             raise CheckpointIncompleteError(
-                f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Look at the "
-                "address; a push that was interrupted has to be run again"
+                f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Check the "
+                "address; if a push was interrupted, run it again"
             ) from None
 
-    async def _experiment(self) -> list[_Wanted]:
-        catalog = await read_catalog(self.store)
-        trees = [_Wanted("", optional=True)]
-        found: dict[str, list[_Wanted]] = {}
+    async def _experiment(self) -> list[_Tree]:
+        index = await read_trial_index(self.store)
+        trees = [_Tree("", optional=True)]
+        found: dict[str, list[_Tree]] = {}
 
-        async def look(name: str) -> None:
-            found[name] = await self._trial(f"{check_name('trial', name)}/", catalog.trials[name])
+        async def find_trees(name: str) -> None:
+            found[name] = await self._trial(f"{check_name('trial', name)}/", index.trials[name])
 
-        await for_each_limited(list(catalog.trials), look, max(1, min(64, len(catalog.trials))))
+        await for_each_limited(list(index.trials), find_trees, max(1, min(TRIAL_LISTINGS, len(index.trials))))
         for name in sorted(found):
             trees.extend(found[name])
-        self.failures.update(catalog.unreadable)
+        self.failures.update(index.unreadable)
         return trees
 
-    async def _trial(self, prefix: str, record: TrialRecord) -> list[_Wanted]:
-        """The trial's own tree, those of its other ranks, and its checkpoints."""
+    async def _trial(self, prefix: str, record: TrialRecord) -> list[_Tree]:
+        """The tree of the trial, the trees of its other ranks, and its checkpoints."""
         names = await list_directories(self.store, prefix)
         ranks = [name for name in names if name.startswith("rank_") and name.removeprefix("rank_").isdigit()]
         return [
-            _Wanted(prefix, optional=True),
-            *(_Wanted(f"{prefix}{name}/", optional=True) for name in ranks),
-            *(_Wanted(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
+            _Tree(prefix, optional=True),
+            *(_Tree(f"{prefix}{name}/", optional=True) for name in ranks),
+            *(_Tree(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
         ]
 
-    async def _tree(self, tree: _Wanted, concurrency: int) -> None:
-        def tell(progress: Progress) -> None:
-            self._tell(tree.prefix, progress)
+    async def _tree(self, tree: _Tree, concurrency: int) -> None:
+        def report_progress(progress: Progress) -> None:
+            self._add_progress(tree.prefix, progress)
 
         target, landed = self.target / tree.prefix, list[str]()
         try:
             manifest, report = await download_current(
-                self.store, tree.prefix, target, concurrency=concurrency, landed=landed, room=self.room,
-                on_progress=tell if self.on_progress is not None else None, patient=tree.trial is None,
-            )  # fmt: skip
+                self.store,
+                tree.prefix,
+                target,
+                concurrency=concurrency,
+                landed=landed,
+                exact=self.exact,
+                on_progress=report_progress if self.on_progress is not None else None,
+                wait_for_manifest=tree.trial is None,
+            )
         except (AsyncsyncError, OSError) as error:
             if await self._was_retired(tree):
                 await in_thread(remove_files, str(target), landed)
@@ -195,48 +211,53 @@ class _Pull:
                 raise
         else:
             self.done.append(report)
-            if self.room is not None:
+            if self.exact is not None:
                 self.named.update(tree.prefix + path for path in manifest.files)
 
-    async def _was_retired(self, tree: _Wanted) -> bool:
-        """A running experiment may have retired the checkpoint since we read the record."""
+    async def _was_retired(self, tree: _Tree) -> bool:
+        """Whether a running experiment has retired the checkpoint since its record was read."""
         if tree.trial is None:
             return False
-        names = await self._named_now(tree.trial)
+        names = await self._checkpoints_now(tree.trial)
         if names is None or tree.prefix[len(tree.trial) :].rstrip("/") in names:
             return False
         self.retired.add(tree.trial)
-        self.warnings.append(f"{tree.prefix.rstrip('/')}: retired while the experiment was read")
+        self.warnings.append(f"{tree.prefix.rstrip('/')}: retired during the pull")
         return True
 
-    async def _named_now(self, trial: str) -> list[str] | None:
-        """Names of the checkpoints in a trial's record; None if that is gone."""
+    async def _checkpoints_now(self, trial: str) -> list[str] | None:
+        """Names of the checkpoints in a trial's current record; None if there is no record any more."""
         record = await find_record(self.store, trial + TRIAL_RECORD, TrialRecord)
         return None if record is None else [item.name for item in record.checkpoints]
 
-    def _tell(self, prefix: str, progress: Progress) -> None:
-        """One line for all trees; totals grow as manifests are read."""
-        old = self.seen.get(prefix)
-        self.seen[prefix] = progress
+    def _add_progress(self, prefix: str, progress: Progress) -> None:
+        """Report the progress of all trees together; the totals grow as manifests are read."""
+        old = self.progress.get(prefix)
+        self.progress[prefix] = progress
         for index, name in enumerate(("files_done", "files_total", "bytes_done", "bytes_total")):
             self.sums[index] += getattr(progress, name) - (getattr(old, name) if old is not None else 0)
         if self.on_progress is not None:
             files_done, files_total, bytes_done, bytes_total = self.sums
             self.on_progress(
                 Progress(
-                    tree="", files_done=files_done, files_total=files_total, bytes_done=bytes_done,
+                    tree="",
+                    files_done=files_done,
+                    files_total=files_total,
+                    bytes_done=bytes_done,
                     bytes_total=bytes_total,
                 )
-            )  # fmt: skip
+            )
 
     def report(self, requests: int, seconds: float) -> SyncReport:
-        """All trees together."""
+        """The sum over all trees."""
         refused = dict.fromkeys(text for item in self.done for text in item.warnings)
         return SyncReport(
             files_sent=sum(item.files_fetched for item in self.done),
             files_skipped=sum(item.files_skipped for item in self.done),
             bytes_total=sum(item.bytes_total for item in self.done),
             bytes_sent=sum(item.bytes_fetched for item in self.done),
-            requests=requests, seconds=seconds, warnings=(*self.warnings, *refused),
+            requests=requests,
+            seconds=seconds,
+            warnings=(*self.warnings, *refused),
             files_deleted=self.removed,
-        )  # fmt: skip
+        )

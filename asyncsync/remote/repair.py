@@ -1,4 +1,4 @@
-"""``verify --repair``: what the store has lost and a local tree still has, byte for byte, is sent again."""
+"""``verify --repair``: send damaged and missing files again from a local tree that still has them byte for byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from asyncsync.errors import AsyncsyncError, SourceChangedError
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
-from asyncsync.remote.verify import DEFAULT, Verification
+from asyncsync.remote.access import DEFAULT_TRANSFER
+from asyncsync.remote.verify import Verification
 from asyncsync.report import RepairReport
 from asyncsync.stores.base import MISSING, Lane, Part
 from asyncsync.stores.guard.guarded import GuardedView
@@ -24,8 +25,8 @@ from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.session import Session
 from asyncsync.sync.upload.multipart import open_upload
 
-FILES_AT_ONCE = 8
-PARTS_AT_ONCE = 4
+FILES_IN_PARALLEL = 8
+PARTS_IN_PARALLEL = 4
 
 
 async def repair(
@@ -34,28 +35,28 @@ async def repair(
     *,
     deep: bool = False,
     storage_options: Mapping[str, object] | None = None,
-    transfer: TransferConfig = DEFAULT,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RepairReport:
-    """Verify ``uri`` as :func:`verify` does, and send again what is damaged or missing and lies in ``local``.
+    """Verify ``uri`` as :func:`verify` does, and send damaged and missing files again from ``local``.
 
-    ``local`` is laid out as the prefix: a pushed tree, a checkpoint, a trial, an experiment. A file is sent only if it
-    has the size, and each of its parts the CRC32C and the XXH3-128, that the manifest says; it replaces exactly the
-    object that was found, and is then read back, every byte. Manifests are not touched, and what is not a
-    file of a manifest (records, manifests) cannot be repaired. Errors of single files are in the report.
+    ``local`` has the layout of the prefix: a pushed tree, a checkpoint, a trial or an experiment. A file is sent only
+    if its size, and the CRC32C and XXH3-128 of each of its parts, match the manifest. It replaces exactly the object
+    that was found, and every byte is then read back. Manifests are not changed. Records and manifests cannot be
+    repaired. The report holds the errors of single files.
     """
     root = os.path.abspath(os.fspath(local))
     session = await Session.open(os.fspath(uri), transfer, storage_options)
     try:
         store = session.store.view(Lane.CHECKPOINT, "repair")
-        check = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
-        found = check.report(store.requests, deep=deep)
-        job = _Repair(session, store, check, root)
-        await for_each_limited(sorted(check.wrong), job.file, FILES_AT_ONCE)
+        verification = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
+        found = verification.report(store.requests, deep=deep)
+        job = _Repair(session, store, verification, root)
+        await for_each_limited(sorted(verification.findings), job.file, FILES_IN_PARALLEL)
         await job.verify_again()
         await clean_up(session)
-        left = check.report(store.requests, deep=deep)
-        return RepairReport(found, sorted(job.sent - check.wrong), job.failed, left)
+        left = verification.report(store.requests, deep=deep)
+        return RepairReport(found, sorted(job.sent - verification.findings), job.failed, left)
     finally:
         await session.close()
 
@@ -64,22 +65,22 @@ async def repair(
 class _Repair:
     session: Session
     store: GuardedView
-    check: Verification
+    verification: Verification
     root: str
     sent: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
     async def file(self, key: str) -> None:
-        """One key that is damaged or missing."""
-        entry = self.check.entries.get(key)
+        """Repair one damaged or missing object."""
+        entry = self.verification.entries.get(key)
         if entry is None:
-            self.failed[key] = "no file of a manifest, so nothing tells what it should hold"
+            self.failed[key] = "no manifest names it, so its content is unknown"
             return
         path = os.path.join(self.root, key)
         try:
             stat = FileStat.of(entry.path, await in_thread(os.stat, path))
             if not await in_thread(_is_same, path, entry):
-                self.failed[key] = f"{path} is not what the manifest says"
+                self.failed[key] = f"{path} does not match the manifest"
                 return
             await self._send(key, path, stat, entry)
         except (AsyncsyncError, OSError) as error:
@@ -88,14 +89,14 @@ class _Repair:
         self.sent.add(key)
 
     async def _send(self, key: str, path: str, stat: FileStat, entry: FileEntry) -> None:
-        """Replace what was found, and nothing else."""
-        info = self.check.objects.get(key)
-        version = MISSING if key in self.check.missing or info is None else info.version
+        """Replace the object that was found, and nothing else."""
+        info = self.verification.objects.get(key)
+        version = MISSING if key in self.verification.missing or info is None else info.version
         if entry.part_size and len(entry.parts) > 1:
             await self._send_parts(key, path, stat, entry, version)
         else:
             body = FileRange(path, 0, entry.size)
-            self.check.objects[key] = await self.store.put(key, body, crc32c=entry.crc32c, if_version=version)
+            self.verification.objects[key] = await self.store.put(key, body, crc32c=entry.crc32c, if_version=version)
 
     async def _send_parts(self, key: str, path: str, stat: FileStat, entry: FileEntry, version: str) -> None:
         uploads = self.session.uploads
@@ -109,25 +110,25 @@ class _Repair:
 
         jobs = [partial(send, number, *each) for number, each in enumerate(entry.ranges(), start=1)]
         try:
-            await for_each_limited(jobs, lambda job: job(), PARTS_AT_ONCE)
+            await for_each_limited(jobs, lambda job: job(), PARTS_IN_PARALLEL)
             parts = [done[number] for number in sorted(done)]
-            self.check.objects[key] = await self.store.complete_multipart(
+            self.verification.objects[key] = await self.store.complete_multipart(
                 upload, parts, crc32c=entry.crc32c, if_version=version
             )
-        except BaseException:  # a cancel too: plain bookkeeping, then on its way
+        except BaseException:  # a cancel too: bookkeeping without await, then it is re-raised
             uploads.abandon(upload)
             raise
         uploads.closed(upload)
 
     async def verify_again(self) -> None:
-        """Read back what was sent: only what comes back right counts."""
+        """Read back the files that were sent: a file counts as repaired if it comes back correct."""
         for key in self.sent:
-            self.check.clear(key)
-        await self.check.contents(sorted(self.sent))
+            self.verification.clear(key)
+        await self.verification.check_contents(sorted(self.sent))
 
 
 def _is_same(path: str, entry: FileEntry) -> bool:
-    """Whether a local file holds what the manifest says. Blocking; OSError."""
+    """Whether a local file matches the manifest. Blocking; OSError."""
     if os.stat(path).st_size != entry.size:
         return False
     for (offset, size, crc), identity in zip(entry.ranges(), entry.parts, strict=True):

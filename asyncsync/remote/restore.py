@@ -1,4 +1,4 @@
-"""Getting back the newest checkpoint that is whole, also while its trial goes on and retires what was known."""
+"""Private: restore the newest complete checkpoint, also while its trial runs on and retires older ones."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from asyncsync.errors import (
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 
-LOOKS = 100
-"""How often in a row a restore may find that what it fetches has been retired, before it says that it is too slow."""
+RETIREMENTS_IN_A_ROW = 100
+"""Checkpoints in a row that may be retired during their download, before the restore gives up as too slow."""
 
 
 class Restorable(Protocol):
-    """What a checkpoint needs to have."""
+    """The attributes of a checkpoint that a restore needs."""
 
     @property
     def name(self) -> str: ...
@@ -45,22 +45,23 @@ C = TypeVar("C", bound=Restorable)
 
 @dataclass(frozen=True)
 class Candidates(Generic[C]):
-    """What the records name at one moment."""
+    """The checkpoints that the records name at one moment."""
 
     checkpoints: Sequence[C]
-    """In the order in which they are tried."""
+    """In the order in which a restore tries them."""
     unreadable: Sequence[tuple[str, str]] = ()
-    """Trials whose checkpoints nobody knows, and why."""
+    """(trial, reason) of each trial whose record cannot be read."""
 
 
 @dataclass(frozen=True)
 class RestoreReport(Generic[C]):
-    """What a restore brought back. It can be used as the path of the target."""
+    """The result of a restore. It can be used as the path of the target."""
 
     checkpoint: C
+    """The restored checkpoint."""
     passed_over: list[tuple[str, str]]
-    """(``trial/checkpoint``, why) of each newer one that was not whole, newest first; before them (``trial``, why) of
-    each trial whose record cannot be read. What was retired meanwhile is not among them: something newer was there."""
+    """(``trial/checkpoint``, reason) of each newer checkpoint that was incomplete or damaged, newest first; before them
+    (``trial``, reason) of each trial whose record cannot be read. Retired checkpoints are not listed."""
     download: DownloadReport
 
     def __fspath__(self) -> str:
@@ -68,18 +69,21 @@ class RestoreReport(Generic[C]):
 
 
 async def restore_newest(
-    known: Candidates[C], look: Callable[[], Awaitable[Candidates[C]]], target: Path, where: str,
+    known: Candidates[C],
+    read_again: Callable[[], Awaitable[Candidates[C]]],
+    target: Path,
+    where: str,
     fetch: Callable[[C, list[str]], Awaitable[DownloadReport]],
-) -> RestoreReport[C]:  # fmt: skip
-    """Try what is ``known``, in its order; ``look`` reads the records again, ``fetch`` downloads one and fills the list
-    with what it has put into ``target``.
+) -> RestoreReport[C]:
+    """Try the ``known`` checkpoints in their order. ``read_again`` reads the records again; ``fetch`` downloads one
+    checkpoint and fills the list with the paths that it has put into ``target``.
 
-    A checkpoint that was retired since sends us forward to what is newest now, never back to an older one. The error is
-    raised only when a fresh look names nothing that was not tried. See
+    If a checkpoint was retired meanwhile, the currently newest one is tried next, never an older one. An error is
+    raised only when the current records name no checkpoint that was not tried. See
     :meth:`asyncsync.remote.experiment.Experiment.restore` for the errors.
     """
     tried: dict[tuple[str, float], tuple[str, str]] = {}
-    for _ in range(LOOKS):
+    for _ in range(RETIREMENTS_IN_A_ROW):
         for item in known.checkpoints:
             if _identity(item) in tried:
                 continue
@@ -91,43 +95,45 @@ async def restore_newest(
             tried[_identity(item)] = (f"{item.trial}/{item.name}", str(result))
             if isinstance(result, CheckpointRetiredError):
                 break
-        known = await look()
+        known = await read_again()
         if all(_identity(item) in tried for item in known.checkpoints):
-            raise _nothing_whole(where, [*known.unreadable, *tried.values()], len(tried))
+            raise _nothing_restored(where, [*known.unreadable, *tried.values()], len(tried))
     raise CheckpointIncompleteError(
-        f"{where}: {LOOKS} checkpoints in a row were retired while they were downloaded: keep more (num_to_keep)"
+        f"{where}: {RETIREMENTS_IN_A_ROW} checkpoints in a row were retired during their download: "
+        "keep more (num_to_keep)"
     )
 
 
 def _identity(item: Restorable) -> tuple[str, float]:
-    """Of this very checkpoint: a name may be used again."""
+    """Identifies this checkpoint: a name may be used again."""
     return item.uri, item.time
 
 
 async def _try(
     item: C, target: Path, fetch: Callable[[C, list[str]], Awaitable[DownloadReport]]
 ) -> DownloadReport | Exception:
-    """Download it, or why it is not whole. Its files must not be mixed with those of another: then they go."""
+    """Download a checkpoint. Returns the reason if it is incomplete or damaged, after removing its files: they must not
+    mix with the files of another checkpoint."""
     landed: list[str] = []
     try:
         return await fetch(item, landed)
     except AsyncsyncError as error:
-        if not is_not_whole(error):
+        if not is_incomplete_or_damaged(error):
             raise
         reason = error
     await in_thread(remove_files, str(target), landed)
     return reason
 
 
-def is_not_whole(error: AsyncsyncError) -> bool:
-    """Whether a download failed because of what is in the store, and not of the way or the disk."""
+def is_incomplete_or_damaged(error: AsyncsyncError) -> bool:
+    """Whether the stored checkpoint caused the failure, and not the network or the local disk."""
     if isinstance(error, SyncFailedError):
         return all(isinstance(cause, IntegrityError | NotFoundError) for cause in error.failures.values())
     return isinstance(error, CheckpointIncompleteError | IntegrityError | NotFoundError)
 
 
-def _nothing_whole(where: str, passed_over: Sequence[tuple[str, str]], count: int) -> Exception:
+def _nothing_restored(where: str, passed_over: Sequence[tuple[str, str]], count: int) -> Exception:
     if not passed_over:
         return NotFoundError(f"{where} has no checkpoint to restore")
     text = "; ".join(f"{name}: {reason}" for name, reason in passed_over[:5])
-    return CheckpointIncompleteError(f"none of the {count} checkpoints of {where} is whole: {text}")
+    return CheckpointIncompleteError(f"none of the {count} checkpoints of {where} can be restored: {text}")

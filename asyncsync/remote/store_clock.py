@@ -1,4 +1,4 @@
-"""What time it is by the clock that dates a store's objects."""
+"""Private: the clock that dates a store's objects."""
 
 from __future__ import annotations
 
@@ -11,43 +11,49 @@ from asyncsync.errors import NotFoundError, StoreError, SyncError
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.stores.base import Store
 
-CLOCK = f"{META_DIR}/clock"
-"""Written to see the time that the store gives it, and removed."""
-TRIES = 3
-"""Another process may remove it just when we look: it asks for the time, too."""
+CLOCK_OBJECT = f"{META_DIR}/clock"
+"""Written to read the time that the store gives it, then removed."""
+CLOCK_ATTEMPTS = 3
+"""Another process that reads the clock may remove the object between our write and our read."""
 
 
 async def store_time(store: Store) -> float:
-    """Unix seconds, now or a moment ago, by the clock that tells the age of objects. This machine's is not asked.
+    """The current time in Unix seconds by the clock that dates objects, never by the clock of this machine.
 
-    A directory: the time that its file system gives a new file. Else a small object is written and removed again.
-    SyncError if the store does not say when an object was written; StoreError if it takes none.
+    For a directory: the time that its file system gives to a new file. For any other store: the time of a small object
+    that is written and removed.
+
+    Raises:
+        SyncError: the store does not report when an object was written.
+        StoreError: the store refuses the object.
     """
     if store.traits.local and await in_thread(os.path.isdir, store.uri):
-        return await in_thread(_of_directory, store.uri)
+        return await in_thread(_directory_time, store.uri)
     try:
-        modified = await _of_object(store)
+        modified = await _object_time(store)
     except StoreError as error:
-        error.add_note(f"{store.uri}: the age of objects is told by the store's clock, so a small one is written")
+        error.add_note(
+            f"{store.uri}: the age of objects is measured by the store's clock, which takes writing a small object"
+        )
         raise
     if modified is None:
-        raise SyncError(f"{store.uri} does not say when an object was written, so nobody knows what is old there")
+        raise SyncError(f"{store.uri} does not report when an object was written, so the age of its objects is unknown")
     return modified
 
 
-async def _of_object(store: Store) -> float | None:
-    for _ in range(TRIES):
-        await store.put(CLOCK, b"asyncsync was here to see what time it is\n")
+async def _object_time(store: Store) -> float | None:
+    for _ in range(CLOCK_ATTEMPTS):
+        await store.put(CLOCK_OBJECT, b"asyncsync was here to see what time it is\n")
         try:
-            modified = (await store.head(CLOCK)).modified
+            modified = (await store.head(CLOCK_OBJECT)).modified
         except NotFoundError:
             continue
-        await store.delete([CLOCK])
+        await store.delete([CLOCK_OBJECT])
         return modified
     return None
 
 
-def _of_directory(root: str) -> float:
+def _directory_time(root: str) -> float:
     try:
         with tempfile.TemporaryFile(dir=root, suffix=TEMPORARY) as file:
             file.write(b"\n")
@@ -55,5 +61,5 @@ def _of_directory(root: str) -> float:
             return os.fstat(file.fileno()).st_mtime
     except OSError as error:
         raise SyncError(
-            f"{root}: the age of objects is told by the file system's clock, and no file can be made there: {error}"
+            f"{root}: the age of objects is measured by the file system's clock, and no file can be made there: {error}"
         ) from error

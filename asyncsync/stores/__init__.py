@@ -1,8 +1,9 @@
-"""Stores of objects: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
+"""The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
 
-Begin with :mod:`asyncsync.stores.base`, the interface. :mod:`~asyncsync.stores.wrapped` puts a layer around a store;
-``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs`` and ``local`` are the stores; ``http`` has
-the HTTP client that they share. To add a store, see :func:`register_scheme`.
+May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
+``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``
+and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
+:func:`register_scheme`.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = N
 
         register_scheme("ram", lambda uri, options, transfer: RamStore(uri), needs=("ramdisk",))
 
-    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing, and says how to install it:
-    by the ``extra`` of asyncsync, or by the package's own name.
+    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing. The message names the
+    command that installs it: the ``extra`` of asyncsync, or the package itself.
     """
     if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
         raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")

@@ -1,13 +1,13 @@
-"""The storage interface: what every store offers, in words that all of them keep.
+"""The interface of every store.
 
-A store is one bucket and prefix, or one directory. Keys are relative to it, use ``/``, and are plain text.
+A store is one bucket and prefix, or one directory. Keys are relative to it, use ``/`` and are plain text.
 
-Promises that every store keeps, checked by one conformance suite:
+Every store keeps these promises; :class:`asyncsync.testing.conformance.StoreConformance` tests them:
 
-- A write is atomic or nothing: a reader sees the old object or the whole new one, also after a cancel.
-- A cancelled or failed call has stopped when it raises; nothing writes behind the caller's back.
-- Errors are :class:`asyncsync.errors.StoreError`, mapped once, here at the edge; ``retryable`` says the rest.
-- A store makes one attempt. Retries, limits and time-outs are :mod:`asyncsync.stores.guard.guarded`.
+- A write is atomic: a reader sees the old object or the complete new one, also after a cancel.
+- A cancelled or failed call has stopped when it raises; nothing continues in the background.
+- Errors are :class:`asyncsync.errors.StoreError`, each mapped once by the store; ``retryable`` marks transient ones.
+- A store makes one attempt. :mod:`asyncsync.stores.guard.guarded` adds retries, limits and time-outs.
 """
 
 from __future__ import annotations
@@ -27,55 +27,71 @@ from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, Lease
 from asyncsync.errors import IntegrityError, StoreError
 
 Body = bytes | FileRange
-"""What can be sent: bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB.
-A FileRange can be read any number of times, so a request can be repeated."""
+"""Bytes in memory, or a range of a file that is streamed in pieces of about 1 MiB. Both can be read any number of
+times, so that a request can be retried."""
 
 Piece = bytes | memoryview
-"""Some bytes of a download. A view is good until the sink returns: then its memory is used again."""
+"""Some bytes of a download. A memoryview is valid until the sink returns: then its memory is reused."""
 
 Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
 __all__ = [
-    "MISSING", "UNSHARED", "Body", "Checks", "FileRange", "Lease", "LeasedBytes", "LeasedKey", "LeasedKeys",
-    "ObjectInfo", "Page", "Part", "Piece", "Sink", "Store", "Traits", "Upload", "lease_of",
-]  # fmt: skip
+    "MISSING",
+    "UNSHARED",
+    "Body",
+    "Checks",
+    "FileRange",
+    "Lease",
+    "LeasedBytes",
+    "LeasedKey",
+    "LeasedKeys",
+    "ObjectInfo",
+    "Page",
+    "Part",
+    "Piece",
+    "Sink",
+    "Store",
+    "Traits",
+    "Upload",
+    "lease_of",
+]
 
 UNSHARED = 1 << 16
-"""What a store says that has no limits to share."""
+"""Value of ``share`` for a store without limits."""
 MISSING = ""
 """As ``if_version``: the object must not exist yet (create only)."""
 
 
 Checks = Literal["crc32c", "etag", "none"]
-"""How damage on the way to the store is found: the store refuses a wrong CRC32C; its answer tells the MD5 of what it
-received; not at all."""
+"""How damage in transit is detected: ``crc32c``, the store refuses a wrong CRC32C; ``etag``, its response has the MD5
+of the bytes that it received; ``none``, not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a store can do, as data. Sizes in bytes."""
+    """Abilities and limits of a store. Sizes in bytes."""
 
     scheme: str
     conditional_writes: bool = True
     conditional_copy: bool = True
-    """A copy can be made to create only: :meth:`Store.copy` with ``if_version``. Where it cannot, that is refused."""
+    """A copy can create only: :meth:`Store.copy` with ``if_version=MISSING``. Without this trait that is refused."""
     multipart: bool = True
     range_copy: bool = True
-    """``copy_part`` copies any range; else only whole objects."""
+    """``copy_part`` copies any range; else only complete objects."""
     min_range_source: int = 5 << 20
     """Ranges of objects up to this size cannot be copied."""
     crc32c: bool = True
-    """The store checks a CRC32C sent with a body, and gives it back for the whole object."""
+    """The store checks the CRC32C that is sent with a body, and returns that of the complete object."""
     etag_md5: bool = False
-    """It does not, and the ETag of what is sent in one request is compared with its MD5 instead."""
+    """Without ``crc32c``: the ETag of a body that is sent in one request is its MD5, which is compared instead."""
     min_part_size: int = 5 << 20
     part_size: int | None = None
-    """Bytes per part of a large file, unless the user wants others; None: 16 MiB."""
+    """Default size of the parts of a large file; None: 16 MiB."""
     max_part_size: int = 5 << 30
     max_parts: int = 10_000
     equal_parts: bool = False
-    """All parts of an upload but the last must have the same size, and the last not more."""
+    """All parts of an upload but the last must have the same size; the last must not be larger."""
     max_single_put: int = 5 << 30
     max_key_bytes: int = 1024
     paced: bool = False
@@ -85,9 +101,9 @@ class Traits:
     acknowledged byte: see :class:`asyncsync.disk.files.ResumeToken`."""
     conditional_complete: bool = False
     """Retrying the completion of an upload is safe only if it names the version that it replaces. The guard looks that
-    version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_what_stands`."""
+    version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_over_present`."""
     local: bool = False
-    """Objects are files on this machine; requests cost no round trip."""
+    """Objects are files of this machine; requests cost no round trip."""
 
     @property
     def checks(self) -> Checks:
@@ -99,7 +115,7 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What is known of one object. ``version`` is the ETag or generation, as the store spells it."""
+    """Metadata of one object. ``version`` is its ETag or generation, as the store spells it."""
 
     key: str
     size: int
@@ -111,12 +127,12 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer to a listing. ``prefixes`` are the common prefixes (ending in ``/``) when a delimiter was given."""
+    """One page of a listing. ``prefixes``: the common prefixes (ending in ``/``) if a delimiter was given."""
 
     objects: tuple[ObjectInfo, ...]
     prefixes: tuple[str, ...] = ()
     token: str | None = None
-    """Pass it to the next call; None: this was the last page."""
+    """For the call for the next page; None: this is the last page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +143,12 @@ class Upload:
     upload_id: str
     started: float | None = None
     lease: Lease | None = field(default=None, compare=False, repr=False)
-    """Under which it is to be completed."""
+    """The lease under which it is completed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A finished part; ``number`` counts from 1, ``offset`` is where it lies in the object (-1: not known)."""
+    """A finished part. ``number`` counts from 1; ``offset`` is its place in the object (-1: unknown)."""
 
     number: int
     offset: int
@@ -142,7 +158,8 @@ class Part:
 
 
 class Store(ABC):
-    """One bucket and prefix, or one directory. Use as ``async with``; :meth:`open_store` makes one."""
+    """One bucket and prefix, or one directory. Use it as ``async with``; :func:`asyncsync.stores.open_store` makes
+    one."""
 
     uri: str
     traits: Traits
@@ -163,76 +180,97 @@ class Store(ABC):
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        """Write one whole object.
+        """Write one object.
 
-        ``crc32c`` of the body goes with it and is checked by the store where ``traits.crc32c``: a mismatch raises
-        IntegrityError. ``if_version``: None writes in any case, ``MISSING`` only creates, another value only
-        replaces exactly that version; otherwise PreconditionError, and nothing is changed.
+        ``crc32c`` is that of the body; a store with ``traits.crc32c`` checks it and raises IntegrityError if it
+        differs. ``if_version``: None writes in any case, ``MISSING`` only creates, another value only replaces that
+        version. If the condition does not hold: PreconditionError, and nothing has changed.
         """
 
     @abstractmethod
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        """Feed the bytes ``start .. start+length`` to ``sink`` in pieces of at most about 1 MiB; return what the
-        store says of the object. NotFoundError if there is none; PreconditionError if ``if_version`` differs;
-        UnavailableError if the body was cut. A length past the end gives what there is; length 0 gives nothing. The
-        version may be empty after a range without ``if_version``, where the server does not tell it."""
+        """Pass the bytes ``start .. start+length`` to ``sink`` in pieces of at most about 1 MiB; return the metadata.
+
+        NotFoundError for a missing object; PreconditionError if ``if_version`` differs; UnavailableError if the body
+        was cut. A range that extends past the end is shortened; length 0 passes nothing. The version may be empty after
+        a range without ``if_version``, if the server does not send it.
+        """
 
     @abstractmethod
     async def head(self, key: str) -> ObjectInfo:
-        """What is known of one object; NotFoundError."""
+        """Metadata of one object; NotFoundError if it is missing."""
 
     @abstractmethod
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
-        """One page (at most 1,000) of what lies below ``prefix``. Order is the store's own. A missing prefix is
-        an empty page. With ``delimiter="/"`` deeper keys are folded into ``prefixes``."""
+        """One page (at most 1,000 entries) of the keys that begin with ``prefix``, in the store's own order.
+
+        A missing prefix is an empty page. With ``delimiter="/"`` deeper keys are folded into ``prefixes``.
+        """
 
     @abstractmethod
     async def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects, at most 1,000; those already gone are no error."""
+        """Delete at most 1,000 objects; missing ones are ignored."""
 
     @abstractmethod
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
-        """Copy one object inside the store without moving its bytes through us, in one request. ``size`` of the source,
-        where it is known, may save another; NotFoundError, PreconditionError, StoreError for more bytes than
-        ``traits.max_single_put``: those take an upload and :meth:`copy_part`, so that its caller knows of it.
-        ``if_version``: ``MISSING`` only creates, where ``traits.conditional_copy``; other values are refused."""
+    ) -> ObjectInfo:
+        """Copy one object inside the store, in one request.
+
+        Knowing the ``size`` of the source may save a request. ``if_version=MISSING`` only creates, and needs
+        ``traits.conditional_copy``; other values are refused. NotFoundError, PreconditionError; StoreError for more
+        than ``traits.max_single_put`` bytes, which need an upload and :meth:`copy_part`.
+        """
 
     @abstractmethod
     async def create_multipart(self, key: str) -> Upload:
-        """Open a multipart upload. Whoever opens it owes a complete or an abort."""
+        """Open a multipart upload. Its caller must complete or abort it."""
 
     @abstractmethod
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
-        """Send one part; the same number again replaces it."""
+        """Send one part; the same number again replaces the part."""
 
     @abstractmethod
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
-        """Fill one part with a range of another object, inside the store. NotFoundError, PreconditionError."""
+    ) -> Part:
+        """Fill one part with a range of another object inside the store. NotFoundError, PreconditionError."""
 
     @abstractmethod
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        """Publish the object made of ``parts`` (in order). ``crc32c`` is that of the whole object; a store with
-        ``traits.crc32c`` refuses a wrong one with IntegrityError. ``if_version`` as for put."""
+        """Publish the object that consists of ``parts`` (in order).
+
+        ``crc32c`` is that of the complete object; a store with ``traits.crc32c`` refuses a wrong one with
+        IntegrityError. ``if_version`` as for :meth:`put`.
+        """
 
     @abstractmethod
     async def abort_multipart(self, upload: Upload) -> None:
-        """Throw an upload and its parts away; one that is already gone is no error."""
+        """Delete an upload and its parts; a missing one is ignored."""
 
     @abstractmethod
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        """All finished parts, by number; NotFoundError if the upload is gone."""
+        """All finished parts, by number; NotFoundError if the upload is missing."""
 
     @abstractmethod
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
@@ -240,28 +278,28 @@ class Store(ABC):
 
     @property
     def share(self) -> int:
-        """How many requests at once are of use to whoever holds this view; it may change with every request."""
+        """Requests in flight that are useful to the caller; it may change with every request."""
         return UNSHARED
 
     async def sweep(self) -> int:
-        """Remove what killed writers have left beside the objects, where such a thing is possible; how much."""
+        """Remove temporary files of killed writers, in stores that have any; returns how many."""
         return 0
 
     def check_copy_condition(self, key: str, if_version: str | None) -> None:
-        """StoreError unless a copy to ``key`` can be made on that condition: see :meth:`copy`. Plain call."""
+        """StoreError unless :meth:`copy` to ``key`` supports ``if_version``. Plain call."""
         if if_version not in (None, MISSING):
-            raise StoreError(f"{self.uri}: a copy to {key!r} can only create, not replace version {if_version!r}")
+            raise StoreError(f"{self.uri}: a copy to {key!r} can only create, it cannot replace version {if_version!r}")
         if if_version == MISSING and not self.traits.conditional_copy:
             raise StoreError(f"{self.uri} cannot copy on the condition that {key!r} is missing: send its bytes instead")
 
     def lower_checks(self, checks: Checks) -> None:
-        """The store turned out not to check a CRC32C: say so in ``traits``, and do what helps instead. Plain call."""
+        """The store turned out not to check a CRC32C: lower ``traits`` accordingly. Plain call."""
         self.traits = replace(self.traits, crc32c=False)
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
-        """A whole small object in memory, with what is known of it.
+        """A small object in memory, with its metadata.
 
-        IntegrityError if the bytes that came have not the CRC32C that the store says: nothing else would notice a
+        IntegrityError if the received bytes do not have the CRC32C that the store reports: nothing else would notice a
         damaged digit in a record.
         """
         pieces: list[bytes] = []
@@ -273,14 +311,14 @@ class Store(ABC):
         data = b"".join(pieces)
         if info.crc32c is not None and google_crc32c.value(data) != info.crc32c:
             raise IntegrityError(
-                f"{self.uri.rstrip('/')}/{key}: the bytes that came do not have the CRC32C that the store says",
+                f"{self.uri.rstrip('/')}/{key}: received data does not have the CRC32C that the store reported",
                 retryable=True,
             )
         return data, info
 
 
 class Lane(IntEnum):
-    """What a request is for; the lower value goes first."""
+    """Purpose of a request; lower values are served first."""
 
     CHECKPOINT = 0
     RECORD = 1
@@ -294,9 +332,9 @@ async def check_etag(where: str, etag: str, body: Body) -> None:
     else:
         md5 = await in_thread(md5_range, body)
     if etag != md5:
-        raise IntegrityError(f"{where}: the MD5 of what was sent is {md5}, the store has {etag}", retryable=True)
+        raise IntegrityError(f"{where}: sent data has MD5 {md5}, the store reported {etag}", retryable=True)
 
 
 def body_size(body: Body) -> int:
-    """Bytes of a body."""
+    """Size of a body in bytes."""
     return len(body) if isinstance(body, bytes) else body.size

@@ -1,4 +1,4 @@
-"""What the ``storage_options`` of every store have in common: how they are checked, once, and shown."""
+"""The base of the ``storage_options`` of every store: parses, checks and shows them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from asyncsync.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoreOptions:
-    """Base of the options of one kind of store; its fields are their names. ``__post_init__`` raises ConfigError for
-    values that do not go together."""
+    """Options of one kind of store, one field each. Subclasses raise ConfigError in ``__post_init__`` for values that
+    contradict each other."""
 
     STORE: ClassVar[str]
-    """Whose options they are, as a message says it."""
+    """Name of the store in messages."""
     SECRETS: ClassVar[frozenset[str]]
-    """Names whose values are never shown."""
+    """Names of options whose values are never shown."""
     FLAGS: ClassVar[frozenset[str]] = frozenset({"anonymous"})
-    """Names whose values are True or False."""
+    """Names of options that are True or False."""
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """The values that a name can have, where they are few."""
+    """Allowed values of options that have few."""
 
     def __repr__(self) -> str:
         shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in self.SECRETS)
@@ -29,11 +29,11 @@ class StoreOptions:
 
     @classmethod
     def parse(cls, options: Mapping[str, object]) -> Self:
-        """Raises ConfigError for an unknown key or an unusable value."""
+        """ConfigError for an unknown name or an invalid value."""
         known = {f.name for f in fields(cls)}
         for name, value in options.items():
             if name not in known:
-                raise ConfigError(f"storage option {name!r} is not known; {cls.STORE} knows {', '.join(sorted(known))}")
+                raise ConfigError(f"unknown storage option {name!r}; {cls.STORE} has {', '.join(sorted(known))}")
             if value is not None:
                 cls._check(name, value)
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -47,15 +47,15 @@ class StoreOptions:
         if name == "verify" and not isinstance(value, bool | str):
             raise ConfigError(f"storage option verify={shown} must be True, False or the path of a CA bundle")
         if name not in cls.FLAGS | {"verify"} and (not isinstance(value, str) or not value):
-            raise ConfigError(f"storage option {name}: {shown} must be text that is not empty")
+            raise ConfigError(f"storage option {name}: {shown} must be non-empty text")
         if name in cls.CHOICES and value not in cls.CHOICES[name]:
             raise ConfigError(f"storage option {name}={shown} must be one of {', '.join(cls.CHOICES[name])}")
         if name == "endpoint_url" and "@" in str(value).partition("://")[2].partition("?")[0]:
-            raise ConfigError("storage option endpoint_url must not hold user and password: give keys as options")
+            raise ConfigError("storage option endpoint_url must not contain user and password: pass keys as options")
         if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
             raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
 
 
 def given(values: Mapping[str, str | None]) -> dict[str, str]:
-    """Those that are not None."""
+    """The entries whose value is not None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,25 +1,19 @@
-"""Listings of more than one page."""
+"""Small objects, and listings of more than one page, read through any store."""
 
 from __future__ import annotations
 
 from asyncsync.errors import NotFoundError
+from asyncsync.planning.manifest import META_DIR
 from asyncsync.stores.base import ObjectInfo, Store
 
 
 async def versions_below(store: Store, prefix: str) -> dict[str, str]:
-    """The version of every object below a prefix, by path relative to it."""
-    found: dict[str, str] = {}
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, token=token)
-        found.update((item.key[len(prefix) :], item.version) for item in page.objects)
-        token = page.token
-        if token is None:
-            return found
+    """Versions of all objects below a prefix, by their path relative to it."""
+    return {key[len(prefix) :]: item.version for key, item in (await list_all(store, prefix)).items()}
 
 
 async def list_all(store: Store, prefix: str) -> dict[str, ObjectInfo]:
-    """Every object below ``prefix``, by key."""
+    """All objects below ``prefix``, by key."""
     found: dict[str, ObjectInfo] = {}
     token: str | None = None
     while True:
@@ -31,7 +25,7 @@ async def list_all(store: Store, prefix: str) -> dict[str, ObjectInfo]:
 
 
 async def list_directories(store: Store, prefix: str) -> list[str]:
-    """Names of the directories right below ``prefix``, without ``/``."""
+    """Names of the directories directly below ``prefix``, without ``/`` and without ``.asyncsync``."""
     found: set[str] = set()
     token: str | None = None
     while True:
@@ -39,11 +33,11 @@ async def list_directories(store: Store, prefix: str) -> list[str]:
         found.update(item[len(prefix) :].rstrip("/") for item in page.prefixes)
         token = page.token
         if token is None:
-            return sorted(found - {""})
+            return sorted(found - {"", META_DIR})
 
 
 async def find(store: Store, key: str) -> bytes | None:
-    """A small object, or None."""
+    """A small object; None if it is missing."""
     try:
         return (await store.get(key))[0]
     except NotFoundError:
@@ -51,7 +45,7 @@ async def find(store: Store, key: str) -> bytes | None:
 
 
 async def exists(store: Store, key: str) -> bool:
-    """Whether there is such an object."""
+    """Whether the object exists."""
     try:
         await store.head(key)
     except NotFoundError:
@@ -60,5 +54,5 @@ async def exists(store: Store, key: str) -> bool:
 
 
 def uri_of(store: Store, key: str) -> str:
-    """Where an object is, for messages."""
+    """The address of an object, for messages."""
     return f"{store.uri.rstrip('/')}/{key}"

@@ -1,6 +1,6 @@
 """A store around another one: every call passes one method, so that a layer is that method.
 
-This counts what is missing, for any store::
+This one counts objects that are missing, for any store::
 
     class CountMissing(WrappedStore):
         missing = 0
@@ -43,7 +43,7 @@ class Operation(NamedTuple):
     size: int = 0
     """Bytes of the body that the call sends."""
     writes: bool = False
-    """The call changes what readers see, or adds to an upload. An abort does not count: it only frees what is ours."""
+    """The call changes objects or adds to an upload. An abort does not count: it only deletes our own upload."""
     body: bool = False
     """The call moves the bytes of an object, so that the store can watch its progress."""
 

@@ -1,5 +1,4 @@
-"""Private: keeps one directory and one prefix of a store in sync.
+"""Private: keep one directory and one prefix equal: when to sync, and one sync from scan to manifest.
 
-May import: stores, disk, aio, planning, and the modules of public data (config, events, report, errors). Begin reading
-at ``syncer`` (one directory on request) and ``tree`` (one pass); ``upload``, ``download`` and ``records`` do the work.
+May import: ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``syncer.py``.
 """

@@ -19,7 +19,7 @@ from asyncsync.events import Event, SyncFailed, SyncFinished, SyncStarted, SyncT
 from asyncsync.planning.schedule import Schedule
 from asyncsync.report import SyncReport
 from asyncsync.runtime import dice
-from asyncsync.stores.guard.breaker import SPREAD
+from asyncsync.stores.guard.breaker import RETURN_SPREAD
 
 log = logging.getLogger("asyncsync")
 
@@ -211,7 +211,7 @@ class Scheduler:
         """The store is reachable again: retry trees that back off soon, spread over SPREAD seconds."""
         now = self._loop.time()
         for key in self._schedule.forgive():
-            self._schedule.hasten(key, now + dice().uniform(0, SPREAD))
+            self._schedule.hasten(key, now + dice().uniform(0, RETURN_SPREAD))
         self.inbox.wake_up()
 
     def cancel_running(self) -> None:

@@ -162,7 +162,7 @@ class Session:
         Ends only by cancel."""
         store = self.view(Lane.RECORD, "")
         while True:
-            await self.breaker.gone.wait()
+            await self.breaker.opened.wait()
             with suppress(StoreError):  # unreachable or an error response: the breaker knows either way
                 await store.head(PROBE)
 

@@ -1,7 +1,7 @@
-"""The public test kit: an object store in memory, a store that fails on demand, an event loop without waiting, and a
-proxy that does to connections what networks do.
+"""The public test kit: a store in memory, injected faults, an event loop in virtual time, a proxy that breaks
+connections, and the simulation of whole clusters. For authors of stores: :mod:`asyncsync.testing.conformance`.
 
-Importing it makes ``memory://bucket/prefix`` a storage path like any other::
+Importing it registers ``memory://bucket/prefix`` as a storage path::
 
     from asyncsync.testing import MemoryStore, inject_faults, run_virtual
 
@@ -11,17 +11,19 @@ Importing it makes ``memory://bucket/prefix`` a storage path like any other::
         await push("runs/a", "memory://bucket/a")
 
     run_virtual(main())
+
+May import: ``engine``, ``remote``, ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``memory.py``.
 """
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory
 from asyncsync.testing.memory import MemoryStore, Request
-from asyncsync.testing.proxy import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
+from asyncsync.testing.proxy import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 from asyncsync.testing.virtual import DeadlockError, VirtualTimeLoop, run_virtual
 
 __all__ = [
-    "Answer",
-    "BreakAnswer",
     "BreakRequest",
+    "BreakResponse",
+    "CannedResponse",
     "DeadlockError",
     "Fault",
     "FaultProxy",

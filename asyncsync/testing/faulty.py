@@ -1,4 +1,4 @@
-"""A store that fails, hangs or is cancelled at the n-th call, to try every place where things can go wrong."""
+"""A store that fails, hangs or is cancelled at the n-th call, to test every place where a request can fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Hang:
-    """A call that stands still. ``reached`` is set when it got there; set ``release`` to let it go on."""
+    """A call that hangs. ``reached`` is set once it hangs; set ``release`` to let it continue."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -27,7 +27,7 @@ class Hang:
 
 @dataclass(slots=True)
 class Fault:
-    """One thing that goes wrong: made by the methods of :class:`Faults`."""
+    """One planned fault; the methods of :class:`Faults` make them."""
 
     at: int
     action: Callable[[], Awaitable[None]]
@@ -38,7 +38,7 @@ class Fault:
     seen: int = 0
 
     def strikes(self, request: Request) -> bool:
-        """Count the call if it is one that this fault looks at, and say whether it is struck."""
+        """Count the call if it matches the fault; returns whether the fault strikes it."""
         if self.operation not in (None, request.operation) or (self.key is not None and self.key not in request.key):
             return False
         self.seen += 1
@@ -47,32 +47,38 @@ class Fault:
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong, and a log of what was asked; shared by all stores that are given the same one.
+    """Planned faults, and a log of all requests. Several stores may share one.
 
-    Every method takes ``at``, counted from 1 over the calls that match ``operation`` (the name of a
-    :class:`~asyncsync.stores.base.Store` method) and ``key`` (part of the key), from the moment it is called.
-    ``times`` is how many such calls in a row are struck, None for all from then on. ``after=True`` strikes when the
-    call has taken effect and only its answer is lost.
+    Every method takes ``at``, the number of the call to strike: counted from 1, from now on, over the calls that match
+    ``operation`` (the name of a :class:`~asyncsync.stores.base.Store` method; ``get`` counts as ``read``) and ``key``
+    (part of the key). ``times``: how many such calls in a row are struck; None: all from then on. ``after=True``: the
+    call takes effect and only its response is lost.
     """
 
     requests: list[Request] = field(default_factory=list)
     active: int = 0
-    """Calls that have begun and not ended."""
+    """Calls in flight."""
     planned: list[Fault] = field(default_factory=list)
 
     @property
     def calls(self) -> int:
-        """How many calls were made so far, struck ones included."""
+        """Number of calls so far, struck ones included."""
         return len(self.requests)
 
     def count(self, operation: str) -> int:
-        """How many calls of one operation were made so far."""
+        """Number of calls of one operation so far."""
         return sum(request.operation == operation for request in self.requests)
 
     def fail(
-        self, at: int = 1, error: BaseException | None = None, *, after: bool = False, operation: str | None = None,
-        key: str | None = None, times: int | None = 1,
-    ) -> Fault:  # fmt: skip
+        self,
+        at: int = 1,
+        error: BaseException | None = None,
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
+        times: int | None = 1,
+    ) -> Fault:
         """Raise ``error`` (default: UnavailableError) at the call."""
 
         async def act() -> None:
@@ -81,10 +87,16 @@ class Faults:
         return self._plan(Fault(at, act, after, operation, key, times))
 
     def hook(
-        self, at: int, func: Callable[[], object], *, after: bool = False, operation: str | None = None,
-        key: str | None = None, times: int | None = 1,
-    ) -> Fault:  # fmt: skip
-        """Call ``func``, a plain function, at the call: ``task.cancel`` for one. A cancel takes effect there."""
+        self,
+        at: int,
+        func: Callable[[], object],
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
+        times: int | None = 1,
+    ) -> Fault:
+        """Call the plain function ``func`` at the call, for example ``task.cancel``; a cancel takes effect there."""
 
         async def act() -> None:
             func()
@@ -93,10 +105,15 @@ class Faults:
         return self._plan(Fault(at, act, after, operation, key, times))
 
     def hang(
-        self, at: int = 1, *, after: bool = False, operation: str | None = None, key: str | None = None,
+        self,
+        at: int = 1,
+        *,
+        after: bool = False,
+        operation: str | None = None,
+        key: str | None = None,
         times: int | None = 1,
-    ) -> Hang:  # fmt: skip
-        """Stand still at the call until it is released or cancelled."""
+    ) -> Hang:
+        """Hang at the call until it is released or cancelled."""
         hang = Hang()
 
         async def act() -> None:
@@ -107,7 +124,7 @@ class Faults:
         return hang
 
     def clear(self) -> None:
-        """Nothing goes wrong any more; the log stays."""
+        """Remove all planned faults; the log stays."""
         self.planned.clear()
 
     def _plan(self, fault: Fault) -> Fault:
@@ -117,7 +134,7 @@ class Faults:
         return fault
 
     async def run(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
-        """Make one call, with whatever is planned for it."""
+        """Make one call, with the faults that are planned for it."""
         self.requests.append(request)
         struck = [fault for fault in self.planned if fault.strikes(request)]
         self.active += 1
@@ -135,7 +152,7 @@ class Faults:
 
 
 class FaultyStore(WrappedStore):
-    """Any store, with :class:`Faults` between it and the caller::
+    """Any store, with :class:`Faults` in front of it::
 
     store = FaultyStore(MemoryStore())
     store.faults.fail(3)                                     # the third call, before it takes effect
@@ -157,18 +174,18 @@ _injected: dict[str, Faults] = {}
 
 
 def inject_faults(name: str) -> Faults:
-    """The faults of a named bucket: every store opened as ``memory://name/...`` from now on goes through them."""
+    """The faults of a named bucket. They apply to every store that is opened as ``memory://name/...`` from now on."""
     return _injected.setdefault(name, Faults())
 
 
 def reset_memory() -> None:
-    """Forget every named bucket and its faults; stores that are open keep theirs."""
+    """Forget all named buckets and their faults; open stores keep theirs."""
     forget_buckets()
     _injected.clear()
 
 
 def _open(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> MemoryStore | FaultyStore:
-    """The factory behind ``memory://``; ``options`` are MemoryStore's keyword arguments."""
+    """The factory of ``memory://``; ``options`` are the keyword arguments of MemoryStore."""
     del transfer
     name, prefix = split_uri(uri)
     store = MemoryStore(name, prefix, **options)

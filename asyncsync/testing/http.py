@@ -1,12 +1,12 @@
-"""Just enough of HTTP/1.1 to know where a message begins and ends; every byte is kept as it came."""
+"""Enough of HTTP/1.1 to find where a message begins and ends; every byte is kept as received."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-CHUNK = 1 << 16
-"""Most bytes of a body that are passed on at once."""
+BODY_CHUNK = 1 << 16
+"""Largest piece of a body in bytes."""
 _NO_BODY = frozenset({204, 304})
 
 
@@ -21,26 +21,26 @@ class Head:
 
     @property
     def method(self) -> str:
-        """Of a request."""
+        """The method of a request."""
         return self.line.partition(" ")[0]
 
     @property
     def status(self) -> int:
-        """Of an answer."""
+        """The status of a response."""
         return int(self.line.split(" ", 2)[1])
 
     @property
     def closes(self) -> bool:
-        """Whether the sender ends the connection after this message."""
-        said = self.headers.get("connection", "").lower()
-        return said == "close" or (self.line.startswith("HTTP/1.0") and said != "keep-alive")
+        """Whether the sender closes the connection after this message."""
+        option = self.headers.get("connection", "").lower()
+        return option == "close" or (self.line.startswith("HTTP/1.0") and option != "keep-alive")
 
     def request_body(self, reader: asyncio.StreamReader) -> Body:
-        """What follows a request."""
+        """The body of a request."""
         return Body(reader, self._length or 0, chunked=self._chunked)
 
-    def answer_body(self, reader: asyncio.StreamReader, method: str) -> Body:
-        """What follows the answer to a request with ``method``."""
+    def response_body(self, reader: asyncio.StreamReader, method: str) -> Body:
+        """The body of the response to a request with ``method``."""
         if method == "HEAD" or self.status in _NO_BODY:
             return Body(reader, 0, chunked=False)
         return Body(reader, self._length, chunked=self._chunked)
@@ -56,7 +56,7 @@ class Head:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Head | None:
-    """The next message's head; None where the peer has ended the connection before it."""
+    """The head of the next message; None if the peer closed the connection before it."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -69,7 +69,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
 
 
 class Body:
-    """A body as it comes: of known length, in chunks, or (``length=None``) until the connection ends."""
+    """A body as received: of known length, in chunks, or (``length=None``) until the connection ends."""
 
     def __init__(self, reader: asyncio.StreamReader, length: int | None, *, chunked: bool) -> None:
         self.is_framed = chunked or length is not None
@@ -78,13 +78,15 @@ class Body:
         self._ended = False
 
     async def read(self) -> tuple[bytes, int]:
-        """The next bytes, and how many of them are content: all, or none where they are the frame of chunks. Empty at
-        the end; IncompleteReadError if the peer leaves before it."""
+        """The next bytes, and how many of them are content: all, or none if they frame a chunk.
+
+        Empty at the end; IncompleteReadError if the peer closes before it.
+        """
         if self._chunked and not self._left:
             return await self._frame(), 0
         if self._left == 0:
             return b"", 0
-        data = await self._reader.read(CHUNK if self._left is None else min(CHUNK, self._left))
+        data = await self._reader.read(BODY_CHUNK if self._left is None else min(BODY_CHUNK, self._left))
         if self._left is not None:
             if not data:
                 raise asyncio.IncompleteReadError(b"", self._left)
@@ -92,7 +94,7 @@ class Body:
         return data, len(data)
 
     async def _frame(self) -> bytes:
-        """What stands between two chunks: the end of the one, the size of the other."""
+        """The bytes between two chunks: the end of one and the size of the next."""
         if self._ended:
             return b""
         raw = line = await self._reader.readuntil(b"\r\n")

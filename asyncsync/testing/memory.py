@@ -1,4 +1,4 @@
-"""An object store in memory that behaves as S3 does, for tests without a server."""
+"""An object store in memory that behaves like S3, for tests without a server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 
-PAGE = 1000
+KEYS_PER_REQUEST = 1000
+"""Largest page of a listing, and largest delete."""
 
 
 class Request(NamedTuple):
-    """One request as the log keeps it; equal to the plain tuple ``(operation, key)``.
+    """One request in the log; equal to the plain tuple ``(operation, key)``.
 
-    ``key`` is the whole key in the bucket, the prefix for a listing, and the keys joined by newlines for a delete.
+    ``key`` is the full key in the bucket, the prefix of a listing, or the keys of a delete joined by newlines.
     """
 
     operation: str
@@ -57,7 +58,7 @@ class _OpenUpload:
 
 @dataclass(slots=True)
 class Bucket:
-    """What all stores of one name share."""
+    """State that all stores of one name share."""
 
     objects: dict[str, _Object] = field(default_factory=dict)
     uploads: dict[str, _OpenUpload] = field(default_factory=dict)
@@ -65,28 +66,27 @@ class Bucket:
     log: list[Request] = field(default_factory=list)
     ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     clock: Callable[[], float] = time.time
-    """Says when an object was written; replace it to let objects grow old."""
+    """Gives the time of a write; replace it to make objects old."""
 
 
 _buckets: dict[str, Bucket] = {}
 
 
 def forget_buckets() -> None:
-    """Forget every named bucket; stores that are open keep theirs."""
+    """Forget all named buckets; open stores keep theirs."""
     _buckets.clear()
 
 
 class MemoryStore(Store):
-    """A bucket in memory with the manners of S3.
+    """A bucket in memory that behaves like S3.
 
-    Versions are ETags (the MD5 of the content, ``md5-n`` for n parts: equal bytes have equal versions), listings are
-    in byte order with pages of ``page_size``, CRC32C are checked, parts under ``min_part_size`` bytes are refused
-    except the last, ListParts knows no offsets, and completing an upload twice succeeds.
+    Versions are ETags: the MD5 of the content, or ``md5-n`` for n parts, so equal bytes have equal versions. Listings
+    are in byte order, with pages of ``page_size``. CRC32Cs are checked. Parts below ``min_part_size`` bytes are
+    refused, except the last. ListParts returns no offsets. Completing an upload twice succeeds.
 
     Stores of the same ``name`` see the same objects, also through ``memory://name/prefix``; without a name the bucket
-    is private. Every request costs ``latency`` seconds of the loop's time, and yields to the loop at least once
-    before it takes effect, so that it can be cancelled there. ``log`` has all of them, by any store of
-    the bucket.
+    is private. A request takes ``latency`` seconds of the loop's time and yields to the loop at least once before it
+    takes effect, so that it can be cancelled there. ``log`` has the requests of all stores of the bucket.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class MemoryStore(Store):
         prefix: str = "",
         *,
         min_part_size: int = 5 << 20,
-        page_size: int = PAGE,
+        page_size: int = KEYS_PER_REQUEST,
         latency: float = 0.0,
     ) -> None:
         prefix = prefix.strip("/")
@@ -114,16 +114,16 @@ class MemoryStore(Store):
 
     @property
     def contents(self) -> dict[str, bytes]:
-        """A copy of what the store holds below its prefix: key to bytes. Not a request."""
+        """A copy of all objects below the prefix: key to bytes. Not a request."""
         root = self._root
         return {key[len(root) :]: obj.data for key, obj in self.bucket.objects.items() if key.startswith(root)}
 
     def damage(self, key: str, data: bytes) -> None:
-        """Change the bytes of an object but not what is said of it, as a failing disk would. Not a request."""
+        """Change the bytes of an object but not its metadata, as a failing disk does. Not a request."""
         self._object(key).data = data
 
     async def close(self) -> None:
-        """Nothing to free; the objects stay."""
+        """Nothing to free; the objects remain."""
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
@@ -172,16 +172,21 @@ class MemoryStore(Store):
         return Page(tuple(objects), tuple(prefixes))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        if len(keys) > PAGE:
-            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {PAGE} are allowed")
+        if len(keys) > KEYS_PER_REQUEST:
+            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; the limit is {KEYS_PER_REQUEST}")
         await self._begin("delete", *keys, lease=lease_of(keys))
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
+    ) -> ObjectInfo:
         self.check_copy_condition(key, if_version)
         await self._begin("copy", key, lease=lease_of(key))
         found = self._source(source, if_source_version)
@@ -202,9 +207,16 @@ class MemoryStore(Store):
         return self._keep_part(upload, number, offset, data)
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
+    ) -> Part:
         await self._begin("copy_part", upload.key)
         data = self._source(source, if_source_version).data
         if start < 0 or length < 1 or start + length > len(data):
@@ -240,12 +252,14 @@ class MemoryStore(Store):
         return [Upload(up.key[cut:], name, up.started) for name, up in uploads if up.key.startswith(full)]
 
     async def _begin(self, operation: str, *key: str, body: Body = b"", lease: Lease | None = None) -> bytes:
-        """Log the request, check its keys, take the body in, and let time pass. The lease is looked at when everything
-        has been handed over: ``latency`` is on the way and in the server."""
+        """Log the request, check its keys, read the body, and let time pass.
+
+        The lease is checked once everything is handed over: ``latency`` stands for the network and the server.
+        """
         self.log.append(Request(operation, "\n".join(self._root + one for one in key)))
         for one in key:
             self._check_key(one, operation)
-        data = bytes(body) if isinstance(body, bytes) else await self._read_body(body)  # not with its lease
+        data = bytes(body) if isinstance(body, bytes) else await self._read_body(body)  # without its lease
         check_lease(lease or lease_of(body))
         await asyncio.sleep(self.latency)
         return data
@@ -254,7 +268,7 @@ class MemoryStore(Store):
     async def _read_body(body: FileRange) -> bytes:
         data = await in_thread(lambda: b"".join(body.pieces()))
         if len(data) != body.size:
-            raise SourceChangedError(f"{body.path} has become shorter: {len(data)} of {body.size} bytes are there")
+            raise SourceChangedError(f"{body.path} became shorter: {len(data)} of {body.size} bytes are left")
         return data
 
     def _check_key(self, key: str, operation: str) -> None:
@@ -292,7 +306,7 @@ class MemoryStore(Store):
         found = self.bucket.objects.get(self._root + key)
         version = MISSING if found is None else found.version
         if version != if_version:
-            raise PreconditionError(f"{self._where(key)} has version {version!r}, expected was {if_version!r}")
+            raise PreconditionError(f"{self._where(key)} has version {version!r}, expected {if_version!r}")
 
     def _store(self, key: str, data: bytes, etag: str) -> ObjectInfo:
         new = _Object(data, etag, google_crc32c.value(data), self.bucket.clock())
@@ -337,7 +351,7 @@ def _check_crc(where: str, data: bytes, crc32c: int | None) -> None:
         return
     actual = google_crc32c.value(data)
     if actual != crc32c:
-        raise IntegrityError(f"{where}: CRC32C is {actual:08x}, sent was {crc32c:08x}", retryable=True)
+        raise IntegrityError(f"{where}: received data has CRC32C {actual:08x}, not {crc32c:08x}", retryable=True)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

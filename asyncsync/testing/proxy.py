@@ -1,13 +1,13 @@
-"""A TCP proxy in front of a server that speaks HTTP/1.1, for trying what a network can do to a transfer.
+"""A TCP proxy in front of an HTTP/1.1 server that injects the faults of a network.
 
-Bytes pass as they are, the Host header too, so that signatures stay valid. Rules say which requests meet which fault::
+Bytes pass unchanged, also the Host header, so that signatures stay valid. Rules select the requests for each fault::
 
     async with FaultProxy("127.0.0.1", 8333) as proxy:      # proxy.url is the endpoint to use
         proxy.on(r"^PUT .*/model.bin", BreakRequest(after=1 << 20))          # the first such request
-        proxy.on(r"^GET ", Flip("answer", at=100), skip=2)                   # the third
-        proxy.on(r".", Answer(503), times=None, share=0.05)                  # one in twenty, seeded
+        proxy.on(r"^GET ", Flip("response", at=100), skip=2)                   # the third
+        proxy.on(r".", CannedResponse(503), times=None, share=0.05)                  # one in twenty, seeded
         ...
-        proxy.log                                                            # what was asked, and what met it
+        proxy.log                                                            # all requests, each with its fault
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Literal
 
 from asyncsync.testing.http import Body, Head, read_head
 
-Side = Literal["request", "answer"]
+Side = Literal["request", "response"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The proxy answers itself and the server hears nothing. ``early``: at once and closing the connection, without
-    reading the body of the request. ``code`` is what an S3 error document says."""
+class CannedResponse:
+    """The proxy responds itself and the server receives nothing. ``early``: at once, closing the connection without
+    reading the body of the request. ``code``: the code in the S3 error document."""
 
     status: int = 503
     code: str = "SlowDown"
@@ -38,7 +38,7 @@ class Answer:
     early: bool = False
 
     def to_bytes(self) -> bytes:
-        """On the wire."""
+        """The response as bytes."""
         body = f"<Error><Code>{self.code}</Code><Message>injected</Message></Error>".encode()
         lines = [f"HTTP/1.1 {self.status} Injected", f"Content-Length: {len(body)}", "Content-Type: application/xml"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -48,17 +48,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class BreakRequest:
-    """The connections end after so many bytes of the request's body; 0: before the server hears anything. ``reset``: by
-    RST, else by FIN. A body that is shorter passes."""
+    """The connections end after so many bytes of the request's body; 0: before the server receives anything. ``reset``:
+    by RST, else by FIN. A shorter body passes."""
 
     after: int = 0
     reset: bool = True
 
 
 @dataclass(frozen=True)
-class BreakAnswer:
-    """The connection ends after so many bytes of the answer's body. None: the server has taken the request and not a
-    byte of its answer arrives."""
+class BreakResponse:
+    """The connection ends after so many bytes of the response's body. None: the server has processed the request and
+    not a byte of its response arrives."""
 
     after: int | None = None
     reset: bool = True
@@ -66,29 +66,29 @@ class BreakAnswer:
 
 @dataclass(frozen=True)
 class Stall:
-    """Nothing moves for ``seconds`` (None: ever again) after so many bytes of the body of one side, as a router does
-    that forgot the connection. ``after=0``: before the request is passed on, or before the answer is."""
+    """Nothing moves for ``seconds`` (None: for ever) after so many bytes of the body of one side, as behind a router
+    that forgot the connection. ``after=0``: before the request, or the response, is passed on."""
 
-    side: Side = "answer"
+    side: Side = "response"
     after: int = 0
     seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One bit of one byte of a body is another one. A shorter body passes as it is."""
+    """One bit of one byte of a body is flipped. A shorter body passes unchanged."""
 
     side: Side
     at: int = 0
     bit: int = 0
 
 
-Fault = Answer | BreakRequest | BreakAnswer | Stall | Flip
+Fault = CannedResponse | BreakRequest | BreakResponse | Stall | Flip
 
 
 @dataclass(slots=True)
 class Rule:
-    """Made by :meth:`FaultProxy.on`. ``struck`` counts the requests that met the fault."""
+    """Made by :meth:`FaultProxy.on`. ``struck`` counts the requests that got the fault."""
 
     pattern: re.Pattern[str]
     fault: Fault
@@ -98,7 +98,7 @@ class Rule:
     struck: int = 0
 
     def strikes(self, line: str, rng: Random) -> bool:
-        """Whether this request meets the fault; counts it."""
+        """Whether this request gets the fault; counts it."""
         if not self.pattern.search(line) or self.times == self.struck:
             return False
         if self.share < 1 and rng.random() >= self.share:
@@ -111,15 +111,15 @@ class Rule:
 
 
 @dataclass(slots=True)
-class Seen:
-    """One request. Sizes are bytes of bodies that passed."""
+class ProxiedRequest:
+    """One request in the log. Sizes: bytes of bodies that passed."""
 
     line: str
     """Method and target, as ``PUT /bucket/key?query HTTP/1.1``."""
     sent: int = 0
     received: int = 0
     status: int | None = None
-    """Of the answer, if one passed."""
+    """Of the response, if one passed."""
     fault: Fault | None = None
 
 
@@ -132,9 +132,10 @@ class _BrokenError(Exception):
 
 
 class FaultProxy:
-    """Use as ``async with FaultProxy(host, port) as proxy``; afterwards no connection is left.
+    """Use it as ``async with FaultProxy(host, port) as proxy``; afterwards all connections are closed.
 
-    ``bandwidth``: bytes a second, shared by all connections in both directions. ``seed``: of what ``share`` decides.
+    ``bandwidth``: bytes per second, shared by all connections in both directions. ``seed``: of the choices of
+    ``share``.
     """
 
     def __init__(self, host: str, port: int, *, bandwidth: float | None = None, seed: int = 0) -> None:
@@ -144,7 +145,7 @@ class FaultProxy:
         self._rules: list[Rule] = []
         self._open: set[asyncio.StreamWriter] = set()
         self._away = False
-        self.log: list[Seen] = []
+        self.log: list[ProxiedRequest] = []
         """Every request so far, oldest first; clear it freely."""
 
     async def __aenter__(self) -> FaultProxy:
@@ -171,18 +172,21 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def on(self, pattern: str, fault: Fault, *, times: int | None = 1, skip: int = 0, share: float = 1.0) -> Rule:
-        """Let requests whose line matches ``pattern`` (a regular expression, searched) meet ``fault``: after ``skip``
-        of them, ``times`` in all (None: for ever), a random ``share`` of them. The first rule that fits holds."""
+        """Inject ``fault`` into requests whose line matches ``pattern`` (a regular expression, searched).
+
+        ``skip``: the first so many matching requests pass. ``times``: requests to strike (None: all). ``share``: random
+        share of the matching requests. If several rules match, the first applies.
+        """
         rule = Rule(re.compile(pattern), fault, times, skip, share)
         self._rules.append(rule)
         return rule
 
     def clear(self) -> None:
-        """Forget all rules; what stands still goes on standing still."""
+        """Remove all rules; stalled requests stay stalled."""
         self._rules.clear()
 
     def set_away(self, away: bool) -> None:
-        """The server is gone: every connection is reset, new ones at once; or it is back."""
+        """True: the server is unreachable, and every connection is reset, new ones at once. False: it is back."""
         self._away = away
         if away:
             self._abort_all()
@@ -201,7 +205,7 @@ class FaultProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of a client, and one of ours to the server that goes with it."""
+        """One connection of a client, with its own connection to the server."""
         link = _Link(self, reader, writer)
         reset = False
         try:
@@ -210,7 +214,7 @@ class FaultProxy:
         except _BrokenError as broken:
             reset = broken.reset
         except (ConnectionError, asyncio.IncompleteReadError):
-            reset = True  # one of the two has gone: so has the other
+            reset = True  # one of the two closed: close the other
         finally:
             for each in (writer, link.upstream):
                 if each is not None:
@@ -218,17 +222,17 @@ class FaultProxy:
                     self._open.discard(each)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the server; called for each one of a client."""
+        """A connection to the server; one for each connection of a client."""
         reader, writer = await asyncio.open_connection(*self._target)
         self._open.add(writer)
         return reader, writer
 
     def find(self, line: str) -> Fault | None:
-        """What this request meets."""
+        """The fault of this request, if any."""
         return next((rule.fault for rule in self._rules if rule.strikes(line, self._rng)), None)
 
     async def pay(self, nbytes: int) -> None:
-        """Wait until the bandwidth allows so much more."""
+        """Wait until the bandwidth limit allows ``nbytes`` more."""
         if self._bandwidth is not None:
             now = asyncio.get_running_loop().time()
             self._paid = max(self._paid, now) + nbytes / self._bandwidth
@@ -236,7 +240,7 @@ class FaultProxy:
 
 
 class _Link:
-    """One connection of a client: its requests, one after the other."""
+    """One connection of a client: its requests in sequence."""
 
     def __init__(self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._proxy, self._client, self._to_client = proxy, reader, writer
@@ -244,14 +248,14 @@ class _Link:
         self.upstream: asyncio.StreamWriter | None = None
 
     async def exchange(self) -> bool:
-        """One request and its answer; False: the connection ends."""
+        """One request and its response; False: the connection ends."""
         head = await read_head(self._client)
         if head is None:
             return False
-        seen = Seen(head.line, fault=self._proxy.find(head.line))
+        seen = ProxiedRequest(head.line, fault=self._proxy.find(head.line))
         self._proxy.log.append(seen)
-        if isinstance(seen.fault, Answer):
-            return await self._answer(head, seen, seen.fault)
+        if isinstance(seen.fault, CannedResponse):
+            return await self._respond(head, seen, seen.fault)
         if isinstance(seen.fault, BreakRequest) and not seen.fault.after:
             raise _BrokenError(reset=seen.fault.reset)
         if self.upstream is None:
@@ -260,27 +264,27 @@ class _Link:
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(self._up(head, seen), name="fault proxy, request")
                 keep = await self._down(head, seen)
-                keep = keep and sending.done()  # else the server has answered early and reads no more
+                keep = keep and sending.done()  # else the server responded early and reads no more
                 sending.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return keep
 
-    async def _answer(self, head: Head, seen: Seen, answer: Answer) -> bool:
-        if not answer.early:
+    async def _respond(self, head: Head, seen: ProxiedRequest, response: CannedResponse) -> bool:
+        if not response.early:
             if "expect" in head.headers:
                 self._to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = head.request_body(self._client)
             while (piece := await body.read())[0]:
                 seen.sent += piece[1]
-        seen.status = answer.status
-        self._to_client.write(answer.to_bytes())
+        seen.status = response.status
+        self._to_client.write(response.to_bytes())
         await self._to_client.drain()
-        if answer.early:
+        if response.early:
             raise _BrokenError(reset=False)
         return True
 
-    async def _up(self, head: Head, seen: Seen) -> None:
+    async def _up(self, head: Head, seen: ProxiedRequest) -> None:
         assert self.upstream is not None
         if isinstance(seen.fault, Stall) and seen.fault.side == "request" and not seen.fault.after:
             await self._stand(seen.fault)
@@ -288,27 +292,27 @@ class _Link:
             self.upstream.write(head.raw)
             await self._pass(head.request_body(self._client), self.upstream, seen, "request")
         except ConnectionError:
-            return  # the server reads no more; its answer, or the end of its connection, says why
+            return  # the server reads no more; its response, or the end of its connection, has the reason
 
-    async def _down(self, request: Head, seen: Seen) -> bool:
+    async def _down(self, request: Head, seen: ProxiedRequest) -> bool:
         assert self._server is not None
         while True:
             head = await read_head(self._server)
             if head is None:
                 raise ConnectionResetError("the server ended the connection")
-            if isinstance(seen.fault, BreakAnswer) and seen.fault.after is None:
+            if isinstance(seen.fault, BreakResponse) and seen.fault.after is None:
                 raise _BrokenError(reset=seen.fault.reset)
-            if isinstance(seen.fault, Stall) and seen.fault.side == "answer" and not seen.fault.after:
+            if isinstance(seen.fault, Stall) and seen.fault.side == "response" and not seen.fault.after:
                 await self._stand(seen.fault)
             self._to_client.write(head.raw)
             if head.status >= 200:
                 break
         seen.status = head.status
-        body = head.answer_body(self._server, request.method)
-        await self._pass(body, self._to_client, seen, "answer")
+        body = head.response_body(self._server, request.method)
+        await self._pass(body, self._to_client, seen, "response")
         return body.is_framed and not head.closes
 
-    async def _pass(self, body: Body, sink: asyncio.StreamWriter, seen: Seen, side: Side) -> None:
+    async def _pass(self, body: Body, sink: asyncio.StreamWriter, seen: ProxiedRequest, side: Side) -> None:
         at = 0
         while True:
             raw, size = await body.read()
@@ -324,8 +328,10 @@ class _Link:
                 seen.received = at
         await sink.drain()
 
-    async def _harm(self, data: bytes, size: int, at: int, sink: asyncio.StreamWriter, seen: Seen, side: Side) -> bytes:
-        """What passes of the bytes of a body that begin at ``at``."""
+    async def _harm(
+        self, data: bytes, size: int, at: int, sink: asyncio.StreamWriter, seen: ProxiedRequest, side: Side
+    ) -> bytes:
+        """The bytes of a piece of a body that pass; the piece begins at ``at``."""
         fault = seen.fault
         match fault:
             case Flip() if fault.side == side and at <= fault.at < at + size:
@@ -335,7 +341,7 @@ class _Link:
             case BreakRequest(after=after) if side == "request" and at < after <= at + size:
                 await _flush(sink, data[: after - at])
                 raise _BrokenError(reset=fault.reset)
-            case BreakAnswer(after=int(after)) if side == "answer" and at <= after <= at + size:
+            case BreakResponse(after=int(after)) if side == "response" and at <= after <= at + size:
                 await _flush(sink, data[: after - at])
                 raise _BrokenError(reset=fault.reset)
             case Stall() if fault.after and fault.side == side and at < fault.after <= at + size:
@@ -346,7 +352,7 @@ class _Link:
 
     @staticmethod
     async def _stand(stall: Stall) -> None:
-        """For ever means until the proxy is left."""
+        """For ever means until the proxy is closed."""
         if stall.seconds is None:
             await asyncio.get_running_loop().create_future()
         else:
@@ -354,7 +360,7 @@ class _Link:
 
 
 async def _flush(sink: asyncio.StreamWriter, data: bytes) -> None:
-    """What has been let through arrives before the connection ends: a reset throws away what waits in it."""
+    """Bytes that passed arrive before the connection ends: a reset discards buffered ones."""
     sink.write(data)
     await sink.drain()
     await asyncio.sleep(0.01)

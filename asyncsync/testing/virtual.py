@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: an hour of timers passes in a millisecond, in the same order every time."""
+"""An event loop with a virtual clock: an hour of timers passes in a millisecond, in the same order every time."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DEADLOCK_SECONDS = 10.0
-"""Real seconds that a loop with nothing left to happen waits for foreign threads before DeadlockError."""
+"""Real seconds that a loop without timers and jobs waits for foreign threads before it raises DeadlockError."""
 
 
 class DeadlockError(RuntimeError):
-    """Every task waits and nothing is left that could wake one: no timer, no thread job, no socket."""
+    """All tasks wait and nothing can wake one: no timer, no thread job, no socket."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A selector loop whose :meth:`time` is virtual and starts at 0.
 
-    When nothing is ready it jumps to the next timer at once. While jobs started with ``run_in_executor`` are
-    outstanding (also those whose caller was cancelled) it really waits for them first and time stands still, so
-    that disk work costs no virtual time and tests are deterministic.
+    When nothing is ready it jumps to the next timer at once. While jobs of ``run_in_executor`` are outstanding (also
+    those whose caller was cancelled) it waits for them in real time and the virtual time stands still: disk work costs
+    no virtual time, and tests are deterministic.
 
-    With pytest-asyncio (1.4 and later), tests choose it by a marker, from ``conftest.py``::
+    With pytest-asyncio (1.4 and later), tests select it by a marker, in ``conftest.py``::
 
         def pytest_asyncio_loop_factories(config, item):
             virtual = item.get_closest_marker("virtual_time") is not None
             return {"virtual": VirtualTimeLoop} if virtual else {"real": asyncio.new_event_loop}
 
-    Threads that are not started through ``run_in_executor`` and real sockets are not waited for: time may jump
-    while their answer is under way. Use an ordinary loop for tests with a server.
+    The loop does not wait for real sockets, nor for threads that were not started through ``run_in_executor``: time may
+    jump while a response is in flight. Use an ordinary loop for tests with a server.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jobs = 0
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         super().__init__(_JumpingSelector(self))
-        # asyncio runs a timer when it is less than this away. Its own nanosecond is lost in the rounding of a float
-        # after half a year, and the loop would turn for ever before a timer that is due.
+        # asyncio runs a timer that is due within this resolution. A float loses the default of 1 ns after half a
+        # year: the loop would then spin for ever before a due timer.
         self._clock_resolution = 2.0**-20
 
     def time(self) -> float:
@@ -49,24 +49,24 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def lease_time(self) -> float:
-        """The same clock: a lease runs out in virtual time, too."""
+        """The same clock: a lease expires in virtual time, too."""
         return self._now
 
     @property
     def outstanding(self) -> int:
-        """Thread jobs whose end the loop has not seen yet."""
+        """Thread jobs that the loop has not seen end."""
         return self._jobs
 
     def advance(self, seconds: float) -> None:
-        """Let time pass without running anything, as a training step that blocks the loop would."""
+        """Let time pass without running anything, as a training step does that blocks the loop."""
         if seconds < 0:
             raise ValueError(f"time cannot go back: {seconds}")
         self._now += seconds
 
     def turned(self) -> None:
-        """Called once a turn of the loop. For subclasses; what it raises ends :func:`run_virtual`."""
+        """Called once per turn of the loop. For subclasses; an exception from it ends :func:`run_virtual`."""
 
-    def run_in_executor(  # type: ignore[override]  # the stubs say Future, as here; only the generics differ
+    def run_in_executor(  # type: ignore[override]  # as in the stubs, apart from the generics
         self, executor: concurrent.futures.Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
         job = (executor or self._default_pool()).submit(func, *args)
@@ -82,8 +82,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._pool
 
     def _ended(self, _: concurrent.futures.Future[Any]) -> None:
-        # Runs in the worker thread, or in the loop's for a job cancelled before it began. The result was handed to
-        # the loop before this; the second hop below lets whoever waits for it go first.
+        # Runs in the worker thread, or in the loop's thread for a job that was cancelled before it started. The result
+        # was handed to the loop before this; the second hop below lets the tasks that wait for it run first.
         try:
             self.call_soon_threadsafe(self.call_soon, self._uncount)
         except RuntimeError:
@@ -113,7 +113,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         return ready
 
     def _wait_for_strangers(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """No timer and no job: only a socket, a signal or a foreign thread can go on from here."""
+        """No timer and no job: only a socket, a signal or a foreign thread can wake a task."""
         only_self_pipe = len(self.get_map()) <= 1
         ready = super().select(DEADLOCK_SECONDS if only_self_pipe else None)
         if not ready and only_self_pipe:

@@ -28,7 +28,7 @@ async def test_there_are_as_many_threads_as_the_settings_say(tmp_path: Path, thr
         with lock:
             under_way -= 1
 
-    await in_thread(lambda: None)  # made by nobody who holds them
+    await in_thread(lambda: None)  # created by no test that holds them
     async with Syncer(tmp_path, "memory://threads", transfer=TransferConfig(threads=threads)):
         await asyncio.gather(*(in_thread(work) for _ in range(4 * threads)))
     assert most == threads

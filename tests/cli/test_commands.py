@@ -51,7 +51,7 @@ def test_the_group_lists_its_commands_and_exit_codes(invoke: Invoke) -> None:
     assert "demo-read" not in text
 
 
-def test_the_version_is_told(invoke: Invoke) -> None:
+def test_the_version_is_reported(invoke: Invoke) -> None:
     assert invoke("--version").stdout.startswith("asyncsync ")
 
 
@@ -81,7 +81,7 @@ def test_nothing_to_push_is_exit_code_2(invoke: Invoke, tmp_path: Path) -> None:
 # push and pull
 
 
-def test_what_was_pushed_comes_back(invoke: Invoke, tree: Path, url: str, tmp_path: Path) -> None:
+def test_a_pushed_tree_comes_back(invoke: Invoke, tree: Path, url: str, tmp_path: Path) -> None:
     pushed = invoke("push", tree, url)
     assert pushed.exit_code == 0
     assert pushed.stdout.startswith(f"sent 3 files (97.7 KiB) to {url} in ")
@@ -123,7 +123,7 @@ def test_a_dry_run_shows_and_sends_nothing(invoke: Invoke, answer: Answer, tree:
     assert invoke("ls", url).exit_code == 1
 
 
-def test_a_dry_run_tells_what_a_push_then_does(answer: Answer, invoke: Invoke, tree: Path, url: str) -> None:
+def test_a_dry_run_shows_the_effects_of_a_push(answer: Answer, invoke: Invoke, tree: Path, url: str) -> None:
     answer("push", tree, url)
     (tree / "sub/b.bin").rename(tree / "moved.bin")
     (tree / "new").write_bytes(b"12345")
@@ -137,7 +137,7 @@ def test_a_dry_run_tells_what_a_push_then_does(answer: Answer, invoke: Invoke, t
     assert f"in {pushed['requests']} requests; 2 files changed, 1 deleted, 2 unchanged" in text
 
 
-def test_a_dry_run_asks_whether_the_store_still_has_what_was_pushed(answer: Answer, tree: Path, tmp_path: Path) -> None:
+def test_a_dry_run_checks_that_the_store_still_has_the_pushed_files(answer: Answer, tree: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     answer("push", tree, url)
     shutil.rmtree(url)
@@ -145,7 +145,7 @@ def test_a_dry_run_asks_whether_the_store_still_has_what_was_pushed(answer: Answ
     assert (planned["bytes_sent"], planned["files_skipped"]) == (planned["bytes_total"], 0)
 
 
-def test_a_dry_run_shows_what_would_be_deleted(answer: Answer, tree: Path, url: str) -> None:
+def test_a_dry_run_shows_the_deletions(answer: Answer, tree: Path, url: str) -> None:
     answer("push", tree, url)
     (tree / "a.txt").unlink()
     assert answer("push", tree, url, "--dry-run")["delete"] == []
@@ -220,7 +220,7 @@ def test_on_s3_credentials_come_from_the_environment(
 # verify and prune
 
 
-def test_verify_finds_nothing_wrong_in_what_was_pushed(answer: Answer, tree: Path, url: str) -> None:
+def test_verify_finds_nothing_wrong_in_a_pushed_tree(answer: Answer, tree: Path, url: str) -> None:
     answer("push", tree, url)
     document = answer("verify", url, "--deep")
     assert (document["ok"], document["files"], document["deep"]) == (True, 3, True)
@@ -236,13 +236,13 @@ def test_damage_is_exit_code_3_and_named(invoke: Invoke, answer: Answer, tree: P
     result = invoke("verify", store, "--deep")
     assert result.exit_code == 3
     assert "\ndamaged: sub/b.bin: " in result.stdout
-    assert "\nreplaced since its manifest was written: sub/b.bin\n" in result.stdout
+    assert "\nreplaced after its manifest was written: sub/b.bin\n" in result.stdout
     assert "\nmissing: a.txt\n" in result.stdout
     document = answer("verify", store, "--deep", code=3)
     assert (document["ok"], list(document["damaged"]), document["missing"]) == (False, ["sub/b.bin"], ["a.txt"])
 
 
-def test_repair_sends_again_what_the_directory_still_has(
+def test_repair_sends_lost_files_that_the_directory_still_has(
     invoke: Invoke, answer: Answer, tree: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -262,7 +262,7 @@ def test_repair_sends_again_what_the_directory_still_has(
     )
 
 
-def test_prune_is_a_dry_run_unless_told_otherwise(answer: Answer, tmp_path: Path) -> None:
+def test_prune_is_a_dry_run_by_default(answer: Answer, tmp_path: Path) -> None:
     asyncio.run(_experiment(str(tmp_path / "store")))
     garbage = tmp_path / "store" / "sweep" / "t0" / "checkpoint_000099"
     garbage.mkdir()
@@ -330,11 +330,11 @@ def test_ls_shows_the_experiments_beside_one_that_cannot_be_read(invoke: Invoke,
     assert [item["status"] for item in answer("ls", storage)["experiments"]] == ["unreadable", "finished"]
 
 
-def test_prune_names_what_it_leaves_alone(invoke: Invoke, answer: Answer, storage: str) -> None:
+def test_prune_names_the_directories_that_it_leaves_alone(invoke: Invoke, answer: Answer, storage: str) -> None:
     asyncio.run(_put(storage, "sweep/t0/.asyncsync/trial.json", b"{"))
     asyncio.run(_put(storage, "sweep/t0/checkpoint_000009/weights", b"w"))
     arguments = ("prune", f"{storage}/sweep", "--older-than", "0")
-    assert "left alone: " in invoke(*arguments).stdout
+    assert "kept, because it cannot be read: " in invoke(*arguments).stdout
     assert list(answer(*arguments)["unreadable"]) == ["t0/.asyncsync/trial.json"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.cli.options import parse_size, resolve_url, take_settings
+from asyncsync.cli.options import in_flags, parse_size, resolve_url, take_settings
 from asyncsync.errors import ConfigError
 
 NOTHING = {
@@ -47,8 +47,8 @@ def test_sizes_have_binary_and_decimal_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "1 XB", "1e3", "ten", "1/s/s"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
+def test_an_invalid_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid size"):
         parse_size(text)
 
 
@@ -85,3 +85,20 @@ def test_transfer_options_make_a_transfer_config() -> None:
 def test_an_option_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         take_settings(NOTHING | {"extra": ("region",)})
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("invalid SyncConfig.sync_timeout=-1.0: must be more than 0 seconds (number or timedelta), or None",
+         "invalid --timeout -1.0: must be more than 0 seconds"),
+        ("invalid TransferConfig.part_size=5: must be an integer or None", "invalid --part-size 5: must be an integer"),
+        ("allow it with SyncConfig(max_delete=3)", "allow it with --max-delete 3"),
+        ("give storage_options={'region': 'eu-1', 'endpoint_url': 'http://s'} instead",
+         "give -o region=eu-1 -o endpoint_url=http://s instead"),
+        ("give storage_options={...} instead", "give -o KEY=VALUE instead"),
+        ("exact=True is refused for /", "--exact is refused for /"),
+    ],
+)  # fmt: skip
+def test_messages_name_flags_instead_of_arguments(message: str, shown: str) -> None:
+    assert in_flags(message) == shown

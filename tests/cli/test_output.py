@@ -62,22 +62,22 @@ def test_long_lists_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     Output().lines([str(number) for number in range(25)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 21
-    assert lines[-1] == "  and 5 more (--json lists all)"
+    assert lines[-1] == "  and 5 more (--json shows all)"
 
 
 def test_a_meter_knows_how_far_a_transfer_came() -> None:
     meter = Meter()
-    assert meter.text() == "nothing was transferred yet"
+    assert meter.text() == "nothing yet"
     meter.update(Progress(tree="", files_done=1, files_total=3, bytes_done=1024, bytes_total=4096))
     assert meter.text() == "1 of 3 files, 1.0 KiB of 4.0 KiB"
 
 
-def test_a_summary_tells_what_travelled() -> None:
+def test_a_summary_shows_the_transferred_bytes() -> None:
     report = SyncReport(
         bytes_total=3072, files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1
     )
     assert summary(report, verb="sent", where="to x") == (
-        "sent 2 files (2.0 KiB) to x in 0.5 s; 1 unchanged; 4 requests; 3.0 KiB in all; 1 deleted"
+        "sent 2 files (2.0 KiB) to x in 0.5 s; 1 unchanged; 4 requests; 3.0 KiB in total; 1 deleted"
     )
 
 

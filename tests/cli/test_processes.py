@@ -28,7 +28,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_push_says_what_is_missing_and_goes_on_later(
+def test_an_interrupted_push_names_missing_files_and_resumes_later(
     tree: Path, tmp_path: Path, answer: Callable[..., dict[str, Any]], number: signal.Signals
 ) -> None:
     with (tree / "big").open("wb") as file:
@@ -45,7 +45,7 @@ def test_an_interrupted_push_says_what_is_missing_and_goes_on_later(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_watch_sends_what_changes_and_syncs_once_more_when_stopped(
+def test_watch_sends_changes_and_syncs_once_more_when_stopped(
     tree: Path, tmp_path: Path, answer: Callable[..., dict[str, Any]], number: signal.Signals
 ) -> None:
     process = start("watch", tree, tmp_path / "store", "--period", "600", "--json")
@@ -60,7 +60,7 @@ def test_watch_sends_what_changes_and_syncs_once_more_when_stopped(
     assert answer("verify", tmp_path / "store", "--deep")["files"] == 4
 
 
-def test_watch_survives_failures_and_tells_when_the_last_sync_fails(tree: Path, tmp_path: Path) -> None:
+def test_watch_survives_failures_and_reports_a_failed_last_sync(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     process = start("watch", tree, tmp_path / "file" / "store", "--json", "--grace", "5")
     assert process.stdout is not None
@@ -68,7 +68,7 @@ def test_watch_survives_failures_and_tells_when_the_last_sync_fails(tree: Path, 
     process.send_signal(signal.SIGINT)
     code, _, stderr = ended(process)
     assert code == 130
-    assert "failed, trying again in" in stderr
+    assert "the sync failed, retrying in" in stderr
     assert "error: the last sync failed: " in stderr
 
 

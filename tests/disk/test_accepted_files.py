@@ -71,7 +71,7 @@ def test_a_name_that_cannot_be_stored_is_refused_by_name(root: Path, name: bytes
 
 
 @pytest.mark.parametrize("kind", ["empty", "only directories", "missing", "broken link", "looping link", "a pipe"])
-def test_what_holds_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_without_files_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "c"
     match kind:
         case "empty":
@@ -130,7 +130,7 @@ def _crc(body: FileRange) -> int:
     return loaded.digest.crc32c
 
 
-def test_only_what_is_as_it_was_is_removed(root: Path) -> None:
+def test_only_unchanged_files_are_removed(root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
     for name in ("x", "y", "z"):
@@ -156,7 +156,7 @@ def test_a_file_that_became_a_link_is_not_removed(root: Path) -> None:
     assert (root / "a").is_symlink()
 
 
-def test_a_directory_that_is_a_link_goes_with_what_it_leads_to(root: Path) -> None:
+def test_a_linked_directory_is_removed_with_its_target(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
     assert accept(str(link)).remove() == []
@@ -165,7 +165,7 @@ def test_a_directory_that_is_a_link_goes_with_what_it_leads_to(root: Path) -> No
 
 
 def test_nothing_is_removed_where_the_link_leads_elsewhere_by_now(root: Path) -> None:
-    """Not even the empty directories of what nobody has reported."""
+    """Not even empty directories that were never reported."""
     link, other = root.parent / "link", root.parent / "other"
     (other / "empty").mkdir(parents=True)
     link.symlink_to(root)

@@ -79,7 +79,7 @@ def test_a_file_that_changes_while_it_is_copied_is_copied_again(source, monkeypa
     assert (Checkpoint.snapshot(source).path / "weights").read_bytes() == b"during"
 
 
-def test_a_file_that_never_stops_changing_is_told_and_nothing_stays(source, monkeypatch):
+def test_a_file_that_never_stops_changing_is_reported_and_nothing_stays(source, monkeypatch):
     copy, times = shutil.copyfileobj, []
 
     def change(reader, writer, size):

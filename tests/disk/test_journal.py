@@ -66,7 +66,7 @@ async def test_open_uploads_come_back_with_their_parts_in_order(journal):
     assert await journal.open_uploads(URI) == [replace(opened, parts=parts)]
 
 
-async def test_a_closed_upload_is_gone_with_its_parts(journal):
+async def test_a_closed_upload_is_removed_with_its_parts(journal):
     upload = OpenUpload(URI, "k", "id", "multipart", "/x", 1, 1, 1, 1)
     journal.upload_opened(upload)
     journal.part_recorded(URI, upload, OpenPart(1, 0, 1, "e", 7))
@@ -91,7 +91,7 @@ async def test_an_accepted_checkpoint_is_pending_until_it_is_closed(journal):
     assert pending == PendingCheckpoint("t", "c1", '{"a":1}', pending.accepted)
 
 
-async def test_what_was_recorded_is_there_when_it_is_opened_again(path):
+async def test_recorded_rows_are_there_after_reopening(path):
     async with Journal.open(path) as journal:
         for number in range(100):
             journal.save_tree(f"t{number}", b"x" * number, "v")
@@ -113,7 +113,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_flushed_survives_kill_9(path):
+async def test_flushed_rows_survive_kill_9(path):
     result = subprocess.run([sys.executable, "-c", CRASH, str(path)], check=False)
     assert result.returncode == -signal.SIGKILL
     async with Journal.open(path) as journal:
@@ -225,7 +225,7 @@ async def test_an_older_format_is_migrated_and_keeps_its_rows(path, monkeypatch)
     opened.close()
 
 
-async def test_where_nothing_can_be_written_it_goes_on_in_memory(tmp_path, caplog):
+async def test_without_a_writable_disk_it_continues_in_memory(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     async with Journal.open(tmp_path / "file" / "journal.sqlite3") as journal:
         journal.save_tree("t", b"x", "v")
@@ -234,7 +234,7 @@ async def test_where_nothing_can_be_written_it_goes_on_in_memory(tmp_path, caplo
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-async def test_when_the_disk_is_full_it_goes_on_in_memory_with_what_it_knew(path, caplog):
+async def test_with_a_full_disk_it_continues_in_memory_with_its_contents(path, caplog):
     async with Journal.open(path) as journal:
         journal.save_tree("old", b"x", "v1")
         await journal.flush()
@@ -381,7 +381,7 @@ def test_a_forked_child_neither_has_the_lock_nor_takes_it_away():
     assert _free_elsewhere("t")
 
 
-def test_without_a_writable_directory_it_warns_and_goes_on(tmp_path, monkeypatch, caplog):
+def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
     with tree_lock("t"):

@@ -293,7 +293,7 @@ async def test_no_damage_of_the_journal_gets_into_a_manifest(tmp_path):
             assert (target / name).read_bytes() == (source / name).read_bytes(), at
 
 
-async def test_what_was_right_in_a_damaged_journal_is_not_sent_again(tmp_path):
+async def test_intact_rows_of_a_damaged_journal_save_their_uploads(tmp_path):
     source, store = tmp_path / "source", tmp_path / "store"
     source.mkdir()
     (source / "a").write_bytes(b"a" * 3000)

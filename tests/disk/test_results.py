@@ -67,7 +67,7 @@ class Mute:
     ],
     ids=range(11),
 )
-def test_what_is_not_json_is_recorded_as_a_list_or_text(value: object, recorded: object) -> None:
+def test_values_that_are_not_json_are_recorded_as_a_list_or_text(value: object, recorded: object) -> None:
     assert as_json({"x": value}) == {"x": recorded}
 
 
@@ -85,7 +85,7 @@ def circular() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("value", [circular(), [1], None, {"x": 10**5000}], ids=["circular", "list", "none", "digits"])
-def test_what_cannot_be_recorded_is_a_config_error(value: Any) -> None:
+def test_values_that_cannot_be_recorded_are_a_config_error(value: Any) -> None:
     with pytest.raises(ConfigError, match="JSON"):
         as_json(value)
 

@@ -46,7 +46,7 @@ def test_an_exception_of_the_body_comes_out(tmp_path: Path) -> None:
     assert (tmp_path / "store/exp/t/result.json").exists()
 
 
-def test_what_entering_raises_comes_out(tmp_path: Path) -> None:
+def test_an_error_of_entering_is_raised(tmp_path: Path) -> None:
     with SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local"):
         pass
     with pytest.raises(ExperimentExistsError), SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local"):

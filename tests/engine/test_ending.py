@@ -65,7 +65,7 @@ def test_a_timeout_while_leaving_names_the_checkpoints_not_durable(bench: Bench)
 
 
 def test_a_missing_artifact_that_was_overwritten_late_is_not_named(bench: Bench) -> None:
-    """A process that was replaced writes over what its successor has deleted locally: nobody has the right bytes."""
+    """A replaced process overwrites a file that its successor has deleted locally: nobody has the right bytes."""
 
     async def main() -> None:
         one, two = Machine(bench, "one"), Machine(bench, "two")

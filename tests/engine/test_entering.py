@@ -21,7 +21,7 @@ def made(tmp_path: Path, address: object = None) -> SyncEngine:
     return SyncEngine(run, local_dir=tmp_path / "local", resume=True)
 
 
-def test_a_second_entry_says_that_an_engine_is_entered_once(tmp_path: Path) -> None:
+def test_a_second_entry_raises_that_an_engine_is_entered_once(tmp_path: Path) -> None:
     engine = made(tmp_path)
 
     async def once() -> None:
@@ -88,7 +88,7 @@ def test_a_cancel_at_any_turn_of_entering_leaves_no_descriptor(tmp_path: Path, t
         asyncio.run(main())
         for thread in threading.enumerate():
             if thread.name.startswith("asyncsync"):
-                thread.join(5)  # told to end already
+                thread.join(5)  # already ending
         assert len(os.listdir("/proc/self/fd")) == len(before)
     finally:
         gc.enable()

@@ -36,7 +36,7 @@ def test_any_number_of_listeners_see_everything_until_the_engine_ends(bench: Ben
     assert {"SyncStarted", "SyncFinished"} <= set(kinds(first))
 
 
-def test_events_say_what_travelled(bench: Bench) -> None:
+def test_events_report_the_transferred_bytes(bench: Bench) -> None:
     """Bytes in the tree, bytes sent, bytes that the store copied, requests: of syncs as of checkpoints."""
 
     async def main() -> tuple[SyncReport, list[Event]]:
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_fails_is_an_event(bench: Bench) -> None:
     assert "CheckpointFailed" in kinds(run_virtual(main()))
 
 
-def test_status_tells_the_lag_and_what_is_at_risk(bench: Bench) -> None:
+def test_status_shows_the_lag_and_the_bytes_at_risk(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=10_000)) as engine:
             trial = engine.trial("t")
@@ -127,7 +127,7 @@ def test_status_tells_the_lag_and_what_is_at_risk(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_flush_says_what_is_durable_and_what_is_not(bench: Bench) -> None:
+def test_flush_reports_durable_trees_and_the_others(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=10_000)) as engine:
             quick, stuck = engine.trial("quick"), engine.trial("stuck")

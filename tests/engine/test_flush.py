@@ -17,7 +17,7 @@ ARTIFACTS = SyncConfig(sync_period=10_000, sync_artifacts=True, sync_artifacts_o
 
 
 def slow(bench: Bench) -> None:
-    """A second for each request, and one request at a time: what goes first can be seen and counted."""
+    """One second a request, and one request at a time: the order can be seen and counted."""
     bench.storage_options = {"latency": 1.0}
     bench.transfer = TransferConfig(max_concurrency=1)
 
@@ -39,7 +39,7 @@ async def busy(bench: Bench, engine: SyncEngine) -> list[Trial]:
 
 
 def check(bench: Bench, report: FlushReport) -> None:
-    """The report against what the store holds."""
+    """Compare the report with the contents of the store."""
     contents = bench.store.contents
     named = set()
     for trial in TRIALS:
@@ -78,7 +78,7 @@ def test_flush_sends_newest_checkpoints_then_records_then_artifacts(bench: Bench
 
 
 @pytest.mark.parametrize("deadline", [1, 5, 12, 17, 22, 30, 45])
-def test_a_flush_ends_at_its_deadline_and_says_exactly_what_is_durable(bench: Bench, deadline: int) -> None:
+def test_a_flush_ends_at_its_deadline_with_an_exact_report(bench: Bench, deadline: int) -> None:
     slow(bench)
 
     async def main() -> FlushReport:
@@ -96,7 +96,7 @@ def test_a_flush_ends_at_its_deadline_and_says_exactly_what_is_durable(bench: Be
     assert newest <= set(report.durable) or not older & set(report.durable)
 
 
-def test_what_was_not_done_in_time_goes_on_afterwards(bench: Bench) -> None:
+def test_work_not_done_in_time_continues_afterwards(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:
@@ -115,7 +115,7 @@ def test_what_was_not_done_in_time_goes_on_afterwards(bench: Bench) -> None:
                 assert bench.store.contents[f"{trial}/{item.name}/part{number}"] == expected
 
 
-def test_what_was_sent_of_an_interrupted_checkpoint_is_not_sent_again(bench: Bench) -> None:
+def test_sent_files_of_an_interrupted_checkpoint_are_not_sent_again(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_no_report_is_taken_during_a_flush(bench: Bench) -> None:
     assert bench.keys(f"a/checkpoint_000002/{MANIFEST}")
 
 
-def test_who_waits_for_an_interrupted_sync_gets_it_later(bench: Bench) -> None:
+def test_a_waiter_of_an_interrupted_sync_gets_the_next_one(bench: Bench) -> None:
     slow(bench)
 
     async def main() -> None:

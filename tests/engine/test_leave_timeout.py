@@ -15,7 +15,7 @@ from asyncsync.testing.virtual import run_virtual
 async def leave(
     tmp_path: Path, trials: int, error: StoreError | None, operation: str | None = None, **options: float | None
 ) -> tuple[float, SyncFailedError]:
-    """Seconds that leaving takes while the store raises ``error``, or hangs; and what is raised then."""
+    """Seconds that leaving takes while the store raises ``error`` or hangs, and the exception."""
     reset_memory()
     faults, loop, place = inject_faults("b"), asyncio.get_running_loop(), tmp_path / f"{trials}"
     left = 0.0

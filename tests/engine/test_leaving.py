@@ -56,5 +56,5 @@ def test_no_thread_outlives_the_engine(tmp_path: Path) -> None:
     assert {"asyncsync-disk", "asyncsync-journal"} <= asyncio.run(main())
     for thread in threading.enumerate():
         if thread.name.startswith("asyncsync"):
-            thread.join(5)  # told to end already: this only waits for its last instruction
+            thread.join(5)  # already ending: this only waits for its last instruction
             assert not thread.is_alive()

@@ -80,7 +80,7 @@ def checkpoints(tmp_path: Path) -> list[str]:
         "engine.events()",
     ],
 )
-def test_a_blocking_engine_that_was_inherited_says_whose_it_is(tmp_path: Path, use: str) -> None:
+def test_an_inherited_blocking_engine_names_its_owner(tmp_path: Path, use: str) -> None:
     done = execute(
         tmp_path,
         f"""
@@ -98,7 +98,7 @@ def test_a_blocking_engine_that_was_inherited_says_whose_it_is(tmp_path: Path, u
 
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "raise ZeroDivisionError", "pass", "engine.close()", "os._exit(0)"])
-def test_a_child_that_leaves_a_blocking_engine_ends_and_the_parent_goes_on(tmp_path: Path, end: str) -> None:
+def test_a_child_that_leaves_a_blocking_engine_ends_the_parent_continues(tmp_path: Path, end: str) -> None:
     done = execute(
         tmp_path,
         f"""
@@ -291,7 +291,7 @@ def test_start_and_close_are_the_block(tmp_path: Path) -> None:
     assert '"a": 1' in (tmp_path / "store/exp/t/result.json").read_text()
 
 
-def test_close_within_a_grace_names_what_is_not_durable(tmp_path: Path) -> None:
+def test_close_within_a_grace_names_everything_not_durable(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoint"
     directory.mkdir()
     (directory / "w").write_bytes(os.urandom(3_000_000))

@@ -15,7 +15,7 @@ from asyncsync.testing import run_virtual
 
 TRIALS = 500
 OURS = [tracemalloc.Filter(False, "*/asyncsync/testing/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
-"""The store in memory is not the engine's, nor what it holds."""
+"""Memory of the engine without that of the store and its contents."""
 
 
 def test_an_idle_trial_has_no_task_and_takes_less_than_four_kib(bench: Bench) -> None:
@@ -58,7 +58,7 @@ class Nothing:
 
 
 def test_every_tree_of_thousands_is_synced_each_period_and_only_then() -> None:
-    """The cost of one sync, printed for whoever looks: scheduling is what is left when there is nothing to do."""
+    """The cost of one sync is printed: with no changes it is the cost of scheduling."""
     members = [Nothing(f"t{number}") for number in range(5000)]
     events: list[Event] = []
 

@@ -17,7 +17,7 @@ KINDS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
-    """What reached the program's own handlers, which are there before the engine."""
+    """Signals that reached the program's own handlers, which were installed before the engine."""
     seen: list[int] = []
 
     def own(number: int, frame: FrameType | None) -> None:

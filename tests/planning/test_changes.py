@@ -52,7 +52,7 @@ def test_checksum_doubts_everything() -> None:
     assert compare([stat("a")], manifest(entry("a")), checksum=True).send
 
 
-def test_what_vanished_is_gone() -> None:
+def test_a_vanished_file_is_missing() -> None:
     assert compare([stat("a")], manifest(entry("a"), entry("b"))).missing == ["b"]
 
 

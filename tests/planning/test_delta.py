@@ -103,7 +103,7 @@ limits = st.builds(
 
 @given(files, limits, st.integers(1, 8))
 def test_the_pieces_are_the_file_and_keep_the_rules(parts, limits, window) -> None:
-    """Whatever the plan, also when it is made a few segments at a time: carrying it out gives the file back."""
+    """Executing any plan reproduces the file, also if it is planned a few segments at a time."""
     sources = {"a": bytes(range(200)), "b": bytes(range(199, -1, -1))}
     content = b"".join(
         bytes([255]) * size if origin is None else sources[origin.key][origin.start : origin.start + size]

@@ -56,7 +56,7 @@ ENTRIES = st.builds(
 
 
 @given(st.lists(ENTRIES, max_size=5, unique_by=lambda item: item.path))
-def test_what_is_written_is_read_again(entries: list[FileEntry]) -> None:
+def test_a_written_document_is_read_back(entries: list[FileEntry]) -> None:
     manifest = Manifest({item.path: item for item in entries}, {"metrics": {"loss": 1.5}}, {"compression": "none"})
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
@@ -83,7 +83,7 @@ def test_one_file_a_line() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"format":1,"files":[{"path":"a"}]}', b"\xff"])
-def test_what_is_no_manifest_is_refused_in_words(data: bytes) -> None:
+def test_an_invalid_manifest_is_refused_in_words(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a manifest"):
         Manifest.from_bytes(data)
 
@@ -119,13 +119,13 @@ def test_unknown_fields_are_kept_on_every_level() -> None:
     assert again["files"][0]["tier"] == "cold"
 
 
-def test_a_manifest_says_who_wrote_it() -> None:
+def test_a_manifest_names_its_writer() -> None:
     assert json.loads(Manifest().to_bytes())["by"] == f"asyncsync {__version__}"
     assert Manifest.from_bytes(b'{"format":1,"files":[]}').files == {}
 
 
 def test_a_newer_format_is_refused_with_both_versions() -> None:
-    """This holds whatever else the document contains."""
+    """This holds for any other content of the document."""
     wanted = re.escape(
         f"is of format 2, written by a newer asyncsync (asyncsync 9.1); this one (asyncsync {__version__}, format 1) "
         "cannot read it: upgrade asyncsync"
@@ -222,7 +222,7 @@ def test_depth_is_refused_and_not_recursed_into(opening: bytes, depth: int) -> N
             Manifest.from_bytes(data)
 
 
-def test_whatever_is_read_can_be_written_again() -> None:
+def test_every_readable_record_can_be_written_again() -> None:
     deep: object = 1
     for _ in range(MOST_LEVELS - 3):
         deep = [deep]

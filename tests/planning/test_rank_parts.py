@@ -23,19 +23,19 @@ def part(rank: int, **files: bytes) -> Manifest:
     return Manifest({path: entry_of(path, data) for path, data in files.items()}, info)
 
 
-def test_whoever_merges_makes_the_same_manifest() -> None:
+def test_every_rank_that_merges_makes_the_same_manifest() -> None:
     parts = {rank: part(rank, **{f"shard{rank}": b"x" * rank, "config": b"{}"}) for rank in range(3)}
     backwards = dict(reversed(parts.items()))
     assert merge(parts).to_bytes() == merge(backwards).to_bytes()
 
 
-def test_it_has_the_files_of_all_and_what_rank_0_says() -> None:
+def test_it_has_the_files_of_all_ranks_and_the_info_of_rank_0() -> None:
     whole = merge({0: part(0, a=b"a"), 1: part(1, b=b"b")})
     assert sorted(whole.files) == ["a", "b"]
     assert whole.info == {"metrics": {"from": 0}}
 
 
-def test_what_a_later_rank_0_has_written_is_in_the_manifest_whoever_merges() -> None:
+def test_the_manifest_has_a_later_rank_0s_data_whichever_rank_merges() -> None:
     first = part(0, a=b"a")
     first.by, first.extra = "asyncsync 9.0", {"weather": "fair"}
     data = merge({0: first, 1: part(1, b=b"b")}).to_bytes()

@@ -43,7 +43,7 @@ def test_max_keeps_the_largest() -> None:
 
 @pytest.mark.parametrize("order", ["min", "max"])
 @pytest.mark.parametrize("worst", [math.nan, None, "high", float("nan")])
-def test_nan_and_missing_rank_worst_whatever_the_order(order: str, worst: object) -> None:
+def test_nan_and_missing_rank_worst_in_either_order(order: str, worst: object) -> None:
     assert to_retire(losses(worst, 5, 6), 2, "loss", order) == ["c0"]
 
 

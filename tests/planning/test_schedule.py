@@ -170,6 +170,6 @@ def test_forgiving_failures_names_the_waiting_trees_so_they_can_hasten() -> None
     assert schedule.next_time() == 71.5
     schedule.hasten("waits", 300.0)
     assert schedule.next_time() == 71.5
-    schedule.finished("runs", 70.0, ok=False)  # it began before: that it failed says nothing
+    schedule.finished("runs", 70.0, ok=False)  # it began before: its failure does not count
     assert schedule.backoff("runs") == 1.0
     assert schedule.next_time() == 71.0

@@ -71,7 +71,7 @@ FILES_OF_B = {
 }
 
 
-async def test_open_tells_trials_with_parameters_metrics_status_and_checkpoints(store):
+async def test_open_reads_trials_with_parameters_metrics_and_checkpoints(store):
     experiment = await Experiment.open(URI)
     assert (experiment.name, experiment.status) == ("exp", "running")
     assert [(trial.name, trial.status, len(trial.checkpoints)) for trial in experiment.trials] == [
@@ -96,12 +96,12 @@ async def test_open_reads_records_only_one_request_each(store):
     ]
 
 
-async def test_a_missing_experiment_is_told_with_what_was_looked_for(store):
+async def test_a_missing_experiment_is_reported_with_the_searched_records(store):
     with pytest.raises(NotFoundError, match=r"memory://lab/elsewhere.*experiment\.json.*trial\.json"):
         await Experiment.open("memory://lab/elsewhere")
 
 
-async def test_opening_a_trial_says_that_it_is_one(store):
+async def test_opening_a_trial_as_an_experiment_raises(store):
     with pytest.raises(NotFoundError, match="it is a trial"):
         await Experiment.open(f"{URI}/a")
 
@@ -138,8 +138,9 @@ async def test_a_copied_and_renamed_experiment_opens_and_downloads(tmp_path):
 
 
 async def _with_clocks(name, *clocks):
-    """A trial whose n-th checkpoint became durable when its machine's clock said the n-th time; its record lists them
-    in another order."""
+    """A trial whose n-th checkpoint became durable at the n-th time of its machine's clock; its record lists them in
+    another order.
+    """
     store = MemoryStore("lab", "exp")
     made = {f"checkpoint_{at:06d}": checkpoint(f"{name}{at}", loss=1.0) for at in range(len(clocks))}
     await put_trial(store, name, made)
@@ -151,7 +152,7 @@ async def _with_clocks(name, *clocks):
 
 
 @pytest.mark.parametrize("clocks", list(itertools.permutations((1000.0, 500.0, 4e9))))
-async def test_within_a_trial_the_number_decides_whatever_the_clock_said(tmp_path, clocks):
+async def test_within_a_trial_the_number_decides_not_the_clock(tmp_path, clocks):
     await _with_clocks("t", *clocks)
     experiment = await Experiment.open(URI)
     newest = "checkpoint_000002"
@@ -192,7 +193,7 @@ async def test_nan_and_text_are_never_best(store):
     assert best.name == "checkpoint_000001"
 
 
-async def test_a_metric_that_no_checkpoint_has_is_told_with_those_that_exist(store):
+async def test_a_metric_that_no_checkpoint_has_is_reported_with_those_that_exist(store):
     experiment = await Experiment.open(URI)
     with pytest.raises(SyncError, match="'accuracy'; metrics there are: eval, loss"):
         experiment.best_checkpoint("accuracy")
@@ -251,7 +252,7 @@ async def test_restore_skips_missing_files_and_missing_or_unreadable_manifests(s
     assert [name for name, _ in report.passed_over] == [f"b/checkpoint_00000{number}" for number in (2, 1, 0)]
 
 
-async def test_restore_tells_of_trials_whose_record_cannot_be_read(store, tmp_path):
+async def test_restore_reports_trials_with_an_unreadable_record(store, tmp_path):
     """Nobody knows whether they had a newer one."""
     await store.put("a/.asyncsync/trial.json", b"{")
     report = await (await Experiment.open(URI)).restore(tmp_path / "out")
@@ -261,7 +262,7 @@ async def test_restore_tells_of_trials_whose_record_cannot_be_read(store, tmp_pa
         await (await Experiment.open(URI)).restore(tmp_path / "other", "a")
 
 
-async def test_restore_without_any_whole_checkpoint_names_them_all(store, tmp_path):
+async def test_restore_without_any_complete_checkpoint_names_them_all(store, tmp_path):
     for number in range(2):
         store.damage(f"a/checkpoint_00000{number}/model.bin", b"")
     experiment = await Experiment.open(URI)
@@ -299,7 +300,7 @@ async def test_a_pulled_checkpoint_is_just_that(store, tmp_path):
     assert contents(tmp_path) == checkpoint("a1")[0]
 
 
-async def test_pull_from_nowhere_says_what_to_look_at(store, tmp_path):
+async def test_pull_from_nowhere_names_the_next_command(store, tmp_path):
     with pytest.raises(CheckpointIncompleteError, match="nothing complete at memory://lab/nowhere"):
         await pull("memory://lab/nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -322,7 +323,7 @@ async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path
 
     inject_faults("lab").hook(1, retire, operation="read", key="a/checkpoint_000000/.asyncsync/manifest.json")
     report = await pull(URI, tmp_path)
-    assert report.warnings == ("a/checkpoint_000000: retired while the experiment was read",)
+    assert report.warnings == ("a/checkpoint_000000: retired during the pull",)
 
 
 @pytest.mark.virtual_time
@@ -341,7 +342,7 @@ async def test_a_tree_that_is_being_synced_is_read_again(tmp_path):
 async def test_a_record_cannot_lead_a_pull_astray(store, tmp_path, name):
     record = store.contents["a/.asyncsync/trial.json"].replace(b"checkpoint_000000", name.encode())
     await store.put("a/.asyncsync/trial.json", record)
-    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*not usable"):
+    with pytest.raises(DamagedError, match=r"^memory://lab/exp/a/.asyncsync/trial.json is damaged.*invalid"):
         await pull(f"{URI}/a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

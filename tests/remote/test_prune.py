@@ -20,7 +20,7 @@ URI = "memory://lab/exp"
 MIB = 1 << 20
 FILES = {"model.bin": b"m" * (3 * MIB), "empty": b""}
 LONG_AGO = 1000.0
-"""Whatever this machine's clock says."""
+"""The clock of this machine does not count."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_prune_lists_and_removes_old_checkpoints_that_were_never_completed
     assert (await prune(URI)).checkpoints == []
 
 
-async def test_prune_leaves_what_is_young(store):
+async def test_prune_leaves_young_objects(store):
     days_later(store)
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.create_multipart("a/checkpoint_000002/big")
@@ -67,7 +67,7 @@ async def test_prune_leaves_what_is_young(store):
     assert (report.checkpoints, report.uploads) == (["a/checkpoint_000002/"], ["a/checkpoint_000002/big"])
 
 
-async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
+async def test_prune_leaves_objects_named_by_a_manifest_or_a_record(store):
     await put_tree(store, "pushed/", {"checkpoint_000000/x": b"x"})
     await store.delete(["a/checkpoint_000001/.asyncsync/manifest.json"])
     await put_tree(store, "a/checkpoint_000005/", FILES)  # complete, but not registered yet
@@ -75,7 +75,7 @@ async def test_prune_leaves_what_a_manifest_or_a_record_names(store):
     assert (await prune(URI)).checkpoints == []
 
 
-async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(store):
+async def test_prune_removes_undeleted_retired_checkpoints_manifest_first(store):
     await put_trial(store, "b", {f"checkpoint_00000{number}": (FILES, {}) for number in range(3)})
     record = TrialRecord.from_bytes(store.contents["b/.asyncsync/trial.json"])
     record.checkpoints = record.checkpoints[2:]
@@ -90,8 +90,8 @@ async def test_prune_removes_what_was_retired_and_not_deleted_manifest_first(sto
 
 
 @pytest.mark.parametrize(("number", "left"), [(0, False), (7, True)])
-async def test_prune_leaves_what_a_running_trial_may_be_about_to_commit(store, number, left):
-    """However old: a checkpoint that takes two days to upload is nobody's garbage while its trial goes on."""
+async def test_prune_leaves_uncommitted_checkpoints_of_a_running_trial(store, number, left):
+    """At any age: a checkpoint that takes two days to upload is not garbage while its trial is running."""
     await put_tree(store, f"b/checkpoint_00000{number}/", FILES, manifest=False)
     await store.create_multipart(f"b/checkpoint_00000{number}/big")
     days_later(store)
@@ -122,7 +122,7 @@ LAST_LOOKS = {
 
 
 @pytest.mark.parametrize("what", LAST_LOOKS)
-async def test_prune_leaves_what_somebody_goes_on_with_while_it_looks(store, what):
+async def test_prune_leaves_uploads_that_are_resumed_meanwhile(store, what):
     """At the n-th request, for every n until the last look, which is one of the three right before the deletion."""
     prefix, record = "a/checkpoint_000002/", store.contents["a/.asyncsync/trial.json"]
     manifest = store.contents["a/checkpoint_000001/.asyncsync/manifest.json"]
@@ -181,7 +181,7 @@ async def test_the_clock_of_this_machine_is_not_asked(store, monkeypatch, hours)
 
 
 @pytest.mark.parametrize("days", [-30, 30])
-async def test_of_a_directory_the_file_system_tells_the_time(tmp_path, monkeypatch, days):
+async def test_the_time_of_a_local_store_is_that_of_the_file_system(tmp_path, monkeypatch, days):
     """The clock of the process that prunes is wrong by a month."""
     root = tmp_path / "store"
     run = RunConfig(name="e", storage_path=str(root), checkpoint_config=CheckpointConfig(num_to_keep=2))
@@ -213,7 +213,7 @@ async def test_one_young_object_protects_its_directory_and_the_uploads_there(sto
     assert (report.checkpoints, report.uploads) == ([], [])
 
 
-async def test_an_old_upload_of_an_artifact_stays_while_its_trial_goes_on(store):
+async def test_an_old_upload_of_an_artifact_stays_while_its_trial_runs(store):
     record = store.contents["a/.asyncsync/trial.json"]
     await store.create_multipart("a/artifact")
     days_later(store)
@@ -234,12 +234,12 @@ async def test_a_store_that_does_not_tell_the_time_is_refused(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     before = store.contents
     store.bucket.clock = lambda: None
-    with pytest.raises(SyncError, match="does not say when an object was written"):
+    with pytest.raises(SyncError, match="does not report when an object was written"):
         await prune(URI, dry_run=False)
     assert store.contents == before
 
 
-async def test_a_store_that_takes_no_object_is_told_with_the_reason(store):
+async def test_a_store_that_takes_no_object_is_reported_with_the_reason(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     inject_faults("lab").fail(1, AccessDeniedError("read only"), operation="put", times=None)
     with pytest.raises(AccessDeniedError) as caught:
@@ -264,13 +264,13 @@ async def test_two_that_ask_for_the_time_at_once_both_get_it(store, at):
 
 
 @pytest.mark.parametrize("age", [-1, -1e-9, math.nan, math.inf, -math.inf, 1e12, True, "1d", None, timedelta(days=-1)])
-async def test_what_is_no_age_is_refused_before_anything_is_asked(store, age):
+async def test_an_invalid_age_is_refused_before_any_request(store, age):
     with pytest.raises(ConfigError, match="older_than"):
         await prune(URI, dry_run=False, older_than=age)
     assert store.log == []
 
 
-# what is garbage
+# Garbage
 
 
 async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):
@@ -298,7 +298,7 @@ async def test_prune_skips_a_trial_with_an_unreadable_record(store, damage):
     assert "a/checkpoint_000002/empty" in store.contents
 
 
-async def test_prune_leaves_what_an_unreadable_manifest_may_name(store):
+async def test_prune_leaves_objects_below_an_unreadable_manifest(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     await store.put("a/.asyncsync/manifest.json", b"{")
     days_later(store)

@@ -18,7 +18,7 @@ MOST_CALLS = 200
 
 
 class Writer:
-    """Commits checkpoints of trial ``t`` between two requests of a reader, and retires what is too old."""
+    """Commits checkpoints of trial ``t`` between two requests of a reader, and retires old ones."""
 
     def __init__(self, keep: int = 1) -> None:
         self.store, self.keep = MemoryStore("lab", "exp"), keep
@@ -66,7 +66,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("keep", [1, 2])
 async def test_a_restore_goes_forward_whenever_retention_strikes(tmp_path, keep):
-    """At the n-th request, for every n: what comes back is one checkpoint, not older than the newest one known."""
+    """At the n-th request, for every n: the result is one checkpoint, not older than the newest known one."""
     for at in itertools.count(1):
         assert at < MOST_CALLS
         reset_memory()
@@ -107,7 +107,7 @@ async def test_a_restore_does_not_chase_a_writer_for_ever(tmp_path):
 
 
 async def test_a_retired_checkpoint_is_not_replaced_by_an_older_kept_one(tmp_path):
-    """Known were 0 and 1; 1 is retired and 2 is there: 0 is whole, and yet not what is wanted."""
+    """Checkpoints 0 and 1 were known; 1 is retired and 2 exists: 0 is complete, but not the wanted one."""
     writer = Writer(keep=2)
     writer.commit()
     writer.commit()
@@ -176,7 +176,7 @@ async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(
         assert caught.value.newest == f"{URI}/t/checkpoint_000001"
 
 
-async def test_a_trial_that_has_no_checkpoint_left_is_told(tmp_path):
+async def test_a_trial_that_has_no_checkpoint_left_is_reported(tmp_path):
     writer = Writer()
     writer.commit()
     experiment = await Experiment.open(URI)
@@ -191,7 +191,7 @@ async def test_a_trial_that_has_no_checkpoint_left_is_told(tmp_path):
 
 
 async def test_retirement_in_the_middle_of_a_download_leaves_nothing_of_it(tmp_path):
-    """At the n-th request, for every n: the whole checkpoint, or the error that names the newest and no file."""
+    """At the n-th request, for every n: the complete checkpoint, or an error that names the newest one and no file."""
     seen = set()
     for at in itertools.count(1):
         assert at < MOST_CALLS
@@ -238,8 +238,8 @@ async def test_a_checkpoint_that_a_store_refuses_is_not_called_retired(tmp_path)
     assert not isinstance(caught.value, CheckpointRetiredError)
 
 
-async def test_a_pull_has_what_came_in_place_of_what_was_retired(tmp_path):
-    """At the n-th request, for every n: each checkpoint directory that is there is whole, and there is one."""
+async def test_a_pull_has_the_successor_of_a_retired_checkpoint(tmp_path):
+    """At the n-th request, for every n: there is a checkpoint directory, and each of them is complete."""
     for at in itertools.count(1):
         assert at < MOST_CALLS
         reset_memory()
@@ -256,7 +256,7 @@ async def test_a_pull_has_what_came_in_place_of_what_was_retired(tmp_path):
 
 
 async def test_a_pull_of_a_checkpoint_deleted_meanwhile_leaves_nothing(tmp_path):
-    """At the n-th request, for every n: the whole checkpoint, or an error and no file."""
+    """At the n-th request, for every n: the complete checkpoint, or an error and no file."""
     errors = 0
     for at in itertools.count(1):
         assert at < MOST_CALLS

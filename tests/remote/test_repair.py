@@ -28,7 +28,7 @@ def files(store: MemoryStore) -> dict[str, bytes]:
     return {key: data for key, data in store.contents.items() if ".asyncsync" not in key}
 
 
-async def test_what_is_missing_is_sent_again(tree):
+async def test_missing_files_are_sent_again(tree):
     store = MemoryStore("lab", "tree")
     await store.delete(["small", "sub/empty", "sub/big"])
     report = await repair(URI, tree)
@@ -38,7 +38,7 @@ async def test_what_is_missing_is_sent_again(tree):
     assert (await verify(URI, deep=True)).ok
 
 
-async def test_what_is_damaged_is_replaced(tree):
+async def test_damaged_files_are_replaced(tree):
     store = MemoryStore("lab", "tree")
     await store.put("small", b"short")
     store.damage("sub/big", bytes(12 * MIB))
@@ -56,7 +56,7 @@ async def test_nothing_is_sent_where_nothing_is_wrong(tree):
 
 
 @pytest.mark.parametrize("change", ["other bytes", "other size", "gone"])
-async def test_a_local_file_that_is_not_what_the_manifest_says_is_not_sent(tree, change):
+async def test_a_local_file_that_differs_from_the_manifest_is_not_sent(tree, change):
     store = MemoryStore("lab", "tree")
     await store.delete(["sub/big"])
     path = tree / "sub/big"
@@ -74,7 +74,7 @@ async def test_a_local_file_that_is_not_what_the_manifest_says_is_not_sent(tree,
     assert report.left.missing == ["sub/big"]
 
 
-async def test_what_somebody_replaced_in_between_is_left_alone(tree):
+async def test_an_object_replaced_in_between_is_left_alone(tree):
     store = MemoryStore("lab", "tree")
     await store.put("small", b"damaged")
     faults = inject_faults("lab")
@@ -93,7 +93,7 @@ async def test_an_upload_that_fails_is_aborted(tree):
     assert await store.list_multiparts() == []
 
 
-async def test_what_comes_back_wrong_is_not_called_repaired(tree):
+async def test_a_file_that_reads_back_wrong_is_not_reported_as_repaired(tree):
     store = MemoryStore("lab", "tree")
     await store.delete(["small"])
     inject_faults("lab").hook(1, lambda: store.damage("small", b"x" * 1000), operation="read", key="small", times=None)
@@ -115,11 +115,11 @@ async def test_a_whole_experiment_a_trial_and_a_checkpoint_are_repaired(tmp_path
     assert store.contents == before
 
 
-async def test_manifests_and_records_cannot_be_repaired_and_that_is_said(tree):
+async def test_manifests_and_records_cannot_be_repaired_and_that_is_reported(tree):
     store = MemoryStore("lab", "tree")
     await store.put(".asyncsync/manifest.json", b"{")
     report = await repair(URI, tree)
-    assert "no file of a manifest" in report.failed[".asyncsync/manifest.json"]
+    assert "no manifest names it" in report.failed[".asyncsync/manifest.json"]
     assert not report.ok
 
 

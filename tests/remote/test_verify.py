@@ -52,7 +52,7 @@ async def test_another_size_or_checksum_is_reported_as_replaced(store):
         store.log.clear()
         report = await verify(URI, deep=deep)
         assert report.replaced == sorted(report.damaged)
-        assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
+        assert "the object has 5 bytes, the manifest 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
         assert "CRC32C" in report.damaged["a/checkpoint_000001/model.bin"]
         assert not [key for verb, key in store.log if verb == "read" and key.endswith("model.bin")]
 
@@ -62,7 +62,7 @@ async def test_another_size_or_checksum_of_the_same_version_is_not_replaced(stor
         for name, value in change.items():
             setattr(store.bucket.objects[f"exp/a/checkpoint_00000{number}/model.bin"], name, value)
     report = await verify(URI)
-    assert "5 bytes, the manifest says 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
+    assert "the object has 5 bytes, the manifest 3145728" in report.damaged["a/checkpoint_000000/model.bin"]
     assert "CRC32C 00000007" in report.damaged["a/checkpoint_000001/model.bin"]
     assert report.replaced == []
 
@@ -89,7 +89,7 @@ async def test_of_another_version_without_a_checksum_the_bytes_decide(store, sam
 
 @pytest.mark.parametrize("deep", [False, True])
 async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_path, deep):
-    """No store knows a checksum there; a copy of the whole directory is right, though all its versions are others."""
+    """The local store knows no checksum; a copy of its directory is correct although all versions differ."""
     async with open_store(tmp_path / "store") as store:
         await put_tree(store, "", {"same-size": b"1" * 1000, "touched": b"2" * 1000, "kept": b"3"})
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
@@ -101,7 +101,7 @@ async def test_in_a_directory_too_a_file_that_was_written_anew_is_replaced(tmp_p
 
 
 @pytest.mark.parametrize("deep", [False, True])
-async def test_what_retention_does_while_it_is_checked_is_no_finding(store, deep):
+async def test_retention_during_a_check_is_not_a_finding(store, deep):
     """At the n-th request, for every n: the record names 1 alone, then 0 is deleted, manifest first."""
     record = TrialRecord.from_bytes(store.contents["a/.asyncsync/trial.json"])
     record.checkpoints = record.checkpoints[1:]
@@ -147,11 +147,11 @@ async def test_bytes_that_rot_are_only_seen_by_reading_them(store):
     assert (list(report.damaged), report.replaced) == (["a/checkpoint_000001/model.bin"], [])
 
 
-async def test_damage_in_a_part_is_told_with_its_place(store):
+async def test_damage_in_a_part_is_reported_with_its_place(store):
     await put_tree(store, "p/", {"big": b"b" * (3 * MIB)}, part_size=MIB)
     store.damage("p/big", b"b" * 2 * MIB + b"c" * MIB)
     report = await verify(f"{URI}/p", deep=True)
-    assert report.damaged == {"big": "bytes 2097152 to 3145728 do not have the checksum that the manifest says"}
+    assert report.damaged == {"big": "bytes 2097152 to 3145728 do not match the checksum in the manifest"}
 
 
 async def test_a_named_checkpoint_without_manifest_is_missing_it(store):
@@ -181,7 +181,7 @@ async def test_records_and_manifests_that_cannot_be_read_are_damage(store, key):
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("key", ["a/.asyncsync/trial.json", ".asyncsync/experiment.json", "a/.asyncsync/manifest.json"])
 async def test_a_digit_that_rotted_in_a_record_or_manifest_is_damage(store, key):
-    """It would still parse; the checksum of the store tells."""
+    """The document would still parse; the checksum of the store shows the damage."""
     store.damage(key, store.contents[key].replace(b"1", b"2", 1))
     assert key in (await verify(URI)).damaged
 

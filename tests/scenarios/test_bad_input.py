@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from onebench import Bench
-from rankbench import run_all, shard, world
+from rankbench import shard, together, world
 
 from asyncsync import (
     AccessDeniedError,
@@ -65,16 +65,16 @@ ROWS = {
     "a file changes while it is read": "test_a_file_that_does_not_stop_changing_is_named",
     "a file of a checkpoint changes, comes or vanishes before it is durable": "test_a_checkpoint_that_changes_fails",
     "a checkpoint without a file, or with a link that leads nowhere or in a circle": "test_a_checkpoint_is_refused",
-    "a checkpoint that holds the trial's own files, or is taken twice": "test_what_is_not_its_own_is_refused",
-    "ranks that report different steps": "test_ranks_of_different_steps_are_told",
+    "a checkpoint that holds the trial's own files, or is taken twice": "test_files_that_are_not_its_own_are_refused",
+    "ranks that report different steps": "test_ranks_of_different_steps_raise",
     "a record or manifest that is damaged, or of a later format": "test_a_damaged_record_costs_its_trial",
-    "fifo, socket, device": "test_what_is_no_file_is_never_opened",
+    "fifo, socket, device": "test_pipes_and_sockets_are_never_opened",
     "symbolic link": "test_links_are_followed_inside_the_tree",
     "names that are not UTF-8, too long for the store, or contain `..`": "test_names_are_refused_before_it_is_sent",
     "remote keys with `..`, absolute, or through a link, on `pull`": "test_nothing_is_written_outside_of_the_target",
     "disk full, target not writable, on `pull`": "test_a_target_that_cannot_be_written_is_an_error",
     "`NaN` or missing score": "test_no_number_is_the_worst_score",
-    "two drivers of one experiment, two runners of one trial": "test_the_second_writer_is_told",
+    "two drivers of one experiment, two runners of one trial": "test_the_second_writer_raises",
 }
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_refused(bench: Bench, what: str) -> None:
     run_virtual(main())
 
 
-def test_what_is_not_its_own_is_refused(bench: Bench) -> None:
+def test_files_that_are_not_its_own_are_refused(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -176,11 +176,11 @@ def test_what_is_not_its_own_is_refused(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_ranks_of_different_steps_are_told(bench: Bench) -> None:
+def test_ranks_of_different_steps_raise(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, of=2)
-            return await run_all(
+            return await together(
                 *(engine.trial("t").report({}, shard(bench, n), step=n) for n, engine in enumerate(engines))
             )
 
@@ -228,7 +228,7 @@ def test_a_file_that_does_not_stop_changing_is_named(bench: Bench, tree: Path) -
     assert named() == {"a"}
 
 
-def test_what_is_no_file_is_never_opened(bench: Bench, tree: Path) -> None:
+def test_pipes_and_sockets_are_never_opened(bench: Bench, tree: Path) -> None:
     """Opening the pipe would wait for a writer for ever."""
     os.mkfifo(tree / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
@@ -249,7 +249,7 @@ def test_a_device_is_never_opened(bench: Bench, tree: Path) -> None:
     assert named() == {"a"}
 
 
-def test_what_is_skipped_is_told_as_an_event(bench: Bench) -> None:
+def test_skipped_files_are_reported_as_events(bench: Bench) -> None:
     async def main() -> set[str]:
         told: set[str] = set()
         async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
@@ -361,8 +361,8 @@ def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str,
     assert "checkpoint_000000" not in {item.name for item in record.checkpoints}
 
 
-def test_of_two_drivers_that_start_at_the_same_moment_one_is_told(bench: Bench) -> None:
-    """Both have seen that there is no experiment before either of them wrote its record."""
+def test_of_two_drivers_that_start_at_the_same_moment_one_raises(bench: Bench) -> None:
+    """Both found no experiment before either wrote its record."""
 
     async def main() -> list[object]:
         hang = bench.faults.hang(operation="put", key="experiment.json", times=2)
@@ -383,8 +383,8 @@ def test_of_two_drivers_that_start_at_the_same_moment_one_is_told(bench: Bench) 
 
 
 @pytest.mark.parametrize("role", ["driver", "worker"])
-def test_the_second_writer_is_told(bench: Bench, role: str) -> None:
-    """The first one, of which a successor took over, writes nothing more; the successor goes on."""
+def test_the_second_writer_raises(bench: Bench, role: str) -> None:
+    """After a takeover the first writer writes nothing more; its successor continues."""
 
     async def main() -> None:
         first = bench.engine(local_dir=bench.tmp_path / "first", role=role)

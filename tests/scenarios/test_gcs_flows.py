@@ -89,7 +89,9 @@ async def test_an_unchanged_tree_costs_no_request(gcs_strict, objects, tree):
 
 
 async def test_a_server_with_one_thread_and_a_short_queue_gets_each_request_once(gcp_storage_emulator, tmp_path):
-    """It ends each connection, and takes five that it has not accepted: what is too much is not refused but dropped."""
+    """The server closes each connection after its response, and queues five connections; it drops further ones
+    silently.
+    """
     root = tmp_path / "tree"
     root.mkdir()
     for number in range(300):
@@ -154,7 +156,7 @@ async def test_prune_removes_uploads_that_nobody_completes(gcs_strict, objects):
     assert objects == {}
 
 
-async def test_a_file_in_one_piece_goes_on_in_another_process(gcs_strict, objects, tmp_path):
+async def test_a_file_in_one_piece_resumes_in_another_process(gcs_strict, objects, tmp_path):
     """Its session is in the journal, as those of parts are."""
     root = tmp_path / "tree"
     root.mkdir()
@@ -210,7 +212,7 @@ def append(path):
 
 @pytest.mark.parametrize("then", [None, change, append])
 async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, large, monkeypatch, then):
-    """And what to do is said; the next sync of the one that is left puts it right."""
+    """The error names the next step; the next sync of the remaining writer repairs the tree."""
     if then is not None:
         await push(large.parent, "gs://conformance/run", transfer=PARTS)
         then(large)
@@ -228,7 +230,7 @@ async def test_a_file_that_somebody_else_writes_meanwhile_is_theirs(objects, lar
     assert not any("/parts/" in name for name in objects)
 
 
-async def test_a_compose_whose_answer_was_lost_is_not_repeated_by_the_sync(gcs_strict, objects, large):
+async def test_a_compose_whose_response_was_lost_is_not_repeated_by_the_sync(gcs_strict, objects, large):
     gcs_strict.faults.append(Fault("run%2Fbig/compose", lose=True))
     await push(large.parent, "gs://conformance/run", transfer=PARTS)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [200, 412]
@@ -237,7 +239,7 @@ async def test_a_compose_whose_answer_was_lost_is_not_repeated_by_the_sync(gcs_s
     assert not any("/parts/" in name for name in objects)
 
 
-async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
+async def test_a_dry_run_shows_the_requests_of_a_composed_file(objects, large):
     for action in (None, append):
         if action is not None:
             action(large)
@@ -247,7 +249,7 @@ async def test_a_dry_run_says_the_requests_of_a_composed_file(objects, large):
         assert (plan.requests, plan.bytes_sent) == (report.requests, report.bytes_sent)
 
 
-async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, large):
+async def test_the_tail_of_a_file_that_grew_resumes_too(gcs_strict, objects, large):
     await push(large.parent, "gs://conformance/run", transfer=PARTS)
     with large.open("ab") as file:
         file.write(os.urandom(27 * MIB))
@@ -265,8 +267,8 @@ async def test_the_tail_of_a_file_that_grew_goes_on_too(gcs_strict, objects, lar
 
 @pytest.mark.parametrize("then", [None, change, append])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"lose": True}, {"cut": 0}], ids=["refused", "lost", "cut"])
-async def test_whatever_a_sync_left_the_next_one_succeeds(gcs_strict, objects, large, fault, then):
-    """Whichever of its requests failed: what an earlier sync has left is no other writer."""
+async def test_the_next_sync_succeeds_after_any_failure(gcs_strict, objects, large, fault, then):
+    """This holds whichever request failed: remains of an earlier sync do not count as another writer."""
     real, once = gcs_strict._fault, replace(PARTS, max_attempts=1)
     for number in itertools.count(1):
         uri = f"gs://conformance/run{number}"
@@ -327,7 +329,7 @@ async def finished_parts(options, uri) -> list[int]:
         pytest.param("fake_gcs_server", marks=pytest.mark.server),
     ],
 )
-async def test_a_killed_upload_goes_on_where_it_stopped(request, server, tmp_path):
+async def test_a_killed_upload_resumes_where_it_stopped(request, server, tmp_path):
     running = request.getfixturevalue(server)
     options, uri = running.storage_options, f"gs://conformance/kill-{time.time_ns()}"
     big = tmp_path / "tree/big"

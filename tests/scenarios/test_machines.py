@@ -104,7 +104,7 @@ def test_an_unknown_role_is_refused(tmp_path: Path, bench: Bench) -> None:
         bench.engine(role="boss")
 
 
-def test_a_store_without_conditional_writes_is_told_at_start(
+def test_a_store_without_conditional_writes_is_reported_at_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("asyncsync.testing.memory.Traits", partial(Traits, conditional_writes=False))

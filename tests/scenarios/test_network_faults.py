@@ -12,8 +12,8 @@ import pytest
 from asyncsync import AsyncsyncError, SyncFailedError, TransferConfig, pull, push, verify
 from asyncsync.errors import AccessDeniedError, IntegrityError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import reading
-from asyncsync.testing import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
+from asyncsync.remote.access import open_for_reading
+from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 SIZES = {"small": 20_000, "middle": 2 * MIB, "large": 6 * MIB}
 SPLIT = {"multipart_threshold": 5 * MIB, "part_size": 5 * MIB}
 PATIENCE = {"stall_timeout": 1.0}
-"""Only where a fault stands still: on a busy machine a healthy answer may take as long."""
+"""Only for faults that stall: on a busy machine a healthy response may take as long."""
 DATA = {name: Random(name).randbytes(size) for name, size in SIZES.items()}
 
 
@@ -45,7 +45,7 @@ class Link:
 
     async def store_get(self, key, *, through=False):
         way = self.through if through else self.direct
-        async with reading(self.uri, TransferConfig(), way["storage_options"]) as store:
+        async with open_for_reading(self.uri, TransferConfig(), way["storage_options"]) as store:
             return await store.get(key)
 
     async def check(self):
@@ -86,23 +86,24 @@ UPLOADS = {
     "reset before the body": BreakRequest(0),
     "reset in the body": BreakRequest(10_000),
     "end in the body": BreakRequest(10_000, reset=False),
-    "answer lost": BreakAnswer(),
-    "answer lost, orderly": BreakAnswer(reset=False),
-    "stalled before the answer": Stall("answer"),
+    "answer lost": BreakResponse(),
+    "answer lost, orderly": BreakResponse(reset=False),
+    "stalled before the answer": Stall("response"),
     "stalled in the body": Stall("request", 10_000),
-    "slow answer": Stall("answer", seconds=0.3),
-    "500": Answer(500, "InternalError"),
-    "503": Answer(503),
-    "429": Answer(429, "TooManyRequests", {"Retry-After": "0.1"}),
-    "503 in the middle of the body": Answer(503, early=True),
+    "slow answer": Stall("response", seconds=0.3),
+    "500": CannedResponse(500, "InternalError"),
+    "503": CannedResponse(503),
+    "429": CannedResponse(429, "TooManyRequests", {"Retry-After": "0.1"}),
+    "503 in the middle of the body": CannedResponse(503, early=True),
     "flipped byte": Flip("request", 7777, bit=5),
 }
 
 
 @pytest.mark.parametrize("fault", UPLOADS.values(), ids=UPLOADS.keys())
-async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
-    """A small body, one that is streamed, a part, and the manifest, whose conditional write is no conflict with
-    itself."""
+async def test_uploads_of_all_kinds_survive_and_arrive_complete(link, fault):
+    """A small body, a streamed one, a part, and the manifest, whose retried conditional write does not conflict with
+    itself.
+    """
     async with link(**patience(fault)) as it:
         rules = [it.proxy.on(f"^PUT .*/{which}", fault) for which in ("small", "middle", "large[?]partNumber=1")]
         early = Flip("request", 77, bit=5) if isinstance(fault, Flip) else fault
@@ -112,10 +113,12 @@ async def test_uploads_of_all_kinds_survive_and_arrive_whole(link, fault):
         assert [rule.struck for rule in rules] == [1, 1, 1, 1]
         assert report.bytes_sent == sum(SIZES.values())
         if not patience(fault):
-            assert it.sent_again() < 5 * MIB + 2 * MIB + 30_000  # what was struck, once, and the manifest
+            assert it.sent_again() < 5 * MIB + 2 * MIB + 30_000  # the faulty request once more, and the manifest
 
 
-@pytest.mark.parametrize("fault", [BreakRequest(), BreakAnswer(), Answer(500, "InternalError"), Answer(503)])
+@pytest.mark.parametrize(
+    "fault", [BreakRequest(), BreakResponse(), CannedResponse(500, "InternalError"), CannedResponse(503)]
+)
 async def test_opening_and_completing_an_upload_survive(link, fault):
     async with link() as it:
         rules = [it.proxy.on(line, fault) for line in ("POST .*/large[?]uploads", "POST .*/large[?]uploadId")]
@@ -125,14 +128,14 @@ async def test_opening_and_completing_an_upload_survive(link, fault):
 
 
 DOWNLOADS = {
-    "cut in the body": BreakAnswer(15_000),
-    "ended in the body": BreakAnswer(15_000, reset=False),
-    "no answer": BreakAnswer(),
-    "stalled in the body": Stall("answer", 15_000),
-    "stalled before the answer": Stall("answer"),
-    "503": Answer(503),
-    "500": Answer(500, "InternalError"),
-    "flipped byte": Flip("answer", 7777, bit=5),
+    "cut in the body": BreakResponse(15_000),
+    "ended in the body": BreakResponse(15_000, reset=False),
+    "no answer": BreakResponse(),
+    "stalled in the body": Stall("response", 15_000),
+    "stalled before the answer": Stall("response"),
+    "503": CannedResponse(503),
+    "500": CannedResponse(500, "InternalError"),
+    "flipped byte": Flip("response", 7777, bit=5),
 }
 
 
@@ -151,7 +154,7 @@ async def test_a_flipped_byte_anywhere_in_a_manifest_is_noticed_and_read_again(l
         await it.push()
         size = len((await it.store_get(MANIFEST))[0])
         for at in range(5, size, size // 8):
-            rule = it.proxy.on("^GET .*manifest.json", Flip("answer", at))
+            rule = it.proxy.on("^GET .*manifest.json", Flip("response", at))
             assert (await it.store_get(MANIFEST, through=True))[0] == (await it.store_get(MANIFEST))[0]
             assert rule.struck == 1
 
@@ -159,7 +162,7 @@ async def test_a_flipped_byte_anywhere_in_a_manifest_is_noticed_and_read_again(l
 async def test_damage_that_does_not_end_is_an_error_and_never_a_file(link):
     async with link(max_attempts=2) as it:
         await it.push()
-        it.proxy.on("^GET .*/middle", Flip("answer", 7777), times=None)
+        it.proxy.on("^GET .*/middle", Flip("response", 7777), times=None)
         with pytest.raises(IntegrityError, match="middle"):
             await it.pull()
         assert "middle" not in it.back()
@@ -179,9 +182,9 @@ async def test_damage_of_every_upload_is_an_error_and_no_manifest_names_the_file
     ("fault", "error"),
     [
         (BreakRequest(10_000), UnavailableError),
-        (Stall("answer"), UnavailableError),
-        (Answer(403, "AccessDenied"), AccessDeniedError),
-        (Answer(403, "AccessDenied", early=True), AccessDeniedError),
+        (Stall("response"), UnavailableError),
+        (CannedResponse(403, "AccessDenied"), AccessDeniedError),
+        (CannedResponse(403, "AccessDenied", early=True), AccessDeniedError),
     ],
 )
 async def test_what_does_not_end_is_the_right_error_for_the_file(link, fault, error):
@@ -202,8 +205,8 @@ async def test_one_request_in_twenty_refused_or_broken_costs_nothing_but_time(li
         tree.mkdir()
         for number in range(150):
             (tree / f"{number:03}").write_bytes(Random(number).randbytes(3000))
-        refused = it.proxy.on(".", Answer(503), times=None, share=0.05)
-        broken = it.proxy.on("^(PUT|GET)", BreakAnswer(), times=None, share=0.02)
+        refused = it.proxy.on(".", CannedResponse(503), times=None, share=0.05)
+        broken = it.proxy.on("^(PUT|GET)", BreakResponse(), times=None, share=0.02)
         await it.push()
         await it.pull()
         assert refused.struck + broken.struck > 5
@@ -213,7 +216,7 @@ async def test_one_request_in_twenty_refused_or_broken_costs_nothing_but_time(li
 
 async def test_a_store_lost_midway_is_an_error_and_the_next_push_resumes(link):
     async with link(max_attempts=1) as it:
-        it.proxy.on("^PUT .*/large", Stall("answer", seconds=0.2), times=None)
+        it.proxy.on("^PUT .*/large", Stall("response", seconds=0.2), times=None)
         it.proxy.on("^PUT .*/middle", BreakRequest(1), times=None)
         with pytest.raises(AsyncsyncError):
             await it.push()

@@ -10,7 +10,7 @@ from onebench import Bench
 from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine.engine import SyncEngine
 from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
-from asyncsync.stores.guard.breaker import LONGEST_PAUSE, SPREAD
+from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, RETURN_SPREAD
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
 from asyncsync.testing import run_virtual
 
@@ -27,7 +27,7 @@ async def train(engine: SyncEngine, bench: Bench, number: int) -> None:
 
 
 def load(engine: SyncEngine) -> dict[str, int]:
-    """Whatever could grow while nothing gets through."""
+    """Sizes of all that could grow while the store is unreachable."""
     status = engine.status()
     return {
         "tasks": len(asyncio.all_tasks()),
@@ -70,7 +70,7 @@ def test_an_outage_of_a_minute_costs_a_lag_and_nothing_else(bench: Bench, error:
     assert late["requests"] <= late["tasks"]
     assert late["inbox"] <= 2 * TRIALS
     # A store that is back is asked at once; one that throttled is not known to be, and backoff is a minute at most.
-    assert caught_up < (LONGEST_PAUSE + SPREAD + 20 if error is UnavailableError else 150)
+    assert caught_up < (LONGEST_PROBE_PAUSE + RETURN_SPREAD + 20 if error is UnavailableError else 150)
     if error is UnavailableError:
         assert asked < 200  # the circuit is open: probes, not a storm
     for number in range(TRIALS):
@@ -102,13 +102,13 @@ def test_when_the_store_is_back_nobody_waits_out_a_failure(bench: Bench, trials:
             while not engine.status().store_healthy:
                 await asyncio.sleep(0.01)
             back = loop.time()
-            while engine.status().durability_lag > loop.time() - back + 0.01:  # of what there was before
+            while engine.status().durability_lag > loop.time() - back + 0.01:  # of the level before
                 await asyncio.sleep(0.01)
             return back - gone, loop.time() - back
 
     noticed, caught_up = run_virtual(main())
-    assert noticed < LONGEST_PAUSE + 0.02  # looked at every hundredth of a second
-    assert caught_up < SPREAD + 2
+    assert noticed < LONGEST_PROBE_PAUSE + 0.02  # looked at every hundredth of a second
+    assert caught_up < RETURN_SPREAD + 2
 
 
 def test_an_unreachable_store_delays_the_exit_once_not_per_trial(bench: Bench) -> None:

@@ -75,7 +75,7 @@ def test_a_hundred_forced_syncs_during_one_give_one_more(bench: Bench) -> None:
     assert run_virtual(main()) == 2
 
 
-def test_a_timeout_stops_the_requests_and_says_what_is_missing(bench: Bench) -> None:
+def test_a_timeout_stops_the_requests_and_names_the_missing_files(bench: Bench) -> None:
     async def main() -> str:
         async with bench.engine(SyncConfig(sync_period=10_000, sync_timeout=50)) as engine:
             trial = engine.trial("t")
@@ -114,7 +114,7 @@ def test_a_timeout_is_an_event_at_once(bench: Bench) -> None:
     assert SyncTimedOut.__name__ in run_virtual(main())
 
 
-def test_a_failure_that_nobody_waited_for_is_told_at_the_next_report(bench: Bench) -> None:
+def test_a_failure_that_nobody_waited_for_is_reported_at_the_next_report(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=100)) as engine:
             trial = engine.trial("t")
@@ -163,7 +163,7 @@ def test_leaving_normally_makes_everything_durable(bench: Bench) -> None:
     assert len(bench.keys("checkpoint_000000/.asyncsync/manifest.json")) == 5
 
 
-def test_leaving_normally_raises_what_is_not_durable(bench: Bench) -> None:
+def test_leaving_normally_raises_if_anything_is_not_durable(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(SyncFailedError, match="denied"):
             async with bench.engine() as engine:
@@ -186,7 +186,7 @@ def test_leaving_by_an_exception_still_syncs_and_lets_it_out(bench: Bench) -> No
     assert "t/result.json" in bench.keys()
 
 
-def test_leaving_by_an_exception_is_bounded_and_notes_what_is_not_durable(bench: Bench) -> None:
+def test_leaving_by_an_exception_is_bounded_and_notes_the_losses(bench: Bench) -> None:
     async def main() -> list[str]:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -296,7 +296,7 @@ def test_max_pending_checkpoints_is_the_back_pressure(bench: Bench) -> None:
     assert len(bench.keys("manifest.json")) >= 3
 
 
-def test_leaving_while_the_store_is_gone_ends_and_says_what_is_not_durable(bench: Bench) -> None:
+def test_leaving_with_an_unreachable_store_ends_and_names_the_losses(bench: Bench) -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()
         started = loop.time()

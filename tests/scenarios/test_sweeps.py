@@ -92,9 +92,11 @@ async def train(root: Path) -> None:
 
 
 async def end_of_ranks(root: Path, begun: asyncio.Barrier | None = None) -> list[list[str] | BaseException]:
-    """Two ranks, two checkpoints; resumed if they are there. A rank that fails ends, as a process would. What became
-    of each: the names of its checkpoints, or its error. ``begun``: none sends any of it before the other is there; who
-    comes when the other has given up cannot tell that from what was before, and waits for ``commit_timeout``."""
+    """Two ranks, two checkpoints; resumed if they exist. A rank that fails ends, as a process would. Returns the
+    result of each: the names of its checkpoints, or its error. ``begun``: no rank sends before the other has
+    started. A rank that starts after the other gave up cannot tell its failure from an earlier one, and waits for
+    ``commit_timeout``.
+    """
     run = RunConfig(
         name="exp",
         storage_path="memory://b",
@@ -129,7 +131,7 @@ async def train_by_ranks(root: Path) -> None:
 
 
 async def known_uploads(uri: str) -> set[str]:
-    """Uploads that the journal knows by id or, where the answer to the request that made it was lost, by key."""
+    """Uploads that the journal knows by id or, if the response to the opening request was lost, by key."""
     async with Journal.open(journal_path()) as journal:
         owed = [json.loads(item.payload) for item in await journal.owed(uri)]
         known = {item.upload_id for item in await journal.open_uploads(uri)} | {item.get("upload_id") for item in owed}
@@ -144,7 +146,7 @@ def count_calls(scene: Scene, tmp_path: Path) -> int:
 
 
 async def once(scene: Scene, root: Path, faults: Faults) -> None:
-    """Run a scene that may fail in any way that is told, and see that nothing of it goes on."""
+    """Run a scene that may raise any reported error, and check that nothing of it keeps running."""
     MAIN[:] = [asyncio.current_task()]
     BUDGETS.clear()
     try:
@@ -170,7 +172,7 @@ def sweep(
     setup: Scene = nothing,
     most: int = 400,
 ) -> int:
-    """``check`` is given what has to be equal in the end. Returns how many calls there were to strike at."""
+    """``check`` compares the final contents. Returns the number of calls that a fault could hit."""
     begin(tmp_path / "count", setup)
     calls = count_calls(scene, tmp_path / "count")
     assert calls < most
@@ -336,7 +338,7 @@ def accepted_is_durable(root: Path) -> None:
 
 @pytest.mark.parametrize("plan", [pytest.param(PLANS[name], id=name) for name in PLANS if name != "refused"])
 def test_taking_up_what_was_accepted_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
-    """A store that refuses for good is told, and the checkpoint given up: that one is left out here."""
+    """Without the permanent refusal: it is reported, and the checkpoint is given up."""
     assert sweep(go_on, tmp_path, plan, accepted_is_durable, uri="memory://b/exp", setup=accept_and_die) > 10
 
 
@@ -355,7 +357,9 @@ def test_a_checkpoint_of_ranks_is_never_half(tmp_path: Path, plan: Callable[[Fau
 
 
 def test_a_rank_refused_any_write_of_a_checkpoint_informs_the_other(tmp_path: Path) -> None:
-    """Both end soon: one with the refusal, the other with its name; or the checkpoint was whole all the same."""
+    """Both end soon: one with the refusal, the other with the name of that rank; or the checkpoint is complete all the
+    same.
+    """
 
     async def timed(root: Path) -> tuple[list[list[str] | BaseException], float]:
         return await end_of_ranks(root, asyncio.Barrier(2)), asyncio.get_running_loop().time()
@@ -371,7 +375,7 @@ def test_a_rank_refused_any_write_of_a_checkpoint_informs_the_other(tmp_path: Pa
         assert seconds < COMMIT_TIMEOUT / 10, n
         lost = [rank for rank, end in enumerate(ended) if isinstance(end, CheckpointIncompleteError)]
         if not any(isinstance(end, BaseException) for end in ended):
-            continue  # of the two who write the manifest one was refused, and the other wrote it
+            continue  # one writer of the manifest was refused, and the other wrote it
         assert len(lost) == 1, (n, ended)
         assert f"rank {1 - lost[0]} failed: " in str(ended[lost[0]])
         told += 1

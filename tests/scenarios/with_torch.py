@@ -38,7 +38,7 @@ def frozen() -> Weights:
 
 
 def adapter(step: int, mib: float = 6) -> Weights:
-    """What is trained: two matrices, as LoRA has them."""
+    """The trained weights: two matrices, as in LoRA."""
     return {"lora.a": noise(mib / 2, 1000 + step), "lora.b": noise(mib / 2, 2000 + step)}
 
 
@@ -66,7 +66,7 @@ def equal(left: Any, right: Any) -> bool:
 
 
 class World:
-    """One bucket of the server, an experiment in it, and what a plain client reads from there."""
+    """One bucket of the server, an experiment in it, and a plain client to read it."""
 
     def __init__(self, server: servers.S3Server, bucket: str, room: Path) -> None:
         self.server, self.bucket, self.room = server, bucket, room
@@ -185,7 +185,7 @@ async def test_a_file_with_other_tensors_everywhere_is_sent_once(world: World) -
         tensors = {"moments": noise(64, seed)}
         torch.save(tensors, path)
         report = await world.push(path.parent)
-    # what torch writes before and after the tensor may stay equal, the tensor does not
+    # bytes before and after the tensor may stay equal, the tensor does not
     assert 64 * MIB <= report.bytes_sent <= report.bytes_total == path.stat().st_size
     assert equal(restored(world.fetch("tree/last.pt")), tensors)
 
@@ -196,13 +196,13 @@ def shifted(step: int) -> Weights:
 
 
 def renamed(step: int) -> Weights:
-    """Layers under longer names: torch writes names first, but aligns what follows."""
+    """Layers under longer names: torch writes names first, but aligns the tensors after them."""
     return {**adapter(step), **{f"{'re' * step}named.{name}": tensor for name, tensor in frozen().items()}}
 
 
 @pytest.mark.parametrize(("tensors", "most"), [(shifted, 68.1 * MIB), (renamed, 6 * MIB + TWO_PARTS)])
 async def test_parts_are_compared_where_they_lie(world: World, tensors: Callable[[int], Weights], most: float) -> None:
-    """What has moved is sent, as the documentation says; the file is right in any case."""
+    """Moved bytes are sent, as documented; the file is right in any case."""
     path = world.directory("tree") / "model.pt"
     for step in range(2):
         torch.save(tensors(step), path)

@@ -13,7 +13,7 @@ from asyncsync.stores.guard.retry import RetryPolicy
 
 @pytest.fixture
 def objects(gcs_strict):
-    """What the bucket has, by name."""
+    """The objects of the bucket, by name."""
     return gcs_strict.buckets["conformance"].objects
 
 

@@ -37,7 +37,7 @@ def test_opening_makes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["", "  ", "relative/path", "./x", "ftp://host/x", "x://", "file://host/x", "file://x"])
-def test_anything_else_is_refused_with_a_list_of_what_is_known(uri):
+def test_anything_else_is_refused_with_a_list_of_known_schemes(uri):
     with pytest.raises(ConfigError, match=r"known are an absolute path and .*s3://"):
         open_store(uri)
 
@@ -66,7 +66,7 @@ def test_s3_without_a_bucket_is_refused():
         ("gs://bucket/x", "gcloud.aio.auth", "gcs"),
     ],
 )
-def test_each_missing_package_is_told_when_the_store_is_opened(monkeypatch, uri, missing, extra):
+def test_each_missing_package_is_reported_when_the_store_is_opened(monkeypatch, uri, missing, extra):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"needs {missing}: pip install 'asyncsync\[{extra}\]'"):
         open_store(uri)

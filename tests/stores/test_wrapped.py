@@ -15,7 +15,7 @@ from asyncsync.testing import FaultyStore, MemoryStore
 
 
 class MissingCounter(WrappedStore):
-    """A whole layer: it counts what is missing."""
+    """A complete layer: it counts missing objects."""
 
     missing = 0
 
@@ -38,7 +38,7 @@ class Recorder(WrappedStore):
 
 
 class Recording:
-    """In place of a store: it remembers with what it was called, and returns that."""
+    """Replaces a store: it records the arguments of each call and returns them."""
 
     uri = "recording://"
 
@@ -95,7 +95,7 @@ async def test_every_call_passes_around_once_and_unchanged(name):
 
 
 def test_no_call_can_be_added_to_the_interface_without_a_layer():
-    """What is not a request goes to the store inside."""
+    """A call that is not a request goes to the inner store."""
     own = set(vars(WrappedStore))
     inherited = {"open_store", "__aenter__", "__aexit__"}
     methods = {
@@ -104,7 +104,7 @@ def test_no_call_can_be_added_to_the_interface_without_a_layer():
     assert methods - inherited <= own
 
 
-async def test_a_layer_of_ten_lines_counts_what_is_missing():
+async def test_a_layer_of_ten_lines_counts_missing_objects():
     store = MissingCounter(MemoryStore())
     await store.put("k", b"x")
     assert (await store.get("k"))[0] == b"x"

@@ -34,12 +34,12 @@ MIB = 1 << 20
 BUCKET = "crash"
 PART = 5 * MIB
 TRANSFER = TransferConfig(part_size=PART, bandwidth_limit=40 * MIB)
-"""The limit makes a run last a second, so that most kills hit it while it sends."""
+"""The limit makes a run last a second, so that most kills hit a running upload."""
 STEPS = 2
 SIZES = {"large": {"weights": 33 * MIB + 77, "optimizer": 2 * MIB, "state": 1000}, "small": {"weights": 300_000}}
-"""Trial -> files of its checkpoints. What is over 32 MiB goes in parts."""
+"""Trial -> files of its checkpoints. Files over 32 MiB are sent in parts."""
 FIRST = {"large": 100_000}
-"""The first checkpoint of this trial has no file larger than this, so that kills meet small ones too."""
+"""Largest file of the first checkpoint of this trial: kills meet small files too."""
 
 
 def size_of(trial: str, step: int, name: str) -> int:
@@ -76,7 +76,7 @@ class Log:
         return [row for row in rows if row[1] == kind]
 
     def wait_for(self, kind: str, seconds: float = 60.0) -> None:
-        """Until there is such a line, or the time is over. Blocks."""
+        """Block until there is such a line, or the time is over."""
         deadline = time.monotonic() + seconds
         while not self.read(kind) and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -113,7 +113,7 @@ class KillRound(Round):
     bucket, transfer, sync_period = BUCKET, TRANSFER, 0.5
 
     async def train(self, log: Log, earlier: list[list]) -> None:
-        """What the user's program does; the same in both processes."""
+        """The user's program, the same in both processes."""
         count_requests(log)
         async with SyncEngine(self.run, local_dir=self.root / "local", resume=True) as engine:
             log.write("started")
@@ -146,7 +146,7 @@ class KillRound(Round):
         log.write("recovered")
 
     async def check(self, accepted: list[list]) -> int:
-        """Restore everything; how many checkpoints there were."""
+        """Restore everything; returns the number of checkpoints."""
         experiment = await Experiment.open(self.run.uri, storage_options=self.server.storage_options)
         found = {(item.trial, item.metrics["step"]) for item in experiment.checkpoints}
         assert {(row[2], row[3]) for row in accepted} <= found, f"{accepted} were accepted, {found} are there"
@@ -167,7 +167,7 @@ def write_files(directory: Path, trial: str, step: int) -> None:
 
 
 def count_requests(log: Log) -> None:
-    """Write down each body that goes out, in the child only."""
+    """Log each body that is sent. Call it in the child only."""
     put, put_part = S3Store.put, S3Store.put_part
 
     async def logged_put(self, key, body, **options):
@@ -182,7 +182,7 @@ def count_requests(log: Log) -> None:
 
 
 def fork(main) -> int:
-    """A process of its own that runs ``main`` and does nothing else."""
+    """Run ``main`` in a forked process; returns its id."""
     child = os.fork()
     if child:
         return child
@@ -199,27 +199,27 @@ def fork(main) -> int:
 
 @dataclass
 class Figures:
-    """What the sweep has seen. Bytes and seconds."""
+    """Counts of a sweep, in bytes and seconds."""
 
     kills: int = 0
     accepted: int = 0
-    """Checkpoints that were accepted when the kill came."""
+    """Checkpoints accepted before the kill."""
     pending: int = 0
-    """Of these not yet durable."""
+    """Those of them that were not yet durable."""
     restored: int = 0
     open_files: int = 0
-    """Multipart uploads that were open when the kill came."""
+    """Multipart uploads open at the kill."""
     kept: int = 0
-    """Bytes of parts that the store had of them."""
+    """Bytes of their parts in the store."""
     parts_again: int = 0
-    """Parts which the store had, and that were sent again all the same."""
+    """Parts in the store that were sent again."""
     most_again: int = 0
-    """The most of them for one file."""
+    """Most such parts of one file."""
     files_again: int = 0
-    """Whole files which the store had and no manifest named, sent again."""
+    """Complete files in the store, in no manifest, that were sent again."""
     bytes_again: int = 0
     recovery: list[float] = field(default_factory=list)
-    """From the start of the next process until everything that was accepted is durable."""
+    """Seconds from the start of the next process until every accepted checkpoint is durable."""
 
     def text(self) -> str:
         rows = [
@@ -240,7 +240,7 @@ class Figures:
 
 
 def one_round(here: KillRound, moment: float, *, training: bool, figures: Figures) -> bool:
-    """Whether the kill came in time: ``moment`` seconds after the start, of the ``training`` or of the process."""
+    """Kill a process ``moment`` seconds after the start, of its ``training`` or of itself; False if it had ended."""
     os.environ["ASYNCSYNC_STATE_DIR"] = str(here.root / "state")
     first = here.log("first")
     child = fork(lambda: here.train(first, []))
@@ -270,7 +270,7 @@ def one_round(here: KillRound, moment: float, *, training: bool, figures: Figure
 
 
 def stored(client, prefix: str) -> tuple[dict[str, dict[int, int]], dict[str, int]]:
-    """What the store has: key -> part number -> size of open uploads, and key -> size of objects."""
+    """Contents of the store: key -> part number -> size of open uploads, and key -> size of objects."""
     parts: dict[str, dict[int, int]] = {}
     for upload in client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{prefix}/").get("Uploads", []):
         if not upload["Key"].startswith(f"{prefix}/"):
@@ -308,7 +308,7 @@ def add_up(figures: Figures, here: KillRound, accepted, parts, objects, second: 
 
 
 def sweep(server: servers.S3Server, root: Path, kills: int, seed: int) -> Figures:
-    """``kills`` rounds; AssertionError says what was lost."""
+    """Run ``kills`` rounds; AssertionError names the loss."""
     server.create_bucket(BUCKET)
     chance, figures = random.Random(seed), Figures()
     longest = 2.0
@@ -320,7 +320,7 @@ def sweep(server: servers.S3Server, root: Path, kills: int, seed: int) -> Figure
         training, moment = chance.random() < 0.9, chance.uniform(0, longest)
         try:
             if not one_round(here, moment, training=training, figures=figures):
-                longest = max(0.5, min(longest, moment) * 0.95)  # it was through before that
+                longest = max(0.5, min(longest, moment) * 0.95)  # it had ended before the kill
         except AssertionError as error:
             error.add_note(f"round {rounds} of seed {seed}, killed after {moment:.3f} s; its files: {here.root}")
             raise

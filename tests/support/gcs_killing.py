@@ -25,11 +25,11 @@ from gcs_fake import GcsFake
 
 MIB = 1 << 20
 CHUNK = 8 * MIB
-"""What may be sent again, in all."""
+"""Most bytes that may be sent again, in all."""
 
 
 def push_and_tell(tree: str, uri: str, options: str, link: str) -> None:
-    """In a process of its own: bytes sent, seconds, and the most memory it had."""
+    """In a process of its own: prints the bytes sent, the seconds, and the peak memory."""
     from asyncsync import TransferConfig, push
 
     began, transfer = time.monotonic(), TransferConfig(bandwidth_limit=float(link) * MIB or None)
@@ -51,7 +51,7 @@ def stored(fake: GcsFake) -> int:
 
 
 def begun(fake: GcsFake) -> int:
-    """Bytes that it has of parts that are not finished."""
+    """Bytes received of unfinished parts."""
     return sum(len(session.data) for session in fake.sessions.open.values() if session.answer is None)
 
 
@@ -81,7 +81,7 @@ def run(room: Path, size: int, at: float, link: float, *, forgetful: bool) -> bo
         peak = peak_of(killed.pid)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
-        time.sleep(0.5)  # what was on its way arrives
+        time.sleep(0.5)  # bytes in flight arrive
         there, came = stored(fake) + begun(fake), sum(seen.size for seen in fake.seen)
         second = json.loads(start(big.parent, fake, 0).communicate()[0])
         total = sum(seen.size for seen in fake.seen)
@@ -110,7 +110,7 @@ def main() -> None:
     if given.push:
         push_and_tell(*given.push)
         return
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it tells of each connection that the kill cut
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs each connection that the kill cut
     with tempfile.TemporaryDirectory(prefix="asyncsync-kill-") as room:
         sys.exit(not run(Path(room), given.mib * MIB, given.at, given.link, forgetful=given.forgetful))
 

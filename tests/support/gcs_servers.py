@@ -38,7 +38,7 @@ class GcsServer:
         return {"endpoint_url": self.endpoint, "anonymous": True}
 
     def create_bucket(self, bucket: str) -> str:
-        """Make ``bucket``, unless it is there; gives its name back. Blocking."""
+        """Create ``bucket`` unless it exists; returns its name. Blocks."""
         body = json.dumps({"name": bucket}).encode()
         request = urllib.request.Request(
             f"{self.endpoint}/storage/v1/b?project=p", body, {"Content-Type": "application/json"}
@@ -53,7 +53,7 @@ class GcsServer:
 
 
 def available(name: str) -> bool:
-    """Whether the package that brings this emulator is installed."""
+    """Whether the package of this emulator is installed."""
     return Path(_command(name, 0)[0]).exists()
 
 

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from contextlib import asynccontextmanager
 
-from asyncsync.stores.http.client import Http1
+from asyncsync.stores.http.client import HttpClient
 from asyncsync.stores.http.pool import Host
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 async def asked(reader):
-    """Whether there is a request; a long body behind it is read and dropped."""
+    """The head of the next request, empty if there is none; a long body is read and dropped."""
     try:
         return await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -42,7 +42,7 @@ class Wire:
 
         server = await asyncio.start_server(begin, "127.0.0.1", 0, ssl=self.server, **limits)
         host = Host("127.0.0.1", server.sockets[0].getsockname()[1], self.client)
-        http = Http1(
+        http = HttpClient(
             host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
         )
         try:
@@ -55,8 +55,8 @@ class Wire:
 
     @asynccontextmanager
     async def serving(self, *answers, max_connections=4, cut=False):
-        """Each request is answered by the next of ``answers``: a list of pieces, sent one by one. ``cut`` closes after
-        it. Yields the client and the list of connections that were made."""
+        """Each request gets the next of ``answers``: a list of pieces, sent one by one. ``cut`` closes the connection
+        afterwards. Yields the client and the list of connections."""
         script, made = iter(answers), []
 
         async def accept(reader, writer):

@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 
 class Network(Faults):
-    """The way of one machine to the store. ``late``: requests whose answer is lost at once, and that reach the store
-    when they :meth:`land`, or never."""
+    """The network between one machine and the store. ``late`` selects requests that fail at once with a lost response,
+    and that reach the store at :meth:`land`, or never."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Network(Faults):
         return await super().run(request, call)
 
     async def land(self) -> list[object]:
-        """What is under way arrives now; what became of it."""
+        """Deliver the requests in flight; returns their results or errors."""
         calls, self.under_way = self.under_way, []
         return [await _outcome(call) for call in calls]
 
@@ -50,7 +50,7 @@ async def _outcome(call: Callable[[], Awaitable[object]]) -> object:
 
 
 class Machine:
-    """``engine()`` is an engine on it; ``network`` is what it asks of the store."""
+    """A machine: ``engine()`` is an engine on it, ``network`` carries its requests to the store."""
 
     def __init__(self, bench: Bench, name: str) -> None:
         self.bench, self.name = bench, name
@@ -67,14 +67,14 @@ class Machine:
         **options: Any,
     ) -> AsyncIterator[SyncEngine]:
         engine = self.bench.engine(sync, keep, resume=resume, local_dir=self.home / "local", **options)
-        os.environ["ASYNCSYNC_STATE_DIR"] = str(self.home / "state")  # every test has its own
+        os.environ["ASYNCSYNC_STATE_DIR"] = str(self.home / "state")  # each test has an environment of its own
         faulty._injected["b"] = self.network
         async with engine:
             yield engine
 
     @asynccontextmanager
     async def killed(self, *args: Any, **options: Any) -> AsyncIterator[SyncEngine]:
-        """An engine whose process is killed at the end of the block: no request of it is answered any more."""
+        """An engine whose process is killed at the end of the block: its requests get no response any more."""
         try:
             async with self.engine(*args, **{"exit_grace": 0.01, **options}) as engine:
                 yield engine
@@ -97,7 +97,7 @@ def names(bench: Bench, trial: str = "t") -> list[str]:
 
 
 def stored(bench: Bench, prefix: str) -> dict[str, bytes]:
-    """What the manifest below ``prefix`` names, with the bytes that the store has."""
+    """Files in the manifest below ``prefix``, with their bytes in the store."""
     contents = bench.store.contents
     manifest = Manifest.from_bytes(contents[prefix + MANIFEST])
     return {path: contents[prefix + path] for path in manifest.files}
@@ -112,6 +112,6 @@ async def told(work: Awaitable[T]) -> T | AsyncsyncError:
 
 
 async def turns(count: int = 50) -> None:
-    """Let everybody go on as far as they can without time passing."""
+    """Let every task run as far as it can without time passing."""
     for _ in range(count):
         await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from asyncsync.testing import Faults, MemoryStore, inject_faults
 
 
 class Bench:
-    """One experiment ``exp`` in bucket ``b``, its faults, and what the bucket holds."""
+    """One experiment ``exp`` in bucket ``b``, its faults, and the contents of the bucket."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.tmp_path = tmp_path

@@ -26,7 +26,7 @@ SIZE = 256 << 10
 
 
 def rss() -> float:
-    """MiB of this process that are in memory now."""
+    """Memory of this process now, in MiB."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
 
@@ -104,7 +104,7 @@ class Outage:
         }
 
     async def check(self, uri: str, server: servers.S3Server) -> None:
-        """Every report and every checkpoint is there, every byte of it."""
+        """Every report and every checkpoint is in the store, every byte of it."""
         report = await verify(uri, deep=True, storage_options=server.storage_options)
         assert report.ok, report
         experiment = await Experiment.open(uri, storage_options=server.storage_options)

@@ -14,7 +14,7 @@ from asyncsync.planning.manifest import MANIFEST, Manifest
 N = 3
 TEXTS = ("", "a", "lost", "old", "b", "c", "new", "newer", "late", "next", "second", "zombie")
 STEPS = {text: 10 * place for place, text in enumerate(TEXTS)}
-"""The training step of what ranks report, by the text in their shards."""
+"""Training step of a report, by the text in its shards."""
 
 
 def rank(bench: Bench, number: int, *, of: int = N, machine: str = "", **options: object) -> SyncEngine:
@@ -28,8 +28,18 @@ def shard(bench: Bench, number: int, text: str = "", **files: bytes) -> Path:
 
 
 def share(bench: Bench, engine: SyncEngine, number: int, text: str = "", **options: object) -> Awaitable[Report]:
-    """This rank reports its shard of the step that the text stands for."""
+    """One rank reports its shard at the step of ``text``."""
     return engine.trial("t").report({}, shard(bench, number, text), step=STEPS[text], **options)
+
+
+def shard_of_step(bench: Bench, number: int, step: int, **more: bytes) -> Path:
+    """The shard of one rank at one step; its bytes name both."""
+    return bench.checkpoint(f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step)}, **more)
+
+
+def share_step(bench: Bench, engine: SyncEngine, number: int, step: int, **options: object) -> Awaitable[Report]:
+    """One rank reports its shard of ``step``."""
+    return engine.trial("t").report({}, shard_of_step(bench, number, step), step=step, **options)
 
 
 def now() -> float:
@@ -42,7 +52,7 @@ async def together(*work: Awaitable[object]) -> list[object]:
 
 
 async def all_report(bench: Bench, engines: Sequence[SyncEngine], text: str = "", **options: object) -> list[str]:
-    """Every rank reports its shard; the names that they give to the checkpoint."""
+    """Every rank reports its shard; returns the name of the checkpoint at each rank."""
     options.setdefault("step", STEPS.get(text))
     reports = await asyncio.gather(
         *(
@@ -62,11 +72,11 @@ def manifest(bench: Bench, name: str) -> Manifest:
 
 
 class KilledError(Exception):
-    """Ends engines in a test; the store is put back to what it was then."""
+    """Ends engines in a test; the store is reset to its contents at that moment."""
 
 
 async def killed(bench: Bench, act: Callable[[list[SyncEngine]], Awaitable[None]], *who: int) -> None:
-    """Run ``act`` with ranks ``who`` (all), then end them as kill -9 would: the store sees nothing of it."""
+    """Run ``act`` with ranks ``who`` (default: all), then end them like kill -9: without a further request."""
     then: dict[str, object] = {}
     try:
         async with AsyncExitStack() as stack:

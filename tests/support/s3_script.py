@@ -20,7 +20,7 @@ class Request:
 
 @dataclass
 class Script:
-    """Answers requests by ``answer``, which gives raw bytes, or None to say nothing and keep the connection."""
+    """Responds by ``answer``, which returns raw bytes, or None for no response on an open connection."""
 
     answer: Callable[[Request], bytes | None]
     requests: list[Request] = field(default_factory=list)
@@ -66,7 +66,7 @@ OK = reply(ETag='"abc"')
 
 @asynccontextmanager
 async def scripted(answer, *, stall_timeout=30.0, prefix="p", read_bodies=True, tls=None, **options):
-    """A store whose server answers by ``answer``: a function, or a list of raw answers used up in turn."""
+    """A store whose server responds by ``answer``: a function, or a list of raw responses, one a request."""
     if isinstance(answer, list):
         answers = iter(answer)
         script = Script(lambda request: next(answers), read_bodies=read_bodies)

@@ -1,8 +1,8 @@
 """Real S3 servers on free ports of 127.0.0.1, for tests and for trying things by hand.
 
 ``with running("seaweedfs") as server:`` starts one, waits until its first PutObject succeeds, and stops it by its
-process id. SeaweedFS is the judge, ministack the second opinion, moto a third where checksums and signatures do not
-matter (it accepts any). Plain blocking code: use it from a fixture, not on an event loop.
+process id. SeaweedFS is the reference, ministack the second opinion, moto the third where checksums and signatures do
+not matter (it accepts any). Plain blocking code: use it from a fixture, not on an event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. ``log`` is where it writes what it does (None: nowhere)."""
+    """A running server. ``log`` is its log file (None: it has none)."""
 
     name: str
     endpoint: str
@@ -80,7 +80,7 @@ class S3Server:
             client.close()
 
     def create_bucket(self, bucket: str) -> str:
-        """Make ``bucket``, unless it is there; gives its name back. Blocking."""
+        """Create ``bucket`` unless it exists; returns its name. Blocks."""
         from botocore.exceptions import ClientError
 
         with self.client() as client:
@@ -93,7 +93,7 @@ class S3Server:
 
 
 def available(name: str) -> bool:
-    """Whether the package that brings this server is installed."""
+    """Whether the package of this server is installed."""
     if name == "moto":
         with suppress(ImportError):
             import moto.server  # noqa: F401
@@ -169,7 +169,7 @@ def _moto(directory: Path, port: int) -> Iterator[S3Server]:
 
 
 def _teach_crc32c() -> None:
-    """Without a module of this name moto says CRC32 where it is asked for CRC32C."""
+    """Without a module of this name moto returns CRC32 where CRC32C is requested."""
     module = ModuleType("crc32c")
     module.__spec__ = ModuleSpec("crc32c", None)
     module.crc32c = google_crc32c.value  # type: ignore[attr-defined]
@@ -198,7 +198,7 @@ def _process(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask this process to end; after three seconds end it. Their data survive that, and nobody waits for ten."""
+    """Terminate this process, and kill it after three seconds: the data survive that."""
     process.terminate()
     try:
         process.wait(timeout=3)
@@ -208,7 +208,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_ready(server: S3Server, process: subprocess.Popen[bytes] | None) -> None:
-    """An open port is not enough: servers answer 500 while their parts find each other."""
+    """Wait for a first PutObject. An open port is not enough: servers respond 500 while their parts connect."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     deadline = time.monotonic() + READY_SECONDS
@@ -235,13 +235,13 @@ def _tail(log: Path | None) -> str:
 
 
 def _executable(name: str) -> str | None:
-    """Beside the interpreter first: tests run in an environment that need not be activated."""
+    """Path of a program, beside the interpreter first: the environment of the tests need not be activated."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else shutil.which(name)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together so that they differ."""
+    """Free ports. All are bound before any is released, so that they differ."""
     held = [socket.socket() for _ in range(count)]
     try:
         for each in held:

@@ -29,12 +29,12 @@ from asyncsync.errors import AsyncsyncError
 MIB = 1 << 20
 BUCKET = "stop"
 TRANSFER = TransferConfig(part_size=5 * MIB, multipart_threshold=5 * MIB, bandwidth_limit=30 * MIB)
-"""The limit makes a checkpoint last half a second, so that most stops hit one while it is sent."""
+"""The limit makes a checkpoint last half a second, so that most stops hit a running upload."""
 SIZES = {"weights": 12 * MIB + 7, "optimizer": MIB, "state": 1000}
 STEPS = 4
-"""Of each process. The first one would go on for longer."""
+"""Steps of the second process. The first would run longer."""
 PARALLEL_ROUNDS = 8
-"""Most of the time is spent in waiting for the lease of a process that is stopped."""
+"""Most of the time is spent waiting for the lease of a stopped process."""
 
 
 def content(who: str, step: int, name: str) -> bytes:
@@ -44,15 +44,15 @@ def content(who: str, step: int, name: str) -> bytes:
 
 @dataclass
 class Figures:
-    """What the sweep has seen."""
+    """Counts of a sweep."""
 
     stops: int = 0
     acknowledged: int = 0
-    """Checkpoints that a process was told to be durable, by both processes together."""
+    """Checkpoints acknowledged as durable, by both processes together."""
     woken_meanwhile: int = 0
-    """How often the first process went on while the second was running."""
+    """Rounds in which the first process woke while the second was running."""
     told: int = 0
-    """How often the first process was told that it had been replaced."""
+    """Rounds in which the first process raised that it had been replaced."""
 
     def text(self) -> str:
         rows = [
@@ -130,7 +130,7 @@ def one_round(here: StopRound, chance: random.Random) -> Figures:
             os.kill(first, signal.SIGCONT)
         time.sleep(0.01)
     os.kill(first, signal.SIGCONT)
-    assert os.waitpid(first, 0)[1] == 0, "the first process ended in an error of its own"
+    assert os.waitpid(first, 0)[1] == 0, "the first process failed"
     assert ended == 0, "the second process failed"
     assert not here.log("second").read("failed"), here.log("second").read("failed")
     assert len(here.log("second").read("durable")) == STEPS, here.log("second").read("replaced")
@@ -141,7 +141,7 @@ def one_round(here: StopRound, chance: random.Random) -> Figures:
 
 
 def sweep(server: servers.S3Server, root: Path, stops: int, seed: int) -> Figures:
-    """``stops`` rounds, some side by side; AssertionError says what was lost."""
+    """Run ``stops`` rounds, several in parallel; AssertionError names the loss."""
     server.create_bucket(BUCKET)
     total, results = Figures(), Log(root / "figures")
     root.mkdir(parents=True, exist_ok=True)

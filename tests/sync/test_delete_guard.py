@@ -69,7 +69,7 @@ def test_a_directory_that_vanished_is_named_and_deletes_nothing(tree: Path) -> N
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, True, "1"])
-def test_what_is_no_number_of_files_is_refused(number: object) -> None:
+def test_an_invalid_number_of_files_is_refused(number: object) -> None:
     with pytest.raises(ConfigError, match="max_delete"):
         SyncConfig(max_delete=number)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ NAMES = ("a.bin", "sub/b.bin", "train.log", "small.txt", "sub/events.out.tfevent
 
 
 class Editor:
-    """Edits as programs and people make them; ``log`` says which, for when a test fails."""
+    """Edits as programs and people make them; ``log`` lists them for a failing test."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random, self.log = root, random.Random(seed), []
@@ -193,8 +193,9 @@ def local(root: Path) -> dict[str, bytes]:
 async def play(
     editor: Editor, uri: str, rounds: int, stored: Callable[[], dict[str, bytes]], options=None, *, ranges: bool = True
 ) -> None:
-    """Edit, sync, compare; now and then in a new process, as far as asyncsync can tell. ``ranges``: whether the store
-    copies them, so that what is sent has a bound."""
+    """Edit, sync, compare; sometimes in a process that asyncsync takes for a new one. ``ranges``: whether the store
+    copies ranges, so that the sent bytes are bounded.
+    """
     copied, last = 0, {}
     for start in range(0, rounds, 4):
         async with Syncer(
@@ -228,9 +229,7 @@ def test_a_directory_as_store_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_and_what_another_client_reads_from_a_real_store_is_the_same(
-    seaweedfs: servers.S3Server, tmp_path: Path
-) -> None:
+async def test_another_client_reads_the_same_from_a_real_store(seaweedfs: servers.S3Server, tmp_path: Path) -> None:
     bucket = seaweedfs.create_bucket("edits")
     editor = Editor(tmp_path / "tree", 5)
     with seaweedfs.client() as client:

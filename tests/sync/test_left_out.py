@@ -37,7 +37,7 @@ async def _keys(path: str) -> list[str]:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
-    """``broken(name, number, times)``: opening what has this name fails with this errno, so many times."""
+    """``broken(name, number, times)``: opening a file of this name fails with this errno, so many times."""
     left: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     really = os.open

@@ -30,7 +30,7 @@ def big(tmp_path: Path) -> Path:
 
 
 def ends_at(faults: Faults, big: Path, at: int, operation: str, *, after: bool = False, key: str = "") -> None:
-    """A push whose process is gone at a request: nothing of it stays but the store and the journal."""
+    """A push whose process ends at a request: only the store and the journal remain."""
     ends(big, lambda stop: faults.hook(at, stop, operation=operation, after=after, key=key or None))
     faults.clear()
     faults.requests.clear()
@@ -131,7 +131,7 @@ def test_if_the_source_changed_only_changed_parts_are_sent(faults: Faults, big: 
     assert finish(faults, big) == 1
 
 
-def test_if_the_source_became_shorter_what_is_left_is_compared(faults: Faults, big: Path) -> None:
+def test_if_the_source_became_shorter_the_rest_is_compared(faults: Faults, big: Path) -> None:
     ends_with_all_parts(faults, big)
     os.truncate(big, 11 * MIB)
     assert finish(faults, big) == 1
@@ -148,7 +148,7 @@ def test_a_source_that_changes_midway_resends_only_the_changed_part(faults: Faul
     assert MemoryStore("b").bucket.uploads == {}
 
 
-def test_a_completed_upload_whose_answer_was_lost_is_not_sent_again(faults: Faults, big: Path) -> None:
+def test_a_completed_upload_whose_response_was_lost_is_not_sent_again(faults: Faults, big: Path) -> None:
     ends_at(faults, big, 1, "complete_multipart", after=True)
     assert finish(faults, big) == 0
 
@@ -188,8 +188,8 @@ def test_an_upload_that_can_never_finish_is_aborted(faults: Faults, big: Path) -
     finish(faults, big)
 
 
-def test_an_upload_whose_answer_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
-    """As after SIGKILL between the request and its answer: nothing runs after it, not even the bookkeeping."""
+def test_an_upload_whose_response_never_came_is_found_and_aborted(faults: Faults, big: Path) -> None:
+    """As after SIGKILL between the request and its response: nothing runs afterwards, not even the bookkeeping."""
     ends_at(faults, big, 1, "create_multipart", after=True)
     (lost,) = MemoryStore("b").bucket.uploads
     assert finish(faults, big) == PARTS
@@ -209,7 +209,7 @@ def test_the_journal_knows_of_an_upload_before_it_is_asked_for(faults: Faults, b
     assert known == [1]
 
 
-def test_what_a_killed_process_left_in_a_directory_is_swept_up_by_the_next(tmp_path: Path) -> None:
+def test_the_next_process_sweeps_up_remains_of_a_killed_one(tmp_path: Path) -> None:
     store, tree = tmp_path / "store", tmp_path / "tree"
     store.mkdir()
     tree.mkdir()

@@ -80,7 +80,7 @@ def test_a_store_that_was_emptied_is_filled_again(faults: Faults, tree: Path) ->
     assert stored() == local(tree)
 
 
-def test_only_what_changed_is_sent(faults: Faults, tree: Path) -> None:
+def test_only_changed_files_are_sent(faults: Faults, tree: Path) -> None:
     run_virtual(push(tree, "memory://b/p"))
     (tree / "a").write_bytes(b"22")
     assert run_virtual(push(tree, "memory://b/p")).files_sent == 1
@@ -93,7 +93,7 @@ def test_a_file_that_was_only_touched_is_not_sent(faults: Faults, tree: Path) ->
     assert run_virtual(push(tree, "memory://b/p")).files_sent == 0
 
 
-def test_what_vanished_locally_stays_unless_delete(faults: Faults, tree: Path) -> None:
+def test_a_locally_vanished_file_stays_unless_delete(faults: Faults, tree: Path) -> None:
     run_virtual(push(tree, "memory://b/p"))
     (tree / "a").unlink()
     run_virtual(push(tree, "memory://b/p"))
@@ -103,7 +103,7 @@ def test_what_vanished_locally_stays_unless_delete(faults: Faults, tree: Path) -
     assert "a" not in Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST]).files
 
 
-def test_a_large_file_goes_in_parts_and_arrives_whole(faults: Faults, tmp_path: Path) -> None:
+def test_a_large_file_goes_in_parts_and_arrives_complete(faults: Faults, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(23 * MIB + 7))
     run_virtual(push(tmp_path / "big", "memory://b/p", transfer=LARGE))
     assert stored() == {"big": (tmp_path / "big").read_bytes()}
@@ -259,7 +259,7 @@ def test_sync_down_brings_it_back_bit_for_bit(faults: Faults, tree: Path, tmp_pa
     assert local(tmp_path / "copy") == local(tree)
 
 
-def test_sync_down_of_nothing_says_so(faults: Faults, tmp_path: Path) -> None:
+def test_sync_down_of_nothing_raises(faults: Faults, tmp_path: Path) -> None:
     async def main() -> None:
         async with Syncer(tmp_path / "copy", "memory://b/p") as syncer:
             with pytest.raises(CheckpointIncompleteError, match="no manifest"):
@@ -306,13 +306,13 @@ def test_leaving_by_an_exception_stops_the_requests(faults: Faults, tree: Path) 
     run_virtual(main())
 
 
-def test_progress_is_told(faults: Faults, tree: Path) -> None:
+def test_progress_is_reported(faults: Faults, tree: Path) -> None:
     seen: list[Progress] = []
     run_virtual(push(tree, "memory://b/p", on_progress=seen.append))
     assert seen
     assert seen[-1].files_total == 3
 
 
-def test_what_is_not_there_cannot_be_pushed(faults: Faults, tmp_path: Path) -> None:
+def test_a_missing_path_cannot_be_pushed(faults: Faults, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing at"):
         run_virtual(push(tmp_path / "nowhere", "memory://b/p"))

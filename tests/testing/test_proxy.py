@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from asyncsync.testing import Answer, BreakAnswer, BreakRequest, FaultProxy, Flip, Stall
+from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 BODY = bytes(range(256)) * 400
 heard: list[bytes] = []
@@ -13,7 +13,7 @@ heard: list[bytes] = []
 
 @asynccontextmanager
 async def proxied(**options):
-    """A proxy in front of a server that keeps what it hears and sends a body back."""
+    """A proxy in front of a server that keeps each request and sends a body back."""
     heard.clear()
 
     async def serve(reader, writer):
@@ -66,7 +66,7 @@ async def test_bytes_pass_as_they_are_in_both_directions():
     assert (seen.line, seen.sent, seen.received, seen.status) == ("PUT /key HTTP/1.1", 102400, 102400, 200)
 
 
-async def test_chunks_and_answers_without_body_pass():
+async def test_chunks_and_responses_without_body_pass():
     async with proxied() as proxy:
         assert (await ask(proxy, "HEAD /key")).startswith(b"HTTP/1.1 200")
         answer = await ask(proxy, "GET /chunked", most=len(BODY) + 21)
@@ -74,9 +74,9 @@ async def test_chunks_and_answers_without_body_pass():
     assert proxy.log[1].received == len(BODY)
 
 
-async def test_a_rule_strikes_what_it_matches_so_often_and_so_late():
+async def test_a_rule_matches_its_requests_so_often_and_so_late():
     async with proxied() as proxy:
-        rule = proxy.on("^GET .*/key", Answer(503), skip=1, times=2)
+        rule = proxy.on("^GET .*/key", CannedResponse(503), skip=1, times=2)
         codes = [(await ask(proxy, line))[9:12] for line in ("GET /key",) * 4 + ("GET /other", "PUT /key")]
     assert codes == [b"200", b"503", b"503", b"200", b"200", b"200"]
     assert rule.struck == 2
@@ -87,7 +87,7 @@ async def test_a_share_is_random_and_the_same_each_time():
     struck = []
     for _ in range(2):
         async with proxied(seed=3) as proxy:
-            proxy.on(".", Answer(503), times=None, share=0.2)
+            proxy.on(".", CannedResponse(503), times=None, share=0.2)
             for _ in range(50):
                 await ask(proxy)
             struck.append([seen.status for seen in proxy.log])
@@ -95,9 +95,9 @@ async def test_a_share_is_random_and_the_same_each_time():
     assert 4 < struck[0].count(503) < 18
 
 
-async def test_an_early_answer_does_not_wait_for_the_body():
+async def test_an_early_response_does_not_wait_for_the_body():
     async with proxied() as proxy:
-        proxy.on(".", Answer(403, "AccessDenied", {"Retry-After": "7"}, early=True))
+        proxy.on(".", CannedResponse(403, "AccessDenied", {"Retry-After": "7"}, early=True))
         answer = await ask(proxy, body=b"x" * 100)
     assert b"Retry-After: 7" in answer
     assert b"<Code>AccessDenied</Code>" in answer
@@ -117,16 +117,16 @@ async def test_a_request_ends_in_the_middle_of_its_body(after):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_an_answer_ends_in_the_middle_of_its_body(reset):
+async def test_a_response_ends_in_the_middle_of_its_body(reset):
     async with proxied() as proxy:
-        proxy.on(".", BreakAnswer(70_000, reset=reset))
+        proxy.on(".", BreakResponse(70_000, reset=reset))
         with pytest.raises(ConnectionResetError if reset else asyncio.IncompleteReadError):
             await ask(proxy)
 
 
-async def test_a_lost_answer_is_one_whose_request_was_heard():
+async def test_a_lost_response_is_one_whose_request_was_heard():
     async with proxied() as proxy:
-        proxy.on(".", BreakAnswer())
+        proxy.on(".", BreakResponse())
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await ask(proxy, body=b"data")
     assert heard[0].endswith(b"data")
@@ -139,13 +139,13 @@ async def test_one_bit_of_a_body_is_flipped(at):
     flipped[at] ^= 8
     async with proxied() as proxy:
         proxy.on("^PUT", Flip("request", at, bit=3))
-        proxy.on("^GET", Flip("answer", at, bit=3))
+        proxy.on("^GET", Flip("response", at, bit=3))
         await ask(proxy, body=BODY)
         assert (await ask(proxy, "GET /key")).endswith(flipped)
     assert heard[0].endswith(flipped)
 
 
-@pytest.mark.parametrize("fault", [Stall("request"), Stall("answer"), Stall("request", 50), Stall("answer", 50)])
+@pytest.mark.parametrize("fault", [Stall("request"), Stall("response"), Stall("request", 50), Stall("response", 50)])
 async def test_a_stall_moves_nothing_and_ends_with_the_proxy(fault):
     async with proxied() as proxy:
         proxy.on(".", fault)
@@ -157,13 +157,13 @@ async def test_a_stall_moves_nothing_and_ends_with_the_proxy(fault):
 
 async def test_a_delay_is_a_stall_that_ends():
     async with proxied() as proxy:
-        proxy.on(".", Stall("answer", 50_000, seconds=0.01))
+        proxy.on(".", Stall("response", 50_000, seconds=0.01))
         assert (await ask(proxy, body=BODY)).endswith(BODY)
 
 
 async def test_a_server_that_is_away_resets_everything_until_it_is_back():
     async with proxied() as proxy:
-        proxy.on(".", Stall("answer"))
+        proxy.on(".", Stall("response"))
         waiting = asyncio.create_task(ask(proxy))
         await asyncio.sleep(0.05)
         proxy.set_away(True)

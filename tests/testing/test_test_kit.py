@@ -172,7 +172,7 @@ async def test_the_nth_call_fails_before_it_takes_effect():
     assert store.faults.calls == 3
 
 
-async def test_a_lost_answer_fails_after_the_call_took_effect():
+async def test_a_lost_response_fails_after_the_call_took_effect():
     store = FaultyStore(MemoryStore())
     store.faults.fail(1, PreconditionError("lost"), after=True)
     with pytest.raises(PreconditionError, match="lost"):
@@ -208,7 +208,7 @@ async def test_a_hook_can_cancel_the_caller_at_the_nth_call():
 
 
 @pytest.mark.virtual_time
-async def test_a_hanging_call_goes_on_when_released():
+async def test_a_hanging_call_continues_when_released():
     store = FaultyStore(MemoryStore())
     hang = store.faults.hang(1)
     async with asyncio.TaskGroup() as group:

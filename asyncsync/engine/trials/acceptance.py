@@ -1,4 +1,4 @@
-"""Private: what a report does until its checkpoint is accepted: refused, or recorded as a row and put in the queue."""
+"""Private: a report until its checkpoint is accepted: it is refused, or recorded as a row and submitted."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from asyncsync.events import SyncWarning
 from asyncsync.runtime import token, wall_time
 from asyncsync.sync.unstorable_names import longest_path
 
-NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD: it stays where it is and nothing is sent"
-OWN_DIRECTORY_ADVICE = "report a directory of its own for each checkpoint, below it or elsewhere"
+NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD, so nothing was uploaded"
+OWN_DIRECTORY_ADVICE = "Report a directory of its own for each checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryInUse:
-    """What a checkpoint that is not durable yet consists of. ``owned``: it is deleted once it is."""
+    """The directory of a pending checkpoint. ``owned``: it is deleted once the checkpoint is durable."""
 
     path: str
     name: str
@@ -38,7 +38,7 @@ class DirectoryInUse:
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
-    """What a report asks for, checked."""
+    """The checked arguments of a report."""
 
     metrics: dict[str, Any]
     metadata: dict[str, Any]
@@ -49,16 +49,21 @@ class ReportRequest:
 
 
 class ReportAcceptance:
-    """Accepts the reports of one engine's trials. One report of a trial at a time: the caller holds its lock."""
+    """Accepts the reports of one engine's trials. The caller holds the trial's ``reporting`` lock."""
 
     def __init__(self, context: EngineContext, registry: Registry, submit: Callable[[CheckpointJob], None]) -> None:
         self._context, self._registry, self._submit = context, registry, submit
         self._being_reported: list[DirectoryInUse] = []
-        """The directories of reports that are being accepted now, in all trials."""
+        """Directories of reports that are being accepted now, of all trials."""
 
     async def accept(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None
     ) -> CheckpointHandle | None:
+        """Record the report, and return the handle of its checkpoint. ASYNC waits while too many are pending.
+
+        Raises ConfigError for a directory or a name that is refused, CheckpointIncompleteError or OSError if its files
+        cannot be read, and EngineClosedError if the engine ends meanwhile.
+        """
         if source is not None and request.mode is UploadMode.ASYNC:
             await trial.wait_durable(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
             await self._context.gate.wait_open()
@@ -69,12 +74,12 @@ class ReportAcceptance:
         this_report = DirectoryInUse(str(source.path), f"another report of {trial.key}", source.owned)
         self._being_reported.append(this_report)
         try:
-            most = self._max_path_bytes(trial, request)
+            max_bytes = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, most)
+                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, max_bytes)
             except AsyncsyncError as error:
                 if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
-                    self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for it
+                    self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
                 raise
             if request.name is not None:
                 await self._refuse_taken_name(trial, request.name, files)
@@ -85,7 +90,7 @@ class ReportAcceptance:
     async def _record(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
     ) -> CheckpointHandle | None:
-        """The row, and with it the checkpoint: from there on there is no way back. The engine waits for its end."""
+        """Write the row and accept the checkpoint. This cannot be undone, so the engine waits for its end."""
         self._context.check_open()
         recorded = asyncio.get_running_loop().create_future()
         self._context.recording.add(recorded)
@@ -117,28 +122,28 @@ class ReportAcceptance:
         return _not_uploaded(source) if source is not None else None
 
     def _max_path_bytes(self, trial: TrialState, request: ReportRequest) -> int:
-        """Bytes that a path in the checkpoint may have."""
+        """Most bytes that a path in the checkpoint may have."""
         name = request.name or checkpoint_name(trial.record.next_checkpoint)
         return longest_path(self._context.session.store, f"{trial.key}/{name}/")
 
     def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> None:
-        """Plain: the row is in result.json, and all that belongs to it follows."""
+        """The row is in result.json: update the record and submit the checkpoint. Synchronous."""
         trial.record.reports += 1
         trial.record.metrics = request.metrics
         trial.touch()
         if job is None:
             return
-        if job.source is not None and not (inside := os.path.relpath(job.source.path, trial.tree.root)).startswith(
-            ".."
-        ):
-            trial.reported_dirs |= {inside}
+        if job.source is not None:
+            relative = os.path.relpath(job.source.path, trial.tree.root)
+            if not relative.startswith(".."):
+                trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
         trial.jobs.append(job)
         for warning in job.source.warnings if job.source is not None else ():
             self._context.emit(SyncWarning(tree=f"{trial.key}/{job.name}", message=warning))
         suspended = trial.forget_suspended()
         if suspended is not None and suspended.token != job.token:
-            trial.give_up(suspended)  # nobody goes on with it
+            trial.give_up(suspended)  # its directory was not reported again
         if not job.journal_name:
             add_to_journal(self._context, trial.record, job)
         self._submit(job)
@@ -171,7 +176,7 @@ class ReportAcceptance:
         return job
 
     def _suspended_with(self, trial: TrialState, files: Accepted, request: ReportRequest) -> CheckpointJob | None:
-        """The checkpoint that was cut short by its time-out, if this is the same."""
+        """The suspended checkpoint, if this report is for the same one."""
         found = trial.suspended()
         same = found is not None and found.has_files(files) and request.name in (None, found.name)
         return found if same and found is not None and request.step == found.step else None
@@ -187,20 +192,21 @@ class ReportAcceptance:
         return pending + self._being_reported
 
     async def _refuse_taken_name(self, trial: TrialState, name: str, files: Accepted) -> None:
-        """ConfigError if the trial has something of this name: its artifacts and its checkpoints share a prefix."""
+        """Raise ConfigError if the name is taken: artifacts and checkpoints of a trial share a prefix."""
         suspended = trial.suspended()
         again = suspended is not None and suspended.name == name and suspended.has_files(files)
         if name in trial.checkpoint_names() and not again:
-            raise ConfigError(f"report(name={name!r}) is not usable: trial {trial.name!r} has that already")
+            raise ConfigError(
+                f"invalid report(name={name!r}): trial {trial.name!r} already has a checkpoint of this name"
+            )
         there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
         if there or await trial.tree.has_below(name):
             raise ConfigError(
-                f"report(name={name!r}) is not usable: trial {trial.name!r} has an artifact of this name; give the "
-                "checkpoint another one"
+                f"invalid report(name={name!r}): trial {trial.name!r} has an artifact of this name; use another one"
             )
 
     def give_up_step(self, trial: TrialState, step: int | None, reason: str) -> CheckpointJob:
-        """Accept, in place of a checkpoint that this rank does not make, the task to tell the others. Plain."""
+        """Submit a job that reports to the other ranks that this one makes no checkpoint. Synchronous."""
         number = trial.record.next_checkpoint
         name = checkpoint_name(number)
         job = CheckpointJob(
@@ -224,29 +230,30 @@ class ReportAcceptance:
 
 
 def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[DirectoryInUse]) -> None:
-    """ConfigError if the checkpoint would hold a trial's own files, or delete what is not its own.
+    """Raise ConfigError if the checkpoint contains a trial's own files, or if its deletion would affect others.
 
-    ``path`` is absolute; ``trials``: the directories that the engine writes to; ``owned``: asyncsync may delete it once
-    it is durable.
+    ``path`` is absolute. ``trials``: directories that the engine writes to. ``owned``: asyncsync may delete the
+    checkpoint once it is durable.
     """
     real = os.path.realpath(path)
     for trial in map(os.path.realpath, trials):
         if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: it holds files that asyncsync itself writes, those of "
-                f"{trial}; {OWN_DIRECTORY_ADVICE}"
+                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+                f"of {trial}; {OWN_DIRECTORY_ADVICE}"
             )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
-            f"Checkpoint.take({path!r}) is refused: it is a mount point or holds a home directory, and would be "
-            f"emptied; {OWN_DIRECTORY_ADVICE}"
+            f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
+            f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
     for other in in_use:
         theirs = os.path.realpath(other.path)
         if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
             raise ConfigError(
-                f"report(checkpoint={path!r}) is refused: {other.name} is not durable yet, consists of {other.path}, "
-                f"and one of the two is deleted when it is; {OWN_DIRECTORY_ADVICE}, or wait for that one first"
+                f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
+                f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
+                f"{other.name} first"
             )
 
 
@@ -254,18 +261,18 @@ def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], most: int) -> Accepted:
-    """In a worker thread. ``most``: bytes of a path."""
+def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], max_bytes: int) -> Accepted:
+    """Check and list the files; runs in a worker thread. ``max_bytes``: most bytes that a path may have."""
     path = absolute(str(source.path))
     refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
     files = accept(path)
-    long = [file.path for file in files.files if len(file.path) * 4 > most and len(file.path.encode()) > most]
+    long = [file.path for file in files.files if len(file.path) * 4 > max_bytes and len(file.path.encode()) > max_bytes]
     if long:
         raise CheckpointIncompleteError(
-            f"the checkpoint {files.path!r} has names that are longer than the store allows ({most} bytes here): "
+            f"the checkpoint {files.path!r} has names longer than the store allows ({max_bytes} bytes here): "
             f"{some(long)}"
         )
-    files.digest, files.size  # noqa: B018  known from now on: the event loop is not to go over all files
+    files.digest, files.size  # noqa: B018  computed here, because the event loop must not iterate over all files
     return files
 
 

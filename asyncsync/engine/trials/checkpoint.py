@@ -1,4 +1,4 @@
-"""The public handles of a checkpoint: what the user gives to report(), and what report() returns."""
+"""The public classes of a checkpoint: the argument of report(), and the handle that report() returns."""
 
 from __future__ import annotations
 
@@ -13,61 +13,72 @@ from asyncsync.errors import EngineClosedError
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory that holds a checkpoint, and whose it is."""
+    """A directory with a checkpoint, and whether asyncsync owns it. Use ``take``, ``lend`` or ``snapshot``."""
 
     path: Path
     owned: bool = False
-    """Whether asyncsync may delete it once it is durable."""
+    """Whether asyncsync may delete the directory once the checkpoint is durable."""
 
     @classmethod
     def take(cls, directory: str | os.PathLike[str]) -> Checkpoint:
-        """asyncsync owns the directory from now on; ASYNC deletes it once it is durable."""
+        """Hand the directory over to asyncsync. An ASYNC report deletes it once the checkpoint is durable."""
         return cls(Path(directory), owned=True)
 
     @classmethod
     def lend(cls, directory: str | os.PathLike[str]) -> Checkpoint:
-        """The directory stays the caller's and is never deleted; the same as a plain path."""
+        """Lend the directory. It is never deleted; the same as a plain path."""
         return cls(Path(directory))
 
     @classmethod
     def snapshot(cls, directory: str | os.PathLike[str], *, link: bool = False) -> Checkpoint:
-        """A copy beside ``directory`` that asyncsync owns, so that training may go on overwriting. Blocking.
+        """Copy ``directory`` to one beside it that asyncsync owns, so that training may overwrite the original.
+        Blocking.
 
-        Blocks are shared where the file system can (reflink: XFS, Btrfs); else the bytes are copied. ``link=True``
-        makes hard links instead, where source and copy are on one file system: only right if your files are replaced
-        (written anew and renamed), never rewritten. Links are followed; sockets, pipes and devices are left out.
-        SourceChangedError if a file changed each of the three times that it was copied.
+        The copy shares blocks where the file system can (reflink: XFS, Btrfs); otherwise the bytes are copied.
+        ``link=True`` makes hard links where source and copy are on one file system. Hard links are safe only if your
+        files are replaced (written anew and renamed), never rewritten. Symbolic links are followed; sockets, pipes and
+        devices are left out.
+
+        Raises SourceChangedError if a file changed during each of three attempts to copy it, and OSError if the copy
+        cannot be written.
         """
         return cls(copy_tree(Path(os.path.abspath(directory)), link=link), owned=True)
 
 
 class CheckpointHandle:
-    """A reported checkpoint: wait for it with ``await handle.durable()``."""
+    """A reported checkpoint. Wait for it with ``await handle.durable()``.
+
+    ``name`` is its directory in the trial, ``uri`` its place in the store. Both change if the checkpoint gets another
+    name before it is durable.
+    """
 
     __slots__ = ("_done", "_process", "_waiting", "error_raised", "name", "uri")
 
     def __init__(self, name: str, uri: str) -> None:
         self.name, self.uri = name, uri
         self.error_raised = False
-        """Whether somebody has been given its failure."""
+        """Whether a caller has received the failure."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = 0
         self._process = os.getpid()
 
     @property
     def is_durable(self) -> bool:
-        """Whether every byte and the manifest are in the store and the trial's record names it."""
+        """Whether every byte and the manifest are stored and the trial's record lists the checkpoint."""
         return self._done.done() and self._done.exception() is None
 
     @property
     def error(self) -> BaseException | None:
-        """Why it did not become durable."""
+        """The error for which it did not become durable; None while it is pending, or if it is durable."""
         return self._done.exception() if self._done.done() else None
 
     async def durable(self) -> None:
-        """Wait until it is durable; raises why it is not. EngineClosedError in a forked child, which cannot know."""
+        """Wait until the checkpoint is durable. Raises the error if it failed, and EngineClosedError if the engine
+        stopped first or in a forked child, which cannot know."""
         if not self._done.done() and os.getpid() != self._process:
-            raise EngineClosedError(f"{self.uri}: its engine runs in the process which this one was forked from")
+            raise EngineClosedError(
+                f"cannot wait for {self.uri}: its engine runs in the process that this one was forked from"
+            )
         self._waiting += 1
         try:
             if not self._done.done():
@@ -79,12 +90,13 @@ class CheckpointHandle:
         self._done.result()
 
     async def wait_ended(self) -> None:
-        """Wait for the verdict, whatever it is; its failure stays to be told."""
+        """Wait until it is durable or has failed. A failure is still raised elsewhere."""
         if not self._done.done():
             await asyncio.wait([self._done])
 
     def resolve(self, error: BaseException | None = None) -> None:
-        """The engine's verdict. Whoever waits is told; the rest is told at the next report or at exit."""
+        """Set the result: durable, or failed with ``error``. Waiting callers receive the error; otherwise the next
+        report or the exit raises it."""
         if self._done.done():
             return
         if error is None:
@@ -92,7 +104,7 @@ class CheckpointHandle:
         else:
             self.error_raised = self._waiting > 0
             self._done.set_exception(error)
-            self._done.exception()  # seen: what nobody waits for is told elsewhere
+            self._done.exception()  # retrieved, or asyncio would log it; the next report or the exit raises it
 
     def __repr__(self) -> str:
         state = "durable" if self.is_durable else "failed" if self.error else "pending"

@@ -1,4 +1,5 @@
-"""Private: what the parts of one engine share. It is handed down to them in place of the engine."""
+"""Private: settings, services and life cycle that the parts of one engine share. They receive it instead of the
+engine."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ log = logging.getLogger("asyncsync")
 EXPERIMENT_KEY = ""
 """Key of the experiment's own tree."""
 NOT_RUNNING = "the engine is not running: use it inside its 'async with' block"
-MOST_RANKS = 99_999
+MAX_RANKS = 99_999
 """Ranks have five digits in names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """Which part of the experiment a process is: the driver, or one that only runs trials; and which rank of them."""
+    """The part of a process in an experiment: driver, or worker that only runs trials; and its rank."""
 
     name: str = "driver"
     rank: int = 0
@@ -44,41 +45,41 @@ class Role:
 
     def __post_init__(self) -> None:
         if self.name not in ("driver", "worker"):
-            raise ConfigError(f'SyncEngine(role={self.name!r}) is not usable: it must be "driver" or "worker"')
-        if not _whole(self.world_size) or not 1 <= self.world_size <= MOST_RANKS:
-            raise ConfigError(f"SyncEngine(world_size={self.world_size!r}) is not usable: it must be 1 to {MOST_RANKS}")
+            raise ConfigError(f'invalid SyncEngine(role={self.name!r}): must be "driver" or "worker"')
+        if not _whole(self.world_size) or not 1 <= self.world_size <= MAX_RANKS:
+            raise ConfigError(f"invalid SyncEngine(world_size={self.world_size!r}): must be 1 to {MAX_RANKS}")
         if not _whole(self.rank) or not 0 <= self.rank < self.world_size:
             raise ConfigError(
-                f"SyncEngine(rank={self.rank!r}, world_size={self.world_size}) is not usable: rank must be 0 to "
+                f"invalid SyncEngine(rank={self.rank!r}, world_size={self.world_size}): rank must be 0 to "
                 f"{self.world_size - 1}"
             )
         if self.rank and self.is_driver:
             raise ConfigError(
-                f'SyncEngine(rank={self.rank}) is not usable with role="driver": only rank 0 may be the driver, give '
+                f'invalid SyncEngine(rank={self.rank}, role="driver"): only rank 0 may be the driver, give '
                 'role="worker"'
             )
 
     @property
     def is_driver(self) -> bool:
-        """Whether it keeps the experiment's record and own files."""
+        """Whether this process keeps the experiment's record and own files."""
         return self.name == "driver"
 
     @property
     def leads(self) -> bool:
-        """Whether it keeps the records and directories of its trials: rank 0."""
+        """Whether this process keeps the records and directories of its trials: rank 0."""
         return self.rank == 0
 
     def directory(self, trial: str) -> str:
-        """Where its artifacts of a trial are, below the experiment."""
+        """Directory of this rank's artifacts of a trial, relative to the experiment."""
         return trial if self.leads else f"{trial}/{rank_name(self.rank)}"
 
     def others(self) -> frozenset[str]:
-        """Directories in a trial's that belong to other ranks."""
+        """Directories below a trial's that belong to other ranks."""
         return frozenset(rank_name(rank) for rank in range(1, self.world_size)) if self.leads else frozenset()
 
 
 class OwningLoop:
-    """The process and the event loop that entered an engine; no other may use it."""
+    """The process and the event loop that entered an engine. No other may use it."""
 
     def __init__(self) -> None:
         need_asyncio()
@@ -86,15 +87,15 @@ class OwningLoop:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child of that process."""
+        """Whether this process is a forked child of the one that entered."""
         return os.getpid() != self._process
 
     def check(self) -> None:
-        """EngineClosedError in a child, ConfigError on another loop or outside any."""
+        """Raise EngineClosedError in a forked child, ConfigError on another loop or outside any."""
         if self.forked:
             raise EngineClosedError(
-                f"the engine was entered in process {self._process}, which this one was forked from, and runs there: "
-                "make a SyncEngine of your own here"
+                f"the engine belongs to process {self._process}, which this one was forked from. Make a new "
+                "SyncEngine in this process"
             )
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001  None instead of an exception
             raise ConfigError(
@@ -104,7 +105,7 @@ class OwningLoop:
 
 
 class ReportGate:
-    """Reports wait at it while a flush is under way."""
+    """Reports wait here during a flush with a deadline."""
 
     def __init__(self) -> None:
         self._shut = 0
@@ -112,7 +113,7 @@ class ReportGate:
 
     @contextmanager
     def closed(self, shut: bool) -> Iterator[None]:
-        """Nobody passes meanwhile, if ``shut``."""
+        """Within this block reports wait, if ``shut``."""
         self._shut += shut
         self._open.clear()
         try:
@@ -122,19 +123,19 @@ class ReportGate:
             self._open.set()
 
     async def wait_open(self) -> None:
-        """Wait until it is open."""
+        """Wait until no flush keeps reports waiting."""
         while self._shut:
             await self._open.wait()
 
 
 class EngineContext:
-    """One engine's settings, services and state of life. The engine sets the services when it is entered."""
+    """Settings, services and life cycle of one engine. The engine sets the services when it is entered."""
 
     scheduler: Scheduler
     janitor: Janitor
     record: ExperimentRecord
     record_file: RecordFile
-    """The experiment's; only a driver writes it."""
+    """The experiment's record; only a driver writes it."""
     owning_loop: OwningLoop
 
     def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
@@ -142,83 +143,86 @@ class EngineContext:
         self.gate = ReportGate()
         self.emitter = Emitter()
         self.recording: set[asyncio.Future[None]] = set()
-        """Reports whose row is being written now; what belongs to it follows before the engine ends."""
+        """Reports whose row is being written. The engine waits for them before it ends."""
         self.running = False
-        """Between the end of entering and the beginning of leaving."""
+        """True from the end of entering to the beginning of leaving."""
         self.leaving_normally = False
-        """Whether the engine is being left normally, so that an outage of the store costs no attempts."""
+        """Whether the block is being left normally. Then an outage of the store uses up no attempts."""
         self._session: Session | None = None
 
     @property
     def session(self) -> Session:
-        """Shared by the engine's trees; EngineClosedError if the engine is not running, or is that of a parent."""
+        """The session that the engine's trees share. Raises EngineClosedError if the engine is not running, or was
+        entered in the parent process."""
         if self._session is None or self.owning_loop.forked:
             raise EngineClosedError(NOT_RUNNING)
         return self._session
 
     def open_session(self, session: Session) -> None:
-        """There is a store to turn to."""
+        """The store can be used from now on."""
         self._session = session
 
     def close_session(self) -> Session | None:
-        """There is no store to turn to any more; returns the session, to be closed."""
+        """The store cannot be used any more. Returns the session for the caller to close."""
         self.running = False
         session, self._session = self._session, None
         return session
 
     @property
     def stopped(self) -> bool:
-        """Whether there is no store to turn to any more."""
+        """Whether the store cannot be used, before or after the run."""
         return self._session is None
 
     @property
     def leaving(self) -> bool:
-        """Whether the block has been left."""
+        """Whether the block is being left."""
         return not self.running
 
     def check_open(self) -> None:
-        """EngineClosedError unless the engine is running, here: in this process, and on this event loop."""
+        """Raise EngineClosedError unless the engine is running in this process, ConfigError on another event loop."""
         if not self.running:
             raise EngineClosedError(NOT_RUNNING)
         self.owning_loop.check()
 
     @property
     def waits_for_store(self) -> bool:
-        """Whether the store itself fails now, and whoever is leaving the engine decides how long that may last."""
+        """Whether the store as a whole fails while the block is left normally. Then ``leave_timeout`` limits the wait,
+        not attempts."""
         return self.leaving_normally and self.session.breaker.failing
 
     def emit(self, event: Event) -> None:
-        """Tell the listeners."""
+        """Send an event to the listeners."""
         self.emitter.emit(event)
 
     def warn(self, tree: str, message: str) -> None:
-        """Tell the listeners, and whoever reads the log."""
+        """Log a warning and send it to the listeners."""
         log.warning("%s", message)
         self.emit(SyncWarning(tree=tree, message=message))
 
     def progress_of(self, key: str) -> Callable[[Tally], None]:
-        """A function that tells the listeners how far a tree is."""
+        """A function that sends the progress of a tree to the listeners."""
         return lambda tally: self.emit(progress_event(key, tally))
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
-        """The experiment's fence: ConcurrentWriterError if another driver has taken the experiment over."""
+        """The experiment's fence: raises ConcurrentWriterError if another driver took the experiment over. Returns when
+        the store was asked, on the lease's clock."""
         return await self.record_file.confirm(store, since) if self.role.is_driver else float("inf")
 
     def note_status(self, trial: str, status: str) -> None:
-        """A trial is new or has another status: the experiment's record says so at its next sync."""
+        """Record a trial's status in the experiment's record, which is stored at its next sync."""
         if self.record.trials.get(trial) != status:
             self.record.trials[trial] = status
             self.record.updated = wall_time()
 
     def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:
-        """Checkpoints that the trial's stored record gives up are to be deleted."""
+        """Schedule the deletion of checkpoints that the trial's stored record gives up."""
         for name in names:
             self.session.owe_delete(trial, name, nonce)
         if names:
             self.janitor.kick()
 
     def lock_name(self, trial: str) -> str:
-        """The name under which a trial's directory is locked on this machine."""
+        """The name of the lock on a trial's directory on this machine."""
         name = pair(f"{self.local_dir}/{trial}", self.uri, f"{trial}/")
         return f"{name} rank {self.role.rank}" if self.role.rank else name
 

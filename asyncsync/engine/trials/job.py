@@ -1,4 +1,4 @@
-"""Private: one accepted checkpoint on its way to the store."""
+"""Private: one accepted checkpoint until it is durable."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from asyncsync.sync.session import Session
 from asyncsync.sync.tree import Tree
 from asyncsync.sync.tree_manifest import ID
 
+RESUMES_BY_ITSELF = "goes_on"
+"""Key of ``resumes_by_itself`` in the journal, as earlier versions wrote it."""
 MAX_STALLED_ATTEMPTS = 4
-"""Attempts in a row that may end by their time-out with bytes on their way and none acknowledged: the first sends as
-always, the others one file at a time in small parts."""
+"""Consecutive attempts that may time out with bytes in flight and none acknowledged. The first sends as usual, the
+others send one file at a time in small parts."""
 
 
 @dataclass(slots=True)
 class CheckpointJob:
-    """One accepted checkpoint on its way."""
+    """One accepted checkpoint until it is durable."""
 
     trial: str
     source: Accepted | None
-    """Its files, as they were when it was accepted; None if they are gone and were not written down."""
+    """Its files in the state in which they were accepted. None if they are missing and were not listed in the
+    journal."""
     number: int
     handle: CheckpointHandle
     metrics: dict[str, Any]
@@ -37,32 +40,32 @@ class CheckpointJob:
     mode: UploadMode
     delete_local: bool
     accepted: float
-    """On the event loop's clock."""
+    """When it was accepted, on the event loop's clock."""
     token: str
-    """Tells it from any other checkpoint, of the same name too."""
+    """Unique, also among checkpoints of the same name."""
     step: int | None = None
-    """Of the training, as it was reported; ranks are matched by it."""
+    """Training step that was reported; parts of ranks are matched by it."""
     given_up: str = ""
-    """Why this rank gives it up, as in "rank 3 gave up step 7: ...": there is nothing to send."""
+    """Why this rank gives it up, as in "rank 3 gave up step 7: ...". Then nothing is uploaded."""
     user_named: bool = False
     """Whether the user chose its name."""
     resumes_by_itself: bool = False
-    """Whether the next process goes on with it by itself, see :mod:`asyncsync.engine.trials.pending`."""
+    """Whether the next process resumes it without a report, see :mod:`asyncsync.engine.trials.pending_checkpoints`."""
     may_be_stored: bool = False
-    """Whether something of it may be in the store since an earlier process."""
+    """Whether an earlier process may have stored some of it."""
     previous_failure: str = ""
-    """Why the number before was given up by all ranks, if this went on under the next."""
+    """Why all ranks gave up its previous number, if it took the next one."""
     inherited: bool = False
-    """Whether an earlier process accepted it: what was reported since is newer, whatever becomes of its number."""
+    """Whether an earlier process accepted it. Checkpoints reported since are newer, whatever its number becomes."""
     registered: bool = False
-    """Whether the record, as it is here, names it: nothing else of that name is another's then."""
+    """Whether the record in memory lists it. Then no other checkpoint has its name."""
     journal_name: str = ""
-    """Its name in the journal, if it is written down."""
+    """Its name in the journal; empty if it is not there."""
     source_error: AsyncsyncError | None = None
-    """Why its files cannot be sent any more, if an earlier process accepted it."""
+    """Why its files cannot be uploaded any more, if an earlier process accepted it."""
     tree: Tree | None = None
     stalled_attempts: int = 0
-    """Attempts in a row in which bytes moved and none were acknowledged."""
+    """Consecutive attempts with bytes in flight and none acknowledged."""
 
     @property
     def name(self) -> str:
@@ -71,16 +74,19 @@ class CheckpointJob:
 
     @property
     def size(self) -> int:
-        """Bytes at risk until it is durable."""
+        """Bytes that are at risk until it is durable."""
         return self.source.size if self.source is not None else 0
 
     def has_files(self, files: Accepted) -> bool:
-        """Whether its files are just these, in the same state."""
+        """Whether it consists of exactly these files in the same state."""
         return self.source is not None and (self.source.path, self.source.digest) == (files.path, files.digest)
 
     def note_timeout(self) -> bool:
-        """Whether the attempt that was just ended by its time-out is to be gone on with: bytes moved. Some must get to
-        the end, too: after an attempt in which none did less is sent at once; STUCK of them in a row are a failure."""
+        """An attempt timed out. Returns whether another attempt should resume it, which is so if bytes were in flight.
+
+        Some bytes must also be acknowledged: after an attempt without any, the next one sends less at the same time.
+        MAX_STALLED_ATTEMPTS such attempts in a row are a failure.
+        """
         if self.tree is None or not self.tree.moves:
             return False
         if self.tree.moved:
@@ -91,23 +97,26 @@ class CheckpointJob:
         return self.stalled_attempts < MAX_STALLED_ATTEMPTS
 
     def check_files(self) -> None:
-        """CheckpointIncompleteError or SourceChangedError if its files are not those that were accepted."""
+        """Raise CheckpointIncompleteError or SourceChangedError if its files are not those that were accepted."""
         if self.source_error is not None:
-            text = f"checkpoint {self.handle.uri} was accepted by an earlier process and is lost: {self.source_error}"
+            text = (
+                f"checkpoint {self.handle.uri}, accepted by an earlier process, is lost because its files changed: "
+                f"{self.source_error}"
+            )
             raise type(self.source_error)(text) from self.source_error
 
     def remove_from_journal(self, session: Session) -> None:
-        """It is durable, or given up: no later process resumes it."""
+        """Remove it from the journal, so that no later process resumes it."""
         if self.journal_name:
             session.journal.checkpoint_closed(session.uri, self.trial, self.journal_name)
 
     def progress(self) -> str:
-        """How much of it was sent, for people."""
-        return self.tree.progress() if self.tree is not None else f"{self.handle.uri}: nothing was sent yet"
+        """Progress of the upload, for people."""
+        return self.tree.progress() if self.tree is not None else f"{self.handle.uri}: nothing was uploaded yet"
 
     def rename(self, number: int, uri: str) -> None:
-        """It gets another name, because this one is another checkpoint's: that of ``number``, with a mark if this is
-        its number already. ``uri`` is the trial's."""
+        """Give it the name of ``number``, because another checkpoint has the present name. If ``number`` is already its
+        own, the name gets a mark. ``uri``: of the trial."""
         mark = f"-{self.token[:6]}" if number == self.number else ""
         self.number, self.handle.name = number, checkpoint_name(number) + mark
         self.handle.uri = f"{uri}/{self.handle.name}"
@@ -123,15 +132,15 @@ class LeftBehind:
     payload: Mapping[str, Any]
     source: Accepted | None
     source_error: AsyncsyncError | None
-    """Why its files are not those that were accepted."""
+    """Why its files are not those that were accepted; None if they are."""
 
     @property
     def resumes_by_itself(self) -> bool:
-        """Whether it is resumed without being reported again."""
-        return bool(self.payload.get("goes_on", True))
+        """Whether it resumes without another report."""
+        return bool(self.payload.get(RESUMES_BY_ITSELF, True))
 
     def job(self, uri: str, mode: UploadMode) -> CheckpointJob:
-        """The job that resumes it; ``uri`` is the trial's."""
+        """The job that resumes it. ``uri``: of the trial."""
         payload, handle = self.payload, CheckpointHandle(self.name, f"{uri}/{self.name}")
         return CheckpointJob(
             self.trial,
@@ -160,7 +169,7 @@ def checkpoint_name(number: int) -> str:
 
 
 def record_of(job: CheckpointJob, report: SyncReport) -> CheckpointRecord:
-    """What the trial's record says of a committed checkpoint."""
+    """The entry of a committed checkpoint in the trial's record."""
     return CheckpointRecord(
         name=job.name,
         number=job.number,

@@ -1,5 +1,8 @@
-"""Accepted checkpoints: written down until they are durable. Those whose directory asyncsync owns are taken up by
-whoever resumes the experiment on this machine; the others go on when the same unchanged directory is reported again."""
+"""Private: accepted checkpoints in the journal, where they stay until they are durable.
+
+A process that resumes the experiment on this machine also resumes those whose directory asyncsync owns. The others
+resume when the same unchanged directory is reported again.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.accepted_files import Accepted, accept
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
+from asyncsync.engine.trials.job import RESUMES_BY_ITSELF, CheckpointJob, LeftBehind
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import SyncReport
@@ -22,11 +25,14 @@ from asyncsync.sync.session import Session
 from asyncsync.sync.tree_manifest import ID
 
 MAX_LISTED_FILES = 1000
-"""Files of a checkpoint up to which each is written down, so that one that changed can be named."""
+"""Up to so many files of a checkpoint are listed in the journal, so that an error can name one that changed."""
 
 
 def add_to_journal(context: EngineContext, record: TrialRecord, job: CheckpointJob) -> None:
-    """Plain: it is safe once the journal is flushed. A rank cannot go on alone, so nothing is written down for one."""
+    """Add a checkpoint to the journal. Synchronous; it is on disk once the journal is flushed.
+
+    A single rank cannot resume a checkpoint, so those of several ranks are not added.
+    """
     if context.role.world_size > 1 or job.source is None:
         return
     source = job.source
@@ -44,7 +50,7 @@ def add_to_journal(context: EngineContext, record: TrialRecord, job: CheckpointJ
         "metrics": job.metrics,
         "metadata": job.metadata,
         "delete_local": job.delete_local,
-        "goes_on": job.resumes_by_itself,
+        RESUMES_BY_ITSELF: job.resumes_by_itself,
         "params": record.params,
         "role": context.role.name,
         "lock": context.lock_name(record.name),
@@ -55,7 +61,8 @@ def add_to_journal(context: EngineContext, record: TrialRecord, job: CheckpointJ
 
 
 async def find_left_behind(session: Session, role: str) -> list[LeftBehind]:
-    """What earlier processes of this machine have accepted, oldest first, unless they are still alive."""
+    """Checkpoints that earlier processes of this machine accepted, oldest first. Those of running processes are left
+    out."""
     found, trials = [], dict[str, bool]()
     for item in await session.journal.pending_checkpoints(session.uri):
         payload = json.loads(item.payload)
@@ -69,8 +76,8 @@ async def find_left_behind(session: Session, role: str) -> list[LeftBehind]:
 
 
 def belongs_to_run(payload: Mapping[str, Any], experiment: str, trial: str | None) -> bool:
-    """Whether it was accepted in this experiment, not in an earlier one of its name. ``trial``: the nonce of the
-    trial's record, None if the store has none."""
+    """Whether it was accepted in this experiment, not in an earlier one of the same name. ``experiment`` and ``trial``:
+    nonces of the stored records; None if the store has no record of the trial."""
     known, key = (experiment, "experiment") if trial is None else (trial, "nonce")
     return not payload.get(key) or payload[key] == known
 
@@ -84,21 +91,21 @@ def _can_lock(session: Session, lock: str) -> bool:
 
 
 def _check_files(payload: Mapping[str, Any]) -> tuple[Accepted | None, AsyncsyncError | None]:
-    """The files, and if they are not as they were accepted, why."""
-    path, before = payload.get("path") or payload["directory"], _recorded_files(payload)
+    """The files; and an error if they are not as they were accepted."""
+    path, recorded = payload.get("path") or payload["directory"], _recorded_files(payload)
     try:
         found = accept(path)
         if payload.get("digest") in (None, found.digest):
             return found, None
-        if before is not None:
-            before.check()
-        return before, found.changed(["its files"])
+        if recorded is not None:
+            recorded.check()
+        return recorded, found.changed(["its files"])
     except AsyncsyncError as error:
-        return before, error
+        return recorded, error
 
 
 def _recorded_files(payload: Mapping[str, Any]) -> Accepted | None:
-    """The files as they were accepted, if they are written down."""
+    """The files as they were accepted, if the journal lists them."""
     if payload.get("files") is None:
         return None
     files = tuple(FileStat(path, size, mtime, inode, 0) for path, size, mtime, inode in payload["files"])
@@ -109,9 +116,9 @@ def _recorded_files(payload: Mapping[str, Any]) -> Accepted | None:
 
 
 async def find_committed(store: Store, job: CheckpointJob) -> SyncReport | None:
-    """How far the earlier process got with a checkpoint: the report of one that it committed, else None.
+    """The report of a checkpoint that the earlier process committed, else None.
 
-    CheckpointIncompleteError or SourceChangedError if its files are not as they were, and it was not committed.
+    Raises CheckpointIncompleteError or SourceChangedError if it was not committed and its files have changed.
     """
     manifest = await find_manifest(store, f"{job.trial}/{job.name}/")
     if manifest is not None and manifest.info.get(ID) == job.token:

@@ -1,9 +1,9 @@
-"""One checkpoint that several ranks write, as one of them finds it in the store.
+"""Private: one checkpoint that several ranks write, as one of them sees it in the store.
 
-Each rank has a record there: of what it has sent, or of why it has given the checkpoint up. Whether it is committed or
-given up is decided once, by the outcome record: it is only ever created, so all ranks get the same verdict. Whoever
-sees a part of every rank, all of one step and generation, decides that it is committed and writes the manifest;
-whoever knows that this cannot be decides that it is given up.
+Each rank has a record there: of its uploaded part, or of the failure for which it gave the checkpoint up. Whether the
+checkpoint is committed or given up is decided once, by the outcome record. That record is only ever created, so all
+ranks see the same outcome. A rank that sees a part of every rank, all of one step and generation, decides to commit and
+writes the manifest. A rank that knows that this cannot happen decides to give up.
 """
 
 from __future__ import annotations
@@ -42,38 +42,39 @@ from asyncsync.sync.tree_manifest import ID
 
 PART_READERS = 16
 MAX_REASON_LENGTH = 2000
-"""Characters of an error that the other ranks are told."""
+"""Characters of an error that the other ranks receive."""
 
 R = TypeVar("R", FailureRecord, OutcomeRecord)
 
 
 class LostError(CheckpointIncompleteError):
-    """A checkpoint will not be whole. ``reason`` is what all ranks are told, ``step`` the latest that is given up."""
+    """A checkpoint of several ranks is lost. ``reason``: as all ranks see it. ``step``: the latest step that is given
+    up."""
 
     def __init__(self, uri: str, world_size: int, reason: str, step: int, ours: str = "") -> None:
         super().__init__(
-            f"checkpoint {uri} is not whole: of {world_size} ranks, {reason}{ours}. What the others sent is left for "
-            "prune"
+            f"checkpoint {uri} is incomplete: of {world_size} ranks, {reason}{ours}. Parts already uploaded remain "
+            'until "asyncsync prune" removes them'
         )
         self.reason, self.step = reason, step
 
 
 class ConflictError(LostError, ConcurrentWriterError):
-    """It will not be whole because two ranks have written one file with different content."""
+    """Lost because two ranks uploaded one file with different content."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitView:
-    """What a rank sees of a checkpoint."""
+    """The state of a checkpoint as one rank sees it."""
 
     missing: Sequence[int] = ()
-    """Ranks whose part is not there, or does not count yet."""
+    """Ranks whose part is missing or does not count yet."""
     failure: FailureRecord | None = None
-    """Why it will not be whole, and for which steps."""
+    """Why it is lost, and for which steps; None if it is not."""
     certain: bool = True
-    """Whether somebody who is alive in our generation says so, as far as that can be known."""
+    """Whether the failure comes from a rank that is alive in our generation, as far as this rank can know."""
     complete: bool = False
-    """The manifest is there."""
+    """Whether the manifest is stored."""
 
 
 COMPLETE = CommitView(complete=True)
@@ -81,7 +82,7 @@ COMPLETE = CommitView(complete=True)
 
 @dataclass(frozen=True, slots=True)
 class SharedCheckpoint:
-    """``prefix`` is that of the checkpoint, ``rank`` is who looks, ``step`` the training step that it reports."""
+    """``prefix``: of the checkpoint. ``rank``: the rank that looks. ``step``: the training step that it reports."""
 
     store: Store
     prefix: str
@@ -90,51 +91,55 @@ class SharedCheckpoint:
     generation: Generation
     step: int = -1
     returned: bool = False
-    """Whether we came back in the midst of the generation, and have not seen that rank 0 is alive."""
+    """Whether this rank returned to a running generation, and has not seen that rank 0 is alive."""
     earlier_failures: frozenset[tuple[str, str]] = frozenset()
-    """Failures that were there when we came back, and their versions: who wrote them may be gone with rank 0."""
+    """Failures that were recorded before this rank returned, and their versions. Their ranks may have ended with rank
+    0."""
     token: str = ""
-    """Of what we report, see :data:`asyncsync.sync.tree.ID`."""
+    """Identifies our checkpoint, see :data:`asyncsync.sync.tree.ID`."""
     source: Accepted | None = None
-    """Its files, to be compared with what an earlier process of our rank has sent."""
+    """Its files, to compare with those that an earlier process of this rank uploaded."""
     matching_parts: set[tuple[str, str]] = field(default_factory=set)
-    """Parts of other ranks, and their versions, that are known to be of our step."""
+    """Parts of other ranks that are known to be of our step, and their versions."""
 
     async def inspect(self, *, every: bool = False) -> CommitView:
-        """Who is missing. If nobody is, the manifest is there when this returns, unless the steps differ.
+        """Find the missing ranks. If none is missing, the manifest is stored when this returns, unless the steps
+        differ.
 
-        While some are missing, our step is compared with that of the lowest rank that is there: so a rank reads one
-        part, and two that differ are found as soon as both are there. ``every``: with all that are there.
+        While ranks are missing, our step is compared with that of the lowest rank that has a part. So a rank reads one
+        part, and a difference shows as soon as both parts are stored. ``every``: compare with all parts.
         """
-        there, older = await self._listed()
-        if _short(MANIFEST) in there:
-            return await self._compare_with_manifest() if older else COMPLETE
-        missing = self._missing(there)
-        failure = await self._find_failure(there)
+        stored, is_older = await self._listed()
+        if _short(MANIFEST) in stored:
+            return await self._compare_with_manifest() if is_older else COMPLETE
+        missing = self._missing(stored)
+        failure = await self._find_failure(stored)
         if failure is not None:
             return replace(failure, missing=missing)
         if not missing:
             return await self._commit_if_complete()
-        came = [rank for rank in range(self.world_size) if rank not in set(missing)]
-        for rank in came if every else came[:1]:
-            if (differs := await self._compare(rank, there)) is not None:
+        present = [rank for rank in range(self.world_size) if rank not in set(missing)]
+        for rank in present if every else present[:1]:
+            if (differs := await self._compare(rank, stored)) is not None:
                 return replace(differs, missing=missing)
         return CommitView(missing)
 
     async def inspect_before_sending(self, *, resumed: bool) -> CommitView:
-        """Before anything is sent, where something may be there already. ``resumed``: also something of our own, from
-        before we came back. Our rank is not missing if our part is there: it stays, others may have counted on it."""
-        there, _ = await self._listed()
-        if _short(MANIFEST) in there:
+        """Check the stored records before the upload. ``resumed``: some may be of an earlier process of this rank.
+
+        This rank does not count as missing if its part is stored. That part stays: the others may have counted on it.
+        """
+        stored, _ = await self._listed()
+        if _short(MANIFEST) in stored:
             return await self._compare_with_manifest()
         if resumed:
-            await self._withdraw_failure(there)
-        failure = await self._find_failure(there)
+            await self._withdraw_failure(stored)
+        failure = await self._find_failure(stored)
         if failure is not None:
             return failure
         part = part_name(self.rank, self.world_size)
-        ours = await find_manifest(self.store, self.prefix, part) if resumed and _short(part) in there else None
-        missing = self._missing(there)
+        ours = await find_manifest(self.store, self.prefix, part) if resumed and _short(part) in stored else None
+        missing = self._missing(stored)
         if ours is None:
             return CommitView(sorted({*missing, self.rank}))
         if not self.generation.has(ours.info):
@@ -149,8 +154,8 @@ class SharedCheckpoint:
         return CommitView(missing, self._failure_record(reason, min(-1 if earlier is None else earlier, self.step)))
 
     async def owner_of(self, path: str) -> int | None:
-        """Which other rank has this file in its part of our step."""
-        came = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
+        """The other rank that has this file in its part of our step."""
+        present = set(range(self.world_size)) - {self.rank, *self._missing((await self._listed())[0])}
         owners: list[int] = []
 
         async def read(rank: int) -> None:
@@ -159,20 +164,21 @@ class SharedCheckpoint:
             if part is not None and ours and path in part.files:
                 owners.append(rank)
 
-        await for_each_limited(sorted(came), read, PART_READERS)
+        await for_each_limited(sorted(present), read, PART_READERS)
         return min(owners, default=None)
 
     async def failure_versions(self) -> frozenset[tuple[str, str]]:
-        """Keys and versions of what was said against it, in whatever generation."""
-        there, _ = await self._listed()
-        names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(there)]
-        return frozenset(self._version(name, there) for name in [*names, _short(OUTCOME)] if name in there)
+        """Keys and versions of the recorded failures, of all generations."""
+        stored, _ = await self._listed()
+        names = [_short(failure_name(rank, self.world_size)) for rank in self._failed(stored)]
+        return frozenset(self._version(name, stored) for name in [*names, _short(OUTCOME)] if name in stored)
 
     async def give_up(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord | None:
-        """Leave word why, so that nobody waits for it, and who comes later does not complete it; ``step`` is the latest
-        that is given up. What stands: the word of whoever was first; None if it is whole with our step all the same.
+        """Record a failure, so that no rank waits for the checkpoint or completes it later. ``step``: the latest that
+        is given up.
 
-        Our own record comes first: while it is there, nobody who comes back takes the outcome away again.
+        Returns the failure that stands, which is that of the first rank; None if the checkpoint is complete with our
+        step after all. Our own record is written first: while it exists, no returning rank deletes the outcome.
         """
         ours = self._failure_record(reason[:MAX_REASON_LENGTH], step, conflict=conflict)
         await self.store.put(self.prefix + failure_name(self.rank, self.world_size), ours.to_bytes())
@@ -184,7 +190,7 @@ class SharedCheckpoint:
         return (await self._compare_with_manifest()).failure
 
     async def report(self, ours: SyncReport) -> SyncReport:
-        """Of all that it holds; what travelled is what we sent of it."""
+        """A report of the whole checkpoint. Bytes sent and copied are ours."""
         manifest = await find_manifest(self.store, self.prefix)
         files = manifest.files if manifest is not None else {}
         return SyncReport(
@@ -195,27 +201,27 @@ class SharedCheckpoint:
             requests=ours.requests,
         )
 
-    # what is there
+    # reading its records
 
     async def _listed(self) -> tuple[dict[str, str], bool]:
-        """Version of each record, by its file name; and whether the manifest is older than our part, so that it may be
-        of something that was deleted."""
+        """The version of each record, by file name; and whether the manifest is older than our part. An older one may
+        belong to a deleted checkpoint."""
         found = await list_all(self.store, f"{self.prefix}{META_DIR}/")
         manifest = found.get(self.prefix + MANIFEST)
         part = found.get(self.prefix + part_name(self.rank, self.world_size))
-        older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
-        return {_short(key): info.version for key, info in found.items()}, older
+        is_older = manifest is not None and (part is None or (manifest.modified or 0) < (part.modified or 0))
+        return {_short(key): info.version for key, info in found.items()}, is_older
 
-    def _missing(self, there: Iterable[str]) -> list[int]:
-        came = {rank_of(name, self.world_size) for name in there}
-        return [rank for rank in range(self.world_size) if rank not in came]
+    def _missing(self, stored: Iterable[str]) -> list[int]:
+        present = {rank_of(name, self.world_size) for name in stored}
+        return [rank for rank in range(self.world_size) if rank not in present]
 
-    def _failed(self, there: Iterable[str]) -> list[int]:
-        found = (rank_of(name, self.world_size, failed=True) for name in there)
+    def _failed(self, stored: Iterable[str]) -> list[int]:
+        found = (rank_of(name, self.world_size, failed=True) for name in stored)
         return sorted(rank for rank in found if rank is not None)
 
-    def _version(self, name: str, there: Mapping[str, str]) -> tuple[str, str]:
-        return f"{self.prefix}{META_DIR}/{name}", there[name]
+    def _version(self, name: str, stored: Mapping[str, str]) -> tuple[str, str]:
+        return f"{self.prefix}{META_DIR}/{name}", stored[name]
 
     def _failure_record(self, reason: str, step: int, *, conflict: bool = False) -> FailureRecord:
         return FailureRecord(self.rank, self.generation.epoch, reason, step, conflict, self.generation.nonce)
@@ -230,47 +236,48 @@ class SharedCheckpoint:
         return Generation(record.generation, record.nonce) == self.generation
 
     async def _read(self, name: str, kind: type[R]) -> R | None:
-        """A record of this generation; DamagedError."""
+        """A record of this generation, else None. Raises DamagedError."""
         record = await find_record(self.store, f"{self.prefix}{META_DIR}/{name}", kind)
         return record if record is not None and self._is_current(record) else None
 
-    async def _find_failure(self, there: Mapping[str, str]) -> CommitView | None:
-        """Why it was given up in this generation: by the outcome; where there is none yet, by one of the ranks."""
-        if _short(OUTCOME) in there:
+    async def _find_failure(self, stored: Mapping[str, str]) -> CommitView | None:
+        """Why it was given up in this generation: from the outcome, or if there is none yet, from a rank's failure."""
+        if _short(OUTCOME) in stored:
             outcome = await self._read(_short(OUTCOME), OutcomeRecord)
             if outcome is not None:
-                return None if outcome.committed else self._failure_view(_short(OUTCOME), there, _failure_of(outcome))
-        seen = None
-        for rank in self._failed(there):
+                return None if outcome.committed else self._failure_view(_short(OUTCOME), stored, _failure_of(outcome))
+        view = None
+        for rank in self._failed(stored):
             name = _short(failure_name(rank, self.world_size))
             failure = await self._read(name, FailureRecord)
             if failure is not None:
-                seen = self._failure_view(name, there, failure)
-                if seen.certain:
+                view = self._failure_view(name, stored, failure)
+                if view.certain:
                     break
-        return seen
+        return view
 
-    def _failure_view(self, name: str, there: Mapping[str, str], failure: FailureRecord) -> CommitView:
+    def _failure_view(self, name: str, stored: Mapping[str, str], failure: FailureRecord) -> CommitView:
         return CommitView(
-            failure=failure, certain=not self.returned or self._version(name, there) not in self.earlier_failures
+            failure=failure, certain=not self.returned or self._version(name, stored) not in self.earlier_failures
         )
 
-    async def _withdraw_failure(self, there: dict[str, str]) -> None:
-        """What we said as another process is void, unless others have acted on it: then they have left word too."""
-        if any(rank != self.rank for rank in self._failed(there)):
+    async def _withdraw_failure(self, stored: dict[str, str]) -> None:
+        """Delete the failure that an earlier process of this rank recorded, unless other ranks acted on it: then they
+        recorded failures too."""
+        if any(rank != self.rank for rank in self._failed(stored)):
             return
-        void = [name for name in [_short(failure_name(self.rank, self.world_size))] if name in there]
-        if _short(OUTCOME) in there:
+        void = [name for name in [_short(failure_name(self.rank, self.world_size))] if name in stored]
+        if _short(OUTCOME) in stored:
             outcome = await self._read(_short(OUTCOME), OutcomeRecord)
             if outcome is not None and outcome.rank == self.rank:
                 void.append(_short(OUTCOME))
         if void:
             await self.store.delete([f"{self.prefix}{META_DIR}/{name}" for name in void])
         for name in void:
-            del there[name]
+            del stored[name]
 
     async def _compare_with_manifest(self) -> CommitView:
-        """There is a manifest: whether it is of our step."""
+        """There is a manifest: check whether it is of our step."""
         manifest = await find_manifest(self.store, self.prefix)
         info = manifest.info if manifest is not None else {}
         if info.get(STEP) == self.step and self.generation.has(info):
@@ -285,7 +292,8 @@ class SharedCheckpoint:
         return CommitView(failure=self._failure_record(reason, -1 if step is None else step))
 
     async def _is_ours(self, part: Manifest) -> bool:
-        """Whether our rank's part is what we report: we have sent it, or as another process just the same files."""
+        """Whether our rank's part is of the files that we report: uploaded by this process, or the same files by an
+        earlier one."""
         if part.info.get(ID) == self.token:
             return True
         stored = {path: (entry.size, entry.crc32c) for path, entry in part.files.items()}
@@ -295,10 +303,10 @@ class SharedCheckpoint:
     def _other_files(self) -> str:
         return f"rank {self.rank} had sent other files of step {self.step} before it was started again"
 
-    async def _compare(self, rank: int, there: Mapping[str, str]) -> CommitView | None:
-        """Whether another rank's part is of another step than ours."""
+    async def _compare(self, rank: int, stored: Mapping[str, str]) -> CommitView | None:
+        """The failure if another rank's part is of another step than ours, else None."""
         name = part_name(rank, self.world_size)
-        version = self._version(_short(name), there)
+        version = self._version(_short(name), stored)
         if rank == self.rank or version in self.matching_parts:
             return None
         part = await find_manifest(self.store, self.prefix, name)
@@ -310,10 +318,10 @@ class SharedCheckpoint:
         self.matching_parts.add(version)
         return None
 
-    # its outcome
+    # deciding its outcome
 
     async def _commit_if_complete(self) -> CommitView:
-        """Everybody's part is there: whether each is of this generation and of one step; then it is committed."""
+        """All parts are stored: commit if each is of this generation and of one step."""
         parts: dict[int, Manifest] = {}
 
         async def read(rank: int) -> None:
@@ -329,16 +337,16 @@ class SharedCheckpoint:
         if found is not None:
             return CommitView(failure=self._failure_record(found.reason, found.step))
         if self.rank and (self.returned or any(part.info.get(RETURNED) for part in parts.values())):
-            return CommitView([0])  # its part is there, and may be all that is left of it
+            return CommitView([0])  # its part is stored, but it may have ended since
         return await self._commit(parts)
 
     async def _commit(self, parts: dict[int, Manifest]) -> CommitView:
-        """Write the manifest; that another rank was faster with the same one is as good."""
+        """Write the manifest. An equal one that another rank wrote first is as good."""
         where = f"{self.store.uri.rstrip('/')}/{self.prefix}".rstrip("/")
         try:
             data = await in_thread(lambda: merge(parts).to_bytes())
         except SameFileError as error:
-            raise ConcurrentWriterError(f"{where} was not made: {error}") from error
+            raise ConcurrentWriterError(f"{where} was not committed: {error}") from error
         stands = await self._decide(self._outcome(-1, parts[0].info.get(STEP, -1), committed=True))
         if not stands.committed:
             return CommitView(failure=_failure_of(stands))
@@ -346,31 +354,33 @@ class SharedCheckpoint:
             await self.store.put(self.prefix + MANIFEST, data, if_version=MISSING)
         except PreconditionError as error:
             if await find(self.store, self.prefix + MANIFEST) != data:
-                raise ConcurrentWriterError(f"{where}: somebody else has written another manifest") from error
+                raise ConcurrentWriterError(
+                    f"{where} was not committed: another process wrote a different manifest"
+                ) from error
         return COMPLETE
 
     async def _decide(self, ours: OutcomeRecord) -> OutcomeRecord:
-        """Create the outcome; the one that stands is that of who was first. One of an earlier generation is replaced:
-        a process that is gone left it."""
+        """Create the outcome, and return the one that stands: that of the first rank. An outcome of an earlier
+        generation, left by an ended process, is replaced."""
         key, version = self.prefix + OUTCOME, MISSING
         while True:
             try:
                 await self.store.put(key, ours.to_bytes(), if_version=version)
             except PreconditionError:
-                pass  # somebody was first
+                pass  # another rank was first
             else:
                 return ours
-            there = await get_record(self.store, key, OutcomeRecord)
-            if there is None:
-                version = MISSING  # who wrote it came back, and took it away
+            stored = await get_record(self.store, key, OutcomeRecord)
+            if stored is None:
+                version = MISSING  # the rank that wrote it returned and deleted it
                 continue
-            stands, version = there
+            stands, version = stored
             if self._is_current(stands):
                 return stands
             if stands.nonce == self.generation.nonce and stands.generation > self.generation.epoch:
                 raise ConcurrentWriterError(
                     f"{self.store.uri.rstrip('/')}/{key} is of a later run of the trial (epoch {stands.generation}, "
-                    f"ours is {self.generation.epoch}): start this rank again, with resume=True"
+                    f"ours is {self.generation.epoch}). Start this rank again, with resume=True"
                 )
 
 

@@ -1,16 +1,19 @@
-"""A trial that several processes train: its ranks agree through the store alone.
+"""Private: a trial that several processes train. Its ranks agree through the store alone.
 
-Each rank counts its checkpoints by itself and sends at once, under the number that it expects; the training step in the
-parts tells whether all mean the same. Where they do not, the number is given up by all: who reported an earlier step
-than another rank gets the error, who reported the later one goes on under the next number, and so do the others with
-their next report. So every rank passes every number, and all are in step again whatever they skipped.
+Each rank counts its checkpoints by itself, and uploads at once under the number that it expects. The training step in
+the parts shows whether all ranks mean the same checkpoint. Where they do not, all ranks give the number up: a rank that
+reported an earlier step than another raises the error; a rank that reported the later step moves to the next number,
+and so do the others with their next report. So every rank uses every number, and all ranks agree again whatever they
+skipped.
 
-Rank 0 keeps the trial's record, and its epoch is the generation of all: checkpoints are counted from the record's
-``first_checkpoint`` on, and only parts of one generation make a checkpoint. Every other rank has a small record that
-says who it is. A rank that comes back alone goes on in the same generation, behind the newest whole checkpoint, which
-cannot change without its own part; when rank 0 comes back a new generation begins, and the others come back too. Who
-comes back first cannot tell which of the two it is: its part only counts for a rank 0 that is alive, and if a new
-generation begins instead it joins that.
+Rank 0 keeps the trial's record. The record's epoch is the generation of all ranks: checkpoints are counted from the
+record's ``first_checkpoint`` on, and only parts of one generation form a checkpoint. Every other rank has a small
+record of its own.
+
+A rank that returns alone continues in the same generation, after the newest complete checkpoint, which cannot change
+without its own part. When rank 0 returns, a new generation begins, and the other ranks return too. The first rank to
+return cannot tell the two cases apart: its part counts only if rank 0 is alive, and if a new generation begins it joins
+that one.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from asyncsync.aio.tasks import within
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.rank_commit import CommitView, ConflictError, LostError, SharedCheckpoint
-from asyncsync.engine.trials.resume import NUMBERED, sub_prefixes
+from asyncsync.engine.trials.resume import NUMBERED
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.engine.trials.upload import upload_checkpoint
 from asyncsync.errors import (
@@ -46,6 +49,7 @@ from asyncsync.planning.ranks import (
 from asyncsync.report import SyncReport
 from asyncsync.runtime import dice, wall_time
 from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.read import list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
 from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
@@ -54,15 +58,15 @@ from asyncsync.sync.upload.create_only import CollisionError
 log = logging.getLogger("asyncsync")
 
 FIRST_POLL, LONGEST_POLL = 0.1, 5.0
-"""Seconds between two looks at whether the others are there: at first, and at most."""
+"""Seconds between two polls for the parts of the other ranks: at first, and at most."""
 LEADER_WAIT = 5.0
-"""Seconds for which a rank that came back first waits for rank 0 before it sends: most often all come back, and what it
-sent to the old number would be for nothing."""
+"""How long (s) a rank that returned first waits for rank 0 before it uploads. Most often all ranks return, and an
+upload under the old number would be lost."""
 
 
 @dataclass(slots=True)
 class WaitBudget:
-    """Seconds for which one checkpoint may still wait for other ranks; what it sends is not counted."""
+    """How long (s) one checkpoint may still wait for other ranks. Time spent on uploading does not count."""
 
     seconds_left: float
 
@@ -77,32 +81,35 @@ class Ranks:
         self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.record.to_bytes)
         self._context, self._name = context, name
         self._resumed = self._may_join = resumed
-        """Who has just come back may join the generation that rank 0 begins, until a checkpoint is whole."""
+        """Whether this rank may join a generation that rank 0 begins: from its return until a checkpoint is
+        complete."""
         self._returned = False
-        """Whether we came to a generation that had begun, and have not seen that its rank 0 is alive: one that we have
-        not seen before may be over, too."""
+        """Whether this rank returned to a generation and has not seen that its rank 0 is alive. The generation may be
+        over."""
         self._check_before_sending = resumed
-        """Whether something may be there already under the next number: it is looked up before anything is sent."""
+        """Whether the next number may already be in use in the store. Then it is checked before the upload."""
         self._earlier_failures: frozenset[tuple[str, str]] = frozenset()
-        """Failures that were there when we came back: whoever told them may be gone with rank 0."""
+        """Failures that were recorded before this rank returned. The ranks that recorded them may have ended with rank
+        0."""
         self._generation_begun = False
-        """Whether rank 0 has begun a generation: seen by a rank that does not lead."""
+        """Whether rank 0 has begun a generation, as seen by another rank."""
         self._generation_found = self._waited_for_leader = False
         self._first_number = 0
         self._matching_parts: set[tuple[str, str]] = set()
-        """Parts that are known to be of the step that we are at."""
+        """Parts of other ranks that are known to be of the present step."""
 
     @property
     def leads(self) -> bool:
         """Whether this is the rank that keeps the trial's record."""
         return self.rank == 0
 
-    # taking part
+    # joining
 
     async def join(self, trial: TrialState) -> None:
-        """Before the first report of a rank that does not lead: become this rank, and find where to count on.
+        """Become this rank, and find the next number. Called before the first report of a rank other than 0.
 
-        ConcurrentWriterError if another process is, or was, this rank and we were not told to resume.
+        Raises ConcurrentWriterError if another process is, or was, this rank and the engine was entered without
+        resume=True.
         """
         store = self._store()
         if not self._generation_found:
@@ -114,34 +121,33 @@ class Ranks:
 
     async def _find_generation(self, store: Store) -> None:
         leader = await self._read_leader(store)
-        there = await get_record(store, self.file.key, RankRecord)
-        if not self._resumed and (there is not None or (leader is not None and leader.epoch > 1)):
+        stored = await get_record(store, self.file.key, RankRecord)
+        if not self._resumed and (stored is not None or (leader is not None and leader.epoch > 1)):
             raise ConcurrentWriterError(
                 f"{store.uri.rstrip('/')}/{self._name}: rank {self.rank} is, or was, another process. Start all ranks "
-                "with resume=True to go on with the trial"
+                "with resume=True to continue the trial"
             )
-        if there is not None:
-            earlier, self.file.version = there
+        if stored is not None:
+            earlier, self.file.version = stored
             self.record.epoch, self.record.extra = earlier.epoch + 1, earlier.extra
             self._set_generation(Generation(earlier.generation, earlier.nonce))
         before = self._generation()
         self._set_generation(_generation_of(leader) if leader is not None else Generation(1))
         known = before in (self._generation(), Generation(self.record.generation))
         self._returned = self._resumed and leader is not None
-        self._waited_for_leader = (
-            there is None or not known
-        )  # a first start, or rank 0 was faster: nothing to be patient for
+        # no need to wait on a first start, or if rank 0 returned first
+        self._waited_for_leader = stored is None or not known
 
     async def _find_next_number(self, store: Store, trial: TrialState, leader: TrialRecord | None) -> None:
-        """The next number: behind the newest whole checkpoint, which is the same for every rank that asks."""
+        """Set the next number: after the newest complete checkpoint, which every rank finds alike."""
         first = leader.first_checkpoint if leader is not None else 0
-        names = await sub_prefixes(store, f"{self._name}/")
+        names = await list_directories(store, f"{self._name}/")
         numbers = [int(match[1]) for match in map(NUMBERED.fullmatch, names) if match is not None]
         newest = -1
         for number in sorted(numbers, reverse=True):
             manifest = await find_manifest(store, f"{self._name}/{checkpoint_name(number)}/")
             ours = ("", leader.nonce if leader is not None else "")
-            if manifest is not None and manifest.info.get(NONCE, "") in ours:  # else of a trial that was deleted
+            if manifest is not None and manifest.info.get(NONCE, "") in ours:  # otherwise it belongs to a deleted trial
                 newest = number
                 break
         trial.last_durable = newest if newest >= 0 else None
@@ -159,28 +165,29 @@ class Ranks:
             and self.record.generation == record.epoch
             and not self.record.nonce
         ):
-            self._set_generation(_generation_of(record))  # it begins now, or a version without nonces began it
+            self._set_generation(_generation_of(record))  # a new generation, or one of a version without nonces
         self._generation_begun = self._generation_begun or record is not None
         return record
 
     async def check(self, store: Store) -> None:
-        """ConcurrentWriterError if rank 0 has begun a new generation that we do not belong to."""
+        """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to."""
         await self._newer_generation(store)
 
     async def _newer_generation(self, store: Store) -> TrialRecord | None:
-        """Rank 0's record if it has begun a generation that we are to join."""
+        """Rank 0's record if it began a new generation that this rank is to join."""
         leader = await self._read_leader(store)
         if leader is None or _generation_of(leader) == self._generation():
             return None
         if not self._may_join:
             raise ConcurrentWriterError(
                 f"{store.uri.rstrip('/')}/{self._name}: rank 0 was started again (epoch {leader.epoch}) while rank "
-                f"{self.rank} was running (epoch {self.record.generation}); start this rank again too, with resume=True"
+                f"{self.rank} was running (epoch {self.record.generation}). Now start this rank again, with resume=True"
             )
         return leader
 
     async def _join_new_generation(self, trial: TrialState) -> bool:
-        """Join rank 0's new generation, if there is one: what is on its way is counted anew."""
+        """Join rank 0's new generation, if there is one, and renumber the pending checkpoints. Returns whether it
+        did."""
         store = self._store()
         leader = await self._newer_generation(store)
         if leader is None:
@@ -198,10 +205,11 @@ class Ranks:
     # one checkpoint
 
     async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
-        """Send our part, and wait for the others. The report is of the whole checkpoint for rank 0, of our part else.
+        """Upload our part and wait for the others. The report is of the whole checkpoint on rank 0, and of our part
+        elsewhere.
 
-        CheckpointIncompleteError names the ranks that have not come within ``commit_timeout``, the one that failed
-        and why, or those that reported another step.
+        Raises CheckpointIncompleteError, which names the ranks that did not report within ``commit_timeout``, the rank
+        that failed and why, or the ranks that reported another step.
         """
         try:
             await self._wait_for_rank_0(trial, job, hooks)
@@ -209,7 +217,7 @@ class Ranks:
         except (AsyncsyncError, OSError) as error:
             self._check_before_sending = True
             if isinstance(error, ConcurrentWriterError) and not isinstance(error, LostError | CollisionError):
-                raise  # it is no longer ours to write, or each rank sees by itself what is wrong
+                raise  # another process is this rank now, or each rank finds the conflict by itself
             if not await self._give_up(trial, job, error):
                 raise
             report = SyncReport()
@@ -217,20 +225,20 @@ class Ranks:
         return await self._shared(trial, job.name, job).report(report) if self.leads else report
 
     async def give_up(self, trial: TrialState, job: CheckpointJob, reason: str) -> None:
-        """Give up a checkpoint that was reported: the others are told now, whoever waits for it here when its runner
-        looks next."""
+        """Give up a reported checkpoint. The other ranks can see it now; local callers see it at the runner's next
+        poll."""
         job.given_up = reason
         if trial.jobs[0] is job and (self.leads or self._generation_begun):
             await self._shared(trial, job.name, job).give_up(self._give_up_reason(job), _step(job))
 
     async def _wait_for_rank_0(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
-        """Nothing is sent before there is a generation; nor, a while, by who came back and may see a new one begin."""
+        """Wait until rank 0 has begun a generation. A rank that returned also waits up to LEADER_WAIT for a new one."""
         loop = asyncio.get_running_loop()
         began, limit = loop.time(), self._context.run.checkpoint_config.commit_seconds
         while not self.leads and not self._generation_begun:
             await retry_transient(partial(self._read_leader, self._store()), hooks)
             if not self._generation_begun and loop.time() - began >= limit:
-                raise CheckpointIncompleteError(str(self._timeout_error(job, [0])))  # there is no generation to tell
+                raise CheckpointIncompleteError(str(self._timeout_error(job, [0])))  # no generation to report it to
             await asyncio.sleep(LEADER_WAIT / 20)
         while self._returned and not self._waited_for_leader and loop.time() - began < LEADER_WAIT:
             if not await retry_transient(partial(self._join_new_generation, trial), hooks):
@@ -243,13 +251,13 @@ class Ranks:
             self._matching_parts.clear()
             if not self.leads:
                 await retry_transient(partial(self._join_new_generation, trial), hooks)
-            seen = await self._inspect_before_sending(trial, job, hooks)
-            if seen.failure is None and self.rank in seen.missing:
-                report, seen = await self._send(trial, job, hooks, budget)
-            verdict = seen if self._is_final(job, seen) else await self._wait(trial, job, hooks, budget)
-            if verdict is None:  # rank 0 has begun a new generation
+            view = await self._inspect_before_sending(trial, job, hooks)
+            if view.failure is None and self.rank in view.missing:
+                report, view = await self._send(trial, job, hooks, budget)
+            result = view if self._is_final(job, view) else await self._wait(trial, job, hooks, budget)
+            if result is None:  # rank 0 began a new generation
                 budget.seconds_left = self._commit_seconds
-            elif verdict.failure is None or await self._is_complete_after_all(trial, job, verdict.failure, hooks):
+            elif result.failure is None or await self._is_complete_after_all(trial, job, result.failure, hooks):
                 return report
 
     async def _inspect_before_sending(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> CommitView:
@@ -260,15 +268,17 @@ class Ranks:
             partial(self._shared(trial, job.name, job).inspect_before_sending, resumed=self._may_join), hooks
         )
 
-    def _is_final(self, job: CheckpointJob, seen: CommitView) -> bool:
-        """Whether it is whole; or lost for good: for a step that is past, or in the words of somebody who is alive."""
-        return seen.complete or (seen.failure is not None and (seen.certain or seen.failure.step < _step(job)))
+    def _is_final(self, job: CheckpointJob, view: CommitView) -> bool:
+        """Whether the result is final: complete; or lost, for an earlier step or according to a rank that is alive."""
+        return view.complete or (view.failure is not None and (view.certain or view.failure.step < _step(job)))
 
     async def _is_complete_after_all(
         self, trial: TrialState, job: CheckpointJob, failure: FailureRecord, hooks: RetryHooks
     ) -> bool:
-        """This number is lost: leave it to our step's own, the next. LostError if our step is lost, too; True if it was
-        committed all the same."""
+        """Handle a lost number: move to the next number, and return False.
+
+        Raises LostError if our step is lost too. Returns True if the checkpoint was committed after all.
+        """
         stands: FailureRecord | None = failure
         if not self._is_step_lost(trial, job, failure):
             shared = self._shared(trial, job.name, job)
@@ -280,15 +290,15 @@ class Ranks:
         if self._is_step_lost(trial, job, stands):
             raise self._lost_error(job, stands)
         job.previous_failure = stands.reason
-        message = f"{job.handle.uri} is not whole: {stands.reason}; step {job.step} gets the next number"
+        message = f"{job.handle.uri} is incomplete: {stands.reason}; step {job.step} gets the next number"
         self._context.warn(trial.key, message)
         self._take_next_number(trial, job)
         return False
 
     @staticmethod
     def _is_step_lost(trial: TrialState, job: CheckpointJob, failure: FailureRecord) -> bool:
-        """Whether our step is lost, and not only the number; so it is where the next one is whole already, or where the
-        user chose the name."""
+        """Whether our step is lost, not only the number. It is, too, if the user chose the name or a later checkpoint
+        is complete."""
         return failure.step >= _step(job) or job.user_named or (trial.last_durable or 0) > job.number
 
     def _take_next_number(self, trial: TrialState, job: CheckpointJob) -> None:
@@ -298,8 +308,8 @@ class Ranks:
     async def _send(
         self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
     ) -> tuple[SyncReport, CommitView]:
-        """Send our part. If it fails where another rank has sent another step, that is what counts: its files may be
-        in the way of ours."""
+        """Upload our part. If that fails and another rank uploaded another step, the difference is the result: that
+        rank's files may be in the way of ours."""
         more = {"rank": self.rank, "world_size": self.world_size, **self._generation(trial).info}
         if self._returned:
             more[RETURNED] = True
@@ -317,33 +327,33 @@ class Ranks:
         except CollisionError as error:
             return SyncReport(), await self._resolve_collision(trial, job, hooks, budget, error)
         except SyncFailedError:
-            seen = await self._shared(trial, job.name, job).inspect(every=True)
-            if seen.failure is None or self._is_step_lost(trial, job, seen.failure):
+            view = await self._shared(trial, job.name, job).inspect(every=True)
+            if view.failure is None or self._is_step_lost(trial, job, view.failure):
                 raise
-            return SyncReport(), seen
+            return SyncReport(), view
         return report, CommitView()
 
     async def _resolve_collision(
         self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget, error: CollisionError
     ) -> CommitView:
-        """Whose file is where ours should be: of a rank at another step, or at the same one, which its part will tell;
-        else of a process that is gone, and then all ranks take the next number."""
+        """Another file has the name of one of ours. It belongs to a rank at another step; or to one at the same step,
+        as its part will show; or else to a process that has ended, and then all ranks take the next number."""
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         path = error.key.removeprefix(f"{self._name}/{job.name}/")
         while True:
             shared = self._shared(trial, job.name, job)
-            seen = await retry_transient(partial(shared.inspect, every=True), hooks)
-            if seen.complete:  # of whatever step
+            view = await retry_transient(partial(shared.inspect, every=True), hooks)
+            if view.complete:  # of any step
                 return await retry_transient(partial(shared.inspect_before_sending, resumed=self._may_join), hooks)
-            if seen.failure is not None:
-                return seen
+            if view.failure is not None:
+                return view
             owner = await retry_transient(partial(shared.owner_of, path), hooks)
             if owner is not None:
                 both = SameFileError(path, (min(owner, self.rank), max(owner, self.rank)))
                 raise self._lost_error(job, self._failure_record(str(both), _step(job), conflict=True))
-            if self._may_join or set(seen.missing) <= {self.rank}:
-                reason = f"rank {self.rank} found {path!r} of a process that is gone in the way of its own"
+            if self._may_join or set(view.missing) <= {self.rank}:
+                reason = f"rank {self.rank} found {path!r} of an ended process in place of its own file"
                 return CommitView(failure=self._failure_record(reason, _step(job) - 1))
             budget.seconds_left = left = deadline - loop.time()
             if left <= 0:
@@ -354,27 +364,28 @@ class Ranks:
     async def _wait(
         self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks, budget: WaitBudget
     ) -> CommitView | None:
-        """Until it is whole or lost. None: rank 0 has begun a new generation, and the job has another number now."""
+        """Wait until the checkpoint is complete or lost. None: rank 0 began a new generation, and the job has another
+        number."""
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + budget.seconds_left, FIRST_POLL
         while True:
-            seen = await retry_transient(self._shared(trial, job.name, job).inspect, hooks)
-            if seen.complete:
-                return seen
+            view = await retry_transient(self._shared(trial, job.name, job).inspect, hooks)
+            if view.complete:
+                return view
             if self.leads:
                 await retry_transient(partial(trial.confirm, self._store()), hooks)
             elif await retry_transient(partial(self._join_new_generation, trial), hooks):
                 return None
             self._check_given_up(job)
             budget.seconds_left = left = deadline - loop.time()
-            if self._is_final(job, seen):
-                return seen
+            if self._is_final(job, view):
+                return view
             if left <= 0:
-                self._earlier_failures = frozenset()  # nobody has begun a new generation: the others are alive
-                if seen.failure is not None:
-                    raise self._lost_error(job, seen.failure)
-                raise self._timeout_error(job, seen.missing)
-            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the looks of all
+                self._earlier_failures = frozenset()  # no new generation began: the other ranks are alive
+                if view.failure is not None:
+                    raise self._lost_error(job, view.failure)
+                raise self._timeout_error(job, view.missing)
+            await asyncio.sleep(min(left, dice().uniform(pause / 2, pause)))  # spreads the polls of all ranks
             pause = min(pause * 1.5, LONGEST_POLL)
 
     @property
@@ -392,7 +403,7 @@ class Ranks:
         return FailureRecord(self.rank, self.record.generation, reason, step, conflict, self.record.nonce)
 
     def _lost_error(self, job: CheckpointJob, failure: FailureRecord) -> LostError:
-        ours = "" if failure.step == job.step else f"; rank {self.rank} came with step {job.step}"
+        ours = "" if failure.step == job.step else f"; rank {self.rank} reported step {job.step}"
         kind = ConflictError if failure.conflict else LostError
         return kind(job.handle.uri, self.world_size, failure.reason, failure.step, ours)
 
@@ -404,9 +415,11 @@ class Ranks:
         return self._lost_error(job, self._failure_record(reason, _step(job)))
 
     async def _give_up(self, trial: TrialState, job: CheckpointJob, error: Exception) -> bool:
-        """Tell the others, if there is a generation to tell. True: it just became whole all the same.
+        """Report the failure to the other ranks, if a generation exists. Returns True if the checkpoint became complete
+        after all.
 
-        A number that was given up for an earlier step only is not where the others look for ours: then it is the next.
+        If this number was given up only for an earlier step, the others look for our step at the next number: then that
+        one is given up, too.
         """
         if not (self.leads or self._generation_begun) or not (job.given_up or self._context.session.store.healthy):
             return False
@@ -421,10 +434,10 @@ class Ranks:
                 if self._is_step_lost(trial, job, stands):
                     return False
                 self._take_next_number(trial, job)
-        except AsyncsyncError as take_failures:
+        except AsyncsyncError as unreported:
             if job.given_up:
-                raise  # who gives it up waits for just this
-            log.warning("the other ranks are not told that %s will not be whole: %s", job.handle.uri, take_failures)
+                raise  # the caller of give_up waits for exactly this
+            log.warning("cannot report to the other ranks that %s is given up: %s", job.handle.uri, unreported)
             return False
 
     def _shared(self, trial: TrialState, checkpoint: str, job: CheckpointJob | None = None) -> SharedCheckpoint:
@@ -451,7 +464,7 @@ class Ranks:
         self.record.generation, self.record.nonce = generation.epoch, generation.nonce
 
     def _store(self, trial: TrialState | None = None) -> Store:
-        """With a trial: writes only for who still is this rank."""
+        """The store. With a trial, writes are fenced: only the process that is this rank may write."""
         fence = trial.confirm if trial is not None else None
         return self._context.session.view(Lane.RECORD, self._name, fence)
 

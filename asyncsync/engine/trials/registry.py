@@ -1,4 +1,4 @@
-"""Private: the trials of one engine: those that run, and those that an earlier process left in the store."""
+"""Private: the trials of one engine: those that run, and those that earlier processes left in the store."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ MAX_COPY_ORIGINS = 4
 
 
 class Registry:
-    """Opens trials, each at most once, and knows them by name. Plain calls."""
+    """Opens trials, each at most once, and finds them by name. All methods are synchronous."""
 
     def __init__(self, context: EngineContext, runner: str, predecessor: Predecessor, *, resume: bool) -> None:
         self._context, self._runner, self._predecessor, self._resume = context, runner, predecessor, resume
         self.trials: dict[str, TrialState] = {}
         self._stored: dict[str, tuple[TrialRecord, str]] = {}
-        """Records, and their versions, of trials that are in the store and were not opened yet."""
+        """Records and their versions of stored trials that were not opened yet."""
         self._damaged: dict[str, DamagedError] = {}
-        """Trials whose record cannot be read, and why: nobody writes to them."""
+        """Trials whose record cannot be read, and the errors. Nothing is written to them."""
         self._left_behind: dict[str, list[LeftBehind]] = {}
-        """By trial that was not opened yet: checkpoints that are resumed if they are reported again."""
+        """Checkpoints that resume when they are reported again, by trial that was not opened yet."""
         self._resumed_unasked: set[str] = set()
-        """Trials that run because they had pending checkpoints, and that nobody has asked for yet."""
+        """Trials that run because of pending checkpoints, and that the user has not asked for yet."""
 
     def add_stored(self, known: dict[str, tuple[TrialRecord, str]], damaged: dict[str, DamagedError]) -> None:
-        """The trials that are in the store."""
+        """Add the trials that are in the store."""
         self._stored, self._damaged = known, damaged
         for name, error in damaged.items():
             message = (
-                f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it; put an earlier "
-                "version of that object back, or use another name"
+                f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it. Restore an earlier "
+                "version of that object, or use another trial name"
             )
             self._context.warn(name, message)
 
     def open(self, name: str, params: Mapping[str, Any] | None) -> TrialState:
-        """The trial of this name, new on first use: a lock, a directory, and a place in the schedule.
+        """The trial of this name. The first call takes a lock, makes a directory and adds the trial to the schedule.
 
-        ConfigError for the name, ConcurrentWriterError if another process of this machine runs the trial in the same
-        directory, DamagedError if the trial was to be resumed and its record cannot be read.
+        Raises ConfigError for an invalid name, ConcurrentWriterError if another process of this machine runs the trial
+        in the same directory, and DamagedError if a resumed trial's record cannot be read.
         """
         found = self.trials.get(name)
         if found is not None:
@@ -77,19 +77,19 @@ class Registry:
         return trial
 
     def resume_checkpoints(self, left: Iterable[LeftBehind]) -> Iterator[CheckpointJob]:
-        """The trials of these checkpoints go on, and so do the checkpoints, in the order in which they were reported.
-        Those of an experiment that is not this one, though it has its name, are forgotten."""
+        """Resume these checkpoints and their trials, in the order of reports. Checkpoints of an earlier experiment of
+        the same name are dropped."""
         context = self._context
         for item in left:
             if item.trial in self._damaged:
-                continue  # it stays written down, for when the trial can be read again
+                continue  # it stays in the journal until the trial can be read again
             record = self.stored_record(item.trial)
             if not belongs_to_run(item.payload, context.record.nonce, record.nonce if record is not None else None):
                 context.session.journal.checkpoint_closed(context.uri, item.trial, item.name)
             elif not item.resumes_by_itself:
                 self._keep_left_behind(item)
             else:
-                params = None if record is not None else item.payload["params"]  # its record had not reached the store
+                params = None if record is not None else item.payload["params"]  # its record did not reach the store
                 trial = self.trials.get(item.trial) or self.open(item.trial, params)
                 self._resumed_unasked.add(item.trial)
                 job = trial.resume_job(item, UploadMode.ASYNC)
@@ -104,7 +104,7 @@ class Registry:
             trial.left_behind = (*trial.left_behind, item)
 
     def give_up_suspended(self) -> None:
-        """The run is over, and nobody has reported them again: nothing of them stays."""
+        """The run ends: give up all checkpoints that wait for another report."""
         for trial in self.trials.values():
             trial.give_up_suspended()
         session = self._context.session
@@ -115,7 +115,7 @@ class Registry:
         self._left_behind.clear()
 
     def stored_record(self, trial: str) -> TrialRecord | None:
-        """What the store says of this trial, if it has a record of it."""
+        """The trial's stored record, if there is one."""
         if trial in self.trials:
             return self.trials[trial].record if self.trials[trial].keeper.file.exists else None
         return self._stored[trial][0] if trial in self._stored else None
@@ -125,12 +125,12 @@ class Registry:
         return [trial for trial in self.trials.values() if self._context.scheduler.has(trial.key)]
 
     def tree_keys(self) -> list[str]:
-        """Trees in the schedule, the experiment last: its record tells what became of the trials."""
+        """Keys of the scheduled trees. The experiment comes last, because its record holds the status of the trials."""
         keys = [trial.key for trial in self.scheduled()]
         return [*keys, EXPERIMENT_KEY] if self._context.role.is_driver else keys
 
     def not_durable(self) -> set[str]:
-        """Names of the trees and checkpoints that have something which is not in the store."""
+        """Names of the trees and checkpoints that are not durable."""
         missing = {f"{trial.key}/{job.name}" for trial in self.trials.values() for job in trial.jobs}
         missing |= {trial.key for trial in self.trials.values() if trial.dirty_since is not None}
         if self._context.role.is_driver and not self._context.record_file.is_current():
@@ -138,18 +138,20 @@ class Registry:
         return missing
 
     def directories(self) -> list[str]:
-        """Where the trials write, and where asyncsync keeps its state."""
+        """Directories that trials write to, and asyncsync's state directory."""
         return [*(trial.tree.root for trial in self.trials.values()), str(state_dir())]
 
     def rules(self) -> Rules:
-        """Which files of the experiment's directory are its own: none of a trial."""
+        """Rules that exclude the trials' files from the experiment's own."""
         config = self._context.run.sync_config
         skip = frozenset((*self.trials, *self._stored, *self._damaged, *self._context.record.trials))
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
 
     def copy_origins(self, trial: TrialState) -> list[str]:
-        """Prefixes of checkpoints of an earlier process that have much in common with the next one of ``trial``: its
-        own last one; if it has none, those of trials that it may have been forked from, the newest first."""
+        """Prefixes of earlier checkpoints that may share content with the next one of ``trial``.
+
+        That is the trial's own last checkpoint. If it has none, the newest ones of other trials: it may be a fork.
+        """
         if trial.record.checkpoints:
             return [f"{trial.key}/{trial.record.checkpoints[-1].name}/"]
         records = [other.record for other in self.trials.values() if other.resumed]
@@ -162,19 +164,19 @@ class Registry:
         return [prefix for _, prefix in sorted(last, reverse=True)[:MAX_COPY_ORIGINS]]
 
     def fence_of(self, key: str) -> Fence | None:
-        """Who is asked whether this process may write below this key; None: it may not."""
+        """The fence of writes below this key; None if this process may not write there."""
         trial = self.trials.get(key.partition("/")[0])
         if trial is not None:
             return trial.confirm
         return self._context.confirm if self._context.role.is_driver else None
 
     def note_deleted(self, trial: str, name: str) -> None:
-        """What was owed is done: the store has nothing of this checkpoint any more."""
+        """The store holds nothing of this checkpoint any more."""
         if trial in self.trials:
             self.trials[trial].keeper.note_deleted(name)
 
     def note_sync_failure(self, key: str, error: BaseException) -> None:
-        """A background sync failed; it is tried again."""
+        """A background sync failed and will be retried."""
         if key in self.trials:
             self.trials[key].note_failure(error)
 
@@ -187,7 +189,9 @@ class Registry:
         record, version = known
         before = take_over_record(record, context.role, self._runner, params)
         if before.runner == self._predecessor.runner:
-            before = replace(before, running=before.running and self._predecessor.running)  # it ended with its engine
+            before = replace(
+                before, running=before.running and self._predecessor.running
+            )  # a trial ends with its engine
         trial = TrialState(context, record, version, resumed=True, ranks=self._ranks(name, resumed=True))
         trial.predecessor_may_write = before.may_still_write()
         trial.keeper.replaced_runners = frozenset({before.runner, self._predecessor.runner} - {""})
@@ -198,7 +202,7 @@ class Registry:
 
 
 def _make_directory(local_dir: Path, trial: str, role: Role) -> None:
-    """The trial's directory, marked before there is any file in it: so the driver, or one which shares ``local_dir``,
-    does not take it for files of its own, though a scan that is under way has not heard of this trial."""
+    """Make and mark the trial's directory before it contains files. A driver that shares ``local_dir`` then does not
+    take these files for its own, even if its running scan started before this trial existed."""
     os.makedirs(local_dir / trial / META_DIR, exist_ok=True)
     os.makedirs(local_dir / role.directory(trial), exist_ok=True)

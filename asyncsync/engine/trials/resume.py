@@ -1,4 +1,4 @@
-"""Taking an experiment up again: its records, the files that reports append to, its next checkpoint numbers."""
+"""Private: resuming an experiment: its records, the files that reports append to, and the next checkpoint numbers."""
 
 from __future__ import annotations
 
@@ -12,44 +12,42 @@ from typing import Any
 import google_crc32c
 from xxhash import xxh3_128
 
-from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import some
 from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
-from asyncsync.planning.manifest import META_DIR, FileEntry, Manifest
+from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
-from asyncsync.stores.read import list_all, versions_below
+from asyncsync.stores.read import list_all, list_directories, versions_below
 from asyncsync.sync.download.tree_download import download_tree
-from asyncsync.sync.records.manifests import find_manifest, get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.manifests import find_manifest
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
-TRIAL_RECORD_READERS = 64
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
-"""Directories of checkpoints. More digits are nobody's counting: numbers have 63 bits."""
+"""Directories of checkpoints. Numbers have 63 bits, so more digits cannot be one of ours."""
 RESTORE_ATTEMPTS = 3
-"""How often files are looked at again that are not what their manifest says: their writer may be alive."""
+"""Attempts to restore files that differ from their manifest: their writer may still be running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Predecessor:
-    """Who wrote a record before us."""
+    """The process that wrote a record before this one."""
 
     runner: str = ""
     running: bool = False
-    """Whether it has not said that it was done."""
+    """Whether it has not marked its record as ended."""
 
     def may_still_write(self) -> bool:
-        """Whether requests of it may be on their way, until its lease has run out."""
+        """Whether its requests may be in flight until its lease expires."""
         return self.running and not Presence.has_ended(self.runner)
 
 
 def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
-    """The record of a trial that starts now."""
+    """The record of a new trial."""
     now, params = wall_time(), as_json(params or {})
     return TrialRecord(
         name,
@@ -64,7 +62,7 @@ def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mappi
 
 
 def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mapping[str, Any] | None) -> Predecessor:
-    """The record of a trial that goes on: whoever had it, which is returned, loses it when this is written."""
+    """Make the stored record ours. Returns its previous writer, which loses it when ours is written."""
     before = Predecessor(record.runner, record.status == "running")
     record.epoch += 1
     record.nonce, record.runner = record.nonce or token(), runner
@@ -76,7 +74,7 @@ def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mappi
 
 
 def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
-    """``ours``, which was never stored, on top of what a replaced process stored after we had read its record."""
+    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it."""
     given_up = [*late.given_up, *(name for name in ours.given_up if name not in late.given_up)]
     return replace(
         ours,
@@ -91,44 +89,12 @@ def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
     )
 
 
-async def sub_prefixes(store: Store, prefix: str = "") -> list[str]:
-    """Names of the directories right below a prefix."""
-    names: list[str] = []
-    token: str | None = None
-    while True:
-        page = await store.list(prefix, delimiter="/", token=token)
-        names += [item[len(prefix) :].rstrip("/") for item in page.prefixes]
-        token = page.token
-        if token is None:
-            return [name for name in names if name and name != META_DIR]
-
-
-async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
-    """Every trial's record and its version, read in parallel; and why those that cannot be read cannot, by trial."""
-    names = await sub_prefixes(store)
-    found: dict[str, tuple[TrialRecord, str]] = {}
-    damaged: dict[str, DamagedError] = {}
-
-    async def read(name: str) -> None:
-        try:
-            there = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
-        except DamagedError as error:
-            damaged[name] = error
-            return
-        if there is not None:
-            there[0].name = name  # its directory decides: it may have been copied or renamed
-            found[name] = there
-
-    await for_each_limited(names, read, min(TRIAL_RECORD_READERS, len(names)))
-    return found, damaged
-
-
 async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[str], None]) -> None:
-    """Bring back what this machine lacks of a tree: appending to a file that is not here would overwrite the stored
-    one with its tail. What is here is newer and stays. DamagedError if the manifest cannot be read.
+    """Download the files of a tree that this machine lacks. Local files are newer and stay.
 
-    ``warn`` is told of files that are not what the manifest says: a process that died in a sync, or was replaced in
-    one, has sent them and written no manifest after, so they are the newest that there is; or they are gone.
+    Appending to a missing file would overwrite the stored one with only its tail. Raises DamagedError if the manifest
+    cannot be read. ``warn`` is called with files that differ from the manifest: a process that died or was replaced
+    during a sync uploaded them without a new manifest, so they are the newest version; or they are missing.
     """
     manifest = await find_manifest(store, prefix)
     if manifest is None:
@@ -141,32 +107,32 @@ async def restore_files(store: Store, prefix: str, root: Path, warn: Callable[[s
         try:
             await download_tree(store, prefix, manifest, root, concurrency=8)
         except (CheckpointIncompleteError, IntegrityError, NotFoundError, SyncFailedError):
-            there = await _stored_manifest(store, prefix, manifest, warn)
-            if there is manifest or not left:
+            stored = await _stored_manifest(store, prefix, manifest, warn)
+            if stored is manifest or not left:
                 raise
-            manifest = there
+            manifest = stored
         else:
             return
 
 
 async def _stored_manifest(store: Store, prefix: str, manifest: Manifest, warn: Callable[[str], None]) -> Manifest:
-    """What the manifest would be if it were written now; itself if it is right."""
-    there = await versions_below(store, prefix)
-    gone = sorted(manifest.files.keys() - there.keys())
-    other = sorted(path for path, entry in manifest.files.items() if there.get(path, entry.version) != entry.version)
-    if not gone and not other:
+    """The manifest as it would be written now; the same object if it is right."""
+    stored = await versions_below(store, prefix)
+    missing = sorted(manifest.files.keys() - stored.keys())
+    changed = sorted(path for path, entry in manifest.files.items() if stored.get(path, entry.version) != entry.version)
+    if not missing and not changed:
         return manifest
-    if other:
-        warn(f"{len(other)} file(s) are newer than the manifest and are restored as they are: {some(other)}")
-    if gone:
-        warn(f"{len(gone)} file(s) that the manifest names are gone from the store: {some(gone)}")
-    stays = {path: entry for path, entry in manifest.files.items() if path in there}
-    found = {path: await _stored_entry(store, prefix, manifest.files[path]) for path in other}
-    return Manifest({**stays, **found}, manifest.info)
+    if changed:
+        warn(f"{len(changed)} file(s) are newer than the manifest and are restored as they are: {some(changed)}")
+    if missing:
+        warn(f"{len(missing)} file(s) in the manifest are missing in the store: {some(missing)}")
+    unchanged = {path: entry for path, entry in manifest.files.items() if path in stored}
+    found = {path: await _stored_entry(store, prefix, manifest.files[path]) for path in changed}
+    return Manifest({**unchanged, **found}, manifest.info)
 
 
 async def _stored_entry(store: Store, prefix: str, entry: FileEntry) -> FileEntry:
-    """What a manifest would say of the object as it is now. Reads it whole, in pieces."""
+    """The manifest entry of the object as it is now. Reads all of it, in pieces."""
     digest, size, crc = xxh3_128(), 0, 0
 
     async def take(piece: Piece) -> None:
@@ -194,48 +160,62 @@ def _existing_paths(root: str, paths: list[str]) -> set[str]:
 
 
 async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[str], None]) -> None:
-    """Number on above whatever is there, and take in what was committed but not registered when the writer died, if all
-    of it is there: what is taken in may retire another one.
+    """Choose numbers above all stored ones, and adopt checkpoints that were committed but not registered when their
+    writer died.
 
-    A directory without a manifest keeps its number for ever, so two checkpoints never mix. What is older than the
-    newest one in the record was retired, and so was what the record gives up: it does not come back. One whose manifest
-    cannot be read stays where it is, and ``warn`` is told.
+    Only complete checkpoints are adopted, because an adopted one may retire another. A directory without a manifest
+    keeps its number for ever, so two checkpoints never mix. Checkpoints older than the newest in the record were
+    retired, and are not adopted; nor are those that the record gives up. One whose manifest cannot be read stays where
+    it is, and ``warn`` is called.
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
     known = {item.name for item in record.checkpoints} | set(record.given_up)
-    for name in await sub_prefixes(store, f"{record.name}/"):
+    for name in await list_directories(store, f"{record.name}/"):
         match = NUMBERED.fullmatch(name)
         number = int(match[1]) if match is not None else None
         if number is not None:
             record.next_checkpoint = max(record.next_checkpoint, number + 1)
         if name in known or (number is not None and number <= newest):
             continue
-        try:
-            found = await find_manifest(store, f"{record.name}/{name}/")
-        except DamagedError as error:
-            warn(f"{record.name}/{name} is not taken in: {error}")
+        found = await _find_checkpoint(store, f"{record.name}/{name}", number, warn)
+        if found is None:
             continue
-        if found is None or found.info.get("checkpoint", name) != name:
-            continue
-        try:
-            item = _record_from_manifest(name, number, found)
-        except (KeyError, ValueError) as error:
-            warn(f"{record.name}/{name} is not taken in, its manifest says nothing usable of it: {error}")
-            continue
+        item, manifest = found
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
-        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", found):
+        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", manifest):
             record.checkpoints.append(item)
     record.checkpoints.sort(key=by_age)
 
 
-async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str:
-    """The first path that the manifest names and the store lacks, or has in another version; empty: none. One listing.
+async def _find_checkpoint(
+    store: Store, path: str, number: int | None, warn: Callable[[str], None]
+) -> tuple[CheckpointRecord, Manifest] | None:
+    """The checkpoint in the directory ``path``, if its manifest describes one of this name."""
+    name = path.rpartition("/")[2]
+    try:
+        manifest = await find_manifest(store, f"{path}/")
+    except DamagedError as error:
+        warn(f"{path} is not adopted: {error}")
+        return None
+    if manifest is None or manifest.info.get("checkpoint", name) != name:
+        return None
+    try:
+        return _record_from_manifest(name, number, manifest), manifest
+    except (KeyError, ValueError) as error:
+        warn(f"{path} is not adopted, its manifest describes no checkpoint: {error}")
+        return None
 
-    Sizes alone do not do: a manifest that landed late may lie beside files of another process."""
-    there = await list_all(store, prefix)
+
+async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str:
+    """The first path in the manifest that the store lacks or has in another version; empty if there is none. One
+    listing.
+
+    Comparing sizes is not enough: a manifest that landed late may lie beside files of another process.
+    """
+    stored = await list_all(store, prefix)
 
     def differs(entry: FileEntry) -> bool:
-        info = there.get(prefix + entry.path)
+        info = stored.get(prefix + entry.path)
         if info is None or info.size != entry.size:
             return True
         return bool(entry.version and info.version) and info.version != entry.version
@@ -244,13 +224,13 @@ async def first_difference(store: Store, prefix: str, manifest: Manifest) -> str
 
 
 def _record_from_manifest(name: str, number: int | None, manifest: Manifest) -> CheckpointRecord:
-    """What the manifest says of the checkpoint; KeyError or ValueError if that is none."""
+    """The record entry that follows from the manifest. Raises KeyError or ValueError if the manifest lacks one."""
     info = manifest.info
-    error_raised: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
+    known: dict[str, Any] = {key: info[key] for key in ("metrics", "metadata", "time", "step") if key in info}
     found: dict[str, Any] = {
         "name": name,
         "number": info["number"] if number is None else number,
         "time": wall_time(),
-        **error_raised,
+        **known,
     }
     return CheckpointRecord.of({**found, "files": len(manifest.files), "bytes": manifest.bytes_total})

@@ -1,4 +1,5 @@
-"""Checkpoints on their way: one runner a trial while it has any, so that they take effect in the order of reports."""
+"""Private: makes accepted checkpoints durable: one task per trial while it has any, so that they take effect in the
+order of reports."""
 
 from __future__ import annotations
 
@@ -42,37 +43,37 @@ from asyncsync.sync.upload.create_only import CollisionError
 log = logging.getLogger("asyncsync")
 
 RECALL_MIN_SIZE = 1 << 20
-"""Bytes of a checkpoint that are worth the request for an earlier one's manifest."""
+"""Below this size (bytes), fetching the previous manifest to find copyable parts is not worth a request."""
 
 
 class CheckpointRunner:
-    """Takes jobs from its inbox. Files first, then the manifest, then the record, then retirement."""
+    """Makes jobs from its inbox durable: first the files, then the manifest, then the record, then retirement."""
 
     def __init__(self, context: EngineContext, registry: Registry, group: asyncio.TaskGroup) -> None:
         self.inbox: asyncio.Queue[CheckpointJob] = asyncio.Queue()
-        """Accepted checkpoints. Bounded by ``max_pending_checkpoints`` and the reports that wait, in each trial."""
+        """Accepted checkpoints. Bounded per trial by ``max_pending_checkpoints`` plus the waiting reports."""
         self._context, self._registry, self._group = context, registry, group
         self._running: dict[str, asyncio.Task[None]] = {}
         self._only: Mapping[str, CheckpointJob] | None = None
         self._sending: dict[str, CheckpointJob] = {}
-        """By trial; only then a runner may be interrupted, what follows is short."""
+        """The job that each trial is uploading. Only uploads are interrupted; the steps after them are short."""
         self._interrupted: set[str] = set()
-        """Trials whose runner is being interrupted, to begin again."""
+        """Trials whose task is being interrupted, to start again."""
         self._recalled_trials: set[str] = set()
 
     def submit(self, job: CheckpointJob) -> None:
-        """Plain: a checkpoint is to become durable."""
+        """Accept a job. Synchronous."""
         self.inbox.put_nowait(job)
 
     async def run(self) -> None:
-        """Start what comes in; ends only by cancel."""
+        """Start accepted jobs; ends only by a cancel."""
         while True:
             job = await self.inbox.get()
             self._context.emit(CheckpointAccepted(tree=job.trial, trial=job.trial, checkpoint=job.name))
             self._start(self._registry.trials[job.trial])
 
     def restrict_to(self, jobs: Mapping[str, CheckpointJob]) -> None:
-        """Time is short: of each trial just this one, now; what else is being sent is interrupted."""
+        """Time is short: upload only this job of each trial, and interrupt the others."""
         self._only = jobs
         for key, sending in self._sending.items():
             if sending is not jobs.get(key):
@@ -82,13 +83,13 @@ class CheckpointRunner:
             self._start(self._registry.trials[key])
 
     def lift_restriction(self) -> None:
-        """Everything again, in the order of reports."""
+        """Resume all jobs, in the order of reports."""
         self._only = None
         for trial in self._registry.trials.values():
             self._start(trial)
 
     def cancel(self) -> None:
-        """End what is running; the engine is stopping."""
+        """End all jobs; the engine is stopping."""
         self._only = {}
         self._interrupted.clear()
         for task in self._running.values():
@@ -126,20 +127,18 @@ class CheckpointRunner:
         try:
             report = await self._make_durable_in_time(trial, job)
         except asyncio.CancelledError:
-            if trial.key in self._interrupted:
-                raise
-            trial.job_ended(job, stopped_error(job))
-            raise
-        except Exception as error:  # noqa: BLE001  # what nobody foresaw costs this checkpoint, see foreseen
-            if job.registered and job.name in trial.keeper.stored_names:
-                report = SyncReport(bytes_total=job.size)  # another save of the record was faster than the time-out
-            elif self._context.stopped:  # no verdict: the cancel came when the answer did
+            if trial.key not in self._interrupted:
                 trial.job_ended(job, stopped_error(job))
+            raise
+        except Exception as error:  # noqa: BLE001  # an unforeseen error fails only this checkpoint, see foreseen
+            if not (job.registered and job.name in trial.keeper.stored_names):
+                await self._end_failed(trial, job, error)
                 return
-            else:
-                await self._handle_failure(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
-                return
-        seconds = asyncio.get_running_loop().time() - started
+            report = SyncReport(bytes_total=job.size)  # another save of the record came before the timeout
+        self._emit_durable(trial, job, report, asyncio.get_running_loop().time() - started)
+        await self._end_durable(trial, job)
+
+    def _emit_durable(self, trial: TrialState, job: CheckpointJob, report: SyncReport, seconds: float) -> None:
         self._context.emit(
             CheckpointDurable(
                 tree=trial.key,
@@ -152,30 +151,42 @@ class CheckpointRunner:
                 seconds=seconds,
             )
         )
+
+    async def _end_durable(self, trial: TrialState, job: CheckpointJob) -> None:
         if job.delete_local and job.source is not None:
             await self._remove_local(trial, job, job.source)
         job.remove_from_journal(self._context.session)
         if job.resumes_by_itself:
-            await self._context.session.journal.flush()  # before a later one can retire it: it must not come back then
+            # before a later checkpoint can retire this one: the journal must not bring it back
+            await self._context.session.journal.flush()
         trial.job_ended(job)
         config = self._context.run.sync_config
         if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
             await self._context.scheduler.ask(trial.key, force=True)
 
+    async def _end_failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
+        if self._context.stopped:  # result unknown: the cancel came together with the response
+            trial.job_ended(job, stopped_error(job))
+        else:
+            await self._handle_failure(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
+
     async def _remove_local(self, trial: TrialState, job: CheckpointJob, source: Accepted) -> None:
-        """What is not as it was sent stays, and is told."""
+        """Delete the local files. Files that changed since the upload stay, and a warning names them."""
         try:
             stayed = await in_thread(source.remove)
         except OSError as error:
             stayed = [f"the files ({error})"]
         if stayed:
             names = ", ".join(stayed[:SHOWN]) + (f" and {len(stayed) - SHOWN} more" if len(stayed) > SHOWN else "")
-            message = f"{source.path}: {names} came or changed after {trial.key}/{job.name} was sent, and stayed"
+            message = f"{source.path}: {names} added or changed after {trial.key}/{job.name} was uploaded; not deleted"
             self._context.emit(SyncWarning(tree=trial.key, message=message))
 
     async def _make_durable_in_time(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
-        """``sync_timeout`` bounds what we send, not how long other ranks take. An attempt in which bytes moved is gone
-        on with: by us if nobody waits for it, else by who reports the directory again."""
+        """Make a checkpoint durable within ``sync_timeout``, which limits our upload and not the wait for other ranks.
+
+        After a timeout, an upload that made progress resumes: here if no caller waits for it, otherwise with the next
+        report of the directory.
+        """
         timeout = self._context.run.sync_config.timeout
         while trial.ranks is None:
             try:
@@ -188,15 +199,15 @@ class CheckpointRunner:
 
     async def _make_durable(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         session = self._context.session
-        last_tries = LAST_ATTEMPTS
+        attempts_left = LAST_ATTEMPTS
 
-        def hiccup(error: str) -> bool:
-            nonlocal last_tries
+        def may_retry(error: str) -> bool:
+            nonlocal attempts_left
             self._context.emit(SyncFailed(tree=f"{trial.key}/{job.name}", error=error))
-            last_tries -= self._context.leaving and not self._context.waits_for_store
-            return last_tries > 0
+            attempts_left -= self._context.leaving and not self._context.waits_for_store
+            return attempts_left > 0
 
-        hooks = RetryHooks(hiccup, session.breaker.rest)
+        hooks = RetryHooks(may_retry, session.breaker.wait_to_retry)
         self._sending[trial.key] = job
         try:
             report = await self._send(session, trial, job, hooks)
@@ -229,8 +240,8 @@ class CheckpointRunner:
         return await find_committed(self._context.session.view(Lane.CHECKPOINT, trial.key), job)
 
     async def _ensure_name_is_free(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> None:
-        """What the record in the store gives up is deleted, whoever sends it now: a number is left alone then, and a
-        name that the user chose is waited for."""
+        """Ensure that no data is being deleted under the job's name. A numbered checkpoint takes another name; one with
+        a name that the user chose waits."""
         if job.name in trial.record.given_up:
             await retry_transient(trial.prepare, hooks)
             await retry_transient(trial.take_ownership, hooks)
@@ -247,7 +258,7 @@ class CheckpointRunner:
         trial.take_new_name(job)
 
     async def _add_copy_sources(self, trial: TrialState, job: CheckpointJob) -> None:
-        """Once a process and trial: what an earlier process sent may be copied instead of sent."""
+        """Make an earlier process' checkpoint available as a copy source; once per process and trial."""
         if trial.key in self._recalled_trials or job.size < RECALL_MIN_SIZE:
             return
         self._recalled_trials.add(trial.key)
@@ -261,16 +272,16 @@ class CheckpointRunner:
         if ranks.leads:
             await self._register(trial, job, report, hooks)
         else:
-            trial.record.checkpoints = [record_of(job, report)]  # rank 0 keeps the list: this is for status()
+            trial.record.checkpoints = [record_of(job, report)]  # only for status(): rank 0 keeps the list
         return report
 
     async def _register(self, trial: TrialState, job: CheckpointJob, report: SyncReport, hooks: RetryHooks) -> None:
-        """Name it in the record, in the same write without those that it retires; only once that is stored they leave
-        our memory, and their data goes."""
+        """List the checkpoint in the record, and leave out those that it retires in the same write. Once that is
+        stored, they leave our memory and their data is deleted."""
         record, keep = trial.record, self._context.run.checkpoint_config
         if job.name not in {item.name for item in record.checkpoints}:
             record.checkpoints.append(record_of(job, report))
-            record.checkpoints.sort(key=by_age)  # the newest may have gone first
+            record.checkpoints.sort(key=by_age)  # the newest may have been uploaded first
         job.registered = True
         retired = to_retire(
             record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
@@ -287,38 +298,45 @@ class CheckpointRunner:
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 
     async def _verify_stored(self, trial: TrialState, job: CheckpointJob) -> None:
-        """Where a store cannot keep two processes apart, the newest is looked at before an older one goes."""
+        """Check that the newest checkpoint is complete before an older one is deleted. Needed where the store cannot
+        exclude a second writer."""
         store, prefix = self._context.session.view(Lane.RECORD, trial.key), f"{trial.key}/{job.name}/"
         manifest = await read_manifest(store, prefix)
         if manifest.info.get(ID) != job.token or (wrong := await first_difference(store, prefix, manifest)):
-            raise CollisionError(f"{job.handle.uri} was written over by another process: {wrong or MANIFEST}")
+            raise CollisionError(f"{job.handle.uri} was overwritten by another process: {wrong or MANIFEST}")
 
     async def _handle_failure(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
-        """It will never be durable: nothing of it is to stay in the store. Except one that the next process goes on
-        with because the reason may pass, and one whose bytes moved: whoever reports it again goes on with that."""
+        """A checkpoint failed: give it up and delete its data.
+
+        Two kinds are kept: one that the next process resumes because the error is transient, and one that made progress
+        before its timeout, which the next report of the directory resumes.
+        """
         waits = isinstance(error, SyncTimeoutError) and job.mode is UploadMode.SYNC and trial.ranks is None
         if isinstance(error, SyncTimeoutError):
             error = SyncTimeoutError(f"checkpoint {job.handle.uri} is not durable: {error}")
         trial.unregister(job)
         if waits and job.tree is not None and job.tree.moves and job.stalled_attempts < MAX_STALLED_ATTEMPTS:
             trial.suspend(job)
-            error.add_note("report the same directory again, unchanged: the upload goes on where it ended")
+            error.add_note("report the same unchanged directory again to resume the upload")
         elif not (job.resumes_by_itself and is_transient(error)):
             trial.give_up(job)
         self._context.emit(CheckpointFailed(tree=trial.key, trial=trial.key, checkpoint=job.name, error=str(error)))
-        trial.job_ended(job, error)  # whoever waits is told at once, however long the record takes
+        trial.job_ended(job, error)  # waiting callers do not wait for the record
         await self._save_given_up(trial)
 
     async def _save_given_up(self, trial: TrialState) -> None:
-        """What it gives up is deleted once that is stored; if that does not work now, the next sync does it."""
+        """Save a record that gives checkpoints up, so that their data can be deleted. If this fails, the next sync
+        retries it."""
         if not self._context.session.store.healthy or not trial.record.given_up:
             return
         try:
             await trial.keeper.save()
-        except Exception as error:  # noqa: BLE001  # the next sync tells it
-            log.warning("what was sent of a failed checkpoint of %s stays in the store for now: %s", trial.uri, error)
+        except Exception as error:  # noqa: BLE001  # the next sync reports it
+            log.warning(
+                "data of a failed checkpoint of %s stays in the store until the next sync: %s", trial.uri, error
+            )
 
 
 def stopped_error(job: CheckpointJob) -> EngineClosedError:
-    """Why a checkpoint is not durable that the engine did not come to."""
+    """The error of a checkpoint that was pending when the engine stopped."""
     return EngineClosedError(f"the engine stopped before {job.handle.uri} was durable")

@@ -26,7 +26,7 @@ from asyncsync.errors import SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
-from asyncsync.stores.guard.fenced import OUTLIVED
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
@@ -234,7 +234,7 @@ class TrialState:
         if await self.keeper.take() and new and self.ranks is None:
             self.tree.expect_nothing()
         if self.predecessor_may_write:
-            self.predecessor_may_write, self.recheck_at = False, lease_time() + OUTLIVED
+            self.predecessor_may_write, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
         self._owned = True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:

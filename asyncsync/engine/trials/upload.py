@@ -1,4 +1,4 @@
-"""The life of a checkpoint: accepted, uploaded, committed, registered, and retired one day."""
+"""Private: the upload of one checkpoint: its files, then its manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asyncsync.sync.tree_manifest import ID
 T = TypeVar("T")
 
 LAST_ATTEMPTS = 2
-"""How often something is tried at the end of a run, each time with all attempts of its requests."""
+"""Attempts at the end of a run. Each includes all retries of its requests."""
 
 
 async def upload_checkpoint(
@@ -32,10 +32,10 @@ async def upload_checkpoint(
     record: str = MANIFEST,
     more: Mapping[str, Any] | None = None,
 ) -> SyncReport:
-    """Send the files, then the manifest; tried again with backoff for as long as the error is one that may pass.
+    """Upload the files, then the manifest; retry with backoff while the errors are transient.
 
-    The caller bounds it in time. Raises what cannot pass; CollisionError if another checkpoint has the name.
-    ``record`` and ``more``: another name for the manifest, and what else it says.
+    The caller limits the time. Raises permanent errors, and CollisionError if another checkpoint has the name.
+    ``record``: key to use instead of the manifest's; ``more``: additional entries of its info.
     """
     job.check_files()
     assert job.source is not None
@@ -60,5 +60,5 @@ async def upload_checkpoint(
         begun=job.may_be_stored,
     )
     tree = job.tree = job.tree or Tree(session, job.source.root, f"{prefix}{job.name}/", options)
-    tree.replace_info(info)  # who goes on with it may have reported it with other metrics
+    tree.replace_info(info)  # a report that resumes it may have other metrics
     return await retry_transient(tree.sync_once, hooks)

@@ -1,6 +1,7 @@
-"""Access tokens: gcloud-aio-auth finds the credentials and asks for tokens; here they are kept and renewed.
+"""Access tokens. gcloud-aio-auth finds the credentials and requests tokens; this module keeps and renews them.
 
-Its own cache renews in tasks that nobody owns and repeats a failure for a minute; so only its one request is used.
+The library's own cache renews tokens in background tasks without an owner, and repeats a failure for a minute. So only
+its single token request is used.
 """
 
 from __future__ import annotations
@@ -22,44 +23,45 @@ from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, Una
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
-FILE = "GOOGLE_APPLICATION_CREDENTIALS"
-FRESH = 0.9
-"""The part of its life after which a token is renewed; Google's live an hour."""
+CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+RENEW_AFTER = 0.9
+"""Fraction of its lifetime after which a token is renewed; Google's tokens live an hour."""
+MAX_TOKEN_LIFETIME = 1 << 31
+"""Longest lifetime (s) that is accepted."""
+TOKEN_TIMEOUT = 10
+"""Time limit (s) of a token request."""
 _TOKEN = re.compile("[!-~]+")
-MOST_LIFE = 1 << 31
-"""Seconds beyond which it is none."""
-ANSWER_SECONDS = 10
 
 
-class Access:
-    """The ``Authorization`` header of one store. Made inside a running loop; one renewal at a time."""
+class GcsAccess:
+    """The ``Authorization`` header of one store; one renewal at a time. Create it inside a running loop."""
 
     def __init__(self, options: GcsOptions, where: str, now: Callable[[], float] = time.monotonic) -> None:
         self._options, self._where, self._now = options, where, now
         self._source: Any = None
         self._session: aiohttp.ClientSession | None = None
-        self._until = 0.0
+        self._renew_at = 0.0
         self._lock = asyncio.Lock()
         self._header: str | None = None
         if options.token is not None:
-            self._header, self._until = f"Bearer {options.token}", float("inf")
+            self._header, self._renew_at = f"Bearer {options.token}", float("inf")
         elif not options.needs_token():
-            self._until = float("inf")
+            self._renew_at = float("inf")
 
     def current(self) -> tuple[bool, str | None]:
-        """Whether no renewal is due, and the header; None: requests go out without one."""
-        return self._now() < self._until, self._header
+        """Whether the header is fresh, and the header; None: requests are sent without one."""
+        return self._now() < self._renew_at, self._header
 
     @property
     def renewable(self) -> bool:
-        """Whether another token can be had."""
+        """Whether a new token can be requested."""
         return self._options.token is None and self._options.needs_token()
 
     async def renew(self, refused: str | None) -> None:
-        """Get a new token, unless somebody else has replaced the ``refused`` one meanwhile.
+        """Request a new token, unless another call has already replaced the ``refused`` one.
 
-        ConfigError for an unusable file, AccessDeniedError for credentials that are refused, UnavailableError if
-        nobody answers.
+        ConfigError for an invalid credentials file, AccessDeniedError for refused credentials, UnavailableError if the
+        token server does not respond.
         """
         async with self._lock:
             if self._header != refused:
@@ -67,32 +69,35 @@ class Access:
             if self._source is None:
                 self._source = await self._open()
             try:
-                answer = await self._source.refresh(timeout=ANSWER_SECONDS)
+                response = await self._source.refresh(timeout=TOKEN_TIMEOUT)
             except AsyncsyncError:
                 raise
             except Exception as error:
                 machine = self._source.token_type is Type.GCE_METADATA
                 raise no_token(self._where, error, from_machine=machine) from error
-            token, life = answer.value, answer.expires_in
-            if not (
-                isinstance(token, str) and re.fullmatch("[!-~]+", token) and type(life) is int and life < MOST_LIFE
-            ):
-                raise UnavailableError(f"{self._where}: no access token: what was given is none that can be used")
-            self._header, self._until = f"Bearer {token}", self._now() + FRESH * life
+            token, lifetime = response.value, response.expires_in
+            if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+                raise UnavailableError(f"{self._where}: no access token: the response has no valid token")
+            if type(lifetime) is not int or lifetime >= MAX_TOKEN_LIFETIME:
+                raise UnavailableError(f"{self._where}: no access token: the response has no valid lifetime")
+            self._header, self._renew_at = f"Bearer {token}", self._now() + RENEW_AFTER * lifetime
 
     async def _open(self) -> Any:
-        path = self._options.credentials or os.environ.get(FILE)
+        path = self._options.credentials or os.environ.get(CREDENTIALS_VARIABLE)
         try:
             source = await in_thread(Token, service_file=path, scopes=SCOPES)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its JSON may be
-            raise ConfigError(f"{self._where}: credentials {path or FILE!r} cannot be used: {error}") from error
-        if path and source.token_type is Type.GCE_METADATA:  # it would ask the machine, whose rights are others
-            raise ConfigError(f"{self._where}: credentials {path!r} cannot be used: no JSON that can be read")
-        if source.token_type is not Type.GCE_METADATA:  # that one is on the machine itself
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # for any JSON in the file
+            raise self._invalid_credentials(path, str(error)) from error
+        if path and source.token_type is Type.GCE_METADATA:  # it would use the machine's permissions instead
+            raise self._invalid_credentials(path, "the file is not readable JSON")
+        if source.token_type is not Type.GCE_METADATA:  # the metadata server is on the machine itself
             connector = aiohttp.TCPConnector(ssl=await in_thread(self._options.token_tls))
             self._session = aiohttp.ClientSession(connector=connector)
-            source.session = AioSession(cast("Any", _Proxied(self._session)))
+            source.session = AioSession(cast("Any", _ProxiedSession(self._session)))
         return source
+
+    def _invalid_credentials(self, path: str | None, reason: str) -> ConfigError:
+        return ConfigError(f"{self._where}: invalid credentials {path or CREDENTIALS_VARIABLE!r}: {reason}")
 
     async def close(self) -> None:
         if self._source is not None:
@@ -101,9 +106,8 @@ class Access:
             await self._session.close()
 
 
-class _Proxied:
-    """The session of token requests, through the proxies of the environment. (aiohttp's own ``trust_env`` knows no
-    ``all_proxy``.)"""
+class _ProxiedSession:
+    """Sends token requests through the proxies of the environment. (aiohttp's ``trust_env`` ignores ``all_proxy``.)"""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -119,26 +123,27 @@ class _Proxied:
 
 
 def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncError:
-    """No access token. ``from_machine``: there is no credentials file, so the metadata server was asked."""
-    said = f"{type(error).__name__}: {error}"
-    if _passes(error):
-        return UnavailableError(f"{where}: no access token: {said}")
+    """The error of a failed token request. ``from_machine``: without a credentials file, the request went to the
+    machine's metadata server."""
+    cause = f"{type(error).__name__}: {error}"
+    if _is_transient(error):
+        return UnavailableError(f"{where}: no access token: {cause}")
     if from_machine:
         return AccessDeniedError(
             f"{where}: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS, run 'gcloud auth application-default "
-            f"login', or give the storage option credentials, token or anonymous (metadata server: {said})"
+            f"login', or give the storage option credentials, token or anonymous (metadata server: {cause})"
         )
-    if isinstance(error, aiohttp.ClientHttpProxyError):  # its text may tell the proxy's password
+    if isinstance(error, aiohttp.ClientHttpProxyError):  # its text may contain the proxy's password
         return UnavailableError(f"{where}: no access token: the proxy refused: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError):
         return AccessDeniedError(f"{where}: the credentials give no access token: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientError | OSError):
-        return UnavailableError(f"{where}: no access token: {said}")
+        return UnavailableError(f"{where}: no access token: {cause}")
     return AccessDeniedError(f"{where}: the credentials cannot be used: {type(error).__name__}")
 
 
-def _passes(error: Exception) -> bool:
-    """Whether who gives tokens failed for a moment, or somebody else answered in its place."""
+def _is_transient(error: Exception) -> bool:
+    """Whether the token server failed temporarily, or another server responded in its place."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return False
     if isinstance(error, aiohttp.ClientResponseError):

@@ -1,4 +1,4 @@
-"""Deleting objects of a Cloud Storage bucket: a hundred a request or, where the server has no batches, one by one."""
+"""Deletes objects of a Cloud Storage bucket: a hundred per request, or one by one if the server has no batches."""
 
 from __future__ import annotations
 
@@ -8,91 +8,93 @@ from dataclasses import dataclass, replace
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NoSuchBucketError, NotFoundError, UnsupportedError
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.multipart_layout import AT_ONCE
-from asyncsync.stores.gcs.requests import BATCH_TYPE, CALLS, Wire, batch, batch_answers
-from asyncsync.stores.gcs.responses import refuse
-from asyncsync.stores.gcs.unsure_writes import Repeats
+from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
+from asyncsync.stores.gcs.requests import BATCH_TYPE, MAX_BATCH_CALLS, GcsRequests, batch_body, batch_responses
+from asyncsync.stores.gcs.responses import refuse_response
+from asyncsync.stores.gcs.unsure_writes import UnsureWrites
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
-    """One object to delete. With a ``generation`` it is gone for good where the bucket keeps old versions."""
+class ToDelete:
+    """One object to delete. With a ``generation`` it is deleted for good, even if the bucket keeps old versions."""
 
     name: str
     generation: str | None = None
-    met: str | None = None
-    """The live generation has to be this one."""
+    if_generation: str | None = None
+    """Delete only if this generation is live."""
 
 
-class Deletions:
-    """The deletions of one store. What is gone already is no error."""
+class BatchDelete:
+    """The deletions of one store. Deleting a missing object is no error."""
 
-    def __init__(self, wire: Wire, repeats: Repeats) -> None:
-        self._wire, self._repeats = wire, repeats
+    def __init__(self, requests: GcsRequests, unsure: UnsureWrites) -> None:
+        self._requests, self._unsure = requests, unsure
         self._batches = True
 
-    async def delete(self, objects: Sequence[Doomed]) -> None:
-        """A few requests at a time."""
-        objects = await self._guarded(objects)
+    async def delete(self, objects: Sequence[ToDelete]) -> None:
+        """Delete ``objects`` with a few concurrent requests."""
+        objects = await self._with_preconditions(objects)
         if not objects:
             return
-        with self._repeats.writing([each.name for each in objects if each.generation is None]):
+        with self._unsure.tracking([each.name for each in objects if each.generation is None]):
             if self._batches and len(objects) > 1:
-                chosen = [objects[start : start + CALLS] for start in range(0, len(objects), CALLS)]
-                await for_each_limited(chosen, self._batch, min(AT_ONCE, len(chosen)))
+                chosen = [objects[start : start + MAX_BATCH_CALLS] for start in range(0, len(objects), MAX_BATCH_CALLS)]
+                await for_each_limited(chosen, self._delete_batch, min(CONCURRENT_REQUESTS, len(chosen)))
             else:
-                await self._singly(objects)
+                await self._delete_one_by_one(objects)
 
-    async def _guarded(self, objects: Sequence[Doomed]) -> Sequence[Doomed]:
-        """Who deletes again names what is there now; what is not there needs no more."""
-        met = await self._repeats.standing([each.name for each in objects if each.generation is None])
-        if not met:
+    async def _with_preconditions(self, objects: Sequence[ToDelete]) -> Sequence[ToDelete]:
+        """A retry names the live generation, and skips objects that are missing."""
+        live = await self._unsure.live_generations([each.name for each in objects if each.generation is None])
+        if not live:
             return objects
-        return [replace(each, met=met.get(each.name)) for each in objects if met.get(each.name) != "0"]
+        return [replace(each, if_generation=live.get(each.name)) for each in objects if live.get(each.name) != "0"]
 
-    def _target(self, each: Doomed) -> str:
-        params = self._wire.params(generation=each.generation, ifGenerationMatch=each.met)
-        return self._wire.target(self._wire.object_path(each.name), params)
+    def _target(self, each: ToDelete) -> str:
+        params = self._requests.params(generation=each.generation, ifGenerationMatch=each.if_generation)
+        return self._requests.target(self._requests.object_path(each.name), params)
 
-    async def _singly(self, objects: Sequence[Doomed]) -> None:
-        await for_each_limited(objects, self._one, min(AT_ONCE, len(objects)))
+    async def _delete_one_by_one(self, objects: Sequence[ToDelete]) -> None:
+        await for_each_limited(objects, self._delete_one, min(CONCURRENT_REQUESTS, len(objects)))
 
-    async def _one(self, each: Doomed) -> None:
+    async def _delete_one(self, each: ToDelete) -> None:
         try:
-            said = await self._wire.ask("delete", "DELETE", each.name, self._target(each))
+            content = await self._requests.request("delete", "DELETE", each.name, self._target(each))
         except NoSuchBucketError:
             raise
         except NotFoundError:
             return
-        self._check_empty(each, said)
+        self._check_empty(each, content)
 
-    def _check_empty(self, each: Doomed, said: bytes) -> None:
-        """Whoever deletes has nothing to say (documentation, "Objects: delete"); some servers call that ``null``."""
-        if said.strip() not in (b"", b"null"):
-            refuse(f"delete {self._wire.where(each.name)}", f"it is not empty: {said[:60]!r}")
+    def _check_empty(self, each: ToDelete, content: bytes) -> None:
+        """The documented response is empty ("Objects: delete"); some servers send ``null``."""
+        if content.strip() not in (b"", b"null"):
+            refuse_response(f"delete {self._requests.where(each.name)}", f"it is not empty: {content[:60]!r}")
 
-    async def _batch(self, objects: Sequence[Doomed]) -> None:
-        wire = self._wire
-        address = wire.target("/batch/storage/v1", wire.params())
-        body = batch([self._target(each) for each in objects])
+    async def _delete_batch(self, objects: Sequence[ToDelete]) -> None:
+        requests = self._requests
+        target = requests.target("/batch/storage/v1", requests.params())
+        body = batch_body([self._target(each) for each in objects])
         try:
-            said = await wire.post("batch delete", "", address, body, BATCH_TYPE)
+            content = await requests.post("batch delete", "", target, body, BATCH_TYPE)
         except (NotFoundError, UnsupportedError):
             self._batches = False
-            await self._singly(objects)
+            await self._delete_one_by_one(objects)
             return
-        answers = batch_answers(said)
-        if answers is None:
-            refuse(f"batch delete {wire.where('')}", f"it is no whole batch: {said[:60]!r}")
-        if sorted(number for number, _, _ in answers) != list(range(len(objects))):
-            refuse(f"batch delete {wire.where('')}", f"it has {len(answers)} answers to {len(objects)} calls")
-        for number, status, text in answers:
-            self._judge(objects[number], status, text)
+        responses = batch_responses(content)
+        where = f"batch delete {requests.where('')}"
+        if responses is None:
+            refuse_response(where, f"it is not a complete batch: {content[:60]!r}")
+        if sorted(number for number, _, _ in responses) != list(range(len(objects))):
+            refuse_response(where, f"it has {len(responses)} responses to {len(objects)} calls")
+        for number, status, body in responses:
+            self._check(objects[number], status, body)
 
-    def _judge(self, each: Doomed, status: int, said: bytes) -> None:
+    def _check(self, each: ToDelete, status: int, content: bytes) -> None:
+        """Raise the error of one response; a missing object is no error."""
         if 200 <= status < 300:
-            self._check_empty(each, said)
+            self._check_empty(each, content)
             return
-        error = failure("delete", self._wire.where(each.name), status, {}, said)
+        error = failure("delete", self._requests.where(each.name), status, {}, content)
         if isinstance(error, NoSuchBucketError) or not isinstance(error, NotFoundError):
             raise error

@@ -1,9 +1,7 @@
-"""Requests to the Cloud Storage JSON API, with a token of gcloud-aio-auth, on our own HTTP client.
+"""Requests to the Cloud Storage JSON API for one bucket.
 
-Each call makes one attempt, except that a refused token is renewed once. Memory: one piece (1 MiB) and the socket's
-buffer a request.
-
-What is sent to Cloud Storage: an object's metadata and its media in one multipart/related body, and batches.
+An object's metadata and its media travel in one multipart/related body; deletions travel in batches. Each call makes
+one attempt, except that a refused token is renewed once. Memory per request: one piece (1 MiB) and the socket's buffer.
 """
 
 from __future__ import annotations
@@ -15,98 +13,59 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import PIECE, FileRange, lease_of
 from asyncsync.errors import NoSuchBucketError, NotFoundError, StoreError, UnavailableError
 from asyncsync.stores.base import Body, Sink
-from asyncsync.stores.gcs.auth import Access
+from asyncsync.stores.gcs.auth import GcsAccess
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.responses import document_of, number_of, refuse
-from asyncsync.stores.gcs.transport import INCOMPLETE, Plane, Request
-from asyncsync.stores.http.client import too_short
-from asyncsync.stores.http.response import UNTRUSTED, Answer, BrokenError, UntrustedError
+from asyncsync.stores.gcs.responses import document_of, number_of, refuse_response
+from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE, GcsRequest, Transport
+from asyncsync.stores.http.body import read_body
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
+from asyncsync.stores.http.response import Response
 
+MAX_BATCH_CALLS = 100
+"""Calls in a batch (Cloud Storage documentation, "Batch requests")."""
+REMEMBERED_ROUND_TRIPS = 64
 _BOUNDARY = secrets.token_hex(16)
-"""One for all: 128 random bits are in nobody's data."""
-_BEFORE = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
-_BETWEEN = (
+"""One for all bodies: no data contains these 128 random bits."""
+BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
+_BEFORE_DOCUMENT = f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n".encode()
+_BEFORE_MEDIA = (
     f"\r\n--{_BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
 )
-AFTER = f"\r\n--{_BOUNDARY}--\r\n".encode()
-
-CALLS = 100
-"""Most calls in a batch (Cloud Storage documentation, "Batch requests")."""
-RELATED_TYPE = f"multipart/related; boundary={_BOUNDARY}"
-BATCH_TYPE = f"multipart/mixed; boundary={_BOUNDARY}"
-_STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})(?!\d)", re.MULTILINE)
-_WHOSE = re.compile(rb"^Content-ID:\s*<?response-<?(\d{1,9})>?", re.MULTILINE | re.IGNORECASE)
+_AFTER_MEDIA = f"\r\n--{_BOUNDARY}--\r\n".encode()
+_PLAIN_HEADERS = "accept-encoding: identity\r\n"
+_RELATED_HEADERS = f"{_PLAIN_HEADERS}content-type: multipart/related; boundary={_BOUNDARY}\r\n"
+_BATCH_STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})(?!\d)", re.MULTILINE)
+_BATCH_ID = re.compile(rb"^Content-ID:\s*<?response-<?(\d{1,9})>?", re.MULTILINE | re.IGNORECASE)
 
 
-def before_media(document: bytes) -> bytes:
-    """What goes before the media of a multipart upload (RFC 2387); ``AFTER`` follows them."""
-    return b"".join((_BEFORE, document, _BETWEEN))
+class GcsRequests:
+    """Requests of one bucket. ``payer`` is the project that pays; ``base`` is the path of the server's address, which
+    ``transport`` puts before every target. Create it inside a running loop."""
 
-
-def batch(paths: Sequence[str]) -> bytes:
-    """A batch that deletes what is at ``paths`` (encoded, with query)."""
-    parts = (
-        f"--{_BOUNDARY}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
-        f"Content-ID: <{number}>\r\n\r\nDELETE {path} HTTP/1.1\r\n\r\n\r\n"
-        for number, path in enumerate(paths)
-    )
-    return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
-
-
-def batch_answers(said: bytes) -> list[tuple[int, int, bytes]] | None:
-    """Of each answer in a batch: to which call, its status, its body. None: this is no batch, or not all of one.
-
-    Answers come in any order, and name their call by its Content-ID; where they do not, theirs is taken for that of the
-    calls."""
-    mark, *_ = said.lstrip().partition(b"\r\n")
-    if not mark.startswith(b"--") or not said.rstrip().endswith(mark + b"--"):
-        return None
-    answers: list[tuple[int, int, bytes]] = []
-    for place, part in enumerate(said.strip().split(mark)[1:-1]):
-        status = _STATUS.search(part)
-        if status is None:
-            return None
-        whose = _WHOSE.search(part, 0, status.start())
-        body = part[status.end() :].partition(b"\r\n\r\n")[2]
-        answers.append((int(whose[1]) if whose else place, int(status[1]), body.strip()))
-    return answers
-
-
-_PLAIN = "accept-encoding: identity\r\n"
-_RELATED = f"{_PLAIN}content-type: {RELATED_TYPE}\r\n"
-LATEST = 64
-"""Round trips that are remembered."""
-
-
-class Wire:
-    """Requests of one bucket. Made inside a running loop; ``payer`` is the project that pays, ``base`` the path of the
-    server's address, which ``plane`` puts before every target."""
-
-    def __init__(self, bucket: str, access: Access, plane: Plane, payer: str | None, base: str = "") -> None:
+    def __init__(self, bucket: str, access: GcsAccess, transport: Transport, payer: str | None, base: str = "") -> None:
         self.bucket = bucket
         self._base = base
         self._access = access
-        self._plane = plane
-        self._always = {} if payer is None else {"userProject": payer}
-        self.trips: deque[float] = deque(maxlen=LATEST)
-        """Seconds that the latest requests took that carried next to nothing."""
+        self._transport = transport
+        self._common_params = {} if payer is None else {"userProject": payer}
+        self.round_trips: deque[float] = deque(maxlen=REMEMBERED_ROUND_TRIPS)
+        """Durations (s) of the latest requests with small bodies."""
 
     async def close(self) -> None:
-        await self._plane.close()
+        await self._transport.close()
         await self._access.close()
 
-    # What the address of a request is made of
+    # Parts of a request's address
 
     def params(self, **given: str | None) -> dict[str, str]:
-        """Query parameters, those that every request has among them; None leaves one out."""
-        return {**self._always, **{name: value for name, value in given.items() if value is not None}}
+        """Query parameters, including those of every request; None leaves one out."""
+        return {**self._common_params, **{name: value for name, value in given.items() if value is not None}}
 
     def target(self, path: str, params: Mapping[str, str]) -> str:
-        """``path`` begins with a slash and is encoded already."""
+        """``path`` starts with a slash and is already encoded."""
         return f"{path}?{urlencode(params, quote_via=quote)}" if params else path
 
     def upload_target(self, params: Mapping[str, str]) -> str:
@@ -122,100 +81,106 @@ class Wire:
     # Requests
 
     async def upload(self, name: str, target: str, document: bytes, body: Body) -> bytes:
-        """Metadata and media in one request; the answer's JSON."""
+        """Send metadata and media in one request; the JSON of the response."""
         lease = lease_of(body)
         if isinstance(body, FileRange) and body.size <= PIECE:
-            body = await _whole(body)
-        head = before_media(document)
+            body = await read_body(body)
+        head = b"".join((_BEFORE_DOCUMENT, document, _BEFORE_MEDIA))  # RFC 2387
         if isinstance(body, bytes):
-            request = Request("POST", target, _RELATED, b"".join((head, body, AFTER)), lease=lease)
+            content = b"".join((head, body, _AFTER_MEDIA))
+            request = GcsRequest("POST", target, _RELATED_HEADERS, content, lease=lease)
         else:
-            request = Request("POST", target, _RELATED, body, head, AFTER, lease=lease)
-        return (await self._exchange("insert", name, request)).content
+            request = GcsRequest("POST", target, _RELATED_HEADERS, body, head, _AFTER_MEDIA, lease=lease)
+        return (await self._send("insert", name, request)).content
 
-    async def start_session(self, name: str, target: str, document: bytes, size: int) -> str:
+    async def start_resumable(self, name: str, target: str, document: bytes, size: int) -> str:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
-        headers = f"{_PLAIN}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
-        answer = await self._trip("insert", name, Request("POST", target, headers, document))
+        headers = (
+            f"{_PLAIN_HEADERS}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
+        )
+        response = await self._send_timed("insert", name, GcsRequest("POST", target, headers, document))
         try:
-            found = urlsplit(answer.headers.get("location", ""))
-        except ValueError:  # brackets around what is no address
+            found = urlsplit(response.headers.get("location", ""))
+        except ValueError:  # unbalanced brackets
             found = urlsplit("")
         if not is_session(f"{found.path}?{found.query}"):
-            refuse(f"insert {self.where(name)}", "its Location names no upload session")
-        # a server may know of the endpoint's path, or stand behind a proxy that strips it
+            refuse_response(f"insert {self.where(name)}", "its Location names no upload session")
+        # The server may know the endpoint's path, or be behind a proxy that strips it.
         path = found.path.removeprefix(self._base) if found.path.startswith(f"{self._base}/") else found.path
         return f"{path}?{found.query}" if found.query else path
 
-    async def continue_session(self, name: str, session: str, body: FileRange | None, content_range: str) -> Answer:
-        """One chunk of a resumable upload or, without a body, the question how far it is; 200, 201 or 308."""
-        headers = f"{_PLAIN}content-range: {content_range}\r\n"
-        request = Request("PUT", session, headers, body, lease=lease_of(body))
-        return await self._exchange("insert", name, request, also=INCOMPLETE)
+    async def continue_resumable(self, name: str, session: str, body: FileRange | None, content_range: str) -> Response:
+        """Send one chunk of a resumable upload. Without a body, only ask for its progress. Status 200, 201 or 308."""
+        headers = f"{_PLAIN_HEADERS}content-range: {content_range}\r\n"
+        request = GcsRequest("PUT", session, headers, body, lease=lease_of(body))
+        return await self._send("insert", name, request, also=RESUME_INCOMPLETE)
 
-    async def ask(self, operation: str, method: str, name: str, target: str) -> bytes:
-        """A request without a body; the answer's."""
-        return (await self._trip(operation, name, Request(method, target, _PLAIN))).content
+    async def request(self, operation: str, method: str, name: str, target: str) -> bytes:
+        """Send a request without a body; the body of the response."""
+        return (await self._send_timed(operation, name, GcsRequest(method, target, _PLAIN_HEADERS))).content
 
     async def generation(self, name: str) -> str:
-        """That of the live object; 0: there is none."""
+        """The generation of the live object; "0" if there is none."""
+        target = self.target(self.object_path(name), self.params(fields="generation"))
         try:
-            found = await self.ask(
-                "get", "GET", name, self.target(self.object_path(name), self.params(fields="generation"))
-            )
+            content = await self.request("get", "GET", name, target)
         except NoSuchBucketError:
             raise
         except NotFoundError:
             return "0"
         where = f"get {self.where(name)}"
-        return str(number_of(where, document_of(where, found), "generation", least=1))
+        return str(number_of(where, document_of(where, content), "generation", least=1))
 
     async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
-        """A request that makes the service work; the answer's body."""
-        headers = f"{_PLAIN}content-type: {content_type}\r\n" if body else _PLAIN
-        return (await self._exchange(operation, name, Request("POST", target, headers, body, patient=True))).content
+        """Send a request that makes the service work on stored bytes; the body of the response."""
+        headers = f"{_PLAIN_HEADERS}content-type: {content_type}\r\n" if body else _PLAIN_HEADERS
+        return (await self._send(operation, name, GcsRequest("POST", target, headers, body, patient=True))).content
 
     async def read(
-        self, name: str, params: Mapping[str, str], bounds: str, sink: Sink,
+        self,
+        name: str,
+        params: Mapping[str, str],
+        byte_range: str,
+        sink: Sink,
         expect: Callable[[Mapping[str, str]], int | None],
-    ) -> Mapping[str, str]:  # fmt: skip
-        """The media into ``sink``; ``bounds`` is the value of a Range header, or empty. ``expect`` takes the headers
-        and gives the bytes that must come, None: unknown."""
-        # Who accepts gzip gets the bytes as they are stored; others get what was compressed undone.
-        headers = "accept-encoding: gzip\r\n" + (f"range: {bounds}\r\n" if bounds else "")
-        request = Request("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
+    ) -> Mapping[str, str]:
+        """Read the media into ``sink``; the headers of the response. ``byte_range`` is the value of a Range header, or
+        empty. ``expect`` takes the headers and returns the expected length; None: unknown."""
+        # A client that accepts gzip gets the stored bytes; for others the service decompresses gzip objects.
+        headers = "accept-encoding: gzip\r\n" + (f"range: {byte_range}\r\n" if byte_range else "")
+        request = GcsRequest("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
 
-        async def once(signed: str | None) -> Answer:
-            return await self._plane.fetch(request, signed, lambda answer: expect(answer.headers), sink)
+        async def once(authorization: str | None) -> Response:
+            return await self._transport.fetch(request, authorization, lambda head: expect(head.headers), sink)
 
-        return (await self._signed("get", name, once)).headers
+        return (await self._authorized("get", name, once)).headers
 
-    async def _trip(self, operation: str, name: str, request: Request) -> Answer:
+    async def _send_timed(self, operation: str, name: str, request: GcsRequest) -> Response:
         began = asyncio.get_running_loop().time()
-        answer = await self._exchange(operation, name, request)
-        self.trips.append(asyncio.get_running_loop().time() - began)
-        return answer
+        response = await self._send(operation, name, request)
+        self.round_trips.append(asyncio.get_running_loop().time() - began)
+        return response
 
-    async def _exchange(self, operation: str, name: str, request: Request, also: int = 0) -> Answer:
-        return await self._signed(operation, name, lambda signed: self._plane.send(request, signed), also)
+    async def _send(self, operation: str, name: str, request: GcsRequest, also: int = 0) -> Response:
+        return await self._authorized(operation, name, lambda header: self._transport.send(request, header), also)
 
-    async def _signed(
-        self, operation: str, name: str, once: Callable[[str | None], Awaitable[Answer]], also: int = 0
-    ) -> Answer:
-        """The answer if it is a success or has the status ``also``, its error otherwise."""
+    async def _authorized(
+        self, operation: str, name: str, once: Callable[[str | None], Awaitable[Response]], also: int = 0
+    ) -> Response:
+        """The response if it is a success or has the status ``also``; otherwise its error is raised."""
         renewed = False
         while True:
             header = await self._authorization()
             try:
-                answer = await once(header)
-            except UntrustedError as error:
-                raise StoreError(f"{operation} {self.where(name)}: {error}{UNTRUSTED}") from error
+                response = await once(header)
+            except UntrustedCertificateError as error:
+                raise StoreError(f"{operation} {self.where(name)}: {error}{UNTRUSTED_ADVICE}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{operation} {self.where(name)}: {error}") from error
-            if answer.status < 300 or answer.status == also:
-                return answer
-            if answer.status != 401 or renewed or not self._access.renewable:
-                raise failure(operation, self.where(name), answer.status, answer.headers, answer.content)
+            if response.status < 300 or response.status == also:
+                return response
+            if response.status != 401 or renewed or not self._access.renewable:
+                raise failure(operation, self.where(name), response.status, response.headers, response.content)
             renewed = True
             await self._access.renew(header)
 
@@ -228,12 +193,34 @@ class Wire:
 
 
 def is_session(target: str) -> bool:
-    """Whether it can be the target of a request: some server said so, or a journal."""
+    """Whether a text can be the target of a request. It comes from a server or a journal."""
     return re.fullmatch("/[!-~]{1,8192}", target) is not None
 
 
-async def _whole(body: FileRange) -> bytes:
-    data = await in_thread(body.read, 0, body.size) if body.size else b""
-    if len(data) < body.size:
-        raise too_short(body, len(data))
-    return data
+def batch_body(paths: Sequence[str]) -> bytes:
+    """The body of a batch that deletes ``paths`` (encoded, with query)."""
+    parts = (
+        f"--{_BOUNDARY}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
+        f"Content-ID: <{number}>\r\n\r\nDELETE {path} HTTP/1.1\r\n\r\n\r\n"
+        for number, path in enumerate(paths)
+    )
+    return ("".join(parts) + f"--{_BOUNDARY}--\r\n").encode()
+
+
+def batch_responses(content: bytes) -> list[tuple[int, int, bytes]] | None:
+    """The responses in a batch: number of the call, status, body. None if the batch is malformed or incomplete.
+
+    Responses come in any order and name their call by its Content-ID; without Content-ID the order is that of the
+    calls."""
+    mark, *_ = content.lstrip().partition(b"\r\n")
+    if not mark.startswith(b"--") or not content.rstrip().endswith(mark + b"--"):
+        return None
+    responses: list[tuple[int, int, bytes]] = []
+    for place, part in enumerate(content.strip().split(mark)[1:-1]):
+        status = _BATCH_STATUS.search(part)
+        if status is None:
+            return None
+        number = _BATCH_ID.search(part, 0, status.start())
+        body = part[status.end() :].partition(b"\r\n\r\n")[2]
+        responses.append((int(number[1]) if number else place, int(status[1]), body.strip()))
+    return responses

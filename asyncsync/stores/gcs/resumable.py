@@ -1,21 +1,16 @@
-"""Resumable uploads: a body in chunks, and after a break only what the service has not acknowledged.
+"""Resumable uploads: a body is sent in chunks, and after a break only the bytes that the service has not persisted.
 
-A session outlives the attempt that broke: the next attempt with the same body asks how far it has come and goes on
-there. How large chunks are, :mod:`asyncsync.stores.gcs.resumable` says; a body that is no larger than one goes in one
-request, which saves the round trip that opens a session, unless it is to go on in another process: the session of a
-part or a file is kept in the journal (``FileRange.progress``).
+An upload session outlives a broken attempt: the next attempt with the same body asks for its progress and resumes
+there. A body of at most one chunk is sent in a single request instead, which saves the round trip that opens a session,
+unless another process may have to resume it: the session of a part or a file is kept in the journal
+(``FileRange.progress``). A session fixes the precondition, the name and the checksum of the upload, so only the same
+request can resume it; the journal keeps a fingerprint of the request for this.
 
-The condition of an upload, its name and its checksum are told when a session is opened, so only the very same request
-goes on in it: what the journal keeps names that too.
-
-How much of a file may be on its way to Cloud Storage without an answer.
-
-Parts of a file travel side by side, and a crash costs what none of them had acknowledged; a server that keeps nothing
-of a request that broke off makes that whole chunks. So all parts of a file together have as much under way as one
-chunk of one upload would.
-
-To a service that is far that would leave the way idle while answers travel: there each part has a chunk of its own, and
-the service keeps what has come of it (Cloud Storage documentation, "Resumable uploads").
+The parts of one file are sent in parallel and share an upload window. A crash loses the bytes that were not
+acknowledged, and a server that persists nothing of a broken request loses whole chunks; so all parts of a file together
+have only as much in flight as one chunk. With a distant service this would leave the network idle while responses
+travel: there each part has its own chunk in flight, and the service persists what arrived of it (Cloud Storage
+documentation, "Resumable uploads").
 """
 
 from __future__ import annotations
@@ -28,68 +23,76 @@ from dataclasses import dataclass, replace
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError, ThrottledError, UnavailableError
-from asyncsync.stores.gcs.requests import Wire, is_session
-from asyncsync.stores.gcs.responses import Resource, kept_bytes, written_of
-from asyncsync.stores.gcs.transport import INCOMPLETE
-from asyncsync.stores.http.response import Answer, BrokenError
+from asyncsync.stores.gcs.requests import GcsRequests, is_session
+from asyncsync.stores.gcs.responses import ObjectResource, persisted_bytes, written_of
+from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.response import Response
 
-CHUNK = 8 << 20
-"""Bytes of a file that may be sent again after a break, and most in one request. (Google advises 8 MiB: documentation
-as above.)"""
-LEAST = 4 << 20
-"""Bytes below which a request costs more than it is good for: 1 GiB took 0.67 s in chunks of 4 MiB, two at a time, and
-0.74 s in chunks of 512 KiB, sixteen at a time (the sink of benchmarks/, 2 cores)."""
-GRAIN = 1 << 18
-"""A chunk that is not the last has a multiple of this (documentation as above)."""
-FAR = 0.01
-"""Seconds of a round trip from which on a service is far. A nearer one takes 800 MB/s of a file with one chunk under
-way; behind 30 ms that made 1 GiB take 4.6 s instead of 1.1 s (the same sink)."""
+CHUNK_SIZE = 8 << 20
+"""Largest chunk in bytes, which is also the most that is sent again after a break. (Google advises 8 MiB:
+documentation, "Resumable uploads".)"""
+MIN_CHUNK_SIZE = 4 << 20
+"""Below this size a request costs more than it helps: 1 GiB took 0.67 s in chunks of 4 MiB, two at a time, and 0.74 s
+in chunks of 512 KiB, sixteen at a time (the sink of benchmarks/, 2 cores)."""
+CHUNK_MULTIPLE = 1 << 18
+"""Every chunk but the last is a multiple of this (same documentation)."""
+FAR_ROUND_TRIP = 0.01
+"""Round trip (s) from which a service counts as distant. A nearer one takes 800 MB/s of a file with one chunk in
+flight; behind 30 ms that made 1 GiB take 4.6 s instead of 1.1 s (the same sink)."""
+MAX_BROKEN_SESSIONS = 256
+"""Broken sessions that are remembered; the service forgets each after a week."""
+MAX_REFUSALS = 3
+"""A session is given up after this many error responses in a row to the request for its progress. A missing response
+does not count."""
+
+_TRANSIENT = (asyncio.CancelledError, UnavailableError, ThrottledError)
 
 
-class Window:
-    """That of one file. ``trips``: seconds that the latest round trips took; the quickest counts, because a busy server
-    answers late."""
+class UploadWindow:
+    """The bytes of one file in flight. ``round_trips``: durations (s) of the latest round trips; the shortest counts,
+    because a busy server responds late."""
 
-    def __init__(self, trips: Collection[float]) -> None:
+    def __init__(self, round_trips: Collection[float]) -> None:
         self.bodies = 0
         """Parts that are being sent."""
-        self._trips = trips
+        self._round_trips = round_trips
         self._used = 0
         self._freed = asyncio.Event()
 
     async def take(self, rest: int) -> int:
-        """Wait until a part of which ``rest`` bytes are left may send its next chunk; how many bytes that has. They
-        are under way until :meth:`give`."""
+        """Wait until a part with ``rest`` bytes left may send its next chunk; the size of that chunk. It counts as in
+        flight until :meth:`give`."""
         while self._used + (size := min(rest, self._share())) > self._limit():
             await self._freed.wait()
         self._used += size
         return size
 
     def give(self, size: int) -> None:
-        """They were answered for, or broke off."""
+        """A chunk was acknowledged, or its request broke."""
         self._used -= size
         self._freed.set()
-        self._freed.clear()  # who waited looks again; who comes later waits
+        self._freed.clear()  # wakes those that wait now; later ones wait for the next
 
     def _limit(self) -> int:
-        far = min(self._trips, default=0.0) >= FAR
-        return CHUNK * self.bodies if far else CHUNK
+        far = min(self._round_trips, default=0.0) >= FAR_ROUND_TRIP
+        return CHUNK_SIZE * self.bodies if far else CHUNK_SIZE
 
     def _share(self) -> int:
-        return min(CHUNK, max(LEAST, self._limit() // self.bodies // GRAIN * GRAIN))
+        return min(CHUNK_SIZE, max(MIN_CHUNK_SIZE, self._limit() // self.bodies // CHUNK_MULTIPLE * CHUNK_MULTIPLE))
 
 
-class Windows:
-    """Those of all files that are being sent, by path."""
+class UploadWindows:
+    """The windows of all files that are being sent, by path."""
 
-    def __init__(self, trips: Collection[float]) -> None:
-        self._files: dict[str, Window] = {}
-        self._trips = trips
+    def __init__(self, round_trips: Collection[float]) -> None:
+        self._files: dict[str, UploadWindow] = {}
+        self._round_trips = round_trips
 
     @contextmanager
-    def of(self, path: str) -> Iterator[Window]:
-        """For one part of the file, as long as that is being sent."""
-        window = self._files.setdefault(path, Window(self._trips))
+    def of(self, path: str) -> Iterator[UploadWindow]:
+        """The window of a file, while one part of it is sent."""
+        window = self._files.setdefault(path, UploadWindow(self._round_trips))
         window.bodies += 1
         try:
             yield window
@@ -99,19 +102,12 @@ class Windows:
                 del self._files[path]
 
 
-KEPT = 256
-"""Most broken sessions that are remembered; the service forgets each after a week."""
-
-REFUSALS = 3
-"""After so many errors in a row for an answer to how far it is, a session is given up. That nobody answers is none."""
-
-_Key = tuple[str, str, int, int]
-_PASSING = (asyncio.CancelledError, UnavailableError, ThrottledError)
+_UploadKey = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Insert:
-    """What a session makes: the request that opens it, and its body. ``document`` tells name and CRC32C."""
+class ResumableUpload:
+    """The request that opens a session, and its body. ``document`` contains the name and the CRC32C."""
 
     name: str
     target: str
@@ -119,138 +115,145 @@ class Insert:
     body: FileRange
     crc32c: int
 
-    def mark(self) -> str:
-        """Of the request, for the journal."""
+    def fingerprint(self) -> str:
+        """Identifies the request in the journal."""
         return hashlib.blake2b(b"\0".join((self.target.encode(), self.document)), digest_size=8).hexdigest()
 
-    def key(self) -> _Key:
-        """Who sends the same again gives the same."""
-        return self.mark(), self.body.path, self.body.offset, self.body.size
+    def key(self) -> _UploadKey:
+        """Equal for the same request with the same body."""
+        return self.fingerprint(), self.body.path, self.body.offset, self.body.size
 
 
 @dataclass(frozen=True, slots=True)
-class _Broken:
-    """A session to go on with. ``sent``: up to where this process has sent the body; None: another one opened it."""
+class _BrokenSession:
+    """A session to resume. ``sent``: how much of the body this process has sent; None: another process opened it."""
 
     session: str
     sent: int | None
     refusals: int = 0
 
 
-class Sessions:
-    """The sessions of one store."""
+class ResumableUploads:
+    """The upload sessions of one store."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._broken: dict[_Key, _Broken] = {}
-        self._windows = Windows(wire.trips)
+    def __init__(self, requests: GcsRequests) -> None:
+        self._requests = requests
+        self._broken: dict[_UploadKey, _BrokenSession] = {}
+        self._windows = UploadWindows(requests.round_trips)
 
-    async def upload(self, insert: Insert) -> Resource:
-        """What was made. IntegrityError if it is something else than ``insert.body``."""
-        with self._windows.of(insert.body.path) as window:
-            return await self._upload(insert, window)
+    async def upload(self, upload: ResumableUpload) -> ObjectResource:
+        """Send the body, and return the new object. IntegrityError if that does not match the body."""
+        with self._windows.of(upload.body.path) as window:
+            return await self._upload(upload, window)
 
-    async def _upload(self, insert: Insert, window: Window) -> Resource:
-        body = insert.body
-        broken = self._broken.pop(insert.key(), None) or _earlier(insert)
+    async def _upload(self, upload: ResumableUpload, window: UploadWindow) -> ObjectResource:
+        body = upload.body
+        broken = self._broken.pop(upload.key(), None) or _from_journal(upload)
         known = None
         if broken is not None:
             try:
-                known = await self._how_far(insert, broken)
-            except _PASSING as error:
-                self._remember(insert, replace(broken, refusals=broken.refusals + _was_answered(error)))
+                known = await self._ask_progress(upload, broken)
+            except _TRANSIENT as error:
+                self._remember(upload, replace(broken, refusals=broken.refusals + _was_refused(error)))
                 raise
         ours = broken is not None and broken.sent is not None and known is not None
         if broken is None or known is None:
-            session = await self._wire.start_session(insert.name, insert.target, insert.document, body.size)
+            session = await self._requests.start_resumable(upload.name, upload.target, upload.document, body.size)
         else:
             session = broken.session
-        at = body.size if isinstance(known, Resource) else known or 0
+        at = body.size if isinstance(known, ObjectResource) else known or 0
         if body.progress is not None and not ours:
             body.progress.there = at
             if known is None:
-                body.progress.keep(f"{session}#{insert.mark()}")
-        return known if isinstance(known, Resource) else await self._fill(insert, session, at, window)
+                body.progress.keep(f"{session}#{upload.fingerprint()}")
+        return known if isinstance(known, ObjectResource) else await self._send_chunks(upload, session, at, window)
 
-    def _remember(self, insert: Insert, broken: _Broken) -> None:
-        if broken.refusals == REFUSALS:
+    def _remember(self, upload: ResumableUpload, broken: _BrokenSession) -> None:
+        if broken.refusals == MAX_REFUSALS:
             return
-        while len(self._broken) >= KEPT:
+        while len(self._broken) >= MAX_BROKEN_SESSIONS:
             del self._broken[next(iter(self._broken))]
-        self._broken[insert.key()] = broken
+        self._broken[upload.key()] = broken
 
-    async def _how_far(self, insert: Insert, broken: _Broken) -> int | Resource | None:
-        """Bytes that the service has or, if it was the last answer that was lost, what was made. None: the session is
-        gone, or of no use; what else is wrong, a new one meets too."""
-        size = insert.body.size
+    async def _ask_progress(self, upload: ResumableUpload, broken: _BrokenSession) -> int | ObjectResource | None:
+        """Bytes that the service has persisted, or the new object if only the last response was lost. None: the session
+        is missing or useless; any other error would hit a new session too."""
+        size = upload.body.size
         try:
-            answer = await self._wire.continue_session(insert.name, broken.session, None, f"bytes */{size}")
+            response = await self._requests.continue_resumable(upload.name, broken.session, None, f"bytes */{size}")
         except StoreError as error:
             if error.retryable:
                 raise
             return None
-        if answer.status == INCOMPLETE:
-            return self._kept(insert, answer, 0, size if broken.sent is None else broken.sent)
+        if response.status == RESUME_INCOMPLETE:
+            return self._persisted(upload, response, 0, size if broken.sent is None else broken.sent)
         try:
-            made = self._made(insert, answer)
+            made = self._made(upload, response)
         except IntegrityError:
-            return None  # it made something else of what it had
+            return None  # the object does not match the body
         return made if await self._is_live(made) else None
 
-    async def _is_live(self, made: Resource) -> bool:
-        """A session tells for a week what it made, also when something else has replaced that since."""
-        return await self._wire.generation(made.name) == made.generation
+    async def _is_live(self, made: ObjectResource) -> bool:
+        """A session returns its object for a week, even after another object has replaced it."""
+        return await self._requests.generation(made.name) == made.generation
 
-    def _made(self, insert: Insert, answer: Answer) -> Resource:
-        where = f"insert {self._wire.where(insert.name)}"
-        return written_of(where, answer.content, insert.name, self._wire.bucket, insert.body.size, insert.crc32c)
+    def _made(self, upload: ResumableUpload, response: Response) -> ObjectResource:
+        where = f"insert {self._requests.where(upload.name)}"
+        size, crc32c = upload.body.size, upload.crc32c
+        return written_of(where, response.content, upload.name, self._requests.bucket, size, crc32c)
 
-    async def _fill(self, insert: Insert, session: str, at: int, window: Window) -> Resource:
-        size, sent, lease = insert.body.size, at, insert.body.lease
+    async def _send_chunks(
+        self, upload: ResumableUpload, session: str, at: int, window: UploadWindow
+    ) -> ObjectResource:
+        size, sent, lease = upload.body.size, at, upload.body.lease
         try:
             while True:
                 taken = await window.take(size - at)
                 try:
                     if lease is not None:
-                        await lease.keep()  # it may have waited for its turn
+                        await lease.keep()  # the window may have made us wait
                     sent = at + taken
-                    answer = await self._chunk(insert, session, at, sent)
+                    response = await self._send_chunk(upload, session, at, sent)
                 finally:
                     window.give(taken)
-                if answer.status != INCOMPLETE:
-                    return self._made(insert, answer)
-                at = self._kept(insert, answer, at + 1, sent)
-        except _PASSING:
-            self._remember(insert, _Broken(session, sent))
+                if response.status != RESUME_INCOMPLETE:
+                    return self._made(upload, response)
+                at = self._persisted(upload, response, at + 1, sent)
+        except _TRANSIENT:
+            self._remember(upload, _BrokenSession(session, sent))
             raise
 
-    async def _chunk(self, insert: Insert, session: str, at: int, end: int) -> Answer:
-        body = insert.body
-        chunk = replace(body, offset=body.offset + at, size=end - at)
+    async def _send_chunk(self, upload: ResumableUpload, session: str, at: int, end: int) -> Response:
+        body = upload.body
+        chunk, content_range = (
+            replace(body, offset=body.offset + at, size=end - at),
+            f"bytes {at}-{end - 1}/{body.size}",
+        )
         try:
-            return await self._wire.continue_session(insert.name, session, chunk, f"bytes {at}-{end - 1}/{body.size}")
+            return await self._requests.continue_resumable(upload.name, session, chunk, content_range)
         except NotFoundError as error:
-            raise UnavailableError(f"{error}: the upload session is gone") from error
+            raise UnavailableError(f"{error}: the upload session is missing; a retry opens a new one") from error
 
-    def _kept(self, insert: Insert, answer: Answer, least: int, sent: int) -> int:
-        """Bytes that the service has for good: never more than were sent, and never all of them, for then it would have
-        made something of them."""
-        kept = kept_bytes(answer.headers)
-        if least <= kept <= sent and kept < insert.body.size:
+    def _persisted(self, upload: ResumableUpload, response: Response, least: int, sent: int) -> int:
+        """Bytes that the service has persisted: never more than were sent, and never all, because all bytes make an
+        object."""
+        kept = persisted_bytes(response.headers)
+        if least <= kept <= sent and kept < upload.body.size:
             return kept
-        where = f"insert {self._wire.where(insert.name)}"
+        where = f"insert {self._requests.where(upload.name)}"
         raise UnavailableError(f"{where}: the store kept {kept} bytes of {sent} that were sent")
 
 
-def _earlier(insert: Insert) -> _Broken | None:
-    """The session of another process, once: where that leads nowhere the next attempt begins anew."""
-    progress = insert.body.progress
+def _from_journal(upload: ResumableUpload) -> _BrokenSession | None:
+    """The session of another process. It is used once: if it cannot be resumed, the next attempt starts anew."""
+    progress = upload.body.progress
     if progress is None:
         return None
     token, progress.token = progress.token, None
-    session, _, mark = (token or "").rpartition("#")
-    return _Broken(session, None) if mark == insert.mark() and is_session(session) else None
+    session, _, fingerprint = (token or "").rpartition("#")
+    return _BrokenSession(session, None) if fingerprint == upload.fingerprint() and is_session(session) else None
 
 
-def _was_answered(error: BaseException) -> bool:
+def _was_refused(error: BaseException) -> bool:
+    """Whether the service responded with an error, rather than not at all."""
     return isinstance(error, StoreError) and not isinstance(error.__cause__, BrokenError)

@@ -1,6 +1,7 @@
-"""Objects in a Google Cloud Storage bucket, by its JSON API.
+"""The Google Cloud Storage store, on the JSON API.
 
-Requests are :mod:`asyncsync.stores.gcs.requests`, uploads in parts :mod:`asyncsync.stores.gcs.multipart_layout`.
+Requests are in :mod:`asyncsync.stores.gcs.requests`, the layout of multipart uploads in
+:mod:`asyncsync.stores.gcs.multipart_layout`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-
-import google_crc32c
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import FileRange, check_lease, lease_of
@@ -28,18 +28,17 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
-from asyncsync.stores.gcs.auth import Access
-from asyncsync.stores.gcs.batch_delete import Deletions, Doomed
-from asyncsync.stores.gcs.compose import Composes, Rewrites
+from asyncsync.stores.gcs.auth import GcsAccess
+from asyncsync.stores.gcs.batch_delete import BatchDelete, ToDelete
+from asyncsync.stores.gcs.compose import Composer, Rewriter
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
-from asyncsync.stores.gcs.requests import Wire
+from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
-    Checked,
+    ChecksumSink,
     Document,
-    Listing,
-    Resource,
+    ListingPage,
+    ObjectResource,
     check_version,
-    crc_to_text,
     document_of,
     generation_in,
     generation_of,
@@ -47,23 +46,57 @@ from asyncsync.stores.gcs.responses import (
     listing_of,
     media_bytes,
     range_bytes,
-    refuse,
+    refuse_response,
     resource_of,
-    unix_of,
+    unix_of_rfc3339,
     written_of,
 )
-from asyncsync.stores.gcs.resumable import CHUNK, Insert, Sessions
-from asyncsync.stores.gcs.transport import OwnPlane, Plane
-from asyncsync.stores.gcs.unsure_writes import Repeats
+from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, ResumableUploads
+from asyncsync.stores.gcs.transport import DirectTransport, Transport
+from asyncsync.stores.gcs.unsure_writes import UnsureWrites
+from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
 
 log = logging.getLogger("asyncsync")
 
 TRAITS = Traits(
-    "gs", range_copy=False, min_part_size=1 << 18, part_size=CHUNK, max_part_size=5 << 30, max_parts=10_000,
-    max_single_put=5 << 40, conditional_copy=True, paced=True, resumable_puts=True, conditional_complete=True,
-)  # fmt: skip
-_ITEM = "name,size,generation,crc32c,updated"
-_RESOURCE = f"bucket,{_ITEM}"
+    "gs",
+    range_copy=False,
+    min_part_size=1 << 18,
+    part_size=CHUNK_SIZE,
+    max_part_size=5 << 30,
+    max_parts=10_000,
+    max_single_put=5 << 40,
+    conditional_copy=True,
+    paced=True,
+    resumable_puts=True,
+    conditional_complete=True,
+)
+_ITEM_FIELDS = "name,size,generation,crc32c,updated"
+_RESOURCE_FIELDS = f"bucket,{_ITEM_FIELDS}"
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenBucket:
+    """An open store's parts."""
+
+    requests: GcsRequests
+    resumable: ResumableUploads
+    unsure: UnsureWrites
+    deletions: BatchDelete
+    composer: Composer
+    rewriter: Rewriter
+
+    @staticmethod
+    def of(requests: GcsRequests, options: GcsOptions) -> _OpenBucket:
+        unsure = UnsureWrites(requests)
+        return _OpenBucket(
+            requests,
+            ResumableUploads(requests),
+            unsure,
+            BatchDelete(requests, unsure),
+            Composer(requests, options, _RESOURCE_FIELDS),
+            Rewriter(requests, options, _RESOURCE_FIELDS),
+        )
 
 
 class GcsStore(Store):
@@ -71,15 +104,21 @@ class GcsStore(Store):
 
     ``options`` are those of :class:`asyncsync.stores.gcs.options.GcsOptions`: endpoint_url, credentials, token,
     anonymous, user_project, storage_class, kms_key_name, predefined_acl, cache_control, verify; any other raises
-    ConfigError. ``stall_timeout`` and ``connect_timeout`` in seconds: a request that moves no byte for so long, or
-    finds no connection, raises UnavailableError. At most ``max_connections`` sockets. Nothing is opened before the
-    first use. The ``version`` of an object is its generation.
+    ConfigError. ``stall_timeout`` and ``connect_timeout`` are in seconds: a request that moves no byte for this time,
+    or gets no connection, raises UnavailableError. The store opens at most ``max_connections`` sockets, the first one
+    on first use. The ``version`` of an object is its generation.
     """
 
     def __init__(
-        self, bucket: str, prefix: str, *, options: Mapping[str, object], stall_timeout: float = 30.0,
-        connect_timeout: float = 10.0, max_connections: int = 256,
-    ) -> None:  # fmt: skip
+        self,
+        bucket: str,
+        prefix: str,
+        *,
+        options: Mapping[str, object],
+        stall_timeout: float = 30.0,
+        connect_timeout: float = 10.0,
+        max_connections: int = 256,
+    ) -> None:
         self._options = GcsOptions.parse(options)
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
@@ -90,12 +129,7 @@ class GcsStore(Store):
             "connect_timeout": connect_timeout,
             "max_connections": max_connections,
         }
-        self._wire: Wire | None = None
-        self._sessions: Sessions | None = None
-        self._repeats: Repeats | None = None
-        self._deletions: Deletions | None = None
-        self._composes: Composes | None = None
-        self._rewrites: Rewrites | None = None
+        self._opened: _OpenBucket | None = None
         self._opening = asyncio.Lock()
         self._closed = False
         self._properties = json.dumps(self._options.properties())[:-1].encode()
@@ -105,37 +139,37 @@ class GcsStore(Store):
         await self._open()
         return self
 
-    async def _open(self) -> Wire:
+    async def _open(self) -> _OpenBucket:
         async with self._opening:
             if self._closed:
                 raise StoreError(f"{self.uri} is closed")
-            if self._wire is None:
-                plane = await self._new_plane()
-                access = Access(self._options, f"gs://{self._bucket}")
+            if self._opened is None:
+                transport = await self._new_transport()
+                access = GcsAccess(self._options, f"gs://{self._bucket}")
                 base = urlsplit(self._options.endpoint()).path
-                self._wire = Wire(self._bucket, access, plane, self._options.user_project, base)
-                self._sessions, self._repeats = Sessions(self._wire), Repeats(self._wire)
-                self._deletions = Deletions(self._wire, self._repeats)
-                self._composes = Composes(self._wire, self._options, _RESOURCE)
-                self._rewrites = Rewrites(self._wire, self._options, _RESOURCE)
-            return self._wire
+                requests = GcsRequests(self._bucket, access, transport, self._options.user_project, base)
+                self._opened = _OpenBucket.of(requests, self._options)
+            return self._opened
 
-    async def _new_plane(self) -> Plane:
+    async def _requests(self) -> GcsRequests:
+        return (self._opened or await self._open()).requests
+
+    async def _new_transport(self) -> Transport:
         endpoint = self._options.endpoint()
         proxy = proxy_for(endpoint)
         context = await in_thread(self._options.ssl_context)
         if proxy is None:
-            return OwnPlane(endpoint, context, **self._limits)
-        from asyncsync.stores.gcs.proxy_transport import SdkPlane
+            return DirectTransport(endpoint, context, **self._limits)
+        from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
-        return SdkPlane(endpoint, context, proxy, **self._limits)
+        return ProxyTransport(endpoint, context, proxy, **self._limits)
 
     async def close(self) -> None:
-        """Free all connections. Safe to call twice; the store cannot be used again."""
+        """Close all connections. Safe to call twice; the store cannot be used again."""
         self._closed = True
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            await wire.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.requests.close()
 
     def _full(self, key: str) -> str:
         return self._prefix + key
@@ -148,84 +182,85 @@ class GcsStore(Store):
         return await self._insert(key, body, crc32c, if_version, b"")
 
     async def _insert(
-        self, key: str, body: Body, crc32c: int | None, if_version: str | None, more: bytes
+        self, key: str, body: Body, crc32c: int | None, if_version: str | None, metadata: bytes
     ) -> ObjectInfo:
-        """Metadata and bytes in one request; ``more`` are further properties, rendered."""
-        wire = self._wire or await self._open()
+        """Write an object with its metadata. ``metadata``: further properties, rendered."""
+        opened = self._opened or await self._open()
         if crc32c is None:
-            crc32c = google_crc32c.value(body) if isinstance(body, bytes) else await in_thread(_crc_of, body)
-        name, sent = self._full(key), crc_to_text(crc32c)
-        own = f', "name": {json.dumps(name)}, "crc32c": "{sent}"}}'.encode()
-        document = b"".join((self._properties, more, own))
-        if isinstance(body, FileRange) and (body.size > CHUNK or body.progress is not None):
-            assert self._sessions is not None  # made with the wire
-            target = self._insert_target(wire, if_version, "resumable")
-            made = await self._sessions.upload(Insert(name, target, document, body, crc32c))
+            crc32c = await crc32c_of(body)
+        name = self._full(key)
+        own = f', "name": {json.dumps(name)}, "crc32c": "{crc32c_to_text(crc32c)}"}}'.encode()
+        document = b"".join((self._properties, metadata, own))
+        if isinstance(body, FileRange) and (body.size > CHUNK_SIZE or body.progress is not None):
+            target = self._insert_target(opened.requests, if_version, "resumable")
+            made = await opened.resumable.upload(ResumableUpload(name, target, document, body, crc32c))
         else:
-            made = await self._insert_once(wire, name, document, body, crc32c, if_version)
+            made = await self._insert_once(opened, name, document, body, crc32c, if_version)
         return made.info(key)
 
     async def _insert_once(
-        self, wire: Wire, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
-    ) -> Resource:
-        assert self._repeats is not None  # made with the wire
-        met = None if if_version is not None else (await self._repeats.standing([name])).get(name)
+        self, opened: _OpenBucket, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
+    ) -> ObjectResource:
+        """Metadata and bytes in one request. A retry without ``if_version`` names the live generation."""
+        requests, live = opened.requests, None
+        if if_version is None:
+            live = (await opened.unsure.live_generations([name])).get(name)
         try:
-            with self._repeats.writing([name]):
-                target = self._small_target(wire, if_version if met is None else met)
-                said = await wire.upload(name, target, document, body)
-                return written_of(f"insert {wire.where(name)}", said, name, self._bucket, body_size(body), crc32c)
+            with opened.unsure.tracking([name]):
+                target = self._single_insert_target(requests, if_version if live is None else live)
+                content = await requests.upload(name, target, document, body)
+                where = f"insert {requests.where(name)}"
+                return written_of(where, content, name, self._bucket, body_size(body), crc32c)
         except PreconditionError as error:
-            if met is None:
+            if live is None:
                 raise
-            raise UnavailableError(f"{error}: it was written while we asked for it") from error
+            raise UnavailableError(f"{error}: it was written after its generation was read") from error
 
-    def _small_target(self, wire: Wire, if_version: str | None) -> str:
+    def _single_insert_target(self, requests: GcsRequests, if_version: str | None) -> str:
         found = self._insert_targets.get(if_version)
         if found is None:
-            found = self._insert_target(wire, if_version, "multipart")
+            found = self._insert_target(requests, if_version, "multipart")
             if not if_version:
-                self._insert_targets[if_version] = found  # two at most: any version, and none
+                self._insert_targets[if_version] = found  # at most two: any version, and none
         return found
 
-    def _insert_target(self, wire: Wire, if_version: str | None, kind: str) -> str:
-        return wire.upload_target(
-            wire.params(
-                uploadType=kind, fields=_RESOURCE, ifGenerationMatch=generation_of(if_version),
-                **self._options.object_query(),
-            )
-        )  # fmt: skip
+    def _insert_target(self, requests: GcsRequests, if_version: str | None, kind: str) -> str:
+        query, generation = self._options.object_query(), generation_of(if_version)
+        return requests.upload_target(
+            requests.params(uploadType=kind, fields=_RESOURCE_FIELDS, ifGenerationMatch=generation, **query)
+        )
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         if length == 0:
             return await self._head(key, if_version)
-        wire = self._wire or await self._open()
+        requests = await self._requests()
         ranged = start > 0 or length is not None
-        bounds = f"bytes={start}-{'' if length is None else start + length - 1}" if ranged else ""
-        where = wire.where(self._full(key))
-        total, seen = 0, None if ranged else Checked(sink)
+        byte_range = f"bytes={start}-{'' if length is None else start + length - 1}" if ranged else ""
+        where = requests.where(self._full(key))
+        total, checked = 0, None if ranged else ChecksumSink(sink)
 
-        def expect(answer: Mapping[str, str]) -> int | None:
+        def expect(headers: Mapping[str, str]) -> int | None:
             nonlocal total
-            check_version(where, if_version, generation_in(answer))
+            check_version(where, if_version, generation_in(headers))
             if not ranged:
-                return media_bytes(answer)
-            come, total = range_bytes(where, answer, start, length)
-            return come
+                return media_bytes(headers)
+            expected, total = range_bytes(where, headers, start, length)
+            return expected
 
-        params = wire.params(ifGenerationMatch=generation_of(if_version))
+        params = requests.params(ifGenerationMatch=generation_of(if_version))
         try:
-            answer = await wire.read(self._full(key), params, bounds, seen or sink, expect)
+            headers = await requests.read(self._full(key), params, byte_range, checked or sink, expect)
         except RangeNotSatisfiedError:
-            return await self._head(key, if_version)  # the range begins behind the end: there is nothing to give
-        info = info_from_headers(key, total if seen is None else seen.size, answer)
-        if seen is not None and info.crc32c not in (None, seen.crc32c):
+            return await self._head(key, if_version)  # the range starts behind the end and has no bytes
+        info = info_from_headers(key, total if checked is None else checked.size, headers)
+        if checked is not None and info.crc32c not in (None, checked.crc32c):
             raise IntegrityError(
-                f"get {where}: CRC32C {seen.crc32c:08x} came, {info.crc32c:08x} was said", retryable=True
+                f"get {where}: received data has CRC32C {checked.crc32c:08x}, the store reported {info.crc32c:08x}",
+                retryable=True,
             )
-        if info.version or (ranged and if_version is None):  # who takes a part of whatever there is asks no further
+        if info.version or (ranged and if_version is None):  # a part of any version needs no version
             return info
         return await self._head(key, if_version)
 
@@ -235,73 +270,77 @@ class GcsStore(Store):
         return await self._head(key, None)
 
     async def _head(self, key: str, if_version: str | None) -> ObjectInfo:
-        wire = self._wire or await self._open()
-        name = self._full(key)
-        target = wire.target(wire.object_path(name), wire.params(fields=_RESOURCE, ifGenerationMatch=if_version))
-        where, said = wire.where(name), await wire.ask("get", "GET", name, target)
-        found = resource_of(f"get {where}", document_of(f"get {where}", said), name, self._bucket)
+        requests, name = await self._requests(), self._full(key)
+        params = requests.params(fields=_RESOURCE_FIELDS, ifGenerationMatch=if_version)
+        where = requests.where(name)
+        content = await requests.request("get", "GET", name, requests.target(requests.object_path(name), params))
+        found = resource_of(f"get {where}", document_of(f"get {where}", content), name, self._bucket)
         check_version(where, if_version, found.generation)
         return found.info(key)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        deletions = await self._open_deletions()
+        opened = await self._open()
         check_lease(lease_of(keys))
-        await deletions.delete([Doomed(self._full(key)) for key in keys])
-
-    async def _open_deletions(self) -> Deletions:
-        await self._open()
-        assert self._deletions is not None  # made with the wire
-        return self._deletions
+        await opened.deletions.delete([ToDelete(self._full(key)) for key in keys])
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
-        """Without ``if_version`` it replaces what is there when it begins, and nothing else."""
+    ) -> ObjectInfo:
+        """Without ``if_version`` it replaces only the generation that is live when it starts."""
         self.check_copy_condition(key, if_version)
-        wire = self._wire or await self._open()
-        assert self._rewrites is not None  # made with the wire
+        opened = self._opened or await self._open()
         name = self._full(key)
-        met = await wire.generation(name) if if_version is None else "0"
+        replaces = await opened.requests.generation(name) if if_version is None else "0"
         check_lease(lease_of(key))
-        return (await self._rewrites.run(self._full(source), name, if_source_version, met, size)).info(key)
+        made = await opened.rewriter.run(self._full(source), name, if_source_version, replaces, size)
+        return made.info(key)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         seen: set[str | None] = set()
         while True:
-            page = await self._page(self._prefix + prefix, _ITEM, seen, delimiter, token)
+            page = await self._page(self._prefix + prefix, _ITEM_FIELDS, seen, delimiter, token)
             skip, token = len(self._prefix), page.token
             items = (item for item in page.items if len(item["name"]) > skip)
-            objects = (self._item(item).info(item["name"][skip:]) for item in items)
+            objects = (self._resource(item).info(item["name"][skip:]) for item in items)
             shown = tuple(info for info in objects if not layout.is_hidden(info.key))
             prefixes = tuple(found[skip:] for found in page.prefixes if not layout.is_hidden(found[skip:]))
-            if shown or prefixes or token is None:  # a page of hidden objects only is no page
+            if shown or prefixes or token is None:  # a page with only hidden objects is skipped
                 return Page(shown, prefixes, token)
 
-    def _item(self, item: Document) -> Resource:
+    def _resource(self, item: Document) -> ObjectResource:
         return resource_of(f"list {self.uri}", item, item["name"], None)
 
     async def _page(
         self, prefix: str, fields: str, seen: set[str | None], delimiter: str = "", token: str | None = None
-    ) -> Listing:
-        """``seen`` are the tokens of the pages before: one that comes again would make a circle of them."""
-        wire = self._wire or await self._open()
-        params = wire.params(
-            prefix=prefix or None, delimiter=delimiter or None, pageToken=token, maxResults="1000",
+    ) -> ListingPage:
+        """``seen``: the tokens of earlier pages. A repeated token would make the listing endless."""
+        requests = await self._requests()
+        params = requests.params(
+            prefix=prefix or None,
+            delimiter=delimiter or None,
+            pageToken=token,
+            maxResults="1000",
             fields=f"kind,items({fields}),prefixes,nextPageToken",
-        )  # fmt: skip
-        said = await wire.ask("list", "GET", prefix, wire.target(f"/storage/v1/b/{self._bucket}/o", params))
-        page = listing_of(f"list {wire.where(prefix)}", said, prefix)
+        )
+        target = requests.target(f"/storage/v1/b/{self._bucket}/o", params)
+        where = f"list {requests.where(prefix)}"
+        page = listing_of(where, await requests.request("list", "GET", prefix, target), prefix)
         seen.add(token)
         if page.token is not None and page.token in seen:
-            refuse(f"list {wire.where(prefix)}", "'nextPageToken' is that of a page before")
+            refuse_response(where, "'nextPageToken' is that of an earlier page")
         return page
 
     # Multipart
 
     async def create_multipart(self, key: str) -> Upload:
         upload_id = secrets.token_hex(8)
-        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, layout.belongs_to(key))
+        await self._insert(layout.marker_key(upload_id), b"", 0, MISSING, layout.owner_metadata(key))
         return Upload(key, upload_id)
 
     async def put_part(
@@ -310,74 +349,87 @@ class GcsStore(Store):
         if not 1 <= number <= self.traits.max_parts:
             raise StoreError(f"{self.uri}: part number {number} is not in 1-{self.traits.max_parts}")
         key = layout.part_key(upload.upload_id, number)
-        info = await self._insert(key, body, crc32c, None, layout.belongs_to(upload.key))
+        info = await self._insert(key, body, crc32c, None, layout.owner_metadata(upload.key))
         return Part(number, offset, info.size, info.version, info.crc32c)
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
-        """A whole object only: it is composed where it lies, and no byte moves."""
+    ) -> Part:
+        """Only a whole object: complete composes it in place, so no byte moves now."""
         info = await self._head(source, if_source_version)
         if (start, length) != (0, info.size):
             raise StoreError(
-                f"{self.uri}: {source!r} has {info.size} bytes; GCS composes whole objects, not {length} from {start}"
+                f"{self.uri}: cannot copy {length} bytes at {start} of {source!r}, which has {info.size} bytes: "
+                "Cloud Storage composes whole objects only"
             )
-        etag = layout.copied(layout.Source(self._full(source), info.version))
+        etag = layout.copied_part_etag(layout.ComposeSource(self._full(source), info.version))
         return Part(number, offset, length, etag, info.crc32c)
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        whole = layout.combined(parts)
-        if None not in (crc32c, whole) and crc32c != whole:
-            raise IntegrityError(f"{self.uri}: the parts of {upload.key!r} have CRC32C {whole:08x}, not {crc32c:08x}")
-        await self._open()
-        assert self._composes is not None  # made with the wire
-        own = partial(layout.part_key, upload.upload_id)
-        sources = [layout.source_of(part, self._full(own(part.number))) for part in parts]
-        home = self._full(layout.home_of(upload.upload_id))
+        combined = layout.combined_crc32c(parts)
+        if None not in (crc32c, combined) and crc32c != combined:
+            raise IntegrityError(
+                f"{self.uri}: the parts of {upload.key!r} have CRC32C {combined:08x}, not {crc32c:08x}"
+            )
+        opened = await self._open()
+        part_key = partial(layout.part_key, upload.upload_id)
+        sources = [layout.source_of(part, self._full(part_key(part.number))) for part in parts]
+        home = self._full(layout.upload_prefix(upload.upload_id))
         check_lease(upload.lease)
-        made = await self._composes.run(self._full(upload.key), sources, home, if_version)
+        made = await opened.composer.run(self._full(upload.key), sources, home, if_version)
         info, size = made.info(upload.key), sum(part.size for part in parts)
-        expected = whole if crc32c is None else crc32c
+        expected = combined if crc32c is None else crc32c
         if None not in (info.crc32c, expected) and info.crc32c != expected:
             raise IntegrityError(f"compose {self.uri}/{upload.key}: CRC32C {info.crc32c:08x}, not {expected:08x}")
         if info.size != size:
-            refuse(f"compose {self.uri}/{upload.key}", f"it has 'size' {info.size}, the parts have {size}")
+            refuse_response(f"compose {self.uri}/{upload.key}", f"it has 'size' {info.size}, the parts have {size}")
+        await self._remove_parts(upload)
+        return info
+
+    async def _remove_parts(self, upload: Upload) -> None:
+        """After a compose. A transient error is raised: a retry finds the object and removes the parts."""
         try:
             await self.abort_multipart(upload)
         except StoreError as error:
             if error.retryable:
-                raise  # whoever repeats this finds the object made, and removes what is left
-            log.warning("%s: parts of %r stay until they are pruned: %s", self.uri, upload.key, error)
-        return info
+                raise
+            log.warning("%s: parts of %r remain until they are pruned: %s", self.uri, upload.key, error)
 
     async def abort_multipart(self, upload: Upload) -> None:
-        deletions = await self._open_deletions()
-        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
-        items = [self._item(item) for item in found]
-        await deletions.delete([Doomed(item.name, item.generation) for item in items])
+        opened = await self._open()
+        found = await self._objects_below(layout.upload_prefix(upload.upload_id), _ITEM_FIELDS)
+        items = [self._resource(item) for item in found]
+        await opened.deletions.delete([ToDelete(item.name, item.generation) for item in items])
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        found = await self._objects_below(layout.home_of(upload.upload_id), _ITEM)
+        found = await self._objects_below(layout.upload_prefix(upload.upload_id), _ITEM_FIELDS)
         if not any(item["name"].endswith(layout.marker_key(upload.upload_id)) for item in found):
             raise NotFoundError(f"{self.uri}: there is no upload {upload.upload_id} of {upload.key!r}")
         parts: list[Part] = []
         for item in found:
-            number = layout.number_of(item["name"])
+            number = layout.part_number_of(item["name"])
             if number is not None:
-                info = self._item(item)
+                info = self._resource(item)
                 parts.append(Part(number, -1, info.size, info.generation, info.crc32c))
         return sorted(parts, key=lambda part: part.number)
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         uploads: dict[str, Upload] = {}
-        for item in await self._objects_below(layout.HOME, "name,metadata,timeCreated"):
-            key = layout.owner_in(item)
-            upload_id = layout.upload_of(item["name"][len(self._prefix) :])
+        for item in await self._objects_below(layout.PARTS_PREFIX, "name,metadata,timeCreated"):
+            key = layout.owner_of(item)
+            upload_id = layout.upload_id_of(item["name"][len(self._prefix) :])
             if key and key.startswith(prefix):
-                started = unix_of(item.get("timeCreated"))
+                started = unix_of_rfc3339(item.get("timeCreated"))
                 known = uploads.get(upload_id)
                 if known is None or (started or 0) < (known.started or 0):
                     uploads[upload_id] = Upload(key, upload_id, started)
@@ -393,10 +445,3 @@ class GcsStore(Store):
             token = page.token
             if token is None:
                 return found
-
-
-def _crc_of(body: FileRange) -> int:
-    crc = 0
-    for piece in body.pieces():
-        crc = google_crc32c.extend(crc, piece)
-    return crc

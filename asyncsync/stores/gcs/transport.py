@@ -1,6 +1,6 @@
-"""How a request to Cloud Storage travels: what it is made of, and our own HTTP client that carries it.
+"""How a request to Cloud Storage travels: its parts, the transport protocol, and the direct transport.
 
-The other carrier, for proxies, is :mod:`asyncsync.stores.gcs.proxy_transport`.
+:mod:`asyncsync.stores.gcs.proxy_transport` is the other transport, for servers behind a proxy.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from urllib.parse import urlsplit
 
 from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.base import Sink
-from asyncsync.stores.http.client import Http1
-from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import Answer
+from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.pool import Host, port_of
+from asyncsync.stores.http.response import Response
 
-SERVER_SECONDS = 90.0
-"""Silence allowed while the service works on stored bytes: compose and one step of a rewrite."""
+PATIENT_STALL_TIMEOUT = 90.0
+"""Minimum stall timeout (s) while the service works on stored bytes: a compose, or one step of a rewrite."""
 PATIENT_CONNECTIONS = 16
-MOST = 1 << 24
-"""Bytes of an answer that are kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
-INCOMPLETE = 308
-"""A resumable upload has taken what came and waits for more (Cloud Storage documentation, "Resumable uploads")."""
-_PORTS = {"http": 80, "https": 443}
+MAX_RESPONSE_BYTES = 1 << 24
+"""Largest response kept in memory. A page of 1,000 objects with names of 1,024 bytes has 2 MB."""
+RESUME_INCOMPLETE = 308
+"""Status of a resumable upload that needs more bytes (Cloud Storage documentation, "Resumable uploads")."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One request. ``target`` and ``headers`` (a line each, with its end) are rendered: bulk pays for each object."""
+class GcsRequest:
+    """One request. ``target`` and ``headers`` (lines with their ends) are rendered, because they cost time for each
+    object."""
 
     method: str
     target: str
     headers: str = ""
     body: bytes | FileRange | None = None
     before: bytes = b""
-    """What goes out before the body, and counts as part of it."""
+    """Sent before the body, and counted in its length."""
     after: bytes = b""
     patient: bool = False
-    """The service may be silent for a while before it answers."""
+    """The service may take long to respond: see PATIENT_STALL_TIMEOUT."""
     lease: Lease | None = None
-    """Under which the body is sent: LeaseExpiredError, and nobody can carry the request out."""
+    """The body is sent under this lease. If it expires, LeaseExpiredError is raised and the request stays
+    incomplete."""
 
     @property
     def size(self) -> int:
@@ -51,46 +52,53 @@ class Request:
         return len(self.before) + (len(self.body) if isinstance(self.body, bytes) else self.body.size) + len(self.after)
 
 
-class Plane(Protocol):
-    """Carries requests. BrokenError if no answer came; an answer of any status is no error."""
+class Transport(Protocol):
+    """Carries requests. BrokenError if there is no response; a response with any status is no error."""
 
-    async def send(self, request: Request, authorization: str | None) -> Answer:
-        """The answer with its body, at most 16 MiB of it."""
+    async def send(self, request: GcsRequest, authorization: str | None) -> Response:
+        """The response with its body, of at most 16 MiB."""
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
-    ) -> Answer:
-        """The body of a success goes to ``sink``; ``expect`` gives the bytes that must come, None:
-        unknown."""
+        self, request: GcsRequest, authorization: str | None, expect: Callable[[Response], int | None], sink: Sink
+    ) -> Response:
+        """The response, with the body of a success in ``sink``. ``expect`` returns the expected length;
+        None: unknown."""
 
     async def close(self) -> None:
-        """Free all connections."""
+        """Close all connections."""
 
 
-class OwnPlane:
-    """Requests by :mod:`asyncsync.stores.http.client`: a third of the CPU time of aiohttp's session. Must be created
+class DirectTransport:
+    """Requests by :mod:`asyncsync.stores.http.client`, with a third of the CPU time of aiohttp's session. Create it
     inside a running loop."""
 
     def __init__(
-        self, endpoint: str, context: ssl.SSLContext | None, *, stall_timeout: float, connect_timeout: float,
+        self,
+        endpoint: str,
+        context: ssl.SSLContext | None,
+        *,
+        stall_timeout: float,
+        connect_timeout: float,
         max_connections: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         server = urlsplit(endpoint)
         self._base, self._host = server.path.rstrip("/"), server.netloc.rpartition("@")[2]
-        host = Host(server.hostname or "", server.port or _PORTS[server.scheme], context)
-        self._http = Http1(
+        host = Host(server.hostname or "", port_of(server), context)
+        self._http = HttpClient(
             host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
         )
-        self._patient = Http1(
-            host, stall_timeout=max(SERVER_SECONDS, stall_timeout), connect_timeout=connect_timeout,
+        self._patient = HttpClient(
+            host,
+            stall_timeout=max(PATIENT_STALL_TIMEOUT, stall_timeout),
+            connect_timeout=connect_timeout,
             max_connections=min(PATIENT_CONNECTIONS, max_connections),
-        )  # fmt: skip
+        )
 
     async def close(self) -> None:
         await self._http.close()
         await self._patient.close()
 
-    def _head(self, request: Request, authorization: str | None) -> bytes:
+    def _head(self, request: GcsRequest, authorization: str | None) -> bytes:
         signed = "" if authorization is None else f"authorization: {authorization}\r\n"
         length = f"content-length: {request.size}\r\n" if request.method != "GET" else ""
         return (
@@ -98,14 +106,18 @@ class OwnPlane:
             f"user-agent: asyncsync\r\naccept: */*\r\n{request.headers}{signed}{length}\r\n"
         ).encode()
 
-    async def send(self, request: Request, authorization: str | None) -> Answer:
+    async def send(self, request: GcsRequest, authorization: str | None) -> Response:
         http = self._patient if request.patient else self._http
-        head = self._head(request, authorization)
         return await http.send(
-            head + request.before, request.body, suffix=request.after, most=MOST, lease=request.lease, also=INCOMPLETE
+            self._head(request, authorization) + request.before,
+            request.body,
+            suffix=request.after,
+            max_body=MAX_RESPONSE_BYTES,
+            lease=request.lease,
+            also=RESUME_INCOMPLETE,
         )
 
     async def fetch(
-        self, request: Request, authorization: str | None, expect: Callable[[Answer], int | None], sink: Sink
-    ) -> Answer:
+        self, request: GcsRequest, authorization: str | None, expect: Callable[[Response], int | None], sink: Sink
+    ) -> Response:
         return await self._http.fetch(self._head(request, authorization), expect, sink)

@@ -1,8 +1,9 @@
-"""Repeating a write of which nobody knows whether it was done.
+"""Writes whose outcome is unknown, and the precondition that makes their retry safe.
 
-Cloud Storage calls inserts, rewrites and deletions idempotent only where they name the generation that they meet
-(documentation, "Retry strategy"). To ask for it before every write would double the requests. So only who repeats asks:
-whoever lost the answer to a write of the same object, or was refused in passing.
+Cloud Storage calls inserts, rewrites and deletions idempotent only if they name the generation that they replace
+(documentation, "Retry strategy"). Asking for the generation before every write would double the requests. So it is
+fetched only for a retry: after the response to a write of the same object was lost, or the write failed with a
+transient error.
 """
 
 from __future__ import annotations
@@ -13,35 +14,35 @@ from contextlib import contextmanager
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import StoreError
-from asyncsync.stores.gcs.multipart_layout import AT_ONCE
-from asyncsync.stores.gcs.requests import Wire
+from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
+from asyncsync.stores.gcs.requests import GcsRequests
 
-MOST = 4096
-"""Objects that are remembered; a session has fewer requests under way by far."""
+MAX_UNSURE_WRITES = 4096
+"""Objects that are remembered; a session has far fewer requests in flight."""
 
 
-class Repeats:
-    """The objects of one bucket whose last write broke off."""
+class UnsureWrites:
+    """The objects of one bucket whose last write has an unknown outcome."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._broken: dict[str, None] = {}
+    def __init__(self, requests: GcsRequests) -> None:
+        self._requests = requests
+        self._unsure: dict[str, None] = {}
 
-    async def standing(self, names: Sequence[str]) -> dict[str, str]:
-        """Those of ``names`` that are written again, with their live generation ("0": there is none)."""
-        again = [name for name in names if name in self._broken]
+    async def live_generations(self, names: Sequence[str]) -> dict[str, str]:
+        """The live generation ("0": none) of those ``names`` whose last write has an unknown outcome."""
+        again = [name for name in names if name in self._unsure]
         found: dict[str, str] = {}
 
         async def look(name: str) -> None:
-            found[name] = await self._wire.generation(name)
+            found[name] = await self._requests.generation(name)
 
         if again:
-            await for_each_limited(again, look, min(AT_ONCE, len(again)))
+            await for_each_limited(again, look, min(CONCURRENT_REQUESTS, len(again)))
         return found
 
     @contextmanager
-    def writing(self, names: Sequence[str]) -> Iterator[None]:
-        """Around the request."""
+    def tracking(self, names: Sequence[str]) -> Iterator[None]:
+        """Around a write of ``names``: records whether its outcome is known."""
         try:
             yield
         except BaseException as error:
@@ -49,9 +50,9 @@ class Repeats:
                 self._remember(names)
             raise
         for name in names:
-            self._broken.pop(name, None)
+            self._unsure.pop(name, None)
 
     def _remember(self, names: Sequence[str]) -> None:
-        self._broken.update(dict.fromkeys(names))
-        while len(self._broken) > MOST:
-            del self._broken[next(iter(self._broken))]
+        self._unsure.update(dict.fromkeys(names))
+        while len(self._unsure) > MAX_UNSURE_WRITES:
+            del self._unsure[next(iter(self._unsure))]

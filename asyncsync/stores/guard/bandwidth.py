@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 
-BURST = 0.125
-"""Seconds of bandwidth that may be saved up; 1.25 % over 10 s."""
+BURST_SECONDS = 0.125
+"""Seconds of bandwidth that an idle bucket saves up; 1.25 % over 10 s."""
 
-STEP = 1 << 18
-"""Bytes of a body from a file that are paid for at once."""
-_BEGUN = -1
-"""Rank of a body that has begun: before every lane."""
+PAID_STEP = 1 << 18
+"""Bytes of a file that are paid for in one step."""
+_BEGUN_RANK = -1
+"""Rank of a body that has started: before every lane."""
 
-TICK = 0.002
-"""Least seconds between two looks at the bandwidth: one timer for many small bodies."""
+MIN_TIMER_SECONDS = 0.002
+"""Shortest timer in seconds: one serves many small bodies."""
 
 
 class _Payment:
@@ -26,10 +26,10 @@ class _Payment:
 
 
 class Bandwidth:
-    """A token bucket with a queue: bodies that have begun, then by lane, then in order.
+    """A token bucket with a queue: started bodies first, then by lane, then in order.
 
-    Paying bodies one after the other, not all a little at a time, keeps the wire evenly busy, and no request stands
-    still for long: a store cuts those that do (S3 after 20 s).
+    Bodies are paid for one after the other, not all a little at a time. That keeps the wire evenly busy and no request
+    stalls for long: a store cuts stalled requests (S3 after 20 s).
     """
 
     def __init__(self, rate: float) -> None:
@@ -58,7 +58,7 @@ class Bandwidth:
             raise
 
     def _refund(self, payment: _Payment, nbytes: int, loop: asyncio.AbstractEventLoop) -> None:
-        """A cancelled payment gives back what it had gathered; nothing of its body was sent."""
+        """A cancelled payment returns its tokens; nothing of its body was sent."""
         self._tokens += nbytes - max(payment.need, 0.0)
         payment.need = 0.0
         self._serve(loop)
@@ -75,7 +75,7 @@ class Bandwidth:
                 self._tokens -= used
                 payment.need -= used
                 if payment.need > 1e-6:
-                    self._timer = loop.call_later(max(payment.need / self._rate, TICK), self._serve, loop)
+                    self._timer = loop.call_later(max(payment.need / self._rate, MIN_TIMER_SECONDS), self._serve, loop)
                     return
                 payment.need = 0.0
                 payment.future.set_result(None)
@@ -86,24 +86,24 @@ class Bandwidth:
             self._filled = now
         earned = (now - self._filled) * self._rate
         self._filled = now
-        # Only an idle bucket has a brim: what a waiting payment needs may be more than a burst.
-        self._tokens = self._tokens + earned if self._heap else min(self._tokens + earned, self._rate * BURST)
+        # Only an idle bucket is capped: a waiting payment may need more than a burst.
+        self._tokens = self._tokens + earned if self._heap else min(self._tokens + earned, self._rate * BURST_SECONDS)
 
 
 class Payer:
-    """Pays for one body step by step, so that a large one keeps the limit too. Once begun it goes before all bodies
-    that have not, whatever their lane. ``ahead``: bytes that were paid for before its request."""
+    """Pays for one body step by step, so that a large one keeps the limit too. A started body precedes all that have
+    not started, whatever their lane. ``prepaid``: bytes that were paid for before its request."""
 
-    __slots__ = ("_ahead", "_bandwidth", "_turn")
+    __slots__ = ("_bandwidth", "_prepaid", "_turn")
 
-    def __init__(self, bandwidth: Bandwidth | None, ahead: int) -> None:
-        self._bandwidth, self._ahead = bandwidth, ahead
+    def __init__(self, bandwidth: Bandwidth | None, prepaid: int) -> None:
+        self._bandwidth, self._prepaid = bandwidth, prepaid
         self._turn = 0
 
     async def pay(self, nbytes: int) -> None:
         """Wait until the next ``nbytes`` may be moved."""
-        free = min(self._ahead, nbytes)
-        self._ahead -= free
+        free = min(self._prepaid, nbytes)
+        self._prepaid -= free
         if self._bandwidth is not None and nbytes > free:
             self._turn = self._turn or self._bandwidth.turn()
-            await self._bandwidth.pay(nbytes - free, _BEGUN, self._turn)
+            await self._bandwidth.pay(nbytes - free, _BEGUN_RANK, self._turn)

@@ -1,4 +1,4 @@
-"""A circuit breaker: when a store is gone, one request at a time asks whether it is back; the others wait."""
+"""A circuit breaker: while a store is unavailable, one request at a time probes it and the others wait."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ from asyncsync.runtime import dice
 
 log = logging.getLogger("asyncsync")
 
-THRESHOLD = 8
-"""Failures in a row, of any requests, after which the store counts as gone."""
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 15.0
-"""Seconds between two probes: doubled from the first to the longest."""
-SPREAD = 2.0
-"""Seconds over which those who waited out a failure come when the store is back: not all at once."""
+FAILURES_TO_OPEN = 8
+"""Consecutive failures, of any requests, after which the store counts as unavailable."""
+FIRST_PROBE_PAUSE = 1.0
+LONGEST_PROBE_PAUSE = 15.0
+"""Seconds between two probes; they double from the first to the longest."""
+RETURN_SPREAD = 2.0
+"""When the store is back, waiting retries start spread over so many seconds."""
 
 
-class GoneError(UnavailableError):
-    """The store did not come back in time; there is no point in trying again at once."""
+class StillUnavailableError(UnavailableError):
+    """The store did not come back in time; an immediate retry is pointless."""
 
 
 class Breaker:
-    """Closed while the store answers. Open: ``enter`` waits until the store is back or it is the caller's turn to
-    probe. Every ``enter`` is followed by exactly one of ``answered``, ``failed`` and ``abandoned``."""
+    """Closed while the store responds. While it is open, ``enter`` waits until the store is back or it is the caller's
+    turn to probe. Every ``enter`` is followed by exactly one of ``responded``, ``failed`` and ``abandoned``."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.open = False
         self.since = 0.0
-        """When it opened last, on the loop's clock."""
+        """When it last opened (event loop's clock)."""
         self.last_error: UnavailableError | None = None
-        """The last failure to reach the store; kept after it is back."""
-        self.gone = asyncio.Event()
+        """The last failure to reach the store; kept when it is back."""
+        self.opened = asyncio.Event()
         """Set while it is open."""
         self.on_back: set[Callable[[], None]] = set()
         """Called when the store is back."""
         self.failing_since: dict[bool, float | None] = {False: None, True: None}
-        """Since when all requests that read (False) or write (True) fail, refusals to slow down included."""
+        """Since when all reads (False) or writes (True) fail, throttled ones included; None: the last one succeeded."""
         self.on_failing: set[Callable[[float, StoreError], None]] = set()
-        """Called whenever a request fails, with the time since when all of its kind do, and why."""
+        """Called for each failed request with the entry of ``failing_since`` and the error."""
         self._failures = 0
-        self._pause = FIRST_PAUSE
+        self._pause = FIRST_PROBE_PAUSE
         self._due = False
-        """The pause is over: a probe may go."""
+        """The pause is over: the next request may probe."""
         self._back_at = float("-inf")
         self._probing = False
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self, patience: float) -> bool:
-        """Wait until a request may go; True: it is the probe. GoneError after ``patience`` seconds."""
+        """Wait until a request may start; returns whether it is the probe.
+
+        StillUnavailableError after ``patience`` seconds.
+        """
         if not self.open:
             return False
         try:
@@ -63,19 +66,19 @@ class Breaker:
                 while self.open and not self._may_probe():
                     await self._wait()
         except TimeoutError:
-            text = f"{self.uri} has been unavailable for too long; last error: {self.last_error}"
-            raise GoneError(text) from self.last_error
+            text = f"{self.uri} did not come back within {patience:.0f} s; last error: {self.last_error}"
+            raise StillUnavailableError(text) from self.last_error
         if self.open:
             self._probing = True
         return self.open
 
-    def answered(self) -> None:
-        """The store gave an answer, of whatever kind."""
+    def responded(self) -> None:
+        """The store sent a response, of any kind."""
         self._failures = 0
         if self.open:
             log.warning("%s is back", self.uri)
-            self.open, self._probing, self._pause = False, False, FIRST_PAUSE
-            self.gone.clear()
+            self.open, self._probing, self._pause = False, False, FIRST_PROBE_PAUSE
+            self.opened.clear()
             self._back_at = asyncio.get_running_loop().time()
             self._cancel_timer()
             while self._waiters:
@@ -88,16 +91,16 @@ class Breaker:
         self.last_error = error
         self._failures += 1
         if self.open and probe:
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._pause = min(self._pause * 2, LONGEST_PROBE_PAUSE)
             self._schedule()
-        elif not self.open and self._failures >= THRESHOLD:
-            log.warning("%s does not answer, requests wait until it is back: %s", self.uri, error)
+        elif not self.open and self._failures >= FAILURES_TO_OPEN:
+            log.warning("%s does not respond, requests wait until it is back: %s", self.uri, error)
             self.open, self.since = True, asyncio.get_running_loop().time()
-            self.gone.set()
+            self.opened.set()
             self._schedule()
 
     def refused(self, error: StoreError, *, writes: bool) -> None:
-        """A request that reads or writes has failed for a reason that may pass."""
+        """A read or a write failed with a transient error."""
         since = self.failing_since[writes]
         if since is None:
             since = self.failing_since[writes] = asyncio.get_running_loop().time()
@@ -106,18 +109,20 @@ class Breaker:
 
     @property
     def failing(self) -> bool:
-        """Whether nothing that reads, or nothing that writes, has worked since one that failed."""
+        """Whether all reads, or all writes, have failed since the first failure."""
         return self.failing_since[False] is not None or self.failing_since[True] is not None
 
     def abandoned(self, *, probe: bool) -> None:
-        """The request was cancelled, or did not get as far as the store."""
+        """The request was cancelled, or never reached the store."""
         if probe and self.open:
             self._probing = False
             self._wake()
 
-    async def rest(self, seconds: float, since: float) -> None:
-        """Sleep before something is tried again that was begun at ``since`` (the event loop's clock). If the store has
-        come back since then, or does so meanwhile, only until soon after that."""
+    async def wait_to_retry(self, seconds: float, since: float) -> None:
+        """Sleep up to ``seconds`` before the retry of an attempt that began at ``since`` (event loop's clock).
+
+        If the store has come back since, or comes back meanwhile, sleep only until soon after that.
+        """
         back = asyncio.Event()
         if self._back_at > since:
             back.set()
@@ -126,7 +131,7 @@ class Breaker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await back.wait()
-                    await asyncio.sleep(dice().uniform(0, SPREAD))
+                    await asyncio.sleep(dice().uniform(0, RETURN_SPREAD))
         finally:
             self.on_back.discard(back.set)
 
@@ -145,7 +150,7 @@ class Breaker:
         except BaseException:
             self._waiters.pop(future, None)
             if not future.cancelled() and self.open:
-                self._wake()  # we were to probe: somebody else must
+                self._wake()  # it was our turn to probe: hand it on
             raise
 
     def _schedule(self) -> None:
@@ -154,7 +159,7 @@ class Breaker:
         self._timer = asyncio.get_running_loop().call_later(self._pause, self._pause_over)
 
     def _pause_over(self) -> None:
-        self._due = True  # and not the clock: timers may be early, by less than it resolves
+        self._due = True  # a flag, not the clock: a timer may fire early, by less than the clock resolves
         self._wake()
 
     def _wake(self) -> None:

@@ -1,8 +1,8 @@
 """The limits that all requests of one engine share: slots, bytes per second, bytes in memory.
 
-A slot is the right to have one request in flight; a large body also needs one of the bulk slots, which are fewer.
-:mod:`asyncsync.stores.guard.adaptive` adjusts their number while running;
-:mod:`asyncsync.stores.guard.wait_queue` decides whose turn it is.
+A slot is the right to have one request in flight. A large body also needs a bulk slot, of which there are fewer.
+:mod:`asyncsync.stores.guard.adaptive` adjusts the number of slots while running;
+:mod:`asyncsync.stores.guard.wait_queue` decides the order.
 
 State changes are plain functions; only waiting awaits. Times are ``loop.time()``, so a virtual clock works.
 """
@@ -17,48 +17,47 @@ from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.adaptive import Adaptive, Climb
 from asyncsync.stores.guard.bandwidth import Bandwidth, Payer
 from asyncsync.stores.guard.slots import Slots
-from asyncsync.stores.guard.wait_queue import SMALL
+from asyncsync.stores.guard.wait_queue import SMALL_BODY
 
-AT_ONCE = 4
-"""Requests that may begin in one turn of the event loop, which costs 0.1 ms each: whoever sleeps in that loop, such as
-a training loop, is woken between two turns."""
+STARTS_PER_TURN = 4
+"""Requests that may start in one turn of the event loop, which costs 0.1 ms each. Other tasks of the loop, such as a
+training loop, run between two turns."""
 SLOT_MEMORY = 2 << 20
-"""Bytes that a request may hold: one piece on the wire and one being read."""
+"""Bytes of memory that a request may hold: one piece on the wire and one being read."""
 
 
-class Outcome(Enum):
-    """How a request ended, as far as the limits care."""
+class AttemptOutcome(Enum):
+    """How an attempt ended, as far as the limits are concerned."""
 
     DONE = "done"
     THROTTLED = "throttled"
     """The store asked for fewer requests."""
     FAILED = "failed"
-    """Anything else, a cancel too: says nothing about how many requests are right."""
+    """Anything else, also a cancel: says nothing about the right number of requests."""
 
 
 class Grant(NamedTuple):
-    """The right to one request, for :meth:`Budget.release`."""
+    """A slot; return it to :meth:`Budget.release`."""
 
     started: float
-    """On the loop's clock."""
+    """Event loop's clock."""
     bulk: bool
 
 
 class Budget:
     """Slots and bandwidth for all requests of one engine.
 
-    ``max_concurrency`` is the most requests at once; ``memory_limit`` (bytes) lowers that to
-    ``memory_limit / 2 MiB``. ``bandwidth_limit`` is in bytes per second, both directions together, exact within
-    5 % over 10 s for what moves in steps that are small beside ten seconds' worth: small bodies, files that a store
-    with the trait ``paced`` sends (256 KiB a step), and reads (1 MiB). Other bodies are paid as a whole. None: no
-    limit.
+    ``max_concurrency`` is the largest number of requests in flight; ``memory_limit`` (bytes) lowers it to
+    ``memory_limit / 2 MiB``. ``bandwidth_limit`` is in bytes per second, both directions together; None: no limit.
+    It is exact within 5 % over 10 s for transfers in small steps: small bodies, files sent by a store with the trait
+    ``paced`` (256 KiB a step), and reads (1 MiB). Other bodies are paid for as a whole.
     """
 
     def __init__(
         self, *, max_concurrency: int = 256, bandwidth_limit: float | None = None, memory_limit: int | None = None
     ) -> None:
         ceiling = max_concurrency if memory_limit is None else min(max_concurrency, memory_limit // SLOT_MEMORY)
-        self._slots = Slots(Adaptive(max(1, ceiling)), a_turn=AT_ONCE)
+        self._slots = Slots(Adaptive(max(1, ceiling)), per_turn=STARTS_PER_TURN)
         self._bulk = Slots(Climb(max(1, ceiling)))
         self._bandwidth = None if bandwidth_limit is None else Bandwidth(bandwidth_limit)
         self.paced = bandwidth_limit is not None
@@ -66,22 +65,22 @@ class Budget:
 
     @property
     def in_use(self) -> int:
-        """Requests under way."""
+        """Requests in flight."""
         return self._slots.in_use
 
     @property
     def limit(self) -> int:
-        """Requests that may be under way at once, as of now."""
+        """Requests that may be in flight at once, as of now."""
         return self._slots.limit
 
     @property
     def bulk_limit(self) -> int:
-        """How many of them may carry large bodies."""
+        """Of these, requests that may carry large bodies."""
         return self._bulk.limit
 
     @property
     def ceiling(self) -> int:
-        """What ``limit`` never exceeds."""
+        """Upper bound of ``limit``."""
         return self._slots.ceiling
 
     @property
@@ -90,8 +89,11 @@ class Budget:
         return self._slots.waiting + self._bulk.waiting
 
     def share(self, lane: Lane) -> int:
-        """How many requests at once are of use to one owner: whatever it likes as long as few wait for a slot, then as
-        many as its part of the slots, and of those that should wait so that each slot is taken again at once."""
+        """Requests in flight that are useful to one owner.
+
+        Unlimited while few requests wait for a slot. After that its share of the slots, and of the waiting requests
+        that are needed so that each freed slot is taken at once.
+        """
         spare = max(2, self.limit // 4)
         if self.waiting < spare:
             return self.ceiling
@@ -101,15 +103,15 @@ class Budget:
         return -(-(self.limit + spare) // max(owners, bulk_owners))
 
     async def acquire(self, lane: Lane, owner: str, size: int) -> Grant:
-        """Wait for a slot for a body of ``size`` bytes; give the result to :meth:`release`, whatever happens.
+        """Wait for a slot for a body of ``size`` bytes. The result must be passed to :meth:`release`.
 
         A caller that is cancelled here holds no slot.
         """
-        bulk = size > SMALL
+        bulk = size > SMALL_BODY
         if bulk:
             if self._bulk.in_use >= self._bulk.limit:
                 self._slots.hurry(lane)
-            await self._bulk.acquire(lane, owner, small=True)  # among themselves they are all alike
+            await self._bulk.acquire(lane, owner, small=True)  # large bodies are equal among themselves
         try:
             await self._slots.acquire(lane, owner, small=not bulk)
         except BaseException:
@@ -118,21 +120,21 @@ class Budget:
             raise
         return Grant(asyncio.get_running_loop().time(), bulk)
 
-    def release(self, grant: Grant, size: int, outcome: Outcome) -> None:
-        """Give a slot back. ``size`` is the bytes that were moved."""
+    def release(self, grant: Grant, size: int, outcome: AttemptOutcome) -> None:
+        """Return a slot. ``size``: bytes that were moved."""
         now = asyncio.get_running_loop().time()
         for slots in (self._slots, self._bulk) if grant.bulk else (self._slots,):
-            if outcome is Outcome.DONE:
+            if outcome is AttemptOutcome.DONE:
                 slots.done(now, grant.started, size)
-            elif outcome is Outcome.THROTTLED:
+            elif outcome is AttemptOutcome.THROTTLED:
                 slots.throttled(now, grant.started)
             slots.release()
 
     async def pay(self, nbytes: int, lane: Lane = Lane.ARTIFACT) -> None:
-        """Wait until ``nbytes`` may be moved. Returns at once without ``bandwidth_limit``. A cancel pays nothing."""
+        """Wait until ``nbytes`` may be moved; without ``bandwidth_limit`` at once. A cancelled call pays nothing."""
         if self._bandwidth is not None and nbytes > 0:
             await self._bandwidth.pay(nbytes, lane, self._bandwidth.turn())
 
-    def payer(self, ahead: int) -> Payer:
-        """For one body, of which ``ahead`` bytes are paid for by :meth:`pay` before its request starts."""
-        return Payer(self._bandwidth, ahead)
+    def payer(self, prepaid: int) -> Payer:
+        """Pays for one body; ``prepaid`` bytes of it are paid for by :meth:`pay` before its request starts."""
+        return Payer(self._bandwidth, prepaid)

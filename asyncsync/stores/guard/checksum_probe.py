@@ -1,4 +1,4 @@
-"""What does a store do against bytes that are damaged on their way to it? Asked once, when an engine starts."""
+"""Finds out whether a store checks the CRC32C of the bytes that it receives. Runs once, when an engine starts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from asyncsync.stores.base import Checks, Store
 
 
 async def probe_checks(store: Store, key: str, data: bytes) -> Checks:
-    """Write ``data`` under ``key`` with a CRC32C that is wrong; ``store`` is one without retries.
+    """Write ``data`` under ``key`` with a wrong CRC32C, in one request; ``store`` is one without retries.
 
-    A store that refuses it checks: nothing of the probe remains. One that takes it gets its best from now on: an
-    ETag that is the MD5 of what it received is compared with that of what was sent. One request. A store that fails in
-    another way just now keeps the benefit of the doubt.
+    A store that refuses it does check, and nothing of the probe remains. For a store that accepts it the checks are
+    lowered: its ETag is compared with the MD5 of the sent bytes if it is one, else nothing is checked. After any other
+    failure the checks stay as they are.
     """
     if store.traits.local or not store.traits.crc32c:
         return store.traits.checks
     try:
         info = await store.put(key, data, crc32c=google_crc32c.value(data) ^ 1)
-    except StoreError:  # IntegrityError, as it should be
+    except StoreError:  # IntegrityError if the store checks
         return store.traits.checks
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     store.lower_checks("etag" if info.version == md5 else "none")

@@ -1,9 +1,10 @@
 """A view of the store that makes every attempt of a write under a lease.
 
-A process that was stopped for a while may have a successor by now. So each attempt of a write needs a lease: less than
-``TRUSTED`` seconds ago the store confirmed that this process is the writer, on a clock that keeps running while the
-process is stopped. The lease is checked when the attempt begins, when the first byte of a body is handed to the socket,
-and before its last piece. A confirmation that another view or the write of a record got shortly before the pass counts.
+A process that was stopped for a while may have a successor by now. So each attempt of a write needs a lease: the
+store confirmed less than ``LEASE_SECONDS`` ago that this process is the writer, on a clock that keeps running while
+the process is stopped. The lease is checked when the attempt begins, when the first byte of a body is handed to the
+socket, and before its last piece. A confirmation that another view or the write of a record got shortly before the pass
+counts too.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from asyncsync.stores.base import Lane, Lease, Store
 from asyncsync.stores.guard.guarded import Admission, GuardedStore, GuardedView
 from asyncsync.stores.wrapped import Operation
 
-TRUSTED = 10.0
-"""Seconds for which a confirmation counts: a pass that has lost its right to write goes on for at most as long."""
+LEASE_SECONDS = 10.0
+"""Seconds for which a confirmation counts. A pass that has lost the right to write stops within that time."""
 
-OUTLIVED = TRUSTED + 5.0
+LEASE_OUTLIVED = LEASE_SECONDS + 5.0
 """Seconds after which nothing that a replaced writer handed to the network is still on its way."""
 
-RENEWED = 5.0
+LEASE_RENEWAL_AGE = 5.0
 """Age in seconds from which a body that is still being sent renews the lease."""
 
-JUST_NOW = 1.0
+LEASE_HEAD_START = 1.0
 """A confirmation up to so many seconds older than the pass counts for it."""
 
 Fence = Callable[[Store, float], Awaitable[float]]
-"""Asks the store who the writer is. Returns when it was asked, as :func:`asyncsync.runtime.lease_time` counts; raises
-ConcurrentWriterError if it is another process. A confirmation from before the given time does not count."""
+"""Reads the current writer from the store. Returns the time of the request by :func:`asyncsync.runtime.lease_time`;
+raises ConcurrentWriterError if it is another process. A confirmation from before the given time does not count."""
 
 
 class FencedView(GuardedView):
@@ -44,7 +45,7 @@ class FencedView(GuardedView):
         self._fence, self._now = fence, lease_clock()
         self._asker = GuardedView(store.core, lane, owner, slots=False)
         self._asking = asyncio.Lock()
-        self._confirmed, self._not_before = float("-inf"), self._now() - JUST_NOW
+        self._confirmed, self._not_before = float("-inf"), self._now() - LEASE_HEAD_START
         self._failures = 0
         """How often the fence failed."""
         self._last_failure: StoreError | None = None
@@ -60,30 +61,30 @@ class FencedView(GuardedView):
         """LeaseExpiredError if the last confirmation is too old. Plain call, from any thread."""
         if not self._is_confirmed():
             raise LeaseExpiredError(
-                f"{self.uri}: nothing more was sent: for {TRUSTED:.0f} s or more the store has not confirmed that this "
-                "process is the writer. Was the process stopped? The request is retried after a new confirmation"
+                f"{self.uri}: nothing more was sent: for {LEASE_SECONDS:.0f} s the store has not confirmed that "
+                "this process is the writer. Was the process stopped? The request is retried after a new confirmation"
             )
 
     async def keep(self) -> None:
         """Between the pieces of a body: renew the lease in good time; one piece asks for all bodies."""
         self.steps += 1
         age = self._now() - self._confirmed
-        if age >= TRUSTED or (age >= RENEWED and not self._asking.locked()):
-            await self._confirm(RENEWED)
+        if age >= LEASE_SECONDS or (age >= LEASE_RENEWAL_AGE and not self._asking.locked()):
+            await self._confirm(LEASE_RENEWAL_AGE)
 
     async def admit(self, operation: Operation, asked: float) -> Admission:
         """As for any view; a write also has a valid lease when this returns: the wait for a slot may outlast it."""
         if not operation.writes:
             return await super().admit(operation, asked)
         while True:
-            await self._confirm(TRUSTED)
+            await self._confirm(LEASE_SECONDS)
             admission = await super().admit(operation, asked)
             if self._is_confirmed():
                 return admission
             self.give_back(admission)
 
     def _is_confirmed(self) -> bool:
-        return self._now() - self._confirmed < TRUSTED
+        return self._now() - self._confirmed < LEASE_SECONDS
 
     async def _confirm(self, max_age: float) -> None:
         """Get a confirmation younger than ``max_age``.

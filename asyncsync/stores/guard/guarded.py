@@ -17,10 +17,10 @@ from typing import TypeVar
 from asyncsync.errors import LeaseExpiredError, StoreError, ThrottledError, UnavailableError
 from asyncsync.runtime import dice
 from asyncsync.stores.base import Body, Lane, ObjectInfo, Part, Piece, Sink, Store, Upload, body_size
-from asyncsync.stores.guard.bandwidth import STEP, Payer
+from asyncsync.stores.guard.bandwidth import PAID_STEP, Payer
 from asyncsync.stores.guard.breaker import Breaker
-from asyncsync.stores.guard.budget import Budget, Grant, Outcome
-from asyncsync.stores.guard.lost_responses import complete_what_stands, completed_is_ours, written_is_ours
+from asyncsync.stores.guard.budget import AttemptOutcome, Budget, Grant
+from asyncsync.stores.guard.lost_responses import complete_over_present, completed_is_ours, written_is_ours
 from asyncsync.stores.guard.retry import RetryPolicy, is_final, may_have_succeeded
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore, under_lease
 
@@ -174,7 +174,7 @@ class GuardedView(WrappedStore):
     ) -> ObjectInfo:
         upload = under_lease(self.lease, upload)
         if if_version is None and self.traits.conditional_complete:
-            return await complete_what_stands(self, upload, parts, crc32c)
+            return await complete_over_present(self, upload, parts, crc32c)
         call = partial(self.inner.complete_multipart, upload, parts, crc32c=crc32c, if_version=if_version)
         find = partial(completed_is_ours, self, upload, parts, crc32c)
         return await self._retried(Operation("complete_multipart", upload.key, writes=True), call, find=find)
@@ -199,7 +199,7 @@ class GuardedView(WrappedStore):
         """The body to send, and how many bytes of it to pay for before: all, unless the store pays step by step."""
         if not self._core.budget.paced or isinstance(body, bytes) or size <= BUFFERED_READ or not self.traits.paced:
             return body, size
-        return replace(body, pace=self._core.budget.payer(STEP).pay), STEP
+        return replace(body, pace=self._core.budget.payer(PAID_STEP).pay), PAID_STEP
 
     # -- the guard
 
@@ -242,12 +242,12 @@ class GuardedView(WrappedStore):
             await core.budget.pay(prepaid, self.lane)
         grant, probe = await self.admit(operation, asked)
         before = 0 if sink is None else sink.delivered
-        outcome = Outcome.FAILED
+        outcome = AttemptOutcome.FAILED
         answered = False
         self.requests += 1
         try:
             result = await (call() if operation.body else self._timed(operation, call))
-            outcome, answered = Outcome.DONE, True
+            outcome, answered = AttemptOutcome.DONE, True
             breaker.failing_since[writes] = None
         except LeaseExpiredError:
             raise  # says nothing about the store
@@ -257,16 +257,16 @@ class GuardedView(WrappedStore):
             breaker.refused(error, writes=writes)
             raise
         except ThrottledError as error:
-            outcome, answered = Outcome.THROTTLED, True
+            outcome, answered = AttemptOutcome.THROTTLED, True
             breaker.refused(error, writes=writes)
             raise
         except StoreError:
-            outcome, answered = Outcome.DONE, True
+            outcome, answered = AttemptOutcome.DONE, True
             breaker.failing_since[writes] = None
             raise
         finally:
             if answered:
-                breaker.answered()
+                breaker.responded()
             elif probe:
                 breaker.abandoned(probe=True)
             if grant is not None:
@@ -298,7 +298,7 @@ class GuardedView(WrappedStore):
 
     def _release_unused(self, grant: Grant | None) -> None:
         if grant is not None:
-            self._core.budget.release(grant, 0, Outcome.FAILED)
+            self._core.budget.release(grant, 0, AttemptOutcome.FAILED)
 
     async def _timed(self, operation: Operation, call: Call[T]) -> T:
         """A request without a body shows no progress that a store could watch: it gets a time limit.

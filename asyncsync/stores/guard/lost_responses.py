@@ -1,7 +1,7 @@
-"""Has a write whose answer was lost reached the store? Asked when its repetition is refused.
+"""When a retry is refused with 412: did our first attempt, whose response was lost, succeed?
 
-A store that took a conditional write and lost the answer refuses the second attempt with 412, as if somebody else
-had been faster. Only what is provably our own write counts: same size, and same CRC32C or same bytes.
+A store that took a conditional write and whose response was lost refuses the retry as if another process had been
+faster. Only an object that is provably our own write counts: same size, and same CRC32C or same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("asyncsync")
 
 
 async def written_is_ours(store: Store, key: str, body: Body, crc32c: int | None) -> ObjectInfo | None:
-    """What the store has under ``key`` if that is ``body``, else None."""
+    """The object under ``key`` if it is ``body``, else None."""
     info = await _head(store, key)
     if info is None or info.size != body_size(body):
         return None
@@ -34,10 +34,10 @@ async def written_is_ours(store: Store, key: str, body: Body, crc32c: int | None
 async def completed_is_ours(
     store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None
 ) -> ObjectInfo | None:
-    """What the store has under the key of ``upload`` if size and CRC32C are those of the upload, else None.
+    """The object under the key of ``upload`` if its size and CRC32C are those of the upload, else None.
 
-    Without a CRC on both sides the ETag has to be that of an object made of just these parts; without that nothing is
-    proved: another object may have the same size.
+    Without a CRC on both sides its ETag has to be that of an object made of exactly these parts. Size alone proves
+    nothing.
     """
     info = await _head(store, upload.key)
     if info is None or info.size != sum(part.size for part in parts):
@@ -47,21 +47,21 @@ async def completed_is_ours(
             return None
     elif info.crc32c != crc32c:
         return None
-    try:  # the object may come from a copy, and the upload be open still; or its parts are objects
+    try:  # the object may come from a copy and the upload still be open, or its parts are objects
         await store.abort_multipart(upload)
     except StoreError as error:
-        log.warning("%s: parts of %r stay until they are pruned: %s", store.uri, upload.key, error)
+        log.warning('%s: parts of %r remain until "asyncsync prune" removes them: %s', store.uri, upload.key, error)
     return info
 
 
-async def complete_what_stands(store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None) -> ObjectInfo:
-    """Complete an upload over what is there now, whosever that is: a sync that was broken off may have left it.
+async def complete_over_present(store: Store, upload: Upload, parts: Sequence[Part], crc32c: int | None) -> ObjectInfo:
+    """Complete an upload over the present object, also one of another process: an interrupted sync may have left it.
 
-    All attempts name the version that was there before the first. PreconditionError if another object was written
-    since; one with the same bytes is as good as ours.
+    All attempts name the version that existed before the first one. PreconditionError if another object was written
+    since, unless its bytes are the same.
     """
-    stands = await _head(store, upload.key)
-    version = MISSING if stands is None else stands.version
+    present = await _head(store, upload.key)
+    version = MISSING if present is None else present.version
     try:
         return await store.complete_multipart(upload, parts, crc32c=crc32c, if_version=version)
     except PreconditionError:
@@ -72,8 +72,8 @@ async def complete_what_stands(store: Store, upload: Upload, parts: Sequence[Par
 
 
 def multipart_etag(parts: Sequence[Part]) -> str | None:
-    """The ETag of an object of several parts, where those of the parts are MD5s: the MD5 of these, and how many there
-    are (Amazon S3 User Guide, "Checking object integrity"). None if they are not."""
+    """The ETag of an object of several parts: the MD5 of the parts' MD5s, and their number (Amazon S3 User Guide,
+    "Checking object integrity"). None if the ETags of the parts are no MD5s."""
     try:
         digests = [bytes.fromhex(part.etag.strip('"')) for part in parts]
     except ValueError:
@@ -104,5 +104,5 @@ async def _same_bytes(store: Store, info: ObjectInfo, body: Body) -> bool:
     try:
         await store.read(info.key, compare, if_version=info.version)
     except (NotFoundError, PreconditionError):
-        return False  # replaced or deleted since: not ours any more
+        return False  # replaced or deleted since: no longer ours
     return same and at == info.size

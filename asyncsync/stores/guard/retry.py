@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from random import Random
 
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, ThrottledError
-from asyncsync.stores.guard.breaker import GoneError
-from asyncsync.stores.http.dates import MOST_WAIT
+from asyncsync.stores.guard.breaker import StillUnavailableError
+from asyncsync.stores.http.dates import MAX_RETRY_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RetryPolicy:
     base: float = 0.2
     """Bound of the first pause in seconds; it doubles with each attempt."""
     cap: float = 20.0
-    """Largest bound in seconds. A longer Retry-After of the store still applies, up to ``MOST_WAIT``."""
+    """Largest bound in seconds. A longer Retry-After of the store still applies, up to ``MAX_RETRY_AFTER``."""
     patience: float = 120.0
     """Longest time in seconds that a request waits for an unavailable store, beside its own attempts."""
 
@@ -31,14 +31,14 @@ class RetryPolicy:
         """Seconds to wait after the ``attempt``-th attempt (from 1) failed with ``error``."""
         jitter = rng.uniform(0, min(self.cap, self.base * 2.0 ** (attempt - 1)))
         asked = error.retry_after if isinstance(error, ThrottledError) else None
-        return jitter if asked is None else min(max(asked, 0.0), MOST_WAIT) + min(jitter, self.base)
+        return jitter if asked is None else min(max(asked, 0.0), MAX_RETRY_AFTER) + min(jitter, self.base)
 
 
 def is_final(error: StoreError, delivered: int) -> bool:
     """Whether no further attempt can help. ``delivered``: bytes of a read that the caller's sink has taken."""
     if isinstance(error, IntegrityError) and delivered:
         return True  # the sink holds damaged bytes, and nobody knows which
-    return not error.retryable or isinstance(error, GoneError)
+    return not error.retryable or isinstance(error, StillUnavailableError)
 
 
 def may_have_succeeded(error: StoreError, attempt: int, *, last: bool) -> bool:
@@ -46,4 +46,4 @@ def may_have_succeeded(error: StoreError, attempt: int, *, last: bool) -> bool:
     any of them if this was the last and the store can be asked."""
     if isinstance(error, PreconditionError | NotFoundError):
         return attempt > 1
-    return last and error.retryable and not isinstance(error, GoneError)
+    return last and error.retryable and not isinstance(error, StillUnavailableError)

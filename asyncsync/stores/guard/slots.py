@@ -1,4 +1,4 @@
-"""Slots of one kind: who has one, who waits, and how many may begin in one turn of the event loop."""
+"""Slots of one kind: their number, the queue for them, and how many requests may start in one turn of the loop."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from asyncsync.stores.guard.wait_queue import Waiter, WaitQueue
 
 
 class Slots:
-    """As many as ``rule`` says, and ``a_turn`` of them in one turn of the loop (None: no matter)."""
+    """At most ``rule.limit`` in use, and at most ``per_turn`` taken in one turn of the loop (None: any number)."""
 
-    def __init__(self, rule: Adaptive | Climb, a_turn: int | None = None) -> None:
-        self._rule, self._a_turn = rule, a_turn
+    def __init__(self, rule: Adaptive | Climb, per_turn: int | None = None) -> None:
+        self._rule, self._per_turn = rule, per_turn
         self._queue = WaitQueue()
         self._large: dict[Waiter, None] = {}
-        """Those in the queue that are not small."""
+        """Waiters in the queue that are not small."""
         self.in_use = 0
-        """Requests that have one."""
+        """Slots that are taken."""
         self._begun = 0
-        """Requests that began in this turn of the loop."""
+        """Slots taken in this turn of the loop."""
 
     @property
     def limit(self) -> int:
-        """How many there are now."""
+        """Slots that exist now."""
         return self._rule.limit
 
     @property
     def ceiling(self) -> int:
-        """What ``limit`` never exceeds."""
+        """Upper bound of ``limit``."""
         return self._rule.ceiling
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for one."""
+        """Requests that wait for a slot."""
         return self._queue.size
 
     def ahead(self, lane: Lane) -> tuple[int, int]:
-        """How many wait in this lane and those before it, and how many owners they have."""
+        """Waiters, and their owners, in this lane and those before it."""
         return self._queue.ahead(lane)
 
     async def acquire(self, lane: Lane, owner: str, *, small: bool = False) -> None:
-        """Wait for a slot, for :meth:`release`. A caller that is cancelled here holds none."""
+        """Wait for a slot; return it with :meth:`release`. A caller that is cancelled here holds none."""
         if not self._queue.size and self._may_begin():
             self._begin()
             return
@@ -58,8 +58,7 @@ class Slots:
             raise
 
     def hurry(self, lane: Lane) -> None:
-        """Large bodies that wait here, and are in a later lane, go with ``lane`` from now on: somebody there waits for
-        what they hold."""
+        """Move waiting large bodies of later lanes to ``lane``: a request there waits for their bulk slots."""
         for waiter in self._large:
             if waiter.lane > lane:
                 self._queue.remove(waiter)
@@ -67,31 +66,31 @@ class Slots:
                 self._queue.add(waiter)
 
     def done(self, now: float, started: float, size: int) -> None:
-        """A request took ``now - started`` seconds and moved ``size`` bytes; before its release."""
+        """A request took ``now - started`` seconds and moved ``size`` bytes. Call before its release."""
         self._note_waiting()
         self._rule.done(now, started, size)
 
     def throttled(self, now: float, started: float) -> None:
-        """The store asked for less; before the request's release."""
+        """The store asked for fewer requests. Call before the request's release."""
         self._rule.throttled(now, started)
 
     def release(self) -> None:
-        """Give a slot back."""
+        """Return a slot."""
         self._note_waiting()
         self.in_use -= 1
         self._grant()
 
     def _note_waiting(self) -> None:
-        """Whoever waits only for the next turn says nothing about the number of slots."""
+        """Saturated means that requests wait for slots; those that only wait for the next turn do not count."""
         if self._queue.size and self.in_use >= self._rule.limit:
             self._rule.saturated = True
 
     def _may_begin(self) -> bool:
-        return self.in_use < self._rule.limit and (self._a_turn is None or self._begun < self._a_turn)
+        return self.in_use < self._rule.limit and (self._per_turn is None or self._begun < self._per_turn)
 
     def _begin(self) -> None:
         self.in_use += 1
-        if self._a_turn is not None:
+        if self._per_turn is not None:
             if not self._begun:
                 asyncio.get_running_loop().call_soon(self._turn)
             self._begun += 1
@@ -105,12 +104,12 @@ class Slots:
             waiter = self._queue.pop()
             self._large.pop(waiter, None)
             waiter.granted = True
-            if not waiter.future.done():  # a cancelled one leaves the queue here, and takes nothing
+            if not waiter.future.done():  # a cancelled waiter leaves the queue here, without a slot
                 self._begin()
                 waiter.future.set_result(None)
 
     def _leave(self, waiter: Waiter) -> None:
-        """A cancelled waiter: it waits in the queue, or was granted a slot in the tick of its cancel."""
+        """A cancelled waiter is still in the queue, or was granted a slot in the tick of its cancel."""
         if not waiter.granted:
             self._queue.remove(waiter)
             self._large.pop(waiter, None)

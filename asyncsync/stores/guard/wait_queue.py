@@ -1,5 +1,5 @@
-"""Who waits for a slot, and who is next: by lane, within a lane round-robin over owners (trees), within an owner small
-bodies before large ones. Plain state; every step is O(1), whatever the number of owners and waiters."""
+"""The queue for slots. Order: by lane; within a lane round-robin over owners (trees); within an owner small bodies
+before large ones. Plain state; every step is O(1), whatever the number of owners and waiters."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections import OrderedDict
 
 from asyncsync.stores.base import Lane
 
-SMALL = 1 << 20
-"""Bodies up to this many bytes overtake larger ones of the same owner."""
-SMALL_RUN = 8
-"""After this many small bodies of an owner one large body goes, so that it is not starved."""
-FAIR_EVERY = 16
-"""One in so many grants goes to records first, and one to artifacts: a flood of checkpoints must not stop the
-records that make them count."""
+SMALL_BODY = 1 << 20
+"""Largest small body in bytes. Small bodies overtake large ones of the same owner."""
+SMALL_BODIES_IN_A_ROW = 8
+"""After so many small bodies of an owner one large body is next, so that none starves."""
+FAIR_GRANT_EVERY = 16
+"""One in so many grants goes to records first, and one to artifacts first: a flood of checkpoints must not stop the
+records that register them."""
 
 
 _STRICT = tuple(Lane)
 _TURNS = {
     0: (Lane.ARTIFACT, Lane.RECORD, Lane.CHECKPOINT),
-    FAIR_EVERY // 2: (Lane.RECORD, Lane.CHECKPOINT, Lane.ARTIFACT),
+    FAIR_GRANT_EVERY // 2: (Lane.RECORD, Lane.CHECKPOINT, Lane.ARTIFACT),
 }
 
 
 class Waiter:
-    """One request that waits. ``granted``: it has left the queue, with a slot."""
+    """One waiting request. ``granted``: it has left the queue, with a slot."""
 
     __slots__ = ("future", "granted", "lane", "owner", "small")
 
@@ -38,7 +38,7 @@ class Waiter:
 
 
 class _OwnerQueue:
-    """Waiters of one owner: FIFO, small bodies first, but a large one after every SMALL_RUN small ones."""
+    """Waiters of one owner: FIFO, small bodies first, but a large one after SMALL_BODIES_IN_A_ROW small ones."""
 
     __slots__ = ("large", "run", "small")
 
@@ -57,7 +57,7 @@ class _OwnerQueue:
         (self.small if waiter.small else self.large).pop(waiter, None)
 
     def pop(self) -> Waiter:
-        if self.small and (self.run < SMALL_RUN or not self.large):
+        if self.small and (self.run < SMALL_BODIES_IN_A_ROW or not self.large):
             self.run += 1
             return self.small.popitem(last=False)[0]
         self.run = 0
@@ -65,7 +65,7 @@ class _OwnerQueue:
 
 
 class WaitQueue:
-    """All who wait for one kind of slot."""
+    """All requests that wait for one kind of slot."""
 
     def __init__(self) -> None:
         self._lanes: tuple[OrderedDict[str, _OwnerQueue], ...] = tuple(OrderedDict() for _ in Lane)
@@ -92,7 +92,7 @@ class WaitQueue:
         self.size -= 1
 
     def pop(self) -> Waiter:
-        self._grants = (self._grants + 1) % FAIR_EVERY
+        self._grants = (self._grants + 1) % FAIR_GRANT_EVERY
         order = _TURNS.get(self._grants, _STRICT)
         owners = next(self._lanes[lane] for lane in order if self._lanes[lane])
         owner, queue = next(iter(owners.items()))

@@ -1,101 +1,71 @@
-"""How many connections at once a server is given to accept. No await, no clock.
+"""How many new connections a server gets to accept at the same time. No await, no clock.
 
-What has connected waits in a queue until the server's program accepts it. Some have room for five there: Python's
-HTTPServer, and with it many emulators. Linux does not refuse what does not fit in: the client believes that it is
-connected, what it sends is dropped and sent again after ever longer pauses, and a request of a millisecond takes half a
-minute. So connections are fresh until their first answer has begun, and of those only so many are under way:
+A new connection waits in the kernel's accept queue until the server's program accepts it. Some servers have room for
+five there: Python's HTTPServer, and many emulators built on it. Linux does not refuse a connection that does not fit:
+the client believes that it is connected, its data is dropped and resent after ever longer pauses, and a request of a
+millisecond takes half a minute. So a connection counts as fresh until its first response begins, and the number of
+fresh connections in flight is limited:
 
-- few until the first answer, which tells more;
-- any number at a server that keeps its connections alive, for each has to be accepted only once, until it is seen to
-  overflow: then few, and one more for each that was answered;
-- at one that ends each connection with its answer (HTTP/1.0) as many as do not only wait for each other.
+- to a few until the first response;
+- not at all for a server that keeps connections alive, because it accepts each only once, until its queue overflows:
+  then to a few, plus one for each first response;
+- for a server that closes after each response (HTTP/1.0), to as many as still reduce latency.
 """
 
 from __future__ import annotations
 
-import fcntl
-import socket
-import sys
-import termios
-
-FEW = 3
-"""Enough to keep a server with one thread busy; those of two clients still fit into a queue of five."""
-WINDOW = 16
-"""Least answers after which the limit of a server that ends connections is looked at; at least twice the limit."""
-SAME = 1.15
-"""A mean delay up to this multiple of that with few, or of a lesser one, says that the server takes more."""
-RISEN = 1.35
-"""One beyond this multiple says that they only wait for each other."""
-HOLD = 32
-"""Windows after which more are tried again, when they were of no use: by chance a window may look better than it was,
-and at a server with room for five a few of them in a row cost a second."""
-_TCP_INFO = getattr(socket, "TCP_INFO", None)
-_ACKED = slice(120, 128)
-"""``tcpi_bytes_acked`` of ``struct tcp_info`` (linux/tcp.h): bytes that the other system has, and one for the SYN."""
+FEW_CONNECTIONS = 3
+"""Enough to keep a single-threaded server busy; those of two clients still fit into a queue of five."""
+WINDOW_RESPONSES = 16
+"""Minimum number of responses before the limit for a closing server is adapted; at least twice the limit."""
+SAME_DELAY_RATIO = 1.15
+"""While the mean delay stays below this multiple of the best known one, the server can take more connections."""
+RISEN_DELAY_RATIO = 1.35
+"""A mean delay beyond this multiple means that connections only wait for each other."""
+HOLD_WINDOWS = 32
+"""Windows to wait after a useless increase before trying again. By chance a window may look better than it was, and
+with a server that has room for five a few increases in a row cost a second."""
 
 
-def acknowledged(sock: socket.socket) -> int | None:
-    """Bytes that the other system says it has; None where that is not known. Only Linux tells."""
-    if _TCP_INFO is None:
-        return None
-    said = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED.stop)
-    there = int.from_bytes(said[_ACKED], sys.byteorder) if len(said) == _ACKED.stop else 0
-    return there - 1 if there else None
+class AcceptLimit:
+    """``limit`` is the number of fresh connections allowed in flight now; it never exceeds ``maximum``."""
 
+    __slots__ = ("_base", "_count", "_hold", "_keeps_alive", "_maximum", "_total", "_window_start", "limit")
 
-def dropped(sock: socket.socket) -> bool:
-    """Whether the other system has nothing of what was sent. Only Linux says so; it is also what drops."""
-    return acknowledged(sock) == 0
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Bytes that the other system does not have yet, as far as ours knows; 0 where it does not tell."""
-    try:
-        said = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return 0
-    return int.from_bytes(said, sys.byteorder)
-
-
-class Acceptance:
-    """``limit`` is how many fresh connections may be under way now, ``most`` at most."""
-
-    __slots__ = ("_base", "_count", "_hold", "_keeps", "_most", "_opened", "_total", "limit")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.limit = min(FEW, most)
-        self._keeps = False
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self.limit = min(FEW_CONNECTIONS, maximum)
+        self._keeps_alive = False
         self._base = float("inf")
         self._hold = 0
-        self._open(float("-inf"))
+        self._start_window(float("-inf"))
 
-    def _open(self, now: float) -> None:
-        self._opened, self._count, self._total = now, 0, 0.0
+    def _start_window(self, now: float) -> None:
+        self._window_start, self._count, self._total = now, 0, 0.0
 
     def overflowed(self, now: float) -> None:
-        """The server's system dropped what was sent to it."""
-        self.limit, self._hold = min(FEW, self._most), HOLD
-        self._open(now)
+        """The server's kernel dropped data that we sent."""
+        self.limit, self._hold = min(FEW_CONNECTIONS, self._maximum), HOLD_WINDOWS
+        self._start_window(now)
 
-    def answered(self, began: float, now: float, *, keep: bool, waiting: bool) -> None:
-        """The first answer on a connection that was begun at ``began``; ``keep``: it can be used again. ``waiting``:
-        there are requests without a connection."""
+    def first_response(self, began: float, now: float, *, keep: bool, waiting: bool) -> None:
+        """The first response on a connection that was started at ``began``. ``keep``: the connection can be reused.
+        ``waiting``: there are requests without a connection."""
         if keep:
-            self.limit = min(self._most, self.limit + 1) if self._keeps else self._most
-            self._keeps = True
-        elif not self._keeps and began >= self._opened:  # else it began under another limit
+            self.limit = min(self._maximum, self.limit + 1) if self._keeps_alive else self._maximum
+            self._keeps_alive = True
+        elif not self._keeps_alive and began >= self._window_start:  # else it began under another limit
             self._count += 1
             self._total += now - began
-            if self._count >= max(WINDOW, 2 * self.limit):
+            if self._count >= max(WINDOW_RESPONSES, 2 * self.limit):
                 self._adapt(self._total / self._count, waiting=waiting)
-                self._open(now)
+                self._start_window(now)
 
     def _adapt(self, mean: float, *, waiting: bool) -> None:
-        few = min(FEW, self._most)
+        few = min(FEW_CONNECTIONS, self._maximum)
         self._base = mean if self.limit == few else min(self._base, mean)
         self._hold = max(0, self._hold - 1)
-        if mean > RISEN * self._base:
-            self.limit, self._hold = max(few, self.limit * 3 // 4), HOLD
-        elif waiting and not self._hold and mean <= SAME * self._base:
-            self.limit = min(self._most, self.limit + max(1, self.limit // 8))
+        if mean > RISEN_DELAY_RATIO * self._base:
+            self.limit, self._hold = max(few, self.limit * 3 // 4), HOLD_WINDOWS
+        elif waiting and not self._hold and mean <= SAME_DELAY_RATIO * self._base:
+            self.limit = min(self._maximum, self.limit + max(1, self.limit // 8))

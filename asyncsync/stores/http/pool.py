@@ -1,4 +1,4 @@
-"""The connections to one host: made, kept alive, given to one exchange at a time."""
+"""The connections to one host: opened, kept alive, and given to one exchange at a time."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
+from urllib.parse import SplitResult
 
 import aiohappyeyeballs
 
-from asyncsync.stores.http.accept_limit import Acceptance
+from asyncsync.stores.http.accept_limit import AcceptLimit
+from asyncsync.stores.http.byte_stream import ByteStream
 from asyncsync.stores.http.connection import Connection
-from asyncsync.stores.http.response import Answer, BrokenError, UnheardError, UntrustedError
+from asyncsync.stores.http.errors import BrokenError, NotReceivedError, UntrustedCertificateError
+from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.tls import secure
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
 KEEPALIVE_SECONDS = 12.0
-"""S3 closes idle connections after about 20 s; a connection that it has closed would fail the next request."""
+"""How long an idle connection is reused. S3 closes idle connections after about 20 s, and a request on a closed
+connection fails."""
 DNS_SECONDS = 60.0
-"""How long the addresses of a host are used. S3 gives several, and others each time: that spreads the load."""
+"""How long the addresses of a host are used. S3 returns several, and different ones each time, to spread the load."""
 SYN_SECONDS = 0.9
-"""A connection that takes longer was not taken at the first try, which is repeated after a second (RFC 6298)."""
-HEARD_SECONDS = 0.1
-"""After so long, and twice the way to the server, something of a first request must have arrived at its system."""
+"""If connecting takes longer, the first SYN was lost; the kernel repeats it after a second (RFC 6298)."""
+ACCEPT_CHECK_SECONDS = 0.1
+"""After this time plus two round trips, the server's kernel must have acknowledged part of a first request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,77 +40,96 @@ class Host:
     tls: ssl.SSLContext | None
 
 
-class Pool:
-    """Made inside a running loop. At most ``max_connections`` are busy, and of those only so many fresh ones as
-    :class:`asyncsync.stores.http.accept_limit.Acceptance` says. Others wait, in order."""
+def port_of(url: SplitResult) -> int:
+    """The port of an http or https URL."""
+    return url.port or DEFAULT_PORTS[url.scheme]
+
+
+@dataclass(slots=True, eq=False)
+class PooledConnection:
+    """A connection and the pool's record of it."""
+
+    connection: Connection
+    began: float
+    """When connecting started, on the loop's clock."""
+    fresh: bool = True
+    """Its first response has not begun."""
+    idle_since: float = 0.0
+    acceptance_timer: asyncio.TimerHandle | None = None
+
+
+class ConnectionPool:
+    """At most ``max_connections`` are in use, and of these only as many fresh ones as
+    :class:`asyncsync.stores.http.accept_limit.AcceptLimit` allows. Other requests wait in order. Create it inside a
+    running loop."""
 
     def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
         self._host = host
         self._stall_timeout, self._connect_timeout = stall_timeout, connect_timeout
         self._loop = asyncio.get_running_loop()
-        self._most = max_connections
-        self._acceptance = Acceptance(max_connections)
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._max_connections = max_connections
+        self._accept_limit = AcceptLimit(max_connections)
+        self._waiting: deque[asyncio.Future[PooledConnection | None]] = deque()
         self.busy = 0
-        """Connections that carry a request now."""
+        """Connections in use."""
         self._fresh = 0
-        """Those of them that have not been answered yet, or are being made."""
-        self._idle: deque[Connection] = deque()
-        self._open: set[Connection] = set()
+        """Connections in use whose first response has not begun, or that are being opened."""
+        self._idle: deque[PooledConnection] = deque()
+        self._open: set[ByteStream] = set()
         self._addresses: list[aiohappyeyeballs.AddrInfoType] = []
         self._resolved = -DNS_SECONDS
         self._resolving = asyncio.Lock()
         self._session: ssl.SSLSession | None = None
-        """What the next handshake can begin with: it saves both sides most of it."""
+        """The TLS session that the next handshake resumes, which saves both sides most of its cost."""
         self._closed = False
 
     async def close(self) -> None:
-        """Cut all connections and wait until they are gone. None can be made afterwards."""
+        """Cut all connections and wait until they are closed. No connection can be opened afterwards."""
         self._closed = True
         self._idle.clear()
-        there = tuple(self._open)
-        for connection in there:  # all, then wait: one after the other takes a turn of the loop each
+        connections = tuple(self._open)
+        for connection in connections:  # abort all before waiting: each close takes a turn of the loop
             connection.abort()
-        for connection in there:
-            await connection.gone.wait()
+        for connection in connections:
+            await connection.closed.wait()
 
-    async def take(self) -> Connection:
-        """One for an exchange, which ends with :meth:`put_back`. BrokenError."""
-        connection = self._enter() if self._room else await self._turn()
-        if connection is None:
-            connection = await self._connect(min(SYN_SECONDS, self._connect_timeout))
-        if connection is None:  # others may go first, and an older connection may have become free
-            connection = await self._second_try()
-        return connection
+    async def take(self) -> PooledConnection:
+        """A connection for one exchange; return it with :meth:`put_back`. BrokenError."""
+        found = self._enter() if self._room else await self._wait_for_room()
+        if found is None:
+            found = await self._connect(min(SYN_SECONDS, self._connect_timeout))
+        if found is None:  # let others go first; meanwhile an older connection may become idle
+            found = await self._connect_again()
+        return found
 
-    async def _second_try(self) -> Connection:
+    async def _connect_again(self) -> PooledConnection:
         try:
             async with asyncio.timeout(self._connect_timeout):
-                connection = await self._turn() or await self._connect(self._connect_timeout)
+                found = await self._wait_for_room() or await self._connect(self._connect_timeout)
         except TimeoutError:
-            connection = None
-        if connection is None:
+            found = None
+        if found is None:
             raise self._no_connection()
-        return connection
+        return found
 
     def _no_connection(self) -> BrokenError:
         return BrokenError(f"no connection within {self._connect_timeout:g} s")
 
     @property
     def _room(self) -> bool:
-        return self.busy < self._most and (bool(self._idle) or self._fresh < self._acceptance.limit)
+        return self.busy < self._max_connections and (bool(self._idle) or self._fresh < self._accept_limit.limit)
 
-    def _enter(self) -> Connection | None:
-        """Take the room that there is; None: a connection has to be made."""
+    def _enter(self) -> PooledConnection | None:
+        """Occupy a place; None: a connection must be opened."""
         self.busy += 1
-        connection = self._pop_idle()
-        if connection is None:
+        found = self._pop_idle()
+        if found is None:
             self._fresh += 1
-        return connection
+        return found
 
-    async def _turn(self) -> Connection | None:
-        """Wait until there is room, and take it."""
-        place: asyncio.Future[Connection | None] = self._loop.create_future()
+    async def _wait_for_room(self) -> PooledConnection | None:
+        """Wait in line for a place; None: a connection must be opened."""
+        place: asyncio.Future[PooledConnection | None] = self._loop.create_future()
         self._waiting.append(place)
         self._admit()
         try:
@@ -115,11 +139,11 @@ class Pool:
                 self._give_back(place.result())
             raise
 
-    def _give_back(self, connection: Connection | None) -> None:
-        if connection is None:
+    def _give_back(self, unused: PooledConnection | None) -> None:
+        if unused is None:
             self._fresh -= 1
         else:
-            self._idle.append(connection)
+            self._idle.append(unused)
         self._leave()
 
     def _leave(self) -> None:
@@ -132,53 +156,54 @@ class Pool:
             if not place.done():
                 place.set_result(self._enter())
 
-    def _pop_idle(self) -> Connection | None:
-        """The one used last: it is the least likely to have been closed by the other side."""
+    def _pop_idle(self) -> PooledConnection | None:
+        """The most recently used one: the server is least likely to have closed it."""
         oldest = self._loop.time() - KEEPALIVE_SECONDS
         while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and connection.idle_since > oldest:
-                return connection
-            connection.abort()
+            pooled = self._idle.pop()
+            if pooled.connection.usable and pooled.idle_since > oldest:
+                return pooled
+            pooled.connection.abort()
         return None
 
-    def put_back(self, connection: Connection, *, reusable: bool) -> None:
-        """Its exchange is over."""
-        if connection.fresh:
-            self._heard(connection)
+    def put_back(self, pooled: PooledConnection, *, reusable: bool) -> None:
+        """Its exchange has ended."""
+        if pooled.fresh:
+            self._end_fresh(pooled)
         if reusable:
-            connection.idle_since = self._loop.time()
-            self._idle.append(connection)
+            pooled.idle_since = self._loop.time()
+            self._idle.append(pooled)
         else:
-            connection.abort()
+            pooled.connection.abort()
         self._leave()
 
-    def answered(self, connection: Connection, answer: Answer) -> None:
-        """The first answer of a fresh connection has begun."""
-        self._heard(connection)
-        self._session = connection.session or self._session
+    def response_began(self, pooled: PooledConnection, response: Response) -> None:
+        """The head of a response arrived."""
+        if not pooled.fresh:
+            return
+        self._end_fresh(pooled)
+        self._session = pooled.connection.session or self._session
         now, waiting = self._loop.time(), bool(self._waiting)
-        self._acceptance.answered(connection.began, now, keep=answer.keep, waiting=waiting)
+        self._accept_limit.first_response(pooled.began, now, keep=response.keep, waiting=waiting)
         self._admit()
 
-    def _heard(self, connection: Connection) -> None:
-        """Whether it was answered or has ended: it is fresh no more."""
-        connection.fresh = False
+    def _end_fresh(self, pooled: PooledConnection) -> None:
+        pooled.fresh = False
         self._fresh -= 1
-        if connection.listening is not None:
-            connection.listening.cancel()
+        if pooled.acceptance_timer is not None:
+            pooled.acceptance_timer.cancel()
 
-    async def _connect(self, patience: float) -> Connection | None:
-        """A fresh connection; None: the server's system did not answer within ``patience`` seconds."""
+    async def _connect(self, patience: float) -> PooledConnection | None:
+        """Open a connection; None: the server's kernel did not accept it within ``patience`` seconds."""
         began = self._loop.time()
         try:
             connection = await self._open_connection(patience)
-            if connection is not None and self._closed:  # while it was opened
+            if connection is not None and self._closed:  # closed while it was opened
                 connection.abort()
                 raise BrokenError("the store was closed")
         except ssl.SSLCertVerificationError as error:
             self._give_back(None)
-            raise UntrustedError(f"the certificate of {self._host.name} is not trusted: {error}") from error
+            raise UntrustedCertificateError(f"the certificate of {self._host.name} is not trusted: {error}") from error
         except OSError as error:
             self._give_back(None)
             raise BrokenError(f"no connection: {type(error).__name__}: {error}") from error
@@ -186,24 +211,25 @@ class Pool:
             self._give_back(None)
             raise
         if connection is None:
-            self._acceptance.overflowed(self._loop.time())
+            self._accept_limit.overflowed(self._loop.time())
             self._give_back(None)
             return None
-        connection.began, seconds = began, self._loop.time() - began
-        if self._host.tls is None:  # what has shaken hands was heard
-            connection.listening = self._loop.call_later(HEARD_SECONDS + 2 * seconds, self._listen, connection)
-        return connection
+        pooled = PooledConnection(connection, began)
+        if self._host.tls is None:  # a TLS handshake proves that the server accepted the connection
+            delay = ACCEPT_CHECK_SECONDS + 2 * (self._loop.time() - began)
+            pooled.acceptance_timer = self._loop.call_later(delay, self._check_accepted, connection)
+        return pooled
 
-    def _listen(self, connection: Connection) -> None:
-        if connection.unheard:
-            self._acceptance.overflowed(self._loop.time())
-            connection.lose(UnheardError("the server takes no further connections"))
+    def _check_accepted(self, connection: Connection) -> None:
+        if connection.nothing_received:
+            self._accept_limit.overflowed(self._loop.time())
+            connection.fail(NotReceivedError("the server accepts no further connections"))
 
     async def _open_connection(self, patience: float) -> Connection | None:
         connection = Connection(self._loop, self._open, self._stall_timeout)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                sock = await self._reach(patience)
+                sock = await self._open_socket(patience)
                 if sock is None:
                     return None
                 if self._host.tls is None:
@@ -214,7 +240,7 @@ class Pool:
             raise self._no_connection() from error
         return connection
 
-    async def _reach(self, patience: float) -> socket.socket | None:
+    async def _open_socket(self, patience: float) -> socket.socket | None:
         addresses = await self._resolve()
         try:
             async with asyncio.timeout(patience):

@@ -1,5 +1,5 @@
-"""Files that worker threads give to a socket; where nothing has to be encrypted, the kernel sends them by itself: half
-the processor time of reading and writing them."""
+"""Sends files to a socket from worker threads. Over plain TCP the kernel copies the bytes (sendfile), which takes half
+the CPU time of reading and writing them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from functools import partial
 from asyncsync.aio.threads import in_sender
 from asyncsync.disk.files import FileRange
 
-Give = Callable[[FileRange, int, int], tuple[int, bool]]
-"""Blocking on the disk: gives up to so many bytes of a file, from a place on, to a socket; how many it took, and
-whether it is full."""
+SendFunction = Callable[[FileRange, int, int], tuple[int, bool]]
+"""Sends part of a file: ``(body, start, maximum)`` to ``(bytes that the socket took, whether it is full)``. Blocks on
+the disk."""
 
 
 class FileSocket:
-    """What sends files on a connection. ``close`` frees ``descriptor`` once nobody uses it any more."""
+    """Sends files on one connection. ``close`` frees ``descriptor``; it is called when no call uses it any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, give: Give, close: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, descriptor: int, send: SendFunction, close: Callable[[], None]
+    ) -> None:
         self._loop, self._descriptor = loop, descriptor
-        self._give, self._close = give, close
+        self._send, self._close = send, close
         self._used = self._closing = False
 
     @staticmethod
     def plain(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> FileSocket:
-        """By a second descriptor of the socket: the loop's transport watches the first one."""
+        """Over plain TCP, through a duplicate descriptor: the loop's transport watches the original one."""
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
-        give = partial(_give_plain, descriptor)
-        return FileSocket(loop, descriptor, give, partial(os.close, descriptor))
+        return FileSocket(loop, descriptor, partial(_send_plain, descriptor), partial(os.close, descriptor))
 
-    async def offer(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
-        """How many bytes the socket took, and whether it is full. OSError of the socket, or of the file."""
+    async def offer(self, body: FileRange, start: int, maximum: int) -> tuple[int, bool]:
+        """Send up to ``maximum`` bytes from ``start``; the bytes that the socket took, and whether it is full. OSError
+        of the socket or the file."""
         with self._in_use():
-            return await in_sender(partial(self._give, body, start, most))
+            return await in_sender(partial(self._send, body, start, maximum))
 
     async def wait(self, ready: asyncio.Future[None]) -> None:
-        """Wait for ``ready``, which is set when the socket takes more, or by the caller."""
+        """Wait for ``ready``. It is set when the socket accepts more data, or by the caller."""
         with self._in_use():
             self._loop.add_writer(self._descriptor, set_result, ready)
             try:
@@ -47,7 +49,7 @@ class FileSocket:
                 self._loop.remove_writer(self._descriptor)
 
     def close(self) -> None:
-        """Now, or when nobody uses it any more: its number must not become another's meanwhile."""
+        """Close the descriptor now, or after the call that uses it: its number must not be reused meanwhile."""
         if not (self._used or self._closing):
             self._close()
         self._closing = True
@@ -63,8 +65,8 @@ class FileSocket:
                 self._close()
 
 
-def _give_plain(descriptor: int, body: FileRange, start: int, most: int) -> tuple[int, bool]:
-    return body.send_to(start, most, descriptor)
+def _send_plain(descriptor: int, body: FileRange, start: int, maximum: int) -> tuple[int, bool]:
+    return body.send_to(start, maximum, descriptor)
 
 
 def set_result(ready: asyncio.Future[None]) -> None:

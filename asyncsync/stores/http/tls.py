@@ -1,8 +1,8 @@
-"""TLS that leaves bulk to worker threads.
+"""TLS that encrypts bulk data in worker threads.
 
-asyncio's own encrypts on the event loop's thread, so that one core does it all: 2 GiB took 3.4 s where they now take
-1.9 s and two thirds of the processor time. Here a worker thread reads a piece of a file, encrypts it and gives it to
-the socket; heads, small bodies and answers are done on the loop.
+asyncio's TLS encrypts on the event loop's thread, so one core does all the work: 2 GiB took 3.4 s; here they take 1.9 s
+and two thirds of the CPU time. A worker thread reads a piece of a file, encrypts it and writes it to the socket. Heads,
+small bodies and responses are handled on the loop.
 """
 
 from __future__ import annotations
@@ -18,35 +18,39 @@ from asyncsync.aio.threads import in_sender
 from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.http.sendfile import FileSocket, set_result
 
-PIECE = 1 << 18
-"""Bytes of a file read at once: what the socket has no room for is read again later."""
-RECORDS = 16
-"""TLS records, of at most 16 KiB, that are decrypted in one turn of the loop."""
-_NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+FILE_READ_SIZE = 1 << 18
+"""Bytes of a file read in one call; those that do not fit into the socket are read again later."""
+RECORDS_PER_TURN = 16
+"""TLS records, of at most 16 KiB, decrypted in one turn of the loop."""
+_WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 async def secure(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ssl.SSLContext, name: str,
-    protocol: asyncio.BufferedProtocol, session: ssl.SSLSession | None,
-) -> None:  # fmt: skip
-    """Speak TLS on a connected socket, which is ours from here on. ``session`` is that of an earlier connection to the
-    same place. OSError, such as ssl.SSLCertVerificationError."""
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    name: str,
+    protocol: asyncio.BufferedProtocol,
+    session: ssl.SSLSession | None,
+) -> None:
+    """Start TLS on a connected socket and take ownership of it. ``session``: the session of an earlier connection to
+    the same host, to resume. OSError, such as ssl.SSLCertVerificationError."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     secured = context.wrap_socket(
         sock, server_hostname=name, session=session, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )
     try:
-        await _shake_hands(loop, secured)
+        await _handshake(loop, secured)
         TlsTransport(loop, secured, protocol)
     except BaseException:
         secured.close()
         raise
 
 
-async def _shake_hands(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
+async def _handshake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
     while True:
         try:
-            return await in_sender(sock.do_handshake)  # checking certificates takes up to a millisecond
+            return await in_sender(sock.do_handshake)  # checking the certificate takes up to a millisecond
         except ssl.SSLWantReadError:
             await _ready(sock, loop.add_reader, loop.remove_reader)
         except ssl.SSLWantWriteError:
@@ -63,8 +67,8 @@ async def _ready(sock: ssl.SSLSocket, add: Callable[..., None], remove: Callable
 
 
 class TlsTransport(asyncio.Transport):
-    """A connection whose hands are shaken. One thread at a time uses ``sock``: a worker while :meth:`offer` runs, which
-    needs an empty write buffer, and else the loop's."""
+    """A connection after its handshake. One thread at a time uses ``sock``: a worker thread during :meth:`offer`, which
+    needs an empty write buffer; otherwise the loop's thread."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket, protocol: asyncio.BufferedProtocol
@@ -80,11 +84,11 @@ class TlsTransport(asyncio.Transport):
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What a further connection can begin with, to save most of shaking hands."""
+        """The session that a later connection can resume, which saves most of the handshake."""
         return self._sock.session
 
     def abort(self) -> None:
-        """Cut it; what has not been sent is thrown away."""
+        """Cut the connection; unsent data is dropped."""
         self._end(None)
 
     close = abort
@@ -94,14 +98,14 @@ class TlsTransport(asyncio.Transport):
             self._closing = True
             self._loop.remove_reader(self._descriptor)
             self._loop.remove_writer(self._descriptor)
-            self._loop.call_soon(self._gone, error)
+            self._loop.call_soon(self._finish, error)
 
-    def _gone(self, error: OSError | None) -> None:
+    def _finish(self, error: OSError | None) -> None:
         self._unsent = bytearray()
         self._files.close()
         self._protocol.connection_lost(error)
 
-    # In
+    # Reading
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -112,18 +116,18 @@ class TlsTransport(asyncio.Transport):
         self._watch()
 
     def _watch(self) -> None:
-        """Look at once too: what has been taken from the socket already does not wake the loop."""
+        """Also read at once: data that OpenSSL has already taken from the socket does not wake the loop."""
         if not (self._lent or self._paused or self._closing):
             self._loop.add_reader(self._descriptor, self._read)
             self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        for _ in range(RECORDS):
+        for _ in range(RECORDS_PER_TURN):
             if self._lent or self._paused or self._closing:
                 return
             try:
                 count = self._sock.recv_into(self._protocol.get_buffer(-1))
-            except _NOT_NOW:
+            except _WOULD_BLOCK:
                 return
             except OSError as error:
                 self._end(error)
@@ -135,7 +139,7 @@ class TlsTransport(asyncio.Transport):
             self._protocol.buffer_updated(count)
         self._loop.call_soon(self._read)
 
-    # Out
+    # Writing
 
     def get_write_buffer_size(self) -> int:
         return len(self._unsent)
@@ -154,8 +158,8 @@ class TlsTransport(asyncio.Transport):
             self._protocol.resume_writing()
 
     def _push(self, data: bytes | bytearray | memoryview) -> int:
-        """How many bytes were taken. What was not must be offered again, and nothing else: its beginning may have been
-        encrypted already."""
+        """The bytes that were taken. The rest must be offered again unchanged: OpenSSL may already have encrypted its
+        beginning."""
         try:
             with memoryview(data) as view:
                 return _send(self._sock, view)[0]
@@ -165,15 +169,15 @@ class TlsTransport(asyncio.Transport):
 
     # Files
 
-    async def offer(self, body: FileRange, start: int, most: int) -> tuple[int, bool]:
+    async def offer(self, body: FileRange, start: int, maximum: int) -> tuple[int, bool]:
         """As :meth:`FileSocket.offer`."""
         self._lent = True
         self._loop.remove_reader(self._descriptor)
         try:
-            return await self._files.offer(body, start, most)
+            return await self._files.offer(body, start, maximum)
         finally:
             self._lent = False
-            self._read()  # an answer that came meanwhile explains an error
+            self._read()  # a response that arrived meanwhile may explain an error
             self._watch()
 
     async def wait(self, ready: asyncio.Future[None]) -> None:
@@ -182,34 +186,34 @@ class TlsTransport(asyncio.Transport):
 
 
 def can_send_files(transport: asyncio.Transport) -> bool:
-    """Whether there is a way from a file into the connection in worker threads."""
+    """Whether worker threads can send files on this connection."""
     return isinstance(transport, TlsTransport) or hasattr(os, "sendfile")
 
 
-def sender_of_files(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> FileSocket | TlsTransport:
-    """What does it; the caller closes it."""
+def file_sender(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> FileSocket | TlsTransport:
+    """The sender of files for a connection; the caller closes it."""
     return transport if isinstance(transport, TlsTransport) else FileSocket.plain(loop, transport)
 
 
 def _send(sock: ssl.SSLSocket, data: memoryview, lease: Lease | None = None) -> tuple[int, bool]:
-    """How many bytes went, and whether the socket is full. One call encrypts one record."""
+    """Send ``data``; the bytes that the socket took, and whether it is full. Each call encrypts one record."""
     sent = 0
     try:
         while sent < len(data):
             if lease is not None:
                 lease.check()
             sent += sock.send(data[sent:])
-    except _NOT_NOW:
+    except _WOULD_BLOCK:
         return sent, True
     return sent, False
 
 
-def _send_file(sock: ssl.SSLSocket, body: FileRange, start: int, most: int) -> tuple[int, bool]:
-    """Up to ``most`` bytes of ``body`` from ``start`` on; fewer where the socket is full (True) or the file ends."""
-    room = bytearray(min(PIECE, most))
+def _send_file(sock: ssl.SSLSocket, body: FileRange, start: int, maximum: int) -> tuple[int, bool]:
+    """Send up to ``maximum`` bytes of ``body`` from ``start``; fewer if the socket is full (True) or the file ends."""
+    room = bytearray(min(FILE_READ_SIZE, maximum))
     done = 0
-    while done < most:
-        got = min(body.read_into(start + done, room), most - done)
+    while done < maximum:
+        got = min(body.read_into(start + done, room), maximum - done)
         if not got:
             break
         count, full = _send(sock, memoryview(room)[:got], body.lease)

@@ -1,26 +1,32 @@
-"""Ends what stands still: one timer for all requests of a store, so that a request costs no timer of its own."""
+"""Cuts requests that stall. One timer serves all requests of a client, so that a request costs no timer of its own."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 
 class Watched(Protocol):
-    """A request under way. ``seen`` and ``since`` belong to the watchdog."""
+    """A request in flight."""
 
-    seen: int
-    since: float
+    def progress(self) -> int:
+        """Bytes moved so far, as far as they count; it only grows."""
 
-    def moved(self) -> int:
-        """How far it has come, in bytes that count: it only grows."""
-
-    def least(self) -> int:
-        """Of those bytes, how many more are progress."""
+    def min_progress(self) -> int:
+        """Bytes that must move for the request to count as alive."""
 
     def stall(self) -> None:
-        """End the request: its connection is cut, so nothing more of it is sent."""
+        """End the request: cut its connection, so that no more of it is sent."""
+
+
+@dataclass(slots=True)
+class ProgressMark:
+    """The last progress that counted, and when it was seen."""
+
+    time: float
+    progress: int = -1
 
 
 class Watchdog:
@@ -30,47 +36,51 @@ class Watchdog:
         self.stall_timeout = stall_timeout
         self._loop = asyncio.get_running_loop()
         self._now = now or self._loop.time
-        self._watched: set[Watched] = set()
+        self._watched: dict[Watched, ProgressMark] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, request: Watched) -> None:
-        request.since = self._now()
-        self._watched.add(request)
-        if self._timer is None:
-            self._arm()
+        """Watch a request from now on."""
+        self._watch(request, ProgressMark(self._now()))
 
     def discard(self, request: Watched) -> None:
-        self._watched.discard(request)
+        """Stop watching a request."""
+        self._watched.pop(request, None)
 
-    def pause(self, request: Watched) -> None:
-        """It waits for us, until :meth:`resume`: that is no time of its own, and does not make up for any."""
-        request.since -= self._now()
-        self._watched.discard(request)
+    def pause(self, request: Watched) -> ProgressMark:
+        """Stop the clock of a request while it waits for us. Pass the result to :meth:`resume`."""
+        mark = self._watched.pop(request, None) or ProgressMark(self._now())
+        mark.time -= self._now()
+        return mark
 
-    def resume(self, request: Watched) -> None:
-        request.since += self._now()
-        self._watched.add(request)
-        if self._timer is None:
-            self._arm()
+    def resume(self, request: Watched, mark: ProgressMark) -> None:
+        """Restart the clock of a request where :meth:`pause` stopped it."""
+        mark.time += self._now()
+        self._watch(request, mark)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _arm(self) -> None:
+    def _watch(self, request: Watched, mark: ProgressMark) -> None:
+        self._watched[request] = mark
+        if self._timer is None:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
         self._timer = self._loop.call_later(min(1.0, self.stall_timeout / 4), self.look)
 
     def look(self) -> None:
-        """Compare what each request has moved with the last look."""
+        """Compare the progress of each request with that at the last look."""
         now = self._now()
-        for request in tuple(self._watched):
-            moved = request.moved()
-            if moved - request.seen >= request.least():
-                request.seen, request.since = moved, now
-            elif now - request.since >= self.stall_timeout:
+        for request, mark in tuple(self._watched.items()):
+            progress = request.progress()
+            if progress - mark.progress >= request.min_progress():
+                mark.progress, mark.time = progress, now
+            elif now - mark.time >= self.stall_timeout:
                 request.stall()
-                self._watched.discard(request)
+                self._watched.pop(request, None)
         self._timer = None
         if self._watched:
-            self._arm()
+            self._start_timer()

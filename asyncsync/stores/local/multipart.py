@@ -1,8 +1,8 @@
 """Multipart uploads of the local store: one data file, written at offsets, and one empty marker file per part.
 
-``.asyncsync/uploads/<id>/`` below the root holds ``key`` (the object's key), ``data``, and for each finished part a
-marker whose name says everything: ``part-<number>-<offset>-<size>-<crc32c>``. A marker is made after the bytes are on
-the disk, so what is listed after a crash is there.
+``.asyncsync/uploads/<id>/`` below the root contains ``key`` (the object's key), ``data``, and a marker for each
+finished part, whose name describes it: ``part-<number>-<offset>-<size>-<crc32c>``. A marker is created after the bytes
+are on the disk, so a part that is listed after a crash is durable.
 """
 
 from __future__ import annotations
@@ -15,48 +15,57 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
 from asyncsync.stores.local import files as disk
+from asyncsync.stores.local import publish
+from asyncsync.stores.local.keys import CONTROL_DIR, UPLOADS_NAME
 
-UPLOADS = "uploads"
 _ID = re.compile(r"[0-9a-f]{32}")
 _MARKER = re.compile(r"part-(\d+)-(\d+)-(\d+)-([0-9a-f]{8}|none)")
 
 
-class Uploads:
-    """The open uploads of one root. All calls block; errors are the system's, for the store to translate."""
+class LocalUploads:
+    """The open uploads of one root. All methods block, and raise errors of the system for the store to map."""
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._home = os.path.join(root, disk.CONTROL, UPLOADS)
+        self._home = os.path.join(root, CONTROL_DIR, UPLOADS_NAME)
 
     def create(self, key: str) -> Upload:
         upload = Upload(key, os.urandom(16).hex(), time.time())
         home = self._dir(upload)
-        # `key` comes first under another name, so that a crash never leaves an upload that cannot say whose it is
-        fd = disk.create(os.path.join(home, f"key{disk.TEMPORARY}"))
+        # "key" is written under a temporary name and renamed, so that a crash never leaves an upload without its key
+        fd = disk.create(os.path.join(home, f"key{TEMPORARY}"))
         try:
-            disk.write_bytes(fd, key.encode(), 0, disk.Permit(threading.Event()))
+            disk.write_bytes(fd, key.encode(), 0, disk.WritePermit(threading.Event()))
             os.fsync(fd)
             os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-            os.rename(os.path.join(home, f"key{disk.TEMPORARY}"), os.path.join(home, "key"))
+            os.rename(os.path.join(home, f"key{TEMPORARY}"), os.path.join(home, "key"))
         finally:
-            os.close(fd)  # and with it the lock that keeps a sweep away
+            os.close(fd)  # releases the lock that protects the upload from a sweep
         disk.sync_dir(home)
         return upload
 
     def put_part(
-        self, upload: Upload, number: int, offset: int, body: bytes | disk.Source, crc32c: int | None,
-        permit: disk.Permit,
-    ) -> Part:  # fmt: skip
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        body: bytes | disk.SourceFile,
+        crc32c: int | None,
+        permit: disk.WritePermit,
+    ) -> Part:
         if number < 1 or offset < 0:
-            raise StoreError(f"{upload.key}: part {number} at {offset}: numbers count from 1, offsets from 0")
+            raise StoreError(
+                f"{upload.key}: invalid part {number} at offset {offset}: numbers count from 1, offsets from 0"
+            )
         size = len(body) if isinstance(body, bytes) else body.size
         with self._data(upload) as fd:
             permit.check()
-            self._forget(upload, number)
+            self._remove_marker(upload, number)
             if isinstance(body, bytes):
                 disk.write_bytes(fd, body, offset, permit)
             else:
@@ -73,13 +82,19 @@ class Uploads:
             return sorted(self._markers(upload), key=lambda part: part.number)
 
     def complete(
-        self, upload: Upload, parts: Sequence[Part], target: str, where: str, crc32c: int | None,
-        if_version: str | None, permit: disk.Permit,
-    ) -> tuple[os.stat_result, int | None]:  # fmt: skip
+        self,
+        upload: Upload,
+        parts: Sequence[Part],
+        target: str,
+        where: str,
+        crc32c: int | None,
+        if_version: str | None,
+        permit: disk.WritePermit,
+    ) -> tuple[os.stat_result, int | None]:
         size, known = self._check(upload, parts, where, crc32c)
         data = os.path.join(self._dir(upload), "data")
         with self._data(upload) as fd:
-            os.ftruncate(fd, size)  # a replaced part may have been longer
+            os.ftruncate(fd, size)  # a part that was replaced may have been longer
             found = disk.seal(fd)
         self._publish(data, target, where, if_version, permit)
         self._remove(upload)
@@ -102,7 +117,7 @@ class Uploads:
             with open(path, "rb") as file:
                 key, started = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
-            return None  # just being made, or just gone
+            return None  # just being created, or just removed
         return Upload(key.decode(), name, started)
 
     def _dir(self, upload: Upload) -> str:
@@ -117,8 +132,8 @@ class Uploads:
         except FileNotFoundError as error:
             raise NotFoundError(f"no upload {upload.upload_id} of {upload.key}") from error
         try:
-            if os.fstat(fd).st_nlink > 1:  # its writer was killed between giving it its name and removing the upload
-                raise NotFoundError(f"upload {upload.upload_id} of {upload.key} is complete already")
+            if os.fstat(fd).st_nlink > 1:  # its writer was killed after publishing the object
+                raise NotFoundError(f"upload {upload.upload_id} of {upload.key} is already complete")
             yield fd
         finally:
             os.close(fd)
@@ -129,41 +144,43 @@ class Uploads:
                 number, offset, size = (int(group) for group in match.groups()[:3])
                 yield Part(number, offset, size, name, None if match[4] == "none" else int(match[4], 16))
 
-    def _forget(self, upload: Upload, number: int) -> None:
-        """The same number again replaces a part: its old marker goes before its bytes do."""
+    def _remove_marker(self, upload: Upload, number: int) -> None:
+        """Before a part is replaced: its old marker is removed before its bytes are overwritten."""
         for part in self._markers(upload):
             if part.number == number:
                 disk.unlink(os.path.join(self._dir(upload), part.etag))
 
     def _check(self, upload: Upload, parts: Sequence[Part], where: str, crc32c: int | None) -> tuple[int, int | None]:
-        """Size, and CRC32C where all parts have theirs, of the object that these parts make."""
+        """The size of the object made of these parts, and its CRC32C if all parts have one."""
         kept = {part.etag: part for part in self.parts(upload)}
         numbers = [part.number for part in parts]
         if not numbers or numbers != sorted(set(numbers)):
-            raise StoreError(f"{where}: parts must be given once each, in order; got {numbers[:20]}")
+            raise StoreError(f"{where}: parts must be in order, each once; got {numbers[:20]}")
         size, total = 0, None if any(part.etag in kept and kept[part.etag].crc32c is None for part in parts) else 0
         for part in parts:
             have = kept.get(part.etag)
             if have is None or have.number != part.number:
-                raise StoreError(f"{where}: part {part.number} was not uploaded, or was replaced")
+                raise StoreError(f"{where}: part {part.number} was not uploaded or was replaced")
             if have.offset != size:
-                raise StoreError(f"{where}: part {part.number} lies at {have.offset}, the one before ends at {size}")
+                raise StoreError(
+                    f"{where}: part {part.number} starts at {have.offset}, but the one before ends at {size}"
+                )
             if total is not None and have.crc32c is not None:
                 total = crc32c_combine(total, have.crc32c, have.size)
             size += have.size
         if None not in (total, crc32c) and total != crc32c:
-            raise IntegrityError(f"{where}: CRC32C of the parts is {total:08x}, expected was {crc32c:08x}")
+            raise IntegrityError(f"{where}: the parts have CRC32C {total:08x}, not {crc32c:08x}")
         return size, total
 
-    def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.Permit) -> None:
-        for attempt in range(100):
+    def _publish(self, data: str, target: str, where: str, if_version: str | None, permit: disk.WritePermit) -> None:
+        for attempt in range(disk.DIRECTORY_ATTEMPTS):
             disk.make_dirs(os.path.dirname(target))
             try:
-                disk.publish(data, target, where, if_version, permit)
+                publish.publish(data, target, where, if_version, permit)
             except FileNotFoundError:
-                if attempt == 99 or not os.path.exists(data):
+                if attempt == disk.DIRECTORY_ATTEMPTS - 1 or not os.path.exists(data):
                     raise
-                continue  # a delete removed the directory while it was empty
+                continue  # a concurrent delete removed the empty directory
             return
 
     def _remove(self, upload: Upload) -> None:
@@ -172,8 +189,8 @@ class Uploads:
             names = os.listdir(home)
         except FileNotFoundError:
             return
-        # `data` first: without it the upload is gone for every other call
+        # "data" first: without it every other call finds no upload
         for name in sorted(names, key=lambda name: (name != "data", name == "key", name)):
             if stat.S_ISREG(os.lstat(os.path.join(home, name)).st_mode):
                 disk.unlink(os.path.join(home, name))
-        disk.prune(home, self._root)
+        publish.prune(home, self._root)

@@ -1,4 +1,4 @@
-"""A directory as a store: objects are plain files under plain names, written so that a crash leaves no half of one."""
+"""The local store: objects are plain files with plain names, and a crash leaves no partial object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,39 +23,40 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
+from asyncsync.stores.local.keys import check_key, check_prefix
 from asyncsync.stores.local.listing import list_page
-from asyncsync.stores.local.multipart import UPLOADS, Uploads
+from asyncsync.stores.local.multipart import LocalUploads
+from asyncsync.stores.local.publish import prune, write_file
 from asyncsync.stores.local.sweep import sweep
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-_NAME_BYTES = 255
-_MAX_DELETE = 1000
-_UNAVAILABLE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN}
+_MAX_DELETED_KEYS = 1000
+_UNAVAILABLE_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN}
+"""Errors of a disk or a network file system that does not respond."""
 
 
 class LocalStore(Store):
-    """Objects are files below ``root``, an absolute path that need not exist yet.
+    """Objects are files below ``root``, an absolute path that may not exist yet.
 
-    - A put writes a temporary file beside the target, syncs it, renames it, and syncs the directory: bytes that were
-      acknowledged are on the disk.
-    - A FileRange is copied by the kernel (shared blocks or ``copy_file_range`` where the file system can), so its
-      bytes are never seen: its CRC32C is not checked, only its size, and that the source did not change meanwhile.
-      Bytes in memory are checked.
-    - Create-only writes are atomic against everybody. Conditional replaces exclude each other by a lock file, also
-      across processes and across stores with other roots; they do not exclude unconditional writes of the same key.
-    - Versions are inode, mtime in ns and size. Empty directories disappear with the last object in them.
-    - Parts of open uploads lie in ``.asyncsync/uploads`` below the root, and survive the process.
+    - A put writes a temporary file beside the target, syncs it, renames it, and syncs the directory: acknowledged bytes
+      are on the disk.
+    - The kernel copies a FileRange (shared blocks or ``copy_file_range``, if the file system supports it). So its
+      CRC32C is not checked, only its size, and that the source did not change meanwhile. Bytes in memory are checked.
+    - Create-only writes are atomic with respect to all writers. Conditional replaces exclude each other with a lock
+      file, across processes and across stores with other roots, but not unconditional writes of the same key.
+    - A version is inode, mtime in ns and size. Empty directories are removed with their last object.
+    - Parts of open uploads are in ``.asyncsync/uploads`` below the root, and survive the process.
     - Symbolic links that lead out of the root are refused.
 
-    Errors: what the system refuses is AccessDeniedError, a disk that does not answer (EIO, ESTALE, ETIMEDOUT)
-    UnavailableError, anything else, a full disk included, a StoreError with the system's text. A source file that is
-    gone raises the plain ``FileNotFoundError`` of Python, which is no StoreError.
+    Errors: AccessDeniedError for missing permissions, UnavailableError for a disk that does not respond (EIO, ESTALE,
+    ETIMEDOUT), StoreError with the system's text for anything else, including a full disk. A missing source file raises
+    Python's plain ``FileNotFoundError``, which is not a StoreError.
     """
 
     def __init__(self, root: Path) -> None:
         if not root.is_absolute():
-            raise ConfigError(f"storage path {str(root)!r} is relative; an absolute path is needed")
+            raise ConfigError(f"storage path {str(root)!r} is relative: give an absolute path")
         self.root = os.path.normpath(root)
         self.uri = self.root
         self.traits = Traits(
@@ -70,10 +70,10 @@ class LocalStore(Store):
             max_key_bytes=3000,
             local=True,
         )
-        self._uploads = Uploads(self.root)
+        self._uploads = LocalUploads(self.root)
 
     async def close(self) -> None:
-        """Nothing to free: every call closes what it opened."""
+        """Nothing to close: every call closes the files that it opened."""
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
@@ -81,9 +81,9 @@ class LocalStore(Store):
         target, lease = self._path(key), lease_of(body)
 
         def work(stop: threading.Event) -> ObjectInfo:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             if isinstance(body, FileRange):
-                with disk.open_source(body) as source:  # outside `_mapped`: its absence is not the store's
+                with disk.open_source(body) as source:  # outside _mapped: a missing source is not an error of the store
                     return self._write(key, target, source, permit, crc32c, if_version)
             return self._write(key, target, body, permit, crc32c, if_version)
 
@@ -110,13 +110,13 @@ class LocalStore(Store):
                 return os.pread(opened[0], size, at)
 
         try:
-            # each hop is waited for even when cancelled, so that no thread reads from a descriptor closed below
+            # A cancelled call still waits for its thread, so that no thread reads from a descriptor closed below.
             info, data = await in_thread_stoppable(begin)
             end = info.size if length is None else min(info.size, start + length)
             at = start
             while at < end:
                 if not data:
-                    raise UnavailableError(f"{where} was cut at {at} of {info.size} bytes while it was read")
+                    raise UnavailableError(f"{where} was truncated at {at} of {info.size} bytes while it was read")
                 await sink(data)
                 at += len(data)
                 data = await in_thread_stoppable(partial(more, at, min(PIECE, end - at))) if at < end else b""
@@ -138,7 +138,7 @@ class LocalStore(Store):
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         if delimiter not in ("", "/"):
-            raise StoreError(f"{self.uri}: a directory can be listed with the delimiter '/' only, not {delimiter!r}")
+            raise StoreError(f"{self.uri}: invalid delimiter {delimiter!r}: only '/' is supported")
         self._check_prefix(prefix)
 
         def work() -> Page:
@@ -148,12 +148,12 @@ class LocalStore(Store):
         return await in_thread(work)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        if len(keys) > _MAX_DELETE:
-            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; at most {_MAX_DELETE} are allowed")
+        if len(keys) > _MAX_DELETED_KEYS:
+            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete, at most {_MAX_DELETED_KEYS} are allowed")
         paths, lease = {key: self._path(key) for key in keys}, lease_of(keys)
 
         def work(stop: threading.Event) -> None:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             for key, path in paths.items():
                 permit.check()
                 with self._mapped(key):
@@ -163,21 +163,26 @@ class LocalStore(Store):
                 for parent in {os.path.dirname(path) for path in paths.values()}:
                     if os.path.isdir(parent):
                         disk.sync_dir(parent)
-                    disk.prune(parent, self.root)
+                    prune(parent, self.root)
 
         if keys:
             await in_thread_stoppable(work)
 
     async def copy(
-        self, source: str, key: str, *, if_source_version: str | None = None, size: int | None = None,
+        self,
+        source: str,
+        key: str,
+        *,
+        if_source_version: str | None = None,
+        size: int | None = None,
         if_version: str | None = None,
-    ) -> ObjectInfo:  # fmt: skip
+    ) -> ObjectInfo:
         origin, target, lease = self._path(source), self._path(key), lease_of(key)
         self.check_copy_condition(key, if_version)
 
         def work(stop: threading.Event) -> ObjectInfo:
-            with self._origin(source, origin, if_source_version) as opened:
-                return self._write(key, target, opened, disk.Permit(stop, lease), None, if_version)
+            with self._source(source, origin, if_source_version) as opened:
+                return self._write(key, target, opened, disk.WritePermit(stop, lease), None, if_version)
 
         return await in_thread_stoppable(work)
 
@@ -191,7 +196,7 @@ class LocalStore(Store):
         where, lease = self._where(upload.key), lease_of(body)
 
         def work(stop: threading.Event) -> Part:
-            permit = disk.Permit(stop, lease)
+            permit = disk.WritePermit(stop, lease)
             if isinstance(body, FileRange):
                 with disk.open_source(body) as source, self._mapped(upload.key):
                     return self._uploads.put_part(upload, number, offset, source, crc32c, permit)
@@ -202,17 +207,26 @@ class LocalStore(Store):
         return await in_thread_stoppable(work)
 
     async def copy_part(
-        self, upload: Upload, number: int, offset: int, source: str, start: int, length: int, *,
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: str,
+        start: int,
+        length: int,
+        *,
         if_source_version: str | None = None,
-    ) -> Part:  # fmt: skip
+    ) -> Part:
         origin = self._path(source)
 
         def work(stop: threading.Event) -> Part:
-            with self._origin(source, origin, if_source_version) as opened, self._mapped(upload.key):
+            with self._source(source, origin, if_source_version) as opened, self._mapped(upload.key):
                 if start < 0 or length < 1 or start + length > opened.size:
-                    raise StoreError(f"{self._where(source)}: no range of {length} bytes at {start}")
-                piece = disk.Source(opened.fd, opened.path, start, length, opened.found)
-                return self._uploads.put_part(upload, number, offset, piece, None, disk.Permit(stop))
+                    raise StoreError(
+                        f"{self._where(source)}: no range of {length} bytes at {start}, it has {opened.size} bytes"
+                    )
+                piece = disk.SourceFile(opened.fd, opened.path, start, length, opened.found)
+                return self._uploads.put_part(upload, number, offset, piece, None, disk.WritePermit(stop))
 
         return await in_thread_stoppable(work)
 
@@ -223,7 +237,7 @@ class LocalStore(Store):
 
         def work(stop: threading.Event) -> ObjectInfo:
             disk.beneath(os.path.dirname(target), self.root)
-            permit = disk.Permit(stop, upload.lease)
+            permit = disk.WritePermit(stop, upload.lease)
             found, known = self._uploads.complete(upload, parts, target, where, crc32c, if_version, permit)
             return _info(upload.key, found, known)
 
@@ -242,31 +256,36 @@ class LocalStore(Store):
     async def sweep(self) -> int:
         return await in_thread_stoppable(partial(sweep, self.root))
 
-    async def _upload_call(self, key: str, func: Callable[[threading.Event], T]) -> T:
-        def work(stop: threading.Event) -> T:
+    async def _upload_call(self, key: str, func: Callable[[threading.Event], _T]) -> _T:
+        def work(stop: threading.Event) -> _T:
             with self._mapped(key):
                 return func(stop)
 
         return await in_thread_stoppable(work)
 
     def _write(
-        self, key: str, target: str, body: bytes | disk.Source, permit: disk.Permit,
-        crc32c: int | None, if_version: str | None,
-    ) -> ObjectInfo:  # fmt: skip
+        self,
+        key: str,
+        target: str,
+        body: bytes | disk.SourceFile,
+        permit: disk.WritePermit,
+        crc32c: int | None,
+        if_version: str | None,
+    ) -> ObjectInfo:
         with self._mapped(key):
             disk.beneath(os.path.dirname(target), self.root)
-            found, checked = disk.write_file(target, body, self._where(key), permit, crc32c, if_version)
+            found, checked = write_file(target, body, self._where(key), permit, crc32c, if_version)
             return _info(key, found, checked)
 
     @contextlib.contextmanager
-    def _origin(self, key: str, path: str, if_version: str | None) -> Iterator[disk.Source]:
-        """One of our own objects, open to be copied from."""
+    def _source(self, key: str, path: str, if_version: str | None) -> Iterator[disk.SourceFile]:
+        """An object of this store, opened as the source of a copy."""
         with self._mapped(key):
             fd, found = disk.open_object(path, self.root)
         try:
             if if_version is not None and if_version != disk.version_of(found):
                 raise PreconditionError(f"{self._where(key)} has version {disk.version_of(found)}, not {if_version}")
-            yield disk.Source(fd, path, 0, found.st_size, found)
+            yield disk.SourceFile(fd, path, 0, found.st_size, found)
         finally:
             os.close(fd)
 
@@ -275,49 +294,32 @@ class LocalStore(Store):
         try:
             yield
         except StoreError:
-            raise  # several of them are OSErrors too
+            raise  # some StoreErrors are OSErrors too
         except OSError as error:
-            raise _translate(error, self._where(key)) from error
+            raise _store_error(error, self._where(key)) from error
 
     def _where(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
     def _path(self, key: str) -> str:
-        segments = self._check_segments(key)
-        if not all(segments) or "." in segments or key.endswith(disk.TEMPORARY):
-            raise ConfigError(f"key {key!r} cannot be the name of a file below {self.uri}")
-        for outer, inner in pairwise(segments):
-            if outer == disk.CONTROL and inner in (disk.LOCK, UPLOADS):
-                raise ConfigError(f"key {key!r} is reserved for the store's own use")
+        check_key(self.uri, key)
         return os.path.join(self.root, key)
 
     def _check_prefix(self, prefix: str) -> None:
         if prefix:
-            self._check_segments(prefix)
-
-    def _check_segments(self, key: str) -> Sequence[str]:
-        segments = key.split("/")
-        if key.startswith("/") or ".." in segments or "\0" in key:
-            raise ConfigError(f"key {key!r} is refused: it is absolute, or contains '..' or NUL")
-        try:
-            longest = max(len(segment.encode()) for segment in segments)
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"key {key!r} is refused: it is not UTF-8") from error
-        if longest > _NAME_BYTES:
-            raise StoreError(f"{self.uri}: a name of {longest} bytes in the key {key[:80]!r}...: 255 are allowed")
-        return segments
+            check_prefix(self.uri, prefix)
 
 
 def _info(key: str, found: os.stat_result, crc32c: int | None = None) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, disk.version_of(found), crc32c, found.st_mtime)
 
 
-def _translate(error: OSError, where: str) -> StoreError:
+def _store_error(error: OSError, where: str) -> StoreError:
     text = f"{where}: {error.strerror or error}"
     if isinstance(error, PermissionError):
         return AccessDeniedError(text)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(text)
-    if error.errno in _UNAVAILABLE:
+    if error.errno in _UNAVAILABLE_ERRNOS:
         return UnavailableError(text)
     return StoreError(text)

@@ -1,4 +1,4 @@
-"""What a killed writer leaves in a local store: temporary files, and uploads that cannot say whose they are."""
+"""Removes what killed writers leave in a local store: temporary files, and uploads without a key."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import threading
 
 from asyncsync.disk.landing import remove_stale
+from asyncsync.disk.scan import TEMPORARY
 from asyncsync.stores.local import files as disk
-from asyncsync.stores.local.multipart import UPLOADS
+from asyncsync.stores.local.keys import CONTROL_DIR, UPLOADS_NAME
 
 
 def sweep(root: str, stop: threading.Event) -> int:
-    """Blocking: remove them below ``root``; how many files. A living writer holds a lock on its own: those stay."""
+    """Remove leftovers below ``root``; the number of files removed. Files of running writers are locked and stay.
+    Blocking."""
     removed, directories = 0, [root]
     while directories:
         disk.check_stop(stop)
@@ -20,22 +22,22 @@ def sweep(root: str, stop: threading.Event) -> int:
             with os.scandir(path) as found:
                 entries = list(found)
         except OSError:
-            continue  # gone, or not ours to read
+            continue  # removed meanwhile, or not readable
         directories += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        removed += sum(remove_stale(entry.path) for entry in entries if entry.name.endswith(disk.TEMPORARY))
-        if path.endswith(f"/{disk.CONTROL}/{UPLOADS}"):
+        removed += sum(remove_stale(entry.path) for entry in entries if entry.name.endswith(TEMPORARY))
+        if path.endswith(f"/{CONTROL_DIR}/{UPLOADS_NAME}"):
             for entry in entries:
-                _remove_nameless(entry.path)
+                _remove_without_key(entry.path)
     return removed
 
 
-def _remove_nameless(home: str) -> None:
-    """An upload without a key was just being made when its process died."""
+def _remove_without_key(home: str) -> None:
+    """An upload without a key: its process was killed while it was being created."""
     try:
         names = set(os.listdir(home))
-        if not names & {"key", f"key{disk.TEMPORARY}"} and names <= {"data"}:
+        if not names & {"key", f"key{TEMPORARY}"} and names <= {"data"}:
             for name in names:
                 os.unlink(f"{home}/{name}")
             os.rmdir(home)
     except OSError:
-        return  # somebody was faster, or is making one there
+        return  # another process removed it, or is creating one

@@ -1,7 +1,7 @@
-"""Where requests of one bucket go, and in whose name.
+"""The address of a bucket, and where a redirect may lead. No I/O.
 
-Where a redirect of S3 may lead: to another region of the same service, which gets a signature of its own. Never to
-another host, for it would get the token, a signature and the data; and never from https to http. Pure functions.
+S3 redirects to another region of the same service, and a request there gets a new signature. A redirect to another host
+is refused, because that host would get the token, a signature and the data; so is one from https to http.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from asyncsync.stores.http.pool import DEFAULT_PORTS, port_of
+
 DEFAULT_REGION = "us-east-1"
 Keys = tuple[str, str, str | None]
 """Access key, secret key and session token."""
 
-_PORTS = {"http": 80, "https": 443}
+_REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_GEOGRAPHIC_REGION = r"[a-z]{2,4}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}"
+_SERVICE_HOST = re.compile(
+    rf"(?:(?P<bucket>[a-z0-9._-]+)\.)?s3(?:[.-](?P<region>{_GEOGRAPHIC_REGION}))?\.(?P<domain>[a-z0-9.-]+)"
+)
+"""``bucket.s3.region.amazonaws.com``, ``s3-region.amazonaws.com``, ``s3.wasabisys.com`` and the like."""
+_MAX_SHOWN_LOCATION = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """``base`` is what the URL of a key starts with, ending in ``/``."""
+class Endpoint:
+    """``base`` is the URL of a key without the key; it ends in ``/``."""
 
     base: str
     region: str
@@ -38,55 +46,48 @@ class Target:
 
     @property
     def port(self) -> int:
-        return self._url.port or _PORTS[self._url.scheme]
+        return port_of(self._url)
 
     @property
     def host(self) -> str:
-        """As the Host header spells it: without a default port."""
+        """The Host header: without a default port."""
         url = self._url
         name = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-        return f"{name}" if url.port in (None, _PORTS[url.scheme]) else f"{name}:{url.port}"
+        return f"{name}" if url.port in (None, DEFAULT_PORTS[url.scheme]) else f"{name}:{url.port}"
 
     @property
     def path(self) -> str:
-        """What the path of a key starts with."""
+        """The path of a key without the key."""
         return "/" + self.base.partition("://")[2].partition("/")[2]
 
 
-class Access(Protocol):
-    """What the wire asks of the control plane."""
+class S3Access(Protocol):
+    """Credentials and the location of a bucket, for :mod:`asyncsync.stores.s3.transport`."""
 
     async def credentials(self) -> Keys | None:
-        """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
+        """Access key, secret key and token, renewed when due; None: requests are not signed."""
 
     async def renew(self) -> None:
-        """The store calls the credentials expired: get new ones."""
+        """Get new credentials: the store refused the current ones as expired."""
 
-    async def relocate(self, region: str, location: str) -> Target:
-        """The bucket is in ``region``, or for now at ``location``."""
-
-
-_REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_GEOGRAPHIC = r"[a-z]{2,4}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}"
-_SERVICE = re.compile(rf"(?:(?P<bucket>[a-z0-9._-]+)\.)?s3(?:[.-](?P<region>{_GEOGRAPHIC}))?\.(?P<domain>[a-z0-9.-]+)")
-"""``bucket.s3.region.amazonaws.com``, ``s3-region.amazonaws.com``, ``s3.wasabisys.com`` and the like."""
-_SHOWN = 200
+    async def relocate(self, region: str, location: str) -> Endpoint:
+        """The endpoint after a redirect to ``region``, or to the address ``location``."""
 
 
 def is_region(text: str) -> bool:
-    """Whether it can stand in a signature and in the name of a host."""
+    """Whether a text can be the region in a signature and in a host name."""
     return _REGION.fullmatch(text) is not None
 
 
 def regional(base: str, location: str) -> tuple[str, str] | None:
-    """The address at which ``base`` is to be asked after a redirect to ``location``, and the region that its host names
-    (may be empty); None: it is not the same service. The path remains ours: that of one request tells nothing."""
+    """The new ``base`` after a redirect to ``location``, and the region in its host name (may be empty). None: another
+    service. The path of ``base`` is kept, because that of one request's redirect proves nothing."""
     ours, theirs = urlsplit(base), split(location)
-    if theirs is None or theirs.scheme != ours.scheme or _port(theirs) != _port(ours):
+    if theirs is None or theirs.scheme != ours.scheme or port_of(theirs) != port_of(ours):
         return None
     if theirs.hostname == ours.hostname:
         return base, ""
-    here, there = _SERVICE.fullmatch(ours.hostname or ""), _SERVICE.fullmatch(theirs.hostname or "")
+    here, there = _SERVICE_HOST.fullmatch(ours.hostname or ""), _SERVICE_HOST.fullmatch(theirs.hostname or "")
     if here is None or there is None or here["domain"] != there["domain"] or "." not in here["domain"]:
         return None
     if here["bucket"] != there["bucket"] or not there["region"]:
@@ -96,7 +97,7 @@ def regional(base: str, location: str) -> tuple[str, str] | None:
 
 
 def split(location: str) -> SplitResult | None:
-    """A URL whose scheme, host and port make sense; None: this is none."""
+    """The parts of an http or https URL; None for anything else."""
     if not location.isascii() or not location.isprintable():
         return None
     try:
@@ -108,12 +109,8 @@ def split(location: str) -> SplitResult | None:
 
 
 def shown(location: str) -> str:
-    """So much of a Location as an error may show: no path, no query, for they may hold a signature."""
+    """The part of a Location that an error shows: no path and no query, which may contain a signature."""
     url = split(location)
     if url is None:
-        return "an address that is no URL"
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"[:_SHOWN]
-
-
-def _port(url: SplitResult) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+        return "an invalid URL"
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"[:_MAX_SHOWN_LOCATION]

@@ -1,5 +1,5 @@
-"""What S3 says, in the words of :mod:`asyncsync.errors`. Mapped here and nowhere else; the SDK's own failures are
-in :mod:`asyncsync.stores.s3.aiobotocore_errors`."""
+"""Maps error responses of S3 to :mod:`asyncsync.errors`. Errors of aiobotocore itself are mapped in
+:mod:`asyncsync.stores.s3.sdk.aiobotocore_errors`."""
 
 from __future__ import annotations
 
@@ -26,24 +26,20 @@ from asyncsync.stores.s3.xml import document, local_name, text_of
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307", "308"})
+_NO_SUCH_BUCKET = "NoSuchBucket"
+_INVALID_RANGE = "InvalidRange"
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
-_ELSEWHERE = (
-    "redirects are followed only to other regions of the same service, and never from https to http; if this is where "
-    "the bucket is, set endpoint_url, or region"
-)
-_UNSPECIFIC = frozenset({"", "InvalidRequest", "InvalidArgument", "BadRequest"})
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound"})
 _TRANSIENT = frozenset(
     {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "InternalError", "ServiceUnavailable"}
 )
-"""ConditionalRequestConflict: two writes met, and the condition was not looked at."""
+"""ConditionalRequestConflict: two writes conflicted, and the condition was not evaluated."""
 _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
 _DENIED = frozenset(
     {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AllAccessDisabled"} | EXPIRED
 )
-
-
-_REFUSALS = (
+_UNSPECIFIC = frozenset({"", "InvalidRequest", "InvalidArgument", "BadRequest"})
+_REFUSAL_WORDS = (
     "not supported",
     "unsupported",
     "not implemented",
@@ -52,28 +48,27 @@ _REFUSALS = (
     "unrecognized",
     "unexpected",
 )
-_ABOUT = ("header", "x-amz-", "checksum")
+_REFUSED_SUBJECTS = ("header", "x-amz-", "checksum")
+_REDIRECT_ADVICE = (
+    "redirects are followed only to other regions of the same service, and never from https to http; if the bucket is "
+    "there, set endpoint_url or region"
+)
 
 
 class MalformedError(StoreError):
-    """The server cannot read the document that we sent."""
+    """The server cannot parse the document of the request."""
 
 
 class InvalidPartError(StoreError):
-    """The parts of an upload are not what the server wants."""
+    """The server refuses the parts of an upload."""
 
 
-_OWN = {
-    "MalformedXML": MalformedError,
-    "InvalidPart": InvalidPartError,
-    "InvalidPartSize": InvalidPartError,
-    "InvalidRange": RangeNotSatisfiedError,
-}
+_ERRORS_BY_CODE = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """One answer that is not a success. ``where`` is ``s3://bucket/key``."""
+class S3Failure:
+    """One response that is not a success. ``where`` is ``s3://bucket/key``."""
 
     operation: str
     where: str
@@ -82,7 +77,7 @@ class Failure:
     message: str
     headers: Mapping[str, str]
     region: str = ""
-    """Where the bucket is, if the answer says so."""
+    """The bucket's region, if the response gives it."""
 
     @property
     def bucket(self) -> str:
@@ -90,20 +85,22 @@ class Failure:
 
     @property
     def location(self) -> str:
-        """Where a redirect leads; it may be anything."""
+        """The address of a redirect; it may be any text."""
         return self.headers.get("location", "") if 300 <= self.status < 400 else ""
 
     def error(self) -> StoreError:
-        """What it means; its ``code`` is the store's."""
+        """The error to raise; its ``code`` is the store's."""
         error = self._error()
-        error.code = self.code
+        error.code = _INVALID_RANGE if self.status == 416 else self.code
         return error
 
     def _error(self) -> StoreError:
-        said = f"{self.code}: {self.message}" if self.message else self.code
-        text = f"{self.operation} {self.where}: {said or 'no reason given'} (HTTP {self.status})"
+        reason = f"{self.code}: {self.message}" if self.message else self.code
+        text = f"{self.operation} {self.where}: {reason or 'no reason given'} (HTTP {self.status})"
         code, status = self.code, self.status
-        if code == "NoSuchBucket":
+        if status == 416 or code == _INVALID_RANGE:
+            return RangeNotSatisfiedError(text)
+        if code == _NO_SUCH_BUCKET:
             return NoSuchBucketError(f"{text}: there is no bucket {self.bucket!r}")
         if code in _MISSING or status == 404:
             return NotFoundError(text)
@@ -113,7 +110,7 @@ class Failure:
             return UnsupportedError(text)
         if code == "InvalidObjectState":
             return self._archived(text)
-        if code in _DAMAGED or (status == 400 and self._names_a_checksum()):
+        if code in _DAMAGED or (status == 400 and self._mentions_checksum()):
             return IntegrityError(text, retryable=True)
         if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
             return ThrottledError(text, retry_after(self.headers))
@@ -121,11 +118,9 @@ class Failure:
             return AccessDeniedError(text)
         if status >= 500 or code in _TRANSIENT or (status < 300 and not code):
             return UnavailableError(text)
-        if status == 416:
-            return RangeNotSatisfiedError(text)
         if self.location:
-            return StoreError(f"{text}: it leads to {shown(self.location)}; {_ELSEWHERE}")
-        return _OWN.get(code, StoreError)(text)
+            return StoreError(f"{text}: it redirects to {shown(self.location)}; {_REDIRECT_ADVICE}")
+        return _ERRORS_BY_CODE.get(code, StoreError)(text)
 
     def _is_unsupported(self) -> bool:
         if self.status in (405, 501) or self.code == "NotImplemented":
@@ -133,40 +128,40 @@ class Failure:
         if self.status != 400 or self.code in _DAMAGED:
             return False
         if self.operation == "HeadObject" and self.code in ("", "400"):
-            return True  # it says nothing, as no answer to HEAD does
-        said = f"{self.code} {self._own_words()}".lower()
-        return any(word in said for word in _REFUSALS) and any(word in said for word in _ABOUT)
+            return True  # the response to a HEAD has no document, so it may mean this
+        words = f"{self.code} {self._message_without_key()}".lower()
+        return any(word in words for word in _REFUSAL_WORDS) and any(word in words for word in _REFUSED_SUBJECTS)
 
     def _archived(self, text: str) -> StoreError:
-        """Not a matter of permissions, though the status is 403. What cannot be copied can be sent instead."""
+        """Not a matter of permissions, although the status is 403. If it cannot be copied, its bytes can be sent."""
         text += ": it is in an archive class and must be restored before it can be read"
         return PreconditionError(text) if self.operation in ("CopyObject", "UploadPartCopy") else StoreError(text)
 
-    def _names_a_checksum(self) -> bool:
-        """AWS says InvalidRequest of a checksum that does not fit, and names the header; the key is no word of it."""
-        words = self._own_words().lower()
+    def _mentions_checksum(self) -> bool:
+        """For a wrong checksum, AWS sends InvalidRequest and a message with the header's name."""
+        words = self._message_without_key().lower()
         return "checksum" in self.code.lower() or (self.code in _UNSPECIFIC and "checksum" in words)
 
-    def _own_words(self) -> str:
-        """The message without the key, which may hold any word."""
+    def _message_without_key(self) -> str:
+        """A key may contain any word."""
         return self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
 
 
-def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
-    """Read an error document, also one that was cut off; without one (HEAD, proxies) code and message are empty."""
+def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> S3Failure:
+    """Read an error document, even if it is cut off. Without one (HEAD, proxies), code and message are empty."""
     root = document(body, cut=True)
     error = next((one for one in root.iter() if local_name(one) == "Error"), None) if root is not None else None
     if error is None:
-        return Failure(operation, where, status, "", "", headers, headers.get("x-amz-bucket-region", ""))
+        return S3Failure(operation, where, status, "", "", headers, headers.get("x-amz-bucket-region", ""))
     return failure_in(error, operation, where, status, headers)
 
 
-def failure_in(error: Element, operation: str, where: str, status: int, headers: Mapping[str, str]) -> Failure:
-    """What an error element says."""
+def failure_in(error: Element, operation: str, where: str, status: int, headers: Mapping[str, str]) -> S3Failure:
+    """The failure in an error element."""
     region = headers.get("x-amz-bucket-region") or text_of(error, "Region")
-    return Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
+    return S3Failure(operation, where, status, text_of(error, "Code"), text_of(error, "Message"), headers, region)
 
 
 def server_time(headers: Mapping[str, str]) -> float | None:
-    """The ``Date`` of an answer in unix seconds."""
+    """The ``Date`` of a response in Unix seconds."""
     return unix_of(headers.get("date", ""))

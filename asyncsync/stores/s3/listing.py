@@ -1,22 +1,30 @@
-"""Lists of more than one page, and what is in them. A page that says that there is more has to say where, and not in a
-circle; what cannot be read is an error, never a shorter list. Pure functions."""
+"""Listings of objects, parts and uploads, page by page.
+
+A page that is not the last must give the token of the next one, and the tokens must not repeat; an unreadable entry is
+an error, never a shorter listing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from asyncsync.errors import StoreError, UnavailableError
+from asyncsync.stores.base import ObjectInfo, Page, Part, Upload
+from asyncsync.stores.s3.bucket import S3Bucket
+from asyncsync.stores.s3.responses import object_crc32c
+from asyncsync.stores.s3.xml import unquoted_etag
 
-MOST_EMPTY = 1000
-"""Pages in a row that may name nothing."""
+MAX_EMPTY_PAGES = 1000
+"""Pages in a row without an entry."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """How far a list has been read. ``mark`` is an earlier ``token``, taken again after 1, 2, 4, 8 ... pages: a circle
-    of any length comes back to it (Brent, "An improved Monte Carlo factorization algorithm", 1980)."""
+class ListingPosition:
+    """How far a listing was read. ``mark`` is an earlier ``token``, taken again after 1, 2, 4, 8 ... pages: a cycle of
+    any length returns to it (Brent, "An improved Monte Carlo factorization algorithm", 1980)."""
 
     token: str = ""
     mark: str = ""
@@ -25,43 +33,106 @@ class Place:
     empty: int = 0
 
     @staticmethod
-    def parse(text: str | None) -> Place:
-        """The inverse of :meth:`text`; of another text: a place that was reached in no known way."""
+    def parse(text: str | None) -> ListingPosition:
+        """The inverse of :meth:`text`. Any other text is taken as a token without history."""
         if not text:
-            return Place()
+            return ListingPosition()
         numbers, _, rest = text.partition(":")
         fields = numbers.split(",")
         if len(fields) != 4 or not all(field.isascii() and field.isdigit() for field in fields):
-            return Place(text)
+            return ListingPosition(text)
         steps, limit, empty, size = map(int, fields)
-        return Place(rest[size:], rest[:size], steps, limit, empty)
+        return ListingPosition(rest[size:], rest[:size], steps, limit, empty)
 
     def text(self) -> str:
-        """One token that holds all of it."""
+        """The whole position as one token."""
         return f"{self.steps},{self.limit},{self.empty},{len(self.mark)}:{self.mark}{self.token}"
 
-    def further(self, where: str, token: str, *, empty: bool) -> Place:
-        """The place after a page that says that there is more, at ``token``. StoreError, final: it cannot be."""
+    def further(self, where: str, token: str, *, empty: bool) -> ListingPosition:
+        """The position after a page that continues at ``token``. StoreError, not transient, if that is impossible."""
         if not token.strip():
-            raise StoreError(f"{where}: the page says that there is more, and not where")
+            raise StoreError(f"{where}: the page is not the last, but has no token of the next one")
         if token in (self.token, self.mark):
-            raise StoreError(f"{where}: the pages go in a circle: {token[:60]!r} came before")
+            raise StoreError(f"{where}: the pages repeat: the token {token[:60]!r} came before")
         blank = self.empty + 1 if empty else 0
-        if blank > MOST_EMPTY:
-            raise StoreError(f"{where}: {blank} pages in a row say that there is more, and name nothing")
+        if blank > MAX_EMPTY_PAGES:
+            raise StoreError(f"{where}: {blank} pages in a row are empty and not the last")
         if self.steps + 1 < self.limit:
-            return Place(token, self.mark, self.steps + 1, self.limit, blank)
-        return Place(token, token, 0, 2 * self.limit, blank)
+            return ListingPosition(token, self.mark, self.steps + 1, self.limit, blank)
+        return ListingPosition(token, token, 0, 2 * self.limit, blank)
 
 
-def is_more(page: Mapping[str, Any]) -> bool:
-    """Whether a page of objects is not the last: it says so, or says nothing and has a token all the same."""
-    more = page.get("IsTruncated")
-    return bool(page.get("NextContinuationToken") if more is None else more)
+class S3Listings:
+    """The listings of one bucket and prefix."""
+
+    def __init__(self, bucket: S3Bucket, prefix: str) -> None:
+        self._bucket, self._prefix = bucket, prefix
+
+    async def objects(self, prefix: str, delimiter: str, token: str | None) -> Page:
+        """One page of objects. See :meth:`asyncsync.stores.base.Store.list`."""
+        params: dict[str, Any] = {"Prefix": self._prefix + prefix}
+        if delimiter:
+            params["Delimiter"] = delimiter
+        position = ListingPosition.parse(token)
+        if position.token:
+            params["ContinuationToken"] = position.token
+        page = await self._bucket.call("list_objects_v2", params["Prefix"], **params)
+        where = f"ListObjectsV2 {self._bucket.uri}/{prefix}"
+        named = [(below(where, text_in(where, one, "Key"), self._prefix), one) for one in page.get("Contents", ())]
+        folded = [text_in(where, one, "Prefix") for one in page.get("CommonPrefixes", ())]
+        objects = tuple(_object_info(where, key, one) for key, one in named if key)
+        prefixes = tuple(below(where, one, self._prefix) for one in folded)
+        if not has_next(page):
+            return Page(objects, prefixes)
+        following = position.further(where, page.get("NextContinuationToken") or "", empty=not (named or folded))
+        return Page(objects, prefixes, following.text())
+
+    async def parts(self, upload: Upload, on_checksum_type: Callable[[str | None], None]) -> Sequence[Part]:
+        """All parts of an upload, by number. ``on_checksum_type`` takes the checksum type of each page."""
+        found: dict[int, Part] = {}
+        key = self._prefix + upload.key
+        where, last = f"ListParts {self._bucket.uri}/{upload.key}", 0
+        params: dict[str, Any] = {"Key": key, "UploadId": upload.upload_id}
+        while True:
+            page = await self._bucket.call("list_parts", key, **params)
+            on_checksum_type(page.get("ChecksumType"))
+            for item in page.get("Parts", ()):
+                part = _part(where, item)
+                found[part.number] = part
+            if not page.get("IsTruncated"):
+                return [found[number] for number in sorted(found)]
+            following = page.get("NextPartNumberMarker")
+            if not isinstance(following, int) or following <= last:
+                raise UnavailableError(f"{where}: the page after part {last} continues at {following!r}")
+            params["PartNumberMarker"] = last = following
+
+    async def uploads(self, prefix: str) -> Sequence[Upload]:
+        """All open uploads below ``prefix``."""
+        found: list[Upload] = []
+        where, position = f"ListMultipartUploads {self._bucket.uri}/{prefix}", ListingPosition()
+        params: dict[str, Any] = {"Prefix": self._prefix + prefix}
+        while True:
+            page = await self._bucket.call("list_multipart_uploads", params["Prefix"], **params)
+            uploads = page.get("Uploads", ())
+            for item in uploads:
+                key = below(where, text_in(where, item, "Key"), self._prefix)
+                found.append(Upload(key, text_in(where, item, "UploadId"), _unix(item.get("Initiated"))))
+            if not page.get("IsTruncated"):
+                return found
+            key, upload_id = page.get("NextKeyMarker") or "", page.get("NextUploadIdMarker") or ""
+            token = f"{key}\n{upload_id}" if key and upload_id else ""
+            position = position.further(where, token, empty=not uploads)
+            params |= {"KeyMarker": key, "UploadIdMarker": upload_id}
+
+
+def has_next(page: Mapping[str, Any]) -> bool:
+    """Whether a page of objects is not the last: IsTruncated, or without that the token of a next page."""
+    truncated = page.get("IsTruncated")
+    return bool(page.get("NextContinuationToken") if truncated is None else truncated)
 
 
 def text_in(where: str, item: Mapping[str, Any], name: str) -> str:
-    """What an entry must say; UnavailableError where it does not."""
+    """A required text of an entry. UnavailableError if it is missing."""
     value = item.get(name)
     if not isinstance(value, str) or not value:
         raise UnavailableError(f"{where}: an entry of the list has no {name}")
@@ -69,7 +140,7 @@ def text_in(where: str, item: Mapping[str, Any], name: str) -> str:
 
 
 def number_in(where: str, item: Mapping[str, Any], name: str, least: int = 0) -> int:
-    """A number that an entry must have; UnavailableError where it does not."""
+    """A required number of an entry. UnavailableError if it is missing or below ``least``."""
     value = item.get(name)
     if not isinstance(value, int) or not least <= value < 1 << 60:
         raise UnavailableError(f"{where}: an entry of the list has {name} {str(value)[:60]!r}")
@@ -77,7 +148,22 @@ def number_in(where: str, item: Mapping[str, Any], name: str, least: int = 0) ->
 
 
 def below(where: str, name: str, prefix: str) -> str:
-    """``name`` without the prefix that was asked for; UnavailableError if it is not below it."""
+    """``name`` without the requested prefix. UnavailableError if it has another one."""
     if not name.startswith(prefix):
-        raise UnavailableError(f"{where}: the list names {name[:60]!r}, which was not asked for")
+        raise UnavailableError(f"{where}: the list names {name[:60]!r}, which is outside the requested prefix")
     return name[len(prefix) :]
+
+
+def _object_info(where: str, key: str, item: Mapping[str, Any]) -> ObjectInfo:
+    version, modified = unquoted_etag(item.get("ETag")), _unix(item.get("LastModified"))
+    return ObjectInfo(key, number_in(where, item, "Size"), version, None, modified)
+
+
+def _part(where: str, item: Mapping[str, Any]) -> Part:
+    number, size = number_in(where, item, "PartNumber", 1), number_in(where, item, "Size")
+    crc = object_crc32c(item.get("ChecksumCRC32C"), None, "")
+    return Part(number, -1, size, unquoted_etag(text_in(where, item, "ETag")), crc)
+
+
+def _unix(when: datetime | None) -> float | None:
+    return None if when is None else when.timestamp()

@@ -1,4 +1,4 @@
-"""The few XML documents of the data plane, as pure functions."""
+"""XML documents of S3 requests and responses. No I/O."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 from xml.sax.saxutils import escape
 
 from asyncsync.stores.base import Part
-from asyncsync.stores.s3.signer import crc_to_text
+from asyncsync.stores.http.body import crc32c_to_text
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-_BREAKS = {"\r": "&#13;", "\n": "&#10;"}
+_LINE_BREAKS = {"\r": "&#13;", "\n": "&#10;"}
 
 
 def complete_document(parts: Sequence[Part], *, checksums: bool) -> bytes:
@@ -22,14 +22,14 @@ def complete_document(parts: Sequence[Part], *, checksums: bool) -> bytes:
 
 def _part(part: Part, checksums: bool) -> str:
     crc = part.crc32c if checksums else None
-    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc_to_text(crc)}</ChecksumCRC32C>"
+    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc32c_to_text(crc)}</ChecksumCRC32C>"
     etag = escape(f'"{part.etag}"')
     return f"<Part><PartNumber>{part.number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>"
 
 
 def document(content: bytes, *, cut: bool = False) -> Element | None:
-    """The root of an XML document; None: this is no XML. Blanks may come before it: servers that take long send them to
-    keep the connection. ``cut``: of a document that is not complete, what there is."""
+    """The root of an XML document; None for anything else. Blanks before it are skipped: slow servers send them to keep
+    the connection alive. ``cut``: accept an incomplete document."""
     parser: Any = XMLPullParser(("start",))
     root: Element | None = None
     try:
@@ -37,36 +37,36 @@ def document(content: bytes, *, cut: bool = False) -> Element | None:
         for _, element in parser.read_events():
             root = element if root is None else root
         parser.close()
-    except (ParseError, LookupError, ValueError):  # the last two: an encoding that nobody knows
+    except (ParseError, LookupError, ValueError):  # the last two: an unknown encoding
         return root if cut else None
     return root
 
 
 def local_name(element: Element) -> str:
-    """Its name without a namespace."""
+    """The name of an element without its namespace."""
     return element.tag.rpartition("}")[2]
 
 
 def children(element: Element, name: str) -> list[Element]:
-    """Those directly in it that have this name, in any namespace."""
+    """The direct children with this name, in any namespace."""
     return [child for child in element if local_name(child) == name]
 
 
 def text_of(element: Element, name: str) -> str:
-    """The text of the first child of that name; empty if there is none."""
+    """The text of the first child with this name; empty if there is none."""
     found = children(element, name)
     return (found[0].text or "").strip() if found else ""
 
 
 def delete_document(keys: Sequence[str]) -> bytes:
-    """The body of DeleteObjects, which is to name failures only."""
-    listed = "".join([f"<Object><Key>{escape(key, _BREAKS)}</Key></Object>" for key in keys])
+    """The body of DeleteObjects. Its response lists only failures."""
+    listed = "".join([f"<Object><Key>{escape(key, _LINE_BREAKS)}</Key></Object>" for key in keys])
     return f'<Delete xmlns="{_NAMESPACE}">{listed}<Quiet>true</Quiet></Delete>'.encode()
 
 
 def is_xml_text(text: str) -> bool:
-    """Whether XML 1.0 can hold it: no control characters but tab and line breaks, no surrogates, no U+FFFE and U+FFFF,
-    not even as a reference (its specification, "Characters")."""
+    """Whether XML 1.0 can contain a text: no control characters except tab and line breaks, no surrogates, no U+FFFE or
+    U+FFFF, not even as a reference (its specification, "Characters")."""
     return text.isprintable() or not any(map(_is_forbidden, text))
 
 
@@ -75,10 +75,15 @@ def _is_forbidden(char: str) -> bool:
 
 
 def failed_deletes(result: Element) -> list[tuple[str, str, str]]:
-    """Key, code and message of what could not be deleted."""
+    """Key, code and message of each object that could not be deleted."""
     return [(_key_of(error), text_of(error, "Code"), text_of(error, "Message")) for error in children(result, "Error")]
 
 
 def _key_of(element: Element) -> str:
     found = children(element, "Key")
-    return found[0].text or "" if found else ""  # blanks at its ends are part of it
+    return found[0].text or "" if found else ""  # leading and trailing blanks are part of the key
+
+
+def unquoted_etag(etag: str | None) -> str:
+    """An ETag as the version of an object: without quotes and without the mark of a weak one."""
+    return (etag or "").removeprefix("W/").strip('"')

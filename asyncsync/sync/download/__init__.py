@@ -1,4 +1,4 @@
-"""Private: fetches the files of one tree and verifies them.
+"""Private: fetch the files of a manifest, verify every byte, and put each file in place with one rename.
 
-May import: sync.records, and everything that sync may import. Begin reading at ``tree_download``.
+May import: ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``tree_download.py``.
 """

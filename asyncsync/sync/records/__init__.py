@@ -1,4 +1,5 @@
-"""Private: the records of trials and experiments, their one reader and their one writer.
+"""Private: the documents that asyncsync stores: records of trials and experiments, and manifests; one reader and one
+writer for all of them.
 
-May import: stores, aio, planning, config, errors. Begin reading at ``model``.
+May import: ``stores``, ``planning``, ``aio``. Begin with ``model.py``.
 """

@@ -1,4 +1,4 @@
-"""Private: sends the changed files of one tree.
+"""Private: send the planned changes of a tree: small files, parts of large files, copies inside the store.
 
-May import: sync.records, and everything that sync may import. Begin reading at ``tree_upload``, then ``large_file``.
+May import: ``sync.records``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``tree_upload.py``.
 """

@@ -23,7 +23,7 @@ from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, piece
 from asyncsync.planning.matching import Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
-from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
 from asyncsync.sync.upload.multipart import open_upload, resumable_body
 from asyncsync.sync.upload.open_uploads import OpenUploads
@@ -309,7 +309,7 @@ class Assembly:
                     piece.size,
                     if_source_version=origin.version,
                 )
-        except GoneError:
+        except StillUnavailableError:
             raise
         except StoreError:  # the source is missing, changed or not readable, or the store cannot copy
             self._lost.add((origin.key, origin.version))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreError
 from asyncsync.planning.delta import Origin
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Store, Upload
-from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.stores.guard.lost_responses import completed_is_ours, written_is_ours
 
 
@@ -64,7 +64,7 @@ class Replacing:
         only = {} if if_version is None else {"if_version": if_version}
         try:
             info = await self._store.copy(origin.key, key, if_source_version=origin.version, size=origin.total, **only)
-        except GoneError:
+        except StillUnavailableError:
             raise
         except StoreError as error:
             raise LostSourceError(f"{origin.key} could not be copied to {key}: {error}") from error

@@ -23,7 +23,7 @@ from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.stores.guard.breaker import GoneError
+from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.sync.upload.assembly import FileOutcome
 from asyncsync.sync.upload.copy_sources import CopySources, TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
@@ -192,10 +192,10 @@ class TreeUpload:
             self.tally.vanished.append(path)
         else:
             self.tally.failures[path] = error
-        if isinstance(error, GoneError):
+        if isinstance(error, StillUnavailableError):
             self._give_up(error)
 
-    def _give_up(self, error: GoneError) -> None:
+    def _give_up(self, error: StillUnavailableError) -> None:
         """Fail all files that were not started: they would only wait for the unreachable store again."""
         left = [*(loaded.stat for loaded in self._ready), *self._small, *self._large]
         self.tally.failures |= {file.path: error for file in left}

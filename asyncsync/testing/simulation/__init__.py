@@ -1,11 +1,12 @@
 """A deterministic simulation of whole clusters: drivers, workers, ranks, readers and ``prune`` on one store, in virtual
-time, with a world that is against them, and a checker after every schedule.
+time. Faults of network, clocks and processes strike at random, and a checker verifies the promises after every
+schedule.
 
-    outcome = simulate(seed=7)
-    assert outcome.ok, outcome.violations
+      result = simulate(seed=7)
+      assert result.ok, result.violations
 
 The same seed gives the same schedule, event by event. ``python -m asyncsync.testing.simulation --seeds 1000 --from 0``
-runs many.
+runs many seeds. A reader begins with ``world.py``.
 """
 
 from asyncsync.testing.simulation.ledger import Violation

@@ -1,6 +1,7 @@
-"""What a simulation knows to be true: every byte that was reported, what was acknowledged, and what the store was seen
-to hold. It looks at the bucket itself, never through the library that it judges, except for the format of records and
-manifests."""
+"""The ledger: every byte that was reported, every acknowledgement, and what the store held. It checks the promises.
+
+It reads the bucket directly and never uses the library under test, except for the formats of records and manifests.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from asyncsync.sync.records.model import TRIAL_RECORD
 from asyncsync.testing.memory import Bucket
 
 NAME = "e"
-"""Of the experiment, and so the prefix of everything in the bucket."""
+"""Name of the experiment, and so the prefix of all objects in the bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that was broken."""
+    """A broken promise."""
 
     kind: str
     text: str
@@ -35,7 +36,7 @@ class Violation:
 
 @dataclass(slots=True)
 class Reported:
-    """One directory that one process has reported as (its rank's part of) a checkpoint."""
+    """A directory that one process reported as a checkpoint, or as its rank's part of one."""
 
     number: int
     trial: str
@@ -46,16 +47,16 @@ class Reported:
     by: str
     owned: bool
     era: int
-    whole: bool = False
-    """Whether the store was seen to hold a manifest and every byte of it."""
+    complete: bool = False
+    """Whether the store held a manifest and every byte at some time."""
     stored_as: str = ""
-    """Then: the name of the checkpoint."""
+    """The name of the checkpoint, if it was complete."""
     removed_by_user: bool = False
 
 
 @dataclass(slots=True)
 class Acknowledged:
-    """What a process was told is durable."""
+    """A checkpoint that a process received as durable."""
 
     trial: str
     name: str
@@ -64,20 +65,21 @@ class Acknowledged:
 
 
 @dataclass(slots=True)
-class _TrialSeen:
-    """The record of a trial as it was last seen."""
+class TrialHistory:
+    """The history of a trial's record."""
 
     epoch: int = 0
     following: int = 0
     names: dict[str, int] = field(default_factory=dict)
     retired: set[str] = field(default_factory=set)
-    """Left out while enough newer whole ones were named."""
+    """Left out of the record while enough newer complete checkpoints were listed."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """Left out without; and what was named then."""
+    """Left out of the record without that; and the names that were listed then."""
 
 
 class Ledger:
-    """``keep``: the ``num_to_keep`` of all processes. ``now``: virtual seconds."""
+    """Records reports and acknowledgements, and checks them. ``keep``: ``num_to_keep`` of all processes. ``now``:
+    virtual seconds."""
 
     def __init__(self, bucket: Bucket, keep: int | None, now: Callable[[], float]) -> None:
         self._bucket, self._keep, self._now = bucket, keep, now
@@ -85,14 +87,14 @@ class Ledger:
         self.acknowledged: list[Acknowledged] = []
         self.violations: list[Violation] = []
         self.era = 0
-        """Raised when the experiment is wiped: nothing that was promised before is asked for."""
-        self._eras: dict[str, int] = {}
-        """In which one a process was first heard of."""
-        self._raised: set[str] = set()
-        """Trials whose manifest landed after the wipe, sent by a process from before: nobody promises what it names."""
-        self._disowned: set[tuple[str, str]] = set()
-        """Trial and checkpoint that a record names which landed after the wipe, sent by a process from before."""
-        self._trials: dict[str, _TrialSeen] = {}
+        """Increased when the experiment is wiped. Promises of earlier eras are void."""
+        self._process_eras: dict[str, int] = {}
+        """The era in which each process started."""
+        self._revived_trials: set[str] = set()
+        """Trials whose manifest landed after a wipe, from a process of an earlier era: its content is not promised."""
+        self._revived_checkpoints: set[tuple[str, str]] = set()
+        """Trial and checkpoint in a record that landed after a wipe, from a process of an earlier era."""
+        self._trials: dict[str, TrialHistory] = {}
         self._trace = hashlib.sha256()
         self.events = 0
         self.lines: list[str] | None = None
@@ -101,7 +103,7 @@ class Ledger:
     # the trace
 
     def note(self, text: str) -> None:
-        """One line of the trace; must not depend on anything but the seed."""
+        """Add a line to the trace. It must depend only on the seed."""
         line = f"{self._now():.6f} {text}"
         self._trace.update(line.encode() + b"\n")
         self.events += 1
@@ -109,32 +111,32 @@ class Ledger:
             self.lines.append(line)
 
     def count(self, what: str) -> None:
-        """For the statistics."""
+        """Count an event for the statistics."""
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def digest(self) -> str:
-        """Of the trace."""
+        """Hash of the trace."""
         return self._trace.hexdigest()[:16]
 
-    def broken(self, kind: str, text: str) -> None:
-        """A promise is; told once."""
+    def violate(self, kind: str, text: str) -> None:
+        """Record a broken promise, once."""
         found = Violation(kind, text)
         if found not in self.violations:
             self.violations.append(found)
             self.note(f"BROKEN {found}")
 
-    # what processes say
+    # reports of processes
 
     def report(
         self, trial: str, step: int, rank: int, directory: str, files: Mapping[str, bytes], by: str, *, owned: bool
     ) -> Reported:
-        """A directory is about to be reported."""
+        """A process is about to report a directory."""
         part = Reported(len(self.reports), trial, step, rank, dict(files), directory, by, owned, self.era)
         self.reports.append(part)
         return part
 
     def acknowledge(self, part: Reported, name: str) -> None:
-        """A process was told that it is durable: from now on it is asked for."""
+        """A process received a checkpoint as durable. From now on it must be complete."""
         if any(item.part is part for item in self.acknowledged):
             return
         self.note(f"ack {part.by} {part.trial} {name} report {part.number}")
@@ -144,23 +146,23 @@ class Ledger:
         self._check(done, "when it was acknowledged")
 
     def wiped(self) -> None:
-        """The user has removed the experiment."""
+        """The user removed the experiment."""
         self.era += 1
         self._trials.clear()
         self.note("wipe")
 
-    # what the store holds
+    # contents of the store
 
     def landed(self, by: str, operation: str, key: str, result: str) -> None:
-        """A request has taken effect, or was refused."""
+        """A request took effect or was refused."""
         self.note(f"land {by} {operation} {key} {result}".replace("\n", " "))
-        self._eras.setdefault(by, self.era)
+        self._process_eras.setdefault(by, self.era)
         if result != "ok" or operation in ("delete", "put_part", "copy_part", "create_multipart"):
             return
         path = key.removeprefix(f"{NAME}/")
         trial = path.partition("/")[0]
-        if self._eras[by] < self.era and path == f"{trial}/{MANIFEST}":
-            self._raised.add(trial)
+        if self._process_eras[by] < self.era and path == f"{trial}/{MANIFEST}":
+            self._revived_trials.add(trial)
         if path == f"{trial}/{TRIAL_RECORD}":
             self._record_landed(trial, by)
         elif path.endswith(f"/{MANIFEST}") and path.split("/")[1].startswith("checkpoint_"):
@@ -168,57 +170,61 @@ class Ledger:
 
     def _record_landed(self, trial: str, by: str) -> None:
         record = self._json(f"{NAME}/{trial}/{TRIAL_RECORD}")
-        seen = self._trials.setdefault(trial, _TrialSeen())
+        seen = self._trials.setdefault(trial, TrialHistory())
         epoch, following = int(record["epoch"]), int(record["next_checkpoint"])
         names = {item["name"]: int(item["number"]) for item in record["checkpoints"]}
-        numbers = list(names.values())
         where = f"{trial} as {by} wrote it"
-        if epoch < seen.epoch:
-            self.broken("epoch goes back", f"{where}: {seen.epoch} -> {epoch}")
-        if following < seen.following:
-            self.broken("number goes back", f"{where}: next {seen.following} -> {following}")
-        if numbers != sorted(numbers) or (numbers and numbers[-1] >= following):
-            self.broken("numbers out of order", f"{where}: {numbers}, next {following}")
-        if self._eras[by] < self.era:
-            self._disowned |= {(trial, name) for name in names}
-        for name in names:
-            if (
-                name not in seen.names
-                and (trial, name) not in self._disowned
-                and (problem := self.problem(trial, name))
-            ):
-                self.broken("named, not whole", f"{where}: {name}: {problem}")
-        for name, number in seen.names.items():
-            if name not in names:
-                newer = [other for other, its in names.items() if its > number]
-                if self._keep is not None and len(newer) >= self._keep:
-                    seen.retired.add(name)
-                    self._check_retired(trial, name, newer)
-                else:
-                    seen.dropped[name] = f"left out by {by}, which names {sorted(names)}"
+        self._check_numbers(seen, epoch, following, list(names.values()), where)
+        if self._process_eras[by] < self.era:
+            self._revived_checkpoints |= {(trial, name) for name in names}
+        for name in [name for name in names if name not in seen.names]:
+            if (trial, name) not in self._revived_checkpoints and (problem := self.problem(trial, name)):
+                self.violate("listed, incomplete", f"{where}: {name}: {problem}")
+        self._note_left_out(trial, seen, names, by)
         seen.epoch, seen.following, seen.names = max(epoch, seen.epoch), max(following, seen.following), names
 
+    def _check_numbers(self, seen: TrialHistory, epoch: int, following: int, numbers: list[int], where: str) -> None:
+        if epoch < seen.epoch:
+            self.violate("epoch goes back", f"{where}: {seen.epoch} -> {epoch}")
+        if following < seen.following:
+            self.violate("number goes back", f"{where}: next {seen.following} -> {following}")
+        if numbers != sorted(numbers) or (numbers and numbers[-1] >= following):
+            self.violate("numbers out of order", f"{where}: {numbers}, next {following}")
+
+    def _note_left_out(self, trial: str, seen: TrialHistory, names: Mapping[str, int], by: str) -> None:
+        """Note checkpoints that the record does not list any more: retired, or dropped without reason."""
+        for name, number in seen.names.items():
+            if name in names:
+                continue
+            newer = [other for other, its in names.items() if its > number]
+            if self._keep is not None and len(newer) >= self._keep:
+                seen.retired.add(name)
+                self._check_retired(trial, name, newer)
+            else:
+                seen.dropped[name] = f"left out by {by}, which lists {sorted(names)}"
+
     def _check_retired(self, trial: str, name: str, newer: list[str]) -> None:
-        """What retires a checkpoint was reported after it, not only given a higher number."""
-        order = {part.stored_as: part.number for part in self.reports if part.whole and part.trial == trial}
+        """Check that the checkpoints that retire another one were reported later, and do not only have higher
+        numbers."""
+        order = {part.stored_as: part.number for part in self.reports if part.complete and part.trial == trial}
         later = [other for other in newer if order.get(other, 0) > order.get(name, 0)]
         acknowledged = any((item.trial, item.name) == (trial, name) for item in self.acknowledged)
         if acknowledged and len(later) < (self._keep or 0):
-            self.broken("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
+            self.violate("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
 
     def _manifest_landed(self, trial: str, name: str) -> None:
         problem = self.problem(trial, name)
         if problem:
-            self.count("manifest that is not whole")
-            self.note(f"{trial}/{name} not whole: {problem}")
+            self.count("manifest of an incomplete checkpoint")
+            self.note(f"{trial}/{name} incomplete: {problem}")
             return
         for part in self.reports:
-            if part.trial == trial and not part.whole and not self._differs(part, f"{NAME}/{trial}/{name}/"):
-                part.whole, part.stored_as = True, name
+            if part.trial == trial and not part.complete and not self._differs(part, f"{NAME}/{trial}/{name}/"):
+                part.complete, part.stored_as = True, name
                 self._check_order(trial, part.by)
 
     def problem(self, trial: str, name: str) -> str | None:
-        """Why a checkpoint is not whole: its manifest is missing, or what it names is not there."""
+        """Why a checkpoint is incomplete: its manifest or a file in it is missing or wrong. None if it is complete."""
         prefix = f"{NAME}/{trial}/{name}/"
         found = self._bucket.objects.get(prefix + MANIFEST)
         if found is None:
@@ -231,11 +237,11 @@ class Ledger:
             if data is None:
                 return f"{path} is missing"
             if len(data.data) != entry.size or google_crc32c.value(data.data) != entry.crc32c:
-                return f"{path} has other bytes than the manifest says: {data.data[:40]!r}"
+                return f"{path} differs from its manifest entry: {data.data[:40]!r}"
         return self.mixed({path: self._bucket.objects[prefix + path].data for path in manifest.files})
 
     def mixed(self, files: Mapping[str, bytes]) -> str | None:
-        """Why these files are not what was reported as one step, by as many ranks as there were."""
+        """Why these files are not those of one step of all ranks. None if they are."""
         parts: dict[int, Reported] = {}
         for path, data in sorted(files.items()):
             head = data.split(b"|", 1)[0]
@@ -245,7 +251,7 @@ class Ledger:
                 part = self.reports[int(head[7:])]
                 parts[part.number] = part
             else:
-                return f"{path} holds bytes that nobody reported: {data[:40]!r}"
+                return f"{path} holds bytes that no process reported: {data[:40]!r}"
         steps = {(part.trial, part.step) for part in parts.values()}
         if len(steps) > 1:
             return f"mixed steps {sorted(steps)}"
@@ -258,73 +264,75 @@ class Ledger:
         if wanted != dict(files):
             missing, other = sorted(wanted.keys() - files.keys()), sorted(files.keys() - wanted.keys())
             changed = sorted(path for path in wanted.keys() & files.keys() if wanted[path] != files[path])
-            return f"not what was reported: missing {missing}, unknown {other}, changed {changed}"
+            return f"differs from the report: missing {missing}, unknown {other}, changed {changed}"
         return None
 
     def check_end(self) -> None:
-        """All that was promised, once everything is quiet."""
+        """Check all promises at the end of the schedule."""
         for item in self.acknowledged:
             self._check(item, "at the end")
         for trial, seen in sorted(self._trials.items()):
             for name in seen.names:
-                if (trial, name) not in self._disowned and (problem := self.problem(trial, name)):
-                    self.broken("named, not whole", f"{trial}/{name} at the end: {problem}")
+                if (trial, name) not in self._revived_checkpoints and (problem := self.problem(trial, name)):
+                    self.violate("listed, incomplete", f"{trial}/{name} at the end: {problem}")
         for part in self.reports:
-            if not part.whole and not part.removed_by_user and not self._kept(part):
-                self.broken("deleted, not stored", f"report {part.number} of {part.by}")
+            if not part.complete and not part.removed_by_user and not self._kept(part):
+                self.violate("deleted, not stored", f"report {part.number} of {part.by}")
 
     def _kept(self, part: Reported) -> bool:
         return all(os.path.exists(f"{part.directory}/{path}") for path in part.files)
 
     def check_tree(self, trial: str) -> None:
-        """After a clean end: what the manifest of the trial's own files says is in the store."""
+        """Check, after a clean end, that the store holds the files in the manifest of the trial's artifacts."""
         prefix = f"{NAME}/{trial}/"
         found = self._bucket.objects.get(prefix + MANIFEST)
         if found is None:
-            self.broken("artifacts", f"{trial} ended well and has no manifest")
+            self.violate("artifacts", f"{trial} ended without error, but has no manifest")
             return
         for path, entry in sorted(Manifest.from_bytes(found.data).files.items()):
             data = self._bucket.objects.get(prefix + path)
-            if data is None and trial in self._raised:
+            if data is None and trial in self._revived_trials:
                 continue
             if data is None:
-                self.broken("artifacts", f"{trial}/{path} is in the manifest and not in the store")
+                self.violate("artifacts", f"{trial}/{path} is in the manifest, but not in the store")
             elif len(data.data) != entry.size or google_crc32c.value(data.data) != entry.crc32c:
-                self.broken("artifacts", f"{trial}/{path} has other bytes than the manifest says")
+                self.violate("artifacts", f"{trial}/{path} differs from its manifest entry")
 
-    # inside
+    # helpers
 
     def _check(self, item: Acknowledged, when: str) -> None:
         part, where = item.part, f"{item.trial}/{item.name} of {item.part.by} (report {item.part.number}) {when}"
         if part.era != self.era:
             return
-        seen = self._trials.get(item.trial, _TrialSeen())
-        if item.name in seen.retired or (item.name not in seen.names and self._made_obsolete(item, seen)):
+        seen = self._trials.get(item.trial, TrialHistory())
+        if item.name in seen.retired or (item.name not in seen.names and self._is_superseded(item, seen)):
             return
         if item.name in seen.dropped:
-            self.broken("acknowledged, dropped", f"{where}: {seen.dropped[item.name]}")
+            self.violate("acknowledged, dropped", f"{where}: {seen.dropped[item.name]}")
         elif item.name not in seen.names and not part.rank:
-            # another rank than 0 hears of it when it is whole; who resumes takes in what rank 0 had not named yet
-            self.broken("acknowledged, not named", f"{where}: the record names {sorted(seen.names)}")
+            # other ranks see it once it is complete; a resuming rank 0 adopts what it had not listed yet
+            self.violate("acknowledged, not listed", f"{where}: the record lists {sorted(seen.names)}")
         elif problem := self.problem(item.trial, item.name):
-            self.broken("acknowledged, not whole", f"{where}: {problem}")
+            self.violate("acknowledged, incomplete", f"{where}: {problem}")
         elif problem := self._differs(part, f"{NAME}/{item.trial}/{item.name}/"):
-            self.broken("acknowledged, changed", f"{where}: {problem}")
+            self.violate("acknowledged, changed", f"{where}: {problem}")
 
-    def _made_obsolete(self, item: Acknowledged, seen: _TrialSeen) -> bool:
-        """It came behind newer ones, as when time was short: the write that would have named it retired it."""
+    def _is_superseded(self, item: Acknowledged, seen: TrialHistory) -> bool:
+        """Whether newer checkpoints retired it in the write that would have listed it, as after a flush with a
+        deadline."""
         number = _number(item.name)
         return self._keep is not None and sum(other > number for other in seen.names.values()) >= self._keep
 
     def _check_order(self, trial: str, by: str) -> None:
-        """What one process reported later has a higher number: else retention takes the newer for the older."""
+        """Check that later reports of a process have higher numbers: otherwise retention takes the newer for the
+        older."""
         mine = [
-            part for part in self.reports if part.whole and (part.trial, part.by, part.era) == (trial, by, self.era)
+            part for part in self.reports if part.complete and (part.trial, part.by, part.era) == (trial, by, self.era)
         ]
         for before, part in itertools.pairwise(mine):
             if _number(before.stored_as) >= _number(part.stored_as):
                 text = f"{trial}: {by} reported {before.stored_as} before {part.stored_as}"
-                self.broken("numbers against the order of reports", text)
+                self.violate("numbers not in the order of reports", text)
 
     def _differs(self, part: Reported, prefix: str) -> str | None:
         for path, data in part.files.items():
@@ -340,4 +348,4 @@ class Ledger:
 
 
 def _number(name: str) -> int:
-    return int(name.rpartition("_")[2].partition("-")[0])  # one that was given another name has a mark
+    return int(name.rpartition("_")[2].partition("-")[0])  # a checkpoint that was renamed has a mark

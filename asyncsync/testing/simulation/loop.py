@@ -1,7 +1,7 @@
-"""The event loop of a simulation: many processes on one loop, in virtual time, without a thread.
+"""The event loop of a simulation: many processes on one loop, in virtual time, without threads.
 
-Every callback belongs to the simulated process in whose context it was made. Those of a process that is stopped are
-kept until it is continued; those of a killed one are kept for ever.
+Every callback belongs to the simulated process in whose context it was made. Callbacks of a stopped process wait until
+it continues; those of a killed process never run.
 """
 
 from __future__ import annotations
@@ -21,57 +21,58 @@ from asyncsync.testing.virtual import VirtualTimeLoop
 T = TypeVar("T")
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("asyncsync_simulated_process", default=None)
-"""Whose code is running; None: the world's own."""
+"""The process whose code is running; None: the world's own."""
 EPOCH = 1_000_000_000.0
-"""Unix seconds at which every simulation begins. In the past, so that a file whose time was not set is never older than
-a look at it, and what is concluded from its time does not depend on the machine's clock."""
-TURNS = 400_000
-"""Turns of the loop after which a schedule counts as endless; ordinary ones need some thousands."""
-SLOW_JOB = 0.05
-"""Seconds that a thread job takes at most; most take none."""
+"""Unix time at which every simulation begins. It is in the past, so that a file whose time was not set is newer than
+any look at it, and results do not depend on the machine's clock."""
+MAX_TURNS = 400_000
+"""Turns of the loop after which a schedule counts as endless. Ordinary ones need some thousands."""
+MAX_JOB_SECONDS = 0.05
+"""Longest duration (s) of a thread job; most take no time."""
 
 
 class EndlessError(RuntimeError):
-    """Something turns for ever without waiting."""
+    """The loop turns without end and without waiting."""
 
 
 class Machine:
-    """A simulated machine: its clock, its state directory, and which process holds which lock."""
+    """A simulated machine: its clock, its state directory, and the holders of its locks."""
 
     def __init__(self, name: str, root: str) -> None:
         self.name, self.root = name, root
         self.clock_offset = 0.0
-        """Seconds that its wall clock is ahead of the true time."""
+        """How far (s) its wall clock is ahead of the true time."""
         self.state_directory = f"{root}/state"
         self.locks: dict[str, list[Process]] = {}
 
 
 class SimulatedTreeLocks:
-    """What :mod:`asyncsync.disk.locks` keeps in a file: a process may take a lock several times."""
+    """Replaces the lock file of :mod:`asyncsync.disk.locks`. A process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def take(self, tree: str, *, alone: bool) -> str:
-        """ConcurrentWriterError if another process of the machine has it; with ``alone`` also if this one has."""
+        """Take a lock. Raises ConcurrentWriterError if another process of the machine holds it; with ``alone`` also if
+        this one does."""
         from asyncsync.errors import ConcurrentWriterError
 
         holders = self._process.machine.locks.setdefault(tree, [])
         others = [holder for holder in holders if holder is not self._process]
         if others or (alone and holders):
-            raise ConcurrentWriterError(f"{tree} is being synced already, by process {holders[0].pid}")
+            raise ConcurrentWriterError(f"{tree} is already being synced by process {holders[0].pid}")
         holders.append(self._process)
         return tree
 
     def release(self, tree: str) -> None:
-        """Once for every time that it was taken."""
+        """Release the lock once."""
         holders = self._process.machine.locks.get(tree, [])
         if self._process in holders:  # a killed process has lost them all
             holders.remove(self._process)
 
 
 class Process:
-    """A simulated process. ``main`` is its program's task."""
+    """A simulated process. ``main`` is the task of its program."""
 
     def __init__(self, name: str, pid: int, machine: Machine, seed: str) -> None:
         self.name, self.pid, self.machine = name, pid, machine
@@ -80,19 +81,19 @@ class Process:
         self.main: asyncio.Task[None] | None = None
         self.killed = self.stopped = self.ended = False
         self.ghost = False
-        """Killed, and only cleaned up after: the schedule is over."""
+        """Killed, and running again only to be cleaned up after the schedule."""
         self.partitioned = False
         self.requests = 0
-        """Sent so far."""
+        """Requests sent so far."""
         self.under_way = 0
         """Requests that it waits for."""
         self.trouble, self.trouble_at = "none", 0
-        """What strikes it, at which of its requests."""
+        """The trouble that strikes it, and at which of its requests."""
         self.error = ""
-        """Why it ended, if not well."""
+        """The error with which it ended."""
         self.sessions: list[Session] = []
-        self.gone: asyncio.Future[None]
-        """Done when its place may be taken: it ended, or looks as if it had."""
+        self.place_free: asyncio.Future[None]
+        """Done when a successor may start: the process ended, or looks as if it had."""
         self.held: deque[ProcessCallback] = deque()
 
     @property
@@ -102,7 +103,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it is there, running or stopped."""
+        """Whether it exists, running or stopped."""
         return not (self.killed or self.ended)
 
     def spawn(self, loop: SimulationLoop, program: Coroutine[Any, Any, None]) -> None:
@@ -115,31 +116,31 @@ class Process:
         """SIGSTOP."""
         self.stopped = True
 
-    def go_on(self, loop: SimulationLoop) -> None:
+    def resume(self, loop: SimulationLoop) -> None:
         """SIGCONT."""
         self.stopped = False
         if self.runs:
             self._release(loop)
 
     def kill(self) -> None:
-        """SIGKILL: no line of it is executed any more, its locks are free."""
+        """SIGKILL: none of its code runs any more, and its locks are free."""
         self.killed = True
         for holders in self.machine.locks.values():
             while self in holders:
                 holders.remove(self)
 
-    def haunt(self, loop: SimulationLoop) -> None:
-        """After the schedule: let what is left of a killed process end, so that nothing of it leaks."""
+    def run_as_ghost(self, loop: SimulationLoop) -> None:
+        """After the schedule: let a killed process run to its end, so that nothing leaks."""
         self.ghost = True
         self._release(loop)
 
     def _release(self, loop: SimulationLoop) -> None:
         while self.held:
-            loop.again(self.held.popleft())
+            loop.requeue(self.held.popleft())
 
 
 class ProcessCallback:
-    """A callback of a process; it waits while the process is stopped."""
+    """A callback of a process. It waits while the process is stopped."""
 
     __slots__ = ("args", "callback", "context", "handle", "process")
 
@@ -151,12 +152,12 @@ class ProcessCallback:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled it meanwhile."""
+        """Whether it was cancelled meanwhile."""
         return self.handle is not None and self.handle.cancelled()
 
     def __call__(self) -> None:
         if self.cancelled:
-            return  # while it was kept, or since
+            return  # cancelled while it waited, or later
         if self.process.runs:
             self.callback(*self.args)
         else:
@@ -164,7 +165,7 @@ class ProcessCallback:
 
 
 class _Task(asyncio.Task[Any]):
-    """Sets of tasks, as in a TaskGroup, have the same order in every run: not that of addresses in memory."""
+    """A task whose hash is a serial number: sets of tasks then have the same order in every run."""
 
     _numbers = itertools.count()
 
@@ -179,7 +180,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class SimulationLoop(VirtualTimeLoop):
-    """Virtual time, thread jobs inline, and callbacks by process. ``dice``: for all that no process asks for."""
+    """Virtual time, thread jobs inline, and callbacks by process. ``dice``: for draws outside any process."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice
@@ -188,15 +189,15 @@ class SimulationLoop(VirtualTimeLoop):
         _Task._numbers = itertools.count()  # noqa: SLF001
         self.set_task_factory(lambda loop, coro, **options: _Task(coro, loop=loop, **options))
 
-    # what asyncsync.runtime asks for
+    # used by asyncsync.runtime
 
     def wall_time(self) -> float:
-        """By the clock of the machine whose code is running."""
+        """Unix time by the clock of the machine whose code is running."""
         process = PROCESS.get()
         return self.true_time() + (0.0 if process is None else process.machine.clock_offset)
 
     def true_time(self) -> float:
-        """Unix seconds by the store's clock."""
+        """Unix time by the store's clock."""
         return EPOCH + self.time()
 
     def dice(self) -> random.Random:
@@ -215,22 +216,22 @@ class SimulationLoop(VirtualTimeLoop):
         return process is not None and pid in self.pids(process.machine)
 
     def pids(self, machine: Machine) -> set[int]:
-        """The processes of a machine; the world replaces it."""
+        """Ids of the processes of a machine. The world replaces this method."""
         del machine
         return set()
 
     def process_identity(self) -> str | None:
-        """Of the process whose code is running, see :class:`asyncsync.runtime.Presence`."""
+        """Identity of the process whose code is running, see :class:`asyncsync.runtime.Presence`."""
         process = PROCESS.get()
         return None if process is None else f"{process.machine.name} {process.pid}"
 
     def process_ended(self, identity: str) -> bool:
-        """Whether the machine whose code is running had such a process, and has it no more."""
+        """Whether such a process ran on this machine and has ended."""
         process, (machine, _, pid) = PROCESS.get(), identity.partition(" ")
         return process is not None and machine == process.machine.name and not self.process_alive(int(pid))
 
     def state_directory(self) -> str:
-        """Of the machine whose code is running."""
+        """State directory of the machine whose code is running."""
         process = PROCESS.get()
         assert process is not None
         return process.machine.state_directory
@@ -245,8 +246,8 @@ class SimulationLoop(VirtualTimeLoop):
 
     def turned(self) -> None:
         self._turns += 1
-        if self._turns > TURNS:
-            raise EndlessError(f"no end after {TURNS} turns of the loop, {self.time():.0f} s of virtual time")
+        if self._turns > MAX_TURNS:
+            raise EndlessError(f"no end after {MAX_TURNS} turns of the loop, {self.time():.0f} s of virtual time")
 
     def call_soon(  # type: ignore[override]  # as asyncio has it; the stubs check the arguments one by one
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -270,18 +271,18 @@ class SimulationLoop(VirtualTimeLoop):
         gate.handle = handle = super().call_at(when, gate, context=context)
         return handle
 
-    def again(self, gate: ProcessCallback) -> None:
-        """What was kept is due; its owner may still cancel it by the handle that it has."""
+    def requeue(self, gate: ProcessCallback) -> None:
+        """Run a kept callback. Its owner may still cancel it by the handle that it has."""
         super().call_soon(gate, context=gate.context)
 
     def in_world(self, when: float, callback: Callable[..., object], *args: Any) -> None:
-        """At this time, whatever became of the process that asked for it."""
+        """Call at this time, also if the process that asked for it has ended."""
         self.call_at(when, callback, *args, context=contextvars.Context())
 
     def run_in_executor(  # type: ignore[override]  # as the loop above
         self, executor: concurrent.futures.Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        """A little later, as a thread would begin; a stopped process' threads stand still with it."""
+        """Run the job a little later, like a thread. The jobs of a stopped process wait with it."""
         del executor
         result: asyncio.Future[T] = self.create_future()
 
@@ -297,7 +298,7 @@ class SimulationLoop(VirtualTimeLoop):
 
         dice = self.dice()
         if dice.random() < 0.1:
-            self.call_later(dice.uniform(0, SLOW_JOB), job)
+            self.call_later(dice.uniform(0, MAX_JOB_SECONDS), job)
         else:
             self.call_soon(job)
         return result

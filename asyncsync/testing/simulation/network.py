@@ -1,4 +1,5 @@
-"""The way to the store: requests are refused, lost, not answered, and land late whatever became of their sender."""
+"""The network between processes and store. Requests are refused, lost, left without response, or land late, whatever
+happens to their sender."""
 
 from __future__ import annotations
 
@@ -32,24 +33,24 @@ SCHEME = "simulated"
 PART_SIZE = 1500
 MIN_PART_SIZE = 500
 MIN_RANGE_SOURCE = 400
-"""Bytes: files of a simulation are small, and are to travel in every way that there is."""
+"""Bytes. Files of a simulation are small, yet must use every way of transfer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How likely things go wrong, per request, and how long they take in seconds."""
+    """Probabilities of faults per request, and their durations in seconds."""
 
     refused: float = 0.0
-    """Answered with an error, without effect."""
-    lost: float = 0.0
-    """Never reaches the store; the sender waits ``patience``."""
-    unanswered: float = 0.0
-    """Takes effect; the answer is lost."""
+    """The response is an error; the request has no effect."""
+    request_lost: float = 0.0
+    """The request never reaches the store; the sender waits up to ``patience``."""
+    response_lost: float = 0.0
+    """The request takes effect; its response is lost."""
     late: float = 0.0
-    """Takes effect up to ``lateness`` later; the sender has given up before, most often."""
+    """The request takes effect up to ``lateness`` later; most often its sender has given up before."""
     lateness: float = 600.0
     withdrawn: float = 0.5
-    """If its sender gives it up while it is under way, it still never lands."""
+    """Probability that a request never lands if its sender gives up while it is in flight."""
     patience: float = 30.0
     latency: float = 0.05
 
@@ -59,38 +60,38 @@ CALM = Weather()
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """What becomes of one request, in seconds from now; None: never."""
+    """The outcome of one request, in seconds from now; None: never."""
 
     lands: float | None
-    answers: float | None
-    """After it has landed."""
+    responds: float | None
+    """Seconds after it has landed."""
     fails: float | None
-    """The sender hears of an error, if it has not heard of anything before."""
+    """The sender receives an error, unless it received a response before."""
     error: str = "connection reset by peer"
     throttled: bool = False
 
 
-def draw(weather: Weather, dice: random.Random, *, most_late: float) -> RequestOutcome:
-    """The fate of a request that goes out now. ``most_late`` bounds how late it may land."""
-    there, back = dice.uniform(0, weather.latency), dice.uniform(0, weather.latency)
+def draw(weather: Weather, dice: random.Random, *, max_lateness: float) -> RequestOutcome:
+    """Draw the outcome of a request that is sent now. ``max_lateness`` limits how late it may land."""
+    way_in, way_back = dice.uniform(0, weather.latency), dice.uniform(0, weather.latency)
     roll = dice.random()
     if roll < weather.refused:
-        return RequestOutcome(None, None, there + back, "503 Slow Down", throttled=dice.random() < 0.3)
+        return RequestOutcome(None, None, way_in + way_back, "503 Slow Down", throttled=dice.random() < 0.3)
     roll -= weather.refused
-    if roll < weather.lost:
-        return RequestOutcome(None, None, dice.uniform(0, weather.patience), "no answer")
-    roll -= weather.lost
-    if roll < weather.unanswered:
-        return RequestOutcome(there, None, there + dice.uniform(0, weather.patience))
-    roll -= weather.unanswered
+    if roll < weather.request_lost:
+        return RequestOutcome(None, None, dice.uniform(0, weather.patience), "no response")
+    roll -= weather.request_lost
+    if roll < weather.response_lost:
+        return RequestOutcome(way_in, None, way_in + dice.uniform(0, weather.patience))
+    roll -= weather.response_lost
     if roll < weather.late:
-        late = min(most_late, weather.lateness) * dice.random() ** 3
-        return RequestOutcome(late, back, dice.uniform(0, weather.patience))
-    return RequestOutcome(there, back, None)
+        late = min(max_lateness, weather.lateness) * dice.random() ** 3
+        return RequestOutcome(late, way_back, dice.uniform(0, weather.patience))
+    return RequestOutcome(way_in, way_back, None)
 
 
 class Network:
-    """What all processes of a world share: the bucket, the weather, and what hears of each request that has landed."""
+    """Shared by all processes of a world: the bucket, the weather, and the observers of requests."""
 
     def __init__(self, loop: SimulationLoop, bucket: str, *, conditional: bool) -> None:
         self.loop = loop
@@ -100,11 +101,11 @@ class Network:
         self.bucket.clock = loop.true_time
         self.bucket_name = bucket
         self.weather = CALM
-        self.most_late: Callable[[str, str, str | None], float] = lambda *_: float("inf")
+        self.max_lateness: Callable[[str, str, str | None], float] = lambda *_: float("inf")
         self.sent: Callable[[Process, str, str], None] = lambda *_: None
         self.landed: Callable[[Process, str, str, str], None] = lambda *_: None
         self.under_way = 0
-        """Requests that have not landed yet and may."""
+        """Requests in flight that may still land."""
 
 
 class SimulatedStore(Store):
@@ -132,9 +133,9 @@ class SimulatedStore(Store):
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        data, only = await self._hand_over(body), self._only(if_version)
+        data, condition = await self._read_body(body), self._condition(if_version)
         return await self._send(
-            "put", key, lambda: self._inner.put(key, data, crc32c=crc32c, if_version=only), version=only
+            "put", key, lambda: self._inner.put(key, data, crc32c=crc32c, if_version=condition), version=condition
         )
 
     async def read(
@@ -174,13 +175,13 @@ class SimulatedStore(Store):
         size: int | None = None,
         if_version: str | None = None,
     ) -> ObjectInfo:
-        only = self._only(if_version)
-        more: dict[str, Any] = {} if only is None else {"if_version": only}
+        condition = self._condition(if_version)
+        more: dict[str, Any] = {} if condition is None else {"if_version": condition}
         return await self._send(
             "copy",
             key,
             lambda: self._inner.copy(source, key, if_source_version=if_source_version, size=size, **more),
-            version=only,
+            version=condition,
         )
 
     async def create_multipart(self, key: str) -> Upload:
@@ -189,7 +190,7 @@ class SimulatedStore(Store):
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
-        data = await self._hand_over(body)
+        data = await self._read_body(body)
         return await self._send(
             "put_part", upload.key, lambda: self._inner.put_part(upload, number, offset, data, crc32c=crc32c)
         )
@@ -216,12 +217,12 @@ class SimulatedStore(Store):
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        only = self._only(if_version)
+        condition = self._condition(if_version)
         return await self._send(
             "complete_multipart",
             upload.key,
-            lambda: self._inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=only),
-            version=only,
+            lambda: self._inner.complete_multipart(upload, parts, crc32c=crc32c, if_version=condition),
+            version=condition,
         )
 
     async def abort_multipart(self, upload: Upload) -> None:
@@ -233,12 +234,12 @@ class SimulatedStore(Store):
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         return await self._send("list_multiparts", prefix, lambda: self._inner.list_multiparts(prefix), changes=False)
 
-    def _only(self, if_version: str | None) -> str | None:
+    def _condition(self, if_version: str | None) -> str | None:
         return if_version if self._network.conditional else None
 
-    async def _hand_over(self, body: Body) -> bytes:
-        """Give the body to the network. As with a real store the lease is looked at before the first byte and before
-        the last; a process that is stopped in between hands over the rest when it is continued."""
+    async def _read_body(self, body: Body) -> bytes:
+        """Read the body. As with a real store, the lease is checked before the first byte and before the last; a
+        process that is stopped in between sends the rest when it continues."""
         lease = lease_of(body)
         if lease is not None:
             lease.check()
@@ -250,9 +251,9 @@ class SimulatedStore(Store):
                 await asyncio.sleep(self._process.network_dice.uniform(0, self._network.weather.latency))
             data = first + body.read(len(first), body.size - len(first))
         except FileNotFoundError as error:
-            raise SourceChangedError(f"{body.path} is gone") from error
+            raise SourceChangedError(f"{body.path} is missing") from error
         if len(data) != body.size:
-            raise SourceChangedError(f"{body.path} has become shorter")
+            raise SourceChangedError(f"{body.path} was truncated")
         if lease is not None:
             lease.check()
         return data
@@ -269,31 +270,31 @@ class SimulatedStore(Store):
         network, process, loop = self._network, self._process, self._network.loop
         key = "\n".join(self._prefix + one for one in key.split("\n"))
         network.sent(process, operation, key)
-        await asyncio.sleep(0)  # whatever the world does to us at this request happens here
+        await asyncio.sleep(0)  # trouble that strikes at this request happens here
         if process.ghost:
             raise UnavailableError("the simulation is over")
-        fate = self._fate(operation, key, version)
-        answer: asyncio.Future[T] = loop.create_future()
-        request = _Request(network, process, operation, key, apply, answer, fate, changes=changes)
+        outcome = self._draw_outcome(operation, key, version)
+        response: asyncio.Future[T] = loop.create_future()
+        request = _Request(network, process, operation, key, apply, response, outcome, changes=changes)
         request.start()
         process.under_way += 1
         try:
-            return await answer
+            return await response
         finally:
             process.under_way -= 1
-            request.left()
+            request.sender_left()
 
-    def _fate(self, operation: str, key: str, version: str | None) -> RequestOutcome:
+    def _draw_outcome(self, operation: str, key: str, version: str | None) -> RequestOutcome:
         network, process = self._network, self._process
         if process.partitioned:
             return RequestOutcome(
                 None, None, process.network_dice.uniform(0, network.weather.patience), "no route to host"
             )
-        return draw(network.weather, process.network_dice, most_late=network.most_late(operation, key, version))
+        return draw(network.weather, process.network_dice, max_lateness=network.max_lateness(operation, key, version))
 
 
 class _Request:
-    """One on its way. All of its callbacks are the world's: they come whatever becomes of the sender."""
+    """One request in flight. Its callbacks belong to the world: they run whatever happens to the sender."""
 
     def __init__(
         self,
@@ -302,63 +303,63 @@ class _Request:
         operation: str,
         key: str,
         apply: Callable[[], Coroutine[Any, Any, Any]],
-        answer: asyncio.Future[Any],
-        fate: RequestOutcome,
+        response: asyncio.Future[Any],
+        outcome: RequestOutcome,
         *,
         changes: bool,
     ) -> None:
         self._network, self._process, self._operation, self._key = network, process, operation, key
-        self._apply, self._answer, self._fate, self._changes = apply, answer, fate, changes
+        self._apply, self._response, self._draw_outcome, self._changes = apply, response, outcome, changes
         self._withdrawn = False
         self._landed = False
 
     def start(self) -> None:
-        loop, fate = self._network.loop, self._fate
-        if fate.lands is not None:
+        loop, outcome = self._network.loop, self._draw_outcome
+        if outcome.lands is not None:
             self._network.under_way += self._changes
-            loop.in_world(loop.time() + fate.lands, self._land)
-        if fate.fails is not None:
-            loop.in_world(loop.time() + fate.fails, self._fail)
+            loop.in_world(loop.time() + outcome.lands, self._land)
+        if outcome.fails is not None:
+            loop.in_world(loop.time() + outcome.fails, self._fail)
 
-    def left(self) -> None:
-        """Its sender does not wait any more."""
+    def sender_left(self) -> None:
+        """The sender does not wait any more."""
         if not self._landed and self._process.network_dice.random() < self._network.weather.withdrawn:
-            self._withdrawn = self._answer.cancelled()
+            self._withdrawn = self._response.cancelled()
 
     def _land(self) -> None:
         network, loop = self._network, self._network.loop
         self._landed = True
         network.under_way -= self._changes
-        if self._withdrawn or (not self._changes and self._answer.done()):
+        if self._withdrawn or (not self._changes and self._response.done()):
             return
         error, result = None, None
         try:
-            result = at_once(self._apply())
+            result = run_memory_call(self._apply())
         except StoreError as refused:
             error = refused
         if self._changes:
             network.landed(self._process, self._operation, self._key, type(error).__name__ if error else "ok")
-        if self._fate.answers is not None:
-            loop.in_world(loop.time() + self._fate.answers, self._tell, result, error)
+        if self._draw_outcome.responds is not None:
+            loop.in_world(loop.time() + self._draw_outcome.responds, self._respond, result, error)
 
-    def _tell(self, result: object, error: StoreError | None) -> None:
-        if self._answer.done() or self._process.partitioned:
+    def _respond(self, result: object, error: StoreError | None) -> None:
+        if self._response.done() or self._process.partitioned:
             if self._process.partitioned:
                 self._network.loop.in_world(self._network.loop.time() + self._network.weather.patience, self._fail)
             return
         if error is not None:
-            self._answer.set_exception(error)
+            self._response.set_exception(error)
         else:
-            self._answer.set_result(result)
+            self._response.set_result(result)
 
     def _fail(self) -> None:
-        if self._answer.done():
+        if self._response.done():
             return
-        text = f"{SCHEME}: {self._fate.error}"
-        self._answer.set_exception(ThrottledError(text) if self._fate.throttled else UnavailableError(text))
+        text = f"{SCHEME}: {self._draw_outcome.error}"
+        self._response.set_exception(ThrottledError(text) if self._draw_outcome.throttled else UnavailableError(text))
 
 
-def at_once(work: Coroutine[Any, Any, T]) -> T:
+def run_memory_call(work: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine of the memory store, which only ever yields to the loop."""
     while True:
         try:
@@ -371,12 +372,12 @@ _networks: dict[str, Network] = {}
 
 
 def connect(network: Network) -> None:
-    """Stores of its bucket's name lead there from now on."""
+    """Connect stores of this bucket's name to the network."""
     _networks[network.bucket_name] = network
 
 
 def disconnect(network: Network) -> None:
-    """The schedule is over."""
+    """Disconnect them; the schedule is over."""
     del _networks[network.bucket_name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-HOURS = 3600.0
+HOUR = 3600.0
 TROUBLES = (
     "late",
     "storms",
@@ -23,12 +23,12 @@ TROUBLES = (
     "ranks",
     "skips",
 )
-"""What ``without`` can leave out, to find which of them a failure needs."""
+"""Values of ``without``. Leaving some out shows which of them a failure needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulePlan:
-    """What is the same for all of one schedule."""
+    """The settings of one schedule."""
 
     kind: str
     keep: int | None
@@ -53,8 +53,8 @@ class SchedulePlan:
 
     @classmethod
     def draw(cls, dice: random.Random, *, conditional: bool, without: frozenset[str]) -> SchedulePlan:
-        """From the seed. Where the store has no conditional writes, nobody can be kept from writing: there is one
-        writer of everything at a time then, and nothing lands late."""
+        """Draw a plan from the seed's dice. A store without conditional writes cannot exclude a second writer: then one
+        process writes at a time, and no request lands late."""
         kind = dice.choices(("solo", "rivals", "workers", "ranks"), (45, 20, 15, 20))[0]
         plan = cls(
             kind=kind,
@@ -65,7 +65,7 @@ class SchedulePlan:
             commit_timeout=dice.choice((20.0, 120.0)),
             concurrency=dice.choice((2, 16)),
             think=dice.choice((0.5, 10.0, 40.0)),
-            prune_age=dice.choice((2 * HOURS, 24 * HOURS)),
+            prune_age=dice.choice((2 * HOUR, 24 * HOUR)),
             machines=dice.choice((1, 2, 3)),
             trials=dice.choice((1, 1, 2)) if kind != "ranks" else 1,
             lives=dice.choice((1, 2, 2, 3)),
@@ -91,13 +91,13 @@ class SchedulePlan:
         )
 
     def has(self, trouble: str) -> bool:
-        """Whether it may happen in this schedule."""
+        """Whether this trouble may strike in this schedule."""
         return trouble not in self.without
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How schedules are run, beside the seed."""
+    """How to run a schedule, besides the seed."""
 
     conditional_writes: bool = True
     trace: bool = False

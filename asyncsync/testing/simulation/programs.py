@@ -1,5 +1,5 @@
-"""What runs in the simulated processes: training loops, readers, ``prune``. They use the library as users do, and tell
-the ledger what they were promised."""
+"""Programs of the simulated processes: training loops, readers, ``prune``. They use the library as users do, and record
+in the ledger what they were promised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.engine.engine import SyncEngine
@@ -27,12 +27,10 @@ from asyncsync.errors import (
 )
 from asyncsync.remote.experiment import Experiment
 from asyncsync.remote.prune import prune
-from asyncsync.testing.simulation.ledger import NAME, Reported
+from asyncsync.testing.simulation.ledger import NAME, Ledger, Reported
 from asyncsync.testing.simulation.loop import Process
 from asyncsync.testing.simulation.network import PART_SIZE
-
-if TYPE_CHECKING:
-    from asyncsync.testing.simulation.world import World
+from asyncsync.testing.simulation.plan import SchedulePlan
 
 TAKES_STEP = "step" in inspect.signature(Trial.report).parameters
 SHARED = b"shared|" + b"the same in every step " * 30
@@ -41,7 +39,7 @@ PADDING = bytes(range(32, 127)) * 60
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How one process that trains is started."""
+    """How to start one process that trains."""
 
     trials: tuple[str, ...]
     reports: int = 2
@@ -50,26 +48,43 @@ class Life:
     rank: int = 0
     world_size: int = 1
     calm: bool = False
-    """Nothing strange: no changes of sources, no cancelled reports; it is to end well."""
+    """No changes of sources and no cancelled reports; the process must end without error."""
 
 
 @dataclass(slots=True)
-class Promises:
-    """What one process was given, and has not been told the end of."""
+class PendingPromises:
+    """Handles of one process whose result is not known yet."""
 
     handles: list[tuple[CheckpointHandle, Reported]] = field(default_factory=list)
     watchers: list[asyncio.Task[None]] = field(default_factory=list)
 
 
-class Program:
-    """One process' code."""
+class ProgramWorld(Protocol):
+    """The world as programs see it; see :class:`asyncsync.testing.simulation.world.World`."""
 
-    def __init__(self, world: World, process: Process) -> None:
+    ledger: Ledger
+    plan: SchedulePlan
+    uri: str
+
+    def write(self, process: Process, path: str, data: bytes) -> None:
+        """Write a file. Its modification time is that of the machine's clock."""
+
+    async def first_step(self, trial: str, life: Life) -> int:
+        """The step at which training starts."""
+
+    def ended(self, process: Process, how: str) -> None:
+        """The process ended by itself."""
+
+
+class Program:
+    """The code of one process."""
+
+    def __init__(self, world: ProgramWorld, process: Process) -> None:
         self.world, self.process, self.dice = world, process, process.dice
         self.ledger = world.ledger
 
     async def run(self) -> None:
-        """All of it; whatever happens, the world hears how it ended."""
+        """Run the program, and record in any case how it ended."""
         how = "well"
         try:
             await self.work()
@@ -83,12 +98,12 @@ class Program:
             if not self.process.ghost:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 place = f"{Path(last.filename).name}:{last.name}"
-                self.ledger.broken("unexpected error", f"{how} in {place} of {self.process.name}: {_text(error)}")
+                self.ledger.violate("unexpected error", f"{how} in {place} of {self.process.name}: {_text(error)}")
             self.process.error = how
         self.world.ended(self.process, how)
 
     async def work(self) -> None:
-        """What it is for."""
+        """The program itself."""
         raise NotImplementedError
 
 
@@ -100,15 +115,48 @@ def _text(error: BaseException) -> str:
 class Training(Program):
     """A driver, a worker or a rank that trains."""
 
-    def __init__(self, world: World, process: Process, life: Life) -> None:
+    def __init__(self, world: ProgramWorld, process: Process, life: Life) -> None:
         super().__init__(world, process)
         self.life = life
-        self.promises = Promises()
+        self.promises = PendingPromises()
         self.steps: dict[str, int] = {}
 
     async def work(self) -> None:
-        life, plan = self.life, self.world.plan
-        run = RunConfig(
+        resume = self.life.resume
+        while True:
+            engine = self._make_engine(resume=resume)
+            try:
+                async with engine:
+                    self.process.sessions.append(engine._context.session)  # noqa: SLF001  the kit knows the engine
+                    await self._train(engine)
+            except ExperimentExistsError:
+                if resume:
+                    raise
+                resume = True
+            except AsyncsyncError as error:
+                if not (self.life.calm and _is_from_earlier_process(error)):
+                    raise
+                return
+            else:
+                return
+            finally:
+                await self._end_promises()
+
+    def _make_engine(self, *, resume: bool) -> SyncEngine:
+        life = self.life
+        return SyncEngine(
+            self._run_config(),
+            local_dir=f"{self.process.machine.root}/{self._local()}",
+            resume=resume,
+            role=life.role,
+            rank=life.rank,
+            world_size=life.world_size,
+            exit_grace=20.0,
+        )
+
+    def _run_config(self) -> RunConfig:
+        plan = self.world.plan
+        return RunConfig(
             name=NAME,
             storage_path=self.world.uri,
             sync_config=SyncConfig(
@@ -119,33 +167,6 @@ class Training(Program):
                 max_concurrency=plan.concurrency, multipart_threshold=PART_SIZE, request_cost_bytes=0
             ),
         )
-        resume = life.resume
-        while True:
-            engine = SyncEngine(
-                run,
-                local_dir=f"{self.process.machine.root}/{self._local()}",
-                resume=resume,
-                role=life.role,
-                rank=life.rank,
-                world_size=life.world_size,
-                exit_grace=20.0,
-            )
-            try:
-                async with engine:
-                    self.process.sessions.append(engine._context.session)  # noqa: SLF001  the kit looks behind the face
-                    await self._train(engine)
-            except ExperimentExistsError:
-                if resume:
-                    raise
-                resume = True
-            except AsyncsyncError as error:
-                if not (life.calm and _is_of_an_earlier_process(error)):
-                    raise
-                return
-            else:
-                return
-            finally:
-                await self._end_of_promises()
 
     def _local(self) -> str:
         return f"rank{self.life.rank}" if self.life.rank else "local"
@@ -169,15 +190,33 @@ class Training(Program):
         except EngineClosedError:
             raise
         except AsyncsyncError as error:
-            self._refused(error)
+            self._note_refused(error)
 
     async def _step(self, engine: SyncEngine, trial: Trial, *, last: bool) -> None:
         step, self.steps[trial.name] = self.steps[trial.name], self.steps[trial.name] + 1
-        if self._strays() and await self._pass_over(trial, step):
+        if self._deviates() and await self._skip_step(trial, step):
             return
         self._write_artifacts(trial, step)
         source, part = self._make(trial, step)
         mode = UploadMode.ASYNC if self.dice.random() < 0.5 else UploadMode.SYNC
+        handle = await self._report(trial, step, source, mode)
+        if handle is None:
+            return
+        if mode is UploadMode.SYNC:
+            self.ledger.acknowledge(part, handle.name)
+            return
+        self.promises.handles.append((handle, part))
+        self.promises.watchers.append(asyncio.create_task(self._watch(handle, part)))
+        if not self.life.calm:
+            await self._meddle(part)
+        if self._deviates():
+            await asyncio.sleep(self.dice.uniform(0, 2))
+            await self._skip(trial, step)
+
+    async def _report(
+        self, trial: Trial, step: int, source: Checkpoint | str, mode: UploadMode
+    ) -> CheckpointHandle | None:
+        """Report a checkpoint, sometimes with a timeout. None: the report failed or timed out."""
         limit = None
         roll, seconds = self.dice.random(), self.dice.uniform(0, 3)
         if roll < 0.08 and not self.life.calm and self.world.plan.has("timeouts"):
@@ -186,34 +225,24 @@ class Training(Program):
         try:
             async with asyncio.timeout(limit):
                 report = await trial.report({"step": step}, source, upload=mode, **more)
-        except TimeoutError as error:
-            if isinstance(error, AsyncsyncError):
-                self._refused(error)
-            return
         except EngineClosedError:
             raise
         except AsyncsyncError as error:
-            self._refused(error)
-            return
+            self._note_refused(error)
+            return None
+        except TimeoutError:
+            return None
         assert report.checkpoint is not None
-        if mode is UploadMode.SYNC:
-            self.ledger.acknowledge(part, report.checkpoint.name)
-            return
-        self.promises.handles.append((report.checkpoint, part))
-        self.promises.watchers.append(asyncio.create_task(self._watch(report.checkpoint, part)))
-        if not self.life.calm:
-            await self._meddle(part)
-        if self._strays():
-            await asyncio.sleep(self.dice.uniform(0, 2))
-            await self._skip(trial, step)
+        return report.checkpoint
 
-    def _strays(self) -> bool:
-        """Whether this rank does now what the others do not."""
+    def _deviates(self) -> bool:
+        """Whether this rank deviates from the others now."""
         may = self.life.world_size > 1 and not self.life.calm and self.world.plan.has("skips")
         return may and self.dice.random() < 0.06
 
-    async def _pass_over(self, trial: Trial, step: int) -> bool:
-        """It makes no checkpoint of this step, and says so or not; or it is ahead of the others from now on."""
+    async def _skip_step(self, trial: Trial, step: int) -> bool:
+        """Skip the checkpoint of this step, with or without reporting that; or move ahead of the others for good.
+        Returns whether the step was skipped."""
         kind = self.dice.choice(("silently", "aloud", "ahead"))
         self.ledger.note(f"skips {self.process.name} {step} {kind}")
         self.ledger.count("skip")
@@ -229,13 +258,13 @@ class Training(Program):
         except EngineClosedError:
             raise
         except AsyncsyncError as error:
-            self._refused(error)
+            self._note_refused(error)
 
-    def _refused(self, error: AsyncsyncError) -> None:
-        """A report failed: most users end then, some go on."""
+    def _note_refused(self, error: AsyncsyncError) -> None:
+        """A report failed: some programs end, others continue."""
         self.ledger.note(f"refused {self.process.name} {type(error).__name__}")
-        if self.life.calm and _is_of_an_earlier_process(error):
-            return  # that is told once, and this one may go on
+        if self.life.calm and _is_from_earlier_process(error):
+            return  # raised once; this process may continue
         if self.life.calm or self.dice.random() < 0.5:
             raise error
 
@@ -249,19 +278,19 @@ class Training(Program):
         else:
             self.ledger.acknowledge(part, handle.name)
 
-    async def _end_of_promises(self) -> None:
+    async def _end_promises(self) -> None:
         for watcher in self.promises.watchers:
             watcher.cancel()
         await asyncio.gather(*self.promises.watchers, return_exceptions=True)
         for handle, part in self.promises.handles:
             if handle.is_durable and not self.process.ghost:
                 self.ledger.acknowledge(part, handle.name)
-        self.promises = Promises()
+        self.promises = PendingPromises()
 
     # files
 
     def _make(self, trial: Trial, step: int) -> tuple[Checkpoint | str, Reported]:
-        """A directory of a few files, new or the last one with new bytes in it."""
+        """A directory of a few files: a new one, or the last one with new contents."""
         reuse = self.dice.random() < 0.3 and not self.life.calm and self.world.plan.has("meddling")
         number = len(self.ledger.reports)
         directory = (
@@ -291,7 +320,7 @@ class Training(Program):
         return f"report {number}|".encode() + PADDING[:size]
 
     async def _meddle(self, part: Reported) -> None:
-        """Training goes on with the directory that it has lent, or somebody removes it."""
+        """Change a lent directory after its report, as a training loop or another program may do."""
         roll = self.dice.random()
         if roll > 0.2 or self.life.calm or not self.world.plan.has("meddling"):
             return
@@ -316,9 +345,9 @@ class Training(Program):
 
 
 class Reader(Program):
-    """Somebody who looks at the experiment and gets checkpoints back."""
+    """A program that opens the experiment and downloads checkpoints."""
 
-    def __init__(self, world: World, process: Process, looks: int, *, calm: bool = False) -> None:
+    def __init__(self, world: ProgramWorld, process: Process, looks: int, *, calm: bool = False) -> None:
         super().__init__(world, process)
         self.looks, self.calm = looks, calm
 
@@ -337,7 +366,7 @@ class Reader(Program):
             self.ledger.note(f"reader {self.process.name} got {trial}/{name} {len(files)}")
             self.ledger.count("read")
             if problem := self.ledger.mixed(files):
-                self.ledger.broken("reader got wrong bytes", f"{trial}/{name}: {problem}")
+                self.ledger.violate("reader got wrong bytes", f"{trial}/{name}: {problem}")
             shutil.rmtree(target)
 
     async def _get(self, target: str) -> tuple[str, str]:
@@ -348,14 +377,14 @@ class Reader(Program):
             return report.checkpoint.trial, report.checkpoint.name
         found = experiment.latest_checkpoint()
         if found is None:
-            raise EngineClosedError("there is none yet")
+            raise EngineClosedError("there is no checkpoint yet")
         await asyncio.sleep(self.dice.uniform(0, 5))
         await found.download(target)
         return found.trial, found.name
 
 
-class Pruning(Program):
-    """A user who tidies up while others work."""
+class Pruner(Program):
+    """A program that prunes while others work."""
 
     async def work(self) -> None:
         for _ in range(2):
@@ -374,8 +403,8 @@ def _files(root: str) -> Mapping[str, bytes]:
     return found
 
 
-def _is_of_an_earlier_process(error: AsyncsyncError) -> bool:
-    """Whether all that failed is checkpoints whose files an earlier process left changed or gone."""
+def _is_from_earlier_process(error: AsyncsyncError) -> bool:
+    """Whether all failures are of checkpoints whose files an earlier process left changed or missing."""
     causes = list(error.failures.values()) if isinstance(error, SyncFailedError) else [error]
     changed = CheckpointIncompleteError | SourceChangedError
     return bool(causes) and all(isinstance(cause.__cause__, changed) for cause in causes)

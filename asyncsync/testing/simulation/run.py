@@ -22,14 +22,14 @@ from asyncsync.testing.simulation.world import World
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """What became of one schedule. ``digest`` is that of its trace: equal for equal seeds."""
+    """The result of one schedule. ``digest`` is the hash of its trace, equal for equal seeds."""
 
     seed: int
     violations: tuple[Violation, ...]
     digest: str
     events: int
     seconds: float
-    """Of virtual time."""
+    """Virtual seconds."""
     counts: dict[str, int] = field(default_factory=dict)
     trace: tuple[str, ...] = ()
     plan: SchedulePlan | None = None
@@ -48,35 +48,34 @@ def simulate(
     without: Iterable[str] = (),
     root: str | None = None,
 ) -> SimulationResult:
-    """Run one schedule; the same seed gives the same one, event by event.
+    """Run one schedule. The same seed gives the same schedule, event by event.
 
-    ``conditional_writes=False``: on a store that cannot do them. ``trace`` keeps every line of it in the outcome.
-    ``without``: troubles (of :data:`TROUBLES`) that are left out, to see which of them a failure needs. ``root``: a
-    directory of its own for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` where there
-    is one.
+    ``conditional_writes=False``: on a store without them. ``trace``: keep every line of the trace in the result.
+    ``without``: troubles (of :data:`TROUBLES`) to leave out, which shows which of them a failure needs. ``root``: a
+    directory for the simulated machines, which is removed afterwards; default: in ``/dev/shm`` if it exists.
     """
     options = Options(conditional_writes, trace, frozenset(without))
-    place = root or _place()
-    shutil.rmtree(place, ignore_errors=True)
-    os.makedirs(place)
+    machines_root = root or _default_root()
+    shutil.rmtree(machines_root, ignore_errors=True)
+    os.makedirs(machines_root)
     loop = SimulationLoop(random.Random(f"{seed} loop"))  # noqa: S311
-    world = World(seed, place, loop, options)
+    world = World(seed, machines_root, loop, options)
     ledger = world.ledger
     connect(world.network)
     before = _descriptors()
     try:
-        with _quiet(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-            loop.set_exception_handler(lambda _, context: _unhandled(world, context))
+        with _without_log_and_gc(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+            loop.set_exception_handler(lambda _, context: _note_unhandled(world, context))
             try:
                 runner.run(world.run())
             except EndlessError as error:
-                ledger.broken("endless", str(error))
+                ledger.violate("endless", str(error))
         if (after := _descriptors()) > before and not ledger.violations:
-            ledger.broken("descriptor left", f"{before} -> {after}")
+            ledger.violate("descriptor leaked", f"{before} -> {after}")
     finally:
         disconnect(world.network)
         forget_buckets()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(machines_root, ignore_errors=True)
     return SimulationResult(
         seed,
         tuple(ledger.violations),
@@ -89,26 +88,26 @@ def simulate(
     )
 
 
-def _unhandled(world: World, context: dict[str, object]) -> None:
+def _note_unhandled(world: World, context: dict[str, object]) -> None:
     if not world._over:  # noqa: SLF001
-        world.ledger.broken("unhandled", f"{context.get('message')}: {context.get('exception')!r}")
+        world.ledger.violate("unhandled", f"{context.get('message')}: {context.get('exception')!r}")
 
 
 def _descriptors() -> int:
     try:
-        return len(os.listdir("/proc/self/fd")) - 2  # the loop that is made before, and closed after
+        return len(os.listdir("/proc/self/fd")) - 2  # the descriptors of the loop, which is closed later
     except FileNotFoundError:
         return 0
 
 
-def _place() -> str:
+def _default_root() -> str:
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else os.environ.get("TMPDIR", "/tmp")  # noqa: S108
     return f"{base}/asyncsync-simulation-{os.getpid()}"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's log, and without a collector that comes at moments of its own."""
+def _without_log_and_gc() -> Iterator[None]:
+    """Disable the library's log, and the garbage collector, which would run at arbitrary moments."""
     log, level = logging.getLogger("asyncsync"), logging.getLogger("asyncsync").level
     log.setLevel(logging.CRITICAL + 1)
     collecting = gc.isenabled()

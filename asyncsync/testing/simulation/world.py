@@ -1,4 +1,4 @@
-"""One schedule: machines, processes, a store, and a world that is against them."""
+"""One schedule: machines, processes, a store, and the troubles that strike them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.testing.simulation.ledger import NAME, Ledger
 from asyncsync.testing.simulation.loop import EPOCH, Machine, Process, SimulationLoop
 from asyncsync.testing.simulation.network import CALM, SCHEME, Network, Weather
-from asyncsync.testing.simulation.plan import HOURS, Options, SchedulePlan
-from asyncsync.testing.simulation.programs import Life, Program, Pruning, Reader, Training
+from asyncsync.testing.simulation.plan import HOUR, Options, SchedulePlan
+from asyncsync.testing.simulation.programs import Life, Program, Pruner, Reader, Training
 
 ARTIFACT_LATENESS = 45.0
-"""Seconds after which nothing lands any more on a name that is written again in place: what a server still works on
-when its client has gone. Objects that are created once may be asked for at any later time."""
-QUIET = 3 * HOURS
-"""Seconds that all processes are given to end by themselves when nothing goes wrong any more."""
+"""How late (s) a write may land that overwrites a name in place: a server may still process it after its client ended.
+Requests that create an object once may land at any later time."""
+END_LIMIT = 3 * HOUR
+"""How long (s) the processes have to end by themselves after the last trouble."""
 
 
 WEATHERS = (
     CALM,
     Weather(refused=0.15),
-    Weather(lost=0.08, unanswered=0.05, patience=20),
-    Weather(unanswered=0.15, patience=10),
+    Weather(request_lost=0.08, response_lost=0.05, patience=20),
+    Weather(response_lost=0.15, patience=10),
     Weather(late=0.10, lateness=120, patience=15, withdrawn=0.2),
     Weather(late=0.15, lateness=3000, patience=10, withdrawn=0.1),
-    Weather(refused=0.05, lost=0.03, unanswered=0.05, late=0.08, lateness=900, patience=30, latency=0.5),
+    Weather(refused=0.05, request_lost=0.03, response_lost=0.05, late=0.08, lateness=900, patience=30, latency=0.5),
     Weather(latency=2.0),
 )
 
 
 class World:
-    """``root``: an empty directory, on a file system in memory if speed matters."""
+    """The world of one schedule. ``root``: an empty directory, best on a file system in memory."""
 
     def __init__(self, seed: int, root: str, loop: SimulationLoop, options: Options) -> None:
         self.seed, self.root, self.loop = seed, root, loop
         self.dice = random.Random(f"{seed} plan")  # noqa: S311
         self.rolls = {name: random.Random(f"{seed} {name}") for name in ("storms", "clocks", "onlookers", "strikes")}  # noqa: S311
-        """Each with dice of its own, so that leaving one out changes nothing of the others."""
+        """Separate dice, so that leaving one trouble out does not change the others."""
         self.plan = SchedulePlan.draw(self.dice, conditional=options.conditional_writes, without=options.without)
         self.network = Network(loop, f"world-{seed}", conditional=options.conditional_writes)
         self.uri = f"{SCHEME}://{self.network.bucket_name}"
@@ -55,12 +55,12 @@ class World:
         self._over = self.quiet = False
         loop.pids = self._pids  # type: ignore[method-assign]
         self.network.sent, self.network.landed = self._sent, self._landed
-        self.network.most_late = self._most_late
+        self.network.max_lateness = self._max_lateness
 
-    # what programs use
+    # used by programs
 
     def write(self, process: Process, path: str, data: bytes) -> None:
-        """A file as the process would write it now: its time is that of the machine's clock."""
+        """Write a file. Its modification time is that of the machine's clock."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path + ".new", "wb") as file:
             file.write(data)
@@ -70,7 +70,8 @@ class World:
         os.replace(path + ".new", path)
 
     async def first_step(self, trial: str, life: Life) -> int:
-        """Where training goes on: a single process has steps of its own, ranks go on from the newest checkpoint."""
+        """The step at which training starts: ranks continue after the newest checkpoint, a single process uses new
+        steps."""
         if life.world_size == 1:
             self._steps[trial] = self._steps.get(trial, 0) + 100
             return self._steps[trial]
@@ -81,31 +82,31 @@ class World:
         return newest + 1
 
     def ended(self, process: Process, how: str) -> None:
-        """A process has come to its end by itself."""
+        """A process ended by itself. Record what it leaked."""
         if process.ghost:
             return
         process.ended = True
         for session in process.sessions:
             if session.budget.in_use or session.budget.waiting:
-                self.ledger.broken("slot left", f"{process.name}: {session.budget.in_use} in use")
+                self.ledger.violate("slot leaked", f"{process.name}: {session.budget.in_use} in use")
         if process.under_way:
-            self.ledger.broken("request left", f"{process.name}: {process.under_way}")
+            self.ledger.violate("request leaked", f"{process.name}: {process.under_way}")
         self.ledger.note(f"end {process.name} {how}")
-        self._gone(process)
+        self._free_place(process)
 
     # the schedule
 
     async def run(self) -> None:
-        """All of it, then the checks."""
-        helpers = [asyncio.create_task(work) for work in self._troubles()]
+        """Run the schedule, then the checks."""
+        helpers = [asyncio.create_task(work) for work in self._trouble_makers()]
         try:
             await getattr(self, f"_{self.plan.kind}")()
-            await self._calm_down(helpers)
-            await self._last_life()
+            await self._end_troubles(helpers)
+            await self._check_recovery()
             self.ledger.check_end()
         finally:
             self._over = True
-            await self._bury()
+            await self._end_leftover_tasks()
 
     async def _solo(self) -> None:
         await self._lives(self._trial_names(), "driver", self.plan.lives)
@@ -122,11 +123,11 @@ class World:
 
     async def _ranks(self) -> None:
         for number in range(self.plan.lives):
-            await self._job(resume=number > 0, trouble=self._trouble(last=number == self.plan.lives - 1))
+            await self._run_ranks(resume=number > 0, trouble=self._trouble(last=number == self.plan.lives - 1))
             await self._between()
 
-    async def _job(self, *, resume: bool, trouble: str, calm: bool = False) -> None:
-        """All ranks are started; what strikes one of them ends the job, or that rank comes back alone."""
+    async def _run_ranks(self, *, resume: bool, trouble: str, calm: bool = False) -> None:
+        """Start all ranks. If trouble ends one of them, the run ends, or that rank returns alone."""
         size, reports = self.plan.ranks, 1 if calm else self.dice.choice((1, 2, 3))
         struck = self.dice.randrange(size)
         ranks: list[Process] = []
@@ -141,7 +142,7 @@ class World:
             if not calm:
                 await asyncio.sleep(self.dice.choice((0.0, self.dice.uniform(0, 10))))
             ranks.append(start(rank, resume=resume, trouble=trouble if rank == struck else "none"))
-        await asyncio.wait([process.gone for process in ranks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([process.place_free for process in ranks], return_when=asyncio.FIRST_COMPLETED)
         if trouble != "none" and not ranks[struck].ended and self.dice.random() < 0.5:
             await self._between_ranks()
             ranks.append(start(struck, resume=True, trouble="none"))
@@ -150,7 +151,7 @@ class World:
             for process in ranks:
                 if process.alive and not process.stopped:
                     self._strike(process, self.dice.choice(("kill", "cancel")))
-        await asyncio.wait([process.gone for process in ranks])
+        await asyncio.wait([process.place_free for process in ranks])
 
     async def _between_ranks(self) -> None:
         await asyncio.sleep(self.dice.uniform(0, 20) if self.plan.conditional else 60)
@@ -162,7 +163,7 @@ class World:
             life = Life(trials, self.dice.choice((1, 2, 3)), number > 0 or self.dice.random() < 0.3, role)
             machine = self.dice.choice(self.machines)
             process = self._start(lambda process, life=life: Training(self, process, life), role, machine, trouble)  # type: ignore[misc]
-            await asyncio.wait([process.gone])
+            await asyncio.wait([process.place_free])
             await self._between()
 
     async def _between(self) -> None:
@@ -174,7 +175,7 @@ class World:
             self.ledger.wiped()
 
     def _ranks_live(self) -> bool:
-        """What is deleted beneath living ranks is not promised to be counted rightly by those that come after."""
+        """Whether ranks are running. Numbers are not promised to be right if data is deleted under them."""
         return self.plan.kind == "ranks" and any(process.alive for process in self.processes)
 
     def _trial_names(self) -> tuple[str, ...]:
@@ -199,7 +200,7 @@ class World:
         pid = 100 + len(self.processes)
         number = sum(other.name.startswith(f"{name}-") for other in self.processes)
         process = Process(f"{name}-{pid}", pid, machine, f"{self.seed} {name} {number}")
-        process.gone = self.loop.create_future()
+        process.place_free = self.loop.create_future()
         self.processes.append(process)
         if trouble != "none":
             process.trouble = trouble
@@ -212,10 +213,10 @@ class World:
         return {process.pid for process in self.processes if process.machine is machine and process.alive}
 
     @staticmethod
-    def _gone(process: Process) -> None:
-        """Whoever waits for its place may have it."""
-        if not process.gone.done():
-            process.gone.set_result(None)
+    def _free_place(process: Process) -> None:
+        """A successor of the process may start."""
+        if not process.place_free.done():
+            process.place_free.set_result(None)
 
     # trouble
 
@@ -248,7 +249,7 @@ class World:
             process.kill()
         elif trouble == "stop":
             process.stop()
-            self.loop.in_world(self.loop.time() + for_seconds, self._go_on, process)
+            self.loop.in_world(self.loop.time() + for_seconds, self._resume, process)
         elif trouble == "cancel":
             assert process.main is not None
             process.main.cancel()
@@ -256,24 +257,24 @@ class World:
             process.partitioned = True
             self.loop.in_world(self.loop.time() + min(for_seconds, 400), self._heal, process)
         if trouble == "kill" or (trouble != "cancel" and self.plan.conditional):
-            self._gone(process)
+            self._free_place(process)
 
-    def _go_on(self, process: Process) -> None:
+    def _resume(self, process: Process) -> None:
         if process.stopped:
-            self.ledger.note(f"go on {process.name}")
-            process.go_on(self.loop)
+            self.ledger.note(f"continue {process.name}")
+            process.resume(self.loop)
 
     def _heal(self, process: Process) -> None:
         if process.partitioned:
             self.ledger.note(f"heal {process.name}")
             process.partitioned = False
 
-    def _troubles(self) -> Iterator[asyncio._CoroutineLike[None]]:
+    def _trouble_makers(self) -> Iterator[asyncio._CoroutineLike[None]]:
         if self.plan.storms:
             yield self._storms()
         if self.plan.clock_steps:
             yield self._clock_steps()
-        yield self._onlookers()
+        yield self._start_observers()
 
     async def _storms(self) -> None:
         while True:
@@ -294,17 +295,18 @@ class World:
             machine.clock_offset += seconds
             self.ledger.note(f"clock of {machine.name} by {seconds:.0f}")
 
-    async def _onlookers(self) -> None:
+    async def _start_observers(self) -> None:
         for number in range(self.plan.readers):
             await asyncio.sleep(self.rolls["onlookers"].uniform(0, 30))
             machine = self._machine(f"reader{number}")
             self._start(lambda process: Reader(self, process, 3), "reader", machine)
         if self.plan.prunes:
             await asyncio.sleep(self.rolls["onlookers"].uniform(0, 60))
-            self._start(lambda process: Pruning(self, process), "prune", self._machine("prune"))
+            self._start(lambda process: Pruner(self, process), "prune", self._machine("prune"))
 
-    def _most_late(self, operation: str, key: str, version: str | None) -> float:
-        """In-place writes are bounded; what is created once, replaces a version, or is a checkpoint's, is not."""
+    def _max_lateness(self, operation: str, key: str, version: str | None) -> float:
+        """How late (s) a request may land. Only writes that overwrite in place are bounded; requests that create once,
+        replace a version, or belong to a checkpoint are not."""
         if version is not None or "/checkpoint_" in key or operation in ("list", "head", "read"):
             return float("inf")
         return ARTIFACT_LATENESS
@@ -315,8 +317,8 @@ class World:
 
     # the end
 
-    async def _calm_down(self, helpers: list[asyncio.Task[None]]) -> None:
-        """Nothing goes wrong any more: all come to an end by themselves."""
+    async def _end_troubles(self, helpers: list[asyncio.Task[None]]) -> None:
+        """End all troubles, and let all processes end by themselves."""
         self.quiet = True
         self.network.weather = CALM
         for helper in helpers:
@@ -325,7 +327,7 @@ class World:
         self.ledger.note("calm")
         for process in self.processes:
             self._heal(process)
-            self._go_on(process)
+            self._resume(process)
         await self._wait_for_all()
         while self.network.under_way:
             await asyncio.sleep(100)
@@ -335,19 +337,19 @@ class World:
         waiting = [process.main for process in self.processes if process.alive and process.main is not None]
         if not waiting:
             return
-        _, left = await asyncio.wait(waiting, timeout=QUIET)
+        _, left = await asyncio.wait(waiting, timeout=END_LIMIT)
         for process in self.processes:
             if process.main in left:
-                self.ledger.broken("does not end", f"{process.name}, {QUIET:.0f} s after the last fault")
+                self.ledger.violate("does not end", f"{process.name}, {END_LIMIT:.0f} s after the last fault")
                 process.kill()
 
-    async def _last_life(self) -> None:
-        """Whatever happened: the experiment goes on, ends well, and can be read."""
+    async def _check_recovery(self) -> None:
+        """Check that the experiment can be resumed, ends well, and can be read."""
         if self.dice.random() < 0.2:
             return
         first = len(self.processes)
         if self.plan.kind == "ranks":
-            await self._job(resume=True, trouble="none", calm=True)
+            await self._run_ranks(resume=True, trouble="none", calm=True)
         else:
             life = Life(self._trial_names(), 1, resume=True, calm=True)
             machine = self.dice.choice(self.machines)
@@ -356,26 +358,27 @@ class World:
         await asyncio.sleep(100)
         failed = [process.error for process in self.processes[first:] if process.error]
         for error in failed:
-            self.ledger.broken("cannot go on", error)
+            self.ledger.violate("cannot resume", error)
         if not failed:
             for trial in self._trial_names() if self.plan.kind != "ranks" else ("a",):
                 self.ledger.check_tree(trial)
         reader = self._start(lambda process: Reader(self, process, 1, calm=True), "reader", self._machine("last"))
         await self._wait_for_all()
         if reader.error and not failed:
-            self.ledger.broken("cannot be read", reader.error)
+            self.ledger.violate("cannot be read", reader.error)
 
-    async def _bury(self) -> None:
-        """What killed processes left: their tasks, so that nothing leaks out of the simulation."""
+    async def _end_leftover_tasks(self) -> None:
+        """End the tasks of killed processes, so that nothing leaks out of the simulation. A task of any other process
+        is a violation."""
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for process in self.processes:
             if process.killed:
-                process.haunt(self.loop)
-        mine = {process for process in self.processes if process.killed}
+                process.run_as_ghost(self.loop)
+        killed = {process for process in self.processes if process.killed}
         for task in sorted(left, key=hash):
             owner = getattr(task, "process", None)
-            if owner not in mine and not self.ledger.violations:
-                self.ledger.broken("task left", f"{getattr(owner, 'name', 'world')}: {task.get_coro()}")
+            if owner not in killed and not self.ledger.violations:
+                self.ledger.violate("task leaked", f"{getattr(owner, 'name', 'world')}: {task.get_coro()}")
             task.cancel()
         for _ in range(50):
             left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

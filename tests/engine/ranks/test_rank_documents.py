@@ -42,7 +42,7 @@ def test_a_damaged_part_or_word_fails_that_checkpoint_and_is_named(bench: Bench,
 
 @damages
 @pytest.mark.parametrize("key", [f"t/{claim_name(1)}", "t/.asyncsync/trial.json"], ids=["claim", "trial"])
-def test_a_rank_that_comes_back_to_a_damaged_record_says_which(bench: Bench, key: str, damage: bytes) -> None:
+def test_a_rank_that_comes_back_to_a_damaged_record_names_it(bench: Bench, key: str, damage: bytes) -> None:
     async def main() -> None:
         await killed(bench, lambda engines: all_report(bench, engines))
         await bench.store.put(key, damage)

@@ -40,14 +40,14 @@ PROMPT_SECONDS = 6.0
 
 
 def words(bench: Bench, name: str = "checkpoint_000000") -> dict[int, FailureRecord]:
-    """What the ranks have said, by rank."""
+    """Failure records of the ranks, by rank."""
     keys = {number: f"t/{name}/{failure_name(number, N)}" for number in range(N)}
     contents = bench.store.contents
     return {number: FailureRecord.from_bytes(contents[key]) for number, key in keys.items() if key in contents}
 
 
 async def one_fails(bench: Bench, engines: list[SyncEngine], number: int = 1) -> list[object]:
-    """All report, and the store refuses what one of them sends."""
+    """All ranks report, and the store refuses the shard of one of them."""
     bench.faults.fail(error=AccessDeniedError("quota of this rank is used up"), key=f"shard_{number}", operation="put")
     reports = (share(bench, engine, n) for n, engine in enumerate(engines))
     return await together(*reports)
@@ -59,7 +59,7 @@ def check_told(errors: list[object], number: int = 1) -> None:
             assert isinstance(error, SyncFailedError)
         else:
             assert isinstance(error, CheckpointIncompleteError)
-            assert f"checkpoint_000000 is not whole: of 3 ranks, rank {number} failed: " in str(error)
+            assert f"checkpoint_000000 is incomplete: of 3 ranks, rank {number} failed: " in str(error)
             assert "quota of this rank is used up" in str(error)
 
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_incomplete_on_one_rank_fails_on_all(bench: Bench, wrong: s
     assert len(record(bench).checkpoints) == 2
 
 
-def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
+def test_a_rank_with_a_slow_upload_reports_the_failure(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, sync=SyncConfig(sync_timeout=50))
@@ -145,7 +145,7 @@ def test_a_rank_whose_upload_takes_too_long_tells_it(bench: Bench) -> None:
         assert "sync_timeout=50 s" in str(error)
 
 
-def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) -> None:
+def test_a_late_rank_fails_at_once_and_does_not_complete_it(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -157,7 +157,7 @@ def test_who_comes_later_is_told_at_once_and_does_not_complete_it(bench: Bench) 
             return errors
 
     check_told(run_virtual(main()))
-    assert len(bench.keys("-of-00003.json")) == 2  # of those who sent theirs
+    assert len(bench.keys("-of-00003.json")) == 2  # of the ranks that sent theirs
     assert not bench.keys(f"checkpoint_000000/{MANIFEST}")
 
 
@@ -193,7 +193,7 @@ def test_a_rank_that_cannot_tell_is_named_after_the_time_out(bench: Bench) -> No
 
 
 async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
-    """One is whole; the next was given up by all because of rank 1; then the job is killed."""
+    """One checkpoint is complete; all ranks gave up the next because of rank 1; then the job is killed."""
     await all_report(bench, engines, "a")
     bench.faults.fail(error=AccessDeniedError("quota"), key="checkpoint_000001/shard_1", operation="put")
     await together(*(share(bench, engine, n, "lost") for n, engine in enumerate(engines)))
@@ -202,7 +202,7 @@ async def died_of_a_failure(bench: Bench, engines: list[SyncEngine]) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
 @pytest.mark.parametrize("delay", [0.0, 30.0])
-def test_a_failure_of_an_earlier_generation_says_nothing(bench: Bench, order: tuple[int, ...], delay: float) -> None:
+def test_a_failure_of_an_earlier_generation_does_not_count(bench: Bench, order: tuple[int, ...], delay: float) -> None:
     names: dict[int, str] = {}
 
     async def one(number: int, wait: float) -> None:
@@ -237,7 +237,7 @@ def test_a_rank_without_rank_0_leaves_nothing_for_the_first_generation(bench: Be
 
 
 def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) -> None:
-    """What it said as another process is void: the others find its part."""
+    """The failure record of its earlier process is void: the others find its part."""
 
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 2) as two:
@@ -260,7 +260,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
 
 
 def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> None:
-    """It goes on behind the newest whole one, is told that this step is lost, and is in step again with the next."""
+    """It resumes from the newest complete checkpoint, loses this step, and is in step again with the next one."""
 
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 2) as two:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from onebench import Bench
-from rankbench import rank
+from rankbench import rank, shard_of_step
 
 from asyncsync import CheckpointConfig, SyncEngine, UploadMode
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError
@@ -19,12 +19,12 @@ from asyncsync.testing import run_virtual
 from asyncsync.testing.faulty import Fault
 
 LAST = 1000
-"""A step that all ranks report: whatever they did before, they are in step again then."""
+"""A step that all ranks report: from it on they are in step again."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each rank does, in its order: a step, and whether it reports it or gives it up."""
+    """The actions of each rank, in its order: a step, and whether it reports it or gives it up."""
 
     ranks: Sequence[Sequence[tuple[int, bool]]]
     commit_timeout: float
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass
 class Verdicts:
-    """By step, what each rank was told: None for durable, else the error."""
+    """The result of each rank, by step: None for durable, else the error."""
 
     by_step: dict[int, dict[int, BaseException | None]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -75,9 +75,8 @@ def slow_store(bench: Bench, dice: random.Random) -> None:
 
 
 def source(bench: Bench, number: int, step: int) -> Path:
-    return bench.checkpoint(
-        f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step), "config": b"%d" % step}
-    )
+    """The shard of one rank, and a file that all ranks share."""
+    return shard_of_step(bench, number, step, config=b"%d" % step)
 
 
 async def train(
@@ -137,7 +136,7 @@ def committed(bench: Bench, of: int) -> dict[int, str]:
 
 
 def check_agreement(bench: Bench, plan: Plan, heard: Verdicts) -> None:
-    """A step is durable for all who reported it, and in the store; or for nobody, and it is not."""
+    """A step is in the store and durable for all ranks that reported it, or for none."""
     stored = committed(bench, len(plan.ranks))
     for step, who in plan.reported().items():
         assert sorted(heard.by_step[step]) == who
@@ -152,8 +151,9 @@ def check_agreement(bench: Bench, plan: Plan, heard: Verdicts) -> None:
 
 
 class Job:
-    """Ranks that all report the same steps, and of which some die: each comes back, and goes on behind the newest
-    checkpoint that is whole then. Steps are multiples of 10, so those of a restored run are the same again."""
+    """Ranks that all report the same steps. Some die: each comes back and resumes from the newest checkpoint that is
+    complete then. Steps are multiples of 10, so a restored run repeats the same steps.
+    """
 
     def __init__(self, bench: Bench, dice: random.Random, of: int, *, last: int = 200) -> None:
         self.bench, self.dice, self.of, self.last = bench, dice, of, last
@@ -161,7 +161,7 @@ class Job:
         self.keep = CheckpointConfig(commit_timeout=60)
 
     async def run(self, *deaths: tuple[float, tuple[int, ...]]) -> None:
-        """Until every rank has reported the last step. ``deaths``: when, and who."""
+        """Run until every rank has reported the last step. ``deaths``: times and ranks."""
         slow_store(self.bench, self.dice)
         alive = {number: self._start(number, resume=False) for number in range(self.of)}
         for after, who in deaths:
@@ -205,7 +205,7 @@ def test_a_step_that_all_ranks_report_is_durable_and_others_raise(bench: Bench, 
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_ranks_agree_on_what_is_lost_however_their_time_outs_fall(bench: Bench, seed: int) -> None:
+def test_ranks_agree_on_the_lost_steps_however_their_timeouts_fall(bench: Bench, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.random(dice, commit_timeout=dice.choice((1, 3, 10)))
     heard, _ = run_virtual(run(bench, plan, dice))
@@ -228,7 +228,7 @@ def test_a_rank_that_dies_and_comes_back_is_in_step_again(bench: Bench, seed: in
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_ranks_that_all_die_begin_again_behind_the_newest_whole_one(bench: Bench, seed: int) -> None:
+def test_ranks_that_all_die_begin_again_behind_the_newest_complete_one(bench: Bench, seed: int) -> None:
     """Their steps go back then, and they are in step at once."""
     dice = random.Random(seed)
     of = dice.randint(2, 4)

@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 from machines import record
 from onebench import Bench
-from rankbench import KilledError, N, manifest, now, rank, together, world
+from rankbench import KilledError, N, manifest, now, rank, shard_of_step, share_step, together, world
 
 from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
@@ -21,17 +20,9 @@ PROMPT_SECONDS = 8.0
 """Virtual seconds: the longest pause between two polls, and the requests."""
 
 
-def shard(bench: Bench, number: int, step: int) -> Path:
-    return bench.checkpoint(f"of-{number}-{step}", **{f"shard_{number}": b"%d %d" % (number, step)})
-
-
-def share(bench: Bench, engine: SyncEngine, number: int, step: int, **options: object):
-    return engine.trial("t").report({}, shard(bench, number, step), step=step, **options)
-
-
 async def at_steps(bench: Bench, engines: Sequence[SyncEngine], *steps: int) -> list[object]:
-    """Every rank reports, at the step given for it; what each gets."""
-    return await together(*(share(bench, engines[n], n, step) for n, step in enumerate(steps)))
+    """Every rank reports at its given step; returns the result of each."""
+    return await together(*(share_step(bench, engines[n], n, step) for n, step in enumerate(steps)))
 
 
 def check_durable(bench: Bench, reports: Sequence[object], step: int) -> str:
@@ -44,7 +35,7 @@ def check_durable(bench: Bench, reports: Sequence[object], step: int) -> str:
     return name
 
 
-# what a report has to say
+# Steps of reports
 
 
 def test_ranks_need_a_step_and_record_nothing_without_one(bench: Bench) -> None:
@@ -53,7 +44,7 @@ def test_ranks_need_a_step_and_record_nothing_without_one(bench: Bench) -> None:
             engines = await world(bench, stack)
             for number, engine in enumerate(engines):
                 with pytest.raises(ConfigError, match="counting reports cannot notice"):
-                    await engine.trial("t").report({}, shard(bench, number, 1))
+                    await engine.trial("t").report({}, shard_of_step(bench, number, 1))
             await engines[0].trial("t").report({"loss": 1})  # without a checkpoint there is nothing to match
             check_durable(bench, await at_steps(bench, engines, 5, 5, 5), 5)
 
@@ -67,7 +58,7 @@ def test_a_step_is_a_whole_number_from_0_on(bench: Bench, step: object) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             with pytest.raises(ConfigError, match="step="):
-                await engine.trial("t").report({}, shard(bench, 0, 0), step=step)
+                await engine.trial("t").report({}, shard_of_step(bench, 0, 0), step=step)
             with pytest.raises(ConfigError, match="step="):
                 await engine.trial("t").skip(step, "no reason")
 
@@ -81,7 +72,7 @@ def test_a_number_of_another_library_is_a_step(bench: Bench) -> None:
 
     async def main() -> None:
         async with bench.engine() as engine:
-            await engine.trial("t").report({}, shard(bench, 0, 0), step=Int64())
+            await engine.trial("t").report({}, shard_of_step(bench, 0, 0), step=Int64())
 
     run_virtual(main())
     assert manifest(bench, "checkpoint_000000").info["step"] == 7
@@ -100,9 +91,9 @@ def test_a_step_that_one_rank_skipped_fails_and_the_next_succeeds(bench: Bench, 
             engines = await world(bench, stack, keep=keep)
             check_durable(bench, await at_steps(bench, engines, 90, 90, 90), 90)
             began = now()
-            skipped = asyncio.gather(*(share(bench, engines[n], n, 100) for n in others), return_exceptions=True)
+            skipped = asyncio.gather(*(share_step(bench, engines[n], n, 100) for n in others), return_exceptions=True)
             await asyncio.sleep(late)
-            ahead = asyncio.create_task(share(bench, engines[who], who, 110))
+            ahead = asyncio.create_task(share_step(bench, engines[who], who, 110))
             for error in await skipped:
                 assert isinstance(error, CheckpointIncompleteError)
                 if late < 500:
@@ -112,7 +103,7 @@ def test_a_step_that_one_rank_skipped_fails_and_the_next_succeeds(bench: Bench, 
                     assert now() - began < late + PROMPT_SECONDS
                 else:
                     assert f"rank(s) {who} did not send" in str(error)
-            reports = [*await together(*(share(bench, engines[n], n, 110) for n in others)), await ahead]
+            reports = [*await together(*(share_step(bench, engines[n], n, 110) for n in others)), await ahead]
             check_durable(bench, reports, 110)
             check_durable(bench, await at_steps(bench, engines, 120, 120, 120), 120)
 
@@ -127,27 +118,27 @@ def test_a_step_that_only_one_rank_reports_fails_only_there(bench: Bench, who: i
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             check_durable(bench, await at_steps(bench, engines, 100, 100, 100), 100)
-            alone = asyncio.create_task(share(bench, engines[who], who, 105))
+            alone = asyncio.create_task(share_step(bench, engines[who], who, 105))
             await asyncio.sleep(60)
             began = now()
-            at_110 = [asyncio.create_task(share(bench, engines[n], n, 110)) for n in others]
+            at_110 = [asyncio.create_task(share_step(bench, engines[n], n, 110)) for n in others]
             with pytest.raises(CheckpointIncompleteError, match=rf"rank {who}.* step 105") as raised:
                 await alone
             assert "110" in str(raised.value)
-            reports = [await share(bench, engines[who], who, 110), *[await task for task in at_110]]
+            reports = [await share_step(bench, engines[who], who, 110), *[await task for task in at_110]]
             assert now() - began < 4 * PROMPT_SECONDS
             check_durable(bench, reports, 110)
 
     run_virtual(main())
 
 
-def test_ranks_that_count_from_different_numbers_are_told_at_every_step(bench: Bench) -> None:
+def test_ranks_that_count_from_different_numbers_raise_at_every_step(bench: Bench) -> None:
     async def main() -> list[list[object]]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack, keep=CheckpointConfig(commit_timeout=100))
 
             async def train(number: int, *steps: int) -> list[object]:
-                return [(await together(share(bench, engines[number], number, step)))[0] for step in steps]
+                return [(await together(share_step(bench, engines[number], number, step)))[0] for step in steps]
 
             return await asyncio.gather(train(0, 100, 110, 120), train(1, 100, 110, 120), train(2, 101, 111, 121))
 
@@ -183,7 +174,7 @@ def test_what_waits_in_a_queue_moves_on_with_the_one_before_it(bench: Bench) -> 
 
                 async def train(number: int) -> None:
                     for step in plans[number]:
-                        report = await share(bench, engines[number], number, step, upload=UploadMode.ASYNC)
+                        report = await share_step(bench, engines[number], number, step, upload=UploadMode.ASYNC)
                         handles.setdefault(step, {})[number] = report.checkpoint
                         report.checkpoint.error_raised = True
 
@@ -210,7 +201,7 @@ def test_records_of_ranks_say_their_step_and_generation(bench: Bench) -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             await at_steps(bench, engines, 7, 7, 7)
-            ahead = asyncio.create_task(share(bench, engines[2], 2, 9))
+            ahead = asyncio.create_task(share_step(bench, engines[2], 2, 9))
             await at_steps(bench, engines[:2], 8, 8)
             check_durable(bench, [*await at_steps(bench, engines[:2], 9, 9), await ahead], 9)
 
@@ -238,7 +229,9 @@ def test_a_damaged_record_of_ranks_is_named(bench: Bench, key: str, data: bytes)
             await engines[0].trial("t").sync()
             await bench.store.put(f"t/checkpoint_000000/{key}", data)
             for error in await at_steps(bench, engines, 1, 1, 1):
-                assert isinstance(error, IntegrityError | CheckpointIncompleteError)  # found by itself, or told
+                assert isinstance(
+                    error, IntegrityError | CheckpointIncompleteError
+                )  # found by itself, or read from the store
                 assert key in str(error)
             check_durable(bench, await at_steps(bench, engines, 2, 2, 2), 2)
 
@@ -247,17 +240,17 @@ def test_a_damaged_record_of_ranks_is_named(bench: Bench, key: str, data: bytes)
 
 @pytest.mark.parametrize("who", range(N))
 def test_no_request_comes_before_the_first_byte_of_a_checkpoint(bench: Bench, who: int) -> None:
-    """And one small request more than parts and manifest decides what becomes of it."""
+    """One small request in addition to parts and manifest decides the outcome."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
             await at_steps(bench, engines, 1, 1, 1)
             bench.faults.requests.clear()
-            reports = {who: await share(bench, engines[who], who, 2, upload=UploadMode.ASYNC)}
+            reports = {who: await share_step(bench, engines[who], who, 2, upload=UploadMode.ASYNC)}
             await asyncio.sleep(10)
             for number in set(range(N)) - {who}:
-                reports[number] = await share(bench, engines[number], number, 2, upload=UploadMode.ASYNC)
+                reports[number] = await share_step(bench, engines[number], number, 2, upload=UploadMode.ASYNC)
                 await asyncio.sleep(10)
             await asyncio.gather(*(report.checkpoint.durable() for report in reports.values()))
 
@@ -294,7 +287,7 @@ async def two_waits_for_one(bench: Bench, engines: Sequence[SyncEngine]) -> list
     """The part of rank 1 has not landed yet; the handles of ranks 0 and 1."""
     hang = bench.faults.hang(key=f"checkpoint_000000/{part_name(1, N)}", operation="put")
     handles = [
-        (await share(bench, engine, number, 20, upload=UploadMode.ASYNC)).checkpoint
+        (await share_step(bench, engine, number, 20, upload=UploadMode.ASYNC)).checkpoint
         for number, engine in enumerate(engines)
     ]
     await asyncio.sleep(20)
@@ -314,8 +307,8 @@ def test_a_rank_back_behind_its_part_loses_only_steps_nobody_awaits(bench: Bench
             async with rank(bench, 2, machine="new", resume=True) as two:
                 told = "rank 2 reported step 20 before it was started again, and step 10 now"
                 with pytest.raises(CheckpointIncompleteError, match=told):
-                    await share(bench, two, 2, 10)
-                report = await share(bench, two, 2, 20)
+                    await share_step(bench, two, 2, 10)
+                report = await share_step(bench, two, 2, 20)
                 for handle in waiting:
                     await handle.durable()
                     assert handle.name == report.checkpoint.name
@@ -324,7 +317,7 @@ def test_a_rank_back_behind_its_part_loses_only_steps_nobody_awaits(bench: Bench
     run_virtual(main())
 
 
-def test_who_comes_back_ahead_of_its_part_does_not_stand_for_it(bench: Bench) -> None:
+def test_a_rank_back_ahead_of_its_part_does_not_confirm_it(bench: Bench) -> None:
     async def main() -> None:
         async with rank(bench, 0) as zero, rank(bench, 1) as one:
             with pytest.raises(KilledError):
@@ -332,7 +325,7 @@ def test_who_comes_back_ahead_of_its_part_does_not_stand_for_it(bench: Bench) ->
                     waiting = await two_waits_for_one(bench, (zero, one, two))
                     raise KilledError
             async with rank(bench, 2, machine="new", resume=True) as two:
-                ahead = asyncio.create_task(share(bench, two, 2, 30))
+                ahead = asyncio.create_task(share_step(bench, two, 2, 30))
                 for handle in waiting:
                     with pytest.raises(CheckpointIncompleteError, match=r"reported step 20 .* and step 30 now"):
                         await handle.durable()
@@ -341,7 +334,7 @@ def test_who_comes_back_ahead_of_its_part_does_not_stand_for_it(bench: Bench) ->
     run_virtual(main())
 
 
-def test_what_a_rank_had_sent_before_it_died_is_in_nobodys_way(bench: Bench) -> None:
+def test_files_of_a_rank_that_died_do_not_interfere(bench: Bench) -> None:
     """It comes to the step again with other bytes, as training does that is not repeated bit for bit."""
 
     async def main() -> None:
@@ -351,12 +344,14 @@ def test_what_a_rank_had_sent_before_it_died_is_in_nobodys_way(bench: Bench) -> 
                     hang = bench.faults.hang(key=part_name(2, N), operation="put")
                     ours = bench.checkpoint("other", shard_2=b"other")
                     await two.trial("t").report({}, ours, step=1, upload=UploadMode.ASYNC)
-                    waiting = [await share(bench, e, n, 1, upload=UploadMode.ASYNC) for n, e in ((0, zero), (1, one))]
+                    waiting = [
+                        await share_step(bench, e, n, 1, upload=UploadMode.ASYNC) for n, e in ((0, zero), (1, one))
+                    ]
                     await hang.reached.wait()
                     raise KilledError
             assert bench.store.contents["t/checkpoint_000000/shard_2"] == b"other"
             async with rank(bench, 2, machine="new", resume=True) as two:
-                reports = [await share(bench, two, 2, 1), *waiting]
+                reports = [await share_step(bench, two, 2, 1), *waiting]
                 for report in reports:
                     await report.checkpoint.durable()
                 check_durable(bench, reports, 1)
@@ -371,7 +366,7 @@ def test_what_a_rank_had_sent_before_it_died_is_in_nobodys_way(bench: Bench) -> 
 @pytest.mark.parametrize("who", range(N))
 @pytest.mark.parametrize("first", [True, False])
 def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench: Bench, who: int, first: bool) -> None:
-    """Whether it says so before they report it or while they wait."""
+    """It may give the step up before the others report it, or while they wait."""
 
     async def main() -> None:
         others = [n for n in range(N) if n != who]
@@ -386,7 +381,7 @@ def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench:
 
             async def report(number: int) -> object:
                 await asyncio.sleep(100 if first else 0)
-                return await share(bench, engines[number], number, 2)
+                return await share_step(bench, engines[number], number, 2)
 
             nothing, *errors = await together(give_up(), *(report(n) for n in others))
             assert nothing is None
@@ -400,11 +395,11 @@ def test_a_step_that_a_rank_gives_up_fails_for_the_others_with_its_reason(bench:
     assert len(record(bench).checkpoints) == 2
 
 
-def test_a_rank_can_give_up_what_it_has_reported(bench: Bench) -> None:
+def test_a_rank_can_give_up_a_reported_step(bench: Bench) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
-            reports = [await share(bench, engines[n], n, 1, upload=UploadMode.ASYNC) for n in (0, 1)]
+            reports = [await share_step(bench, engines[n], n, 1, upload=UploadMode.ASYNC) for n in (0, 1)]
             await asyncio.sleep(100)
             began = now()
             await engines[1].trial("t").skip(1, reason="the shard is wrong")
@@ -413,7 +408,7 @@ def test_a_rank_can_give_up_what_it_has_reported(bench: Bench) -> None:
                     await report.checkpoint.durable()
             assert now() - began < 2 * PROMPT_SECONDS
             with pytest.raises(CheckpointIncompleteError, match="rank 1 gave up step 1"):
-                await share(bench, engines[2], 2, 1)
+                await share_step(bench, engines[2], 2, 1)
             check_durable(bench, await at_steps(bench, engines, 2, 2, 2), 2)
 
     run_virtual(main())
@@ -441,11 +436,11 @@ def test_all_ranks_may_give_up_a_step(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_where_one_process_trains_there_is_nobody_to_tell(bench: Bench) -> None:
+def test_a_single_process_writes_no_failure_records(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             await engine.trial("t").skip(1, "NaN")
-            await engine.trial("t").report({}, shard(bench, 0, 2), step=2)
+            await engine.trial("t").report({}, shard_of_step(bench, 0, 2), step=2)
 
     run_virtual(main())
     assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000000"]

@@ -111,7 +111,7 @@ def test_one_file_in_two_ranks_may_have_one_content(bench: Bench) -> None:
     assert run_virtual(verify("memory://b/exp", deep=True)).ok
 
 
-def test_one_file_with_two_contents_is_told_to_every_rank(bench: Bench) -> None:
+def test_one_file_with_two_contents_is_reported_to_every_rank(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -132,7 +132,7 @@ def test_a_rank_that_never_comes_is_named(bench: Bench) -> None:
             late = await together(*(share(bench, engines[n], n) for n in (0, 2)))
             start = asyncio.get_running_loop().time()
             late += await together(share(bench, engines[1], 1))
-            assert asyncio.get_running_loop().time() - start < 1  # it is told that the others did not wait
+            assert asyncio.get_running_loop().time() - start < 1  # it learns that the others did not wait
             names = await all_report(bench, engines, "next")
             assert names == ["checkpoint_000001"] * N
             return late
@@ -173,7 +173,7 @@ def test_async_reports_of_ranks_are_counted_alike_without_talking(bench: Bench) 
 
 
 async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
-    """One is whole; of the next, rank 2 has sent its file, and not yet its part's record."""
+    """One checkpoint is complete; of the next, rank 2 has sent its file but not the record of its part."""
     await all_report(bench, engines, "a")
     hang = bench.faults.hang(key="rank-00002-of-00003", operation="put", times=None)
     for number, engine in enumerate(engines):
@@ -187,7 +187,7 @@ async def half_a_checkpoint(bench: Bench, engines: list[SyncEngine]) -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)])
 @pytest.mark.parametrize("delay", [0.0, 30.0])
 def test_all_come_back_in_any_order_and_agree_on_a_number(bench: Bench, order: tuple[int, ...], delay: float) -> None:
-    """Nothing of the generation that is gone gets into their checkpoint."""
+    """Nothing of the earlier generation gets into their checkpoint."""
     names: dict[int, list[str]] = {}
 
     async def one(number: int, wait: float) -> None:
@@ -322,7 +322,7 @@ def test_ranks_that_cannot_be_are_refused(bench: Bench, wrong: dict[str, int]) -
         bench.engine(**wrong)
 
 
-def test_what_a_rank_that_never_came_left_undone_is_garbage_for_prune(bench: Bench) -> None:
+def test_an_incomplete_checkpoint_of_ranks_is_garbage_for_prune(bench: Bench) -> None:
     async def main() -> list[str]:
         async with rank(bench, 0, of=2, keep=CheckpointConfig(commit_timeout=10)) as zero:
             with pytest.raises(CheckpointIncompleteError):

@@ -41,7 +41,7 @@ def copied(who: str, step: int) -> Files:
 
 
 class Driver:
-    """One of two processes that both take themselves for the driver; remembers what was acknowledged to it."""
+    """One of two processes that both act as the driver; it remembers its acknowledged checkpoints."""
 
     def __init__(self, bench: Bench, name: str, files: Callable[[str, int], Files]) -> None:
         self.machine, self.bench, self.files = Machine(bench, name), bench, files
@@ -205,7 +205,7 @@ def _strike(machine: Machine, n: int, strike: str) -> None:
 def _see_that_kept_is_there(
     bench: Bench, kept: list[str], last: str, keep: CheckpointConfig, *, acknowledged: bool
 ) -> None:
-    """What was there before, or what retention leaves of it and the last one."""
+    """The earlier checkpoints that retention keeps are there, and so is the last one."""
     check_complete(bench.store.contents)
     now = names(bench)
     with_last = [*kept, last]
@@ -243,7 +243,7 @@ def test_a_later_checkpoint_that_fails_costs_no_earlier_one(tmp_path: Path, kept
 
 @pytest.mark.parametrize("others", [1, 2])
 def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Bench, others: int) -> None:
-    """What they stored names the new one, and no longer the old one; then that one is given up."""
+    """The stored record names the new checkpoint and no longer the old one; then the new one is given up."""
 
     async def main() -> None:
         one = Machine(bench, "one")
@@ -282,7 +282,7 @@ def test_a_time_out_while_others_write_the_same_record_costs_nothing(bench: Benc
 
 
 def test_a_process_that_slept_sends_nothing_more(bench: Bench) -> None:
-    """Whatever it was about to do when its lease ran out; here: everything at once."""
+    """This holds for every request that was due when its lease expired; here they are due at once."""
 
     async def main() -> None:
         one, two = Machine(bench, "one"), Machine(bench, "two")
@@ -347,7 +347,7 @@ def _number_of_lost_answers(
 
 
 @pytest.mark.parametrize("files", [small, equal, parts, copied])
-def test_a_request_whose_answer_was_lost_is_recognised(tmp_path: Path, files: Callable[[str, int], Files]) -> None:
+def test_a_request_whose_response_was_lost_is_recognised(tmp_path: Path, files: Callable[[str, int], Files]) -> None:
     """The same number, no upload left open, and no body but the one that was asked for again is sent twice."""
     _, _, plain = _number_of_lost_answers(tmp_path, files, 0)
     n, begun = 1, True

@@ -62,7 +62,7 @@ def test_files_are_written_before_the_manifest_and_that_before_the_record(bench:
     run_virtual(main())
 
 
-def test_reports_take_effect_in_order_whatever_their_modes(bench: Bench) -> None:
+def test_reports_take_effect_in_order_in_any_mode(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -78,7 +78,7 @@ def test_reports_take_effect_in_order_whatever_their_modes(bench: Bench) -> None
     assert names(bench) == [f"checkpoint_{number:06d}" for number in range(4)]
 
 
-def test_no_upload_sends_nothing_and_says_so(bench: Bench) -> None:
+def test_no_upload_sends_nothing_and_reports_it(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             report = await engine.trial("t").report({}, bench.checkpoint(), upload=UploadMode.NO_UPLOAD)
@@ -113,7 +113,7 @@ def test_deleting_a_lent_directory_is_refused(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_a_snapshot_is_what_the_directory_was(bench: Bench) -> None:
+def test_a_snapshot_equals_the_directory_at_that_moment(bench: Bench) -> None:
     source = bench.checkpoint("live", weights=b"before")
 
     async def main() -> None:
@@ -171,7 +171,7 @@ def test_a_file_that_fails_leaves_no_manifest_and_no_data(bench: Bench) -> None:
     assert names(bench) == []
 
 
-def test_an_async_failure_is_told_at_the_next_report(bench: Bench) -> None:
+def test_an_async_failure_is_reported_at_the_next_report(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
@@ -187,7 +187,7 @@ def test_an_async_failure_is_told_at_the_next_report(bench: Bench) -> None:
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
 
 
-def test_an_async_failure_is_told_at_exit(bench: Bench) -> None:
+def test_an_async_failure_is_reported_at_exit(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(SyncFailedError, match="not you"):
             async with bench.engine() as engine:
@@ -235,7 +235,7 @@ def test_resuming_numbers_on_and_appends(bench: Bench) -> None:
     assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2]
 
 
-def test_resuming_adopts_what_was_committed_but_not_registered(bench: Bench) -> None:
+def test_resuming_adopts_committed_but_unregistered_checkpoints(bench: Bench) -> None:
     async def first() -> None:
         async with bench.engine() as engine:
             await engine.trial("t").report({"loss": 7.0}, bench.checkpoint())

@@ -109,7 +109,7 @@ def test_a_source_that_is_retired_while_it_is_copied_is_sent_instead(bench: Benc
     run_virtual(main())
 
 
-def test_a_trial_that_is_forked_from_another_sends_what_it_changed(bench: Bench) -> None:
+def test_a_trial_forked_from_another_sends_only_its_changes(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             await engine.trial("origin").report({}, model(bench, "one", 2))
@@ -122,7 +122,7 @@ def test_a_trial_that_is_forked_from_another_sends_what_it_changed(bench: Bench)
 
 
 @pytest.mark.parametrize("trial", ["t", "fork"])
-def test_the_next_process_copies_from_what_the_last_one_sent(bench: Bench, trial: str) -> None:
+def test_the_next_process_copies_from_objects_of_the_last_one(bench: Bench, trial: str) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             await engine.trial("t").report({}, model(bench, "one", 2))

@@ -52,8 +52,8 @@ def wipe(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same machine", "another machine"])
-def test_who_comes_next_pays_what_the_record_gives_up(bench: Bench, same: bool) -> None:
-    """The journal may be gone: the record says it."""
+def test_the_next_process_deletes_what_the_record_gives_up(bench: Bench, same: bool) -> None:
+    """The journal may be missing: the record has the debt."""
 
     async def main() -> None:
         await dies_owing(bench, one := Machine(bench, "one"))
@@ -125,7 +125,7 @@ def test_debts_of_versions_that_did_not_say_whose_they_were_do_nothing(bench: Be
     run_virtual(main())
 
 
-def test_what_the_record_names_again_is_not_deleted(bench: Bench) -> None:
+def test_a_checkpoint_named_again_by_the_record_is_not_deleted(bench: Bench) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         async with one.engine(NEVER, resume=False) as engine:
@@ -139,7 +139,7 @@ def test_what_the_record_names_again_is_not_deleted(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -> None:
+def test_only_the_writer_of_a_key_aborts_uploads_without_an_id(bench: Bench) -> None:
     """The upload may be a successor's."""
 
     async def main() -> None:
@@ -170,7 +170,7 @@ def test_an_abort_without_an_id_is_done_only_by_who_writes_there(bench: Bench) -
         run_virtual(main())
 
 
-def test_what_failed_is_deleted_and_then_forgotten(bench: Bench) -> None:
+def test_a_failed_checkpoint_is_deleted_and_then_forgotten(bench: Bench) -> None:
     async def main() -> None:
         one = Machine(bench, "one")
         async with one.engine(NEVER, resume=False) as engine:
@@ -251,7 +251,7 @@ async def pending_under_a_number_that_was_given_up(bench: Bench, mode: str) -> N
         await trial.report({"who": "two"}, bench.checkpoint("y"))
     assert record(bench).given_up == ["checkpoint_000000"]
     for key in [key for key in bench.store.bucket.objects if "checkpoint_000000" in key]:
-        del bench.store.bucket.objects[key]  # it was deleted, and the process ended before its record said so
+        del bench.store.bucket.objects[key]  # it was deleted, and the process ended before its record was written
     async with one.engine(NEVER, CheckpointConfig(num_to_keep=3)) as engine:
         slow = one.network.hang(operation="delete", key="checkpoint_000000")
         report = None
@@ -297,7 +297,7 @@ def test_a_name_used_again_after_retirement_keeps_its_data(bench: Bench) -> None
     run_virtual(main())
 
 
-def test_a_lost_answer_to_the_start_of_an_upload_leaves_none_open(bench: Bench) -> None:
+def test_a_lost_response_to_the_start_of_an_upload_leaves_none_open(bench: Bench) -> None:
     """The next attempt works at once, and nobody knows the first one's id."""
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 
@@ -314,7 +314,7 @@ def test_a_lost_answer_to_the_start_of_an_upload_leaves_none_open(bench: Bench) 
 
 
 def test_the_janitor_leaves_an_upload_alone_that_is_just_being_opened(bench: Bench) -> None:
-    """It knows no id of what it is to abort, and the one that has just begun is not known yet, either."""
+    """The janitor does not know the id of the upload to abort, nor yet that of the one just opened."""
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 
     async def main() -> None:

@@ -33,7 +33,7 @@ ARTIFACTS = SyncConfig(sync_artifacts=True)
         "state",
     ],
 )
-def test_what_asyncsync_writes_itself_is_no_checkpoint(
+def test_asyncsyncs_own_files_cannot_be_a_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, which: str, *, owned: bool
 ) -> None:
     async def main() -> None:
@@ -85,7 +85,7 @@ def test_a_home_or_a_mount_point_is_not_taken(bench: Bench, monkeypatch: pytest.
 
 @pytest.mark.parametrize("path", ["c", "c/", "c/sub", ".", "link", "link/sub", "c/sub/../sub", "c/sub/b"])
 @pytest.mark.parametrize("taken_first", [True, False])
-def test_what_a_pending_checkpoint_consists_of_is_not_given_to_another(
+def test_files_of_a_pending_checkpoint_are_not_given_to_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, path: str, *, taken_first: bool
 ) -> None:
     root = bench.tmp_path / "work"
@@ -119,7 +119,7 @@ def test_of_two_reports_at_once_one_gets_the_directory(bench: Bench) -> None:
     assert len(bench.keys(f"checkpoint_000000/{MANIFEST}")) == 1
 
 
-def test_what_came_or_changed_after_the_commit_stays_and_is_told(bench: Bench) -> None:
+def test_what_came_or_changed_after_the_commit_stays_and_is_reported(bench: Bench) -> None:
     source = bench.checkpoint(a=b"a", b=b"b")
 
     def late() -> None:
@@ -154,7 +154,7 @@ def test_one_file_can_be_taken(bench: Bench) -> None:
     assert [path.name for path in source.iterdir()] == ["a"]
 
 
-def test_a_pipe_in_a_checkpoint_is_told(bench: Bench) -> None:
+def test_a_pipe_in_a_checkpoint_is_reported(bench: Bench) -> None:
     source = bench.checkpoint()
     os.mkfifo(source / "pipe")
 
@@ -185,7 +185,7 @@ def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) ->
     run_virtual(main())
 
 
-# What a checkpoint is called.
+# Names of checkpoints.
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
         async with bench.engine() as engine:
             trial = engine.trial("t")
             await trial.report({}, bench.checkpoint("a"), name="best", step=3)
-            with pytest.raises(ConfigError, match="has that already"):
+            with pytest.raises(ConfigError, match="already has a checkpoint of this name"):
                 await trial.report({}, bench.checkpoint("b"), name="best")
             hang = bench.faults.hang(operation="put", key="next/")
             reports = [trial.report({}, bench.checkpoint(f"c{i}"), name="next", upload=ASYNC) for i in range(2)]
@@ -245,7 +245,7 @@ def test_a_name_is_new_in_its_trial(bench: Bench) -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_name_that_an_artifact_has_is_refused(bench: Bench, *, gone: bool) -> None:
-    """Artifacts are deleted and written over; what is a checkpoint's is not."""
+    """Artifacts are deleted and overwritten; files of a checkpoint are not."""
 
     async def main() -> None:
         async with bench.engine(ARTIFACTS) as engine:

@@ -88,7 +88,7 @@ def test_a_snapshot_is_taken_up(bench: Bench) -> None:
     assert [path.name for path in bench.tmp_path.iterdir() if "asyncsync-tmp" in path.name] == []
 
 
-def test_reports_go_on_after_it(bench: Bench) -> None:
+def test_reports_continue_after_it(bench: Bench) -> None:
     async def main() -> None:
         await killed(bench, Checkpoint.take(bench.checkpoint("one")))
         async with bench.engine(resume=True) as engine:
@@ -111,7 +111,7 @@ def test_one_that_was_committed_is_only_registered(bench: Bench) -> None:
     assert bench.store.contents["t/checkpoint_000000/weights"] == b"1"
 
 
-def test_only_what_is_missing_is_sent(bench: Bench) -> None:
+def test_only_missing_files_are_sent(bench: Bench) -> None:
     one = bench.checkpoint("one", weights=bytes(range(256)) * (80 * 4096))
     split = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 
@@ -152,7 +152,7 @@ def test_a_name_that_another_machine_has_used_since_is_not_touched(bench: Bench)
     assert [bench.store.contents[f"t/{name}/weights"] for name in (ours, theirs)] == [b"ours", b"theirs"]
 
 
-def test_one_whose_directory_is_gone_is_told(bench: Bench) -> None:
+def test_a_checkpoint_with_a_missing_directory_is_reported(bench: Bench) -> None:
     one = bench.checkpoint("one")
 
     async def main() -> None:
@@ -177,7 +177,7 @@ def test_one_that_failed_for_good_is_not_tried_again(bench: Bench) -> None:
     assert pending() == []
 
 
-def test_what_a_living_process_has_accepted_is_left_to_it(bench: Bench) -> None:
+def test_checkpoints_accepted_by_a_living_process_are_left_to_it(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(role="worker") as worker:
             trial = worker.trial("t")
@@ -193,7 +193,7 @@ def test_what_a_living_process_has_accepted_is_left_to_it(bench: Bench) -> None:
     assert names(bench) == ["checkpoint_000000"]
 
 
-def test_uploads_of_what_is_not_pending_are_aborted(bench: Bench, tmp_path: Path) -> None:
+def test_uploads_of_no_pending_checkpoint_are_aborted(bench: Bench, tmp_path: Path) -> None:
     lent = bench.checkpoint("lent", weights=bytes(12 * MIB))
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 

@@ -33,7 +33,7 @@ def rows_of(directory: Path) -> tuple[list[dict[str, object]], int]:
 def test_a_report_cancelled_at_any_turn_is_recorded_whole_or_not_at_all(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, mode: UploadMode, *, slow: bool
 ) -> None:
-    """Whole: with its checkpoint."""
+    """The report and its checkpoint are recorded together."""
     append = results.append_result
 
     def slowly(directory: Path, row: dict[str, object]) -> None:
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_no_row_and_accepts_nothing(
     real = open
 
     class Full:
-        """Takes some of what is written."""
+        """A file that accepts only a part of each write."""
 
         def __init__(self, path: object, *args: object, **options: object) -> None:
             self._file = real(path, *args, **options)  # type: ignore[call-overload]
@@ -115,8 +115,9 @@ def test_a_full_disk_leaves_no_row_and_accepts_nothing(
 
 
 def test_a_briefly_mapped_file_is_stored_as_last_written(bench: Bench) -> None:
-    """It is mapped after the mappings were looked at, and not any more when they are looked at again; what is written
-    after a sync does not change its time."""
+    """The file is mapped after the first check of mappings and unmapped before the second. Writes after a sync do not
+    change its time.
+    """
 
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
@@ -139,7 +140,7 @@ def test_a_briefly_mapped_file_is_stored_as_last_written(bench: Bench) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_memory_mapped_writes_of_a_child_process_are_stored_as_last_seen(bench: Bench, *, killed: bool) -> None:
-    """Also if the run was cut off meanwhile, and is gone on with after the child has ended."""
+    """Also if the run was interrupted meanwhile and resumes after the child has ended."""
     script = (
         "import mmap, os, sys\n"
         "file = open(sys.argv[1], 'r+b')\n"

@@ -56,7 +56,7 @@ class Slow(Machine):
 @pytest.fixture(autouse=True)
 def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that sends a part in pieces has its lease kept in between; these parts take their time in one piece."""
-    monkeypatch.setattr(fenced, "TRUSTED", float("inf"))
+    monkeypatch.setattr(fenced, "LEASE_SECONDS", float("inf"))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def big(bench: Bench) -> Path:
 
 
 async def again(engine: SyncEngine, directory: Path, tries: int = 1, **options: Any) -> object:
-    """Report it until it is durable, at most so often; what became of the last one."""
+    """Report it until it is durable, at most so many times; returns the last result."""
     end: object = None
     for _ in range(tries):
         end = await told(engine.trial("t").report({"loss": 1}, directory, **options))
@@ -82,13 +82,13 @@ def see_that_it_is_there(bench: Bench, big: Path, name: str = "checkpoint_000000
     assert bench.store.bucket.uploads == {}
 
 
-def test_a_report_of_the_same_directory_goes_on_inside_the_file(bench: Bench, big: Path) -> None:
+def test_a_report_of_the_same_directory_resumes_inside_the_file(bench: Bench, big: Path) -> None:
     async def main() -> None:
         one = Slow(bench)
         async with one.engine(QUICK, resume=False) as engine:
             first = await again(engine, big)
             assert isinstance(first, SyncTimeoutError)
-            assert "report the same directory again" in "".join(getattr(first, "__notes__", []))
+            assert "report the same unchanged directory again" in "".join(getattr(first, "__notes__", []))
             assert one.parts == 4
             end = await again(engine, big, 5)
             assert not isinstance(end, AsyncsyncError), end
@@ -103,7 +103,7 @@ def test_a_report_of_the_same_directory_goes_on_inside_the_file(bench: Bench, bi
 
 
 @pytest.mark.parametrize("end", ["killed", "left by an error"])
-def test_the_next_process_goes_on_inside_the_file(bench: Bench, big: Path, end: str) -> None:
+def test_the_next_process_resumes_inside_the_file(bench: Bench, big: Path, end: str) -> None:
     async def main() -> None:
         one = Slow(bench)
         if end == "killed":
@@ -167,7 +167,7 @@ def test_another_state_gives_it_up_and_nothing_of_it_stays(bench: Bench, big: Pa
 
 
 @pytest.mark.parametrize("owned", [True, False])
-def test_one_that_nobody_waits_for_goes_on_by_itself(bench: Bench, big: Path, owned: bool) -> None:
+def test_a_call_that_nobody_waits_for_continues_by_itself(bench: Bench, big: Path, owned: bool) -> None:
     data = (big / "weights").read_bytes()
 
     async def main() -> None:
@@ -237,7 +237,7 @@ def test_leaving_normally_gives_it_up(bench: Bench, big: Path) -> None:
 
 
 def test_of_two_that_are_cut_short_at_once_none_leaves_anything(bench: Bench, big: Path) -> None:
-    """Two tasks report to one trial; only one can be gone on with."""
+    """Two tasks report to one trial; only one upload can be resumed."""
     second = bench.checkpoint("second", weights=random.Random(8).randbytes(SIZE))
 
     async def main() -> None:
@@ -258,8 +258,9 @@ def test_of_two_that_are_cut_short_at_once_none_leaves_anything(bench: Bench, bi
 
 
 def test_parts_that_are_done_are_kept_when_less_is_sent_at_once(bench: Bench) -> None:
-    """After an attempt in which no part came to its end the parts become smaller; not those of an upload that has some,
-    and the next process goes on with it as it is."""
+    """After an attempt in which no part was completed, parts become smaller. An upload that has parts keeps its part
+    size, and the next process resumes it unchanged.
+    """
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=10 * MIB, max_concurrency=1)
     big = bench.checkpoint("big", weights=random.Random(7).randbytes(40 * MIB))
 
@@ -280,7 +281,7 @@ def test_parts_that_are_done_are_kept_when_less_is_sent_at_once(bench: Bench) ->
     run_virtual(main())
 
 
-def test_the_next_process_goes_on_in_parts_of_the_size_that_was_begun(bench: Bench) -> None:
+def test_the_next_process_resumes_in_parts_of_the_size_that_was_begun(bench: Bench) -> None:
     """The last one may have made them smaller, or the settings were other ones."""
     big = bench.checkpoint("big", weights=random.Random(7).randbytes(40 * MIB))
 

@@ -31,7 +31,7 @@ REFUSED = (SourceChangedError, CheckpointIncompleteError)
 
 
 def stored(bench: Bench, name: str, trial: str = "t") -> dict[str, bytes]:
-    """The files that a checkpoint's manifest names, each found to be what that says; empty if there is no manifest."""
+    """The files in a checkpoint's manifest, each checked against it; empty if there is no manifest."""
     contents, prefix = bench.store.contents, f"{trial}/{name}/"
     if prefix + MANIFEST not in contents:
         return {}
@@ -52,7 +52,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return found
 
 
-# What may happen to a directory while it is sent. Each names the path that the error has to name.
+# Changes of a directory during its upload. Each returns the path that the error must name.
 
 
 def remove(root: Path) -> str:
@@ -159,7 +159,7 @@ def make(root: Path, size: int) -> Path:
     (root / "c/sub/b").write_bytes(bytes(range(256)) * (size // 256))
     (root / "c/link").symlink_to(root / "target")
     for path in (root / "c/a", root / "c/sub/b", root / "target"):
-        os.utime(path, ns=(10**18, 10**18))  # long ago: only what happens now is to be noticed
+        os.utime(path, ns=(10**18, 10**18))  # long ago: only changes from now on count
     return root / "c"
 
 
@@ -221,7 +221,7 @@ def act(bench: Bench, at: int, size: int, mode: UploadMode, happen: Callable[[Pa
 def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
     bench: Bench, happen: Callable[[Path], str], mode: UploadMode
 ) -> None:
-    """This holds whatever happens to it meanwhile."""
+    """This holds for every change of the directory meanwhile."""
     at = 1
     while act(bench, at, 1024, mode, happen):
         at += 1
@@ -230,7 +230,7 @@ def test_a_small_directory_is_stored_as_it_was_or_not_at_all(
 
 @pytest.mark.parametrize("happen", [remove, overwrite, replace, truncate, append, directory_to_link, file_to_pipe])
 def test_a_large_file_is_stored_as_it_was_or_not_at_all(bench: Bench, happen: Callable[[Path], str]) -> None:
-    """This holds whatever happens to it meanwhile."""
+    """This holds for every change of the file meanwhile."""
     bench.transfer = SPLIT
     at = 1
     while act(bench, at, 11 * MIB, UploadMode.SYNC, happen):

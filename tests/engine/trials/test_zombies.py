@@ -9,7 +9,7 @@ from onebench import Bench
 from asyncsync import CheckpointConfig, RunConfig, SyncConfig, SyncEngine, TransferConfig, UploadMode
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.stores.guard.fenced import JUST_NOW, TRUSTED
+from asyncsync.stores.guard.fenced import LEASE_HEAD_START, LEASE_SECONDS
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
@@ -67,7 +67,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
-    """Not even with its last sync. What it heard of the store in the second before does count."""
+    """Not even in its last sync. Responses of the second before do count."""
 
     async def main() -> None:
         with pytest.raises(AsyncsyncError):
@@ -78,7 +78,7 @@ def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
                 async with heir(bench) as successor:
                     await successor.trial("t").report({"who": "heir"}, bench.checkpoint())
                     await successor.sync()
-                    await asyncio.sleep(JUST_NOW)
+                    await asyncio.sleep(LEASE_HEAD_START)
                     before = bench.store.contents
                     with pytest.raises(AsyncsyncError):
                         await acts(bench)[name](zombie)
@@ -130,12 +130,12 @@ def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> N
                     async with heir(bench) as successor:
                         await successor.trial("t").report({"who": "heir"})
                         await successor.sync()
-                        await asyncio.sleep(TRUSTED)
+                        await asyncio.sleep(LEASE_SECONDS)
                         hang.release.set()
                         assert isinstance(await sync, AsyncsyncError)
 
     run_virtual(main())
-    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # what was under way is not ended
+    assert len([key for key in bench.store.contents if key.startswith("t/f")]) == 1  # requests in flight are not ended
 
 
 async def swallow(work: Awaitable[object]) -> Exception | None:
@@ -146,8 +146,8 @@ async def swallow(work: Awaitable[object]) -> Exception | None:
     return None
 
 
-def test_what_was_retired_does_not_come_back_with_a_successor(bench: Bench) -> None:
-    """The record goes first, then the data: who comes in between must not take it for one that was never named."""
+def test_a_retired_checkpoint_does_not_come_back_with_a_successor(bench: Bench) -> None:
+    """The record is written first, then the data are deleted: a process that starts in between must not adopt them."""
 
     async def main() -> list[str]:
         hang = bench.faults.hang(operation="delete", key="checkpoint_000000")

@@ -29,7 +29,7 @@ def dig(document, path):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source.rpartition('/')[2]}: {row.rule}")
-async def test_the_documented_answer(fake, http, row):
+async def test_the_documented_response(fake, http, row):
     generation = str(fake.buckets["b"].objects["a"].generation)
     body = row.body.replace(b"{G}", generation.encode())
     status, headers, content = await ask(

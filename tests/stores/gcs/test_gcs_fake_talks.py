@@ -81,13 +81,13 @@ async def test_a_condition_is_checked_again_at_the_end(fake, http):
     assert fake.buckets["b"].objects["r"].data == b"faster"
 
 
-async def test_a_cancelled_session_is_gone(fake, http):
+async def test_a_cancelled_session_is_missing(fake, http):
     session = await start(http, fake)
     assert (await ask(http, fake, "DELETE", session))[0] == 499
     assert (await chunk(http, fake, session, b"", "bytes */*"))[0] == 404
 
 
-async def test_a_rewrite_goes_on_by_its_token(fake, http):
+async def test_a_rewrite_resumes_by_its_token(fake, http):
     fake.rewrites.step = 4
     target, token, calls = OBJECTS + "/a/rewriteTo/b/b/o/copy", "", 0
     while True:
@@ -113,7 +113,7 @@ def batch_body(*lines):
 MIXED = {"Content-Type": "multipart/mixed; boundary=q"}
 
 
-async def test_a_batch_answers_each_call_in_an_order_of_its_own(fake, http):
+async def test_a_batch_responds_to_its_calls_in_any_order(fake, http):
     body = batch_body(
         f"DELETE {OBJECTS}/dir%2Fone HTTP/1.1",
         f"DELETE {OBJECTS}/none HTTP/1.1",

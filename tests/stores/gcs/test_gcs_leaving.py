@@ -15,12 +15,12 @@ import pytest
 from asyncsync.disk.files import FileRange, LeasedBytes, ResumeToken
 from asyncsync.errors import LeaseExpiredError, SourceChangedError, UnavailableError
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.gcs.transport import OwnPlane
+from asyncsync.stores.gcs.transport import DirectTransport
+from asyncsync.stores.http.body import crc32c_to_text
 
 pytest.importorskip("gcloud.aio.auth")
-from asyncsync.stores.gcs.proxy_transport import SdkPlane
+from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -29,15 +29,16 @@ LIMITS = {"stall_timeout": 10.0, "connect_timeout": 5.0, "max_connections": 4}
 
 
 class Server:
-    """Takes requests to insert into ``b/p/x``, on a socket that keeps little. ``early``: answers at the head, and then
-    reads on (``True``) or hangs up (``None``); else when it has all. ``requests``: bytes of each body that came, and
-    those that were announced. ``before_reading`` is awaited before the body is read."""
+    """Accepts requests to insert ``b/p/x``, on a socket with small buffers. ``early``: responds after the head, and
+    then reads on (``True``) or closes (``None``); otherwise responds after the complete request. ``requests``:
+    received and announced bytes of each body. ``before_reading`` is awaited before the body is read.
+    """
 
     def __init__(self, data, *, early=False, before_reading=None, status=200):
         self.status = status
         self.early, self.requests, self._before_reading = early, [], before_reading
         said = {"name": "p/x", "bucket": "b", "generation": "7", "size": str(len(data))}
-        self._said = json.dumps({**said, "crc32c": crc_to_text(google_crc32c.value(data))}).encode()
+        self._said = json.dumps({**said, "crc32c": crc32c_to_text(google_crc32c.value(data))}).encode()
         self._tasks = []
 
     async def __aenter__(self):
@@ -106,10 +107,10 @@ def opened(request):
 
         async def plane():
             if request.param == "own":
-                return OwnPlane(address, None, **LIMITS)
-            return SdkPlane("http://storage.test", None, address, **LIMITS)
+                return DirectTransport(address, None, **LIMITS)
+            return ProxyTransport("http://storage.test", None, address, **LIMITS)
 
-        store._new_plane = plane
+        store._new_transport = plane
         return store
 
     return make
@@ -142,7 +143,7 @@ class Lease:
 
 
 def bodies(path, data, lease=None):
-    """Bytes, a file in one request, one in a session, and one that is read as a whole."""
+    """Bytes, a file in one request, a file in a session, and a body that is read at once."""
     large, small = LeasedBytes(data), LeasedBytes(data[:5000])
     large.lease = small.lease = lease
     whole = ResumeToken(None, lambda _: None)
@@ -192,8 +193,8 @@ async def test_under_a_lease_that_lasts_all_of_it_arrives(opened, path, data, ki
 
 
 @pytest.mark.parametrize("kind", ["bytes", "small bytes", "file", "small file", "paced file", "session"])
-async def test_who_loses_the_lease_has_sent_nothing_that_can_be_carried_out(opened, path, data, kind):
-    """At whichever look it is lost, the last one too. How many there are depends on what the system takes at once."""
+async def test_losing_the_lease_leaves_no_complete_request(opened, path, data, kind):
+    """The lease is lost at each check, the last one included. Their number depends on the buffers of the system."""
     looks, lost = 0, 0
     while True:
         lease = Lease(looks)
@@ -234,7 +235,7 @@ async def test_the_last_piece_is_not_sent_while_the_one_before_waits(opened, pat
 
 @pytest.mark.parametrize("left", [None, 0, 3 * MIB])
 @pytest.mark.parametrize("kind", ["file", "session"])
-async def test_a_file_that_is_gone_or_shorter_is_no_fault_of_the_store(opened, path, data, kind, left):
+async def test_a_missing_or_shorter_file_is_not_an_error_of_the_store(opened, path, data, kind, left):
     body, size = bodies(path, data)[kind]
     if left is None:
         os.remove(path)

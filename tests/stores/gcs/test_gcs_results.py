@@ -27,9 +27,9 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs import compose as gcs_rewrite
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.responses import crc_to_text
 from asyncsync.stores.gcs.store import GcsStore
-from asyncsync.stores.http.response import Answer
+from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.http.response import Response
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -58,7 +58,7 @@ FOREIGN = {
 
 @dataclass
 class Operation:
-    """What asks for it, which request that makes, and what the bucket has to have before."""
+    """The call, its request, and the required contents of the bucket."""
 
     pattern: str
     name: str
@@ -95,7 +95,7 @@ OPERATIONS = {
 }
 MAKING = [name for name in OPERATIONS if name.startswith(("put", "last", "compose", "rewrite"))]
 EMPTY = {"delete": ("nothing", "blanks")}
-"""What is the documented result."""
+"""The documented result."""
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def bucket(gcs_strict, store, tmp_path):
 
 @pytest.mark.parametrize("said", FOREIGN)
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_a_success_that_says_something_else_is_a_failed_request(bucket, store, objects, tmp_path, name, said):
+async def test_a_success_with_another_result_is_a_failed_request(bucket, store, objects, tmp_path, name, said):
     """Nothing was done: nobody may believe that it was."""
     if said in EMPTY.get(name, ()):
         return
@@ -149,7 +149,7 @@ async def test_it_is_tried_again_whether_it_was_done_or_not(bucket, guarded, obj
 
 
 def changed(**fields):
-    """Of an object resource, wherever it is in the answer; None takes a field away."""
+    """Change an object resource wherever it is in the response; None removes a field."""
 
     def change(body):
         document = json.loads(body)
@@ -179,16 +179,16 @@ def id_of(fields):
 
 @pytest.mark.parametrize("fields", OF_ALL, ids=id_of)
 @pytest.mark.parametrize("name", ["put", "last chunk", "compose", "rewrite to create", "head"])
-async def test_every_field_of_a_result_must_be_what_is_documented(bucket, store, tmp_path, name, fields):
+async def test_every_field_of_a_result_must_be_as_documented(bucket, store, tmp_path, name, fields):
     if name == "head" and fields == {"size": "3"}:
-        return  # who asks does not know it
+        return  # the caller does not know it
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(**fields)))
     with pytest.raises(UnavailableError, match=rf"not a response of Cloud Storage: (it|'{next(iter(fields))}') "):
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=id_of)
-async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket, store, fields):
+async def test_every_field_of_a_listed_object_must_be_as_documented(bucket, store, fields):
     if fields in ({"size": "3"}, {"name": "p/new "}):
         return  # so they may be
     bucket.faults.append(Fault("prefix=", 1, change=changed(**fields)))
@@ -201,7 +201,7 @@ async def test_every_field_of_a_listed_object_must_be_what_is_documented(bucket,
     ("crc32c", "error", "said"),
     [(None, UnavailableError, "it has no 'crc32c'"), ("AAAAAQ==", IntegrityError, "the store has AAAAAQ==")],
 )
-async def test_who_was_sent_a_checksum_tells_it_again(bucket, store, tmp_path, name, crc32c, error, said):
+async def test_a_store_returns_the_checksum_that_it_was_sent(bucket, store, tmp_path, name, crc32c, error, said):
     bucket.faults.append(Fault(OPERATIONS[name].pattern, 1, change=changed(crc32c=crc32c)))
     with pytest.raises(error, match=said) as caught:
         await OPERATIONS[name].call(store, str(tmp_path / "f"))
@@ -209,7 +209,7 @@ async def test_who_was_sent_a_checksum_tells_it_again(bucket, store, tmp_path, n
 
 
 async def test_numbers_may_be_numbers(bucket, store):
-    """As gcp-storage-emulator writes the size of what it composed."""
+    """gcp-storage-emulator writes the size of a composed object as a number."""
     bucket.faults.append(Fault("/compose", 1, change=changed(size=4)))
     assert (await completed(store)).size == 4
 
@@ -244,7 +244,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
     bucket.faults.append(Fault("rewriteTo", 999, 200, body=said))
     with pytest.raises(UnavailableError, match="moved nothing"):
         await store.copy("old", "new")
-    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.STILL + 1
+    assert len(bucket.requests("rewriteTo")) == gcs_rewrite.MAX_IDLE_STEPS + 1
 
 
 # list
@@ -271,7 +271,7 @@ async def test_a_copy_that_never_gets_on_ends(bucket, store):
         {"kind": []},
     ],
 )
-async def test_a_page_has_what_was_asked_for(bucket, store, more):
+async def test_a_page_has_the_requested_items(bucket, store, more):
     said = json.dumps({"kind": "storage#objects", **more}).encode()
     bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     with pytest.raises(UnavailableError, match="list gs://conformance/p/: not a response"):
@@ -284,7 +284,7 @@ async def test_pages_that_lead_back_are_refused(bucket, store, tokens):
         said = json.dumps({"kind": "storage#objects", "nextPageToken": token}).encode()
         bucket.faults.append(Fault("prefix=", 1, 200, body=said))
     for ask in (store.list, store.list_multiparts):
-        with pytest.raises(UnavailableError, match="'nextPageToken' is that of a page before"):
+        with pytest.raises(UnavailableError, match="'nextPageToken' is that of an earlier page"):
             await ask()
         del bucket.faults[: len(tokens)]
     assert len(bucket.requests("prefix=")) == 2 * (len(set(tokens)) + 1)
@@ -324,20 +324,20 @@ GONE = inner(204, call=0)
         b"HTTP/1.1 204 A\r\n\r\nHTTP/1.1 204 A\r\n\r\n",
     ],
 )
-async def test_a_batch_must_answer_every_call_once_with_what_is_documented(bucket, store, objects, said):
+async def test_a_batch_must_respond_to_every_call_once_as_documented(bucket, store, objects, said):
     bucket.faults.append(Fault("POST /batch", 1, 200, body=said))
     with pytest.raises(UnavailableError, match=r"delete gs://conformance/.*not a response of Cloud Storage"):
         await store.delete(["old", "more"])
 
 
-async def test_a_missing_bucket_is_told_from_inside_a_batch_too(bucket, store):
+async def test_a_missing_bucket_is_reported_from_inside_a_batch_too(bucket, store):
     missing = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
     bucket.faults.append(Fault("POST /batch", 1, 200, body=GONE + inner(404, missing, call=1) + b"--b--"))
     with pytest.raises(NotFoundError, match="there is no bucket 'conformance'"):
         await store.delete(["old", "more"])
 
 
-async def test_what_an_error_means_is_not_read_from_the_name_of_an_object(bucket, store):
+async def test_the_name_of_an_object_does_not_change_the_kind_of_an_error(bucket, store):
     await store.delete(["there is no bucket"])
     with pytest.raises(NotFoundError) as caught:
         await store.head("there is no bucket")
@@ -377,7 +377,7 @@ RANGES = [
 @pytest.mark.parametrize("said", RANGES)
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_session_never_has_more_than_was_sent(bucket, guarded, objects, tmp_path, number, said):
-    """Where it says so, or nothing that can be read, it is asked again; nothing is left out of what it makes."""
+    """An impossible or unreadable count is queried again; no byte of the object is left out."""
     data = b"".join(bytes([number]) * MIB for number in range(9))
     (tmp_path / "f").write_bytes(data)
     headers = {} if said is None else {"Range": said}
@@ -388,7 +388,7 @@ async def test_a_session_never_has_more_than_was_sent(bucket, guarded, objects, 
 
 
 @pytest.mark.parametrize("said", [f"bytes=0-{BIG - 1}", f"bytes=0-{BIG + MIB}", f"bytes=0-{CHUNK + MIB - 1}"])
-async def test_who_asks_how_far_a_session_is_believes_no_more_than_was_sent(bucket, guarded, objects, tmp_path, said):
+async def test_a_session_status_beyond_the_sent_bytes_is_not_believed(bucket, guarded, objects, tmp_path, said):
     bucket.faults.append(Fault(f"PUT .*#0-{CHUNK - 1}/", 1, 503))
     bucket.faults.append(Fault(r"PUT .*#\*/", 1, 308, {"Range": said}, body=b""))
     await guarded.put("new", FileRange(str(tmp_path / "f"), 0, BIG), crc32c=google_crc32c.value(bytes(BIG)))
@@ -397,7 +397,7 @@ async def test_who_asks_how_far_a_session_is_believes_no_more_than_was_sent(buck
 
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_success_after_a_part_of_the_body_is_none(bucket, guarded, objects, tmp_path, number):
-    """A chunk that is not the last one ends nothing, whatever the answer says of it."""
+    """A chunk that is not the last one completes nothing, whatever the response to it."""
     resource = {"name": "p/new", "bucket": "conformance", "generation": "7", "size": str(CHUNK), "crc32c": "AAAAAA=="}
     said = json.dumps(resource).encode()
     bucket.faults.append(Fault(f"PUT .*#{number * CHUNK}-", 1, 200, body=said))
@@ -420,7 +420,7 @@ async def session_of(gcs_strict, tmp_path, key, **condition):
 
 
 @pytest.mark.parametrize(("key", "condition"), [("new", {}), ("another", {"if_version": MISSING})])
-async def test_only_the_same_request_goes_on_in_a_session_of_the_journal(
+async def test_only_the_same_request_resumes_in_a_session_of_the_journal(
     bucket, store, objects, tmp_path, key, condition
 ):
     """Its name and its condition are those that it was opened with."""
@@ -448,11 +448,11 @@ async def test_a_token_that_is_damaged_begins_anew(bucket, store, objects, tmp_p
     assert len(kept) == 1
 
 
-# whatever a server may say
+# Any response of a server
 
 
 class Saying:
-    """A plane that answers each request with what ``says`` makes of it."""
+    """A transport that responds to each request with the result of ``says``."""
 
     def __init__(self, says):
         self._says = says
@@ -545,7 +545,7 @@ bodies = st.one_of(
 
 
 def genuine(request):
-    """What the service would say of an object of 4 bytes."""
+    """The service's response about an object of 4 bytes."""
     name = unquote(urlsplit(request.target).path.rpartition("/o/")[2].removesuffix("/compose").rpartition("/o/")[2])
     if request.target.startswith("/upload"):
         name = "p/new"
@@ -555,7 +555,7 @@ def genuine(request):
         "generation": "7",
         "size": "4",
         "updated": "2026-01-01T00:00:00Z",
-        "crc32c": crc_to_text(google_crc32c.value(b"data")),
+        "crc32c": crc32c_to_text(google_crc32c.value(b"data")),
         "metadata": {"asyncsync-key": "new"},
     }
     item = resource | {"name": "p/.asyncsync/parts/5/upload"}
@@ -582,7 +582,7 @@ def answer_to(request, said):
         if value is not ...:
             place[field] = value
     body = json.dumps(document).encode() if body is None else body
-    return Answer(status, {"location": "/upload/session", **headers}, keep=True, content=body)
+    return Response(status, {"location": "/upload/session", **headers}, keep=True, content=body)
 
 
 async def nothing(piece):
@@ -618,8 +618,8 @@ def four(tmp_path_factory):
 @example(said=[(503, b'{"error":' * 60_000, {}, None, {"retry-after": "9" * 400})])
 @example(said=[(308, b"", {}, None, {"range": "bytes=0-" + "9" * 5000})])
 @example(said=[(200, None, {}, None, {})])
-def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said):
-    """And what is called stored is stored, with the size and the checksum that were sent."""
+def test_any_response_of_a_server_is_an_error_of_ours_or_a_result(four, name, said):
+    """If the result is success, the object is stored with the size and the checksum that were sent."""
     turns = iter(range(10_000))
 
     def says(request):
@@ -634,7 +634,7 @@ def test_whatever_a_server_says_is_an_error_of_ours_or_a_result(four, name, said
         async def plane():
             return Saying(says)
 
-        store._new_plane = plane
+        store._new_transport = plane
         async with store:
             return await CALLS[name](store, four)
 

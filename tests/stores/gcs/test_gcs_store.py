@@ -25,9 +25,9 @@ from asyncsync.errors import (
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.errors import failure
-from asyncsync.stores.gcs.multipart_layout import combined
+from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 from asyncsync.stores.gcs.options import GcsOptions
-from asyncsync.stores.gcs.requests import batch_answers
+from asyncsync.stores.gcs.requests import batch_responses
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, GcsFake, reading
@@ -68,7 +68,7 @@ async def test_statuses_are_errors_of_ours(gcs_strict, store, status, expected, 
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
-async def test_retry_after_is_told(gcs_strict, store, status):
+async def test_retry_after_is_reported(gcs_strict, store, status):
     gcs_strict.faults.append(Fault("POST", 1, status, {"Retry-After": "7"}))
     with pytest.raises(ThrottledError) as caught:
         await store.put("x", b"1")
@@ -87,7 +87,7 @@ def test_a_refused_checksum_is_no_conflict(status, message):
     assert (type(error), error.retryable) == (IntegrityError, True)
 
 
-def test_a_missing_bucket_is_known_from_what_servers_say_of_it():
+def test_a_missing_bucket_is_recognised_from_each_servers_response():
     for message in ("The specified bucket does not exist.", "Bucket b does not exist."):
         said = json.dumps({"error": {"message": message}}).encode()
         assert "there is no bucket 'b'" in str(failure("list", "gs://b/x", 404, {}, said))
@@ -128,7 +128,7 @@ async def test_a_broken_connection_is_unavailable(gcs_strict, store, tmp_path):
         await store.head("x")
 
 
-async def test_a_lost_answer_to_a_create_is_no_conflict(gcs_strict, guarded):
+async def test_a_lost_response_to_a_create_is_no_conflict(gcs_strict, guarded):
     gcs_strict.faults.append(Fault("POST", 1, lose=True))
     info = await guarded.put("x", b"mine", if_version=MISSING)
     assert (await guarded.head("x")).version == info.version
@@ -136,8 +136,8 @@ async def test_a_lost_answer_to_a_create_is_no_conflict(gcs_strict, guarded):
 
 
 @pytest.mark.parametrize("short", [0, 1, 15])
-async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, short):
-    """Its length is told and right, so only its text shows it."""
+async def test_a_truncated_response_is_a_lost_one(gcs_strict, guarded, short):
+    """Its announced length is correct, so only its text shows it."""
     patterns = ("POST /upload", "GET .*/o/p%2Fx", "GET .*prefix=", "rewriteTo", "compose")
     gcs_strict.faults += [Fault(pattern, 1, short=short) for pattern in patterns]
     info = await guarded.put("x", b"mine", if_version=MISSING)
@@ -151,7 +151,7 @@ async def test_an_answer_that_is_cut_short_is_a_lost_one(gcs_strict, guarded, sh
 
 
 @pytest.mark.parametrize("said", [b"<html>log in</html>", b"[]", b'"x"', b"\xff"])
-async def test_an_answer_of_somebody_else_is_told(gcs_strict, store, monkeypatch, said):
+async def test_a_response_of_something_else_is_reported(gcs_strict, store, monkeypatch, said):
     monkeypatch.setattr(gcs_strict, "_call", lambda *_: Reply(200, said))
     with pytest.raises(UnavailableError, match="not a response of Cloud Storage"):
         await store.head("x")
@@ -165,7 +165,7 @@ async def test_a_redirect_is_no_success(gcs_strict, store):
             await request
 
 
-async def test_a_compose_whose_answer_was_lost_is_repeated(gcs_strict, guarded, objects):
+async def test_a_compose_whose_response_was_lost_is_repeated(gcs_strict, guarded, objects):
     upload = await guarded.create_multipart("x")
     part = await guarded.put_part(upload, 1, 0, b"data")
     gcs_strict.faults.append(Fault("/compose", 1, lose=True))
@@ -238,7 +238,7 @@ async def test_credentials_that_are_refused_say_so(gcs_strict, credentials):
         (429, b""),
     ],
 )
-async def test_who_gives_no_token_for_a_moment_is_asked_again(gcs_strict, credentials, status, said):
+async def test_a_token_server_that_fails_for_a_moment_is_retried(gcs_strict, credentials, status, said):
     gcs_strict.faults.append(Fault("/token", 9, status, {"Content-Type": "application/json"}, body=said))
     async with open_store("gs://conformance/p", options=credentials) as opened:
         with pytest.raises(UnavailableError, match="no access token"):
@@ -299,9 +299,9 @@ def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulat
 @pytest.mark.parametrize(
     "address", ["grpc://localhost:1", "localhost:http", "localhost:99999", "http://", "http://:1/x"]
 )
-def test_what_is_no_address_is_told(monkeypatch, address):
+def test_an_invalid_address_is_reported(monkeypatch, address):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is no address"):
+    with pytest.raises(ConfigError, match=r"STORAGE_EMULATOR_HOST=.* is not an address"):
         open_store("gs://conformance/p")
 
 
@@ -323,11 +323,11 @@ async def test_a_server_below_a_path_is_reached(tmp_path, hidden):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"region": "x"}, "'region' is not known"),
+        ({"region": "x"}, "unknown storage option 'region'"),
         ({"endpoint_url": "host:1"}, "must start with"),
-        ({"endpoint_url": "http://host:port"}, "is no address"),
+        ({"endpoint_url": "http://host:port"}, "is not an address"),
         ({"anonymous": "yes"}, "True or False"),
-        ({"token": ""}, "not empty"),
+        ({"token": ""}, "must be non-empty text"),
         ({"token": "x", "anonymous": True}, "exclude each other"),
         ({"verify": 3}, "CA bundle"),
     ],
@@ -378,7 +378,7 @@ async def test_bytes_that_do_not_fit_the_checksum_are_refused(gcs_strict, store,
 
 
 async def test_media_without_a_length_are_read_to_their_end(gcs_strict, store, monkeypatch):
-    """As some servers stream them; the range of a part of them tells its own."""
+    """Some servers stream them so; the response to a range request names its own range."""
     data = os.urandom(2 * MIB + 3)
     info = await store.put("x", data)
     whole = reading.media
@@ -424,7 +424,7 @@ async def test_where_media_tell_no_generation_only_who_needs_it_asks_for_it(gcs_
 
 
 async def read_with(store, monkeypatch, change):
-    """Bytes 2-5 of ten, from an answer that ``change`` was at."""
+    """Bytes 2-5 of ten, from a response that ``change`` modified."""
     await store.put("x", b"0123456789")
     media, got = reading.media, []
 
@@ -472,8 +472,8 @@ async def test_conditions_travel_with_reads(gcs_strict, store):
 # the clock of the service
 
 
-async def test_whatever_tells_of_an_object_tells_when_it_was_written(gcs_strict, store, objects, tmp_path):
-    """On the clock of the service: who wrote something knows by it what time it is there."""
+async def test_every_response_about_an_object_has_its_time_of_writing(gcs_strict, store, objects, tmp_path):
+    """The time is that of the service's clock: a writer learns the current time there from it."""
     (tmp_path / "f").write_bytes(bytes(9 * MIB))
     upload, parts = await upload_of(store, "composed", [b"1"])
     told = {
@@ -513,7 +513,7 @@ async def test_a_time_that_is_none_is_not_known(gcs_strict, store, updated, unix
     assert (await store.put("x", b"1")).modified == unix
 
 
-async def test_where_the_time_of_a_change_is_not_told_that_of_the_making_counts(gcs_strict, store):
+async def test_without_a_time_of_change_the_time_of_creation_counts(gcs_strict, store):
     def change(body):
         document = json.loads(body)
         document["timeCreated"] = document.pop("updated")
@@ -535,15 +535,15 @@ async def test_hundreds_are_deleted_in_batches(gcs_strict, store, objects):
     assert len(gcs_strict.requests("POST /batch")) == len(gcs_strict.seen) == 3
 
 
-def test_answers_of_a_batch_belong_to_their_calls_in_whatever_order():
+def test_responses_of_a_batch_belong_to_their_calls_in_any_order():
     answer = "--b\r\nContent-ID: <response-{}>\r\n\r\nHTTP/1.1 {} Said\r\nA: b\r\n\r\n{}\r\n".format
     said = (answer(1, 404, "{}") + answer(0, 204, "") + answer(2, 503, "later") + "--b--\r\n").encode()
-    assert batch_answers(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
+    assert batch_responses(said) == [(1, 404, b"{}"), (0, 204, b""), (2, 503, b"later")]
 
 
-def test_answers_of_a_batch_without_names_come_in_order():
+def test_responses_of_a_batch_without_names_come_in_order():
     said = b"--b\r\n\r\nHTTP/1.1 204 Said\r\n\r\n--b\r\n\r\nHTTP/1.1 404 Said\r\n\r\n--b--"
-    assert batch_answers(said) == [(0, 204, b""), (1, 404, b"")]
+    assert batch_responses(said) == [(0, 204, b""), (1, 404, b"")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -557,7 +557,7 @@ async def test_where_there_are_no_batches_objects_are_deleted_one_by_one(gcs_str
     assert len(gcs_strict.requests("POST /batch")) == 1
 
 
-async def test_a_failure_inside_a_batch_is_told(gcs_strict, store, monkeypatch):
+async def test_a_failure_inside_a_batch_is_reported(gcs_strict, store, monkeypatch):
     await store.put("a", b"1")
     await store.put("b", b"1")
     inner = gcs_strict._inner
@@ -572,7 +572,7 @@ async def test_a_failure_inside_a_batch_is_told(gcs_strict, store, monkeypatch):
         await store.delete(["a", "b"])
 
 
-async def test_a_copy_goes_on_until_the_service_is_done(gcs_strict, store, objects):
+async def test_a_copy_continues_until_the_service_has_finished(gcs_strict, store, objects):
     await store.put("x", b"0123456789")
     gcs_strict.rewrites.step = 4
     info = await store.copy("x", "y")
@@ -689,10 +689,10 @@ async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
 
 
 @pytest.mark.parametrize("size", [1, 2 * MIB, 9 * MIB])
-async def test_what_only_creates_replaces_nothing_that_came_while_it_was_sent(
+async def test_a_create_replaces_nothing_that_came_while_it_was_sent(
     gcs_strict, store, objects, tmp_path, monkeypatch, size
 ):
-    """A session tells its condition when it is opened, and is held to it at its end."""
+    """A session sends its condition when it is opened, and the service checks it at the end."""
     (tmp_path / "f").write_bytes(bytes(size))
     bucket = gcs_strict.buckets["conformance"]
     real = bucket.put
@@ -708,7 +708,7 @@ async def test_what_only_creates_replaces_nothing_that_came_while_it_was_sent(
     assert objects["p/x"].data == b"theirs"
 
 
-async def test_a_session_whose_end_is_refused_is_not_gone_on_with(gcs_strict, store, objects, tmp_path):
+async def test_a_session_whose_end_is_refused_is_not_resumed(gcs_strict, store, objects, tmp_path):
     (tmp_path / "f").write_bytes(bytes(9 * MIB))
     body = FileRange(str(tmp_path / "f"), 0, 9 * MIB)
     start = gcs_strict.sessions.start
@@ -747,7 +747,7 @@ async def test_an_append_to_what_has_changed_is_refused(store):
         await store.complete_multipart(upload, [whole])
 
 
-# what a compose replaces
+# the object that a compose replaces
 
 
 async def complete_x(store, data=b"mine"):
@@ -791,7 +791,7 @@ async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, g
     """Intermediate results replace nothing."""
     version = "0" if old is None else (await guarded.put("x", old)).version
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(count)])
-    info = await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    info = await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     *steps, (name, last) = conditions(gcs_strict)
     assert (name, last) == ("p/x", version)
     assert [condition for _, condition in steps] == ["0"] * (0 if count <= 32 else -(-count // 32))
@@ -801,7 +801,7 @@ async def test_every_compose_names_the_generation_that_it_replaces(gcs_strict, g
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("between", [[writes(b"other")], [refuses, writes(b"other")]])
-async def test_what_somebody_else_writes_before_a_compose_stays(guarded, objects, before_compose, old, between):
+async def test_an_object_of_another_writer_before_a_compose_stays(guarded, objects, before_compose, old, between):
     """Between the question and the compose, and also between two attempts."""
     if old is not None:
         await guarded.put("x", old)
@@ -811,7 +811,7 @@ async def test_what_somebody_else_writes_before_a_compose_stays(guarded, objects
     assert objects["p/x"].data == b"other"
 
 
-async def test_what_somebody_else_removes_before_a_compose_stays_removed(guarded, objects, before_compose):
+async def test_an_object_removed_by_another_before_a_compose_stays_removed(guarded, objects, before_compose):
     await guarded.put("x", b"old")
     before_compose.append(lambda bucket: bucket.objects.pop("p/x"))
     with pytest.raises(PreconditionError, match="it has generation 0"):
@@ -828,7 +828,7 @@ async def test_the_same_bytes_of_another_are_as_good(guarded, objects, before_co
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("fault", [{"lose": True}, {"short": 5}])
-async def test_a_compose_whose_answer_was_lost_is_no_conflict(gcs_strict, guarded, objects, old, fault):
+async def test_a_compose_whose_response_was_lost_is_no_conflict(gcs_strict, guarded, objects, old, fault):
     if old is not None:
         await guarded.put("x", old)
     gcs_strict.faults.append(Fault("/compose", 1, **fault))
@@ -838,7 +838,7 @@ async def test_a_compose_whose_answer_was_lost_is_no_conflict(gcs_strict, guarde
     assert objects["p/x"].data == b"mine"
 
 
-async def test_after_a_lost_answer_parts_that_cannot_be_removed_stay_for_prune(gcs_strict, guarded, objects):
+async def test_after_a_lost_response_parts_that_cannot_be_removed_stay_for_prune(gcs_strict, guarded, objects):
     gcs_strict.faults += [Fault("/compose", 1, lose=True), Fault("batch", 1, 403)]
     await complete_x(guarded)
     assert objects["p/x"].data == b"mine"
@@ -848,13 +848,13 @@ async def test_after_a_lost_answer_parts_that_cannot_be_removed_stay_for_prune(g
 async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, guarded, objects):
     upload, parts = await upload_of(guarded, "x", [b"%05d" % number for number in range(70)])
     gcs_strict.faults.append(Fault("POST .*p%2Fx/compose", 1, 503))
-    await guarded.complete_multipart(upload, parts, crc32c=combined(parts))
+    await guarded.complete_multipart(upload, parts, crc32c=combined_crc32c(parts))
     assert sorted(seen.status for seen in gcs_strict.requests("/compose")) == [200] * 7 + [503]
     assert list(objects) == ["p/x"]
 
 
 async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded, monkeypatch):
-    """Servers that look at the condition only answer 412, as if it were the destination's."""
+    """Servers respond 412 for the source as for the destination."""
     upload, parts = await upload_of(guarded, "x", [b"1"])
     await guarded.put_part(upload, 1, 0, b"2")
     real = reading._source
@@ -863,7 +863,7 @@ async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded,
         return real(bucket, {name: value for name, value in source.items() if name != "generation"})
 
     monkeypatch.setattr(reading, "_source", only_the_condition)
-    with pytest.raises(NotFoundError, match="what it is made of has changed"):
+    with pytest.raises(NotFoundError, match="a source object has changed"):
         await guarded.complete_multipart(upload, parts)
     assert [seen.status for seen in gcs_strict.requests("/compose")] == [412]
 
@@ -884,7 +884,7 @@ async def test_an_append_replaces_only_what_it_appends_to(guarded, objects, befo
     assert objects["p/x"].data == b"other"
 
 
-async def test_an_append_whose_answer_was_lost_is_no_conflict(gcs_strict, guarded, objects):
+async def test_an_append_whose_response_was_lost_is_no_conflict(gcs_strict, guarded, objects):
     old = await guarded.put("x", b"old")
     upload = await guarded.create_multipart("x")
     whole = await guarded.copy_part(upload, 1, 0, "x", 0, 3, if_source_version=old.version)
@@ -895,7 +895,7 @@ async def test_an_append_whose_answer_was_lost_is_no_conflict(gcs_strict, guarde
     assert objects["p/x"].data == b"oldtail"
 
 
-async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict, store, objects):
+async def test_parts_that_cannot_be_removed_after_a_compose_stay_for_prune(gcs_strict, store, objects):
     upload, parts = await upload_of(store, "x", [b"1"])
     gcs_strict.faults.append(Fault("batch", 1, 403))
     await store.complete_multipart(upload, parts)
@@ -906,7 +906,7 @@ async def test_what_cannot_be_removed_after_a_compose_stays_for_prune(gcs_strict
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"cut": 0}, {"lose": True}], ids=str)
 @pytest.mark.parametrize("request_", ["GET .*prefix=", "batch"])
 @pytest.mark.parametrize("version", [None, MISSING])
-async def test_what_is_not_removed_at_once_after_a_compose_is_removed_later(
+async def test_parts_not_removed_after_a_compose_are_removed_later(
     gcs_strict, guarded, objects, request_, fault, version
 ):
     upload, parts = await upload_of(guarded, "x", [b"1", b"2"])

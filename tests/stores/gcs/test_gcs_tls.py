@@ -145,7 +145,7 @@ async def test_the_proxy_of_the_environment_is_used(options, fake, monkeypatch, 
     assert set(asked) == {f"CONNECT {fake.endpoint.removeprefix('https://')}"}
 
 
-async def test_who_is_named_by_no_proxy_is_reached_without(options, fake, monkeypatch):
+async def test_a_host_in_no_proxy_is_reached_directly(options, fake, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
     async with open_store("gs://b/p", options=options) as store:
@@ -173,7 +173,7 @@ async def test_a_proxy_of_another_kind_is_refused_by_name(options, fake, monkeyp
 
 @pytest.fixture
 def giver(certificate):
-    """Who gives tokens."""
+    """A server that issues tokens."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate[1:])
     with GcsFake(tls=context) as running:
@@ -214,7 +214,7 @@ async def test_a_token_is_asked_for_through_the_proxy(account, fake, giver, monk
     assert {seen.headers["Authorization"] for seen in fake.seen} == {f"Bearer {giver.fresh_token}"}
 
 
-async def test_who_gives_tokens_can_be_reached_without_the_proxy(account, giver, monkeypatch):
+async def test_the_token_server_can_be_reached_without_the_proxy(account, giver, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     async with open_store("gs://b/p", options=account) as store:
@@ -230,7 +230,7 @@ async def test_who_gives_tokens_can_be_reached_without_the_proxy(account, giver,
         ("socks5://127.0.0.1:1", ConfigError, "socks5 proxy"),
     ],
 )
-async def test_a_proxy_that_does_not_serve_is_told_of(account, fake, giver, monkeypatch, proxy, error, said):
+async def test_a_proxy_that_does_not_serve_is_reported(account, fake, giver, monkeypatch, proxy, error, said):
     monkeypatch.setenv("no_proxy", fake.endpoint.removeprefix("https://"))
     async with tunnels(password="secret") as (port, _):
         monkeypatch.setenv("all_proxy", proxy.format(port))
@@ -241,7 +241,7 @@ async def test_a_proxy_that_does_not_serve_is_told_of(account, fake, giver, monk
     assert (fake.seen, giver.seen) == ([], [])
 
 
-async def test_who_gives_tokens_is_checked_even_if_the_store_is_not(account, giver):
+async def test_the_token_servers_certificate_is_always_checked(account, giver):
     async with open_store("gs://b/p", options=account | {"verify": False}) as store:
         with pytest.raises((UnavailableError, AccessDeniedError), match="certificate verify failed"):
             await store.put("x", b"1")

@@ -27,7 +27,7 @@ def bucket(gcs_strict, monkeypatch):
         client.close()
 
 
-async def test_googles_client_reads_what_was_pushed(bucket, tmp_path):
+async def test_googles_client_reads_a_pushed_tree(bucket, tmp_path):
     """In one request, in a session of chunks, and composed of parts."""
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -42,7 +42,7 @@ async def test_googles_client_reads_what_was_pushed(bucket, tmp_path):
     assert not any(".asyncsync/parts" in name for name in found)
 
 
-async def test_what_googles_client_wrote_is_read(bucket, tmp_path):
+async def test_objects_of_googles_client_are_read(bucket, tmp_path):
     data = os.urandom(3 * MIB)
     bucket.blob("p/plain").upload_from_string(data, checksum="crc32c")
     resumable = bucket.blob("p/resumable", chunk_size=MIB)
@@ -61,7 +61,7 @@ async def test_generations_are_the_same_for_both(bucket, tmp_path):
         assert str(bucket.get_blob("p/x").generation) == info.version
 
 
-async def test_a_pulled_tree_is_what_googles_client_would_download(bucket, tmp_path):
+async def test_a_pulled_tree_equals_a_download_by_googles_client(bucket, tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/a").write_bytes(os.urandom(MIB))
     await push(tmp_path / "tree", "gs://conformance/run")

@@ -95,7 +95,7 @@ async def test_what_the_service_kept_of_a_broken_chunk_is_not_sent_again(gcs_str
     assert chunks(gcs_strict)[2:] == [(-1, 308), (CHUNK + 5 * MIB, 200)]
 
 
-async def test_a_lost_last_answer_is_asked_for(gcs_strict, guarded, objects, body, data):
+async def test_a_lost_last_response_is_queried(gcs_strict, guarded, objects, body, data):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#2", 1, lose=True)]
     info = await guarded.put("x", body, crc32c=google_crc32c.value(data), if_version=MISSING)
@@ -104,7 +104,7 @@ async def test_a_lost_last_answer_is_asked_for(gcs_strict, guarded, objects, bod
 
 
 @pytest.mark.parametrize("short", [0, 10])
-async def test_a_last_answer_that_was_cut_short_is_asked_for(gcs_strict, guarded, objects, body, data, short):
+async def test_a_truncated_last_response_is_queried(gcs_strict, guarded, objects, body, data, short):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#[23]", 2, short=short)]
     info = await guarded.put("x", body, crc32c=google_crc32c.value(data), if_version=MISSING)
@@ -113,7 +113,7 @@ async def test_a_last_answer_that_was_cut_short_is_asked_for(gcs_strict, guarded
 
 
 @pytest.mark.parametrize("fault", [Fault("", 2, 503), Fault("", 2, 429), Fault("", 3, cut=0)], ids=str)
-async def test_a_question_without_an_answer_is_asked_again(gcs_strict, guarded, objects, body, data, fault):
+async def test_a_status_query_without_a_response_is_retried(gcs_strict, guarded, objects, body, data, fault):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#1", 1, cut=MIB), replace(fault, pattern="^PUT .*#[2-5]")]
     await guarded.put("x", body, crc32c=google_crc32c.value(data))
@@ -129,7 +129,7 @@ async def test_a_session_whose_questions_only_meet_errors_is_given_up(gcs_strict
     assert [first for first, _ in chunks(gcs_strict)] == [0, CHUNK, -1, -1, -1, 0, CHUNK, 2 * CHUNK]
 
 
-async def test_a_session_that_is_gone_begins_anew(gcs_strict, guarded, objects, body, data):
+async def test_a_missing_session_starts_again(gcs_strict, guarded, objects, body, data):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#1", 1, 404), Fault("^PUT .*#2", 1, 410)]
     await guarded.put("x", body, crc32c=google_crc32c.value(data))
@@ -137,7 +137,7 @@ async def test_a_session_that_is_gone_begins_anew(gcs_strict, guarded, objects, 
     assert len(gcs_strict.requests("POST /upload")) == 2
 
 
-async def test_another_body_does_not_go_on_in_the_session_of_the_first(gcs_strict, store, objects, body, tmp_path):
+async def test_another_body_is_not_resumed_in_the_session_of_the_first(gcs_strict, store, objects, body, tmp_path):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#1", 1, cut=1)]
     with pytest.raises(UnavailableError):
@@ -147,7 +147,7 @@ async def test_another_body_does_not_go_on_in_the_session_of_the_first(gcs_stric
     assert objects["p/x"].data == bytes(SIZE)
 
 
-async def test_a_conflict_and_a_wrong_checksum_are_told(gcs_strict, store, objects, body):
+async def test_a_conflict_and_a_wrong_checksum_are_reported(gcs_strict, store, objects, body):
     with pytest.raises(IntegrityError):
         await store.put("x", body, crc32c=7)
     await store.put("x", b"first")
@@ -167,7 +167,7 @@ async def test_a_store_that_keeps_nothing_is_not_asked_for_ever(gcs_strict, guar
         await guarded.put("x", body)
 
 
-async def test_a_part_over_8_mib_goes_on_too(gcs_strict, guarded, objects, body, data):
+async def test_a_part_over_8_mib_resumes_too(gcs_strict, guarded, objects, body, data):
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#2", 1, cut=100)]
     upload = await guarded.create_multipart("x")
@@ -177,11 +177,11 @@ async def test_a_part_over_8_mib_goes_on_too(gcs_strict, guarded, objects, body,
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) <= SIZE + CHUNK
 
 
-# Another process: what it knows of a part is in its journal
+# Another process: it knows a part from its journal
 
 
 async def broken(gcs_strict, body, data, cut):
-    """A part of which so much has arrived when its process ended: the upload, and what the journal has."""
+    """A part of which so many bytes had arrived when its process ended: the upload, and its row in the journal."""
     kept = []
     gcs_strict.faults += [Fault("^PUT", 1, lose=True)] if cut is None else []
     if cut is not None:
@@ -210,7 +210,7 @@ def cut_chunks(fake, kept):
 
 
 @pytest.mark.parametrize("arrived", [0, 256 << 10, 5 * MIB])
-async def test_a_part_goes_on_in_another_process(gcs_strict, store, objects, body, data, arrived):
+async def test_a_part_resumes_in_another_process(gcs_strict, store, objects, body, data, arrived):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, arrived)
     body = replace(body, progress=ResumeToken(token, pytest.fail))
@@ -221,7 +221,7 @@ async def test_a_part_goes_on_in_another_process(gcs_strict, store, objects, bod
     assert (await store.list_parts(upload))[0].etag == part.etag
 
 
-async def test_a_part_whose_last_answer_was_lost_is_not_sent_again(gcs_strict, store, body, data):
+async def test_a_part_whose_last_response_was_lost_is_not_sent_again(gcs_strict, store, body, data):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, None)
     body = replace(body, progress=ResumeToken(token, pytest.fail))
@@ -232,7 +232,7 @@ async def test_a_part_whose_last_answer_was_lost_is_not_sent_again(gcs_strict, s
 
 
 async def test_what_a_session_made_and_somebody_replaced_is_sent_again(gcs_strict, store, objects, body, data):
-    """A session tells for a week that it has made an object."""
+    """A session reports for a week that it has created an object."""
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#2", 1, lose=True)]
     with pytest.raises(UnavailableError):
@@ -242,7 +242,7 @@ async def test_what_a_session_made_and_somebody_replaced_is_sent_again(gcs_stric
     assert (objects["p/x"].data, str(objects["p/x"].generation)) == (data, info.version)
 
 
-async def test_a_part_whose_session_is_gone_begins_anew(gcs_strict, store, objects, body, data):
+async def test_a_part_whose_session_is_missing_starts_again(gcs_strict, store, objects, body, data):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, MIB)
     gcs_strict.sessions.open.clear()
@@ -254,7 +254,7 @@ async def test_a_part_whose_session_is_gone_begins_anew(gcs_strict, store, objec
 
 
 async def test_a_session_that_gives_another_object_is_used_once(gcs_strict, guarded, objects, body, data):
-    """Some servers publish what is there when they are asked how far an upload is."""
+    """Some servers publish the received bytes when they are asked for the status of an upload."""
     upload, token = await broken(gcs_strict, replace(body, size=CHUNK), data, MIB)
     chunk = gcs_strict.sessions.chunk
 
@@ -271,7 +271,7 @@ async def test_a_session_that_gives_another_object_is_used_once(gcs_strict, guar
 
 
 @pytest.mark.parametrize("again", [0, MIB])
-async def test_what_breaks_again_counts_what_the_first_process_sent_as_there(gcs_strict, guarded, body, data, again):
+async def test_a_second_break_counts_the_bytes_of_the_first_process(gcs_strict, guarded, body, data, again):
     body = replace(body, size=CHUNK)
     upload, token = await broken(gcs_strict, body, data, 3 * MIB)
     cut_chunks(gcs_strict, again)
@@ -292,11 +292,11 @@ async def test_a_session_that_was_given_up_begins_anew(gcs_strict, store, object
     "server",
     [
         "gcs_strict",
-        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),  # says bytes=0-0 where there is nothing
+        pytest.param("gcp_storage_emulator", marks=pytest.mark.server),  # reports bytes=0-0 for no byte
         pytest.param("fake_gcs_server", marks=pytest.mark.server),  # ends a session that it is asked about
     ],
 )
-async def test_a_session_that_was_opened_and_not_used_is_gone_on_with(request, server, body, data):
+async def test_a_session_that_was_opened_and_not_used_is_resumed(request, server, body, data):
     """So the end of a process leaves those that waited for their turn."""
     options = request.getfixturevalue(server).storage_options
     async with open_store("gs://conformance/unused", options=options) as opened:

@@ -15,7 +15,7 @@ FAULTS = [{"lose": True}, {"cut": 0}, {"status": 503}, {"status": 429}, {"short"
 
 @pytest.fixture
 def asked(gcs_strict, monkeypatch):
-    """The targets of what was asked for, those inside of batches too, in order."""
+    """The targets of all requests in order, those inside of batches too."""
     targets, inner = [], gcs_strict._inner
 
     def record(method, target, headers):
@@ -34,7 +34,7 @@ def generation(objects, name):
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_an_insert_is_repeated_over_what_stands_now(gcs_strict, guarded, objects, asked, fault, old):
+async def test_an_insert_is_repeated_over_the_current_generation(gcs_strict, guarded, objects, asked, fault, old):
     if old is not None:
         await guarded.put("x", old)
     asked.clear()
@@ -87,7 +87,7 @@ async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects,
     assert f"ifGenerationMatch={int(generation(objects, 'p/x')) - 1}" in asked[-1]
 
 
-async def test_what_was_refused_for_good_is_not_asked_for(gcs_strict, store, asked):
+async def test_a_permanently_refused_feature_is_not_requested_again(gcs_strict, store, asked):
     gcs_strict.faults.append(Fault("POST", status=403))
     with pytest.raises(StoreError):
         await store.put("x", b"1")
@@ -97,7 +97,7 @@ async def test_what_was_refused_for_good_is_not_asked_for(gcs_strict, store, ask
 
 @pytest.mark.parametrize("keys", [["a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("fault", [{"cut": 0}, {"status": 503}], ids=str)
-async def test_a_deletion_is_repeated_of_what_stands_now(gcs_strict, guarded, objects, asked, fault, keys):
+async def test_a_deletion_is_repeated_for_the_current_generation(gcs_strict, guarded, objects, asked, fault, keys):
     for key in keys:
         await guarded.put(key, b"1")
     asked.clear()
@@ -109,7 +109,7 @@ async def test_a_deletion_is_repeated_of_what_stands_now(gcs_strict, guarded, ob
 
 
 @pytest.mark.parametrize("keys", [["a"], ["a", "b", "c"]])
-async def test_what_was_deleted_is_not_deleted_again(gcs_strict, guarded, objects, asked, keys):
+async def test_a_deleted_checkpoint_is_not_deleted_again(gcs_strict, guarded, objects, asked, keys):
     for key in keys:
         await guarded.put(key, b"1")
     asked.clear()
@@ -142,7 +142,7 @@ async def test_a_copy_replaces_what_stood_when_it_began(gcs_strict, guarded, obj
 
 
 async def test_only_so_many_objects_are_remembered(gcs_strict, store, asked, monkeypatch):
-    monkeypatch.setattr(gcs_repeats, "MOST", 2)
+    monkeypatch.setattr(gcs_repeats, "MAX_UNSURE_WRITES", 2)
     gcs_strict.faults.append(Fault("POST", 3, status=503))
     for key in "abc":
         with pytest.raises(UnavailableError):

@@ -8,13 +8,13 @@ import itertools
 import pytest
 
 from asyncsync.stores.base import Lane
-from asyncsync.stores.guard.adaptive import BULK_START, FLOOR, START, Adaptive, Climb
-from asyncsync.stores.guard.bandwidth import STEP
-from asyncsync.stores.guard.budget import AT_ONCE, Budget, Outcome
-from asyncsync.stores.guard.wait_queue import FAIR_EVERY, SMALL, SMALL_RUN
+from asyncsync.stores.guard.adaptive import INITIAL_BULK_SLOTS, INITIAL_SLOTS, MIN_ADAPTIVE_SLOTS, Adaptive, Climb
+from asyncsync.stores.guard.bandwidth import PAID_STEP
+from asyncsync.stores.guard.budget import STARTS_PER_TURN, AttemptOutcome, Budget
+from asyncsync.stores.guard.wait_queue import FAIR_GRANT_EVERY, SMALL_BODIES_IN_A_ROW, SMALL_BODY
 
 virtual = pytest.mark.virtual_time
-LARGE = SMALL + 1
+LARGE = SMALL_BODY + 1
 
 
 async def order_of(requests):
@@ -26,14 +26,14 @@ async def order_of(requests):
     async def one(request):
         started = await budget.acquire(*request)
         served.append(request)
-        budget.release(started, 0, Outcome.FAILED)
+        budget.release(started, 0, AttemptOutcome.FAILED)
 
     async with asyncio.TaskGroup() as group:
         for request in requests:
             group.create_task(one(request))
         await asyncio.sleep(0)
         assert budget.waiting == len(requests)
-        budget.release(first, 0, Outcome.FAILED)
+        budget.release(first, 0, AttemptOutcome.FAILED)
     assert (budget.in_use, budget.waiting) == (0, 0)
     return served
 
@@ -67,14 +67,14 @@ async def test_small_bodies_overtake_large_ones():
 
 
 async def test_small_bodies_do_not_starve_large_ones():
-    requests = [(Lane.ARTIFACT, "a", LARGE)] + [(Lane.ARTIFACT, "a", 1)] * (3 * SMALL_RUN)
-    assert (await order_of(requests)).index(requests[0]) == SMALL_RUN
+    requests = [(Lane.ARTIFACT, "a", LARGE)] + [(Lane.ARTIFACT, "a", 1)] * (3 * SMALL_BODIES_IN_A_ROW)
+    assert (await order_of(requests)).index(requests[0]) == SMALL_BODIES_IN_A_ROW
 
 
 @pytest.mark.parametrize("lane", [Lane.RECORD, Lane.ARTIFACT])
 async def test_a_flood_of_a_higher_lane_does_not_starve_a_lower_one(lane):
-    requests = [(lane, "a", 0)] + [(Lane.CHECKPOINT, "b", 0)] * (2 * FAIR_EVERY)
-    assert (await order_of(requests)).index(requests[0]) < FAIR_EVERY
+    requests = [(lane, "a", 0)] + [(Lane.CHECKPOINT, "b", 0)] * (2 * FAIR_GRANT_EVERY)
+    assert (await order_of(requests)).index(requests[0]) < FAIR_GRANT_EVERY
 
 
 async def test_memory_bounds_the_slots():
@@ -84,7 +84,7 @@ async def test_memory_bounds_the_slots():
 
 
 def test_slots_start_at_64_but_never_above_the_ceiling():
-    assert Budget().limit == START
+    assert Budget().limit == INITIAL_SLOTS
     assert Budget(max_concurrency=3).limit == 3
 
 
@@ -98,7 +98,7 @@ async def test_a_cancel_at_any_step_leaks_no_slot(step):
         try:
             await asyncio.sleep(1)
         finally:
-            budget.release(started, 0, Outcome.FAILED)
+            budget.release(started, 0, AttemptOutcome.FAILED)
 
     tasks = [asyncio.create_task(work(str(number % 3))) for number in range(8)]
     for _ in range(step // 3):
@@ -120,7 +120,7 @@ async def test_a_slot_granted_in_the_tick_of_the_cancel_goes_to_the_next():
     cancelled = asyncio.create_task(budget.acquire(Lane.ARTIFACT, "a", 0))
     following = asyncio.create_task(budget.acquire(Lane.ARTIFACT, "b", 0))
     await asyncio.sleep(0)
-    budget.release(started, 0, Outcome.FAILED)
+    budget.release(started, 0, AttemptOutcome.FAILED)
     cancelled.cancel()
     await following
     assert cancelled.cancelled()
@@ -128,7 +128,7 @@ async def test_a_slot_granted_in_the_tick_of_the_cancel_goes_to_the_next():
 
 
 class Server:
-    """Answers ``capacity`` requests a second, each ``delay`` seconds after its turn came."""
+    """Serves ``capacity`` requests a second, each ``delay`` seconds after its turn."""
 
     def __init__(self, capacity, delay):
         self.gap, self.delay, self.free = 1 / capacity, delay, 0.0
@@ -146,7 +146,7 @@ async def requests(budget, server, count):
     async def one():
         started = await budget.acquire(Lane.ARTIFACT, "a", 0)
         await server.answer()
-        budget.release(started, 0, Outcome.DONE)
+        budget.release(started, 0, AttemptOutcome.DONE)
 
     await asyncio.gather(*(one() for _ in range(count)))
     return asyncio.get_running_loop().time() - began
@@ -164,14 +164,14 @@ def test_slots_do_not_grow_when_nobody_waits():
     slots = Adaptive(256)
     for number in range(1000):
         slots.done(number / 100 + 0.03, number / 100, 0)
-    assert slots.limit == START
+    assert slots.limit == INITIAL_SLOTS
 
 
 @virtual
 async def test_slots_fall_when_requests_only_wait_longer():
     budget = Budget()
     seconds = await requests(budget, Server(1000, 0.02), 10_000)
-    assert FLOOR <= budget.limit <= 2 * START
+    assert MIN_ADAPTIVE_SLOTS <= budget.limit <= 2 * INITIAL_SLOTS
     assert seconds < 1.01 * 10_000 / 1000
 
 
@@ -185,7 +185,7 @@ async def test_a_store_that_becomes_slower_by_itself_does_not_cost_slots():
 
 
 async def test_few_requests_begin_in_one_turn_of_the_loop():
-    """Whoever sleeps in the loop is woken in between; and none waits longer than it has to."""
+    """Other tasks of the loop run in between, and no request waits longer than necessary."""
     budget, begun, seen = Budget(), 0, []
 
     async def one():
@@ -194,22 +194,22 @@ async def test_few_requests_begin_in_one_turn_of_the_loop():
         begun += 1
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(START):
+        for _ in range(INITIAL_SLOTS):
             group.create_task(one())
-        while begun < START:
+        while begun < INITIAL_SLOTS:
             await asyncio.sleep(0)
             seen.append(begun)
     steps = [after - before for before, after in itertools.pairwise([0, *seen])]
-    assert max(steps) == AT_ONCE
-    assert len(seen) <= START // AT_ONCE + 2
+    assert max(steps) == STARTS_PER_TURN
+    assert len(seen) <= INITIAL_SLOTS // STARTS_PER_TURN + 2
 
 
 @virtual
-async def test_who_waits_for_the_next_turn_only_says_nothing_of_the_slots():
+async def test_a_wait_of_one_turn_does_not_count_against_the_slots():
     budget = Budget()
     for _ in range(20):
-        await requests(budget, Server(1e6, 0.03), START)
-    assert budget.limit == START
+        await requests(budget, Server(1e6, 0.03), INITIAL_SLOTS)
+    assert budget.limit == INITIAL_SLOTS
 
 
 @virtual
@@ -233,7 +233,7 @@ async def bulk(budget, server, count):
     async def one():
         grant = await budget.acquire(Lane.ARTIFACT, "a", LARGE)
         await server.answer()
-        budget.release(grant, LARGE, Outcome.DONE)
+        budget.release(grant, LARGE, AttemptOutcome.DONE)
 
     await asyncio.gather(*(one() for _ in range(count)))
     return asyncio.get_running_loop().time() - began
@@ -272,7 +272,7 @@ async def test_a_checkpoints_large_body_overtakes_waiting_artifacts():
     async def one(lane, owner, size):
         grant = await budget.acquire(lane, owner, size)
         await server.answer()
-        budget.release(grant, size, Outcome.DONE)
+        budget.release(grant, size, AttemptOutcome.DONE)
 
     async def flood(lane, owner):
         while True:
@@ -298,23 +298,23 @@ def test_trying_more_large_bodies_in_vain_leaves_as_many_as_before(ceiling):
         climb.saturated, now = True, now + 0.01
         climb.done(now, now - 0.001, LARGE)
         limits.append(climb.limit)
-    assert min(limits) == limits[0] == min(BULK_START, ceiling)
+    assert min(limits) == limits[0] == min(INITIAL_BULK_SLOTS, ceiling)
 
 
 def test_throttling_halves_the_large_ones_too():
     climb = Climb(256)
     for _ in range(50):
         climb.throttled(now=1.0, started=0.5)
-    assert climb.limit == BULK_START // 2
+    assert climb.limit == INITIAL_BULK_SLOTS // 2
 
 
 def test_throttling_halves_once_per_round_trip():
     slots = Adaptive(256)
     for _ in range(50):
         slots.throttled(now=1.0, started=0.5)
-    assert slots.limit == START // 2
+    assert slots.limit == INITIAL_SLOTS // 2
     slots.throttled(now=2.0, started=1.5)
-    assert slots.limit == START // 4
+    assert slots.limit == INITIAL_SLOTS // 4
 
 
 def test_throttling_leaves_one_slot():
@@ -328,7 +328,7 @@ def test_throttling_leaves_one_slot():
 async def test_slots_recover_after_throttling():
     budget = Budget(max_concurrency=64)
     for _ in range(6):
-        budget.release(await budget.acquire(Lane.ARTIFACT, "a", 0), 0, Outcome.THROTTLED)
+        budget.release(await budget.acquire(Lane.ARTIFACT, "a", 0), 0, AttemptOutcome.THROTTLED)
         await asyncio.sleep(0.1)
     assert budget.limit == 1
     await requests(budget, Server(1e6, 0.03), 5000)
@@ -346,7 +346,7 @@ async def test_no_more_requests_than_slots_are_under_way():
         most = max(most, now)
         await asyncio.sleep(0.01)
         now -= 1
-        budget.release(started, 0, Outcome.DONE)
+        budget.release(started, 0, AttemptOutcome.DONE)
 
     await asyncio.gather(*(one() for _ in range(50)))
     assert most == 5
@@ -380,15 +380,15 @@ async def test_bandwidth_is_exact_within_5_percent_over_10_seconds(rate, body):
 
 @virtual
 async def test_large_bodies_paying_in_steps_keep_the_limit_and_none_starves():
-    """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and who has begun is not kept waiting."""
+    """Sixteen bodies of 20 MiB at 1 MB/s: 10 MB in any ten seconds, and a body that has begun is not kept waiting."""
     budget, loop = Budget(bandwidth_limit=1e6), asyncio.get_running_loop()
     moved, gaps = [], []
 
     async def one():
-        await budget.pay(STEP)
-        payer, last = budget.payer(STEP), loop.time()
+        await budget.pay(PAID_STEP)
+        payer, last = budget.payer(PAID_STEP), loop.time()
         for _ in range(80):
-            await payer.pay(STEP)
+            await payer.pay(PAID_STEP)
             gaps.append(loop.time() - last)
             last = loop.time()
             moved.append(last)
@@ -396,7 +396,7 @@ async def test_large_bodies_paying_in_steps_keep_the_limit_and_none_starves():
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.gather(*(one() for _ in range(16))), 45)
     for start in range(30):
-        within = sum(start < when <= start + 10 for when in moved) * STEP
+        within = sum(start < when <= start + 10 for when in moved) * PAID_STEP
         assert within == pytest.approx(10e6, rel=0.05)
     assert max(gaps) < 2
 

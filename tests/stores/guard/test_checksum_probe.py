@@ -17,7 +17,7 @@ from asyncsync.testing import memory as memory_module
 
 
 class Careless(MemoryStore):
-    """Takes whatever comes, as some servers do; ``etag`` is what it answers."""
+    """Accepts every body, as some servers do; ``etag`` is its response."""
 
     etag = staticmethod(lambda data: hashlib.md5(data).hexdigest())
     lowered = None
@@ -79,7 +79,7 @@ async def test_what_real_servers_do(request, kind, checks, tmp_path):
 
 @pytest.mark.server
 async def test_a_byte_that_is_flipped_on_its_way_to_a_careless_store_is_noticed(moto, tmp_path):
-    """As a body in memory and as a range of a file; the same bytes are taken when they arrive whole."""
+    """For a body in memory and for a range of a file; undamaged bytes are accepted."""
     path = tmp_path / "f"
     path.write_bytes(bytes(3 << 20))
     async with FaultProxy("127.0.0.1", moto.port) as proxy:
@@ -98,7 +98,7 @@ async def test_a_byte_that_is_flipped_on_its_way_to_a_careless_store_is_noticed(
 
 
 @pytest.mark.server
-async def test_who_insists_on_crc32c_keeps_sending_it(moto):
+async def test_an_explicit_crc32c_option_keeps_sending_it(moto):
     options = moto.storage_options | {"checksum": "crc32c"}
     async with S3Store(moto.create_bucket("insisted"), "p", options=options) as store:
         assert await probe_checks(store, "probe", b"data") == "crc32c"

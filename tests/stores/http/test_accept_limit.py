@@ -10,8 +10,9 @@ import pytest
 from http_wire import Wire
 
 from asyncsync.stores.http import pool as http1_pool
-from asyncsync.stores.http.accept_limit import FEW, WINDOW, Acceptance, dropped
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.accept_limit import FEW_CONNECTIONS, WINDOW_RESPONSES, AcceptLimit
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.tcp_info import nothing_acknowledged
 
 MOST = 100
 
@@ -24,20 +25,20 @@ def served(acceptance, answers, seconds):
             under_way.append(now)
         began = under_way.popleft()
         now = max(now, began + seconds(len(under_way) + 1))
-        acceptance.answered(began, now, keep=False, waiting=True)
+        acceptance.first_response(began, now, keep=False, waiting=True)
         answers -= 1
 
 
 def test_few_connections_until_the_first_response_then_any_number():
     """Any number: to a server that keeps connections open."""
-    acceptance = Acceptance(MOST)
-    assert acceptance.limit == FEW
-    acceptance.answered(0, 1, keep=True, waiting=True)
+    acceptance = AcceptLimit(MOST)
+    assert acceptance.limit == FEW_CONNECTIONS
+    acceptance.first_response(0, 1, keep=True, waiting=True)
     assert acceptance.limit == MOST
 
 
 def test_there_are_never_more_than_there_may_be():
-    acceptance = Acceptance(2)
+    acceptance = AcceptLimit(2)
     assert acceptance.limit == 2
     served(acceptance, 1000, lambda _: 1.0)
     acceptance.overflowed(1000)
@@ -45,31 +46,31 @@ def test_there_are_never_more_than_there_may_be():
 
 
 def test_who_overflowed_gets_few_and_one_more_for_each_that_was_answered():
-    acceptance = Acceptance(MOST)
-    acceptance.answered(0, 1, keep=True, waiting=True)
+    acceptance = AcceptLimit(MOST)
+    acceptance.first_response(0, 1, keep=True, waiting=True)
     acceptance.overflowed(2)
-    assert acceptance.limit == FEW
-    acceptance.answered(2, 3, keep=True, waiting=True)
-    assert acceptance.limit == FEW + 1
+    assert acceptance.limit == FEW_CONNECTIONS
+    acceptance.first_response(2, 3, keep=True, waiting=True)
+    assert acceptance.limit == FEW_CONNECTIONS + 1
 
 
 def test_an_error_that_closes_its_connection_does_not_lower_the_limit():
     """A server that keeps connections may close one with an error."""
-    acceptance = Acceptance(MOST)
-    acceptance.answered(0, 1, keep=True, waiting=True)
-    for _ in range(10 * WINDOW):
-        acceptance.answered(2, 9, keep=False, waiting=True)
+    acceptance = AcceptLimit(MOST)
+    acceptance.first_response(0, 1, keep=True, waiting=True)
+    for _ in range(10 * WINDOW_RESPONSES):
+        acceptance.first_response(2, 9, keep=False, waiting=True)
     assert acceptance.limit == MOST
 
 
 def test_a_server_with_one_thread_is_given_few():
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     served(acceptance, 3000, lambda n: 0.001 * n)
-    assert acceptance.limit <= FEW + 1
+    assert acceptance.limit <= FEW_CONNECTIONS + 1
 
 
 def test_where_times_vary_by_chance_few_stay_few():
-    acceptance, rng, limits = Acceptance(MOST), random.Random(3), []
+    acceptance, rng, limits = AcceptLimit(MOST), random.Random(3), []
 
     def seconds(n):
         limits.append(acceptance.limit)
@@ -77,35 +78,35 @@ def test_where_times_vary_by_chance_few_stay_few():
 
     served(acceptance, 20_000, seconds)
     assert max(limits) <= 5
-    assert sum(limits) / len(limits) < FEW + 0.5
+    assert sum(limits) / len(limits) < FEW_CONNECTIONS + 0.5
 
 
 @pytest.mark.parametrize("room", [12, 30])
 def test_a_far_server_is_given_what_it_can_serve(room):
-    acceptance = Acceptance(MOST)
+    acceptance = AcceptLimit(MOST)
     served(acceptance, 20_000, lambda n: 0.03 * max(1, n / room))
     assert room * 0.75 <= acceptance.limit <= room * 1.5
 
 
 def test_where_nobody_waits_it_does_not_grow():
-    acceptance = Acceptance(MOST)
-    for _ in range(10 * WINDOW):
-        acceptance.answered(0, 1, keep=False, waiting=False)
-    assert acceptance.limit == FEW
+    acceptance = AcceptLimit(MOST)
+    for _ in range(10 * WINDOW_RESPONSES):
+        acceptance.first_response(0, 1, keep=False, waiting=False)
+    assert acceptance.limit == FEW_CONNECTIONS
 
 
 def test_what_the_other_system_has_was_not_dropped():
     """Whether or not its program has accepted."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(b"request")
-        assert not dropped(client)
+        assert not nothing_acknowledged(client)
 
 
 # The pool
 
 
 class Server:
-    """Answers one request a connection; ``keep``: and keeps that."""
+    """Serves one request a connection; ``keep``: keeps the connection open."""
 
     def __init__(self, *, keep):
         self.keep = keep
@@ -146,7 +147,7 @@ async def test_a_server_that_ends_connections_has_few_at_once():
     async with client(server.serve) as http:
         await asked(http, 14)  # fewer than a window: then it depends on this machine
     assert (server.accepted, http.busy) == (14, 0)
-    assert server.most <= FEW + 1  # the one before may still be closing
+    assert server.most <= FEW_CONNECTIONS + 1  # the one before may still be closing
 
 
 async def test_a_server_that_keeps_connections_gets_all_after_one_response():
@@ -158,9 +159,9 @@ async def test_a_server_that_keeps_connections_gets_all_after_one_response():
 
 
 async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(monkeypatch):
-    monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
+    monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
     found = iter([True])
-    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: next(found, False))
+    monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: next(found, False))
     server, silent = Server(keep=True), []
 
     async def first_is_silent(reader, writer):
@@ -176,11 +177,11 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 
 
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(http1_pool, "HEARD_SECONDS", 0.0)
-    monkeypatch.setattr("asyncsync.stores.http.connection.dropped", lambda _: True)
+    monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: True)
     async with client(mute) as http:
         http._patience = 0.01
-        with pytest.raises(BrokenError, match="takes no further connections"):
+        with pytest.raises(BrokenError, match="accepts no further connections"):
             await http.send(b"GET / HTTP/1.1\r\n\r\n", None)
     assert http.busy == 0
 
@@ -202,7 +203,7 @@ async def test_a_connection_that_is_not_taken_at_once_is_tried_once_more(monkeyp
     assert (http.busy, http._pool._fresh) == (0, 0)
 
 
-async def test_a_server_that_cannot_be_reached_is_told(monkeypatch):
+async def test_a_server_that_cannot_be_reached_is_reported(monkeypatch):
     async def never(*args, **options):
         raise TimeoutError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from asyncsync.errors import ThrottledError
 from asyncsync.stores.gcs import errors as gcs_errors
 from asyncsync.stores.guard.guarded import RetryPolicy
-from asyncsync.stores.http.dates import MOST_WAIT, retry_after, unix_of
+from asyncsync.stores.http.dates import MAX_RETRY_AFTER, retry_after, unix_of
 from asyncsync.stores.s3 import errors as s3_errors
 
 NOW = 1_700_000_000
@@ -18,12 +18,12 @@ NOW = 1_700_000_000
 
 @pytest.mark.parametrize("asked", ["3600", "86400", "1000000000", "9" * 12, "9" * 12 + "." + "9" * 12])
 def test_a_pause_is_at_most_a_minute(asked):
-    assert retry_after({"retry-after": asked}) == MOST_WAIT == 60
+    assert retry_after({"retry-after": asked}) == MAX_RETRY_AFTER == 60
 
 
 @pytest.mark.parametrize("asked", [61.0, 3600.0, 1e300, float("inf")])
 def test_a_pause_that_another_store_asks_for_is_at_most_a_minute_too(asked):
-    assert RetryPolicy(base=0.5).pause(1, ThrottledError("slow", asked), Random(1)) <= MOST_WAIT + 0.5
+    assert RetryPolicy(base=0.5).pause(1, ThrottledError("slow", asked), Random(1)) <= MAX_RETRY_AFTER + 0.5
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [("7", 7), ("0", 0), ("1.5", 1.5), (" 7 ", 7)])
@@ -40,7 +40,7 @@ def test_a_date_is_read_against_the_clock_of_the_response(ahead):
 
 
 @pytest.mark.parametrize("asked", ["", "soon", "-1", "²", "1e9", "9" * 5000, "Fri, 31 Dec 99999 23:59:59 GMT"])
-def test_what_is_no_pause_is_none(asked):
+def test_an_invalid_pause_is_none(asked):
     assert retry_after({"retry-after": asked}) is None
 
 
@@ -61,4 +61,4 @@ def test_no_text_is_more_than_a_date_or_none(value, date):
     seconds = unix_of(value)
     assert seconds is None or 0 <= seconds < 1e12
     pause = retry_after({"retry-after": value, "date": date})
-    assert pause is None or 0 <= pause <= MOST_WAIT
+    assert pause is None or 0 <= pause <= MAX_RETRY_AFTER

@@ -11,10 +11,12 @@ from http_wire import MIB, REQUEST, Wire, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.http.client import Http1
-from asyncsync.stores.http.connection import COLLECTED, INBOX, Connection
+from asyncsync.stores.http.byte_stream import INPUT_BUFFER_SIZE
+from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
+from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
-from asyncsync.stores.http.response import BrokenError, parse_head
+from asyncsync.stores.http.response import parse_head
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -73,14 +75,16 @@ async def test_a_body_without_a_length_ends_with_the_connection(wire):
         assert (await http.send(REQUEST, None)).content == b"until the end"
 
 
-async def test_an_answer_to_head_has_no_body_whatever_it_says(wire):
+async def test_a_response_to_head_has_no_body_whatever_its_headers(wire):
     async with wire.serving([answer(Content_Length=1000)], [answer(Content_Length=1000)]) as (http, made):
         for _ in range(2):
             assert (await http.send(REQUEST, None, bodiless=True)).headers["content-length"] == "1000"
         assert len(made) == 1
 
 
-@pytest.mark.parametrize("size", [1, INBOX - 60, INBOX, INBOX + 1, MIB, MIB + 1, 3 * MIB + 5])
+@pytest.mark.parametrize(
+    "size", [1, INPUT_BUFFER_SIZE - 60, INPUT_BUFFER_SIZE, INPUT_BUFFER_SIZE + 1, MIB, MIB + 1, 3 * MIB + 5]
+)
 async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(wire, size):
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
@@ -92,7 +96,7 @@ async def test_a_download_comes_whole_in_pieces_and_its_connection_serves_again(
         assert len(made) == 1
 
 
-async def test_a_download_that_is_cut_says_how_much_came(wire):
+async def test_a_truncated_download_names_the_received_bytes(wire):
     async with wire.serving([answer(bytes(1000), Content_Length=5000)], cut=True) as (http, _):
         with pytest.raises(BrokenError, match="1000 of 5000"):
             await fetched(http, 5000)
@@ -106,7 +110,7 @@ async def test_an_error_in_place_of_a_download_is_collected(wire):
 
 async def test_a_long_error_document_is_kept_to_its_limit(wire):
     async with wire.serving([answer(bytes(MIB), "500 No", Content_Length=MIB)]) as (http, _):
-        assert len((await http.send(REQUEST, None)).content) == COLLECTED
+        assert len((await http.send(REQUEST, None)).content) == MAX_COLLECTED_BODY
 
 
 @pytest.mark.parametrize(
@@ -125,12 +129,12 @@ async def test_a_long_error_document_is_kept_to_its_limit(wire):
         answer(b"1_0\r\nhello\r\n", Transfer_Encoding="chunked"),
         answer(b"f" * 5000 + b"\r\n", Transfer_Encoding="chunked"),
         answer(b"zz\r\n", Transfer_Encoding="chunked"),
-        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INBOX,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * INPUT_BUFFER_SIZE,
     ],
 )
-async def test_what_is_not_http_is_a_broken_exchange(wire, raw):
+async def test_a_response_that_is_not_http_is_a_broken_exchange(wire, raw):
     async with wire.serving([raw]) as (http, _):
-        with pytest.raises(BrokenError, match=r"no HTTP|no Content-Length|no chunk|longer than 64 KiB"):
+        with pytest.raises(BrokenError, match=r"not an HTTP|not a Content-Length|not a chunk|longer than 64 KiB"):
             await http.send(REQUEST, None)
         assert http.busy == 0
 
@@ -140,7 +144,7 @@ async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
         await http.send(REQUEST, None)
         made[0].close()
         await made[0].wait_closed()
-        await asyncio.sleep(0.01)  # its end travels to us
+        await asyncio.sleep(0.01)  # its end arrives
         await http.send(REQUEST, None)
         assert len(made) == 2
 
@@ -161,7 +165,9 @@ async def test_a_cancelled_request_frees_its_place(wire):
 
 
 async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
-    """What a server got of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the beginning only."""
+    """The bytes that a server received of a file of ``size`` bytes, and the file's bytes; ``cut``: it reads the
+    beginning only.
+    """
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     got = bytearray()
@@ -183,7 +189,7 @@ async def body_of(wire, tmp_path, size, *, cut=False, status="200 OK"):
 
 
 @pytest.mark.parametrize("size", [70_000, 3 * MIB, 12 * MIB])
-async def test_a_range_of_a_file_arrives_whole(wire, tmp_path, size):
+async def test_a_range_of_a_file_arrives_complete(wire, tmp_path, size):
     got, sent = await body_of(wire, tmp_path, size)
     assert got == sent
 
@@ -209,8 +215,9 @@ OK = answer(ETag='"abc"', Content_Length=0)
 
 @asynccontextmanager
 async def hasty(wire, *, read=0, before=b"", after=b""):
-    """A client of a server that answers 200 when it has the head and ``read`` bytes of the body, and reads no further
-    until it is told to (the event that is yielded). ``before`` and ``after``: sent around the answer."""
+    """A client of a server that responds 200 after the head and ``read`` bytes of the body, and reads on only when the
+    yielded event is set. ``before`` and ``after``: sent around the response.
+    """
     over, got = asyncio.Event(), bytearray()
 
     async def accept(reader, writer):
@@ -268,13 +275,13 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
         made[0].write(OK)
         await made[0].drain()
         await asyncio.sleep(0.01)  # it travels to us
-        with pytest.raises(BrokenError, match="nobody had asked for"):
+        with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
 @pytest.mark.parametrize("size", [10, 20_000, 65_537, MIB, 9 * MIB])
-async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
+async def test_an_interim_response_is_not_the_response(wire, tmp_path, kind, size):
     """A server may say so at any time, several times."""
     interim = answer(status="100 Continue") + answer(status="103 Early Hints", Link="</x>")
     got = []
@@ -298,7 +305,7 @@ async def test_that_more_is_to_come_is_no_answer(wire, tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_quick_answer_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
+async def test_a_quick_response_to_a_whole_body_is_never_taken_for_an_early_one(wire, tmp_path, kind):
     async def accept(reader, writer):
         try:
             while await asked(reader):
@@ -358,7 +365,7 @@ async def test_a_client_that_was_closed_sends_nothing_more(wire):
 
 
 async def test_nobody_there_is_a_broken_exchange():
-    http = Http1(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+    http = HttpClient(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
     with pytest.raises(BrokenError, match="no connection"):
         await http.send(REQUEST, None)
     await http.close()
@@ -407,7 +414,7 @@ async def test_another_size_than_was_expected_is_a_break(wire):
             await fetched(http, 12)
 
 
-async def test_a_body_that_must_be_fetched_tells_its_length(wire):
+async def test_a_body_that_must_be_fetched_has_a_known_length(wire):
     async with wire.serving([answer(b"until the end", Connection="close")], cut=True) as (http, _):
-        with pytest.raises(BrokenError, match="does not say how long"):
+        with pytest.raises(BrokenError, match="does not give its length"):
             await fetched(http, None)

@@ -9,7 +9,7 @@ import pytest
 from http_wire import MIB, REQUEST, Wire, answer
 
 from asyncsync.disk.files import FileRange
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def wire(certificate):
     return Wire(certificate)
 
 
-async def test_a_further_connection_goes_on_from_the_handshake_of_the_first(wire):
+async def test_a_further_connection_resumes_the_tls_session_of_the_first(wire):
     closing = [answer(Content_Length=0, Connection="close")]
     async with wire.serving(*[closing] * 3) as (http, made):
         for _ in range(3):
@@ -26,7 +26,7 @@ async def test_a_further_connection_goes_on_from_the_handshake_of_the_first(wire
 
 
 async def test_an_end_that_the_store_did_not_announce_is_no_end_of_a_body(wire):
-    """Whoever can cut the connection could else make a body shorter."""
+    """Otherwise an attacker who cuts the connection could shorten a body."""
 
     async def accept(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -83,7 +83,7 @@ async def test_a_server_that_stops_reading_is_cut_off(wire, tmp_path, kind):
 
 
 async def test_a_server_that_does_not_shake_hands_is_given_up(certificate):
-    """It accepts, and says nothing."""
+    """It accepts the connection and sends nothing."""
     wire = Wire(certificate)
     wire.server = None
 
@@ -112,7 +112,7 @@ async def test_a_server_without_tls_is_a_broken_exchange(certificate):
 
 
 async def test_requests_that_are_cancelled_at_any_turn_leave_nothing(wire, tmp_path):
-    """The n-th turn of the loop, for every n until the request is through: handshake, body, answer."""
+    """At the n-th turn of the loop, for every n until the request is complete: handshake, body, response."""
     (tmp_path / "file").write_bytes(bytes(3 * MIB))
     body = FileRange(str(tmp_path / "file"), 0, 3 * MIB)
 

@@ -12,11 +12,11 @@ from leases import CountedLease, leased
 from s3_script import OK, scripted
 
 from asyncsync.errors import LeaseExpiredError, StoreError, UnavailableError
-from asyncsync.stores.http.client import AT_ONCE, TAIL
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.http.client import HELD_BACK_BYTES, SINGLE_WRITE_LEASED
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 HEAD = b"PUT /k HTTP/1.1\r\n\r\n"
-SIZES = [1, 16 << 10, AT_ONCE, AT_ONCE + 1, 65_537, MIB, 5 * MIB + 17]
+SIZES = [1, 16 << 10, SINGLE_WRITE_LEASED, SINGLE_WRITE_LEASED + 1, 65_537, MIB, 5 * MIB + 17]
 KINDS = pytest.mark.parametrize("kind", ["file", "memory"])
 
 
@@ -26,7 +26,7 @@ def wire(request):
 
 
 class Got:
-    """What one connection brought: its bytes, and how it ended."""
+    """The bytes of one connection, and how it ended."""
 
     def __init__(self):
         self.data, self.end = bytearray(), ""
@@ -34,8 +34,9 @@ class Got:
 
 @asynccontextmanager
 async def recording(wire, size, *, slow=False):
-    """A client, and what its server got on each connection; it answers when a whole request is there. ``slow``: it
-    reads little at once, so that all buffers on the way are full."""
+    """A client, and the bytes that its server received on each connection; it responds to a complete request.
+    ``slow``: it reads little at a time, so that all buffers on the way are full.
+    """
     seen = []
 
     async def accept(reader, writer):
@@ -67,7 +68,7 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
             through = True
         except LeaseExpiredError:
             assert http.busy == 0
-            assert lease.checks == last  # whoever was told so looks no more
+            assert lease.checks == last  # after expiry no further check follows
         while len(seen) > before and not seen[-1].end:
             await asyncio.sleep(0)
         if not through and last == 1:
@@ -77,14 +78,14 @@ async def until_it_is_through(http, seen, kind, data, directory, **more):
 
 @KINDS
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_request_whose_lease_expires_at_any_look_never_becomes_whole(wire, tmp_path, kind, size):
+async def test_a_request_whose_lease_expires_at_any_look_never_becomes_complete(wire, tmp_path, kind, size):
     data = os.urandom(size)
     async with recording(wire, size) as (http, seen):
         looks = await until_it_is_through(http, seen, kind, data, tmp_path)
     *cut, last = seen
     assert bytes(last.data) == HEAD + data
-    assert all(len(got.data) <= len(HEAD) + size - min(TAIL, size) for got in cut)
-    assert looks == 2 if kind == "memory" and size <= AT_ONCE else looks > 2
+    assert all(len(got.data) <= len(HEAD) + size - min(HELD_BACK_BYTES, size) for got in cut)
+    assert looks == 2 if kind == "memory" and size <= SINGLE_WRITE_LEASED else looks > 2
 
 
 @KINDS
@@ -99,7 +100,7 @@ async def test_nor_where_the_server_reads_slowly(wire, tmp_path, kind):
                 break
             while seen and not seen[-1].end:
                 await asyncio.sleep(0)
-            assert all(len(got.data) <= len(HEAD) + size - TAIL for got in seen)
+            assert all(len(got.data) <= len(HEAD) + size - HELD_BACK_BYTES for got in seen)
             assert all(got.end == "cut" for got in seen)
 
 
@@ -160,7 +161,7 @@ def test_a_lease_is_kept_to_on_uvloop_too(tmp_path, kind, on_uvloop):
 
     *cut, last = on_uvloop(main())
     assert last == len(HEAD) + size
-    assert all(got <= len(HEAD) + size - TAIL for got in cut)
+    assert all(got <= len(HEAD) + size - HELD_BACK_BYTES for got in cut)
 
 
 # Stores
@@ -172,7 +173,7 @@ def test_a_lease_is_kept_to_on_uvloop_too(tmp_path, kind, on_uvloop):
 async def test_s3_has_no_object_whose_lease_expired(monkeypatch, tmp_path, plane, size, kind):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     data = os.urandom(size)
     async with scripted(lambda request: OK) as (store, script):
         last, through = 0, False

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 from http_wire import REQUEST, Wire, asked
 
-from asyncsync.stores.http.response import BrokenError
+from asyncsync.stores.http.errors import BrokenError
 
 pytestmark = pytest.mark.virtual_time
 STALL = 0.2
@@ -54,7 +54,7 @@ SLOW = {
 
 @pytest.mark.parametrize("begin_and_piece", SLOW.values(), ids=SLOW)
 @pytest.mark.parametrize("call", ["send", "fetch"])
-async def test_what_comes_byte_by_byte_ends(begin_and_piece, call):
+async def test_a_response_that_arrives_byte_by_byte_ends(begin_and_piece, call):
     async with Wire(None).listening(dripping(*begin_and_piece), stall_timeout=STALL) as http:
         with pytest.raises(BrokenError) if begin_and_piece[0] != ERROR else _ending():
             async with asyncio.timeout(50 * STALL):

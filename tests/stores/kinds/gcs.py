@@ -40,5 +40,5 @@ DIFFERENCES = {
     ("fake-gcs-server", "refuses a wrong checksum"): "it stores whatever comes",
     ("fake-gcs-server", "copies on a condition"): "it ignores conditions of rewrite",
     ("fake-gcs-server", "completes on a condition"): "it ignores conditions of compose",
-    ("fake-gcs-server", "knows that a part is gone"): "it answers 500 to a compose of what is not there",
+    ("fake-gcs-server", "reports a missing part"): "it answers 500 to a compose of what is not there",
 }

@@ -29,8 +29,11 @@ DIFFERENCES = {
     ("moto", "copies on a condition"): "moto does not enforce CopySourceIfMatch",
     ("moto", "forgets an aborted upload"): "moto answers 500 to whatever comes after an abort",
     ("moto", "takes no part of an aborted upload"): "moto answers 500 to whatever comes after an abort",
-    ("ministack", "refuses a wrong checksum of the whole"): "ministack takes the checksum of the whole for a composite",
-    ("moto", "refuses a wrong checksum of the whole"): "moto accepts any checksum",
+    (
+        "ministack",
+        "refuses a wrong checksum of the complete object",
+    ): "ministack treats the checksum as a composite one",
+    ("moto", "refuses a wrong checksum of the complete object"): "moto accepts any checksum",
     ("moto", "refuses a wrong checksum of a file"): "moto accepts any checksum",
     ("seaweedfs", "lists in byte order"): "SeaweedFS lists per directory: a/b before a-b",
     ("moto", "one of many racers replaces"): "moto checks and writes in two steps",

@@ -25,7 +25,9 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.local import files as local_files
+from asyncsync.stores.local import publish as local_publish
 from asyncsync.stores.local import sweep as local_sweep
+from asyncsync.stores.local.keys import InvalidKeyError
 from asyncsync.stores.local.store import LocalStore
 
 MIB = 1 << 20
@@ -118,7 +120,7 @@ def test_a_relative_root_is_refused():
     "key", ["../x", "a/../../x", "/etc/passwd", "a\0b", "", "a//b", "a/", "./a", "a/./b", "..", "x.asyncsync-tmp"]
 )
 async def test_names_that_are_no_file_below_the_root_are_refused(store, root, key):
-    with pytest.raises(ConfigError):
+    with pytest.raises(InvalidKeyError):
         await store.put(key, b"")
     with pytest.raises(ValueError):
         await store.get(key)
@@ -127,12 +129,12 @@ async def test_names_that_are_no_file_below_the_root_are_refused(store, root, ke
 
 @pytest.mark.parametrize("key", [".asyncsync/.lock", ".asyncsync/uploads/x", "trial/.asyncsync/uploads/x"])
 async def test_the_stores_own_names_are_reserved(store, key):
-    with pytest.raises(ConfigError, match="reserved"):
+    with pytest.raises(InvalidKeyError, match="reserved"):
         await store.put(key, b"")
 
 
 async def test_a_name_that_is_not_utf8_is_refused(store):
-    with pytest.raises(ConfigError, match="UTF-8"):
+    with pytest.raises(InvalidKeyError, match="UTF-8"):
         await store.put("a\udc80", b"")
 
 
@@ -149,7 +151,7 @@ async def test_a_path_that_is_too_long_is_an_error_of_the_store(store):
 
 async def test_an_object_below_an_object_is_an_error_of_the_store(store):
     await store.put("a", b"")
-    with pytest.raises(StoreError, match="an object lies where a directory is needed"):
+    with pytest.raises(StoreError, match="an object is in the place of a directory of the key"):
         await store.put("a/b", b"")
     with pytest.raises(NotFoundError):
         await store.head("a/b")
@@ -260,7 +262,7 @@ async def test_a_prefix_spelled_another_way_matches_nothing(store, prefix):
 
 
 async def test_a_prefix_that_leads_out_is_refused(store):
-    with pytest.raises(ConfigError):
+    with pytest.raises(InvalidKeyError):
         await store.list("../")
 
 
@@ -380,11 +382,11 @@ def refusing(code):
 
 @pytest.fixture(params=["links", "renames", "neither"])
 def names(request, monkeypatch):
-    """What the file system has, to give a file a name that is not taken."""
+    """The system calls that name a file without replacing another."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     if request.param == "neither":
-        monkeypatch.setattr(local_files, "rename_exclusive", refusing(errno.EINVAL))
+        monkeypatch.setattr(local_publish, "rename_exclusive", refusing(errno.EINVAL))
     return request.param
 
 
@@ -423,7 +425,7 @@ async def test_what_another_process_makes_at_the_last_moment_is_not_overwritten(
     """It makes it unconditionally: no lock of ours keeps it away."""
     if names == "neither":
         pytest.skip("then we exclude only each other")
-    place, name = (os, "link") if names == "links" else (local_files, "rename_exclusive")
+    place, name = (os, "link") if names == "links" else (local_publish, "rename_exclusive")
     give = getattr(place, name)
 
     def late(old, new, **more):
@@ -442,8 +444,8 @@ def test_a_rename_that_does_not_replace(tmp_path):
     (tmp_path / "b").write_bytes(b"b")
     try:
         with pytest.raises(FileExistsError):
-            local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "b"))
-        local_files.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "c"))
+            local_publish.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "b"))
+        local_publish.rename_exclusive(str(tmp_path / "a"), str(tmp_path / "c"))
     except OSError as error:
         pytest.skip(f"not here: {error}")
     assert (tmp_path / "b").read_bytes() == b"b"
@@ -482,13 +484,13 @@ async def test_a_put_whose_lease_expires_midway_leaves_only_the_old_object(store
 async def test_a_write_that_waited_past_its_lease_replaces_nothing(store, root, monkeypatch):
     """The lease has expired when the version has been looked at."""
     old, lease = await store.put("x", b"old"), CountedLease()
-    current = local_files._current
+    current = local_publish._current
 
     def looked_at(target):
         lease.last = lease.checks + 1
         return current(target)
 
-    monkeypatch.setattr(local_files, "_current", looked_at)
+    monkeypatch.setattr(local_publish, "_current", looked_at)
     with pytest.raises(LeaseExpiredError):
         await store.put("x", leased("memory", b"new", lease, None), if_version=old.version)
     assert (root / "x").read_bytes() == b"old"
@@ -558,7 +560,7 @@ async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path,
     """The worker stands in the middle of the file; the cancel waits for it, and nothing of it stays."""
     (tmp_path / "f").write_bytes(bytes(4 * MIB))
     inside, go_on, copied = threading.Event(), threading.Event(), []
-    monkeypatch.setattr(local_files, "COPY_CHUNK", MIB)
+    monkeypatch.setattr(local_files, "COPY_STEP", MIB)
     real = os.copy_file_range
 
     def slow(*args):
@@ -669,7 +671,7 @@ async def test_an_upload_that_loses_a_race_can_still_be_aborted(store, root):
     assert (await store.get("x"))[0] == b"theirs"
 
 
-async def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(store, root):
+async def test_a_sweep_removes_only_remains_of_killed_writers(store, root):
     await store.put("deep/object", b"whole")
     upload = await store.create_multipart("deep/large")
     await store.put_part(upload, 1, 0, b"part")

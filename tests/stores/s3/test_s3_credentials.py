@@ -27,7 +27,7 @@ def home(tmp_path, monkeypatch):
 
 
 def given_by_a_program(home, says):
-    """The program gives whatever the file ``says`` holds; without it, it fails."""
+    """The program prints the content of the file ``says``; without the file it fails."""
     (home / "program").write_text(f"#!{sys.executable}\nprint(open({str(says)!r}).read())\n")
     (home / "program").chmod(0o755)
     (home / "config").write_text(f"[profile v]\ncredential_process = {home / 'program'}\n")

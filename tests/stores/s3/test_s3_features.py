@@ -9,7 +9,7 @@ from test_s3_results import result
 
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError, UnsupportedError
 from asyncsync.stores.base import MISSING, Part, Upload
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 CRC = google_crc32c.value(b"data")
 UPLOAD = Upload("k", "u")
@@ -39,7 +39,7 @@ def normal(request):
 
 
 def refusing(prefix, *answers):
-    """Each request with such a header gets one of the answers, the last again and again."""
+    """Each request with such a header gets the next of the responses, the last one repeatedly."""
     left = list(answers)
 
     def answer(request):
@@ -149,7 +149,7 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
 async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, monkeypatch):
     if plane == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     seen = refusing("x-amz-", *[reply("501 Not Implemented")])
 
     def answer(request):

@@ -7,7 +7,8 @@ from s3_script import reply, scripted
 from test_s3_results import CALLS, RESULTS, result
 
 from asyncsync.errors import AsyncsyncError, StoreError
-from asyncsync.stores.http.response import BrokenError, chunk_size, length_of, parse_head
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.response import chunk_size, length_of, parse_head
 from asyncsync.stores.s3.endpoint import regional, shown
 from asyncsync.stores.s3.errors import parse_failure
 from asyncsync.stores.s3.responses import check_result
@@ -20,7 +21,7 @@ ERROR = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>m &amp; &#x2
 
 @st.composite
 def damaged(draw, whole):
-    """Some bytes of ``whole`` replaced, put in, left out."""
+    """``whole`` with some bytes replaced, inserted or removed."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -107,7 +108,7 @@ def test_a_location_is_an_address_or_none(location):
 
 @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-async def test_whatever_a_server_sends_only_errors_of_ours_leave_the_store(data):
+async def test_only_errors_of_ours_leave_the_store_for_any_response(data):
     call = data.draw(st.sampled_from(sorted([*CALLS, "head", "get"])))
     good = reply(body=result(call), ETag='"e"') if call in RESULTS else reply(body=b"data", ETag='"e"')
     raw = data.draw(damaged(good))

@@ -9,7 +9,7 @@ from s3_script import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
-from asyncsync.stores.s3.listing import Place
+from asyncsync.stores.s3.listing import ListingPosition
 
 DATA = b"0123456789"
 
@@ -79,7 +79,7 @@ async def test_another_range_than_requested_is_refused_before_its_first_byte(res
 
 async def test_more_bytes_than_were_asked_for_are_not_taken():
     async with scripted([chunked(DATA)]) as (store, _):
-        with pytest.raises(StoreError, match="more than the 9 bytes"):
+        with pytest.raises(StoreError, match="more than the 9 requested bytes"):
             await got(store, start=0, length=9)
 
 
@@ -101,7 +101,7 @@ async def test_a_length_that_head_does_not_tell_is_found_out_with_a_byte(length,
         assert (await store.head("k")).size == size
 
 
-async def test_a_length_that_nobody_tells_is_unknown_and_not_nothing():
+async def test_a_missing_length_is_unknown_not_zero():
     def say(request):
         return b'HTTP/1.1 200 OK\r\nETag: "e"\r\n\r\n' if request.method == "HEAD" else reply("400 Bad Request")
 
@@ -110,7 +110,7 @@ async def test_a_length_that_nobody_tells_is_unknown_and_not_nothing():
             await store.head("k")
 
 
-async def test_a_store_without_etags_is_told_to_have_none():
+async def test_a_store_without_etags_is_reported_to_have_none():
     async with scripted([reply(), reply()]) as (store, _):
         with pytest.raises(StoreError, match="ETag"):
             await store.head("k")
@@ -160,23 +160,23 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
         return page(["a"], f"t{count % circle}")
 
     async with scripted(say) as (store, script):
-        with pytest.raises(StoreError, match="circle"):
+        with pytest.raises(StoreError, match="the pages repeat"):
             await listed(store)
     assert len(script.requests) < 4 * circle + 4
 
 
-async def test_a_page_that_says_more_and_not_where_is_an_error():
+async def test_a_truncated_page_without_a_token_is_an_error():
     for token in (None, "", " "):
         async with scripted([page(["a"], token)]) as (store, _):
-            with pytest.raises(StoreError, match="not where"):
+            with pytest.raises(StoreError, match="no token of the next one"):
                 await listed(store)
 
 
 def test_pages_that_name_nothing_end():
-    place = Place()
-    with pytest.raises(StoreError, match="name nothing"):
+    place = ListingPosition()
+    with pytest.raises(StoreError, match="in a row are empty"):
         for number in range(5000):
-            place = Place.parse(place.further("list", str(number), empty=True).text())
+            place = ListingPosition.parse(place.further("list", str(number), empty=True).text())
 
 
 @pytest.mark.parametrize(

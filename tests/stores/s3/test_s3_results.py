@@ -7,7 +7,7 @@ from s3_script import fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, StoreError, ThrottledError, UnavailableError
 from asyncsync.stores.base import Part, Upload
-from asyncsync.stores.s3 import store as s3_module
+from asyncsync.stores.s3 import bucket as s3_bucket
 
 UPLOAD = Upload("k", "u")
 PARTS = [Part(1, 0, 4, "e")]
@@ -37,7 +37,7 @@ RESULTS = {
     "list parts": ("ListPartsResult", "<IsTruncated>false</IsTruncated>"),
     "list uploads": ("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>"),
 }
-"""Root element and what has to be in it."""
+"""Root element and its required children."""
 NEEDED = ("create", "complete", "copy", "copy part")
 HEADER = ("put", "part")
 EMPTY = ("delete", "abort")
@@ -50,7 +50,7 @@ def plane(request, monkeypatch):
     """Both ways to a bucket."""
     if request.param == "sdk":
         pytest.importorskip("aiobotocore")
-        monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+        monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     return request.param
 
 
@@ -66,7 +66,7 @@ def result(call, inner=None, attribute="", encoding="utf-8"):
 
 
 async def failure(call, raw):
-    """What the store raises when one of its requests is answered with ``raw``."""
+    """The error that the store raises if one of its requests gets ``raw`` as response."""
     async with scripted(lambda request: raw) as (store, script):
         with pytest.raises(StoreError) as caught:
             await CALLS[call](store)
@@ -130,7 +130,7 @@ async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(plane, call
 
 
 @pytest.mark.parametrize("call", EMPTY)
-async def test_a_delete_is_answered_with_nothing(plane, call):
+async def test_a_delete_gets_an_empty_response(plane, call):
     for raw in (reply(body=FOREIGN["a page"]), reply(body=FOREIGN["foreign JSON"]), reply("202 Accepted")):
         assert type(await failure(call, raw)) is UnavailableError
     for raw in (reply("204 No Content"), reply("200 OK"), reply("200 OK", b"\n")):
@@ -157,7 +157,7 @@ async def test_an_error_inside_a_200_is_that_error(plane, call, document):
         assert "not you" in str(error)
 
 
-async def test_what_the_key_is_called_changes_no_meaning():
+async def test_the_name_of_a_key_does_not_change_the_error():
     body = b"<Error><Code>SlowDown</Code><Key>&lt;Code>AccessDenied&lt;/Code></Key></Error>"
     assert type(await failure("complete", reply(body=body))) is ThrottledError
 
@@ -176,13 +176,13 @@ async def test_a_result_is_read_as_xml_is_read(plane, call):
             assert "abc" in (getattr(made, "version", ""), getattr(made, "etag", "")) or made.upload_id == "u"
 
 
-async def test_an_error_document_that_was_cut_still_says_what_it_is():
+async def test_a_truncated_error_document_still_shows_its_code():
     body = b"<Error><Code>SlowDown</Code><Message>more tha"
     raw = b"HTTP/1.1 503 Busy\r\nContent-Length: 500\r\nConnection: close\r\n\r\n" + body
     assert type(await failure("put", raw)) is ThrottledError
 
 
-async def test_keys_that_could_not_be_deleted_are_told_with_their_blanks():
+async def test_keys_that_could_not_be_deleted_are_reported_with_their_blanks():
     body = f'<DeleteResult xmlns="{NAMESPACE}"><Error><Key> p/k </Key><Code>AccessDenied</Code></Error></DeleteResult>'
     error = await failure("delete many", reply(body=body.encode()))
     assert "s3://bucket/ p/k :" in str(error)

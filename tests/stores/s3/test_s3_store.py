@@ -25,18 +25,18 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.stores.base import MISSING
+from asyncsync.stores.base import MISSING, Part, Upload
+from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.http.watchdog import Watchdog
-from asyncsync.stores.s3 import store as s3_module
-from asyncsync.stores.s3.aiobotocore_requests import SdkPlane
-from asyncsync.stores.s3.requests import wire_serves
-from asyncsync.stores.s3.signer import crc_to_text
+from asyncsync.stores.s3 import bucket as s3_bucket
+from asyncsync.stores.s3.requests import supports_bucket
+from asyncsync.stores.s3.sdk.aiobotocore_requests import AiobotocoreRequests
 from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
 
 
-# What is sent
+# Requests
 
 
 async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
@@ -45,7 +45,7 @@ async def test_a_put_is_one_signed_request_with_its_checksum_without_expect():
     [request] = script.requests
     assert (request.method, request.target) == ("PUT", "/bucket/p/a%20b/%C3%BC%2B%25.bin")
     assert request.body == b"data"
-    assert request.headers["x-amz-checksum-crc32c"] == crc_to_text(google_crc32c.value(b"data"))
+    assert request.headers["x-amz-checksum-crc32c"] == crc32c_to_text(google_crc32c.value(b"data"))
     assert request.headers["if-none-match"] == "*"
     assert "expect" not in request.headers
     assert "x-amz-checksum-crc32c" in re.search("SignedHeaders=(.*?),", request.headers["authorization"])[1]
@@ -88,14 +88,14 @@ async def test_a_session_token_is_sent_and_signed():
 async def test_virtual_addressing_puts_the_bucket_into_the_host():
     store = S3Store("bucket", "p", options=KEYS | {"addressing_style": "virtual", "endpoint_url": "http://s3.test:1"})
     async with store:
-        assert store._plane._target.base == "http://bucket.s3.test:1/"
-        assert store._plane._host == "bucket.s3.test:1"
+        assert store._bucket.opened.transport.endpoint.base == "http://bucket.s3.test:1/"
+        assert store._bucket.opened.transport.endpoint.host == "bucket.s3.test:1"
 
 
 async def test_aws_is_addressed_by_region():
     async with S3Store("bucket", "p", options=KEYS | {"region": "eu-central-1"}) as store:
-        assert store._plane._target.base == "https://bucket.s3.eu-central-1.amazonaws.com/"
-        assert store._plane._target.region == "eu-central-1"
+        assert store._bucket.opened.transport.endpoint.base == "https://bucket.s3.eu-central-1.amazonaws.com/"
+        assert store._bucket.opened.transport.endpoint.region == "eu-central-1"
 
 
 async def test_the_environment_names_the_endpoint(monkeypatch):
@@ -103,11 +103,11 @@ async def test_the_environment_names_the_endpoint(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-env")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     async with S3Store("bucket", "", options={}) as store:
-        assert store._plane._target.base == "http://127.0.0.1:7/bucket/"
+        assert store._bucket.opened.transport.endpoint.base == "http://127.0.0.1:7/bucket/"
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MIB, MIB + 1, 3 * MIB + 7])
-async def test_a_file_range_arrives_whole(tmp_path, size):
+async def test_a_file_range_arrives_complete(tmp_path, size):
     data = bytes(range(256)) * (size // 256 + 1)
     path = tmp_path / "f"
     path.write_bytes(b"head" + data[:size] + b"tail")
@@ -142,7 +142,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
                     assert not caught.value.retryable
 
 
-# What comes back
+# Responses
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, erro
     assert len(script.requests) == 1
 
 
-async def test_retry_after_is_told_in_seconds():
+async def test_retry_after_is_reported_in_seconds():
     async with scripted([fault("503 Slow", "SlowDown", Retry_After="7")]) as (store, _):
         with pytest.raises(ThrottledError) as caught:
             await store.put("k", b"data")
@@ -193,7 +193,7 @@ async def test_an_error_inside_a_200_of_complete_is_an_error():
     body = b'<?xml version="1.0"?>\n<Error><Code>InternalError</Code><Message>later</Message></Error>'
     async with scripted([reply(body=body, Content_Type="application/xml")]) as (store, script):
         with pytest.raises(UnavailableError, match="InternalError"):
-            await store.complete_multipart(s3_module.Upload("k", "u"), [s3_module.Part(1, 0, 4, "e")])
+            await store.complete_multipart(Upload("k", "u"), [Part(1, 0, 4, "e")])
     assert len(script.requests) == 1
 
 
@@ -217,7 +217,7 @@ async def test_nobody_listening_is_unavailable():
             await store.head("k")
 
 
-async def test_no_credentials_are_said_to_be_missing():
+async def test_missing_credentials_are_reported():
     store = S3Store("bucket", "p", options={"endpoint_url": "http://127.0.0.1:1", "region": "r"})
     with pytest.raises(AccessDeniedError, match="credentials"):
         await store.head("k")
@@ -288,7 +288,7 @@ async def test_a_file_shorter_than_promised_is_a_changed_source(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
-async def test_a_file_that_has_gone_is_the_plain_error_of_the_disk(tmp_path, size):
+async def test_a_missing_file_is_the_plain_error_of_the_disk(tmp_path, size):
     async with scripted(lambda request: OK) as (store, _):
         with pytest.raises(FileNotFoundError) as caught:
             await store.put("k", FileRange(str(tmp_path / "gone"), 0, size), crc32c=0)
@@ -304,7 +304,7 @@ async def test_a_server_that_stops_reading_ends_the_request():
             await store.put("k", bytes(64 * MIB))
 
 
-async def test_a_server_that_never_answers_ends_the_request():
+async def test_a_server_that_never_responds_ends_the_request():
     async with scripted(lambda request: None, stall_timeout=0.2) as (store, _):
         with pytest.raises(UnavailableError):
             await store.put("k", b"data")
@@ -314,14 +314,14 @@ async def test_a_server_that_never_answers_ends_the_request():
             await store.head("k")
 
 
-async def test_the_watchdog_cuts_only_what_stands_still():
+async def test_the_watchdog_cuts_only_stalled_requests():
     class Body:
         seen, since, stalled, at = -1, 0.0, False, 0
 
-        def moved(self):
+        def progress(self):
             return self.at
 
-        def least(self):
+        def min_progress(self):
             return 1
 
         def stall(self):
@@ -339,7 +339,7 @@ async def test_the_watchdog_cuts_only_what_stands_still():
     assert (moving.stalled, still.stalled) == (False, True)
 
 
-async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error_told():
+async def test_an_early_refusal_in_the_middle_of_a_body_is_the_error():
     refusal = fault("403 Forbidden", "AccessDenied", Connection="close")
     async with scripted([refusal], read_bodies=False) as (store, _):
         with pytest.raises((AccessDeniedError, UnavailableError)):
@@ -356,10 +356,10 @@ async def test_a_cancelled_put_closes_its_connection(tmp_path):
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
-        assert store._plane.busy == 0
+        assert store._bucket.opened.transport.busy == 0
 
 
-# What is put right once
+# Errors that are corrected once
 
 
 @pytest.mark.parametrize("call", ["put", "copy"])
@@ -394,7 +394,7 @@ async def test_expired_credentials_are_asked_for_again(monkeypatch, call):
         return fault("400 Bad Request", "ExpiredToken") if keys[-1] == "old" else OK
 
     async with scripted(answer, access_key=None, secret_key=None) as (store, _):
-        await store._open_client()  # each plane has read the old ones
+        await store._bucket.open_client()  # each plane has read the old ones
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
         await (store.put("k", b"") if call == "put" else store.delete(["k"]))
     assert keys == ["old", "new"]
@@ -424,7 +424,7 @@ async def test_a_bucket_in_another_region_is_followed():
 
 
 def copied(etag="abc", crc=None, kind="CopyObjectResult"):
-    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc_to_text(crc)}</ChecksumCRC32C>"
+    checksum = "" if crc is None else f"<ChecksumCRC32C>{crc32c_to_text(crc)}</ChecksumCRC32C>"
     return reply(body=f'<{kind}><ETag>"{etag}"</ETag>{checksum}</{kind}>'.encode())
 
 
@@ -465,14 +465,14 @@ async def test_a_copy_is_read_back_only_if_its_response_lacks_the_result(answer,
 
 
 @pytest.mark.parametrize("there", [('"before"', 4), ('"abc"', 5)])
-async def test_what_lay_at_the_target_before_is_not_taken_for_the_copy(there):
+async def test_an_older_object_at_the_target_is_not_taken_for_the_copy(there):
     def say(request):
         if request.method == "PUT":
             return copied(etag="abc")
         return f"HTTP/1.1 200 OK\r\nETag: {there[0]}\r\nContent-Length: {there[1]}\r\n\r\n".encode()
 
     async with scripted(say) as (store, _):
-        with pytest.raises(UnavailableError, match="says that it made 4 bytes"):
+        with pytest.raises(UnavailableError, match="reported a copy of 4 bytes"):
             await store.copy("a", "k", if_source_version="old", size=4)
 
 
@@ -499,12 +499,12 @@ async def test_an_error_inside_a_200_of_a_copy_is_an_error(call):
             if call == "copy":
                 await store.copy("a", "k", size=4)
             else:
-                await store.copy_part(s3_module.Upload("k", "u"), 1, 0, "a", 0, 9)
+                await store.copy_part(Upload("k", "u"), 1, 0, "a", 0, 9)
     assert len(script.requests) == 1
 
 
 class Bucket:
-    """What a server says that knows, or does not know, that a copy may create only."""
+    """A server that supports, or does not support, create-only copies."""
 
     def __init__(self, say):
         self.say, self.keys = say, {"/bucket/p/a"}
@@ -574,30 +574,30 @@ async def test_a_copy_is_tried_out_again_where_the_server_was_only_away():
 
 async def test_a_copied_part_names_its_range():
     async with scripted([copied(crc=7, kind="CopyPartResult")]) as (store, script):
-        upload = s3_module.Upload("k", "u/+")
+        upload = Upload("k", "u/+")
         part = await store.copy_part(upload, 3, 100, "a b", 5, 10, if_source_version="old")
     [request] = script.requests
     assert request.target == "/bucket/p/k?partNumber=3&uploadId=u%2F%2B"
     assert request.headers["x-amz-copy-source"] == "bucket/p/a%20b"
     assert request.headers["x-amz-copy-source-range"] == "bytes=5-14"
     assert request.headers["x-amz-copy-source-if-match"] == '"old"'
-    assert part == s3_module.Part(3, 100, 10, "abc", 7)
+    assert part == Part(3, 100, 10, "abc", 7)
 
 
 async def test_more_than_one_request_may_copy_is_refused_before_it_is_asked_for():
-    """An upload that copies it in parts is for the caller to open, who knows what to do about it after a cancel."""
+    """The caller has to open an upload for a copy in parts, because it cleans up after a cancel."""
     async with scripted([]) as (store, script):
         with pytest.raises(StoreError, match="copy it in parts"):
             await store.copy("a", "k", if_source_version="old", size=(5 << 30) + 1)
     assert not script.requests
 
 
-async def test_many_are_deleted_in_one_request_and_failures_are_told():
+async def test_many_are_deleted_in_one_request_and_failures_are_reported():
     failed = "".join(f"<Error><Key>p/{n}</Key><Code>NoSuchKey</Code></Error>" for n in range(3000))
     denied = "<Error><Key>p/b&lt;</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     answers = [f"<DeleteResult>{failed}{more}</DeleteResult>".encode() for more in ("", denied)]
     async with scripted([reply(body=body) for body in answers]) as (store, script):
-        await store.delete(["a&\n", "b<"])  # more than 64 KiB of what was not there anyway
+        await store.delete(["a&\n", "b<"])  # more than 64 KiB of missing keys
         with pytest.raises(AccessDeniedError, match="s3://bucket/p/b<"):
             await store.delete(["a", "b<"])
     request = script.requests[0]
@@ -611,10 +611,10 @@ async def test_many_are_deleted_in_one_request_and_failures_are_told():
 @pytest.mark.parametrize("plane", ["wire", "sdk"])
 async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
     data = bytes(range(256)) * (11 * MIB // 256) + b"end"
-    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: plane == "wire")
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: plane == "wire")
     bucket = seaweedfs.create_bucket(f"ranges-{plane}")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._plane, SdkPlane) is (plane == "sdk")
+        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (plane == "sdk")
         old = await store.put("a b", data)
         upload = await store.create_multipart("k")
         cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]
@@ -634,7 +634,7 @@ async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, se
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'endpoint' is not known.*endpoint_url"):
+    with pytest.raises(ConfigError, match=r"unknown storage option 'endpoint'.*endpoint_url"):
         S3Store("bucket", "", options={"endpoint": "http://x"})
 
 
@@ -668,7 +668,7 @@ async def test_an_unknown_profile_is_a_setting_that_cannot_be_used():
         await S3Store("bucket", "", options={"profile": "nobody"}).__aenter__()
 
 
-async def test_a_closed_store_says_so():
+async def test_a_closed_store_raises():
     store = S3Store("bucket", "", options=KEYS)
     await store.close()
     await store.close()
@@ -679,7 +679,7 @@ async def test_a_closed_store_says_so():
 async def test_nothing_is_opened_before_the_first_use():
     async with scripted([OK]) as (other, _):
         store = S3Store("bucket", "q", options=KEYS | {"endpoint_url": other._options.endpoint_url})
-        assert store._client is None
+        assert store._bucket.client is None
         await store.put("k", b"data")
         await store.close()
 
@@ -696,17 +696,17 @@ async def test_nothing_is_opened_before_the_first_use():
     ],
 )
 def test_which_buckets_the_wire_serves(bucket, served):
-    assert wire_serves(bucket) is served
+    assert supports_bucket(bucket) is served
 
 
 @pytest.mark.server
 async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
-    monkeypatch.setattr(s3_module, "wire_serves", lambda bucket: False)
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     bucket = seaweedfs.create_bucket("fallback")
     path = tmp_path / "f"
     path.write_bytes(bytes(6 * MIB) + b"end")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._plane, SdkPlane)
+        assert isinstance(store._bucket.opened, AiobotocoreRequests)
         first = await store.put("k", b"data", if_version=MISSING)
         with pytest.raises(PreconditionError):
             await store.put("k", b"other", if_version=MISSING)

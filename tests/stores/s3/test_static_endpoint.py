@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from asyncsync.errors import ConfigError
-from asyncsync.stores.s3.aiobotocore_client import S3Client
 from asyncsync.stores.s3.options import S3Options
-from asyncsync.stores.s3.static_endpoint import direct
+from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
+from asyncsync.stores.s3.static_endpoint import static_endpoint
 from asyncsync.stores.s3.store import S3Store
 
 KEYS = {"access_key": "key", "secret_key": "secret"}
@@ -17,7 +17,7 @@ LIMITS = {"stall_timeout": 30.0, "connect_timeout": 10.0, "max_connections": 4}
 
 
 async def asked(bucket, options):
-    client = S3Client(bucket, options, **LIMITS)
+    client = AiobotocoreClient(bucket, options, **LIMITS)
     try:
         await client.open()
         return await client.locate(), await client.credentials()
@@ -52,9 +52,9 @@ async def test_a_plain_endpoint_is_addressed_as_aiobotocore_would(monkeypatch, b
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     parsed = S3Options.parse(options)
-    known = direct(bucket, parsed)
+    known = static_endpoint(bucket, parsed)
     assert known is not None
-    assert (known.target, known.keys) == await asked(bucket, parsed)
+    assert (known.endpoint, known.keys) == await asked(bucket, parsed)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ async def test_a_plain_endpoint_is_addressed_as_aiobotocore_would(monkeypatch, b
 def test_anything_else_is_asked_of_aiobotocore(monkeypatch, bucket, options, environ):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert direct(bucket, S3Options.parse(options)) is None
+    assert static_endpoint(bucket, S3Options.parse(options)) is None
 
 
 def test_a_configuration_file_is_left_to_aiobotocore(monkeypatch, tmp_path):
     config = tmp_path / "config"
     config.write_text("[default]\ns3 =\n    addressing_style = virtual\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    assert direct("bucket", S3Options.parse(KEYS | ENDPOINT)) is None
+    assert static_endpoint("bucket", S3Options.parse(KEYS | ENDPOINT)) is None
 
 
 async def test_a_push_to_a_plain_endpoint_imports_no_aiobotocore(seaweedfs, tmp_path):

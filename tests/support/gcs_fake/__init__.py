@@ -1,8 +1,8 @@
 """A strict fake of the Cloud Storage JSON API, as its documentation describes it, for tests.
 
-Emulators forgive: none checks all preconditions, some accept a wrong checksum, some publish half an upload. This one
-refuses whatever the documentation does not allow. :mod:`gcs_fake.documented` is the table that it is checked with: each
-row names the page of the documentation that it comes from.
+Emulators are lenient: none checks all preconditions, some accept a wrong checksum, some publish an incomplete upload.
+This fake refuses whatever the documentation does not allow. :mod:`gcs_fake.documented` is the table that checks it:
+each row names the page of the documentation that states it.
 """
 
 from gcs_fake.model import Bucket, StoredObject

@@ -17,7 +17,7 @@ def run(content_type: str, body: bytes, call: Call) -> Reply:
     if not 1 <= len(parts) <= MOST_CALLS:
         raise ApiError(400, f"The batch request contains {len(parts)} calls; 1 to 100 are allowed")
     boundary = "batch_of_the_answer"
-    answers = [_answer(part, call) for part in parts][::-1]  # the order of the answers is the service's own
+    answers = [_answer(part, call) for part in parts][::-1]  # the service may respond in any order
     text = "".join(f"--{boundary}\r\n{answer}\r\n" for answer in answers) + f"--{boundary}--\r\n"
     return Reply(200, text.encode(), {"Content-Type": f"multipart/mixed; boundary={boundary}"})
 

@@ -51,7 +51,7 @@ RELATED = {"Content-Type": "multipart/related; boundary=xyz"}
 
 @dataclass
 class Row:
-    """One request and its documented answer. ``{G}`` in target and body is the generation of ``a``, ``10 bytes``."""
+    """One request and its documented response. ``{G}`` in target and body is the generation of ``a``, ``10 bytes``."""
 
     source: str
     rule: str
@@ -61,9 +61,9 @@ class Row:
     body: bytes = b""
     headers: dict = field(default_factory=dict)
     says: dict = field(default_factory=dict)
-    """Fields of the JSON answer."""
+    """Fields of the JSON response."""
     sends: dict = field(default_factory=dict)
-    """Headers of the answer; None: it must not be there."""
+    """Headers of the response; None: must be absent."""
     content: bytes | None = None
 
 
@@ -357,7 +357,7 @@ ROWS = [
 
 @contextmanager
 def filled() -> Iterator[GcsFake]:
-    """The fake with the objects that the rows are about."""
+    """The fake with the objects that the rows use."""
     with GcsFake("b") as running:
         bucket = running.buckets["b"]
         for name in ("a", "dir/one", "dir/two", "z"):

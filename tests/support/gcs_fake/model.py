@@ -38,7 +38,7 @@ def md5_text(data: bytes) -> str:
 
 @dataclass
 class StoredObject:
-    """One live object. ``components``: 0 for what was uploaded, else how many it was composed of."""
+    """One live object. ``components``: 0 if uploaded, else the number of objects it was composed of."""
 
     name: str
     data: bytes
@@ -80,7 +80,7 @@ _generations = itertools.count(1_700_000_000_000_000)
 
 
 class Bucket:
-    """Objects by name. ``storage_class`` is that of objects which name none."""
+    """Objects by name. ``storage_class`` applies to objects that name none."""
 
     def __init__(self, name: str, storage_class: str = "STANDARD") -> None:
         self.name, self.storage_class = name, storage_class
@@ -98,7 +98,7 @@ class Bucket:
     def put(
         self, name: str, data: bytes, properties: Mapping[str, Any], query: Mapping[str, str], *, components: int = 0
     ) -> StoredObject:
-        """Write an object, if names, checksums and preconditions allow it."""
+        """Write an object if its name, checksums and preconditions allow it."""
         check_name(name)
         check_preconditions(self.objects.get(name), query)
         if not components:
@@ -131,7 +131,7 @@ def number(text: str) -> int:
 def check_preconditions(
     found: StoredObject | None, query: Mapping[str, str], *, prefix: str = "if", reading: bool = False
 ) -> None:
-    """``ifGenerationMatch=0`` means that there must be no live object. Reads answer 304 to a failed NotMatch."""
+    """``ifGenerationMatch=0`` means that there must be no live object. Reads respond 304 to a failed NotMatch."""
     generation = found.generation if found else 0
     metageneration = found.metageneration if found else 0
     for name, have in (("Generation", generation), ("Metageneration", metageneration)):

@@ -32,7 +32,7 @@ def media(found: StoredObject, headers: Mapping[str, str]) -> Reply:
     encoding = found.properties.get("contentEncoding", "")
     if encoding == "gzip" and not accepts and "no-transform" not in said["Cache-Control"]:
         said["Warning"] = "214 UploadServer gunzipped"
-        return Reply(200, gzip.decompress(found.data), said)  # a range is ignored then
+        return Reply(200, gzip.decompress(found.data), said)  # the service ignores a range then
     if encoding:
         said["Content-Encoding"] = encoding
     wanted = headers.get("Range")
@@ -137,7 +137,7 @@ def _source(bucket: Bucket, source: Mapping[str, Any]) -> StoredObject:
 
 
 class Rewrites:
-    """Copies in steps of ``step`` bytes; a token goes on where the call before stopped."""
+    """Copies in steps of ``step`` bytes; a token resumes where the previous call stopped."""
 
     def __init__(self) -> None:
         self.step = 1 << 40

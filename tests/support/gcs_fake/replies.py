@@ -24,17 +24,17 @@ REASONS = {
 
 @dataclass
 class Reply:
-    """One answer; ``body`` is complete."""
+    """One response; ``body`` is complete."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     chunked: bool = False
-    """It does not tell its length."""
+    """Sent without its length."""
 
 
 class ApiError(Exception):
-    """Becomes an error answer."""
+    """Becomes an error response."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class ApiError(Exception):
 
 
 def as_json(document: object, *, status: int = 200, fields: str | None = None) -> Reply:
-    """A JSON answer, reduced to ``fields`` if they are given."""
+    """A JSON response, reduced to ``fields`` if given."""
     if fields:
         document = select(document, parse_fields(fields))
     body = json.dumps(document).encode()
@@ -96,7 +96,7 @@ def _group(tokens: list[str]) -> tuple[Fields, list[str]]:
 
 
 def select(document: object, fields: Fields) -> object:
-    """What ``fields`` leave of a document. A field that is not there is left out, as the service does."""
+    """A document reduced to ``fields``. A missing field is omitted, as by the service."""
     if not fields or "*" in fields:
         return document
     if isinstance(document, list):

@@ -50,12 +50,12 @@ REWRITE = (
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
+    """A fault of the next ``times`` requests whose ``METHOD target`` matches ``pattern``.
 
-    ``status``: this answer, with an error document at once, or with ``body`` when the request is there; nothing is
-    done. ``lose``: the request is served and its answer lost; ``short``: of the answer's body only so many bytes come;
-    ``change``: its body goes through that. ``cut``: the connection is closed after that many bytes of the body (0:
-    before any), nothing is served.
+    ``status``: respond with it, at once with an error document, or with ``body`` after the request; do nothing.
+    ``lose``: serve the request and lose its response. ``short``: send so many bytes of the response's body only.
+    ``change``: a function of the response's body. ``cut``: close the connection after so many bytes of the request's
+    body (0: before any) and serve nothing.
     """
 
     pattern: str
@@ -71,7 +71,7 @@ class Fault:
 
 @dataclass
 class Seen:
-    """One request; ``size`` counts the bytes of its body that came."""
+    """One request; ``size`` counts the received bytes of its body."""
 
     method: str
     target: str
@@ -81,10 +81,10 @@ class Seen:
 
 
 class GcsFake:
-    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``. ``tls``: over HTTPS. ``base``: a path, as
-    ``/gcs``, below which everything lies; ``hidden``: but the addresses that it tells do not have it.
+    """Use as ``with GcsFake("bucket") as fake``; then ``fake.endpoint``. ``tls``: use HTTPS. ``base``: a path, like
+    ``/gcs``, below which everything is; ``hidden``: the addresses in responses lack it.
 
-    ``tokens`` None lets everybody in; else only bearers of one of them. ``POST /token`` hands out ``fresh_token``.
+    ``tokens``: those that are accepted; None: no token is needed. ``POST /token`` hands out ``fresh_token``.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class GcsFake:
     def _hang_up(request: web.Request) -> web.StreamResponse:
         if request.transport is not None:
             request.transport.abort()
-        raise asyncio.CancelledError  # nothing may be answered any more
+        raise asyncio.CancelledError  # no response may be sent any more
 
     async def _reply(self, request: web.Request, seen: Seen) -> Reply:
         media = "alt=media" in request.query_string
@@ -186,7 +186,7 @@ class GcsFake:
             if not request.raw_path.startswith(f"{self._base}/"):
                 raise ApiError(404, "Not Found")
             path = request.raw_path.partition("?")[0].removeprefix(self._base)
-            path = path.removeprefix("/download")  # where mediaLink points to
+            path = path.removeprefix("/download")  # the target of mediaLink
             query = _query(request.raw_path)
             if path == "/token":
                 await request.read()
@@ -283,7 +283,7 @@ def _query(target: str) -> dict[str, str]:
 
 
 def _only(query: dict[str, str], allowed: set[str]) -> None:
-    """A misspelt condition must not pass for none."""
+    """A misspelt condition must not be ignored."""
     if unknown := set(query) - allowed - UNIVERSAL:
         raise ApiError(400, f"Unknown parameter {', '.join(sorted(unknown))}")
 

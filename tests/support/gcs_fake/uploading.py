@@ -14,7 +14,7 @@ from gcs_fake.model import Bucket, check_name, check_preconditions
 from gcs_fake.replies import ApiError, Reply, as_json
 
 GRAIN = 256 << 10
-"""What a session keeps is a multiple of this, and so is every chunk but the last."""
+"""A session keeps a multiple of this, and every chunk but the last is a multiple of it."""
 
 
 def single(bucket: Bucket, query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> Reply:
@@ -63,7 +63,7 @@ def _related(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 
 @dataclass
 class Session:
-    """A resumable upload: what has come so far, and what it becomes."""
+    """A resumable upload: its bytes so far, and the object that it becomes."""
 
     bucket: Bucket
     name: str
@@ -80,7 +80,7 @@ class Sessions:
     def __init__(self) -> None:
         self.open: dict[str, Session] = {}
         self.forgetful = False
-        """Whether nothing is kept of a chunk that is cut in the middle, as a server may have it."""
+        """Whether the server keeps nothing of an interrupted chunk; the service may do either."""
 
     def start(self, bucket: Bucket, query: dict[str, str], headers: Mapping[str, str], body: bytes, base: str) -> Reply:
         properties = json.loads(body) if body else {}
@@ -107,7 +107,7 @@ class Sessions:
         return self.open[upload_id]
 
     async def chunk(self, upload_id: str, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> Reply:
-        """A chunk, or a question how far the upload has come."""
+        """A chunk, or a status query of the upload."""
         session = self._find(upload_id)
         start, stop, total = _content_range(headers)
         if session.answer is not None:
@@ -135,7 +135,7 @@ class Sessions:
                 fresh = piece[max(0, len(session.data) - at) :]
                 at += len(piece)
                 session.data += fresh
-        except BaseException:  # cut in the middle: what is kept is a multiple of 256 KiB
+        except BaseException:  # interrupted: the kept bytes are a multiple of 256 KiB
             del session.data[have if self.forgetful else max(have, len(session.data) // GRAIN * GRAIN) :]
             raise
         if stop is not None and at != stop:
@@ -153,7 +153,7 @@ class Sessions:
 
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """(first byte, byte after the last, total); a question has no first byte, an open end no stop."""
+    """(first byte, byte after the last, total); a status query has no first byte, an open end no stop."""
     text = headers.get("Content-Range")
     if text is None:
         return 0, None, None
@@ -167,6 +167,6 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, 
 
 
 def _incomplete(session: Session) -> Reply:
-    """308 with what is there; without a Range header when that is nothing."""
+    """308 with the range of the received bytes; without a Range header if there are none."""
     have = len(session.data)
     return Reply(308, b"", {"Range": f"bytes=0-{have - 1}"} if have else {})

@@ -72,7 +72,7 @@ async def test_links_are_removed_and_never_followed(both, tmp_path):
 
 
 async def test_a_link_to_a_directory_of_the_target_is_no_way_to_lose_a_file(both, tmp_path):
-    """``weights`` leads to ``other``: what lands is not in there, to be removed with it."""
+    """``weights`` links to ``other``: files do not land in there, where they would be removed with it."""
     target = tmp_path / "model"
     (target / "other").mkdir(parents=True)
     (target / "weights").symlink_to("other")
@@ -145,7 +145,7 @@ async def test_a_pull_that_fails_removes_nothing(store, tmp_path):
     assert (tmp_path / "run" / "stray").exists()
 
 
-async def test_a_pushed_tree_replaces_what_was_pulled_before(tmp_path):
+async def test_a_pushed_tree_replaces_the_previously_pulled_one(tmp_path):
     store = MemoryStore("lab", "tree")
     for files in ({"a": b"1", "d/x": b"2"}, {"a/y": b"3", "d": b"4"}):
         await put_tree(store, "", files)
@@ -203,7 +203,7 @@ async def test_a_directory_that_asyncsync_keeps_in_step_is_refused(both, tmp_pat
 
 
 @pytest.mark.parametrize("where", ["home", "", "home/inner/..", "link", "state"])
-async def test_a_home_or_state_directory_and_what_is_above_it_is_refused(both, tmp_path, monkeypatch, where):
+async def test_a_home_or_state_directory_or_its_parent_is_refused(both, tmp_path, monkeypatch, where):
     (tmp_path / "home" / "inner").mkdir(parents=True)
     (tmp_path / "home" / "thesis").write_bytes(b"five years")
     (tmp_path / "link").symlink_to("home")
@@ -213,7 +213,7 @@ async def test_a_home_or_state_directory_and_what_is_above_it_is_refused(both, t
     assert (tmp_path / "home" / "thesis").exists()
 
 
-async def test_the_root_and_what_is_above_the_working_directory_is_refused(both, tmp_path, monkeypatch):
+async def test_the_root_and_parents_of_the_working_directory_are_refused(both, tmp_path, monkeypatch):
     (tmp_path / "project" / "src").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "project" / "src")
     for target in ("/", tmp_path / "project", ".."):
@@ -264,13 +264,13 @@ async def test_a_restore_of_some_files_needs_only_those_to_be_right(store, tmp_p
     ("options", "told"),
     [
         ({"include": ["*.nothing"]}, "matches no file of .*checkpoint_000001; it has model-0"),
-        ({"include": ["*"], "exact": True}, "refused together"),
+        ({"include": ["*"], "exact": True}, "exact=True with include"),
         ({"include": []}, "must be gitignore patterns"),
         ({"include": [3]}, "must be gitignore patterns"),
-        ({"include": ["!"]}, "not usable"),
+        ({"include": ["!"]}, r"invalid include=\['!'\]"),
     ],
 )
-async def test_what_cannot_be_meant_is_refused_before_anything_is_written(both, tmp_path, options, told):
+async def test_senseless_arguments_are_refused_before_any_write(both, tmp_path, options, told):
     for call in (both[1].download, (await Experiment.open(URI)).restore):
         with pytest.raises(ConfigError, match=told):
             await call(tmp_path / "r", **options)

@@ -11,7 +11,7 @@ from asyncsync.sync.download.small_files import FILES_PER_EXTRA_THREAD, MOST_FIL
 
 
 class Door:
-    """A landing whose thread waits until the test lets it go on."""
+    """A landing whose thread waits until the test opens it."""
 
     def __init__(self, *, is_open=True, result=True):
         self.open, self.came, self.result = threading.Event(), threading.Event(), result
@@ -66,7 +66,7 @@ async def test_a_slow_disk_gets_further_threads(visits):
     assert sorted(visits) == [1, FILES_PER_EXTRA_THREAD, FILES_PER_EXTRA_THREAD]
 
 
-async def test_each_gets_what_became_of_its_own_file(visits):
+async def test_each_waiter_gets_the_result_of_its_own_file(visits):
     full = OSError("full")
     shelf, first = SmallFileWriter(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(result=full), Door(result=False), Door()])

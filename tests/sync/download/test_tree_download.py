@@ -182,7 +182,7 @@ async def test_missing_objects_are_all_named(tmp_path):
         await get(store, manifest, tmp_path, concurrency=1)
 
 
-async def test_a_failing_store_is_told_with_the_paths_and_causes(tmp_path):
+async def test_a_failing_store_is_reported_with_the_paths_and_causes(tmp_path):
     faults = Faults()
     memory = MemoryStore()
     manifest = await put_tree(memory, "t/", FILES)
@@ -207,7 +207,7 @@ async def test_a_full_disk_leaves_the_target_file_and_no_temporary_file(tmp_path
     assert not list(tmp_path.rglob("*asyncsync-tmp"))
 
 
-async def test_what_cannot_fit_is_refused_before_it_travels(tmp_path):
+async def test_a_body_that_cannot_fit_is_refused_before_it_is_sent(tmp_path):
     manifest = Manifest({"huge": entry_of("huge", b"")})
     huge = manifest.files["huge"]
     object.__setattr__(huge, "size", 1 << 60)
@@ -298,7 +298,7 @@ async def test_leftovers_of_a_killed_download_are_removed(tmp_path):
     assert (tmp_path / ".snap.asyncsync-tmp").is_dir()
 
 
-async def test_two_downloads_into_one_target_are_in_nobodys_way(tmp_path):
+async def test_two_downloads_into_one_target_do_not_interfere(tmp_path):
     memory, faults = MemoryStore(), Faults()
     manifest = await put_tree(memory, "t/", FILES, part_size=MIB)
     hang = faults.hang(5)

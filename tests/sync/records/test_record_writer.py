@@ -22,8 +22,8 @@ async def test_another_version_in_the_store_is_another_writers():
         await record.confirm(store)
 
 
-async def test_a_record_that_is_gone_is_nobodys():
-    """A successor leaves its record; whoever deletes one, or a server that keeps nothing, is none."""
+async def test_a_missing_record_has_no_owner():
+    """A successor leaves its record; neither a deletion nor a server that keeps nothing is a successor."""
     store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     await store.delete(["record"])
@@ -31,7 +31,7 @@ async def test_a_record_that_is_gone_is_nobodys():
 
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
-async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure(error: Exception | None) -> None:
+async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exception | None) -> None:
     store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     await record.save(store)
     hang = store.faults.hang(operation="head")
@@ -51,8 +51,8 @@ async def test_those_who_ask_while_somebody_does_share_one_answer_or_its_failure
 
 
 @pytest.mark.virtual_time
-async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
-    """A write is an answer as well; before ``since`` it does not count, nor does one whose end nobody heard."""
+async def test_a_confirm_since_then_is_not_repeated() -> None:
+    """A write counts as well; requests before ``since`` do not, nor does one with a lost response."""
     store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
     loop = asyncio.get_running_loop()
     before = loop.time()
@@ -75,7 +75,7 @@ async def test_what_the_store_was_asked_since_then_is_not_asked_again() -> None:
 
 
 class Document:
-    """A record that says ``value``, on a network that may lose its writes for a while."""
+    """A record with a ``value``, on a network that may lose its writes for a while."""
 
     def __init__(self, *, conditional: bool = True) -> None:
         self.network = Network()
@@ -101,9 +101,10 @@ ACTS = ("lost save", "save", "land", "confirm", "lost confirm", "change back")
 
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("conditional", [True, False])
-async def test_whatever_becomes_of_lost_writes_the_last_save_counts(exists: bool, conditional: bool) -> None:
-    """All orders of writes that get lost, arrive later or never, and of questions in between: nobody else is suspected,
-    what was stored last is what was wanted, and nothing that arrives after it changes it."""
+async def test_the_last_save_counts_in_any_order_of_lost_writes(exists: bool, conditional: bool) -> None:
+    """All orders of writes that are lost, arrive late or never, and of reads in between: no other writer is suspected,
+    the last save is stored, and no later arrival changes it.
+    """
     for acts in itertools.product(ACTS, repeat=4):
         document = Document(conditional=conditional)
         if exists:
@@ -132,7 +133,7 @@ async def test_whatever_becomes_of_lost_writes_the_last_save_counts(exists: bool
 
 
 async def test_a_save_is_never_skipped_while_a_write_is_unsure() -> None:
-    """Not even if the record says again what the store has for certain: the lost write may still arrive."""
+    """Not even if the record is again what the store certainly has: the lost write may still arrive."""
     document = Document()
     await document.file.save(document.store)
     document.value = "second"
@@ -149,7 +150,7 @@ async def test_a_save_is_never_skipped_while_a_write_is_unsure() -> None:
 @pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("landed", [True, False])
 @pytest.mark.parametrize("question", ["save", "confirm"])
-async def test_another_writer_is_noticed_whatever_is_unsure(lost: int, landed: bool, question: str) -> None:
+async def test_another_writer_is_noticed_despite_unsure_writes(lost: int, landed: bool, question: str) -> None:
     document = Document()
     await document.file.save(document.store)
     for number in range(lost):

@@ -48,13 +48,13 @@ both = pytest.mark.parametrize(
 
 
 @both
-def test_what_is_written_is_read_again(kind, record):
+def test_a_written_document_is_read_back(kind, record):
     assert kind.from_bytes(record.to_bytes()) == record
     assert raw_of(record)["by"] == f"asyncsync {__version__}"
 
 
 @both
-def test_a_record_of_before_that_says_not_who_wrote_it_is_read(kind, record):
+def test_an_older_record_without_its_writer_is_read(kind, record):
     raw = raw_of(record)
     del raw["by"]
     assert parse(kind, raw) == record
@@ -162,7 +162,7 @@ def test_checkpoints_that_cannot_be_are_refused(checkpoints):
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_is_no_record_is_refused_in_words(kind, record, damage):
+def test_an_invalid_record_is_refused_in_words(kind, record, damage):
     with pytest.raises(DocumentError, match=f"not a {kind.KIND} record"):
         kind.from_bytes(damage)
 
@@ -320,7 +320,7 @@ async def test_restore_falls_back_past_a_checkpoint_whose_manifest_is_damaged(st
     assert f"{URI}/{key} is " in report.passed_over[0][1]
 
 
-async def test_a_trial_that_was_copied_under_another_name_goes_on_under_that(store, tmp_path):
+async def test_a_trial_copied_under_another_name_continues_under_that_name(store, tmp_path):
     for key, data in list(store.contents.items()):
         if key.startswith("a/"):
             await store.put(f"c/{key[2:]}", data)
@@ -332,7 +332,7 @@ async def test_a_trial_that_was_copied_under_another_name_goes_on_under_that(sto
     assert TrialRecord.from_bytes(store.contents["c/.asyncsync/trial.json"]).name == "c"
 
 
-async def test_what_a_later_asyncsync_wrote_is_there_after_this_one_went_on(store, tmp_path):
+async def test_fields_of_a_later_asyncsync_survive_this_one(store, tmp_path):
     async with engine_of(tmp_path) as engine:  # so that b has files of its own in a manifest
         await engine.trial("b").report({"loss": 1.0})
     for key in ("b/.asyncsync/trial.json", ".asyncsync/experiment.json", "b/.asyncsync/manifest.json"):

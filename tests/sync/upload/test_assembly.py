@@ -61,7 +61,7 @@ def test_a_changed_byte_sends_its_part_alone(faults, tree) -> None:
     assert (asked(faults, "put_part"), asked(faults, "copy_part")) == (1, 2)
 
 
-def test_what_was_appended_is_all_that_travels(faults, tree) -> None:
+def test_only_appended_bytes_are_sent(faults, tree) -> None:
     """Also where the file did not end with a part: its old end is found in the middle of one."""
     (tree / "f").write_bytes(noise(32 * MIB + 7))
     send(tree)
@@ -92,7 +92,7 @@ def test_a_file_with_other_bytes_everywhere_is_sent_once(faults, tree) -> None:
 
 
 @pytest.mark.parametrize("edit", ["append", "patch", "touch", "rename", "rewrite", "grow past the threshold"])
-def test_the_plan_says_what_a_sync_then_does(faults, tree, edit) -> None:
+def test_the_plan_equals_the_sync(faults, tree, edit) -> None:
     """Bytes and requests."""
     small = 7 * MIB if edit == "grow past the threshold" else 32 * MIB
     (tree / "f").write_bytes(noise(small))
@@ -154,7 +154,7 @@ def test_a_source_that_is_lost_costs_its_bytes_and_nothing_else(faults, tree, op
 
 
 def test_a_copy_source_lost_during_assembly_is_sent_instead(faults, tree) -> None:
-    """Stores that compose look at what is copied only then."""
+    """Stores that compose check the sources only then."""
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
     patch(tree / "f", 0, b"!")
@@ -225,7 +225,7 @@ def test_files_that_swap_their_names_keep_their_bytes(faults, tree) -> None:
     assert stored() == local(tree)
 
 
-def test_an_interrupted_assembly_goes_on_where_it_stopped(faults, tree) -> None:
+def test_an_interrupted_assembly_resumes_where_it_stopped(faults, tree) -> None:
     (tree / "f").write_bytes(noise(60 * MIB))
     send(tree)
     for at in range(5, 60, 10):
@@ -242,7 +242,7 @@ def test_an_interrupted_assembly_goes_on_where_it_stopped(faults, tree) -> None:
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "put_part", "complete_multipart"])
-def test_whatever_fails_the_next_sync_has_the_file_right(faults, tree, operation) -> None:
+def test_the_next_sync_repairs_the_file_after_any_failure(faults, tree, operation) -> None:
     (tree / "f").write_bytes(noise(32 * MIB))
     send(tree)
     patch(tree / "f", 12 * MIB, b"!")
@@ -274,7 +274,7 @@ def counted(monkeypatch) -> list[int]:
 
 
 class Kept(MemoryStore):
-    """Knows what it would hold, and holds nothing: for files that are larger than memory."""
+    """Records its would-be contents and holds nothing: for files that are larger than memory."""
 
     async def put_part(self, upload, number, offset, body, *, crc32c=None):
         size = sum(len(piece) for piece in body.pieces())
@@ -294,7 +294,7 @@ SAMPLED = appended.SAMPLE_COUNT * appended.SAMPLE_BYTES
 
 @pytest.mark.parametrize("tail", [0, 3, 9 * MIB])
 def test_a_log_of_10_gib_that_grew_by_1_mib_is_read_at_its_end(tmp_path, monkeypatch, tail) -> None:
-    """What is new and the last partial part, of ``tail`` bytes; what is new once more, to send it."""
+    """It reads the new bytes and the last partial part of ``tail`` bytes, and the new bytes once more to send them."""
     old, part = 10 * GIB + tail, 16 * MIB
     path = tmp_path / "train.log"
     path.touch()
@@ -347,7 +347,9 @@ def test_the_middle_of_a_log_that_grew_is_not_read_again(faults, tree, monkeypat
     report = send(tree)
     assert stored() == local(tree)
     assert report.bytes_sent == MIB
-    assert sum(read) == (2 + 1 + 1) * MIB + 2 * SAMPLED  # the last part, what is new; that again to send it
+    assert (
+        sum(read) == (2 + 1 + 1) * MIB + 2 * SAMPLED
+    )  # the last part and the new bytes; the new bytes again to send them
     assert entry("train.log").size == 43 * MIB
 
 
@@ -430,7 +432,7 @@ def test_a_log_that_is_edited_without_growing_is_read_whole(faults, tree, monkey
     assert stored() == local(tree)
 
 
-def test_a_dry_run_trusts_what_the_sync_then_trusts(faults, tree, monkeypatch) -> None:
+def test_a_dry_run_trusts_the_same_files_as_the_sync(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
     path = tree / "train.log"
     path.write_bytes(noise(42 * MIB))

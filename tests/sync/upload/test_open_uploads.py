@@ -1,4 +1,4 @@
-"""What the journal records of an unfinished part."""
+"""The journal's records of unfinished parts."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ async def begun(process):
     return await process()
 
 
-async def test_a_part_that_was_begun_can_go_on(process):
+async def test_a_part_that_was_begun_can_be_resumed(process):
     uploads = await begun(process)
     assert uploads.resume_token(UPLOAD, PART).token == "token"
     assert uploads.resume_token(UPLOAD, replace(PART, number=4)).token is None
@@ -61,7 +61,7 @@ async def test_it_is_no_finished_part(process):
     assert uploads.parts(UPLOAD, [there]) == {3: there}
 
 
-async def test_a_finished_part_does_not_go_on(process):
+async def test_a_finished_part_is_not_resumed(process):
     uploads = await begun(process)
     uploads.part_done(UPLOAD, replace(PART, etag="generation"))
     assert (await process()).resume_token(UPLOAD, PART).token is None
@@ -73,14 +73,14 @@ async def whole_begun(process):
     return await process()
 
 
-async def test_a_file_in_one_piece_can_go_on(process):
+async def test_a_file_in_one_piece_can_be_resumed(process):
     uploads = await whole_begun(process)
     assert uploads.resume_token_of_file("key", "/file", FILE, 7).token == "token"
     assert uploads.resume_token_of_file("other", "/file", FILE, 7).token is None
 
 
 @pytest.mark.parametrize(("size", "crc32c"), [(100, 8), (99, 7)])
-async def test_a_file_in_one_piece_does_not_go_on_with_other_bytes(process, size, crc32c):
+async def test_a_file_in_one_piece_is_not_resumed_with_other_bytes(process, size, crc32c):
     uploads = await whole_begun(process)
     assert uploads.resume_token_of_file("key", "/file", FILE._replace(size=size), crc32c).token is None
 

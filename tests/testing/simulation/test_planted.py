@@ -33,7 +33,7 @@ def no_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 def written_over(patch: pytest.MonkeyPatch) -> None:
-    """The files of a checkpoint are written over what is there."""
+    """The files of a checkpoint overwrite existing ones."""
     for name in ("put", "copy", "complete"):
         patch.setattr(Creating, name, getattr(Replacing, name))
 
@@ -45,7 +45,7 @@ def neither(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_debt(patch: pytest.MonkeyPatch) -> None:
-    """What is owed is deleted, whatever the record says, and of which trial."""
+    """Every owed deletion is executed, whatever the record contains."""
 
     async def confirm(given_up: GivenUp, store: Store, since: float) -> float:
         return lease_time()
@@ -54,7 +54,7 @@ def any_debt(patch: pytest.MonkeyPatch) -> None:
 
 
 def retired_first(patch: pytest.MonkeyPatch) -> None:
-    """What is retired goes before the record that retires it is stored."""
+    """Retired data are deleted before the record that retires them is stored."""
     any_debt(patch)
     save = RecordKeeper.save
 
@@ -73,18 +73,18 @@ def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
 
 
 NOTICED = [
-    (neither, "acknowledged, not whole", (55, 64, 156, 218), {"wipes", "ranks"}),
-    (retired_first, "acknowledged, not named", (20009,), set()),
-    (steps_not_compared, "acknowledged, not whole", (66, 209), set()),
+    (neither, "acknowledged, incomplete", (55, 64, 156, 218), {"wipes", "ranks"}),
+    (retired_first, "acknowledged, not listed", (20009,), set()),
+    (steps_not_compared, "acknowledged, incomplete", (66, 209), set()),
 ]
-"""What is taken out, what is seen then, in which schedules, and which troubles these are without."""
+"""The removed safeguard, the violation that follows, its schedules, and the troubles that these exclude."""
 CASES = pytest.mark.parametrize(
     ("plant", "kind", "seeds", "without"), NOTICED, ids=[plant.__name__ for plant, *_ in NOTICED]
 )
 
 
 @CASES
-def test_it_notices_what_is_taken_out(
+def test_it_notices_a_removed_safeguard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: str, seeds: tuple[int, ...], without: set[str]
 ) -> None:
     plant(monkeypatch)

@@ -19,7 +19,7 @@ def run(tmp_path: Path, seed: int, **options: object) -> SimulationResult:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_failed_once_does_not_fail_again(tmp_path: Path, seed: int) -> None:
+def test_a_seed_that_failed_once_does_not_fail_again(tmp_path: Path, seed: int) -> None:
     assert run(tmp_path, seed).violations == ()
 
 
@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_schedule(tmp_path: Path) -> None:
 
 
 def test_it_is_the_same_in_every_process() -> None:
-    """Whatever Python's random hashes are."""
+    """This holds for any hash seed of Python."""
     program = "from asyncsync.testing.simulation import simulate; print([simulate(n).digest for n in range(5)])"
     said = {
         subprocess.run(

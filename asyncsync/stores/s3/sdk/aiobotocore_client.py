@@ -1,6 +1,6 @@
-"""The S3 control plane: aiobotocore's session, credentials, endpoint and every operation that carries no bulk.
+"""aiobotocore's session, credentials and endpoint for one bucket, and calls of its operations.
 
-aiobotocore makes one attempt, sends no ``Expect: 100-continue`` and repeats nothing behind our back.
+aiobotocore is configured to make one attempt, to send no ``Expect: 100-continue`` and to follow no redirect.
 """
 
 from __future__ import annotations
@@ -36,39 +36,46 @@ from botocore.parsers import ResponseParserError
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
-from asyncsync.stores.http.connection import PATIENCE
-from asyncsync.stores.s3.aiobotocore_errors import from_client_error, translate
-from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Keys, Target, is_region, regional, shown
+from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
+from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
 from asyncsync.stores.s3.errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.responses import check_result
+from asyncsync.stores.s3.sdk.aiobotocore_errors import from_client_error, translate
 from asyncsync.stores.s3.signer import Signer, timestamp_of
 from asyncsync.stores.s3.static_endpoint import ca_bundle, region_of, tls_context
 
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, ResponseParserError)
-"""What aiobotocore raises on a response that is not of the shape that it expects."""
+_UNREADABLE_RESPONSE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    ResponseParserError,
+)
+"""Errors that aiobotocore raises for a response of an unexpected form."""
 _WITH_BODIES = frozenset({"put_object", "upload_part"})
-_LONG = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
-"""What a store may work at for minutes."""
-_SHORT = 4
-"""Stall timeouts within which any other response must be over."""
-_asked_for: ContextVar[str] = ContextVar("asked_for")
-"""The address that a request is for, which botocore's events do not name."""
+_LONG_OPERATIONS = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
+"""Operations that may take a store minutes."""
+_SHORT_STALL_TIMEOUTS = 4
+"""Time limit of all other operations, in stall timeouts."""
+_request_address: ContextVar[str] = ContextVar("request_address")
+"""The s3:// address of the current request, which botocore's events lack."""
 
 
-class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
-    """Without aiohttp's silent second attempt after a reset."""
+class _SingleAttemptSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore is untyped
+    """Disables aiohttp's silent second attempt after a reset."""
 
-    async def _get_session(self, proxy_url: str | None) -> _Unredirected:
+    async def _get_session(self, proxy_url: str | None) -> _NoRedirectSession:
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)
-        session._retry_connection = False  # noqa: SLF001  # there is no public switch
-        return _Unredirected(session)
+        session._retry_connection = False  # noqa: SLF001  # no public option
+        return _NoRedirectSession(session)
 
 
-class _Unredirected:
-    """A session that goes where it was sent and nowhere else: aiohttp follows a redirect to any host, with the token
-    and the data."""
+class _NoRedirectSession:
+    """Follows no redirect: aiohttp would follow one to any host, with the token and the data."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -77,14 +84,14 @@ class _Unredirected:
         return self._session.request(method, allow_redirects=False, **params)
 
 
-class _Seen(Exception):  # noqa: N818  # it carries a request out of botocore, nothing failed
+class _RequestCaptured(Exception):  # noqa: N818  # it carries a request out of botocore; no error
     def __init__(self, request: Any) -> None:
-        super().__init__("request seen")
+        super().__init__("request captured")
         self.request = request
 
 
-class S3Client:
-    """One bucket's control plane. Made plain; :meth:`open` does the I/O; use within one event loop."""
+class AiobotocoreClient:
+    """The aiobotocore client of one bucket. :meth:`open` does the I/O. Use it within one event loop."""
 
     def __init__(
         self, bucket: str, options: S3Options, *, stall_timeout: float, connect_timeout: float, max_connections: int
@@ -102,23 +109,24 @@ class S3Client:
         """Seconds by which the store's clock is ahead of ours."""
 
     async def open(self) -> None:
+        """Find credentials and create the client. ConfigError for an invalid profile, file or option."""
         try:
             self._session, self._credentials = await self._new_session()
             self._api = await self._stack.enter_async_context(self._new_client(self._options.region))
         except ConfigError:
-            raise  # it names the setting
+            raise  # its message names the setting
         except ProfileNotFound as error:
             raise ConfigError(f"storage option profile={self._options.profile!r}: {error}") from error
         except (CredentialRetrievalError, MetadataRetrievalError, ClientError) as error:
             raise translate("Sign", f"s3://{self._bucket}", error) from error
         except (BotoCoreError, ValueError) as error:
-            raise ConfigError(f"s3://{self._bucket} cannot be opened: {error}") from error
+            raise ConfigError(f"s3://{self._bucket} cannot be opened, check the storage options: {error}") from error
 
     async def close(self) -> None:
         await self._stack.aclose()
 
     async def _new_session(self) -> tuple[Any, Any]:
-        """A session and its credentials (None: there are none, or none are wanted)."""
+        """A session and its credentials; None: none found, or anonymous."""
         options = self._options
         session = AioSession(profile=options.profile)
         session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
@@ -138,46 +146,46 @@ class S3Client:
             max_pool_connections=self._max_connections,
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3={"addressing_style": options.addressing_style},
-            # Our own checksums are sent where they are wanted; answers are compared by whoever planned them.
+            # We send our own checksums where needed, and compare those of responses ourselves.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            http_session_cls=_Session,
-            warm_up_loader_caches=True,  # service models are read in a thread
+            http_session_cls=_SingleAttemptSession,
+            warm_up_loader_caches=True,  # reads service models in a thread
             **extra,
         )
 
     def _new_client(self, region: str | None) -> Any:
-        named = None if self._options.profile else region_of()  # botocore does not know AWS_REGION
+        named = None if self._options.profile else region_of()  # botocore ignores AWS_REGION
         region = region or named or self._session.get_config_variable("region") or DEFAULT_REGION
         bundle = self._bundle()
         verify = None if bundle is True else bundle
-        return _Configured(
+        return _ConfiguredClient(
             self._session.create_client(
                 "s3", region_name=region, endpoint_url=self._options.endpoint_url, verify=verify, config=self._config()
             ),
-            self._settle,
+            self._configure,
         )
 
-    def _settle(self, api: Any) -> None:
+    def _configure(self, api: Any) -> None:
         events = api.meta.events
         events.unregister("before-call.s3", add_expect_header)
-        events.register("before-send.s3", self._right_the_clock)
-        events.unregister("before-parse.s3.*", getattr(handlers, "_handle_200_error", None))  # ours sees more
+        events.register("before-send.s3", self._sign_with_skew)
+        events.unregister("before-parse.s3.*", getattr(handlers, "_handle_200_error", None))  # ours checks more
         events.register_first("before-parse.s3", self._check_result)
 
     def _check_result(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
-        """Before aiobotocore, for which a success without a result is an empty one."""
+        """Check a response before aiobotocore parses it: it takes a success without a result for an empty one."""
         status, name, body = response_dict["status_code"], operation_model.name, response_dict["body"]
-        if status < 300 and isinstance(body, bytes):  # else it is streamed
+        if status < 300 and isinstance(body, bytes):  # else the body is streamed
             headers = {key.lower(): value for key, value in response_dict["headers"].items()}
-            result = check_result(name, _asked_for.get(), status, headers, body)
+            result = check_result(name, _request_address.get(), status, headers, body)
             if result is None:
                 response_dict["body"] = b""
             elif not body.startswith(b"<"):
-                response_dict["body"] = tostring(result)  # aiobotocore reads plain UTF-8 only
+                response_dict["body"] = tostring(result)  # aiobotocore parses only plain UTF-8
 
-    def _right_the_clock(self, request: Any, **_: Any) -> None:
-        """Sign again by the store's clock, where ours is known to be wrong."""
+    def _sign_with_skew(self, request: Any, **_: Any) -> None:
+        """Sign again with the store's time if our clock is known to be wrong."""
         found = _SIGNATURE.search(_text(request.headers.get("Authorization")))
         if not self.skew or found is None or self._credentials is None:
             return
@@ -194,37 +202,39 @@ class S3Client:
         )
 
     async def call(self, operation: str, where: str, **params: Any) -> dict[str, Any]:
-        """One request, one attempt; an expired token and a wrong clock are put right once."""
-        _asked_for.set(where)
+        """Call an operation: one attempt, except that an expired token and a wrong clock are corrected once."""
+        _request_address.set(where)
         method = getattr(self._api, operation)
         name = "".join(word.title() for word in operation.split("_"))
-        repaired = False
+        corrected = False
         while True:
             try:
-                async with asyncio.timeout(self._within(operation)):
-                    answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
-                return answer
+                async with asyncio.timeout(self._time_limit(operation)):
+                    response: dict[str, Any] = await method(Bucket=self._bucket, **params)
+                return response
             except TimeoutError as error:
-                raise UnavailableError(f"{name} {where}: the response did not come in time {error}".rstrip()) from error
+                raise UnavailableError(f"{name} {where}: no complete response in time {error}".rstrip()) from error
             except ClientError as error:
                 failure = from_client_error(name, where, error)
-                if repaired or not await self._repair(failure.code, failure.headers):
+                if corrected or not await self._correct(failure.code, failure.headers):
                     raise failure.error() from error
-                repaired = True
+                corrected = True
             except (BotoCoreError, aiohttp.ClientError, OSError) as error:
                 raise translate(name, where, error) from error
-            except UNREADABLE as error:
-                # aiobotocore trips over error answers that carry a checksum header, and over what is no XML.
-                raise UnavailableError(f"{name} {where}: unreadable answer: {error}") from error
+            except _UNREADABLE_RESPONSE as error:
+                # aiobotocore fails on error responses with a checksum header, and on bodies that are not XML.
+                raise UnavailableError(f"{name} {where}: unreadable response: {error}") from error
 
-    def _within(self, operation: str) -> float | None:
-        """Seconds that a call may take in all: its response may come byte by byte. None: it depends on its body, and
-        each byte has the stall timeout."""
+    def _time_limit(self, operation: str) -> float | None:
+        """Total time limit (s) of a call, because its response may come byte by byte. None: the body decides, and each
+        byte has the stall timeout."""
         if operation in _WITH_BODIES:
             return None
-        return (PATIENCE if operation in _LONG else _SHORT) * self._timeouts[1] + self._timeouts[0]
+        return (COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS) * self._timeouts[
+            1
+        ] + self._timeouts[0]
 
-    async def _repair(self, code: str, headers: Any) -> bool:
+    async def _correct(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:
             await self.renew()
             return True
@@ -234,7 +244,7 @@ class S3Client:
         return False
 
     async def credentials(self) -> Keys | None:
-        """Access key, secret key and token, refreshed when due; None: requests go out unsigned."""
+        """Access key, secret key and token, renewed when due; None: requests are not signed."""
         if self._options.anonymous:
             return None
         if self._credentials is None:
@@ -242,18 +252,18 @@ class S3Client:
         try:
             frozen = await self._credentials.get_frozen_credentials()
         except Exception as error:
-            raise self._not_given(error) from error
+            raise self._no_credentials_error(error) from error
         return frozen.access_key, frozen.secret_key, frozen.token
 
-    def _not_given(self, error: Exception) -> AsyncsyncError:
-        """Their source is a program, a file or a server of somebody else's: whatever it does wrong may pass."""
+    def _no_credentials_error(self, error: Exception) -> AsyncsyncError:
+        """Their source is another program, file or server; any of its failures may be transient."""
         where = f"s3://{self._bucket}"
         if isinstance(error, BotoCoreError | ClientError | aiohttp.ClientError):
             return translate("Sign", where, error)
         return UnavailableError(f"Sign {where}: the source of the credentials failed: {type(error).__name__}: {error}")
 
     async def renew(self) -> None:
-        """Get new credentials: from their provider, or by asking the chain again (files may have been replaced)."""
+        """Get new credentials from their provider, or from the whole chain again (files may have been replaced)."""
         if self._credentials is None or self._options.access_key is not None:
             return
         before = self._credentials
@@ -262,62 +272,62 @@ class S3Client:
                 return
             if hasattr(before, "_protected_refresh"):
                 try:
-                    await before._protected_refresh(is_mandatory=True)  # noqa: SLF001  # the public way waits for the due time
+                    await before._protected_refresh(is_mandatory=True)  # noqa: SLF001  # the public method waits until they are due
                 except Exception as error:
-                    raise self._not_given(error) from error
+                    raise self._no_credentials_error(error) from error
                 return
             try:
                 _, found = await self._new_session()
             except Exception as error:
-                raise self._not_given(error) from error
+                raise self._no_credentials_error(error) from error
             if found is not None:
                 self._credentials = found
-                self._api._request_signer._credentials = found  # noqa: SLF001  # a client keeps its first credentials
+                self._api._request_signer._credentials = found  # noqa: SLF001  # a client keeps its first credentials forever
 
-    async def locate(self) -> Target:
-        """Where the bucket is, as aiobotocore would address it."""
-        return await self._ask(self._api)
+    async def locate(self) -> Endpoint:
+        """The endpoint that aiobotocore would use."""
+        return await self._endpoint_of(self._api)
 
-    async def relocate(self, region: str, location: str) -> Target:
-        """The same after the store has sent us elsewhere. StoreError if that is not the same service."""
+    async def relocate(self, region: str, location: str) -> Endpoint:
+        """The endpoint after a redirect. StoreError if it leads to another service."""
         current = await self.locate()
         found = regional(current.base, location) if location else (current.base, "")
         if found is None and not region:
-            raise StoreError(f"s3://{self._bucket}: {shown(location)} is not the same service")
+            raise StoreError(f"s3://{self._bucket}: the redirect to {shown(location)} leads to another service")
         base, named = found or (current.base, "")
         region = region or named
         if region and not is_region(region):
-            raise StoreError(f"s3://{self._bucket}: {region[:60]!r} is no region")
+            raise StoreError(f"s3://{self._bucket}: invalid region {region[:60]!r} in a redirect")
         if self._options.endpoint_url is not None or not region:
-            return Target(base, region or current.region, current.service, current.proxy)
+            return Endpoint(base, region or current.region, current.service, current.proxy)
         try:
             async with self._new_client(region) as api:
-                return await self._ask(api)
+                return await self._endpoint_of(api)
         except (BotoCoreError, ValueError) as error:
             raise StoreError(f"s3://{self._bucket}: region {region!r} cannot be used: {error}") from error
 
-    async def _ask(self, api: Any) -> Target:
-        """Let aiobotocore build a PutObject, and take it away from it before it is sent."""
+    async def _endpoint_of(self, api: Any) -> Endpoint:
+        """Let aiobotocore build a PutObject, and capture the request before it is sent."""
 
-        def take(request: Any, **_: Any) -> None:
-            raise _Seen(request)
+        def capture(request: Any, **_: Any) -> None:
+            raise _RequestCaptured(request)
 
-        api.meta.events.register_first("before-send.s3.PutObject", take)
+        api.meta.events.register_first("before-send.s3.PutObject", capture)
         try:
             await api.put_object(Bucket=self._bucket, Key="k")
-        except _Seen as seen:
-            request = seen.request
+        except _RequestCaptured as captured:
+            request = captured.request
         except (BotoCoreError, ClientError) as error:
             raise translate("PutObject", f"s3://{self._bucket}", error) from error
         finally:
-            api.meta.events.unregister("before-send.s3.PutObject", take)
+            api.meta.events.unregister("before-send.s3.PutObject", capture)
         found = _SIGNATURE.search(_text(request.headers.get("Authorization")))
         base = request.url.partition("?")[0].removesuffix("k")
         region, service = (found["region"], found["service"]) if found else (api.meta.region_name, "s3")
-        return Target(base, region, service, _proxy_of(api, base))
+        return Endpoint(base, region, service, _proxy_of(api, base))
 
     async def ssl_context(self) -> ssl.SSLContext:
-        """How the wire checks certificates: as aiobotocore does."""
+        """TLS as aiobotocore configures it."""
         verify = self._bundle()
         return await in_thread(tls_context, get_cert_path(verify) if verify else False)
 
@@ -327,20 +337,20 @@ class S3Client:
 
 @cache
 def _loader(data_path: str | None) -> Any:
-    """Service models are read once a process, not once a store (0.1 s)."""
+    """Service models are read once per process, not per store (0.1 s)."""
     return create_loader(data_path)
 
 
-class _Configured:
-    """A client context whose client is set up on entering."""
+class _ConfiguredClient:
+    """A client's context manager that configures the client on entering."""
 
-    def __init__(self, context: Any, settle: Callable[[Any], None]) -> None:
+    def __init__(self, context: Any, configure: Callable[[Any], None]) -> None:
         self._context = context
-        self._settle = settle
+        self._configure = configure
 
     async def __aenter__(self) -> Any:
         api = await self._context.__aenter__()
-        self._settle(api)
+        self._configure(api)
         return api
 
     async def __aexit__(self, *exc: object) -> None:
@@ -359,6 +369,6 @@ def _no_credentials() -> Exception:
 
 def _proxy_of(api: Any, url: str) -> str | None:
     """The proxy that aiobotocore takes from the environment for this endpoint."""
-    config = getattr(api._endpoint.http_session, "_proxy_config", None)  # noqa: SLF001  # not told otherwise
+    config = getattr(api._endpoint.http_session, "_proxy_config", None)  # noqa: SLF001  # no public attribute
     proxy: str | None = config.proxy_url_for(url) if config is not None else None
     return proxy

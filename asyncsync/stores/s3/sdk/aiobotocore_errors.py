@@ -1,4 +1,4 @@
-"""What aiobotocore raises, in the words of :mod:`asyncsync.errors`."""
+"""Maps errors of aiobotocore to :mod:`asyncsync.errors`."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, StoreError, UnavailableError
-from asyncsync.stores.http.response import UNTRUSTED
-from asyncsync.stores.s3.errors import Failure
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE
+from asyncsync.stores.s3.errors import S3Failure
 
 
-def from_client_error(operation: str, where: str, error: ClientError) -> Failure:
-    said = error.response.get("Error", {})
+def from_client_error(operation: str, where: str, error: ClientError) -> S3Failure:
+    """The error response in a ClientError."""
+    details = error.response.get("Error", {})
     meta = error.response.get("ResponseMetadata", {})
-    code = str(said.get("Code", ""))
+    code = str(details.get("Code", ""))
     status = int(meta.get("HTTPStatusCode", 0))
     headers = {str(name).lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
-    region = headers.get("x-amz-bucket-region") or str(said.get("Region", ""))
-    return Failure(operation, where, status, code, str(said.get("Message", "")), headers, region)
+    region = headers.get("x-amz-bucket-region") or str(details.get("Region", ""))
+    return S3Failure(operation, where, status, code, str(details.get("Message", "")), headers, region)
 
 
 def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
-    """Any failure of a request that is not an answer of the store: the network, the SDK, the credentials."""
+    """The error for any failure of a request: of the network, the SDK, the credentials, or an error response."""
     text = f"{operation} {where}: {type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, AsyncsyncError):
         return error
@@ -44,15 +45,15 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
         return from_client_error(operation, where, error).error()
     if isinstance(error, NoCredentialsError | PartialCredentialsError | TokenRetrievalError | SSOError):
         return AccessDeniedError(
-            f"{operation} {where}: no usable credentials ({error}). Looked at: {_places()}. Set the storage options "
-            "access_key and secret_key, profile, or anonymous=True"
+            f"{operation} {where}: no usable credentials ({error}). Looked at: {_credential_sources()}. Set the "
+            "storage options access_key and secret_key, profile, or anonymous=True"
         )
     if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
         return UnavailableError(f"{operation} {where}: the source of the credentials failed: {error}")
     if isinstance(error, FlexibleChecksumError):
         return IntegrityError(text, retryable=True)
     if _is_untrusted(error):
-        return StoreError(f"{text}{UNTRUSTED}")
+        return StoreError(f"{text}{UNTRUSTED_ADVICE}")
     if isinstance(error, HTTPClientError | BotoConnectionError | aiohttp.ClientError | OSError):
         return UnavailableError(text)
     if isinstance(error, BotoCoreError):
@@ -61,7 +62,7 @@ def translate(operation: str, where: str, error: Exception) -> AsyncsyncError:
 
 
 def _is_untrusted(error: BaseException | None) -> bool:
-    """Whether a certificate was refused: that is final."""
+    """Whether the cause is an untrusted certificate. A retry cannot succeed."""
     for _ in range(10):
         if error is None:
             return False
@@ -71,8 +72,8 @@ def _is_untrusted(error: BaseException | None) -> bool:
     return False
 
 
-def _places() -> str:
-    """Where the credential chain looks, in order."""
+def _credential_sources() -> str:
+    """The sources of the credential chain, in order."""
     known = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set"
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
     files = [

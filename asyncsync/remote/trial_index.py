@@ -1,0 +1,83 @@
+"""Private: the index of an experiment's trials: one listing, then every trial's record, in parallel."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from asyncsync.aio.tasks import for_each_limited
+from asyncsync.errors import DamagedError, NotFoundError
+from asyncsync.stores.base import Store
+from asyncsync.stores.read import find, list_directories
+from asyncsync.sync.records.manifests import find_record, get_record
+from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+
+log = logging.getLogger("asyncsync")
+
+TRIAL_RECORD_READERS = 128
+"""Records read in parallel; the budget may allow fewer requests."""
+
+
+@dataclass(slots=True)
+class TrialIndex:
+    """The trials that a store holds, by the name of their directory, whatever the records say."""
+
+    experiment: ExperimentRecord | None = None
+    """None if only workers have written, or if the store holds a single trial."""
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    unreadable: dict[str, DamagedError] = field(default_factory=dict)
+    """Trial -> why its record cannot be read."""
+
+    def names(self) -> set[str]:
+        """All trials, also those that the driver has started and whose record is not in the store yet."""
+        started = self.experiment.trials if self.experiment is not None else {}
+        return self.trials.keys() | self.unreadable.keys() | started.keys()
+
+
+async def read_trial_index(store: Store) -> TrialIndex:
+    """Read the driver's record and the records of all trials.
+
+    Requests: one for each trial, two more, and one listing for each thousand trials.
+
+    Raises:
+        NotFoundError: the store holds no record at all.
+        DamagedError: the store holds only a driver's record, and that cannot be read.
+    """
+    experiment, damage = None, None
+    try:
+        experiment = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+    except DamagedError as error:  # the trials' records hold the same facts, except the order of the trials
+        log.warning("%s: the trials are read without the experiment's record", error)
+        damage = error
+    found, unreadable = await read_trials(store)
+    if experiment is None and not found and not unreadable:
+        raise damage or NotFoundError(await _no_experiment(store))
+    return TrialIndex(experiment, {name: record for name, (record, _) in found.items()}, unreadable)
+
+
+async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:
+    """Read the record of every trial, in parallel. Returns two maps by trial: record and version, and the reason why a
+    record cannot be read."""
+    names = await list_directories(store, "")
+    found: dict[str, tuple[TrialRecord, str]] = {}
+    unreadable: dict[str, DamagedError] = {}
+
+    async def read(name: str) -> None:
+        try:
+            stored = await get_record(store, f"{name}/{TRIAL_RECORD}", TrialRecord)
+        except DamagedError as error:
+            unreadable[name] = error
+            return
+        if stored is not None:
+            stored[0].name = name  # the directory's name decides: the trial may have been copied or renamed
+            found[name] = stored
+
+    await for_each_limited(names, read, min(TRIAL_RECORD_READERS, max(1, len(names))))
+    return found, unreadable
+
+
+async def _no_experiment(store: Store) -> str:
+    text = f"no experiment at {store.uri}: neither {EXPERIMENT_RECORD} nor a directory with {TRIAL_RECORD} is there"
+    if await find(store, TRIAL_RECORD) is not None:
+        return f"{text}; it is a trial: open the directory above it, or pull it"
+    return f"{text}; check the address, or pull it if it is a pushed directory"
