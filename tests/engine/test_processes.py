@@ -238,7 +238,7 @@ def test_closing_from_another_thread_restores_the_programs_handler(tmp_path: Pat
     assert done.returncode == -signal.SIGTERM, done.stderr
 
 
-# never left
+# never closed
 
 
 @pytest.mark.parametrize("end", ["pass", "raise ZeroDivisionError", "sys.exit(3)", "os.kill(os.getpid(), 2)"])
@@ -253,7 +253,7 @@ def test_an_engine_that_is_never_left_is_closed_when_the_interpreter_ends(tmp_pa
         {end}
         """,
     )
-    assert "was never left" in done.stderr
+    assert "was never closed" in done.stderr
     assert checkpoints(tmp_path) == ["checkpoint_000000"]
 
 
