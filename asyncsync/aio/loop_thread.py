@@ -45,11 +45,7 @@ class LoopThread:
         """EngineClosedError if the loop does not run in this process; ConfigError on the loop's own thread."""
         if os.getpid() != self._process:
             raise EngineClosedError(
-<<<<<<< HEAD
-                f"the engine runs in process {self._process}, which forked this process: create a new engine here"
-=======
                 f"the engine runs in process {self._process}, and this one was forked from it: create a new engine here"
->>>>>>> w-syncdisk
             )
         if threading.get_ident() == self._thread.ident:
             raise ConfigError(
