@@ -72,8 +72,9 @@ def rooms_below(room: str) -> list[str]:
     own = room.partition("/")[0]
     found = set()
     for path in (PACKAGE / room).rglob("*.py"):
-        if "/".join(path.relative_to(PACKAGE).parts[:-1]) in ROOMS[ROOMS.index(room) + 1 :]:
-            continue  # it has its own row
+        folder = path.relative_to(PACKAGE).parent
+        if any(str(each) in ROOMS[ROOMS.index(room) + 1 :] for each in (folder, *folder.parents)):
+            continue  # it belongs to another row
         for name in imports(path):
             inner = [other for other in ROOMS if f"{name}.".startswith(f"asyncsync.{other.replace('/', '.')}.")]
             found |= {other if other.startswith(f"{own}/") else other.partition("/")[0] for other in inner[-1:]}

@@ -28,6 +28,7 @@ MODULES = (
     "asyncsync.stores",
     "asyncsync.stores.base",
     "asyncsync.stores.options",
+    "asyncsync.stores.wrapped",
     "asyncsync.testing",
 )
 """Import paths that stay."""

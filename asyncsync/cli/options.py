@@ -183,6 +183,7 @@ _FLAGS = (
     (r"\bmax_delete(?= is)", lambda _: "--max-delete"),
     (r"\bsync_timeout=", lambda _: "--timeout "),
     (r"\bexact=True\b", lambda _: "--exact"),
+    (r"storage option (\w+)(?==|:| must)", lambda match: _store_flag(match[1])),
     (r"storage_options=(\{[^}]*\})", lambda match: _pairs(match[1])),
     (r"as storage_options\b", lambda _: "with -o KEY=VALUE"),
     (r"\bchecksum=\"(\w+)\"", lambda match: f"-o checksum={match[1]}"),
@@ -201,6 +202,10 @@ def in_flags(message: str) -> str:
 
 def _flag(setting: str) -> str:
     return "--" + _SETTING_FLAGS.get(setting, setting).replace("_", "-")
+
+
+def _store_flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}" if option in _STORE else f"-o {option}"
 
 
 def _pairs(options: str) -> str:

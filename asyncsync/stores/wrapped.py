@@ -27,6 +27,8 @@ from typing import NamedTuple, TypeVar, cast
 from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys
 from asyncsync.stores.base import Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 
+__all__ = ["Call", "Operation", "WrappedStore", "under_lease"]
+
 T = TypeVar("T")
 
 Call = Callable[[], Awaitable[T]]

@@ -101,6 +101,8 @@ def test_an_option_without_a_value_is_refused() -> None:
             "give -o region=eu-1 -o endpoint_url=http://s instead",
         ),
         ("give storage_options={...} instead", "give -o KEY=VALUE instead"),
+        ("storage option endpoint_url='x' must start with http://", "--endpoint-url='x' must start with http://"),
+        ("storage option acl=3 must be text", "-o acl=3 must be text"),
         ("exact=True is refused for /", "--exact is refused for /"),
     ],
 )

@@ -164,9 +164,9 @@ def test_a_lease_is_kept_to_on_uvloop_too(tmp_path, kind, on_uvloop):
 
 @KINDS
 @pytest.mark.parametrize("size", [10, 40_000, 3 * MIB])
-@pytest.mark.parametrize("plane", ["wire", "sdk"])
-async def test_s3_has_no_object_whose_lease_expired(monkeypatch, tmp_path, plane, size, kind):
-    if plane == "sdk":
+@pytest.mark.parametrize("via", ["signed", "aiobotocore"])
+async def test_s3_has_no_object_whose_lease_expired(monkeypatch, tmp_path, via, size, kind):
+    if via == "aiobotocore":
         pytest.importorskip("aiobotocore")
         monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     data = os.urandom(size)

@@ -145,9 +145,9 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
     assert len(script.requests) == 1
 
 
-@pytest.mark.parametrize("plane", ["wire", "sdk"])
-async def test_without_checksums_no_such_header_is_sent_by_any_request(plane, monkeypatch):
-    if plane == "sdk":
+@pytest.mark.parametrize("via", ["signed", "aiobotocore"])
+async def test_without_checksums_no_such_header_is_sent_by_any_request(via, monkeypatch):
+    if via == "aiobotocore":
         pytest.importorskip("aiobotocore")
         monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     seen = refusing("x-amz-", *[reply("501 Not Implemented")])

@@ -45,10 +45,10 @@ ERROR = "<Code>AccessDenied</Code><Message>not you</Message>"
 CDATA = "<Code><![CDATA[AccessDenied]]></Code><Message>not you</Message>"
 
 
-@pytest.fixture(params=["wire", "sdk"])
-def plane(request, monkeypatch):
+@pytest.fixture(params=["signed", "aiobotocore"])
+def via(request, monkeypatch):
     """Both ways to a bucket."""
-    if request.param == "sdk":
+    if request.param == "aiobotocore":
         pytest.importorskip("aiobotocore")
         monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     return request.param
@@ -90,7 +90,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("call", RESULTS)
-async def test_a_200_with_a_foreign_body_is_a_transient_failure(plane, call, body):
+async def test_a_200_with_a_foreign_body_is_a_transient_failure(via, call, body):
     for raw in (reply(body=body), chunked(body), reply(body=body, ETag='"abc"', Content_Type="application/xml")):
         error = await failure(call, raw)
         assert type(error) is UnavailableError
@@ -98,14 +98,14 @@ async def test_a_200_with_a_foreign_body_is_a_transient_failure(plane, call, bod
 
 
 @pytest.mark.parametrize("call", RESULTS)
-async def test_a_200_whose_document_was_cut_is_a_transient_failure(plane, call):
+async def test_a_200_whose_document_was_cut_is_a_transient_failure(via, call):
     whole = result(call)
     for size in (len(whole) - 1, len(whole) // 2, 30):
         assert type(await failure(call, reply(body=whole[:size]))) is UnavailableError
 
 
 @pytest.mark.parametrize("call", NEEDED)
-async def test_a_200_without_its_documented_result_is_a_transient_failure(plane, call):
+async def test_a_200_without_its_documented_result_is_a_transient_failure(via, call):
     elsewhere = f"<Other>{RESULTS[call][1]}</Other>"
     hidden = f"<!-- {RESULTS[call][1]} -->"
     for inner in ("", "<ETag/><UploadId/>", "<ETag> </ETag><UploadId> </UploadId>", elsewhere, hidden):
@@ -114,14 +114,14 @@ async def test_a_200_without_its_documented_result_is_a_transient_failure(plane,
 
 @pytest.mark.parametrize("status", ["201 Created", "202 Accepted", "203 Elsewhere", "204 No Content", "206 Partial"])
 @pytest.mark.parametrize("call", [*RESULTS, *HEADER])
-async def test_another_2xx_than_200_is_a_transient_failure(plane, call, status):
+async def test_another_2xx_than_200_is_a_transient_failure(via, call, status):
     body = b"" if call in HEADER or status.startswith("204") else result(call)
     error = await failure(call, reply(status, body, ETag='"abc"'))
     assert type(error) is UnavailableError
 
 
 @pytest.mark.parametrize("call", HEADER)
-async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(plane, call):
+async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(via, call):
     for raw in (reply(), reply(ETag=""), reply(ETag='""'), chunked(b""), reply(body=FOREIGN["a page"])):
         error = await failure(call, raw)
         assert type(error) is UnavailableError
@@ -130,7 +130,7 @@ async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(plane, call
 
 
 @pytest.mark.parametrize("call", EMPTY)
-async def test_a_delete_gets_an_empty_response(plane, call):
+async def test_a_delete_gets_an_empty_response(via, call):
     for raw in (reply(body=FOREIGN["a page"]), reply(body=FOREIGN["foreign JSON"]), reply("202 Accepted")):
         assert type(await failure(call, raw)) is UnavailableError
     for raw in (reply("204 No Content"), reply("200 OK"), reply("200 OK", b"\n")):
@@ -150,7 +150,7 @@ async def test_a_delete_gets_an_empty_response(plane, call):
     ids=["plain", "in a name space", "with a prefix", "CDATA", "a character reference"],
 )
 @pytest.mark.parametrize("call", RESULTS)
-async def test_an_error_inside_a_200_is_that_error(plane, call, document):
+async def test_an_error_inside_a_200_is_that_error(via, call, document):
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         error = await failure(call, reply(body=document.encode(encoding)))
         assert type(error) is AccessDeniedError
@@ -163,7 +163,7 @@ async def test_the_name_of_a_key_does_not_change_the_error():
 
 
 @pytest.mark.parametrize("call", RESULTS)
-async def test_a_result_is_read_as_xml_is_read(plane, call):
+async def test_a_result_is_read_as_xml_is_read(via, call):
     plain = result(call)
     name, inner = RESULTS[call]
     prefixed = re.sub(r"<(/?)(?=[A-Z][A-Za-z]+>)", r"<\1s:", f"<{name}>{inner}</{name}>")
@@ -188,7 +188,7 @@ async def test_keys_that_could_not_be_deleted_are_reported_with_their_blanks():
     assert "s3://bucket/ p/k :" in str(error)
 
 
-async def test_a_conflict_of_conditional_writes_is_transient_on_both_planes(plane):
+async def test_a_conflict_of_conditional_writes_is_transient_either_way(via):
     for code in ("ConditionalRequestConflict", "OperationAborted"):
         for call in ("put", "complete", "copy"):
             error = await failure(call, fault("409 Conflict", code))

@@ -159,7 +159,7 @@ async def test_tls_is_checked_against_the_bundle_that_is_named(certificate):
     ],
 )
 @pytest.mark.parametrize("call", ["put", "copy"])
-async def test_an_error_of_the_store_has_one_meaning_on_both_planes(answer, error, retryable, call):
+async def test_an_error_of_the_store_has_one_meaning_either_way(answer, error, retryable, call):
     async with scripted([answer]) as (store, script):
         with pytest.raises(error) as caught:
             await (store.put("k", b"data") if call == "put" else store.copy("a", "k", size=4))
@@ -388,7 +388,7 @@ async def test_expired_credentials_are_asked_for_again(monkeypatch, call):
         return fault("400 Bad Request", "ExpiredToken") if keys[-1] == "old" else OK
 
     async with scripted(answer, access_key=None, secret_key=None) as (store, _):
-        await store._bucket.open_client()  # each plane has read the old ones
+        await store._bucket.open_client()  # both have read the old ones
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
         await (store.put("k", b"") if call == "put" else store.delete(["k"]))
     assert keys == ["old", "new"]
