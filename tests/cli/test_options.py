@@ -90,17 +90,21 @@ def test_an_option_without_a_value_is_refused() -> None:
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("invalid SyncConfig.sync_timeout=-1.0: must be more than 0 seconds (number or timedelta), or None",
-         "invalid --timeout -1.0: must be more than 0 seconds"),
+        (
+            "invalid SyncConfig.sync_timeout=-1.0: must be more than 0 seconds (number or timedelta), or None",
+            "invalid --timeout -1.0: must be more than 0 seconds",
+        ),
         ("invalid TransferConfig.part_size=5: must be an integer or None", "invalid --part-size 5: must be an integer"),
         ("allow it with SyncConfig(max_delete=3)", "allow it with --max-delete 3"),
-        ("give storage_options={'region': 'eu-1', 'endpoint_url': 'http://s'} instead",
-         "give -o region=eu-1 -o endpoint_url=http://s instead"),
+        (
+            "give storage_options={'region': 'eu-1', 'endpoint_url': 'http://s'} instead",
+            "give -o region=eu-1 -o endpoint_url=http://s instead",
+        ),
         ("give storage_options={...} instead", "give -o KEY=VALUE instead"),
         ("storage option endpoint_url='x' must start with http://", "--endpoint-url='x' must start with http://"),
         ("storage option acl=3 must be text", "-o acl=3 must be text"),
         ("exact=True is refused for /", "--exact is refused for /"),
     ],
-)  # fmt: skip
+)
 def test_messages_name_flags_instead_of_arguments(message: str, shown: str) -> None:
     assert in_flags(message) == shown

@@ -6,7 +6,7 @@ import math
 import shutil
 
 import pytest
-from stored import put_experiment, put_tree, put_trial
+from stored import files_of, put_experiment, put_tree, put_trial
 
 from asyncsync.errors import (
     AccessDeniedError,
@@ -59,10 +59,6 @@ async def store():
     )
     store.log.clear()
     return store
-
-
-def contents(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 FILES_OF_B = {
@@ -133,7 +129,7 @@ async def test_a_copied_and_renamed_experiment_opens_and_downloads(tmp_path):
     shutil.rmtree(tmp_path / "old")
     experiment = await Experiment.open(tmp_path / "new")
     report = await experiment.latest_checkpoint().download(tmp_path / "model")
-    assert contents(tmp_path / "model") == checkpoint("a0")[0]
+    assert files_of(tmp_path / "model") == checkpoint("a0")[0]
     assert report.files_fetched == 2
 
 
@@ -205,7 +201,7 @@ async def test_a_metric_that_no_checkpoint_has_is_reported_with_those_that_exist
 async def test_a_download_returns_the_path_and_a_second_fetches_nothing(store, tmp_path):
     best = (await Experiment.open(URI)).best_checkpoint("loss", order="min")
     report = await best.download(tmp_path / "m")
-    assert contents(tmp_path / "m") == checkpoint("a1")[0]
+    assert files_of(tmp_path / "m") == checkpoint("a1")[0]
     assert (tmp_path / "m").samefile(report)
     assert (await best.download(tmp_path / "m")).files_fetched == 0
 
@@ -233,7 +229,7 @@ async def test_restore_takes_the_newest_complete_and_reports_the_skipped(store, 
     [(name, why)] = report.passed_over
     assert name == "b/checkpoint_000002"
     assert "model.bin" in why
-    assert contents(tmp_path / "r") == FILES_OF_B["checkpoint_000001"]
+    assert files_of(tmp_path / "r") == FILES_OF_B["checkpoint_000001"]
 
 
 async def test_restore_never_mixes_two_checkpoints(store, tmp_path):
@@ -241,7 +237,7 @@ async def test_restore_never_mixes_two_checkpoints(store, tmp_path):
     await put_tree(store, "b/checkpoint_000002/", files)
     store.damage("b/checkpoint_000002/z_big", b"y" * (2 << 20))
     await (await Experiment.open(URI)).restore(tmp_path / "r")
-    assert contents(tmp_path / "r") == FILES_OF_B["checkpoint_000001"]
+    assert files_of(tmp_path / "r") == FILES_OF_B["checkpoint_000001"]
 
 
 async def test_restore_skips_missing_files_and_missing_or_unreadable_manifests(store, tmp_path):
@@ -281,7 +277,7 @@ async def test_a_store_that_refuses_is_no_reason_to_fall_back(store, tmp_path):
 
 async def test_a_pulled_experiment_has_every_tree_and_checkpoint(store, tmp_path):
     report = await pull(URI, tmp_path)
-    found = contents(tmp_path)
+    found = files_of(tmp_path)
     assert {name.split("/")[0] for name in found} == {"searcher.pkl", "a", "b"}
     assert found["b/checkpoint_000002/deep/optim.bin"] == b"b2"
     assert found["a/result.json"] == b'{"loss": 1}\n'
@@ -292,12 +288,12 @@ async def test_a_pulled_experiment_has_every_tree_and_checkpoint(store, tmp_path
 async def test_a_pulled_trial_has_its_ranks_and_checkpoints(store, tmp_path):
     await put_tree(store, "a/rank_00001/", {"log": b"rank"})
     await pull(f"{URI}/a", tmp_path)
-    assert {"result.json", "rank_00001/log", "checkpoint_000001/model.bin"} <= contents(tmp_path).keys()
+    assert {"result.json", "rank_00001/log", "checkpoint_000001/model.bin"} <= files_of(tmp_path).keys()
 
 
 async def test_a_pulled_checkpoint_is_just_that(store, tmp_path):
     await pull(f"{URI}/a/checkpoint_000001", tmp_path)
-    assert contents(tmp_path) == checkpoint("a1")[0]
+    assert files_of(tmp_path) == checkpoint("a1")[0]
 
 
 async def test_pull_from_nowhere_names_the_next_command(store, tmp_path):
@@ -310,7 +306,7 @@ async def test_one_damaged_tree_does_not_stop_the_others(store, tmp_path):
     store.damage("a/checkpoint_000000/model.bin", b"")
     with pytest.raises(IntegrityError):
         await pull(URI, tmp_path)
-    assert len(contents(tmp_path)) >= 11
+    assert len(files_of(tmp_path)) >= 11
 
 
 async def test_a_checkpoint_retired_during_the_pull_is_a_warning(store, tmp_path):
@@ -335,7 +331,7 @@ async def test_a_tree_that_is_being_synced_is_read_again(tmp_path):
     await asyncio.sleep(0.1)
     await put_tree(store, "", {"log": b"newer"})
     await task
-    assert contents(tmp_path) == {"log": b"newer"}
+    assert files_of(tmp_path) == {"log": b"newer"}
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", ".asyncsync"])

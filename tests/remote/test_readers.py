@@ -1,10 +1,9 @@
 """Readers of an experiment that is still written move forward only, and never mix files of two checkpoints."""
 
 import itertools
-from pathlib import Path
 
 import pytest
-from stored import entry_of, put_experiment, put_trial
+from stored import entry_of, files_of, put_experiment, put_trial
 
 from asyncsync import CheckpointIncompleteError, CheckpointRetiredError, NotFoundError, pull
 from asyncsync.planning.manifest import MANIFEST, Manifest
@@ -60,10 +59,6 @@ class Writer:
         return f"t/{name or f'checkpoint_{number:06d}'}/"
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("keep", [1, 2])
 async def test_a_restore_goes_forward_whenever_retention_strikes(tmp_path, keep):
     """At the n-th request, for every n: the result is one checkpoint, not older than the newest known one."""
@@ -79,7 +74,7 @@ async def test_a_restore_goes_forward_whenever_retention_strikes(tmp_path, keep)
         target = tmp_path / f"{at}"
         report = await experiment.restore(target, "t")
         assert report.checkpoint.number >= newest
-        assert contents(target) == writer.files(report.checkpoint.number)
+        assert files_of(target) == writer.files(report.checkpoint.number)
         assert report.passed_over == []
         if fault.seen < at:
             return
@@ -93,7 +88,7 @@ async def test_a_restore_goes_forward_as_long_as_something_newer_comes(tmp_path)
     faults.hook(1, writer.commit, operation="read", key="manifest.json", times=10)
     report = await experiment.restore(tmp_path / "r")
     assert (report.checkpoint.number, report.passed_over) == (10, [])
-    assert contents(tmp_path / "r") == writer.files(10)
+    assert files_of(tmp_path / "r") == writer.files(10)
 
 
 async def test_a_restore_does_not_chase_a_writer_for_ever(tmp_path):
@@ -103,7 +98,7 @@ async def test_a_restore_does_not_chase_a_writer_for_ever(tmp_path):
     faults.hook(1, writer.commit, operation="read", key="manifest.json", times=None)
     with pytest.raises(CheckpointIncompleteError, match=r"100 checkpoints in a row were retired.*num_to_keep"):
         await experiment.restore(tmp_path / "r")
-    assert contents(tmp_path / "r") == {}
+    assert files_of(tmp_path / "r") == {}
 
 
 async def test_a_retired_checkpoint_is_not_replaced_by_an_older_kept_one(tmp_path):
@@ -160,7 +155,7 @@ async def test_a_damaged_checkpoint_is_downloaded_once(tmp_path):
     assert (
         len([key for key in reads if "checkpoint_000002" in key]) <= 2
     )  # the second one looks whether it was replaced
-    assert contents(tmp_path / "r") == {}
+    assert files_of(tmp_path / "r") == {}
 
 
 async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(tmp_path):
@@ -204,9 +199,9 @@ async def test_retirement_in_the_middle_of_a_download_leaves_nothing_of_it(tmp_p
             await item.download(target)
         except CheckpointRetiredError as error:
             seen.add(error.newest)
-            assert contents(target) == {}
+            assert files_of(target) == {}
         else:
-            assert contents(target) == writer.files(0)
+            assert files_of(target) == writer.files(0)
         if fault.seen < at:
             break
     assert seen == {f"{URI}/t/checkpoint_000001"}
@@ -225,7 +220,7 @@ async def test_a_checkpoint_rewritten_under_its_name_comes_from_one_manifest(tmp
 
     inject_faults("lab").hook(at, write_anew)
     await item.download(tmp_path / "r")
-    assert contents(tmp_path / "r") in (writer.files(0), writer.files(5))
+    assert files_of(tmp_path / "r") in (writer.files(0), writer.files(5))
 
 
 async def test_a_checkpoint_that_a_store_refuses_is_not_called_retired(tmp_path):
@@ -248,7 +243,7 @@ async def test_a_pull_has_the_successor_of_a_retired_checkpoint(tmp_path):
         writer.commit()
         fault, target = faults.hook(at, writer.commit), tmp_path / f"{at}"
         report = await pull(URI, target)
-        found = {int(path.name.rpartition("_")[2]): contents(path) for path in (target / "t").iterdir()}
+        found = {int(path.name.rpartition("_")[2]): files_of(path) for path in (target / "t").iterdir()}
         assert found in ({0: writer.files(0)}, {1: writer.files(1)}, {0: writer.files(0), 1: writer.files(1)})
         assert [line.split(":")[0] for line in report.warnings] in ([], ["t/checkpoint_000000"])
         if fault.seen < at:
@@ -268,9 +263,9 @@ async def test_a_pull_of_a_checkpoint_deleted_meanwhile_leaves_nothing(tmp_path)
             await pull(f"{URI}/t/checkpoint_000000", target)
         except CheckpointIncompleteError:
             errors += 1
-            assert contents(target) == {}
+            assert files_of(target) == {}
         else:
-            assert contents(target) == writer.files(0)
+            assert files_of(target) == writer.files(0)
         if fault.seen < at:
             assert errors > 3
             return

@@ -7,7 +7,7 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from http_wire import MIB, REQUEST, Wire, answer, asked
+from http_wire import MIB, REQUEST, answer, asked
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
@@ -17,11 +17,6 @@ from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
 from asyncsync.stores.http.response import parse_head
-
-
-@pytest.fixture(params=["plain", "tls"])
-def wire(request):
-    return Wire(request.getfixturevalue("certificate") if request.param == "tls" else None)
 
 
 async def fetched(http, size):

@@ -20,11 +20,6 @@ SIZES = [1, 16 << 10, SINGLE_WRITE_LEASED, SINGLE_WRITE_LEASED + 1, 65_537, MIB,
 KINDS = pytest.mark.parametrize("kind", ["file", "memory"])
 
 
-@pytest.fixture(params=["plain", "tls"])
-def wire(request):
-    return Wire(request.getfixturevalue("certificate") if request.param == "tls" else None)
-
-
 class Got:
     """The bytes of one connection, and how it ended."""
 

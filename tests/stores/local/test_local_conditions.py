@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from leases import CountedLease, leased
+from test_local_store import files, tree
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
@@ -26,28 +26,6 @@ from asyncsync.stores.local import publish as local_publish
 from asyncsync.stores.local.store import LocalStore
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    return tmp_path / "objects"
-
-
-@pytest.fixture
-def store(root):
-    return LocalStore(root)
-
-
-def files(root: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
-
-
-def tree(root: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-
-
-async def keys(store, prefix=""):
-    return [info.key for info in (await store.list(prefix)).objects]
 
 
 # conditions

@@ -26,16 +26,6 @@ from asyncsync.stores.local.store import LocalStore
 MIB = 1 << 20
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
-    return tmp_path / "objects"
-
-
-@pytest.fixture
-def store(root):
-    return LocalStore(root)
-
-
 def files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
 

@@ -201,13 +201,13 @@ async def test_many_are_deleted_in_one_request_and_failures_are_reported():
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("plane", ["wire", "sdk"])
-async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, plane):
+@pytest.mark.parametrize("via", ["signed", "aiobotocore"])
+async def test_an_upload_is_filled_with_ranges_of_another_object(monkeypatch, seaweedfs, via):
     data = bytes(range(256)) * (11 * MIB // 256) + b"end"
-    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: plane == "wire")
-    bucket = seaweedfs.create_bucket(f"ranges-{plane}")
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: via == "signed")
+    bucket = seaweedfs.create_bucket(f"ranges-{via}")
     async with S3Store(bucket, "p", options=seaweedfs.storage_options) as store:
-        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (plane == "sdk")
+        assert isinstance(store._bucket.opened, AiobotocoreRequests) is (via == "aiobotocore")
         old = await store.put("a b", data)
         upload = await store.create_multipart("k")
         cuts = [(1, 0, 6 * MIB), (2, 6 * MIB, len(data) - 6 * MIB)]

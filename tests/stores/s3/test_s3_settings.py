@@ -69,23 +69,23 @@ async def test_nothing_is_opened_before_the_first_use():
         await store.close()
 
 
-# Buckets that the wire does not serve
+# Buckets that signed requests do not support
 
 
 @pytest.mark.parametrize(
-    ("bucket", "served"),
+    ("bucket", "supported"),
     [
         ("plain-bucket", True),
         ("arn:aws:s3:us-east-1:123456789012:accesspoint/mine", False),
         ("mine--use1-az4--x-s3", False),
     ],
 )
-def test_which_buckets_the_wire_serves(bucket, served):
-    assert supports_bucket(bucket) is served
+def test_which_buckets_signed_requests_support(bucket, supported):
+    assert supports_bucket(bucket) is supported
 
 
 @pytest.mark.server
-async def test_the_plane_through_aiobotocore_does_the_same(monkeypatch, seaweedfs, tmp_path):
+async def test_requests_through_aiobotocore_do_the_same(monkeypatch, seaweedfs, tmp_path):
     monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
     bucket = seaweedfs.create_bucket("fallback")
     path = tmp_path / "f"

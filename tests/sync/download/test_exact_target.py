@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from stored import put_experiment, put_tree, put_trial
+from stored import files_of, put_experiment, put_tree, put_trial
 
 from asyncsync import ConfigError, IntegrityError, SyncFailedError, pull
 from asyncsync.remote.experiment import Experiment
@@ -30,10 +30,6 @@ async def both(store):
     return (await Experiment.open(URI)).trial("t").checkpoints
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 def everything(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*")}
 
@@ -42,7 +38,7 @@ async def test_two_checkpoints_in_one_directory_leave_the_second_alone(both, tmp
     target = tmp_path / "model"
     for item, files in zip((*both, both[0]), (OLD, NEW, OLD), strict=True):
         await item.download(target, exact=True)
-        assert contents(target) == files
+        assert files_of(target) == files
         assert len(everything(target)) == len(files) + len({name for name in files if "/" in name})
 
 
@@ -50,7 +46,7 @@ async def test_without_exact_nothing_is_removed(both, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_bytes(b"mine")
     await both[0].download(tmp_path / "model")
-    assert contents(tmp_path / "model") == {**OLD, "mine": b"mine"}
+    assert files_of(tmp_path / "model") == {**OLD, "mine": b"mine"}
 
 
 async def test_links_are_removed_and_never_followed(both, tmp_path):
@@ -65,9 +61,9 @@ async def test_links_are_removed_and_never_followed(both, tmp_path):
     (target / "tok").symlink_to(outside / "part-0")
     (target / "nowhere").symlink_to("nothing")
     report = await both[1].download(target, exact=True)
-    assert contents(target) == NEW
+    assert files_of(target) == NEW
     assert everything(target) == {*NEW, "weights"}
-    assert contents(outside) == {"deep/precious": b"precious", "part-0": b"not yours"}
+    assert files_of(outside) == {"deep/precious": b"precious", "part-0": b"not yours"}
     assert report.files_removed == 3  # "tok" was replaced
 
 
@@ -77,7 +73,7 @@ async def test_a_link_to_a_directory_of_the_target_is_no_way_to_lose_a_file(both
     (target / "other").mkdir(parents=True)
     (target / "weights").symlink_to("other")
     await both[1].download(target, exact=True)
-    assert contents(target) == NEW
+    assert files_of(target) == NEW
 
 
 async def test_directories_that_are_empty_then_go_too(both, tmp_path):
@@ -91,13 +87,13 @@ async def test_directories_that_are_empty_then_go_too(both, tmp_path):
 async def test_nothing_is_removed_before_everything_is_in_place(store, both, tmp_path):
     target = tmp_path / "model"
     await both[0].download(target)
-    before = contents(target)
+    before = files_of(target)
     store.damage("t/checkpoint_000001/weights/part-0", b"q")
     with pytest.raises(IntegrityError):
         await both[1].download(target, exact=True)
-    kept = {name: data for name, data in contents(target).items() if name in before}
+    kept = {name: data for name, data in files_of(target).items() if name in before}
     assert kept["model.safetensors"] == b"old"
-    assert b"1" in contents(target).values()  # tok/v1, under its name or set aside
+    assert b"1" in files_of(target).values()  # tok/v1, under its name or set aside
 
 
 async def test_a_failure_before_the_first_file_landed_restores_the_old_files(both, tmp_path):
@@ -108,7 +104,7 @@ async def test_a_failure_before_the_first_file_landed_restores_the_old_files(bot
         inject_faults("lab").fail(1, IntegrityError("damaged"), key=name, times=None)
     with pytest.raises(IntegrityError):
         await both[1].download(target, exact=True)
-    assert contents(target) == {"tok/v1": b"1"}
+    assert files_of(target) == {"tok/v1": b"1"}
 
 
 async def test_restore_is_exact_too_and_falls_back_exactly(store, tmp_path):
@@ -117,7 +113,7 @@ async def test_restore_is_exact_too_and_falls_back_exactly(store, tmp_path):
     (target / "mine").write_bytes(b"mine")
     store.damage("t/checkpoint_000001/tok", b"b file now")
     report = await (await Experiment.open(URI)).restore(target, exact=True)
-    assert (report.checkpoint.number, contents(target)) == (0, OLD)
+    assert (report.checkpoint.number, files_of(target)) == (0, OLD)
 
 
 async def test_a_pulled_experiment_is_exact_over_all_its_trees(store, tmp_path):
@@ -126,7 +122,7 @@ async def test_a_pulled_experiment_is_exact_over_all_its_trees(store, tmp_path):
     (target / "t" / "checkpoint_000007" / "w").write_bytes(b"of an older pull")
     (target / "stray").write_bytes(b"x")
     report = await pull(URI, target, exact=True)
-    assert contents(target) == {
+    assert files_of(target) == {
         "searcher.pkl": b"state",
         "t/result.json": b'{"loss": 1}\n',
         **{f"t/checkpoint_000000/{name}": data for name, data in OLD.items()},
@@ -150,7 +146,7 @@ async def test_a_pushed_tree_replaces_the_previously_pulled_one(tmp_path):
     for files in ({"a": b"1", "d/x": b"2"}, {"a/y": b"3", "d": b"4"}):
         await put_tree(store, "", files)
         await pull("memory://lab/tree", tmp_path / "copy", exact=True)
-        assert contents(tmp_path / "copy") == files
+        assert files_of(tmp_path / "copy") == files
 
 
 @pytest.mark.parametrize("where", ["a", "a/b"])
@@ -174,7 +170,7 @@ async def test_a_directory_that_becomes_a_link_while_it_is_cleared_leads_nowhere
     monkeypatch.setattr(os, "scandir", scandir)
     await both[1].download(target, exact=True)
     assert swapped
-    assert contents(outside) == {"file": b"precious", "b/file": b"precious"}
+    assert files_of(outside) == {"file": b"precious", "b/file": b"precious"}
 
 
 def test_what_a_failed_download_takes_back_is_not_taken_from_behind_a_link(tmp_path):
@@ -186,7 +182,7 @@ def test_what_a_failed_download_takes_back_is_not_taken_from_behind_a_link(tmp_p
     (target / "a").rename(tmp_path / "was")
     (target / "a").symlink_to(outside)
     remove_files(str(target), ["a/b/file", "c/file", "gone/file", "gone"])
-    assert contents(outside) == {"b/file": b"precious"}
+    assert files_of(outside) == {"b/file": b"precious"}
     assert everything(target) == {"a"}
 
 
@@ -199,7 +195,7 @@ async def test_a_directory_that_asyncsync_keeps_in_step_is_refused(both, tmp_pat
     for call in (both[0].download, (await Experiment.open(URI)).restore, lambda *a, **k: pull(URI, *a, **k)):
         with pytest.raises(ConfigError, match="asyncsync keeps"):
             await call(target, exact=True)
-    assert contents(target) == {"mine": b"mine"}
+    assert files_of(target) == {"mine": b"mine"}
 
 
 @pytest.mark.parametrize("where", ["home", "", "home/inner/..", "link", "state"])
@@ -220,7 +216,7 @@ async def test_the_root_and_parents_of_the_working_directory_are_refused(both, t
         with pytest.raises(ConfigError, match="exact=True is refused"):
             await both[0].download(target, exact=True)
     await both[0].download(".", exact=True)
-    assert contents(tmp_path / "project" / "src") == OLD
+    assert files_of(tmp_path / "project" / "src") == OLD
 
 
 async def test_a_file_that_cannot_be_removed_is_named_when_all_else_is_done(both, tmp_path, monkeypatch):
@@ -238,7 +234,7 @@ async def test_a_file_that_cannot_be_removed_is_named_when_all_else_is_done(both
     monkeypatch.setattr(os, "unlink", unlink)
     with pytest.raises(SyncFailedError, match=r"1 other file\(s\) cannot be removed: kept/file"):
         await both[1].download(target, exact=True)
-    assert contents(target) == {**NEW, "kept/file": b"x"}
+    assert files_of(target) == {**NEW, "kept/file": b"x"}
 
 
 async def test_include_takes_the_files_that_match_and_checks_them(both, tmp_path):
@@ -250,14 +246,14 @@ async def test_include_takes_the_files_that_match_and_checks_them(both, tmp_path
     ):
         target = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         report = await both[1].download(target, include=include)
-        assert sorted(contents(target)) == names
+        assert sorted(files_of(target)) == names
         assert report.bytes_total == sum(len(NEW[name]) for name in names)
 
 
 async def test_a_restore_of_some_files_needs_only_those_to_be_right(store, tmp_path):
     store.damage("t/checkpoint_000001/weights/part-0", b"q")
     report = await (await Experiment.open(URI)).restore(tmp_path / "r", include=["tok"])
-    assert (report.checkpoint.number, contents(tmp_path / "r")) == (1, {"tok": b"a file now"})
+    assert (report.checkpoint.number, files_of(tmp_path / "r")) == (1, {"tok": b"a file now"})
 
 
 @pytest.mark.parametrize(

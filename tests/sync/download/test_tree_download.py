@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from stored import MTIME, entry_of, put_tree
+from stored import MTIME, entry_of, files_of, put_tree
 
 from asyncsync.disk.landing import Landing
 from asyncsync.errors import (
@@ -29,16 +29,12 @@ async def get(store, manifest, target, prefix="t/", **options):
     return await download_tree(store, prefix, manifest, target, **{"concurrency": 4, "part_size": MIB, **options})
 
 
-def contents(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("part_size", [0, 2 * MIB, 300_000])
 async def test_every_file_comes_back_as_it_was(tmp_path, part_size):
     store = MemoryStore()
     manifest = await put_tree(store, "t/", FILES, part_size=part_size)
     report = await get(store, manifest, tmp_path / "out")
-    assert contents(tmp_path / "out") == FILES
+    assert files_of(tmp_path / "out") == FILES
     assert (report.files_fetched, report.files_skipped) == (4, 0)
     assert report.bytes_total == report.bytes_fetched == sum(map(len, FILES.values()))
 
@@ -68,7 +64,7 @@ async def test_files_that_are_there_and_right_are_not_fetched(tmp_path):
     report = await get(store, manifest, tmp_path)
     assert [request.key for request in store.log] == ["t/a.bin"]
     assert (report.files_fetched, report.files_skipped, report.bytes_fetched) == (1, 3, 5)
-    assert contents(tmp_path) == FILES
+    assert files_of(tmp_path) == FILES
     assert (tmp_path / "big.bin").stat().st_mtime_ns == MTIME
 
 
@@ -85,7 +81,7 @@ async def test_a_copied_tree_with_other_versions_comes_back(tmp_path):
     moved = Manifest({path: entry_of(path, data, version="other") for path, data in FILES.items()})
     assert manifest.files.keys() == moved.files.keys()
     await get(store, moved, tmp_path)
-    assert contents(tmp_path) == FILES
+    assert files_of(tmp_path) == FILES
 
 
 @pytest.mark.parametrize("path", ["../out", "/etc/x", "a/../../x", "a//b", "./a", "a\0b", "", ".asyncsync/journal"])
@@ -113,7 +109,7 @@ async def test_a_link_that_leads_outside_is_refused_before_anything_is_written(t
     manifest = await put_tree(store, "t/", FILES)
     with pytest.raises(SyncError, match="outside through a symbolic link"):
         await get(store, manifest, target)
-    assert contents(outside) == {}
+    assert files_of(outside) == {}
     assert [path.name for path in target.iterdir()] == ["deep"]
 
 
@@ -169,7 +165,7 @@ async def test_bytes_damaged_on_the_way_are_read_again(tmp_path, name):
     store = Flipping()
     manifest = await put_tree(store, "t/", FILES)
     report = await get(store, manifest, tmp_path)
-    assert contents(tmp_path) == FILES
+    assert files_of(tmp_path) == FILES
     assert report.bytes_fetched == report.bytes_total
     assert store.flips == 0
 
@@ -247,10 +243,10 @@ async def test_a_download_cancelled_at_any_request_leaves_only_complete_files(tm
     for number in range(1, len(memory.log) + 1):
         target = tmp_path / str(number)
         await cancelled(memory, manifest, target, number)
-        found = {path: data for path, data in contents(target).items() if not path.endswith("asyncsync-tmp")}
+        found = {path: data for path, data in files_of(target).items() if not path.endswith("asyncsync-tmp")}
         assert found == {path: FILES[path] for path in found}
         await get(memory, manifest, target)
-        assert contents(target) == FILES
+        assert files_of(target) == FILES
 
 
 @pytest.mark.parametrize("at", range(1, 7))
@@ -261,7 +257,7 @@ async def test_the_next_download_fetches_only_missing_parts(tmp_path, at):
     assert len(temporary(tmp_path)) == (at > 1)
     report = await get(memory, manifest, tmp_path)
     assert report.bytes_fetched == len(BIG) - (at - 1) * MIB
-    assert contents(tmp_path) == {"big.bin": BIG}
+    assert files_of(tmp_path) == {"big.bin": BIG}
 
 
 async def test_a_part_of_the_temporary_file_that_is_not_right_is_fetched_again(tmp_path):
@@ -274,7 +270,7 @@ async def test_a_part_of_the_temporary_file_that_is_not_right_is_fetched_again(t
         file.write(b"flipped")
     report = await get(memory, manifest, tmp_path)
     assert report.bytes_fetched == len(BIG) - 2 * MIB
-    assert contents(tmp_path) == {"big.bin": BIG}
+    assert files_of(tmp_path) == {"big.bin": BIG}
 
 
 async def test_a_store_that_goes_away_costs_no_verified_part(tmp_path):
@@ -294,7 +290,7 @@ async def test_leftovers_of_a_killed_download_are_removed(tmp_path):
     (tmp_path / ".snap.asyncsync-tmp").mkdir()
     store = MemoryStore()
     await get(store, await put_tree(store, "t/", FILES), tmp_path)
-    assert contents(tmp_path) == {**FILES, ".mine": b"mine"}
+    assert files_of(tmp_path) == {**FILES, ".mine": b"mine"}
     assert (tmp_path / ".snap.asyncsync-tmp").is_dir()
 
 
@@ -307,7 +303,7 @@ async def test_two_downloads_into_one_target_do_not_interfere(tmp_path):
     await get(memory, manifest, tmp_path)
     hang.release.set()
     await first
-    assert contents(tmp_path) == FILES
+    assert files_of(tmp_path) == FILES
 
 
 async def test_small_files_never_need_more_than_the_workers_at_once(tmp_path):
@@ -332,7 +328,7 @@ async def test_names_of_full_length_come_back(tmp_path):
     store = MemoryStore()
     files = {"n" * 255: b"long", "ü" * 127: b"wide"}
     await get(store, await put_tree(store, "", files), tmp_path, prefix="")
-    assert contents(tmp_path) == files
+    assert files_of(tmp_path) == files
 
 
 async def test_progress_ends_with_everything(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 
-import aiohttp
 import pytest
 from gcs_fake.documented import ROWS, ask, filled
 
@@ -11,12 +10,6 @@ from gcs_fake.documented import ROWS, ask, filled
 def fake():
     with filled() as running:
         yield running
-
-
-@pytest.fixture
-async def http():
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        yield session
 
 
 def dig(document, path):

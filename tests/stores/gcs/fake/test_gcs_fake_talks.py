@@ -15,12 +15,6 @@ def fake():
         yield running
 
 
-@pytest.fixture
-async def http():
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        yield session
-
-
 async def start(http, fake, target="?uploadType=resumable&name=r"):
     status, headers, _ = await ask(http, fake, "POST", UP + target)
     assert status == 200
