@@ -197,18 +197,25 @@ class TreeManifest:
         return same
 
     async def recheck(self, store: Store) -> None:
-        """Drop the entries whose version the store does not have, so that the next pass sends their files again. A
-        replaced writer may have overwritten them. One listing."""
-        await self.load(store)
-        await self._drop_missing(store)
+        """Make the next pass repair what a replaced writer has overwritten: files, and the manifest itself. One listing.
 
-    async def _drop_missing(self, store: Store) -> None:
+        Entries whose version the store does not have are dropped, so that their files are sent again. A manifest of
+        another version is replaced."""
+        await self.load(store)
+        there = await self._drop_missing(store)
+        if isinstance(self.state, Present) and there.get(self._record) != self.state.version:
+            version = there.get(self._record)
+            self.state, self._reduced = Absent() if version is None else Present(version), True
+
+    async def _drop_missing(self, store: Store) -> Mapping[str, str]:
+        """The versions below the prefix, by path."""
         if self.stored is None:
-            return
+            return {}
         there = await versions_below(store, self._prefix)
         files = {path: entry for path, entry in self.stored.files.items() if there.get(path) == entry.version}
         self._reduced = self._reduced or len(files) < len(self.stored.files)
         self.stored = Manifest(files, self.stored.info, self.stored.extra)
+        return there
 
     async def commit(
         self, store: GuardedView, deleted: Sequence[str], scanned: int, mapped: Collection[str]

@@ -32,7 +32,6 @@ from asyncsync import (
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.remote import access as reader
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.sync import session
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
@@ -56,7 +55,7 @@ def _budgets_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(**options)
             BUDGETS.append(self)
 
-    for module in (session, reader):
+    for module in (session,):
         monkeypatch.setattr(module, "Budget", Seen)
 
 

@@ -125,3 +125,20 @@ async def test_a_manifest_that_differs_only_in_times_is_not_written(session):
     await manifest.commit(store, [], 2, ())
     assert (manifest.state, store.requests, manifest.scanned) == (before, 0, 2)
     assert before != Present(MISSING)
+
+
+async def test_a_recheck_replaces_the_manifest_of_a_replaced_writer(session):
+    """Its lease may have lasted until after ours was written; what it names is not what lies there."""
+    store = MemoryStore("b", "p")
+    info = await store.put("a", b"a")
+    manifest = known(session)
+    await manifest.load(view(session))
+    ours = FileEntry("a", 1, 1, 0o644, 1, 0, ("0" * 32,), (1,), info.version)
+    manifest.add_sent({"a": ours}, 7)
+    await manifest.commit(view(session), [], 7, ())
+    foreign = await written(session, "a", "b")
+    await manifest.recheck(view(session))
+    assert (manifest.state, manifest.is_outdated) == (Present(foreign), True)
+    await manifest.commit(view(session), [], 8, ())
+    found = Manifest.from_bytes(MemoryStore("b", "p").contents[MANIFEST])
+    assert found.files == {"a": ours}
