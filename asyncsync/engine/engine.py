@@ -22,7 +22,7 @@ from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
 from asyncsync.engine.trials.pending_checkpoints import find_left_behind
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import restore_files
+from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
 from asyncsync.remote.trial_index import read_trials
@@ -34,9 +34,6 @@ from asyncsync.sync.janitor import Janitor
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import pair
-
-TAKEOVER_ATTEMPTS = 4
-"""Attempts to take the experiment's record over while writes of its last writer are in flight."""
 
 if TYPE_CHECKING:
     from asyncsync.blocking import BlockingEngine

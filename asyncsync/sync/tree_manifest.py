@@ -197,7 +197,7 @@ class TreeManifest:
         return same
 
     async def recheck(self, store: Store) -> None:
-        """Make the next pass repair what a replaced writer has overwritten: files, and the manifest itself. One listing.
+        """Make the next pass repair the files and the manifest that a replaced writer has overwritten. One listing.
 
         Entries whose version the store does not have are dropped, so that their files are sent again. A manifest of
         another version is replaced."""

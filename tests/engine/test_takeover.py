@@ -73,6 +73,35 @@ def test_a_late_trial_record_is_continued(bench: Bench) -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("writes", [2, 4])
+def test_every_record_within_the_last_lease_is_continued(bench: Bench, writes: int) -> None:
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        async with one.killed(NEVER, resume=False) as engine:
+            trial = engine.trial("t")
+            await trial.report({"n": 0})
+            await trial.sync()
+            ours = two.network.hang(operation="put", key="t/.asyncsync/trial.json")
+
+            async def succeed() -> None:
+                async with two.engine(NEVER) as heir:
+                    await heir.trial("t").sync()
+
+            successor = asyncio.create_task(succeed())
+            for number in range(1, writes + 1):
+                await ours.reached.wait()
+                await trial.report({"n": number})
+                await trial._state.keeper.save()
+                before, ours = ours, two.network.hang(operation="put", key="t/.asyncsync/trial.json")
+                before.release.set()
+            await ours.reached.wait()
+            ours.release.set()
+            await successor
+        assert (record(bench).metrics, record(bench).reports) == ({"n": writes}, writes + 1)
+
+    run_virtual(main())
+
+
 def test_a_record_of_a_third_process_refuses_the_successor(bench: Bench) -> None:
     async def main() -> None:
         one, two, three = Machine(bench, "one"), Machine(bench, "two"), Machine(bench, "three")

@@ -7,7 +7,7 @@ from functools import partial
 
 from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
+from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.sync.records.manifests import get_record
@@ -94,15 +94,17 @@ class RecordKeeper:
     async def take(self) -> bool:
         """Save the record for the first time.
 
-        A write of a replaced process may have landed after this process read the record. In that case its content is
-        merged into ours, and ours is saved again.
+        Writes of a replaced process may land after this process read the record, for as long as its lease lasts. Their
+        content is merged into ours, and ours is saved again.
         """
-        try:
-            return await self.save()
-        except ConcurrentWriterError:
-            if not await self._merge_late_record():
-                raise
-        return await self.save()
+        attempts_left = TAKEOVER_ATTEMPTS
+        while True:
+            try:
+                return await self.save()
+            except ConcurrentWriterError:
+                attempts_left -= 1
+                if not attempts_left or not await self._merge_late_record():
+                    raise
 
     async def _merge_late_record(self) -> bool:
         """Merge the stored record if a process that this one replaced wrote it. Returns whether that was so."""

@@ -27,6 +27,8 @@ from asyncsync.sync.download.tree_download import download_tree
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
+TAKEOVER_ATTEMPTS = 8
+"""Attempts to replace a record whose last writer may still write it: until its lease expires it may at each sync."""
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. Numbers have 63 bits, so more digits cannot be one of ours."""
 RESTORE_ATTEMPTS = 3
