@@ -79,6 +79,12 @@ def stop(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed damaged documents to every parser for 10 minutes; `-- --seconds N --jobs N --from SEED` for longer."""
+    session.run("python", "tests/fuzz/fuzzing.py", *session.posargs)
+
+
+@nox.session
 def simulate(session: nox.Session) -> None:
     """Simulate whole clusters in virtual time, with faults: every seed that ever failed, then 2,000 new ones;
     `-- --seeds N --from S` for others, `-- --explain` to reduce a failure to its causes."""
