@@ -58,7 +58,7 @@ class CheckpointView:
     """Size of all files."""
     time: float
     """When the checkpoint became durable, Unix seconds."""
-    access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
+    _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
         """Every file with its size and checksums.
@@ -70,7 +70,7 @@ class CheckpointView:
         """
         async with (
             self._retirement_reported(),
-            open_for_reading(self.uri, self.access.transfer, self.access.options) as store,
+            open_for_reading(self.uri, self._access.transfer, self._access.options) as store,
         ):
             return await read_manifest(store, "")
 
@@ -106,10 +106,10 @@ class CheckpointView:
                 syncs.
             SyncFailedError: any other failure.
         """
-        selection, transfer = Selection.of(include, exact=exact), self.access.transfer
+        selection, transfer = Selection.of(include, exact=exact), self._access.transfer
         put: list[str] = [] if landed is None else landed
         try:
-            async with self._retirement_reported(), open_for_reading(self.uri, transfer, self.access.options) as store:
+            async with self._retirement_reported(), open_for_reading(self.uri, transfer, self._access.options) as store:
                 return await download_selection(
                     store,
                     "",
@@ -126,7 +126,7 @@ class CheckpointView:
     async def verify(self, *, deep: bool = True) -> VerifyReport:
         """Compare the store with the manifest; ``deep`` reads every byte. CheckpointRetiredError if the trial has
         retired the checkpoint."""
-        access = self.access
+        access = self._access
         async with self._retirement_reported():
             report = await verify(self.uri, deep=deep, storage_options=access.options, transfer=access.transfer)
         if not report.ok and (retired := await self._retired()) is not None:
@@ -145,7 +145,7 @@ class CheckpointView:
 
     async def _retired(self) -> CheckpointRetiredError | None:
         """The error to raise if the trial's record no longer names the checkpoint."""
-        access = self.access
+        access = self._access
         try:
             async with open_for_reading(
                 self.uri.removesuffix(f"/{self.name}"), access.transfer, access.options
@@ -198,7 +198,7 @@ class Experiment:
     status: str
     trials: list[TrialView]
     """Sorted by name."""
-    access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
+    _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
     async def open(
@@ -306,7 +306,7 @@ class Experiment:
 
     async def _now(self, trial: str | None) -> list[TrialView]:
         """The trials as their current records describe them; for one trial only its own record is read."""
-        access = self.access
+        access = self._access
         if trial is None:
             now = await Experiment.open(self.uri, storage_options=access.options, transfer=access.transfer)
             return now.trials

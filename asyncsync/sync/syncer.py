@@ -27,6 +27,26 @@ from asyncsync.sync.upload.tree_upload import Tally
 KEY = ""
 
 
+class _Member:
+    """What the scheduler knows of a syncer."""
+
+    key = KEY
+
+    def __init__(self, tree: Tree, on_progress: Callable[[Tally], None]) -> None:
+        self._tree, self._on_progress = tree, on_progress
+        self.last_start = float("-inf")
+        """On the event loop's clock."""
+
+    async def sync_once(self) -> SyncReport:
+        """One attempt."""
+        self.last_start = asyncio.get_running_loop().time()
+        return await self._tree.sync_once(self._on_progress)
+
+    def progress(self) -> str:
+        """How much of the running or last sync is done, for people."""
+        return self._tree.progress()
+
+
 class Syncer:
     """Keeps ``local_dir`` and ``uri`` in sync; use it as ``async with Syncer(...) as syncer``.
 
@@ -57,13 +77,11 @@ class Syncer:
     ) -> None:
         self.local_dir = Path(os.path.abspath(os.fspath(local_dir)))
         self.uri = os.fspath(uri)
-        self.config, self._transfer = sync_config, transfer
+        self._config, self._transfer = sync_config, transfer
         self._options, self._checksum = storage_options, checksum
         self._on_event = on_event
         self._session: Session | None = None
-        self._last_start = float("-inf")
-
-    key = KEY
+        self._member: _Member | None = None
 
     async def __aenter__(self) -> Syncer:
         self._session = await Session.open(self.uri, self._transfer, self._options)
@@ -75,8 +93,8 @@ class Syncer:
             TreeOptions(
                 lambda: rules,
                 Lane.ARTIFACT,
-                delete=self.config.delete,
-                max_delete=self.config.max_delete,
+                delete=self._config.delete,
+                max_delete=self._config.max_delete,
                 checksum=self._checksum,
             ),
         )
@@ -87,9 +105,10 @@ class Syncer:
             raise
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
-        self._scheduler = Scheduler(self.config, self._group, self._emit)
+        self._scheduler = Scheduler(self._config, self._group, self._emit)
         self._runner = self._group.create_task(self._scheduler.run(), name="asyncsync scheduler")
-        self._scheduler.add(self, periodic=False)
+        self._member = _Member(self._tree, self._progress)
+        self._scheduler.add(self._member, periodic=False)
         return self
 
     async def __aexit__(
@@ -122,7 +141,8 @@ class Syncer:
     async def sync_up_if_needed(self) -> SyncReport | None:
         """The same, but only if ``sync_period`` has passed since the last sync started; otherwise None."""
         self._open()
-        if asyncio.get_running_loop().time() - self._last_start < self.config.period:
+        last_start = self._member.last_start if self._member is not None else float("-inf")
+        if asyncio.get_running_loop().time() - last_start < self._config.period:
             return None
         return await self.sync_up()
 
@@ -132,7 +152,7 @@ class Syncer:
         CheckpointIncompleteError if the prefix has no manifest; IntegrityError; SyncTimeoutError.
         """
         session = self._open()
-        return await within(self.config.timeout, self._down(session), lambda: f"{self.uri} -> {self.local_dir}")
+        return await within(self._config.timeout, self._down(session), lambda: f"{self.uri} -> {self.local_dir}")
 
     async def delete(self) -> int:
         """Delete everything below the prefix, the manifest first. Returns the number of deleted objects."""
@@ -150,13 +170,8 @@ class Syncer:
         self._open()
         return await self._tree.plan()
 
-    async def sync_once(self) -> SyncReport:
-        """One attempt. Called by the scheduler."""
-        self._last_start = asyncio.get_running_loop().time()
-        return await self._tree.sync_once(self._progress)
-
     def progress(self) -> str:
-        """How far the running or last sync is, for people."""
+        """How much of the running or last sync is done, for people."""
         return self._tree.progress()
 
     def _open(self) -> Session:
@@ -165,7 +180,7 @@ class Syncer:
         return self._session
 
     def _rules(self) -> Rules:
-        config = self.config
+        config = self._config
         only = (self.local_dir.name,) if self.local_dir.is_file() else None
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only)
 
