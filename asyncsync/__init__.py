@@ -3,7 +3,7 @@
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.engine.engine import SyncEngine
 from asyncsync.engine.trial import Report, Trial
-from asyncsync.engine.trials.checkpoint import Checkpoint
+from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
@@ -30,11 +30,13 @@ from asyncsync.errors import (
 )
 from asyncsync.planning.document import __version__
 from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.prune import prune
 from asyncsync.remote.pull import pull
 from asyncsync.remote.repair import repair
 from asyncsync.remote.verify import verify
-from asyncsync.report import RepairReport, SyncReport, VerifyReport
+from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
+from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.syncer import Syncer, push
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "AsyncsyncError",
     "Checkpoint",
     "CheckpointConfig",
+    "CheckpointHandle",
     "CheckpointIncompleteError",
     "CheckpointRetiredError",
     "ConcurrentWriterError",
@@ -49,6 +52,7 @@ __all__ = [
     "DamagedError",
     "EngineClosedError",
     "EngineStatus",
+    "EventStream",
     "Experiment",
     "ExperimentExistsError",
     "FlushReport",
@@ -56,6 +60,7 @@ __all__ = [
     "NoSuchBucketError",
     "NotFoundError",
     "PreconditionError",
+    "PruneReport",
     "RangeNotSatisfiedError",
     "RepairReport",
     "Report",
@@ -78,6 +83,7 @@ __all__ = [
     "UploadMode",
     "VerifyReport",
     "__version__",
+    "prune",
     "pull",
     "push",
     "repair",

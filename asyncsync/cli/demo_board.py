@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from asyncsync import SyncEngine
+from asyncsync import EventStream, SyncEngine
 from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.output import Output, human_bytes
 from asyncsync.events import (
@@ -25,7 +25,6 @@ from asyncsync.events import (
     SyncFinished,
     SyncTimedOut,
 )
-from asyncsync.sync.event_stream import EventStream
 
 REFRESH = 0.1
 """Seconds between two updates of the table."""

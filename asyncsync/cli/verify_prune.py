@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
+from asyncsync import prune as remove_abandoned
 from asyncsync import repair as repair_tree
 from asyncsync import verify as verify_tree
 from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
 from asyncsync.errors import ConfigError
-from asyncsync.remote.prune import prune as remove_abandoned
 from asyncsync.report import VerifyReport
 
 VERIFY = """Check that a store holds every file that its manifests name.

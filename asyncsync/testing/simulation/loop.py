@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from asyncsync.sync.session import Session
 from asyncsync.testing.virtual import VirtualTimeLoop
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ class Process:
         """The trouble that strikes it, and at which of its requests."""
         self.error = ""
         """The error with which it ended."""
-        self.sessions: list[Session] = []
+        self.sessions: list[Any] = []
         self.place_free: asyncio.Future[None]
         """Done when a successor may start: the process ended, or looks as if it had."""
         self.held: deque[ProcessCallback] = deque()

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncsync import Checkpoint, CheckpointHandle, Experiment, SyncEngine, Trial, prune
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
-from asyncsync.engine.engine import SyncEngine
-from asyncsync.engine.trial import Trial
-from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointIncompleteError,
@@ -25,8 +23,6 @@ from asyncsync.errors import (
     SourceChangedError,
     SyncFailedError,
 )
-from asyncsync.remote.experiment import Experiment
-from asyncsync.remote.prune import prune
 from asyncsync.testing.simulation.ledger import NAME, Ledger, Reported
 from asyncsync.testing.simulation.loop import Process
 from asyncsync.testing.simulation.network import PART_SIZE
