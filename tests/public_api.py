@@ -91,7 +91,8 @@ def _class(path: str, cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield from (f"    {member.name} = {member.value!r}" for member in cls)
         return
-    if "__init__" in vars(cls) and not issubclass(cls, typing.Protocol):  # type: ignore[arg-type]
+    is_protocol = getattr(cls, "_is_protocol", False)  # issubclass(cls, Protocol) depends on what was asked before
+    if "__init__" in vars(cls) and not is_protocol:
         yield f"    __init__{_signature(cls.__init__)}"
     own = inspect.get_annotations(cls)
     fields = (
