@@ -58,6 +58,8 @@ class WrappedStore(Store):
     """The store ``inner``, with every call passed through :meth:`around`. Override that.
 
     Plain calls (traits, checks) and ``close`` go to ``inner`` directly.
+
+    ``around`` is called on the class: an attribute of that name on an instance does not replace the layer.
     """
 
     lease: Lease | None = None
@@ -97,27 +99,29 @@ class WrappedStore(Store):
     ) -> ObjectInfo:
         body = under_lease(self.lease, body)
         operation = Operation("put", key, body_size(body), writes=True, body=True)
-        return await self.around(operation, partial(self.inner.put, key, body, crc32c=crc32c, if_version=if_version))
+        return await type(self).around(
+            self, operation, partial(self.inner.put, key, body, crc32c=crc32c, if_version=if_version)
+        )
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         call = partial(self.inner.read, key, sink, start=start, length=length, if_version=if_version)
-        return await self.around(Operation("read", key, body=True), call)
+        return await type(self).around(self, Operation("read", key, body=True), call)
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
-        return await self.around(Operation("read", key, body=True), partial(self.inner.get, key))
+        return await type(self).around(self, Operation("read", key, body=True), partial(self.inner.get, key))
 
     async def head(self, key: str) -> ObjectInfo:
-        return await self.around(Operation("head", key), partial(self.inner.head, key))
+        return await type(self).around(self, Operation("head", key), partial(self.inner.head, key))
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
         call = partial(self.inner.list, prefix, delimiter=delimiter, token=token)
-        return await self.around(Operation("list", prefix), call)
+        return await type(self).around(self, Operation("list", prefix), call)
 
     async def delete(self, keys: Sequence[str]) -> None:
         call = partial(self.inner.delete, under_lease(self.lease, keys))
-        await self.around(Operation("delete", "\n".join(keys), writes=True), call)
+        await type(self).around(self, Operation("delete", "\n".join(keys), writes=True), call)
 
     async def copy(
         self,
@@ -131,18 +135,20 @@ class WrappedStore(Store):
         only = {} if if_version is None else {"if_version": if_version}  # stores without conditions need not take it
         leased = under_lease(self.lease, key)
         call = partial(self.inner.copy, source, leased, if_source_version=if_source_version, size=size, **only)
-        return await self.around(Operation("copy", key, writes=True), call)
+        return await type(self).around(self, Operation("copy", key, writes=True), call)
 
     async def create_multipart(self, key: str) -> Upload:
         call = partial(self.inner.create_multipart, key)
-        return await self.around(Operation("create_multipart", key, writes=True), call)
+        return await type(self).around(self, Operation("create_multipart", key, writes=True), call)
 
     async def put_part(
         self, upload: Upload, number: int, offset: int, body: Body, *, crc32c: int | None = None
     ) -> Part:
         body = under_lease(self.lease, body)
         operation = Operation("put_part", upload.key, body_size(body), writes=True, body=True)
-        return await self.around(operation, partial(self.inner.put_part, upload, number, offset, body, crc32c=crc32c))
+        return await type(self).around(
+            self, operation, partial(self.inner.put_part, upload, number, offset, body, crc32c=crc32c)
+        )
 
     async def copy_part(
         self,
@@ -158,23 +164,29 @@ class WrappedStore(Store):
         call = partial(
             self.inner.copy_part, upload, number, offset, source, start, length, if_source_version=if_source_version
         )
-        return await self.around(Operation("copy_part", upload.key, writes=True), call)
+        return await type(self).around(self, Operation("copy_part", upload.key, writes=True), call)
 
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
         leased = under_lease(self.lease, upload)
         call = partial(self.inner.complete_multipart, leased, parts, crc32c=crc32c, if_version=if_version)
-        return await self.around(Operation("complete_multipart", upload.key, writes=True), call)
+        return await type(self).around(self, Operation("complete_multipart", upload.key, writes=True), call)
 
     async def abort_multipart(self, upload: Upload) -> None:
-        await self.around(Operation("abort_multipart", upload.key), partial(self.inner.abort_multipart, upload))
+        await type(self).around(
+            self, Operation("abort_multipart", upload.key), partial(self.inner.abort_multipart, upload)
+        )
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
-        return await self.around(Operation("list_parts", upload.key), partial(self.inner.list_parts, upload))
+        return await type(self).around(
+            self, Operation("list_parts", upload.key), partial(self.inner.list_parts, upload)
+        )
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
-        return await self.around(Operation("list_multiparts", prefix), partial(self.inner.list_multiparts, prefix))
+        return await type(self).around(
+            self, Operation("list_multiparts", prefix), partial(self.inner.list_multiparts, prefix)
+        )
 
 
 S = TypeVar("S")

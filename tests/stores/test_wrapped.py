@@ -179,3 +179,11 @@ async def test_a_file_is_sent_under_the_lease_too():
 def test_an_operation_names_its_first_key_and_counts_the_others():
     assert str(Operation("delete", "a\nb\nc")) == "delete 'a' and 2 more"
     assert str(Operation("put", "a")) == "put 'a'"
+
+
+async def test_an_attribute_named_around_does_not_replace_the_layer():
+    """A subclass may use the name for something of its own."""
+    store = FaultyStore(MemoryStore())
+    store.around = None
+    await store.put("k", b"data")
+    assert [request.operation for request in store.faults.requests] == ["put"]
