@@ -213,8 +213,9 @@ async def _second_process(uri: str, settings: Settings) -> dict[str, Any]:
     try:
         document, _ = await process.communicate()
     except BaseException:
-        process.kill()
-        await process.wait()  # it has been killed: a cancelled demo leaves no process behind
+        if process.returncode is None:
+            process.kill()
+            await process.wait()  # a cancelled demo leaves no process behind
         raise
     found: dict[str, Any] = json.loads(document or b"{}")
     return found
