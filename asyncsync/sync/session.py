@@ -23,7 +23,7 @@ from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.checksum_probe import probe_checks
 from asyncsync.stores.guard.fenced import Fence, FencedView
 from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import OpenUploads
 

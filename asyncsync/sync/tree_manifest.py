@@ -18,7 +18,7 @@ from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionE
 from asyncsync.planning.changes import SCANNED
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
-from asyncsync.planning.ranks import GENERATION, NONCE
+from asyncsync.planning.rank_parts import GENERATION, NONCE
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below

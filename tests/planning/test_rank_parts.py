@@ -4,7 +4,7 @@ import pytest
 from stored import entry_of
 
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.ranks import (
+from asyncsync.planning.rank_parts import (
     GENERATION,
     RETURNED,
     STEP,

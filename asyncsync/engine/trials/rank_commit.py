@@ -21,7 +21,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
-from asyncsync.planning.ranks import (
+from asyncsync.planning.rank_parts import (
     OUTCOME,
     RETURNED,
     STEP,

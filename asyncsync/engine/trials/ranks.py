@@ -38,7 +38,7 @@ from asyncsync.errors import (
     ConcurrentWriterError,
     SyncFailedError,
 )
-from asyncsync.planning.ranks import (
+from asyncsync.planning.rank_parts import (
     NONCE,
     RETURNED,
     Generation,

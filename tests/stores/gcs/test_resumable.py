@@ -13,7 +13,7 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.guarded import GuardedStore
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault

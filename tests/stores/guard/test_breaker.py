@@ -11,7 +11,7 @@ from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, LONGEST_PROBE_PAUSE, RETURN_SPREAD, StillUnavailableError
 from asyncsync.stores.guard.fenced import FencedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
 
 pytestmark = pytest.mark.virtual_time

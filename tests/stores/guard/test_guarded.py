@@ -21,7 +21,7 @@ from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, Breaker
 from asyncsync.stores.guard.budget import AttemptOutcome, Budget
 from asyncsync.stores.guard.guarded import GuardedStore
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.testing import MemoryStore
 
 pytestmark = pytest.mark.virtual_time
