@@ -17,6 +17,7 @@ from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
 from asyncsync.stores.http.response import parse_head
+from asyncsync.stores.options import ConnectionLimits
 
 
 async def fetched(http, size):
@@ -360,7 +361,7 @@ async def test_a_client_that_was_closed_sends_nothing_more(wire):
 
 
 async def test_nobody_there_is_a_broken_exchange():
-    http = HttpClient(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+    http = HttpClient(Host("127.0.0.1", 1, None), ConnectionLimits(5, 5, 1))
     with pytest.raises(BrokenError, match="no connection"):
         await http.send(REQUEST, None)
     await http.close()
