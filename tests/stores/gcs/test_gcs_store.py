@@ -87,8 +87,15 @@ def test_a_missing_bucket_is_recognised_from_each_servers_response():
     for message in ("The specified bucket does not exist.", "Bucket b does not exist."):
         said = json.dumps({"error": {"message": message}}).encode()
         assert "there is no bucket 'b'" in str(failure("list", "gs://b/x", 404, {}, said))
-    said = json.dumps({"error": {"message": "No such object: b/bucket"}}).encode()
-    assert "there is no bucket" not in str(failure("get", "gs://b/bucket", 404, {}, said))
+    for message in ("No such object: b/bucket", "Not Found", "the session for this bucket does not exist"):
+        said = json.dumps({"error": {"message": message}}).encode()
+        assert "there is no bucket" not in str(failure("get", "gs://b/bucket", 404, {}, said))
+
+
+@pytest.mark.parametrize("message", ["object crc32c/match has a hold", "no match for md5 in the calculated condition"])
+def test_words_in_the_middle_of_a_message_do_not_make_it_a_checksum_error(message):
+    error = failure("insert", "gs://b/x", 412, {}, json.dumps({"error": {"message": message}}).encode())
+    assert type(error) is PreconditionError
 
 
 async def test_a_missing_bucket_is_named(gcs_strict):

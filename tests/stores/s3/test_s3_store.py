@@ -25,6 +25,7 @@ from asyncsync.errors import (
 from asyncsync.stores.base import MISSING, Part, Upload
 from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.s3.errors import MalformedError
 from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
@@ -168,6 +169,23 @@ async def test_an_error_of_the_store_has_one_meaning_either_way(answer, error, r
     assert "s3://bucket/p/k" in str(caught.value)
     assert "very-secret" not in str(caught.value)
     assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("SlowDown", ThrottledError),
+        ("AccessDenied", AccessDeniedError),
+        ("RequestTimeout", UnavailableError),
+        ("MalformedXML", MalformedError),
+    ],
+)
+async def test_a_known_code_outweighs_the_words_of_its_message(code, error):
+    refusal = f"<Error><Code>{code}</Code><Message>unsupported checksum header</Message></Error>"
+    async with scripted([reply("400 Bad Request", refusal.encode())]) as (store, _):
+        with pytest.raises(StoreError) as caught:
+            await store.put("k", b"data")
+    assert type(caught.value) is error
 
 
 async def test_retry_after_is_reported_in_seconds():
