@@ -29,7 +29,8 @@ from asyncsync.errors import (
     UnsupportedError,
 )
 from asyncsync.planning.document import __version__
-from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.contents import ExperimentSummary, contents
+from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.remote.prune import prune
 from asyncsync.remote.pull import pull
 from asyncsync.remote.repair import repair
@@ -47,6 +48,7 @@ __all__ = [
     "CheckpointHandle",
     "CheckpointIncompleteError",
     "CheckpointRetiredError",
+    "CheckpointView",
     "ConcurrentWriterError",
     "ConfigError",
     "DamagedError",
@@ -55,6 +57,7 @@ __all__ = [
     "EventStream",
     "Experiment",
     "ExperimentExistsError",
+    "ExperimentSummary",
     "FlushReport",
     "IntegrityError",
     "NoSuchBucketError",
@@ -78,11 +81,13 @@ __all__ = [
     "TransferConfig",
     "Trial",
     "TrialStatus",
+    "TrialView",
     "UnavailableError",
     "UnsupportedError",
     "UploadMode",
     "VerifyReport",
     "__version__",
+    "contents",
     "prune",
     "pull",
     "push",

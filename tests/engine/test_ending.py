@@ -9,7 +9,8 @@ from stored import check_complete
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
 from asyncsync.errors import AsyncsyncError
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.planning.document import EXPERIMENT_RECORD
+from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import run_virtual
 
 ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True, delete=False)

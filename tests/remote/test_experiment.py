@@ -18,10 +18,11 @@ from asyncsync.errors import (
     SyncError,
     SyncFailedError,
 )
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.remote.experiment import Experiment
 from asyncsync.remote.pull import pull
 from asyncsync.stores import open_store
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
 
 URI = "memory://lab/exp"

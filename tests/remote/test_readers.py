@@ -6,9 +6,10 @@ import pytest
 from stored import entry_of, files_of, put_experiment, put_trial
 
 from asyncsync import CheckpointIncompleteError, CheckpointRetiredError, NotFoundError, pull
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.remote.experiment import Experiment
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
 URI = "memory://lab/exp"

@@ -37,9 +37,10 @@ from asyncsync import (
 from asyncsync.disk.scan import scan
 from asyncsync.errors import DamagedError
 from asyncsync.events import SyncWarning
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, run_virtual
 
 MIB = 1 << 20

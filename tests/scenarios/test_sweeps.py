@@ -31,10 +31,11 @@ from asyncsync import (
 )
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.sync import session
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.upload import assembly as assemble
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
 
