@@ -42,6 +42,18 @@ def test_every_public_name_is_there():
     assert list(asyncsync.__all__) == sorted(asyncsync.__all__)
 
 
+def test_the_import_leaves_out_what_a_training_process_seldom_needs(tmp_path):
+    late = ("asyncsync.remote.prune", "asyncsync.remote.pull", "asyncsync.stores.local.store", "pathspec")
+    done = run(f"import asyncsync; print([name for name in {late} if name in sys.modules])", tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_misspelled_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prume'"):
+        asyncsync.prume
+    assert set(asyncsync.__all__) <= set(dir(asyncsync))
+
+
 @pytest.mark.parametrize(
     "name",
     [
