@@ -45,7 +45,7 @@ def test_links_share_the_file_where_the_file_system_can(source):
     assert (taken.path / "weights").samefile(source / "weights")
 
 
-def test_where_no_link_can_be_made_it_is_a_copy(source, monkeypatch):
+def test_a_file_that_cannot_be_linked_is_copied(source, monkeypatch):
     def refuse(*_):
         raise OSError(18, "another file system")
 

@@ -119,7 +119,7 @@ def test_of_two_reports_at_once_one_gets_the_directory(bench: Bench) -> None:
     assert len(bench.keys(f"checkpoint_000000/{MANIFEST}")) == 1
 
 
-def test_what_came_or_changed_after_the_commit_stays_and_is_reported(bench: Bench) -> None:
+def test_files_changed_after_the_commit_stay_and_are_reported(bench: Bench) -> None:
     source = bench.checkpoint(a=b"a", b=b"b")
 
     def late() -> None:
@@ -210,7 +210,7 @@ def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) ->
         b"best",
     ],
 )
-def test_a_name_that_is_no_directory_or_asyncsyncs_own_is_refused(bench: Bench, name: object) -> None:
+def test_names_of_files_and_of_asyncsync_itself_are_refused(bench: Bench, name: object) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             with pytest.raises(ConfigError, match="name"):
@@ -263,7 +263,7 @@ def test_a_name_that_an_artifact_has_is_refused(bench: Bench, *, gone: bool) -> 
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_no_artifact_is_written_over_a_named_checkpoint(bench: Bench, *, resumed: bool) -> None:
+def test_an_artifact_never_overwrites_a_checkpoint(bench: Bench, *, resumed: bool) -> None:
     async def main() -> None:
         async with bench.engine(ARTIFACTS) as engine:
             await engine.trial("t").report({}, bench.checkpoint(), name="best")

@@ -133,7 +133,7 @@ async def test_a_rest_never_takes_longer_than_it_was_to():
     assert world.now - began <= 0.0011
 
 
-async def test_what_was_begun_before_the_store_was_back_rests_shortly():
+async def test_a_retry_pauses_shortly_if_it_began_before_the_store_was_back():
     world = World()
     tasks = await gone(world)
     began = world.now

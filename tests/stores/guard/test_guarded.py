@@ -109,7 +109,7 @@ async def test_the_stores_own_wish_is_a_least_pause():
     assert 7 <= world.now <= 7.3
 
 
-async def test_no_slot_is_held_while_waiting_to_try_again():
+async def test_a_request_holds_no_slot_between_its_attempts():
     world = World(slots=1)
     world.faults.fail(1, ThrottledError("slow down", retry_after=50))
     async with asyncio.TaskGroup() as group:

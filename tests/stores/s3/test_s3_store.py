@@ -220,7 +220,7 @@ async def test_a_broken_connection_is_not_tried_again_behind_our_back():
     assert [request.method for request in script.requests] == ["PUT", "PUT", "PUT"]
 
 
-async def test_nobody_listening_is_unavailable():
+async def test_a_refused_connection_is_unavailable():
     store = S3Store("bucket", "p", options=KEYS | {"endpoint_url": "http://127.0.0.1:1"})
     async with store:
         with pytest.raises(UnavailableError):
