@@ -53,7 +53,7 @@ async def contents(
     storage_options: Mapping[str, object] | None = None,
     transfer: TransferConfig = DEFAULT_TRANSFER,
 ) -> Contents:
-    """Find out from records and manifests what ``uri`` holds. Everything in the result is durable.
+    """Read the contents of ``uri`` from its records and manifests. Everything in the result is durable.
 
     ``files``: the manifest of ``uri`` itself, also if it is an experiment or a trial. Experiments are sorted by name.
 

@@ -145,7 +145,7 @@ def _directories(objects: Mapping[str, ObjectInfo], before: float) -> dict[str, 
 
 @dataclass(slots=True)
 class _Ownership:
-    """What the manifests and records above a directory name; each is read once. ``before`` is by the store's clock."""
+    """The names in the manifests and records above a directory, each read once. ``before`` is by the store's clock."""
 
     store: Store
     objects: dict[str, ObjectInfo]

@@ -1,4 +1,4 @@
-"""What the trees of one engine or syncer share: the guarded store, the journal, the open uploads, the copy sources."""
+"""The parts that the trees of an engine or syncer share: the store, the journal, the open uploads, the copy sources."""
 
 from __future__ import annotations
 

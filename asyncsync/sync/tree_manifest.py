@@ -1,6 +1,6 @@
-"""The manifest of one tree: what is known of the stored one, and how it is replaced.
+"""The manifest of one tree: the knowledge of the stored one, and its replacement.
 
-What is known is one of four states. ``Unknown``: ask the journal, then the store. ``FromJournal``: an earlier process
+The knowledge is one of four states. ``Unknown``: ask the journal, then the store. ``FromJournal``: an earlier process
 wrote or read this version; the store has to confirm it. ``Absent``: the store has none, or none is assumed there.
 ``Present``: the store has this version. While a manifest is being written the state is ``Unknown``: a write whose
 response is lost may have succeeded.

@@ -277,7 +277,7 @@ class SharedCheckpoint:
             del stored[name]
 
     async def _compare_with_manifest(self) -> CommitView:
-        """There is a manifest: check whether it is of our step."""
+        """Check whether the existing manifest is of our step."""
         manifest = await find_manifest(self.store, self.prefix)
         info = manifest.info if manifest is not None else {}
         if info.get(STEP) == self.step and self.generation.has(info):
