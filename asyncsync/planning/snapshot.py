@@ -36,7 +36,7 @@ class Snapshot:
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """What a checkpoint may not contain, with the reason: broken links, reserved names."""
+    """Entries that a checkpoint must not contain, each with the reason: broken links, reserved names."""
     unread: dict[str, OSError] = field(default_factory=dict)
     """Files and directories that could not be read, with the error: their content is unknown."""
     left_out: int = 0

@@ -15,8 +15,8 @@ from typing import Any
 
 import google_crc32c
 
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.sync.records.model import TRIAL_RECORD
 from asyncsync.testing.memory import Bucket
 
 NAME = "e"
