@@ -33,11 +33,12 @@ from asyncsync.errors import (
 )
 from asyncsync.planning.document import __version__
 from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
-from asyncsync.status import EngineStatus, FlushReport, TrialStatus
+from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
 from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.syncer import Syncer, push
 
 if TYPE_CHECKING:
+    from asyncsync.engine.status_file import running_engines
     from asyncsync.remote.contents import ExperimentSummary, contents
     from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
     from asyncsync.remote.prune import prune
@@ -54,6 +55,7 @@ _IMPORTED_ON_FIRST_USE = {
     "prune": "asyncsync.remote.prune",
     "pull": "asyncsync.remote.pull",
     "repair": "asyncsync.remote.repair",
+    "running_engines": "asyncsync.engine.status_file",
     "verify": "asyncsync.remote.verify",
 }
 """Operations on stored experiments. A training process seldom needs them, and importing them takes about 10 ms."""
@@ -72,6 +74,7 @@ __all__ = [
     "DamagedError",
     "EngineClosedError",
     "EngineStatus",
+    "EngineTotals",
     "EventStream",
     "Experiment",
     "ExperimentExistsError",
@@ -80,12 +83,14 @@ __all__ = [
     "IntegrityError",
     "NoSuchBucketError",
     "NotFoundError",
+    "OperationTotals",
     "PreconditionError",
     "PruneReport",
     "RangeNotSatisfiedError",
     "RepairReport",
     "Report",
     "RunConfig",
+    "RunningEngine",
     "SourceChangedError",
     "StoreError",
     "SyncConfig",
@@ -110,6 +115,7 @@ __all__ = [
     "pull",
     "push",
     "repair",
+    "running_engines",
     "verify",
 ]
 

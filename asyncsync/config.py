@@ -114,8 +114,13 @@ class SyncConfig:
     """Maximum number of files that one sync may delete (with ``delete``). If more are missing locally, the sync fails
     and sends and deletes nothing. Default None: any number but not all files, because an empty directory is more often
     a disk that is not mounted."""
+    heartbeat: Seconds | None = 60.0
+    """Longest time between two writes of the experiment's record while the engine runs, seconds: one small request per
+    period, and none if the record is written anyway. Readers count a running experiment as lost after three periods
+    without one. None: no heartbeat; then a killed engine shows only on its own machine."""
 
     def __post_init__(self) -> None:
+        _seconds(self, "heartbeat", positive=True, none=True)
         _seconds(self, "sync_period", positive=False)
         _seconds(self, "sync_timeout", positive=True, none=True)
         for name in ("sync_artifacts", "sync_artifacts_on_checkpoint", "delete"):
@@ -140,6 +145,11 @@ class SyncConfig:
     def timeout(self) -> float | None:
         """``sync_timeout`` in seconds."""
         return None if self.sync_timeout is None else float(self.sync_timeout)  # type: ignore[arg-type]
+
+    @property
+    def heartbeat_seconds(self) -> float | None:
+        """``heartbeat`` in seconds."""
+        return None if self.heartbeat is None else float(self.heartbeat)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

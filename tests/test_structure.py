@@ -72,6 +72,7 @@ DOCUMENTED = {
         "best_checkpoint",
         "checkpoints",
         "latest_checkpoint",
+        "lost",
         "name",
         "open",
         "restore",

@@ -29,6 +29,7 @@ _MODULES = {
     "pull": "push_pull",
     "watch": "watch",
     "ls": "ls",
+    "status": "engine_status",
     "verify": "verify_prune",
     "prune": "verify_prune",
     "demo": "demo",

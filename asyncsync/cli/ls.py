@@ -66,7 +66,7 @@ def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummar
             damaged.append(f"{each.name} unreadable: {each.error}")
             continue
         trials = ", ".join(f"{number} {status}" for status, number in each.trials.items()) or "none"
-        rows.append((each.name, each.status, trials, age(each.started), age(each.updated)))
+        rows.append((each.name, shown_status(each), trials, age(each.started), age(each.updated)))
     output.table(("experiment", "status", "trials", "started", "updated"), rows)
     output.lines(damaged, before="")
     documents = [_summary_json(each) for each in found]
@@ -74,7 +74,7 @@ def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummar
 
 
 def _summary_json(item: ExperimentSummary) -> dict[str, Any]:
-    head = {"name": item.name, "uri": item.uri, "status": item.status}
+    head = {"name": item.name, "uri": item.uri, "status": item.status, "lost": item.lost}
     if item.error is not None:
         return {**head, "error": item.error}
     return {**head, "trials": item.trials, "started": item.started, "updated": item.updated}
@@ -91,7 +91,7 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkp
             [
                 (
                     trial.name,
-                    trial.status,
+                    shown_status(trial),
                     str(trial.reports),
                     short_metrics(trial.metrics),
                     str(len(trial.checkpoints)),
@@ -104,7 +104,8 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkp
             if trial.error:
                 output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
     documents = [_trial_json(trial) for trial in trials]
-    output.document({"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents})
+    head = {"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name}
+    output.document({**head, "status": experiment.status, "lost": experiment.lost, "trials": documents})
 
 
 _CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
@@ -138,6 +139,7 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
         "name": trial.name,
         "uri": trial.uri,
         "status": trial.status,
+        "lost": trial.lost,
         "error": trial.error,
         "params": trial.params,
         "metrics": trial.metrics,
@@ -149,7 +151,9 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
 
 
 def _show_trial(output: Output, trial: TrialView) -> None:
-    output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
+    output.line(
+        f"{trial.name}: {shown_status(trial)}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
+    )
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")
     output.table(_CHECKPOINT_COLUMNS, [_checkpoint_row(item) for item in trial.checkpoints])
@@ -166,6 +170,11 @@ def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
         for item in entries
     ]
     output.document({"ok": True, "kind": "files", "uri": uri, "bytes": manifest.bytes_total, "files": files})
+
+
+def shown_status(item: ExperimentSummary | TrialView | Experiment) -> str:
+    """The status for people: ``lost`` if the process that should run it has ended."""
+    return "lost" if item.lost else item.status
 
 
 def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS_SHOWN) -> str:

@@ -15,6 +15,7 @@ from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.experiment import Experiment, TrialView, view_of
+from asyncsync.runtime import Presence, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record
@@ -40,6 +41,8 @@ class ExperimentSummary:
     """Last change of the record, Unix seconds."""
     error: str | None = None
     """Why the record cannot be read."""
+    lost: bool = False
+    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
 
 
 Contents: TypeAlias = list[ExperimentSummary] | Experiment | TrialView | Manifest
@@ -69,7 +72,9 @@ async def contents(
     if is_experiment:
         return await Experiment.open(uri, storage_options=storage_options, transfer=transfer)
     if isinstance(found, TrialRecord):
-        return view_of(found.name, where, found, StoreAccess(dict(storage_options or {}), transfer))
+        access = StoreAccess(dict(storage_options or {}), transfer)
+        lost = found.status == "running" and Presence.has_ended(found.runner)
+        return view_of(found.name, where, found, access, lost=lost)
     if found is None or found == []:
         raise NotFoundError(
             f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
@@ -106,4 +111,5 @@ async def _experiments(store: Store, uri: str) -> list[ExperimentSummary]:
 
 def _summary(name: str, uri: str, record: ExperimentRecord) -> ExperimentSummary:
     counts = dict(sorted(Counter(record.trials.values()).items()))
-    return ExperimentSummary(name, uri, record.status, counts, record.started, record.updated)
+    lost = record.is_lost(wall_time())
+    return ExperimentSummary(name, uri, record.status, counts, record.started, record.updated, lost=lost)

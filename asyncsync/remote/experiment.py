@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from asyncsync.remote.selection import Selection
 from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
+from asyncsync.runtime import Presence, wall_time
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record, read_manifest
@@ -188,6 +190,8 @@ class TrialView:
     """Unix seconds."""
     updated: float = 0.0
     """Last change of the record, Unix seconds."""
+    lost: bool = False
+    """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,8 @@ class Experiment:
     status: str
     trials: list[TrialView]
     """Sorted by name."""
+    lost: bool = False
+    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
@@ -219,10 +225,12 @@ class Experiment:
         async with open_for_reading(uri, transfer, storage_options) as store:
             index = await read_trial_index(store)
         base = os.fspath(uri).rstrip("/")
-        trials = [_trial(name, base, index, access) for name in sorted(index.names())]
+        is_lost = _lost_test(index)
+        trials = [_trial(name, base, index, access, is_lost) for name in sorted(index.names())]
         record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]
-        return cls(name, base, record.status if record is not None else "unknown", trials, access)
+        status = record.status if record is not None else "unknown"
+        return cls(name, base, status, trials, index.is_lost(wall_time()), access)
 
     @property
     def checkpoints(self) -> list[CheckpointView]:
@@ -338,7 +346,20 @@ def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
     return list(heapq.merge(*lines, key=lambda item: (-item.time, -item.number)))
 
 
-def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> TrialView:
+def _lost_test(index: TrialIndex) -> Callable[[TrialRecord], bool]:
+    """A function that decides whether a trial is lost. Each process is looked up once."""
+    ended, driver, driver_lost = cache(Presence.has_ended), index.experiment, index.is_lost(wall_time())
+
+    def test(record: TrialRecord) -> bool:
+        of_driver = driver_lost and driver is not None and record.runner == driver.runner
+        return record.status == "running" and (of_driver or ended(record.runner))
+
+    return test
+
+
+def _trial(
+    name: str, base: str, index: TrialIndex, access: StoreAccess, is_lost: Callable[[TrialRecord], bool]
+) -> TrialView:
     uri = f"{base}/{name}"
     record = index.trials.get(name)
     if record is None:
@@ -346,10 +367,10 @@ def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> Tria
             return TrialView(name, uri, "unreadable", error=str(index.unreadable[name]))
         status = index.experiment.trials[name] if index.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started; the store has nothing of it yet
-    return view_of(name, uri, record, access)
+    return view_of(name, uri, record, access, lost=is_lost(record))
 
 
-def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess, *, lost: bool = False) -> TrialView:
     """A trial as its record describes it."""
     records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
@@ -364,6 +385,7 @@ def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> Tr
         record.reports,
         record.started,
         record.updated,
+        lost=lost,
     )
 
 

@@ -29,6 +29,10 @@ class TrialIndex:
     unreadable: dict[str, DamagedError] = field(default_factory=dict)
     """Trial -> why its record cannot be read."""
 
+    def is_lost(self, now: float) -> bool:
+        """Whether the driver's record says that it runs and it does not, see :meth:`ExperimentRecord.is_lost`."""
+        return self.experiment is not None and self.experiment.is_lost(now)
+
     def names(self) -> set[str]:
         """All trials, also those that the driver has started and whose record is not in the store yet."""
         started = self.experiment.trials if self.experiment is not None else {}

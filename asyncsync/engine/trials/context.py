@@ -17,6 +17,7 @@ from asyncsync.events import Event, SyncWarning
 from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
+from asyncsync.sync.activity import Activity, log_event
 from asyncsync.sync.event_stream import Emitter
 from asyncsync.sync.janitor import Janitor
 from asyncsync.sync.records.model import ExperimentRecord
@@ -190,6 +191,7 @@ class EngineContext:
         self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
         self.gate = ReportGate()
         self.emitter = Emitter()
+        self.activity = Activity()
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
@@ -240,7 +242,9 @@ class EngineContext:
         return self.leaving_normally and self.session.breaker.failing
 
     def emit(self, event: Event) -> None:
-        """Send an event to the listeners."""
+        """Count and log an event, and send it to the listeners."""
+        self.activity.note(event)
+        log_event(event)
         self.emitter.emit(event)
 
     def warn(self, tree: str, message: str) -> None:
