@@ -41,12 +41,24 @@ if TYPE_CHECKING:
     from asyncsync.engine.status_file import running_engines
     from asyncsync.remote.contents import ExperimentSummary, contents
     from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
+    from asyncsync.remote.manage.browse import StoredObject, browse, read_object
+    from asyncsync.remote.manage.copy_objects import copy
+    from asyncsync.remote.manage.diagnose import Finding, diagnose
+    from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
 
 _IMPORTED_ON_FIRST_USE = {
+    "Finding": "asyncsync.remote.manage.diagnose",
+    "RemoveReport": "asyncsync.remote.manage.remove",
+    "StoredObject": "asyncsync.remote.manage.browse",
+    "browse": "asyncsync.remote.manage.browse",
+    "copy": "asyncsync.remote.manage.copy_objects",
+    "diagnose": "asyncsync.remote.manage.diagnose",
+    "read_object": "asyncsync.remote.manage.browse",
+    "remove": "asyncsync.remote.manage.remove",
     "CheckpointView": "asyncsync.remote.experiment",
     "Experiment": "asyncsync.remote.experiment",
     "ExperimentSummary": "asyncsync.remote.contents",
@@ -79,6 +91,7 @@ __all__ = [
     "Experiment",
     "ExperimentExistsError",
     "ExperimentSummary",
+    "Finding",
     "FlushReport",
     "IntegrityError",
     "NoSuchBucketError",
@@ -87,12 +100,14 @@ __all__ = [
     "PreconditionError",
     "PruneReport",
     "RangeNotSatisfiedError",
+    "RemoveReport",
     "RepairReport",
     "Report",
     "RunConfig",
     "RunningEngine",
     "SourceChangedError",
     "StoreError",
+    "StoredObject",
     "SyncConfig",
     "SyncEngine",
     "SyncError",
@@ -110,10 +125,15 @@ __all__ = [
     "UploadMode",
     "VerifyReport",
     "__version__",
+    "browse",
     "contents",
+    "copy",
+    "diagnose",
     "prune",
     "pull",
     "push",
+    "read_object",
+    "remove",
     "repair",
     "running_engines",
     "verify",
