@@ -7,6 +7,7 @@ was written: a moved, copied or renamed experiment reads the same.
 from __future__ import annotations
 
 import heapq
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
+from asyncsync.disk.results import RESULTS
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
@@ -36,6 +38,7 @@ from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
 from asyncsync.runtime import Presence, wall_time
+from asyncsync.stores.read import find, uri_of
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record, read_manifest
@@ -192,6 +195,16 @@ class TrialView:
     """Last change of the record, Unix seconds."""
     lost: bool = False
     """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
+    _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
+
+    async def history(self) -> list[dict[str, Any]]:
+        """The reports of the trial, oldest first, as its ``result.json`` in the store has them; empty if there is none.
+
+        It is as new as the last sync of the trial. DamagedError if a line is not a JSON object.
+        """
+        async with open_for_reading(self.uri, self._access.transfer, self._access.options) as store:
+            data = await find(store, RESULTS)
+            return await in_thread(_reports, uri_of(store, RESULTS), data or b"")
 
 
 @dataclass(frozen=True)
@@ -333,6 +346,20 @@ class Experiment:
         return newest_first([self.trial(trial if isinstance(trial, str) else trial.name)])
 
 
+def _reports(uri: str, data: bytes) -> list[dict[str, Any]]:
+    """The lines of a result.json. Blocking: a hundred thousand lines take a second."""
+    found = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{uri} is damaged: line {number} is not JSON: {error}", uri=uri) from error
+        if not isinstance(row, dict):
+            raise DamagedError(f"{uri} is damaged: line {number} is not a JSON object", uri=uri)
+        found.append(row)
+    return found
+
+
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
     """The checkpoints of one trial, or of all, that a restore may try."""
     wanted = [item for item in trials if name in (None, item.name)]
@@ -386,6 +413,7 @@ def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess, *, lo
         record.started,
         record.updated,
         lost=lost,
+        _access=access,
     )
 
 

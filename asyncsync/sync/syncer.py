@@ -61,6 +61,8 @@ class Syncer:
         transfer: limits and sizes of transfers.
         storage_options: options of the store.
         checksum: read every file instead of trusting size and mtime.
+        check_store: look whether the store still has every file, before the first sync; what is missing or was replaced
+            is sent again.
         on_event: called with each event, on the event loop.
     """
 
@@ -73,12 +75,14 @@ class Syncer:
         transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
         storage_options: Mapping[str, object] | None = None,
         checksum: bool = False,
+        check_store: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.local_dir = Path(os.path.abspath(os.fspath(local_dir)))
         self.uri = os.fspath(uri)
         self._config, self._transfer = sync_config, transfer
         self._options, self._checksum = storage_options, checksum
+        self._check_store = check_store
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
@@ -100,6 +104,8 @@ class Syncer:
         )
         try:
             self._session.locks.take(self._tree.identity)
+            if self._check_store:
+                await self._tree.recheck()
         except BaseException:
             await self._session.close()
             raise
@@ -225,11 +231,14 @@ async def push(
     transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
     storage_options: Mapping[str, object] | None = None,
     checksum: bool = False,
+    check_store: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SyncReport:
     """Sync a directory (or one file) to ``uri`` once.
 
-    Only new and changed files are sent. ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
+    Only new and changed files are sent; with ``check_store`` also those that the store has lost.
+
+    ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
     """
 
     def report_progress(event: Event) -> None:
@@ -243,6 +252,7 @@ async def push(
         transfer=transfer,
         storage_options=storage_options,
         checksum=checksum,
+        check_store=check_store,
         on_event=report_progress,
     )
     async with syncer:

@@ -1,0 +1,1 @@
+"""The verbs for what a store holds: browse it, choose from it, change it."""
