@@ -18,6 +18,8 @@ PAGE = ROOT / "docs/design.md"
 BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
+    "cli/setup",
+    "cli/stored",
     "testing",
     "engine",
     "engine/trials",

@@ -83,8 +83,11 @@ async def _contents(
     where: dict[str, Any] = {"storage_options": settings.storage_options, "transfer": settings.transfer}
     try:
         return await contents_of(uri, files=files, **where)
-    except NotFoundError:
-        return await browse(uri, recursive=False, **where)
+    except NotFoundError as error:
+        try:
+            return await browse(uri, recursive=False, **where)
+        except NotFoundError:
+            raise error from None
 
 
 def _show_objects(output: Output, uri: str, found: Sequence[StoredObject]) -> None:

@@ -49,7 +49,9 @@ class OwnFiles:
             if clock() < file.last_write + period:
                 continue  # it was written since
             try:
-                await file.save(self._context.session.view(Lane.RECORD, EXPERIMENT_KEY), force=True)
+                store = self._context.session.view(Lane.RECORD, EXPERIMENT_KEY)
+                await file.confirm(store)  # a process that slept past its lease writes nothing more
+                await file.save(store, force=True)
             except ConcurrentWriterError as error:
                 log.warning("no more heartbeats: %s", error)
                 return

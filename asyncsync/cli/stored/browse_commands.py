@@ -53,17 +53,17 @@ Exit codes: 0 done, 1 there is no such object or it cannot be read, 2 usage.
 
 
 @dataclass(slots=True)
-class _Directory:
+class _Branch:
     """A directory of a listing."""
 
     name: str
     size: int = 0
     files: int = 0
-    directories: dict[str, _Directory] = field(default_factory=dict)
+    directories: dict[str, _Branch] = field(default_factory=dict)
     objects: list[StoredObject] = field(default_factory=list)
 
     @classmethod
-    def of(cls, objects: Sequence[StoredObject]) -> _Directory:
+    def of(cls, objects: Sequence[StoredObject]) -> _Branch:
         root = cls("")
         for item in objects:
             *steps, _ = item.path.split("/")
@@ -79,7 +79,7 @@ class _Directory:
         self.size += size
         self.files += 1
 
-    def walk(self, depth: int, path: str = "") -> Iterator[tuple[str, _Directory]]:
+    def walk(self, depth: int, path: str = "") -> Iterator[tuple[str, _Branch]]:
         """Every directory down to ``depth`` levels, with its path."""
         for name, inner in self.directories.items():
             yield f"{path}{name}/", inner
@@ -88,7 +88,7 @@ class _Directory:
 
     def lines(self, depth: int, before: str = "") -> Iterator[str]:
         """The tree for people."""
-        inner: list[_Directory | StoredObject] = [*self.directories.values(), *self.objects]
+        inner: list[_Branch | StoredObject] = [*self.directories.values(), *self.objects]
         for place, item in enumerate(inner, start=1):
             last = place == len(inner)
             branch = before + ("`-- " if last else "|-- ")
@@ -107,7 +107,7 @@ async def tree(output: Output, settings: Settings, *, url: str, depth: int) -> i
     """See TREE."""
     uri = resolve_url(url)
     objects = await browse(uri, storage_options=settings.storage_options, transfer=settings.transfer)
-    root = _Directory.of(objects)
+    root = _Branch.of(objects)
     output.line(uri)
     for line in root.lines(depth):
         output.line(line)
@@ -122,7 +122,7 @@ async def tree(output: Output, settings: Settings, *, url: str, depth: int) -> i
 async def du(output: Output, settings: Settings, *, url: str, depth: int) -> int:
     """See DU."""
     uri = resolve_url(url)
-    root = _Directory.of(await browse(uri, storage_options=settings.storage_options, transfer=settings.transfer))
+    root = _Branch.of(await browse(uri, storage_options=settings.storage_options, transfer=settings.transfer))
     found = sorted(root.walk(depth), key=lambda pair: -pair[1].size)
     rows = [(human_bytes(item.size), f"{item.files:,}", path) for path, item in found]
     output.table(("size", "files", "path"), [*rows, (human_bytes(root.size), f"{root.files:,}", ".")])
