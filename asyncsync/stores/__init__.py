@@ -148,6 +148,19 @@ def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
     return open_bucket
 
 
+def _open_azure(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.azure.options import location_of
+    from asyncsync.stores.azure.store import AzureStore
+
+    return AzureStore(
+        location_of(uri),
+        options=options,
+        stall_timeout=_seconds(transfer.stall_timeout),
+        connect_timeout=_seconds(transfer.connect_timeout),
+        max_connections=transfer.max_concurrency,
+    )
+
+
 def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
     bucket, _, prefix = uri.partition("://")[2].partition("/")
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):  # a secret may contain slashes
@@ -201,3 +214,5 @@ for _name in ("gs", "gcs"):
         extra="gcs",
         needs=("aiohttp", "gcloud.aio.auth"),
     )
+for _name in ("az", "abfs", "abfss", "https"):
+    register_scheme(_name, _open_azure, extra="azure", needs=("aiohappyeyeballs", "awscrt"))
