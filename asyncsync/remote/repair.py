@@ -92,7 +92,7 @@ class _Repair:
         """Replace the object that was found, and nothing else."""
         info = self.verification.objects.get(key)
         version = MISSING if key in self.verification.missing or info is None else info.version
-        if entry.part_size and len(entry.parts) > 1:
+        if entry.part_size and len(entry.parts) > 1 and self.store.traits.multipart:
             await self._send_parts(key, path, stat, entry, version)
         else:
             body = FileRange(path, 0, entry.size)

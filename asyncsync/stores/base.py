@@ -77,6 +77,8 @@ class Traits:
     conditional_copy: bool = True
     """A copy can create only: :meth:`Store.copy` with ``if_version=MISSING``. Without this trait that is refused."""
     multipart: bool = True
+    """Without it, every object is sent in one request, whatever its size, and the calls of multipart uploads raise
+    UnsupportedError."""
     range_copy: bool = True
     """``copy_part`` copies any range; else only complete objects."""
     min_range_source: int = 5 << 20
@@ -106,6 +108,10 @@ class Traits:
     """:meth:`Store.copy_part` takes the bytes that the range must have as ``body``, and the service compares them."""
     local: bool = False
     """Objects are files of this machine; requests cost no round trip."""
+
+    def in_one_request(self, size: int, threshold: int) -> bool:
+        """Whether an object of ``size`` bytes is sent in one request. ``threshold``: the largest that should be."""
+        return not self.multipart or size <= min(threshold, self.max_single_put)
 
     @property
     def checks(self) -> Checks:

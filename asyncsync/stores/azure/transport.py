@@ -127,9 +127,8 @@ class AzureTransport:
                 return response
             kind = self._correctable(response)
             if not kind or kind in corrected:
-                raise failure(
-                    request.operation, self.where(request.key), response.status, response.headers, response.content
-                )
+                shown = _without(response.content, bearer.removeprefix("Bearer "))
+                raise failure(request.operation, self.where(request.key), response.status, response.headers, shown)
             corrected.add(kind)
             if kind == "expired":
                 await self._access.renew(bearer)
@@ -214,3 +213,8 @@ class AzureTransport:
             made = self._access.signer.read_sas(self.container, expiry, https=self.https)
             self._source_sas = (now + SAS_SECONDS / 2, made)
         return self._source_sas[1]
+
+
+def _without(content: bytes, secret: str) -> bytes:
+    """A response for an error message: without the token, in case the server repeats it."""
+    return content.replace(secret.encode(), b"***") if secret else content
