@@ -203,11 +203,11 @@ def under_lease(lease: Lease | None, sent: S) -> S:
     """A body, key, sequence of keys or upload that carries ``lease``; itself if there is none."""
     if lease is None:
         return sent
-    if isinstance(sent, FileRange | Upload):
-        return cast(S, replace(sent, lease=lease))
     leased: LeasedBytes | LeasedKey | LeasedKeys
     if isinstance(sent, bytes):
         leased = LeasedBytes(sent)
+    elif isinstance(sent, FileRange | Upload):
+        return cast(S, replace(sent, lease=lease))
     elif isinstance(sent, str):
         leased = LeasedKey(sent)
     else:

@@ -81,7 +81,8 @@ class HttpClient:
         async def once(pooled: PooledConnection) -> tuple[Response, bool]:
             connection = pooled.connection
             complete = await self._send_request(connection, head, body, suffix, lease)
-            response = await self._read_head(pooled, bodiless=bodiless)
+            response = await connection.read_head(bodiless=bodiless)
+            self._pool.response_began(pooled, response)
             complete = complete and not connection.early
             if (response.status < 300 or response.status == also) and not complete:
                 connection.early = True
@@ -101,7 +102,8 @@ class HttpClient:
         async def once(pooled: PooledConnection) -> tuple[Response, bool]:
             connection = pooled.connection
             connection.start_request(head)
-            response = await self._read_head(pooled)
+            response = await connection.read_head()
+            self._pool.response_began(pooled, response)
             if response.status >= 300:
                 response.content = await connection.collect()
             elif connection.chunked:
@@ -133,11 +135,6 @@ class HttpClient:
             finally:
                 self._watchdog.discard(pooled.connection)
                 self._pool.put_back(pooled, reusable=reusable)
-
-    async def _read_head(self, pooled: PooledConnection, *, bodiless: bool = False) -> Response:
-        response = await pooled.connection.read_head(bodiless=bodiless)
-        self._pool.response_began(pooled, response)
-        return response
 
     # Receiving
 

@@ -83,9 +83,9 @@ class HeaderNegotiation:
         try:
             return await once(used)
         except UnsupportedError as error:
-            return await self._retry_with_fewer(error, operation, used, required, once)
+            return await self.retry_with_fewer(error, operation, used, required, once)
 
-    async def _retry_with_fewer(
+    async def retry_with_fewer(
         self,
         error: UnsupportedError,
         operation: str,

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from asyncsync.aio.tasks import for_each_limited
@@ -167,27 +168,40 @@ class S3Store(Store):
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
     ) -> tuple[str, int | None]:
         """Send a body; its ETag, and its CRC32C if the store checked that."""
-        requests, where = await self._bucket.requests(), self._where(operation, key)
+        used = self._optional.current
+        try:
+            return await self._send_once(operation, key, query, headers, body, crc32c, used)
+        except UnsupportedError as error:
+            once = partial(self._send_once, operation, key, query, headers, body, crc32c)
+            return await self._optional.retry_with_fewer(error, operation, used, headers, once)
 
-        async def once(optional: OptionalHeaders) -> tuple[str, int | None]:
-            nonlocal crc32c
-            sent = ""
-            if optional.checksum:
-                crc32c = await crc32c_of(body) if crc32c is None else crc32c
-                sent = crc32c_to_text(crc32c)
-            checksum = {"x-amz-checksum-crc32c": sent} if sent else {}
-            response = await requests.put(operation, self._full(key), query, headers | checksum, body)
-            version = unquoted_etag(response["etag"])
-            if not optional.checksum:
-                if self.traits.etag_md5:
-                    await check_etag(where, version, body)
-                return version, None
-            stored = response.get("x-amz-checksum-crc32c", sent)
-            if stored != sent:
-                raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
-            return version, crc32c
-
-        return await self._optional.run(operation, headers, once)
+    async def _send_once(
+        self,
+        operation: str,
+        key: str,
+        query: str,
+        headers: dict[str, str],
+        body: Body,
+        crc32c: int | None,
+        optional: OptionalHeaders,
+    ) -> tuple[str, int | None]:
+        requests = await self._bucket.requests()
+        sent = ""
+        if optional.checksum:
+            crc32c = await crc32c_of(body) if crc32c is None else crc32c
+            sent = crc32c_to_text(crc32c)
+            headers = headers | {"x-amz-checksum-crc32c": sent}
+        response = await requests.put(operation, self._full(key), query, headers, body)
+        version = unquoted_etag(response["etag"])
+        if not optional.checksum:
+            if self.traits.etag_md5:
+                await check_etag(self._where(operation, key), version, body)
+            return version, None
+        stored = response.get("x-amz-checksum-crc32c", sent)
+        if stored != sent:
+            where = self._where(operation, key)
+            raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
+        return version, crc32c
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None

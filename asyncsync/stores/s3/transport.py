@@ -100,9 +100,9 @@ class SignedTransport:
         """The response if it is a success, with the first ``max_body`` bytes of its body; otherwise its error is
         raised."""
 
-        async def once(http: HttpClient, head: bytes) -> Response:
+        def once(http: HttpClient, head: bytes) -> Awaitable[Response]:
             bodiless = request.method == "HEAD"
-            return await http.send(head, request.body, bodiless=bodiless, max_body=max_body, lease=request.lease)
+            return http.send(head, request.body, bodiless=bodiless, max_body=max_body, lease=request.lease)
 
         return await self._exchange(request, once)
 
@@ -112,8 +112,8 @@ class SignedTransport:
         """The same with the body in ``sink``. ``expect`` takes status and headers, and returns the expected length;
         None: unknown."""
 
-        async def once(http: HttpClient, head: bytes) -> Response:
-            return await http.fetch(head, lambda response: expect(response.status, response.headers), sink)
+        def once(http: HttpClient, head: bytes) -> Awaitable[Response]:
+            return http.fetch(head, lambda response: expect(response.status, response.headers), sink)
 
         return await self._exchange(request, once)
 
