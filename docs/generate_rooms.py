@@ -30,6 +30,7 @@ ROOMS = [
     "stores/guard",
     "stores/s3",
     "stores/gcs",
+    "stores/azure",
     "stores/local",
     "stores/http",
     "disk",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
@@ -215,10 +215,11 @@ class Experiment:
             NotFoundError: there is no experiment at ``uri``.
             ConfigError: the URI or an option is unknown.
         """
-        access = StoreAccess(dict(storage_options or {}), transfer)
-        async with open_for_reading(uri, transfer, storage_options) as store:
+        address, options = split_sas(os.fspath(uri), storage_options)
+        access = StoreAccess(options, transfer)
+        async with open_for_reading(address, transfer, options) as store:
             index = await read_trial_index(store)
-        base = os.fspath(uri).rstrip("/")
+        base = address.rstrip("/")
         trials = [_trial(name, base, index, access) for name in sorted(index.names())]
         record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]

@@ -1,8 +1,8 @@
 """The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
 
 May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
-``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``
-and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
+``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``,
+``azure`` and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
 :func:`register_scheme`.
 """
 
@@ -63,7 +63,9 @@ def open_store(
     """The store behind ``uri``. It opens no file and no connection: its ``async with`` does.
 
     Known are an absolute path or ``file:///path``, ``s3://bucket/prefix`` (``s3a://`` and ``s3n://`` are the same),
-    ``gs://bucket/prefix`` (``gcs://`` too), and schemes added by :func:`register_scheme`. A directory has no options
+    ``gs://bucket/prefix`` (``gcs://`` too), ``az://container/prefix``
+    (``abfss://container@account.dfs.core.windows.net/prefix`` and ``https://account.blob.core.windows.net/container/
+    prefix`` too), and schemes added by :func:`register_scheme`. A directory has no options
     and ignores ``options``, so that one configuration serves every store. Raises ConfigError for anything
     else: also for a query, a user or a password in the address, and for a missing package.
     """
@@ -146,6 +148,13 @@ def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
     return open_bucket
 
 
+def _open_azure(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.azure.options import location_of
+    from asyncsync.stores.azure.store import AzureStore
+
+    return AzureStore(location_of(uri), options=options, limits=ConnectionLimits.of(transfer))
+
+
 def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
     bucket, _, prefix = uri.partition("://")[2].partition("/")
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):  # a secret may contain slashes
@@ -195,3 +204,5 @@ for _name in ("gs", "gcs"):
         extra="gcs",
         needs=("aiohttp", "gcloud.aio.auth"),
     )
+for _name in ("az", "abfs", "abfss", "https"):
+    register_scheme(_name, _open_azure, extra="azure", needs=("aiohappyeyeballs", "awscrt"))

@@ -97,7 +97,7 @@ class Preview:
         return sorted(found, key=lambda plan: plan.path)
 
     async def _plan(self, file: FileStat) -> FilePlan:
-        if file.size > min(self._config.multipart_threshold, self._store.traits.max_single_put):
+        if not self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
             return await self._large(file)
         own = self._known.get(file.path)
         same_size = own is not None and own.size == file.size
