@@ -82,7 +82,7 @@ def _patterns(owner: object, name: str) -> None:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """What to sync and when. Positional order and defaults are those of ``ray.train.SyncConfig``."""
+    """Which files to sync, and when. Positional order and defaults are those of ``ray.train.SyncConfig``."""
 
     sync_period: Seconds = 300.0
     """Minimum time between two syncs of one tree, start to start, seconds. The first sync starts at once. 0: no limit.

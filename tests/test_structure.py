@@ -47,8 +47,6 @@ SAME_BASENAME = {
     "files": "files to read; objects that are files",
     "multipart": "the life of an upload to any store; uploads of the store of files; their conformance",
     "options": "options of the command; of every store; of one store",
-    "ranks": "the pure rules; the wait for the other ranks",
-    "retry": "of whole operations; of single requests",
     "status": "the public data; how the engine fills them",
 }
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""

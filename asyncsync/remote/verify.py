@@ -14,6 +14,7 @@ from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, prefixes_with
@@ -21,7 +22,7 @@ from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 
 PROGRESS_PERIOD = 0.2
 """Seconds between two calls of ``on_progress``."""

@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -23,6 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 from asyncsync.stores.base import Store
+from asyncsync.stores.options import ConnectionLimits
 
 __all__ = ["StoreFactory", "known_schemes", "open_store", "register_scheme"]
 
@@ -138,7 +138,7 @@ def _open_file(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -
 def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
     """A factory for the class ``name`` of ``module``, which is imported when the first URI is opened.
 
-    The class takes bucket, prefix, ``options``, ``stall_timeout``, ``connect_timeout`` and ``max_connections``.
+    The class takes bucket, prefix, ``options`` and ``limits``, a ConnectionLimits.
     """
 
     def open_bucket(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
@@ -147,9 +147,7 @@ def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
             bucket,
             prefix.strip("/"),
             options=options,
-            stall_timeout=_seconds(transfer.stall_timeout),
-            connect_timeout=_seconds(transfer.connect_timeout),
-            max_connections=transfer.max_concurrency,
+            limits=ConnectionLimits.of(transfer),
         )
         return store
 
@@ -160,13 +158,7 @@ def _open_azure(uri: str, options: Mapping[str, Any], transfer: TransferConfig) 
     from asyncsync.stores.azure.options import location_of
     from asyncsync.stores.azure.store import AzureStore
 
-    return AzureStore(
-        location_of(uri),
-        options=options,
-        stall_timeout=_seconds(transfer.stall_timeout),
-        connect_timeout=_seconds(transfer.connect_timeout),
-        max_connections=transfer.max_concurrency,
-    )
+    return AzureStore(location_of(uri), options=options, limits=ConnectionLimits.of(transfer))
 
 
 def _open_fsspec(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
@@ -208,10 +200,6 @@ def _without_user(uri: str) -> str:
     """The URI for messages, without a user and password."""
     scheme, separator, rest = uri.partition("://")
     return repr(f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else uri)
-
-
-def _seconds(duration: float | timedelta) -> float:
-    return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
 register_scheme("file", _open_file)

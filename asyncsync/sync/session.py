@@ -1,4 +1,4 @@
-"""What the trees of one engine or syncer share: the guarded store, the journal, the open uploads, the copy sources."""
+"""The parts that the trees of an engine or syncer share: the store, the journal, the open uploads, the copy sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.checksum_probe import probe_checks
 from asyncsync.stores.guard.fenced import Fence, FencedView
 from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import OpenUploads
 

@@ -28,7 +28,7 @@ KEY = ""
 
 
 class _Member:
-    """What the scheduler knows of a syncer."""
+    """The scheduler's view of a syncer."""
 
     key = KEY
 
@@ -166,7 +166,7 @@ class Syncer:
         await self._scheduler.idle()
 
     async def plan(self) -> SyncPlan:
-        """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
+        """The actions of :meth:`sync_up` if it ran now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from asyncsync.config import RunConfig
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.events import Event, SyncWarning
-from asyncsync.planning.ranks import rank_name
+from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.event_stream import Emitter

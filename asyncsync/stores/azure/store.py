@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 
@@ -41,6 +40,7 @@ from asyncsync.stores.azure.xml import CRC_METADATA, ListedBlob, ListedPage, und
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.http.body import ChecksumSink, crc32c_to_text, read_body
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
 
 log = logging.getLogger("asyncsync")
 
@@ -80,9 +80,9 @@ class AzureStore(Store):
 
     ``options`` are those of :class:`asyncsync.stores.azure.options.AzureOptions`: account, account_key, sas_token,
     connection_string, token, credential, client_id, tenant_id, anonymous, endpoint_url, access_tier, encryption_scope,
-    verify; any other raises ConfigError. ``stall_timeout`` and ``connect_timeout`` are in seconds: a request that moves
-    no byte for this time, or gets no connection, raises UnavailableError. The store opens at most ``max_connections``
-    sockets, the first one on first use. The ``version`` of an object is its ETag without quotes.
+    verify; any other raises ConfigError. A request that exceeds a timeout of ``limits`` raises UnavailableError. The
+    store opens at most ``limits.max_connections`` sockets, the first one on first use. The ``version`` of an object is
+    its ETag without quotes.
     """
 
     def __init__(
@@ -90,9 +90,7 @@ class AzureStore(Store):
         location: Location,
         *,
         options: Mapping[str, object],
-        stall_timeout: float = 30.0,
-        connect_timeout: float = 10.0,
-        max_connections: int = 256,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         self._options = AzureOptions.parse(options)
         self._account = account_of(self._options, location)
@@ -101,11 +99,7 @@ class AzureStore(Store):
         self._prefix = f"{location.prefix}/" if location.prefix else ""
         self.uri = f"az://{self._container}/{self._prefix}".rstrip("/")
         self.traits = TRAITS
-        self._limits: dict[str, Any] = {
-            "stall_timeout": stall_timeout,
-            "connect_timeout": connect_timeout,
-            "max_connections": max_connections,
-        }
+        self._limits = limits
         self._opened: _OpenContainer | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -127,7 +121,7 @@ class AzureStore(Store):
                 https = self._account.endpoint.startswith("https:")
                 context = await in_thread(self._options.ssl_context) if https else None
                 access = AzureAccess(self._account, self._options, self.uri)
-                requests = AzureRequests(AzureTransport(self._container, access, ssl_context=context, **self._limits))
+                requests = AzureRequests(AzureTransport(self._container, access, context, self._limits))
                 self._opened = _OpenContainer(requests, BlockUploads(requests, self._options, self._full))
             return self._opened
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from asyncsync.disk.files import FileRange, Lease
@@ -24,6 +23,7 @@ from asyncsync.stores.http.dates import unix_of
 from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.pool import Host, port_of
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import ConnectionLimits
 
 API_VERSION = "2021-12-02"
 """Version of the REST API: the oldest with CRC64, 5,000 MiB in one Put Blob, and tokens for copy sources."""
@@ -61,11 +61,8 @@ class AzureTransport:
         self,
         container: str,
         access: AzureAccess,
-        *,
-        ssl_context: ssl.SSLContext | None,
-        stall_timeout: float,
-        connect_timeout: float,
-        max_connections: int,
+        context: ssl.SSLContext | None,
+        limits: ConnectionLimits,
     ) -> None:
         server = urlsplit(access.account.endpoint)
         self.container = container
@@ -73,11 +70,14 @@ class AzureTransport:
         self._access, self._host = access, server.netloc
         self._base = server.path.rstrip("/")
         self._path = f"{self._base}/{quote(container)}"
-        host = Host(server.hostname or "", port_of(server), ssl_context)
-        limits: dict[str, Any] = {"connect_timeout": connect_timeout}
-        self._http = HttpClient(host, stall_timeout=stall_timeout, max_connections=max_connections, **limits)
-        patience, patient = max(PATIENT_STALL_TIMEOUT, stall_timeout), min(PATIENT_CONNECTIONS, max_connections)
-        self._patient = HttpClient(host, stall_timeout=patience, max_connections=patient, **limits)
+        host = Host(server.hostname or "", port_of(server), context)
+        self._http = HttpClient(host, limits)
+        patient = replace(
+            limits,
+            stall_timeout=max(PATIENT_STALL_TIMEOUT, limits.stall_timeout),
+            max_connections=min(PATIENT_CONNECTIONS, limits.max_connections),
+        )
+        self._patient = HttpClient(host, patient)
         self._date = (-1, "")
         """The current second, and the same as ``x-ms-date``."""
         self._source_sas = (0.0, "")

@@ -19,6 +19,7 @@ from asyncsync.stores.http.errors import BrokenError, NotReceivedError
 from asyncsync.stores.http.pool import ConnectionPool, Host, PooledConnection
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.options import ConnectionLimits
 
 SENDFILE_STEP = 1 << 22
 """Bytes of a file that a worker thread offers to a socket in one call; the socket takes what fits."""
@@ -36,16 +37,14 @@ ViewSink = Callable[[memoryview], Awaitable[None]]
 
 
 class HttpClient:
-    """Exchanges with one host. At most ``max_connections`` are in flight, and only as many on new connections as the
-    server accepts (:mod:`asyncsync.stores.http.accept_limit`); others wait. Create it inside a running loop."""
+    """Exchanges with one host. At most ``limits.max_connections`` are in flight, and only as many on new connections as
+    the server accepts (:mod:`asyncsync.stores.http.accept_limit`); others wait. Create it inside a running loop."""
 
-    def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
+    def __init__(self, host: Host, limits: ConnectionLimits) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connect_timeout = connect_timeout
-        self._watchdog = Watchdog(stall_timeout)
-        self._pool = ConnectionPool(
-            host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
-        )
+        self._connect_timeout = limits.connect_timeout
+        self._watchdog = Watchdog(limits.stall_timeout)
+        self._pool = ConnectionPool(host, limits)
 
     @property
     def busy(self) -> int:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.disk.files import Lease, lease_of
@@ -42,6 +41,7 @@ from asyncsync.stores.base import (
 )
 from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
 from asyncsync.stores.http.response import is_number
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
 from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.errors import InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
@@ -70,9 +70,9 @@ class S3Store(Store):
     ``options`` are those of :class:`asyncsync.stores.s3.options.S3Options`: endpoint_url, region, profile,
     access_key, secret_key, session_token, anonymous, addressing_style, verify, sse, sse_kms_key_id, storage_class,
     acl, request_payer, checksum, and switches for features that some stores lack; any other raises ConfigError.
-    ``stall_timeout`` and ``connect_timeout`` are in seconds: a request that moves no byte for this time, or gets no
-    connection, raises UnavailableError. The store opens at most ``max_connections`` sockets for bulk data, and as many
-    for the rest, the first one on first use. The ``version`` of an object is its ETag without quotes.
+    A request that exceeds a timeout of ``limits`` raises UnavailableError. The store opens at most
+    ``limits.max_connections`` sockets for bulk data, and as many for the rest, the first one on first use. The
+    ``version`` of an object is its ETag without quotes.
     """
 
     def __init__(
@@ -81,18 +81,11 @@ class S3Store(Store):
         prefix: str,
         *,
         options: Mapping[str, object],
-        stall_timeout: float = 30.0,
-        connect_timeout: float = 10.0,
-        max_connections: int = 256,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         self._options = S3Options.parse(options)
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
-        limits: dict[str, Any] = {
-            "stall_timeout": stall_timeout,
-            "connect_timeout": connect_timeout,
-            "max_connections": max_connections,
-        }
         self._bucket = S3Bucket(self.uri, bucket, self._options, limits)
         self._listings = S3Listings(self._bucket, self._prefix)
         headers, insist = self._options.optional_headers(), self._options.checksum == "crc32c"

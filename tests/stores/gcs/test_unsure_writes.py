@@ -65,7 +65,7 @@ async def test_a_write_between_lookup_and_retry_is_looked_up_again(gcs_strict, g
     assert (objects["p/x"].data, info.version) == (b"new", generation(objects, "p/x"))
 
 
-async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects, asked, monkeypatch):
+async def test_a_cancelled_write_is_unsure_too(gcs_strict, store, objects, asked, monkeypatch):
     arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict.reply
     loop = asyncio.get_running_loop()
 
@@ -119,7 +119,7 @@ async def test_a_deleted_checkpoint_is_not_deleted_again(gcs_strict, guarded, ob
     assert all("fields=generation" in target for target in asked[-len(keys) :])
 
 
-async def test_deletions_that_name_a_generation_are_repeated_as_they_are(gcs_strict, guarded, objects, asked):
+async def test_a_deletion_of_a_named_generation_is_repeated_unchanged(gcs_strict, guarded, objects, asked):
     upload = await guarded.create_multipart("x")
     gcs_strict.faults.append(Fault("^DELETE|POST /batch", lose=True))
     await guarded.abort_multipart(upload)
@@ -129,7 +129,9 @@ async def test_deletions_that_name_a_generation_are_repeated_as_they_are(gcs_str
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_a_copy_replaces_what_stood_when_it_began(gcs_strict, guarded, objects, asked, fault, old):
+async def test_a_copy_replaces_the_generation_that_was_live_at_its_start(
+    gcs_strict, guarded, objects, asked, fault, old
+):
     await guarded.put("x", b"data")
     if old is not None:
         await guarded.put("y", old)

@@ -63,7 +63,7 @@ def test_every_flip_of_a_bit_of_a_head_is_read_or_is_none():
         b"HTTP/1.1 200 OK\r\n: b",
     ],
 )
-def test_what_others_may_read_differently_is_no_head(head):
+def test_an_ambiguous_head_is_refused(head):
     with pytest.raises(BrokenError):
         parse_head(head)
 
