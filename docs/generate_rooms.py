@@ -31,6 +31,7 @@ ROOMS = [
     "stores/s3",
     "stores/gcs",
     "stores/azure",
+    "stores/fsspec",
     "stores/local",
     "stores/http",
     "disk",

@@ -226,6 +226,21 @@ def azurite():
 
 
 @pytest.fixture(scope="session")
+def sftp(tmp_path_factory):
+    """An SFTP server for one directory."""
+    for package in ("fsspec", "paramiko", "asyncssh"):
+        pytest.importorskip(package)
+    from sftp import SftpServer, usable
+
+    if not usable():
+        pytest.skip("another package than fsspec itself provides sftp")
+    with shared():
+        server = SftpServer(tmp_path_factory.mktemp("sftp")).__enter__()
+    yield server
+    server.__exit__()
+
+
+@pytest.fixture(scope="session")
 def on_uvloop():
     """A function that runs a coroutine on uvloop. The first run opens a pipe that the process keeps."""
     uvloop = pytest.importorskip("uvloop")
