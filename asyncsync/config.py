@@ -9,12 +9,12 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from asyncsync.errors import ConfigError
 from asyncsync.runtime import state_directory
@@ -162,16 +162,41 @@ class CheckpointConfig:
     """How long a rank that has sent its own part waits for the parts of the other ranks, seconds; then it raises
     CheckpointIncompleteError. Only with several ranks. Default 1800, like ``sync_timeout``, which bounds their
     uploads."""
+    when_full: Literal["wait", "replace"] = "wait"
+    """What an ASYNC ``report`` does when ``max_pending_checkpoints`` are pending. ``wait``: it waits. ``replace``: its
+    checkpoint takes the place of the oldest ASYNC one whose upload has not begun; if all have begun, it waits. The
+    replaced checkpoint is never stored, and its directory is deleted if asyncsync owns it. Only with one rank."""
+    keep_every: int | None = None
+    """Keep every checkpoint whose step is a multiple of this (its number, if it was reported without a step), whatever
+    ``num_to_keep`` says; these do not count. None: no such rule."""
+    keep_pinned: bool = True
+    """Keep pinned checkpoints whatever ``num_to_keep`` says; these do not count. See ``Trial.pin``."""
+    latest_file: str | None = None
+    """Name of a file in the trial's directory, such as ``"latest"``, that holds the name of the newest durable
+    checkpoint, for loaders that look for one. It is written after the record, and synced at once. Keep two checkpoints
+    or more if others read it: the one that it names may be retired before it is replaced. None: no such file."""
+    on_durable: Callable[[Any], object] | None = field(default=None, compare=False)
+    """Called after a checkpoint is durable, one call at a time and in order, with the event
+    :class:`asyncsync.events.CheckpointDurable`. A coroutine function runs on the engine's loop, any other callable in a
+    thread. It delays no checkpoint; its failure is an event, ``CallbackFailed``. Leaving the engine waits for it."""
 
     def __post_init__(self) -> None:
         _integer(self, "num_to_keep", 1, none=True)
         _integer(self, "max_pending_checkpoints", 1)
+        _integer(self, "keep_every", 1, none=True)
+        _flag(self, "keep_pinned")
         _seconds(self, "commit_timeout", positive=True)
         attribute = self.checkpoint_score_attribute
         if attribute is not None and (not isinstance(attribute, str) or not attribute):
             raise _invalid(self, "checkpoint_score_attribute", attribute, "the name of a metric, or None")
         if self.checkpoint_score_order not in ("max", "min"):
             raise _invalid(self, "checkpoint_score_order", self.checkpoint_score_order, '"max" or "min"')
+        if self.when_full not in ("wait", "replace"):
+            raise _invalid(self, "when_full", self.when_full, '"wait" or "replace"')
+        if self.latest_file is not None:
+            check_name("CheckpointConfig.latest_file", self.latest_file)
+        if self.on_durable is not None and not callable(self.on_durable):
+            raise _invalid(self, "on_durable", self.on_durable, "a function or None")
 
     @property
     def commit_seconds(self) -> float:

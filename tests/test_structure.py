@@ -69,9 +69,25 @@ PURE = {
 
 DOCUMENTED = {
     "SyncEngine": {"blocking", "events", "flush", "local_dir", "status", "sync", "trial", "uri"},
-    "Trial": {"dir", "finish", "name", "report", "skip", "status", "sync", "uri"},
+    "Trial": {
+        "dir",
+        "finish",
+        "latest",
+        "name",
+        "pin",
+        "report",
+        "restore",
+        "retire",
+        "set_params",
+        "skip",
+        "status",
+        "sync",
+        "unpin",
+        "uri",
+    },
     "Experiment": {
         "best_checkpoint",
+        "checkpoint",
         "checkpoints",
         "latest_checkpoint",
         "name",

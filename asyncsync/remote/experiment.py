@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,10 @@ class CheckpointView:
     """Size of all files."""
     time: float
     """When the checkpoint became durable, Unix seconds."""
+    step: int | None = None
+    """Training step of the report, or None."""
+    pinned: bool = False
+    """Whether retention leaves it alone."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
@@ -236,6 +240,22 @@ class Experiment:
         known = ", ".join(trial.name for trial in self.trials[:10]) or "none"
         raise ConfigError(f"{self.uri} has no trial {name!r}; it has {len(self.trials)}: {known}")
 
+    def checkpoint(self, trial: str | TrialView, *, step: int | None = None, name: str | None = None) -> CheckpointView:
+        """The checkpoint of a trial with this training step or this name; of two with one step, the newest.
+
+        ConfigError unless exactly one of the two is given, or if there is no such trial or checkpoint; the message
+        lists those that exist.
+        """
+        if (step is None) == (name is None):
+            raise ConfigError(f"invalid checkpoint(step={step!r}, name={name!r}): give either step or name")
+        found = self._of(trial)
+        for item in found:
+            if item.name == name if step is None else item.step == step:
+                return item
+        wanted = f"step {step}" if name is None else f"the name {name!r}"
+        known = ", ".join(f"{item.name} (step {item.step})" for item in found[:10]) or "none"
+        raise ConfigError(f"{self.uri} has no checkpoint of trial {trial!r} with {wanted}; the newest are: {known}")
+
     def latest_checkpoint(self, trial: str | TrialView | None = None) -> CheckpointView | None:
         """The newest checkpoint of the experiment or of one trial; None if there is none.
 
@@ -290,7 +310,6 @@ class Experiment:
             CheckpointIncompleteError: the current records name no checkpoint that is complete and undamaged.
             StoreError: the store failed. Like a full disk this raises at once: it is no reason to fall back.
         """
-        Selection.of(include, exact=exact)
         name = trial.name if isinstance(trial, TrialView) else trial
         if name is not None:
             self.trial(name)
@@ -298,11 +317,9 @@ class Experiment:
         async def read_again() -> Candidates[CheckpointView]:
             return _candidates(await self._now(name), name)
 
-        async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
-            return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
-
         where = self.uri if name is None else f"{self.uri}/{name}"
-        return await restore_newest(_candidates(self.trials, name), read_again, Path(target), where, fetch)
+        known = _candidates(self.trials, name)
+        return await restore_checkpoint(known, read_again, target, where, include, exact=exact, on_progress=on_progress)
 
     async def _now(self, trial: str | None) -> list[TrialView]:
         """The trials as their current records describe them; for one trial only its own record is read."""
@@ -316,12 +333,32 @@ class Experiment:
                 record = await find_record(store, TRIAL_RECORD, TrialRecord)
             except DamagedError as error:
                 return [TrialView(trial, uri, "unreadable", error=str(error))]
-        return [] if record is None else [_view(trial, uri, record, access)]
+        return [] if record is None else [trial_view(trial, uri, record, access)]
 
     def _of(self, trial: str | TrialView | None) -> list[CheckpointView]:
         if trial is None:
             return self.checkpoints
         return newest_first([self.trial(trial if isinstance(trial, str) else trial.name)])
+
+
+async def restore_checkpoint(
+    known: Candidates[CheckpointView],
+    read_again: Callable[[], Awaitable[Candidates[CheckpointView]]],
+    target: str | os.PathLike[str],
+    where: str,
+    include: str | Sequence[str] | None,
+    *,
+    exact: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RestoreReport[CheckpointView]:
+    """Download the first of the ``known`` checkpoints that is complete and undamaged, see :meth:`Experiment.restore`.
+    ``read_again`` reads the records again."""
+    Selection.of(include, exact=exact)
+
+    async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
+        return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
+
+    return await restore_newest(known, read_again, Path(target), where, fetch)
 
 
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
@@ -345,10 +382,11 @@ def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> Tria
             return TrialView(name, uri, "unreadable", error=str(index.unreadable[name]))
         status = index.experiment.trials[name] if index.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started; the store has nothing of it yet
-    return _view(name, uri, record, access)
+    return trial_view(name, uri, record, access)
 
 
-def _view(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+def trial_view(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+    """What the record says. ``uri``: of the trial."""
     records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
     return TrialView(
@@ -376,5 +414,7 @@ def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: StoreAcces
         item.files,
         item.bytes,
         item.time,
+        item.step,
+        item.pinned,
         access,
     )
