@@ -98,7 +98,18 @@ DOCUMENTED = {
         "trials",
         "uri",
     },
-    "Syncer": {"delete", "local_dir", "plan", "progress", "sync_down", "sync_up", "sync_up_if_needed", "uri", "wait"},
+    "Syncer": {
+        "delete",
+        "local_dir",
+        "plan",
+        "progress",
+        "request",
+        "sync_down",
+        "sync_up",
+        "sync_up_if_needed",
+        "uri",
+        "wait",
+    },
 }
 CONTAINERS = {
     "asyncsync",

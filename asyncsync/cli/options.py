@@ -105,14 +105,18 @@ def common_options(function: Function) -> Function:
     return function
 
 
-def filter_options(function: Function) -> Function:
-    """Add ``--include`` and ``--exclude``."""
-    for name, text in (
-        ("--exclude", "Skip files that match this gitignore pattern; wins over --include. Repeatable."),
-        ("--include", "Send only files that match this gitignore pattern. Repeatable."),
-    ):
-        function = click.option(name, multiple=True, metavar="PATTERN", help=text)(function)
-    return function
+def filter_options(verb: str) -> Callable[[Function], Function]:
+    """Add ``--include`` and ``--exclude`` to a command that transfers files; ``verb`` is what it does with them."""
+
+    def add(function: Function) -> Function:
+        for name, text in (
+            ("--exclude", "Skip files that match this gitignore pattern; wins over --include. Repeatable."),
+            ("--include", f"{verb} only files that match this gitignore pattern. Repeatable."),
+        ):
+            function = click.option(name, multiple=True, metavar="PATTERN", help=text)(function)
+        return function
+
+    return add
 
 
 def delete_option(function: Function) -> Function:

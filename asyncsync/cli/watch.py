@@ -48,7 +48,7 @@ Exit codes: 0 stopped and everything is durable, 2 usage, 130 the last sync fail
 @command(help=WATCH)
 @click.argument("local", type=click.Path(exists=True, file_okay=False))
 @click.argument("url")
-@filter_options
+@filter_options("Send")
 @delete_option
 @click.option(
     "--period",

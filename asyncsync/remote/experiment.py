@@ -28,6 +28,7 @@ from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import by_age, score
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.current_tree import download_selection
+from asyncsync.remote.open_file import CheckpointFile, entry_of
 from asyncsync.remote.restore import Candidates, RestoreReport, is_incomplete_or_damaged, restore_newest
 from asyncsync.remote.selection import Selection
 from asyncsync.remote.trial_index import TrialIndex, read_trial_index
@@ -126,6 +127,24 @@ class CheckpointView:
         except CheckpointRetiredError:
             await in_thread(remove_files, os.fspath(target), put)  # it can never be completed
             raise
+
+    @asynccontextmanager
+    async def open(self, path: str) -> AsyncIterator[CheckpointFile]:
+        """Open one file of the checkpoint for reading: ``async with checkpoint.open("model.bin") as file``.
+
+        Only the parts that are read are fetched, and each is verified.
+
+        Raises:
+            CheckpointRetiredError: the trial has retired the checkpoint, now or while the file is read.
+            CheckpointIncompleteError: the manifest or the file is missing for another reason.
+            IntegrityError: the bytes are damaged.
+            ConfigError: the checkpoint has no such file; the message names some that it has.
+        """
+        access = self._access
+        async with self._retirement_reported(), open_for_reading(self.uri, access.transfer, access.options) as store:
+            entry = entry_of(await read_manifest(store, ""), path, self.uri)
+            async with CheckpointFile(store, "", entry) as file:
+                yield file
 
     async def verify(self, *, deep: bool = True) -> VerifyReport:
         """Compare the store with the manifest; ``deep`` reads every byte. CheckpointRetiredError if the trial has

@@ -82,6 +82,9 @@ class Syncer:
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
+        self._requested: set[asyncio.Future[SyncReport]] = set()
+        self._unseen: BaseException | None = None
+        """The error of the last requested sync, if nobody has received it."""
 
     async def __aenter__(self) -> Syncer:
         self._session = await Session.open(self.uri, self._transfer, self._options)
@@ -118,7 +121,7 @@ class Syncer:
         assert session is not None
         try:
             if kind is None:
-                await self._scheduler.idle()
+                await self._idle()
                 await clean_up(session)
         finally:
             self._scheduler.close()
@@ -129,6 +132,22 @@ class Syncer:
                 await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
             finally:
                 await session.close()
+        if kind is None:
+            self._raise_unseen()
+
+    async def _idle(self) -> None:
+        while self._requested:
+            await asyncio.wait(self._requested)
+        await self._scheduler.idle()
+
+    def _request_ended(self, done: asyncio.Future[SyncReport]) -> None:
+        self._requested.discard(done)
+        self._unseen = None if done.cancelled() else done.exception()
+
+    def _raise_unseen(self) -> None:
+        error, self._unseen = self._unseen, None
+        if error is not None:
+            raise error
 
     async def sync_up(self) -> SyncReport:
         """Bring the prefix in sync with the directory, now or right after the running sync.
@@ -146,6 +165,17 @@ class Syncer:
             return None
         return await self.sync_up()
 
+    async def request(self) -> None:
+        """Ask for a sync and do not wait for it. All requests during a running sync are served by one more.
+
+        If the last requested sync fails, :meth:`wait` raises its error, or else the end of the block does.
+        """
+        self._open()
+        done = await self._scheduler.submit(KEY)
+        if done is not None:
+            self._requested.add(done)
+            done.add_done_callback(self._request_ended)
+
     async def sync_down(self) -> SyncReport:
         """Bring the directory in sync with the prefix: files that differ are fetched and verified, nothing is deleted.
 
@@ -161,9 +191,11 @@ class Syncer:
         return await self._tree.delete_remote()
 
     async def wait(self) -> None:
-        """Wait until no sync is running. Failures are raised by the call that requested the sync."""
+        """Wait until no sync is running or requested. Raises the error of the last sync that :meth:`request` asked
+        for; other failures are raised by the call that waits for them."""
         self._open()
-        await self._scheduler.idle()
+        await self._idle()
+        self._raise_unseen()
 
     async def plan(self) -> SyncPlan:
         """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
