@@ -214,7 +214,8 @@ class Syncer:
     def _rules(self) -> Rules:
         config = self._config
         only = (self.local_dir.name,) if self.local_dir.is_file() else None
-        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only)
+        ready = config.ready_rules if only is None else ()
+        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only, ready=ready)
 
     async def _down(self, session: Session) -> SyncReport:
         manifest = await self._tree.manifest()

@@ -26,6 +26,7 @@ from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
+from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import Session, delete_prefix
 from asyncsync.sync.tree_manifest import TreeManifest
@@ -194,7 +195,8 @@ class Tree:
         if blocking and store.traits.local:  # nothing can be written in their place before they are deleted
             await self._delete(store, blocking)
         deleted = list(dict.fromkeys([*deleted, *blocking]))
-        tally = await self._send(store, changes.send, scanned, on_progress)
+        units = ReadyUnits(snapshot.units, changes.send, self._manifest.known)
+        tally, dropped = await self._send(store, units, scanned, on_progress)
         _raise_if_replaced(tally)
         tally.failures.update(snapshot.unread)
         if tally.failures and self._options.whole:
@@ -206,11 +208,14 @@ class Tree:
             await self._commit(store, deleted, self._manifest.scanned if tally.failures else scanned)
         if deleted:
             await self._delete(store, deleted)
+        if dropped and self._options.delete and tally.vanished:
+            await self._delete(store, dropped)  # of units that were deleted while they were sent
         if tally.failures:
             raise self.failed(tally)
         self._sent = self.moved
         self._upload, self._view, self._files = None, None, ()  # an idle tree holds only its manifest
-        return self._report(snapshot, changes, tally, store, started, len(deleted))
+        report = self._report(snapshot, changes, tally, store, started, len(deleted))
+        return replace(report, not_ready=(*snapshot.unready, *units.incomplete(tally)))
 
     async def delete_remote(self) -> int:
         """Delete the prefix: manifest first, then its data. Returns the number of deleted objects."""
@@ -315,7 +320,8 @@ class Tree:
         except OSError as error:
             text = f"{self.root} cannot be read, nothing was sent or deleted: {error.strerror}"
             raise SyncFailedError(text, {self.root: error}) from error
-        return snapshot, Changes(snapshot.files, snapshot.same, _vanished(comparison.missing(), snapshot))
+        missing = really_missing(_vanished(comparison.missing(), snapshot), snapshot, known)
+        return snapshot, Changes(snapshot.files, snapshot.same, missing)
 
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
         if self._options.delete or not self._options.disown:
@@ -365,7 +371,10 @@ class Tree:
             )
         self._begun = True
 
-    async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
+    async def _send(
+        self, store: Store, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
+    ) -> tuple[Tally, list[str]]:
+        """Send the files of the pass. Returns the paths, too, that were sent and that no manifest may name yet."""
         session = self._session
         upload = self._upload = TreeUpload(
             store,
@@ -378,14 +387,16 @@ class Tree:
             on_progress=on_progress,
             writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
-        self._files = files
+        self._files = units.files
         try:
-            if files:
-                await upload.run(files)
+            for files in units.batches(upload.tally):
+                if files:
+                    await upload.run(files)
         finally:
+            dropped = units.settle(upload.tally)
             if upload.tally.entries:
                 self._manifest.add_sent(upload.tally.entries, scanned)
-        return upload.tally
+        return upload.tally, dropped
 
     async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
@@ -419,7 +430,7 @@ class Tree:
 
 def _vanished(paths: list[str], snapshot: Snapshot) -> list[str]:
     """Of the paths that the scan did not find, those that cannot lie where the scan could not look."""
-    hidden = tuple(f"{path}/" for path in [*snapshot.unread, *snapshot.refused])
+    hidden = tuple(f"{path}/" for path in [*snapshot.unread, *snapshot.refused, *snapshot.unready])
     return [path for path in paths if not f"{path}/".startswith(hidden)] if hidden else paths
 
 

@@ -221,6 +221,7 @@ class TrialState:
             self.reported_dirs | self.checkpoint_names() | self._context.role.others(),
             always=self._context.own_files,
             skip_numbered=True,
+            ready=config.ready_rules,
         )
 
     # ownership
