@@ -101,8 +101,11 @@ DOCUMENTED = {
     "Syncer": {
         "delete",
         "local_dir",
+        "manifest",
         "plan",
+        "probe",
         "progress",
+        "remove",
         "request",
         "sync_down",
         "sync_up",

@@ -13,6 +13,7 @@ from typing import Any, Self
 from asyncsync.aio.held_context import HeldContext
 from asyncsync.config import SyncConfig
 from asyncsync.errors import EngineClosedError
+from asyncsync.planning.manifest import Manifest
 from asyncsync.report import SyncReport
 from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.syncer import Syncer
@@ -79,6 +80,10 @@ class BlockingSyncer:
         """See :meth:`asyncsync.Syncer.request`: ask for a sync, and do not wait for it."""
         self._running().call(self._syncer.request)
 
+    def remove(self, path: str) -> None:
+        """See :meth:`asyncsync.Syncer.remove`."""
+        self._running().call(self._syncer.remove, path)
+
     def delete(self) -> int:
         """See :meth:`asyncsync.Syncer.delete`."""
         count: int = self._running().call(self._syncer.delete)
@@ -92,6 +97,15 @@ class BlockingSyncer:
         """See :meth:`asyncsync.Syncer.plan`."""
         plan: SyncPlan = self._running().call(self._syncer.plan)
         return plan
+
+    def probe(self) -> None:
+        """See :meth:`asyncsync.Syncer.probe`."""
+        self._running().call(self._syncer.probe)
+
+    def manifest(self) -> Manifest | None:
+        """See :meth:`asyncsync.Syncer.manifest`."""
+        found: Manifest | None = self._running().call(self._syncer.manifest)
+        return found
 
     def progress(self) -> str:
         """See :meth:`asyncsync.Syncer.progress`."""

@@ -14,6 +14,7 @@ from asyncsync.config import SyncConfig, TransferConfig
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
 from asyncsync.events import Event, Progress
+from asyncsync.planning.manifest import Manifest
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.download.tree_download import download_tree
@@ -32,15 +33,18 @@ class _Member:
 
     key = KEY
 
-    def __init__(self, tree: Tree, on_progress: Callable[[Tally], None]) -> None:
-        self._tree, self._on_progress = tree, on_progress
+    def __init__(self, tree: Tree, on_progress: Callable[[Tally], None], removed: set[str]) -> None:
+        self._tree, self._on_progress, self._removed = tree, on_progress, removed
         self.last_start = float("-inf")
         """On the event loop's clock."""
 
     async def sync_once(self) -> SyncReport:
         """One attempt."""
         self.last_start = asyncio.get_running_loop().time()
-        return await self._tree.sync_once(self._on_progress)
+        removed = set(self._removed)
+        report = await self._tree.sync_once(self._on_progress)
+        self._removed -= removed
+        return report
 
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""
@@ -82,6 +86,8 @@ class Syncer:
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
+        self._removed: set[str] = set()
+        """Paths to delete from the store with the next sync."""
         self._requested: set[asyncio.Future[SyncReport]] = set()
         self._unseen: BaseException | None = None
         """The error of the last requested sync, if nobody has received it."""
@@ -97,6 +103,7 @@ class Syncer:
                 lambda: rules,
                 Lane.ARTIFACT,
                 delete=self._config.delete,
+                removed=lambda: self._removed,
                 max_delete=self._config.max_delete,
                 checksum=self._checksum,
             ),
@@ -110,7 +117,7 @@ class Syncer:
         await self._group.__aenter__()
         self._scheduler = Scheduler(self._config, self._group, self._emit)
         self._runner = self._group.create_task(self._scheduler.run(), name="asyncsync scheduler")
-        self._member = _Member(self._tree, self._progress)
+        self._member = _Member(self._tree, self._progress, self._removed)
         self._scheduler.add(self._member, periodic=False)
         return self
 
@@ -176,6 +183,12 @@ class Syncer:
             self._requested.add(done)
             done.add_done_callback(self._request_ended)
 
+    def remove(self, path: str) -> None:
+        """Delete this file, or everything in this directory, from the store with the next sync, unless it exists
+        locally then. ``path`` is relative to the directory. For a mirror that deletes only what its owner removed,
+        where ``SyncConfig(delete=True)`` would delete everything that is missing locally."""
+        self._removed.add(path.strip("/"))
+
     async def sync_down(self) -> SyncReport:
         """Bring the directory in sync with the prefix: files that differ are fetched and verified, nothing is deleted.
 
@@ -201,6 +214,16 @@ class Syncer:
         """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()
+
+    async def probe(self) -> None:
+        """Write and read a marker. Raises the error that names the missing bucket or permission."""
+        await self._open().probe()
+
+    async def manifest(self) -> Manifest | None:
+        """Every file of the prefix with its size and checksums, as stored now; None before the first sync. DamagedError
+        if it cannot be read."""
+        self._open()
+        return await self._tree.manifest()
 
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""

@@ -6,7 +6,7 @@ The owner starts one pass at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,8 @@ class TreeOptions:
     rules: Callable[[], Rules] = Rules
     lane: Lane = Lane.ARTIFACT
     delete: bool = False
+    removed: Callable[[], Collection[str]] = frozenset
+    """Files and directories to delete from the store, if they vanished locally, also without ``delete``."""
     max_delete: int | None = None
     """Most files that one pass may delete; None: any number, but not all of them."""
     checksum: bool = False
@@ -324,9 +326,10 @@ class Tree:
         return snapshot, Changes(snapshot.files, snapshot.same, missing)
 
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
-        if self._options.delete or not self._options.disown:
-            return changes.missing if self._options.delete else []
-        return [path for path in changes.missing if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
+        if self._options.delete:
+            return changes.missing
+        gone = tuple(f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ())))
+        return [path for path in changes.missing if f"{path}/".startswith(gone)] if gone else []
 
     def _in_the_way(self, changes: Changes) -> list[str]:
         """Objects that are deleted in any case: a directory took the place of the file, or the reverse."""
