@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from asyncsync.config import SyncConfig, TransferConfig
+from asyncsync.config import READY_PRESETS, SyncConfig, TransferConfig
 from asyncsync.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -157,6 +157,20 @@ def _extra_options(pairs: tuple[str, ...]) -> dict[str, object]:
             raise ConfigError(f"invalid -o {pair!r}: must be -o KEY=VALUE")
         found[key.strip().replace("-", "_")] = words.get(value.lower(), value)
     return found
+
+
+def ready_rules(values: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+    """``--ready`` as rules of ``SyncConfig.ready``; ConfigError for an unknown preset."""
+    rules: dict[str, tuple[str, ...]] = {}
+    for value in values:
+        pattern, mark, marker = value.partition("=")
+        if mark:
+            rules[pattern] = (*rules.get(pattern, ()), marker)
+        elif value in READY_PRESETS:
+            rules |= READY_PRESETS[value]
+        else:
+            raise ConfigError(f"invalid --ready {value!r}: must be {', '.join(READY_PRESETS)} or PATTERN=MARKER")
+    return rules or None
 
 
 def sync_config(

@@ -31,7 +31,9 @@ def test_an_exception_in_training_still_stores_what_was_saved(trainings: Trainin
 
 def test_a_just_in_time_checkpoint_is_found_at_the_end(trainings: Trainings) -> None:
     trainings.run(SCRIPT, "out", 14, 6, "jit")
-    assert steps(trainings)[-1] in (6, 7)
+    found = steps(trainings)
+    assert len(found) == 1
+    assert 6 <= found[0] < 14
 
 
 def test_two_ranks_store_one_checkpoint_and_resume(trainings: Trainings, tmp_path) -> None:
