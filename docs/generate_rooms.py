@@ -31,6 +31,7 @@ ROOMS = [
     "stores/guard",
     "stores/s3",
     "stores/gcs",
+    "stores/azure",
     "stores/local",
     "stores/http",
     "disk",

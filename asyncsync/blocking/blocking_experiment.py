@@ -15,15 +15,15 @@ from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER
 from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
-from asyncsync.remote.open_file import CheckpointFile
 from asyncsync.remote.restore import RestoreReport
 from asyncsync.report import VerifyReport
+from asyncsync.sync.download.open_file import CheckpointFile
 from asyncsync.sync.download.tree_download import DownloadReport
 
 
 class StoredFile(io.RawIOBase):
     """A stored file, open for reading like a file of ``open(path, "rb")``. See
-    :class:`asyncsync.remote.open_file.CheckpointFile` for what is fetched and the errors."""
+    :class:`asyncsync.sync.download.open_file.CheckpointFile` for what is fetched and the errors."""
 
     def __init__(self, held: HeldContext[CheckpointFile]) -> None:
         super().__init__()

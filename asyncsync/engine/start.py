@@ -12,10 +12,11 @@ from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.sync.records.manifests import find_record, get_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.sync.records.writer import RecordFile
 
 log = logging.getLogger("asyncsync")

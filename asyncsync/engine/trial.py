@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncsync.config import UploadMode, check_name
 from asyncsync.disk.results import OWN_FILES, as_json
@@ -21,9 +21,11 @@ from asyncsync.engine.trials.context import EngineContext, Role
 from asyncsync.engine.trials.rank_commit import LostError
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import ConfigError, EngineClosedError
-from asyncsync.remote.experiment import CheckpointView
-from asyncsync.remote.restore import RestoreReport
 from asyncsync.report import SyncReport
+
+if TYPE_CHECKING:
+    from asyncsync.remote.experiment import CheckpointView
+    from asyncsync.remote.restore import RestoreReport
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
 RESERVED = re.compile(r"checkpoint_\d|rank_\d")

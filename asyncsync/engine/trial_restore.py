@@ -6,16 +6,19 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.resume import adopt_checkpoints
 from asyncsync.engine.trials.state import TrialState
-from asyncsync.remote.access import StoreAccess
-from asyncsync.remote.experiment import CheckpointView, restore_checkpoint, trial_view
-from asyncsync.remote.restore import Candidates, RestoreReport
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import find_record
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
+
+if TYPE_CHECKING:  # imported when they are used: most programs restore nothing
+    from asyncsync.remote.experiment import CheckpointView
+    from asyncsync.remote.restore import Candidates, RestoreReport
 
 
 def latest(context: EngineContext, trial: TrialState) -> CheckpointView | None:
@@ -30,6 +33,9 @@ async def restore_latest(
     include: str | Sequence[str] | None,
 ) -> RestoreReport[CheckpointView]:
     """See :meth:`asyncsync.Trial.restore`."""
+    from asyncsync.remote.experiment import restore_checkpoint
+    from asyncsync.remote.restore import Candidates
+
     if trial.ranks is None or trial.ranks.leads:
         await trial.prepare()
 
@@ -51,5 +57,8 @@ async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
 
 
 def _newest_first(context: EngineContext, trial: TrialState, record: TrialRecord) -> list[CheckpointView]:
+    from asyncsync.remote.access import StoreAccess
+    from asyncsync.remote.experiment import view_of
+
     access = StoreAccess(dict(context.run.storage_options), context.run.transfer)
-    return trial_view(trial.name, trial.uri, record, access).checkpoints[::-1]
+    return view_of(trial.name, trial.uri, record, access).checkpoints[::-1]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pathspec
-
+from asyncsync.disk.scan import compile_patterns
 from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import FileEntry, Manifest
 
@@ -70,8 +69,8 @@ class Selection:
         return {name: replace(inside[name], path=name) for name in names}
 
     def _selected(self, files: Mapping[str, FileEntry], prefix: str) -> dict[str, FileEntry]:
-        wanted = pathspec.GitIgnoreSpec.from_lines(self.include) if self.include else None
-        unwanted = pathspec.GitIgnoreSpec.from_lines(self.exclude)
+        wanted = compile_patterns(self.include) if self.include else None
+        unwanted = compile_patterns(self.exclude)
         return {
             path: entry
             for path, entry in files.items()

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from asyncsync.disk.journal import Owed
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, StoreError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane, Store, Upload
 from asyncsync.stores.read import find
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.session import DELETE, SWEEP, Session, delete_prefix
 from asyncsync.sync.upload.open_uploads import ABORT
 

@@ -257,7 +257,7 @@ def test_an_engine_that_is_never_left_is_closed_when_the_interpreter_ends(tmp_pa
     assert checkpoints(tmp_path) == ["checkpoint_000000"]
 
 
-def test_what_does_not_become_durable_then_is_named_and_the_process_ends(tmp_path: Path) -> None:
+def test_checkpoints_that_miss_the_grace_are_named_at_exit(tmp_path: Path) -> None:
     done = execute(
         tmp_path,
         """

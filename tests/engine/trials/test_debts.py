@@ -52,7 +52,7 @@ def wipe(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same machine", "another machine"])
-def test_the_next_process_deletes_what_the_record_gives_up(bench: Bench, same: bool) -> None:
+def test_the_next_process_deletes_owed_files_of_the_record(bench: Bench, same: bool) -> None:
     """The journal may be missing: the record has the debt."""
 
     async def main() -> None:

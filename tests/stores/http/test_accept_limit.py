@@ -88,14 +88,14 @@ def test_a_far_server_gets_as_many_connections_as_it_can_serve(room):
     assert room * 0.75 <= acceptance.limit <= room * 1.5
 
 
-def test_where_nobody_waits_it_does_not_grow():
+def test_the_limit_does_not_grow_without_waiting_requests():
     acceptance = AcceptLimit(MOST)
     for _ in range(10 * WINDOW_RESPONSES):
         acceptance.first_response(0, 1, keep=False, waiting=False)
     assert acceptance.limit == FEW_CONNECTIONS
 
 
-def test_what_the_other_system_has_was_not_dropped():
+def test_a_request_that_the_peer_acknowledged_was_not_dropped():
     """Whether or not its program has accepted."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(b"request")

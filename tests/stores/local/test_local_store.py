@@ -102,7 +102,7 @@ def test_a_relative_root_is_refused():
 @pytest.mark.parametrize(
     "key", ["../x", "a/../../x", "/etc/passwd", "a\0b", "", "a//b", "a/", "./a", "a/./b", "..", "x.asyncsync-tmp"]
 )
-async def test_names_that_are_no_file_below_the_root_are_refused(store, root, key):
+async def test_names_outside_the_root_are_refused(store, root, key):
     with pytest.raises(InvalidKeyError):
         await store.put(key, b"")
     with pytest.raises(ValueError):
@@ -140,7 +140,7 @@ async def test_an_object_below_an_object_is_an_error_of_the_store(store):
         await store.head("a/b")
 
 
-async def test_a_directory_is_no_object(store):
+async def test_a_directory_is_not_an_object(store):
     await store.put("a/b", b"")
     with pytest.raises(NotFoundError):
         await store.head("a")
@@ -232,7 +232,7 @@ async def test_names_that_are_not_utf8_are_not_listed(store, root):
     assert await keys(store) == []
 
 
-async def test_empty_directories_are_no_prefixes(store, root):
+async def test_empty_directories_are_not_listed_as_prefixes(store, root):
     (root / "empty" / "deeper").mkdir(parents=True)
     await store.put("full/x", b"")
     assert (await store.list("", delimiter="/")).prefixes == ("full/",)
