@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import servers
+import trainings as support
 from trainings import Trainings
 
 
@@ -21,3 +22,8 @@ def seaweedfs() -> Iterator[servers.S3Server]:
 def trainings(seaweedfs: servers.S3Server, tmp_path: Path) -> Trainings:
     bucket = seaweedfs.create_bucket(f"b{os.urandom(4).hex()}")
     return Trainings(tmp_path, f"s3://{bucket}/exp/run", dict(seaweedfs.storage_options))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return support.environment(tmp_path)

@@ -30,6 +30,20 @@ def needs(framework: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not found, reason=f"{framework} is not installed; nox -s integrations installs it")
 
 
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a training process: no network but the store, one thread, asyncsync's state in the test's directory."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ASYNCSYNC_STATE_DIR": str(tmp_path / "state"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "KERAS_BACKEND": "torch",
+    }
+
+
 @dataclass
 class Trainings:
     """Runs the scripts beside the tests."""
@@ -51,16 +65,7 @@ class Trainings:
         return json.loads(lines[-1]) if lines and lines[-1].startswith('{"') else None
 
     def _start(self, command: list[str], rank: int, ranks: int) -> subprocess.Popen[str]:
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "ASYNCSYNC_STATE_DIR": str(self.tmp_path / "state"),
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "KERAS_BACKEND": "torch",
-        }
+        env = environment(self.tmp_path)
         if ranks > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port())}
