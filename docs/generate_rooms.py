@@ -32,6 +32,7 @@ ROOMS = [
     "stores/s3",
     "stores/gcs",
     "stores/azure",
+    "stores/fsspec",
     "stores/local",
     "stores/http",
     "disk",

@@ -33,6 +33,8 @@ _in_process: set[str] = set()
 
 
 def pytest_configure(config):
+    # Else each Python that a test starts would compile the whole package again, in 0.2 s.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     config.addinivalue_line("markers", "virtual_time: the event loop's clock jumps instead of waiting")
 
 
@@ -223,6 +225,21 @@ def azurite():
         yield server
     finally:
         context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def sftp(tmp_path_factory):
+    """An SFTP server for one directory."""
+    for package in ("fsspec", "paramiko", "asyncssh"):
+        pytest.importorskip(package)
+    from sftp import SftpServer, usable
+
+    if not usable():
+        pytest.skip("another package than fsspec itself provides sftp")
+    with shared():
+        server = SftpServer(tmp_path_factory.mktemp("sftp")).__enter__()
+    yield server
+    server.__exit__()
 
 
 @pytest.fixture(scope="session")

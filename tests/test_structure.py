@@ -36,7 +36,13 @@ SHORT_SHARE = 0.90
 MAX_TEST_NAME = 70
 TEST = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
 
-STORES = {"asyncsync.stores.azure", "asyncsync.stores.gcs", "asyncsync.stores.local", "asyncsync.stores.s3"}
+STORES = {
+    "asyncsync.stores.azure",
+    "asyncsync.stores.fsspec",
+    "asyncsync.stores.gcs",
+    "asyncsync.stores.local",
+    "asyncsync.stores.s3",
+}
 SAME_BASENAME = {
     "__main__": "python -m asyncsync and python -m asyncsync.testing.simulation",
     "errors": "the public errors; error responses of a service",
@@ -120,6 +126,7 @@ CONTAINERS = {
     "asyncsync.engine.trials",
     "asyncsync.stores",
     "asyncsync.stores.azure",
+    "asyncsync.stores.fsspec",
     "asyncsync.stores.gcs",
     "asyncsync.stores.guard",
     "asyncsync.stores.http",

@@ -83,7 +83,9 @@ def _config(run: RunConfig) -> dict[str, Any]:
 
 
 def write_safety_warning(store: Store) -> str:
-    """A warning if the store lacks conditional writes; empty if it has them."""
+    """A warning if the store lacks conditional writes or keeps other promises not; empty if it keeps them all."""
+    if store.traits.not_kept:
+        return f"{store.uri} does not keep all promises: {'; '.join(store.traits.not_kept)}"
     if store.traits.conditional_writes:
         return ""
     return (

@@ -22,6 +22,15 @@ class FileStat(NamedTuple):
         """From the result of ``os.stat``."""
         return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, info.st_mode & 0o7777)
 
+    def is_state(self, info: os.stat_result) -> bool:
+        """Whether this is the file's state as of ``info``, its permission bits included."""
+        return (
+            self.size == info.st_size
+            and self.mtime_ns == info.st_mtime_ns
+            and self.inode == info.st_ino
+            and self.mode == info.st_mode & 0o7777
+        )
+
     def same_content_as(self, other: FileStat) -> bool:
         """Whether size, mtime and inode are equal: the file was not changed in between."""
         return self[:4] == other[:4]

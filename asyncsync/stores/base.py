@@ -106,6 +106,8 @@ class Traits:
     version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_over_present`."""
     checked_copies: bool = False
     """:meth:`Store.copy_part` takes the bytes that the range must have as ``body``, and the service compares them."""
+    not_kept: tuple[str, ...] = ()
+    """Promises of this interface that the store cannot keep, one sentence each."""
     local: bool = False
     """Objects are files of this machine; requests cost no round trip."""
 
