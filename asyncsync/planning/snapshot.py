@@ -22,6 +22,15 @@ class FileStat(NamedTuple):
         """From the result of ``os.stat``."""
         return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, info.st_mode & 0o7777)
 
+    def is_state(self, info: os.stat_result) -> bool:
+        """Whether this is the file's state as of ``info``, its permission bits included."""
+        return (
+            self.size == info.st_size
+            and self.mtime_ns == info.st_mtime_ns
+            and self.inode == info.st_ino
+            and self.mode == info.st_mode & 0o7777
+        )
+
     def same_content_as(self, other: FileStat) -> bool:
         """Whether size, mtime and inode are equal: the file was not changed in between."""
         return self[:4] == other[:4]
@@ -39,6 +48,10 @@ class Snapshot:
     """Entries that a checkpoint must not contain, each with the reason: broken links, reserved names."""
     unread: dict[str, OSError] = field(default_factory=dict)
     """Files and directories that could not be read, with the error: their content is unknown."""
+    units: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Directories that are sent as one unit each, and the paths of their markers."""
+    unready: dict[str, None] = field(default_factory=dict)
+    """Directories that were left alone because their markers are missing."""
     left_out: int = 0
     """Files left out because no store could hold them."""
     same: int = 0

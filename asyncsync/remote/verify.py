@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
@@ -60,8 +60,9 @@ async def verify(
     Raises:
         NotFoundError: there is nothing at ``uri``.
     """
-    async with open_for_reading(uri, transfer, storage_options) as store:
-        verification = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
+    address, options = split_sas(os.fspath(uri), storage_options)
+    async with open_for_reading(address, transfer, options) as store:
+        verification = await Verification.run(store, address, transfer.max_concurrency, on_progress, deep=deep)
         return verification.report(store.requests, deep=deep)
 
 

@@ -1,8 +1,8 @@
 """The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
 
 May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
-``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``
-and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
+``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``,
+``azure``, ``local`` and ``fsspec`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
 :func:`register_scheme`.
 """
 
@@ -63,7 +63,9 @@ def open_store(
     """The store behind ``uri``. It opens no file and no connection: its ``async with`` does.
 
     Known are an absolute path or ``file:///path``, ``s3://bucket/prefix`` (``s3a://`` and ``s3n://`` are the same),
-    ``gs://bucket/prefix`` (``gcs://`` too), and schemes added by :func:`register_scheme`. A directory has no options
+    ``gs://bucket/prefix`` (``gcs://`` too), ``az://container/prefix``
+    (``abfss://container@account.dfs.core.windows.net/prefix`` and ``https://account.blob.core.windows.net/container/
+    prefix`` too), and schemes added by :func:`register_scheme`. A directory has no options
     and ignores ``options``, so that one configuration serves every store. Raises ConfigError for anything
     else: also for a query, a user or a password in the address, and for a missing package.
     """
@@ -73,7 +75,8 @@ def open_store(
     name, separator, _ = text.partition("://")
     if not separator:
         return _open_directory(text, text)
-    scheme = _schemes.get(name.lower())
+    plus = name.lower().partition("+")
+    scheme = _schemes.get(name.lower()) or _schemes.get(plus[0] + plus[1])
     if scheme is None:
         raise ConfigError(f"storage path {_without_user(text)} has the unknown scheme {name!r}; {_known_text()}")
     scheme.check_packages()
@@ -85,8 +88,9 @@ def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = N
 
         register_scheme("ram", lambda uri, options, transfer: RamStore(uri), needs=("ramdisk",))
 
-    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing. The message names the
-    command that installs it: the ``extra`` of asyncsync, or the package itself.
+    A scheme that ends in ``+`` takes all addresses ``scheme+ANYTHING://``. ``needs`` names importable packages; opening
+    a URI raises ConfigError if one is missing. The message names the command that installs it: the ``extra`` of
+    asyncsync, or the package itself.
     """
     if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
         raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")
@@ -99,7 +103,11 @@ def known_schemes() -> tuple[str, ...]:
 
 
 def _known_text() -> str:
-    return f"known are an absolute path and {', '.join(f'{name}://' for name in known_schemes())}"
+    return f"known are an absolute path and {', '.join(map(_shown, known_schemes()))}"
+
+
+def _shown(scheme: str) -> str:
+    return f"{scheme}PROTOCOL://" if scheme.endswith("+") else f"{scheme}://"
 
 
 # Directories
@@ -144,6 +152,20 @@ def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
         return store
 
     return open_bucket
+
+
+def _open_azure(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.azure.options import location_of
+    from asyncsync.stores.azure.store import AzureStore
+
+    return AzureStore(location_of(uri), options=options, limits=ConnectionLimits.of(transfer))
+
+
+def _open_fsspec(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.fsspec.store import FsspecStore
+
+    del transfer
+    return FsspecStore(uri, options=options)
 
 
 def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
@@ -195,3 +217,6 @@ for _name in ("gs", "gcs"):
         extra="gcs",
         needs=("aiohttp", "gcloud.aio.auth"),
     )
+for _name in ("az", "abfs", "abfss", "https"):
+    register_scheme(_name, _open_azure, extra="azure", needs=("aiohappyeyeballs", "awscrt"))
+register_scheme("fsspec+", _open_fsspec, extra="fsspec", needs=("fsspec",))

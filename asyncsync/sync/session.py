@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asyncsync.aio.tasks import run_all
 from asyncsync.aio.threads import worker_threads
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
@@ -89,7 +89,8 @@ class Session:
         cls, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None = None
     ) -> Session:
         """Connects nothing yet. ConfigError for an unknown URI or option, and where asyncio does not run."""
-        store = open_guarded(uri, transfer, storage_options, patience=SYNC_PATIENCE)
+        uri, options = split_sas(uri, storage_options)
+        store = open_guarded(uri, transfer, options, patience=SYNC_PATIENCE)
         journal = Journal.open(journal_path())
         uploads = OpenUploads(uri, journal)
         with ExitStack() as resources:
@@ -186,3 +187,5 @@ async def delete_prefix(store: Store, prefix: str) -> int:
             return deleted
         await store.delete(keys)
         deleted += len(keys)
+        if page.token is None:
+            return deleted

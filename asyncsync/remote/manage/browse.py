@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import ConfigError, NotFoundError
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
@@ -43,7 +43,8 @@ async def browse(
         NotFoundError: there is nothing below ``uri``.
         ConfigError: the URI or an option is unknown.
     """
-    async with open_for_reading(uri, transfer, storage_options) as store:
+    address, options = split_sas(os.fspath(uri), storage_options)
+    async with open_for_reading(address, transfer, options) as store:
         if recursive:
             everything = await list_all(store, "")
             found = [StoredObject(key, item.size, item.modified) for key, item in everything.items()]
@@ -58,7 +59,7 @@ async def browse(
                     break
     shown = [item for item in found if META_DIR not in item.path.split("/")]
     if not found:
-        raise NotFoundError(f"{os.fspath(uri)} holds nothing. Check the URL: asyncsync ls shows the prefix above it")
+        raise NotFoundError(f"{address} holds nothing. Check the URL: asyncsync ls shows the prefix above it")
     return sorted(shown, key=lambda item: item.path)
 
 
@@ -75,9 +76,10 @@ async def read_object(
         NotFoundError: there is no such object.
         ConfigError: the URI names no object.
     """
-    parent, _, name = os.fspath(uri).rpartition("/")
+    address, options = split_sas(os.fspath(uri), storage_options)
+    parent, _, name = address.rpartition("/")
     if not name or parent.endswith(":/"):
-        raise ConfigError(f"invalid URL {os.fspath(uri)!r}: it must name one object, such as s3://bucket/results/a.txt")
+        raise ConfigError(f"invalid URL {address!r}: it must name one object, such as s3://bucket/results/a.txt")
     size = 0
 
     async def take(piece: bytes | bytearray | memoryview) -> None:
@@ -85,6 +87,6 @@ async def read_object(
         size += len(piece)
         await sink(bytes(piece))
 
-    async with open_for_reading(parent or "/", transfer, storage_options) as store:
+    async with open_for_reading(parent or "/", transfer, options) as store:
         await store.read(name, take)
     return size

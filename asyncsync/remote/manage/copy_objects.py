@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import google_crc32c
 
 from asyncsync.aio.tasks import for_each_limited
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import (
     ConfigError,
     IntegrityError,
@@ -79,11 +79,13 @@ async def copy(
         IntegrityError: a file does not have the checksum in its manifest.
     """
     began = time.monotonic()
-    here, there = os.fspath(source).rstrip("/"), os.fspath(target).rstrip("/")
+    here, options = split_sas(os.fspath(source).rstrip("/"), storage_options)
+    there, other = split_sas(
+        os.fspath(target).rstrip("/"), storage_options if target_options is None else target_options
+    )
     if _is_above(here, there) or _is_above(there, here):
         raise ConfigError(f"cannot copy {here} to {there}: one contains the other. Choose another target")
-    other = storage_options if target_options is None else target_options
-    async with _opened(here, there, transfer, storage_options, other) as places:
+    async with _opened(here, there, transfer, options, other) as places:
         report = await _Copy(places, on_progress).run()
         requests = places.source.requests + (0 if places.server_side else places.target.requests)
     return replace(report, requests=requests, seconds=time.monotonic() - began)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import ConcurrentWriterError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
@@ -57,11 +57,13 @@ async def remove(
         NotFoundError: asyncsync has stored nothing there.
         ConcurrentWriterError: a process runs it, or its record was written in between.
     """
-    began, where = time.monotonic(), os.fspath(uri).rstrip("/")
+    began = time.monotonic()
+    address, options = split_sas(os.fspath(uri), storage_options)
+    where = address.rstrip("/")
     above, _, name = where.rpartition("/")
     if not above or above.endswith("/"):  # a bucket, or the root
         above, name = where, ""
-    async with open_for_reading(above, transfer, storage_options) as store:
+    async with open_for_reading(above, transfer, options) as store:
         doomed = await _Doomed.find(store, f"{name}/" if name else "", where)
         if not force:
             await doomed.check_idle()

@@ -33,7 +33,6 @@ from asyncsync.stores.gcs.compose import Composer, Rewriter
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
 from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
-    ChecksumSink,
     Document,
     ListingPage,
     ObjectResource,
@@ -53,7 +52,7 @@ from asyncsync.stores.gcs.responses import (
 from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, ResumableUploads
 from asyncsync.stores.gcs.transport import DirectTransport, Transport
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
-from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
+from asyncsync.stores.http.body import ChecksumSink, crc32c_of, crc32c_to_text
 from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
 
 log = logging.getLogger("asyncsync")

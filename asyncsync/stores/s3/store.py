@@ -49,7 +49,8 @@ from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHead
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
 from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, object_crc32c, object_info
-from asyncsync.stores.s3.xml import is_xml_text, unquoted_etag
+from asyncsync.stores.s3.xml import is_xml_text
+from asyncsync.stores.xml_reader import unquoted_etag
 
 log = logging.getLogger("asyncsync")
 

@@ -107,13 +107,13 @@ async def test_a_missing_bucket_is_named(gcs_strict):
 async def test_a_path_in_the_address_of_the_server_goes_before_everything(gcs_strict, objects, tmp_path):
     """The address of an upload session has it already, or not: a proxy may have put it there."""
     (tmp_path / "f").write_bytes(bytes(9 * MIB))
-    reply, session = gcs_strict._reply, gcs_strict.sessions.start
+    reply, session = gcs_strict.reply, gcs_strict.sessions.start
 
     async def below(request, seen):
         assert request.raw_path.startswith("/base/")
         return await reply(request.clone(rel_url=URL(request.raw_path.removeprefix("/base"), encoded=True)), seen)
 
-    gcs_strict._reply = below
+    gcs_strict.reply = below
     options = gcs_strict.storage_options | {"endpoint_url": f"{gcs_strict.endpoint}/base"}
     async with open_store("gs://conformance/p", options=options) as opened:
         for number, where in enumerate((gcs_strict.endpoint, f"{gcs_strict.endpoint}/base")):

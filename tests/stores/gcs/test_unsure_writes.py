@@ -66,7 +66,7 @@ async def test_a_write_between_lookup_and_retry_is_looked_up_again(gcs_strict, g
 
 
 async def test_a_cancelled_write_is_unsure_too(gcs_strict, store, objects, asked, monkeypatch):
-    arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict._reply
+    arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict.reply
     loop = asyncio.get_running_loop()
 
     async def late(request, seen):
@@ -75,14 +75,14 @@ async def test_a_cancelled_write_is_unsure_too(gcs_strict, store, objects, asked
         await gone.wait()
         return reply
 
-    monkeypatch.setattr(gcs_strict, "_reply", late)
+    monkeypatch.setattr(gcs_strict, "reply", late)
     task = asyncio.ensure_future(store.put("x", b"new"))
     await arrived.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gcs_strict._loop.call_soon_threadsafe(gone.set)
-    monkeypatch.setattr(gcs_strict, "_reply", real)
+    monkeypatch.setattr(gcs_strict, "reply", real)
     await store.put("x", b"new")
     assert f"ifGenerationMatch={int(generation(objects, 'p/x')) - 1}" in asked[-1]
 
