@@ -120,6 +120,8 @@ class EngineStatus:
     waiting_for: str = ""
     """The reason why something waits now; empty: nothing waits."""
     totals: EngineTotals = field(default_factory=EngineTotals)
+    pending_checkpoints: int = 0
+    """Number of accepted checkpoints of all trials that are not durable."""
 
     @property
     def requests(self) -> int:

@@ -111,8 +111,7 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
 
 def _verdict(engine: RunningEngine, since: float) -> str:
     status = engine.status
-    pending = sum(trial.pending_checkpoints for trial in status.trials.values())
-    risk = f"{count(pending, 'checkpoint')} pending ({human_bytes(status.bytes_at_risk)})"
+    risk = f"{count(status.pending_checkpoints, 'checkpoint')} pending ({human_bytes(status.bytes_at_risk)})"
     if not engine.alive:
         lost = "everything was in the store" if status.is_safe else f"not in the store: {risk}"
         return f"lost: its process has ended; {lost}. The same program with resume=True continues it"

@@ -51,6 +51,7 @@ def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> E
         retries=meter.retries,
         bytes_per_second=meter.rate(),
         waiting_for=_waiting_for(context),
+        pending_checkpoints=sum(trial.pending_checkpoints for trial in found.values()),
         totals=replace(totals, durable_counts=list(totals.durable_counts)),
     )
 

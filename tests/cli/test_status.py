@@ -34,6 +34,7 @@ def engine(*, alive: bool = True, healthy: bool = True, lag: float = 0.0, size: 
         store_healthy=healthy,
         conditional_writes=True,
         checks="crc32c",
+        pending_checkpoints=1 if size else 0,
         totals=EngineTotals(last_error=None if healthy else "no\nroute", last_error_time=990.0),
     )
     return RunningEngine("s3://b/e", "/local/e", "driver", 0, 7, 10.0, written, alive, status, 1)
