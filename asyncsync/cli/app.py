@@ -15,6 +15,7 @@ import anyio
 import click
 
 from asyncsync import __version__
+from asyncsync.cli.command_log import command_log
 from asyncsync.cli.config_files import suggestion
 from asyncsync.cli.options import (
     Settings,
@@ -196,11 +197,12 @@ class _Command(click.Command):
 def run(function: Command, values: dict[str, Any]) -> int:
     """Run a command on an event loop, report an error in one line, and return the exit code."""
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
+    log = {"verbose": values["verbose"], "file": values["log_file"], "as_json": values["log_json"]}
     try:
         settings = take_settings(values)
         for text in unknown_settings(cli):
             output.note(f"warning: {text}")
-        with _interruptible():
+        with _interruptible(), command_log(options=settings.storage_options, **log):
             return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
         interrupt = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)

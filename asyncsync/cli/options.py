@@ -78,7 +78,7 @@ class Settings:
 
 _STORE = ("endpoint_url", "region", "profile", "sse", "storage_class")
 _TRANSFER = ("max_concurrency", "part_size", "bandwidth_limit")
-_OUTPUT = ("as_json", "quiet", "debug")
+_OUTPUT = ("as_json", "quiet", "debug", "verbose", "log_file", "log_json")
 
 _COMMON = [
     click.option("--endpoint-url", metavar="URL", help="S3 endpoint, such as http://127.0.0.1:8333."),
@@ -101,6 +101,9 @@ _COMMON = [
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("--debug", is_flag=True, help="Print a traceback with each error."),
+    click.option("-v", "--verbose", count=True, help="Log what happens to stderr; -vv logs each decision."),
+    click.option("--log-file", metavar="FILE", help="Append everything that is logged, as with -vv, to FILE."),
+    click.option("--log-json", is_flag=True, help="Log one JSON document per line."),
 ]
 
 
@@ -156,7 +159,7 @@ def take_settings(values: dict[str, Any]) -> Settings:
     target = _named(values, "target")
     transfer = {name: value for name in _TRANSFER if (value := values.pop(name)) is not None}
     for name in _OUTPUT:
-        del values[name]
+        values.pop(name, None)
     named = bool(target) or len(options) > len(given)
     return Settings(options, {**target, **given} if named else None, TransferConfig(**transfer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from asyncsync.sync.tree import Tree, TreeOptions
 from asyncsync.sync.upload.tree_upload import Tally
 
 KEY = ""
+
+log = logging.getLogger("asyncsync")
 
 
 class _Member:
@@ -275,6 +278,8 @@ class Syncer:
         )
 
     def _emit(self, event: Event) -> None:
+        if not isinstance(event, Progress):
+            log.debug("%s: %s", self.uri, event)
         if self._on_event is not None:
             self._on_event(event)
 
