@@ -9,24 +9,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
-from asyncsync import __version__
-from asyncsync.cli.command_log import command_log
-from asyncsync.cli.config_files import suggestion
-from asyncsync.cli.options import (
-    Settings,
-    common_options,
-    defaults_of,
-    take_settings,
-    unknown_settings,
-    with_variables,
-)
-from asyncsync.cli.output import Output
 from asyncsync.errors import ConfigError, SyncTimeoutError
+from asyncsync.planning.document import __version__
+
+if TYPE_CHECKING:  # ``--help`` needs none of it
+    from asyncsync.cli.options import Settings
+    from asyncsync.cli.output import Output
 
 DONE, FAILED, USAGE, DAMAGED, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -145,6 +137,8 @@ class _Lazy(click.Group):
         """Called by click. A misspelled command is answered with the closest one."""
         name = args[0]
         if name not in _MODULES and not name.startswith("-"):
+            from asyncsync.cli.config_files import suggestion
+
             shown = [known for known in _MODULES if known != "demo-read"]
             meant = SYNONYMS.get(name)
             close = f", did you mean {meant!r}?" if meant else suggestion(name, shown)
@@ -169,6 +163,7 @@ def cli() -> None:
 
 def command(*, help: str, hidden: bool = False) -> Callable[[Command], click.Command]:  # noqa: A002 (click's name)
     """Make an async function a command: ``async def f(output, settings, **own_options) -> exit code``."""
+    from asyncsync.cli.options import common_options, with_variables
 
     def decorate(function: Command) -> click.Command:
         def invoke(**values: Any) -> None:
@@ -189,6 +184,8 @@ class _Command(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Called by click."""
+        from asyncsync.cli.options import defaults_of
+
         if "default_map" not in extra and (found := defaults_of(self)):
             extra["default_map"] = found
         return super().make_context(info_name, args, parent, **extra)
@@ -196,6 +193,12 @@ class _Command(click.Command):
 
 def run(function: Command, values: dict[str, Any]) -> int:
     """Run a command on an event loop, report an error in one line, and return the exit code."""
+    import anyio
+
+    from asyncsync.cli.command_log import command_log
+    from asyncsync.cli.options import take_settings, unknown_settings
+    from asyncsync.cli.output import Output
+
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
     log = {"verbose": values["verbose"], "file": values["log_file"], "as_json": values["log_json"]}
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,27 @@ def test_a_store_that_refuses_writes_is_one_finding(answer: Answer) -> None:
 def test_doctor_without_a_url_checks_this_machine(invoke: Invoke) -> None:
     result = invoke("doctor")
     assert (result.exit_code, "interrupted uploads" in result.stdout) == (0, False)
+
+
+# start-up
+
+HELP_ONLY = """
+import sys
+from asyncsync.cli.app import cli
+cli(["--help"], standalone_mode=False)
+print([name for name in ("asyncio", "rich", "anyio", "asyncsync.config", "asyncsync.engine") if name in sys.modules])
+"""
+LS_ONLY = """
+import sys
+from asyncsync.cli.app import cli
+try:
+    cli(["ls", "memory://b/nothing"])
+except SystemExit:
+    print([name for name in ("aiohttp", "aiobotocore", "asyncsync.sync.tree") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("program", [HELP_ONLY, LS_ONLY], ids=["help", "ls"])
+def test_a_command_imports_only_what_it_needs(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
