@@ -40,6 +40,18 @@ class UploadMode(Enum):
     NO_UPLOAD = "no_upload"
     """Nothing is sent; the checkpoint stays in its local directory."""
 
+    @classmethod
+    def of(cls, value: UploadMode | str) -> UploadMode:
+        """The mode, or the one with this value or name in any case, such as ``"async"``; ConfigError for others."""
+        if isinstance(value, cls):
+            return value
+        modes = {mode.value: mode for mode in cls}
+        if not isinstance(value, str) or value.lower() not in modes:
+            raise ConfigError(
+                f"invalid upload={value!r}: must be one of {', '.join(map(repr, modes))}, or an UploadMode"
+            )
+        return modes[value.lower()]
+
 
 def _invalid(owner: object, name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"invalid {type(owner).__name__}.{name}={value!r}: must be {allowed}")

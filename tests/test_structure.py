@@ -101,6 +101,7 @@ DOCUMENTED = {
         "open",
         "restore",
         "status",
+        "to_frame",
         "trial",
         "trials",
         "uri",

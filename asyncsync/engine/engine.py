@@ -119,6 +119,11 @@ class SyncEngine:
 
         return BlockingEngine(run, **options)
 
+    def __repr__(self) -> str:
+        state = "running" if self._context.running else "not running"
+        trials = 0 if self._registry is None else len(self._registry.trials)
+        return f"<SyncEngine {self.uri} {state}, {trials} trials>"
+
     @property
     def local_dir(self) -> Path:
         """The experiment's directory on this machine."""

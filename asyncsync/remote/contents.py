@@ -15,6 +15,7 @@ from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.experiment import Experiment, TrialView, view_of
+from asyncsync.remote.trial_index import TrialIndex
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
@@ -73,13 +74,27 @@ async def contents(
         return await Experiment.open(uri, storage_options=storage_options, transfer=transfer)
     if isinstance(found, TrialRecord):
         access = StoreAccess(dict(storage_options or {}), transfer)
-        lost = found.status == "running" and Presence.has_ended(found.runner)
+        lost = await _is_lost(found, where, transfer, storage_options)
         return view_of(found.name, where, found, access, lost=lost)
     if found is None or found == []:
         raise NotFoundError(
             f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
         )
     return found
+
+
+async def _is_lost(
+    trial: TrialRecord, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None
+) -> bool:
+    """Whether the process of the trial has ended and did not leave its engine: the driver's record decides."""
+    if trial.status != "running" or not Presence.has_ended(trial.runner):
+        return False
+    async with open_for_reading(uri.rpartition("/")[0] or "/", transfer, storage_options) as store:
+        try:
+            driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+        except DamagedError:
+            driver = None  # the trial's own process is all that is known then
+    return TrialIndex(driver).lost_test(wall_time())(trial)
 
 
 async def _below(store: Store, uri: str, *, files: bool) -> list[ExperimentSummary] | TrialRecord | Manifest:

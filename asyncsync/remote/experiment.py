@@ -7,18 +7,16 @@ was written: a moved, copied or renamed experiment reads the same.
 from __future__ import annotations
 
 import heapq
-import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig, split_sas
-from asyncsync.disk.results import RESULTS
+from asyncsync.disk.results import RESULTS, parse_results
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
@@ -37,8 +35,8 @@ from asyncsync.remote.selection import Selection
 from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
-from asyncsync.runtime import Presence, wall_time
-from asyncsync.stores.read import find, uri_of
+from asyncsync.runtime import wall_time
+from asyncsync.stores.read import find
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.open_file import CheckpointFile, entry_of
 from asyncsync.sync.download.tree_download import DownloadReport
@@ -194,7 +192,7 @@ class CheckpointView:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrialView:
     """A trial, as its record describes it."""
 
@@ -227,10 +225,18 @@ class TrialView:
         """
         async with open_for_reading(self.uri, self._access.transfer, self._access.options) as store:
             data = await find(store, RESULTS)
-            return await in_thread(_reports, uri_of(store, RESULTS), data or b"")
+        try:
+            return await in_thread(parse_results, data or b"")
+        except ValueError as error:
+            uri = f"{self.uri}/{RESULTS}"
+            raise DamagedError(f"{uri} is damaged: {error}", uri=uri) from error
+
+    def __repr__(self) -> str:
+        status = "lost" if self.lost else self.status
+        return f"<TrialView {self.uri} {status}, {self.reports} reports, {len(self.checkpoints)} checkpoints>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """A snapshot of an experiment, made by ``await Experiment.open(uri)``."""
 
@@ -262,12 +268,24 @@ class Experiment:
         async with open_for_reading(address, transfer, options) as store:
             index = await read_trial_index(store)
         base = address.rstrip("/")
-        is_lost = _lost_test(index)
+        is_lost = index.lost_test(wall_time())
         trials = [_trial(name, base, index, access, is_lost) for name in sorted(index.names())]
         record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]
         status = record.status if record is not None else "unknown"
         return cls(name, base, status, trials, index.is_lost(wall_time()), access)
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.uri} {'lost' if self.lost else self.status}, {len(self.trials)} trials>"
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row for each trial, by its name: ``status``, ``reports``, ``checkpoints``,
+        ``params.NAME`` and the last metrics under their names. ConfigError without pandas."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ConfigError("Experiment.to_frame needs pandas: pip install pandas") from error
+        return pd.DataFrame([trial_row(trial) for trial in self.trials], index=[trial.name for trial in self.trials])
 
     @property
     def checkpoints(self) -> list[CheckpointView]:
@@ -383,20 +401,6 @@ class Experiment:
         return newest_first([self.trial(trial if isinstance(trial, str) else trial.name)])
 
 
-def _reports(uri: str, data: bytes) -> list[dict[str, Any]]:
-    """The lines of a result.json. Blocking: a hundred thousand lines take a second."""
-    found = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{uri} is damaged: line {number} is not JSON: {error}", uri=uri) from error
-        if not isinstance(row, dict):
-            raise DamagedError(f"{uri} is damaged: line {number} is not a JSON object", uri=uri)
-        found.append(row)
-    return found
-
-
 async def restore_checkpoint(
     known: Candidates[CheckpointView],
     read_again: Callable[[], Awaitable[Candidates[CheckpointView]]],
@@ -417,6 +421,13 @@ async def restore_checkpoint(
     return await restore_newest(known, read_again, Path(target), where, fetch)
 
 
+def trial_row(trial: TrialView) -> dict[str, Any]:
+    """The trial as one row of a table; a metric named like a field is ``metrics.NAME``."""
+    row = {"status": "lost" if trial.lost else trial.status, "reports": trial.reports}
+    row |= {"checkpoints": len(trial.checkpoints), **{f"params.{name}": value for name, value in trial.params.items()}}
+    return row | {f"metrics.{name}" if name in row else name: value for name, value in trial.metrics.items()}
+
+
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
     """The checkpoints of one trial, or of all, that a restore may try."""
     wanted = [item for item in trials if name in (None, item.name)]
@@ -428,17 +439,6 @@ def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
     """All checkpoints, newest first: by number within a trial, by time between trials."""
     lines = [trial.checkpoints[::-1] for trial in trials]
     return list(heapq.merge(*lines, key=lambda item: (-item.time, -item.number)))
-
-
-def _lost_test(index: TrialIndex) -> Callable[[TrialRecord], bool]:
-    """A function that decides whether a trial is lost. Each process is looked up once."""
-    ended, driver, driver_lost = cache(Presence.has_ended), index.experiment, index.is_lost(wall_time())
-
-    def test(record: TrialRecord) -> bool:
-        of_driver = driver_lost and driver is not None and record.runner == driver.runner
-        return record.status == "running" and (of_driver or ended(record.runner))
-
-    return test
 
 
 def _trial(

@@ -99,6 +99,9 @@ class Syncer:
         self._unseen: BaseException | None = None
         """The error of the last requested sync, if nobody has received it."""
 
+    def __repr__(self) -> str:
+        return f"<Syncer {self.local_dir} -> {self.uri}, {'closed' if self._session is None else 'open'}>"
+
     async def __aenter__(self) -> Syncer:
         self._session = await Session.open(self.uri, self._transfer, self._options)
         root, rules = self.local_dir, self._rules()
