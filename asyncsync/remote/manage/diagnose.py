@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import google_crc32c
 
 from asyncsync.config import TransferConfig
-from asyncsync.errors import AsyncsyncError, IntegrityError, PreconditionError
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, PreconditionError
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.store_clock import store_time
@@ -80,6 +80,10 @@ async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Finding:
             return Finding(name, ok=True, text=await check())
     except TimeoutError:
         return Finding(name, ok=False, text=f"no result within {CHECK_TIMEOUT:.0f} s: check network and endpoint")
+    except AccessDeniedError as error:
+        return Finding(
+            name, ok=False, text=f"refused: check the key and its secret, and the permission to {name}; {error}"
+        )
     except (AsyncsyncError, _ProblemError) as error:
         return Finding(name, ok=False, text="; ".join([str(error), *getattr(error, "__notes__", ())]))
 
