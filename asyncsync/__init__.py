@@ -36,6 +36,10 @@ from asyncsync.remote.repair import repair
 from asyncsync.remote.verify import verify
 from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
+from asyncsync.storage.contents import StoredEntry
+from asyncsync.storage.shared import Writer
+from asyncsync.storage.storage import Storage
+from asyncsync.storage.summaries import CheckpointSummary, TrialSummary
 from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.syncer import Syncer, push
 
@@ -47,6 +51,7 @@ __all__ = [
     "CheckpointHandle",
     "CheckpointIncompleteError",
     "CheckpointRetiredError",
+    "CheckpointSummary",
     "ConcurrentWriterError",
     "ConfigError",
     "DamagedError",
@@ -66,7 +71,9 @@ __all__ = [
     "Report",
     "RunConfig",
     "SourceChangedError",
+    "Storage",
     "StoreError",
+    "StoredEntry",
     "SyncConfig",
     "SyncEngine",
     "SyncError",
@@ -78,10 +85,12 @@ __all__ = [
     "TransferConfig",
     "Trial",
     "TrialStatus",
+    "TrialSummary",
     "UnavailableError",
     "UnsupportedError",
     "UploadMode",
     "VerifyReport",
+    "Writer",
     "__version__",
     "prune",
     "pull",

@@ -18,9 +18,11 @@ PAGE = ROOT / "docs/design.md"
 BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
+    "integrations/ray",
     "testing",
     "engine",
     "engine/trials",
+    "storage",
     "remote",
     "sync",
     "sync/upload",
@@ -111,9 +113,11 @@ def main() -> None:
 
 
 def packages() -> list[str]:
-    """The packages that need a row: all but those inside a room of the table, such as the simulation."""
+    """The packages that need a row: all but those inside a room of the table, such as the simulation, and the
+    package that only holds the integrations."""
     found = [str(path.parent.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("__init__.py"))]
-    return [room for room in found if room != "." and room.count("/") < 2 and not room.startswith("testing/")]
+    plain = {".", "integrations"}
+    return [room for room in found if room not in plain and room.count("/") < 2 and not room.startswith("testing/")]
 
 
 if __name__ == "__main__":

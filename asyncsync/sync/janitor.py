@@ -17,7 +17,7 @@ from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane, Store, Upload
 from asyncsync.stores.read import find
 from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
-from asyncsync.sync.session import DELETE, SWEEP, Session, delete_prefix
+from asyncsync.sync.session import ABANDON, DELETE, SWEEP, Session, delete_prefix
 from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
@@ -56,10 +56,16 @@ class Janitor:
 
 async def clean_up(session: Session) -> int:
     """Do every clean-up that is due in the session's store; returns how many are done. One that fails remains due."""
-    done = 0
+    done, due = 0, list[Owed]()
+    sent_now: set[str] = set()
     for owed in await session.journal.owed(session.uri):
-        if session.uploads.is_in_hand(owed):
-            continue
+        if not session.uploads.is_in_hand(owed):
+            due.append(owed)
+        elif owed.kind == ABANDON:
+            sent_now.add(json.loads(owed.payload)["prefix"])
+    for owed in due:
+        if owed.kind == ABANDON and json.loads(owed.payload)["prefix"] in sent_now:
+            continue  # a live process sends there now, and resumes what it can use
         try:
             await _clean_up(session, owed)
         except (StoreError, ConcurrentWriterError) as error:
@@ -76,8 +82,22 @@ async def _clean_up(session: Session, owed: Owed) -> None:
         await _abort(session, payload)
     elif owed.kind == DELETE:
         await _delete(session, payload)
+    elif owed.kind == ABANDON:
+        await _abandon(session, payload["prefix"])
     elif owed.kind == SWEEP and session.store.traits.local:
         await session.inner.sweep()
+
+
+async def _abandon(session: Session, prefix: str) -> None:
+    """Abort the recorded uploads below ``prefix``, whose process has ended."""
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER)
+    for recorded in await session.journal.open_uploads(session.uri):
+        if recorded.key.startswith(prefix):
+            upload = Upload(recorded.key, recorded.upload_id)
+            if recorded.upload_id:
+                await store.abort_multipart(upload)
+            session.uploads.closed(upload)
+    session.uploads.abandon_below(prefix)
 
 
 async def _delete(session: Session, payload: Mapping[str, str]) -> None:

@@ -1,0 +1,40 @@
+"""Processes are killed at any moment, the store goes away: no incomplete checkpoint is ever seen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asyncsync import Experiment, verify
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+DELAYS = [0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4, 0.6]
+"""Seconds after the start of an upload at which its process is killed."""
+AWAY = 15
+MOST = 25
+"""Most seconds until a checkpoint is durable that was reported when the store went away for AWAY seconds."""
+
+
+async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
+    seen = ray_bench.run("killed_sweep", delays=DELAYS)
+    assert (seen["errors"], len(seen["trials"])) == (0, len(DELAYS))
+    for item in seen["trials"]:
+        assert item["newest"].endswith("checkpoint_000003")
+        assert item["files"] == {"state.json": '{"step": 3}', "weights.bin": 24 << 20}
+    for number in range(len(DELAYS)):
+        start, files = json.loads((ray_bench.room / f"trial_{number}.restored").read_text())
+        whole = {"state.json": '{"step": 1}'} if start == 2 else {"state.json", "weights.bin", "first_attempt"}
+        assert start in (2, 3) and (files if start == 2 else set(files)) == whole
+    experiment = await Experiment.open(f"{ray_bench.uri}/sweep", storage_options=ray_bench.options)
+    assert all([item.number for item in trial.checkpoints] == [0, 1, 2, 3] for trial in experiment.trials)
+    report = await verify(f"{ray_bench.uri}/sweep", deep=True, storage_options=ray_bench.options)
+    assert report.ok and not any("checkpoint" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
+
+
+@pytest.mark.parametrize("case", ["hanging", "refusing"])
+def test_a_store_that_is_away_fails_no_report(ray_bench, case):
+    seen = ray_bench.run("away", case, seconds=AWAY)
+    assert AWAY - 2 < seen["away"] < MOST
