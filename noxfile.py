@@ -1,7 +1,7 @@
 """The checks of developers and CI: `python3 run.py nox` runs the quick ones, `python3 run.py nox -s NAME` one of them.
 
-The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray` and `bench`
-make their own.
+The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray` and
+`bench` make their own.
 """
 
 from __future__ import annotations

@@ -44,15 +44,17 @@ def main():
             if SETTINGS["case"] == "hanging":
                 os.kill(server.pid, signal.SIGSTOP)
                 threading.Timer(SECONDS, lambda: os.kill(server.pid, signal.SIGCONT)).start()
-                result(usual=usual, away=report(context))
+                seconds = report(context)
+                result(usual=usual, away=seconds, after=seconds - SECONDS)
                 return
         seconds = []
         thread = threading.Thread(target=lambda: seconds.append(report(context)))
         thread.start()
         time.sleep(SECONDS)
         with servers.running("seaweedfs", Path(data), port=server.port):
+            ready = time.monotonic()
             thread.join()
-            result(usual=usual, away=seconds[0])
+            result(usual=usual, away=seconds[0], after=time.monotonic() - ready)
 
 
 main()
