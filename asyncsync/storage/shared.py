@@ -47,8 +47,6 @@ READERS = 32
 """Parts or intents that are read in parallel."""
 MOST_COLLISIONS = 100
 """Objects of earlier attempts that one upload replaces before it gives up."""
-LONGEST_PAUSE = 2.0
-"""Seconds between two attempts of an upload: a store that returns should not wait for us."""
 _IDENTITY = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 
 
@@ -108,7 +106,7 @@ class CheckpointUpload:
 
     async def _run(self) -> SyncReport:
         give_up = asyncio.get_running_loop().time() + self.patience
-        hooks = RetryHooks(lambda _: asyncio.get_running_loop().time() < give_up, pause)
+        hooks = RetryHooks(lambda _: asyncio.get_running_loop().time() < give_up, self.session.breaker.wait_to_retry)
         await retry_transient(self._begin, hooks)
         tree = Tree(self.session, self.source.root, self.prefix, self._options())
         return await retry_transient(lambda: self._send(tree), hooks)
@@ -295,8 +293,3 @@ async def delete_keys(store: Store, prefix: str, keys: Mapping[str, ObjectInfo] 
     for group in (others, intents):
         for start in range(0, len(group), KEYS_PER_DELETE):
             await store.delete(group[start : start + KEYS_PER_DELETE])
-
-
-async def pause(seconds: float, since: float) -> None:
-    del since
-    await asyncio.sleep(min(seconds, LONGEST_PAUSE))

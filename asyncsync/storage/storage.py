@@ -47,6 +47,8 @@ from asyncsync.sync.tree import Tree, TreeOptions
 RETRY_TIME = 1800.0
 """Default of ``retry_time``, seconds: that of ``SyncConfig.sync_timeout``."""
 FILES_IN_PARALLEL = 16
+LONGEST_PROBE_PAUSE = 4.0
+"""Seconds between two tests whether an unavailable store is back: a training loop waits for it."""
 MOST_PARTS = 16
 """Parts of checkpoints that may still be amended."""
 CONFLICTS = 3
@@ -100,14 +102,24 @@ class Storage:
         self._cleaning = asyncio.Lock()
 
     async def __aenter__(self) -> Storage:
-        self._session = await Session.open(self.uri, self._transfer, self._options, patience=READ_PATIENCE)
+        session = await Session.open(self.uri, self._transfer, self._options, patience=READ_PATIENCE)
+        session.breaker.longest_pause = LONGEST_PROBE_PAUSE
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._watch = self._group.create_task(session.watch(), name="asyncsync watch")
+        self._session = session
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         session, self._session = self._session, None
-        if session is not None:
+        assert session is not None
+        self._watch.cancel()
+        try:
+            cancelled = error if isinstance(error, asyncio.CancelledError) else None
+            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+        finally:
             await session.close()
 
     # -- files
@@ -341,7 +353,7 @@ class Storage:
 
     def _hooks(self) -> RetryHooks:
         give_up = time.monotonic() + self._retry_time
-        return RetryHooks(lambda _: time.monotonic() < give_up, shared.pause)
+        return RetryHooks(lambda _: time.monotonic() < give_up, self._open().breaker.wait_to_retry)
 
     def _add_tree(self, key: tuple[str, str], rules: Rules) -> _OpenTree:
         current = [rules]

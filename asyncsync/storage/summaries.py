@@ -57,10 +57,12 @@ class SummaryWriter:
         """Key -> content of the last record, apart from its time."""
         self._sizes: dict[str, tuple[int, int, float]] = {}
         """Prefix of a committed checkpoint -> files, bytes, time of its manifest."""
+        self._missing: dict[str, Mapping[str, Any]] = {}
+        """Prefix of a checkpoint that has no manifest -> the metrics with which it was named."""
 
     async def save_trial(self, store: Store, prefix: str, trial: TrialSummary, experiment: str) -> None:
         """Write the record of a trial. Checkpoints without a manifest are left out."""
-        await self._measure(store, [f"{prefix}{item.name}/" for item in trial.checkpoints])
+        await self._measure(store, {f"{prefix}{item.name}/": item.metrics for item in trial.checkpoints})
         record = TrialRecord(
             trial.name,
             experiment,
@@ -85,6 +87,7 @@ class SummaryWriter:
     def forget(self, prefix: str) -> None:
         """A checkpoint is going to be deleted, or replaced."""
         self._sizes.pop(prefix, None)
+        self._missing.pop(prefix, None)
 
     def _records(self, prefix: str, checkpoints: Sequence[CheckpointSummary]) -> list[CheckpointRecord]:
         found = []
@@ -96,16 +99,23 @@ class SummaryWriter:
                 found.append(record)
         return found
 
-    async def _measure(self, store: Store, prefixes: Sequence[str]) -> None:
+    async def _measure(self, store: Store, named: Mapping[str, Mapping[str, Any]]) -> None:
+        """Read the manifests that are not known. One that was missing is looked for again when its checkpoint is
+        reported again."""
+
         async def read(prefix: str) -> None:
             manifest = await find_manifest(store, prefix)
             if manifest is not None:
                 self.remember(prefix, manifest)
+            else:
+                self._missing[prefix] = named[prefix]
 
-        await for_each_limited([item for item in prefixes if item not in self._sizes], read, MANIFEST_READERS)
+        unknown = [item for item in named if item not in self._sizes and self._missing.get(item) != named[item]]
+        await for_each_limited(unknown, read, MANIFEST_READERS)
 
     def remember(self, prefix: str, manifest: Manifest) -> None:
         """The manifest of a committed checkpoint, which need not be read then."""
+        self._missing.pop(prefix, None)
         if len(self._sizes) >= MOST_KNOWN:
             self._sizes.pop(next(iter(self._sizes)))
         self._sizes[prefix] = (len(manifest.files), manifest.bytes_total, float(manifest.info.get("time", 0.0)))

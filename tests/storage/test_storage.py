@@ -291,7 +291,7 @@ async def test_other_frameworks_trials_are_seen(bench):
         await storage.save_experiment("sweep", "sweep", "finished", {"t0": "finished"})
         before = bench.faults.calls
         await storage.save_trial("sweep/t0", trial, "sweep")
-        assert bench.faults.calls - before == 1, "only the checkpoint that is not there is looked for again"
+        assert bench.faults.calls == before
     experiment = await Experiment.open(f"{URI}/sweep")
     assert [item.name for item in experiment.checkpoints] == ["checkpoint_000001", "checkpoint_000000"]
     assert experiment.best_checkpoint("loss", "min").number == 1

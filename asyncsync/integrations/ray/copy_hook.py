@@ -68,7 +68,7 @@ def _excluding(filesystem: object) -> Any:
 
 def _upload(local: str, filesystem: object, handler: StorageHandler, destination: str) -> None:
     key = handler.key(destination)
-    experiment = handler.sequence.take(key)
+    experiment = handler.begins_checkpoint(key)
     if experiment is not None:
         push_checkpoint(handler, local, key, experiment)
         return

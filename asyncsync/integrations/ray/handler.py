@@ -29,9 +29,12 @@ class UploadSequence(threading.local):
     """Tells an upload of a checkpoint from one of artifacts, by what Ray does on one thread.
 
     Before it uploads a checkpoint, and only then, Ray looks for the marker of the experiment, then creates the
-    directory, then copies; nothing comes in between. So the name of a checkpoint does not matter.
+    directory, then copies; nothing comes in between. So the name of a checkpoint does not matter. (It also looks for a
+    marker that it has just written, which begins nothing.)
     """
 
+    written: str | None = None
+    """The marker that this thread has just written."""
     experiment: str | None = None
     created: str | None = None
     kinds: tuple[str, bool] | None = None
@@ -40,7 +43,9 @@ class UploadSequence(threading.local):
     def looked_for(self, path: str) -> None:
         """A single file or directory was asked for."""
         parent, _, name = path.rpartition("/")
-        self.experiment, self.created = (parent, None) if name == MARKER else (None, None)
+        begins = name == MARKER and path != self.written
+        self.reset()
+        self.experiment = parent if begins else None
 
     def directory_created(self, path: str) -> None:
         """A directory was created."""
@@ -55,7 +60,7 @@ class UploadSequence(threading.local):
 
     def reset(self) -> None:
         """Something else happened."""
-        self.experiment = self.created = None
+        self.experiment = self.created = self.written = None
 
 
 class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
@@ -90,6 +95,13 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
         if not bare.startswith(f"{root}/"):
             raise ConfigError(f"{path!r} is not below the storage path {self.address.uri}: open that storage instead")
         return bare[len(root) + 1 :]
+
+    def begins_checkpoint(self, key: str) -> str | None:
+        """The experiment, if a copy to ``key`` now is the upload of a checkpoint; else None."""
+        experiment = self.sequence.take(key)
+        if experiment is not None:
+            self._created.discard(key)  # it exists when it is committed
+        return experiment
 
     def path(self, key: str) -> str:
         """The path that Ray uses for ``key``."""
@@ -167,6 +179,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
 
     def open_output_stream(self, path: str, metadata: object = None) -> pa.NativeFile:
         self.sequence.reset()
+        self.sequence.written = self.key(path)
         return pa.PythonFile(_NewFile(self, path), mode="w")
 
     def open_append_stream(self, path: str, metadata: object = None) -> pa.NativeFile:

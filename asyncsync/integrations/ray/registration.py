@@ -19,8 +19,8 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """The file in which Ray Train registers the checkpoints of a run."""
 NAME = "checkpoint_dir_name"
 """Key of a checkpoint's name, wherever it occurs in that file."""
-_committed: set[str] = set()
-"""Checkpoints that this process has committed or found complete."""
+_registered: set[str] = set()
+"""Checkpoints that this process has registered."""
 
 
 async def write(storage: Storage, key: str, data: bytes) -> None:
@@ -34,20 +34,19 @@ async def write(storage: Storage, key: str, data: bytes) -> None:
     for checkpoint in names:
         await commit(storage, f"{experiment}/{checkpoint}")
     await storage.write(key, data)
+    _registered.update(f"{storage.uri}/{experiment}/{checkpoint}" for checkpoint in names)
     await _save_run(storage, experiment, document)
     await storage.clean_up()
 
 
 async def commit(storage: Storage, key: str) -> None:
     """Commit a checkpoint of several ranks, unless it is complete already."""
-    known = f"{storage.uri}/{key}"
-    if known in _committed:
+    if f"{storage.uri}/{key}" in _registered:
         return
     if await storage.stat(key) is None:
         latest = SEEN.latest()
         if latest is not None:
             await storage.commit_checkpoint(key, *latest)
-    _committed.add(known)
 
 
 def names_in(document: Any) -> Iterator[str]:
@@ -79,7 +78,7 @@ async def directory_pushed(storage: Storage, local: str, key: str) -> None:
 
 async def delete(storage: Storage, key: str) -> None:
     """Delete a directory. If it is a checkpoint, no record names it when its first byte is deleted."""
-    _committed.discard(f"{storage.uri}/{key}")
+    _registered.discard(f"{storage.uri}/{key}")
     await sweeps.retire(storage, key)
     await storage.delete_directory(key)
 

@@ -58,14 +58,14 @@ class _Results:
 class _Sweep:
     """One experiment whose driver this process is."""
 
-    key: str
     results: dict[str, _Results] = field(default_factory=dict)
     trials: dict[str, TrialSummary] = field(default_factory=dict)
     retired: dict[str, set[str]] = field(default_factory=dict)
     """Trial -> names of checkpoints that were deleted."""
 
 
-_sweeps: dict[str, _Sweep] = {}
+_sweeps: dict[tuple[str, str], _Sweep] = {}
+"""By URI of the storage and key of the experiment."""
 
 
 async def update(storage: Storage, local: str, key: str) -> None:
@@ -73,13 +73,13 @@ async def update(storage: Storage, local: str, key: str) -> None:
     state = newest_state(local)
     if state is None:
         return
-    sweep = _sweeps.setdefault(key, _Sweep(key))
+    sweep = _sweeps.setdefault((storage.uri, key), _Sweep())
     statuses = dict(statuses_in(state))
     for directory in sorted(item for item in Path(local).iterdir() if (item / "params.json").exists()):
         trial = _summary(sweep, directory, statuses.get(directory.name, "running"))
         sweep.trials[directory.name] = trial
         await storage.save_trial(f"{key}/{directory.name}", trial, key)
-    states = {name: trial.status for name, trial in sweep.trials.items()}
+    states = statuses | {name: trial.status for name, trial in sweep.trials.items()}
     over = all(status in ("finished", "failed") for status in states.values())
     await storage.save_experiment(key, key.rpartition("/")[2], "finished" if states and over else "running", states)
 
@@ -88,7 +88,7 @@ async def retire(storage: Storage, key: str) -> None:
     """The driver is about to delete the directory ``key``: if a record names it, it names it no more."""
     above, _, name = key.rpartition("/")
     experiment, _, trial = above.rpartition("/")
-    sweep = _sweeps.get(experiment)
+    sweep = _sweeps.get((storage.uri, experiment))
     if sweep is None:
         return
     sweep.retired.setdefault(trial, set()).add(name)

@@ -50,6 +50,7 @@ class RayBench:
             "AWS_ACCESS_KEY_ID": self.server.access_key,
             "AWS_SECRET_ACCESS_KEY": self.server.secret_key,
             "RAY_TRAIN_V2_ENABLED": "1",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_AIR_NEW_OUTPUT": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONPATH": os.pathsep.join([str(PACKAGE), str(PROGRAMS)]),

@@ -14,7 +14,7 @@ DELAYS = [0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4, 0.6]
 """Seconds after the start of an upload at which its process is killed."""
 AWAY = 15
 AFTER = 10
-"""Most seconds after the return of the store until the checkpoint is durable; starting SeaweedFS again is not counted."""
+"""Most seconds from the return of the store until the checkpoint is durable; starting SeaweedFS is not counted."""
 
 
 async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
@@ -44,7 +44,7 @@ def test_a_store_that_is_away_fails_no_report(ray_bench, case):
 async def test_a_killed_controller_registers_nothing_incomplete(ray_bench):
     seen = ray_bench.run("killed_controller", delays=[0.0, 0.1])
     for name, run in seen["runs"].items():
-        assert set(run["after_kill"].values()) == {"Directory"}
+        assert set(run["after_kill"].values()) <= {"Directory"}
         assert (run["step"], run["registered"]) == (2, dict.fromkeys(["s_0", "s_1", "s_2"], "Directory"))
         experiment = await Experiment.open(f"{ray_bench.uri}/{name}", storage_options=ray_bench.options)
         assert [item.name for item in experiment.checkpoints] == ["s_2", "s_1", "s_0"]

@@ -52,6 +52,8 @@ def fit(name, delay, where):
 def registered(where, name):
     """The names in the file that registers checkpoints, and whether each of them is there."""
     filesystem, path = where["storage_filesystem"], f"{where['storage_path']}/{name}"
+    if filesystem.get_file_info(f"{path}/checkpoint_manager_snapshot.json").type.name == "NotFound":
+        return {}
     with filesystem.open_input_file(f"{path}/checkpoint_manager_snapshot.json") as file:
         document = json.loads(file.readall())
     names = [item["checkpoint_dir_name"] for item in document["checkpoint_results"]]
