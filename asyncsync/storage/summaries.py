@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncsync.aio.tasks import for_each_limited
+from asyncsync.config import check_name
+from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Store
@@ -61,7 +63,7 @@ class SummaryWriter:
         """Prefix of a checkpoint that has no manifest -> the metrics with which it was named."""
 
     async def save_trial(self, store: Store, prefix: str, trial: TrialSummary, experiment: str) -> None:
-        """Write the record of a trial. Checkpoints without a manifest are left out."""
+        """Write the record of a trial. Checkpoints without a manifest are left out, and those with several levels."""
         await self._measure(store, {f"{prefix}{item.name}/": item.metrics for item in trial.checkpoints})
         record = TrialRecord(
             trial.name,
@@ -93,7 +95,7 @@ class SummaryWriter:
         found = []
         for item in checkpoints:
             sizes = self._sizes.get(f"{prefix}{item.name}/")
-            if sizes is not None:
+            if sizes is not None and _can_be_recorded(item.name):
                 record = CheckpointRecord(item.name, item.number, dict(item.metrics))
                 record.files, record.bytes, record.time = sizes
                 found.append(record)
@@ -127,3 +129,12 @@ class SummaryWriter:
         record.updated = wall_time()
         await store.put(key, record.to_bytes())
         self._written[key] = content
+
+
+def _can_be_recorded(name: str) -> bool:
+    """Whether a record can name the checkpoint: other frameworks allow several levels."""
+    try:
+        check_name("checkpoint", name)
+    except ConfigError:
+        return False
+    return True

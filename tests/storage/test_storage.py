@@ -298,6 +298,20 @@ async def test_other_frameworks_trials_are_seen(bench):
     assert (experiment.trials[0].params, experiment.trials[0].status) == ({"lr": 0.1}, "finished")
 
 
+async def test_a_record_stays_readable_whatever_it_is_told(bench):
+    async with opened() as storage:
+        for name in ("deep/name", "plain"):
+            await storage.push_checkpoint(bench.checkpoint(a=b"1"), f"run/{name}", ALONE, alone=True)
+        checkpoints = [CheckpointSummary("deep/name", 0), CheckpointSummary("plain", 1, {"loss": float("nan")})]
+        await storage.save_trial("run/t", TrialSummary("t", checkpoints=checkpoints), "run")
+        await storage.save_trial(
+            "run", TrialSummary("run", metrics={"x": float("inf")}, checkpoints=checkpoints), "run"
+        )
+        await storage.save_experiment("run", "run", "running", {})
+    experiment = await Experiment.open(f"{URI}/run")
+    assert [trial.status for trial in experiment.trials] == ["running"]
+
+
 async def test_a_run_may_be_its_own_only_trial(bench, tmp_path):
     async with opened() as storage:
         for number in range(2):

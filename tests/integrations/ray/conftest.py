@@ -17,7 +17,7 @@ import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
 PACKAGE = Path(__file__).parents[3]
-SECONDS = 240
+SECONDS = 400
 """Most seconds that a program may run: Ray alone takes about ten to start and end."""
 RESULT = "RESULT "
 

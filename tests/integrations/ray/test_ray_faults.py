@@ -41,8 +41,9 @@ def test_a_store_that_is_away_fails_no_report(ray_bench, case):
     assert seen["after"] < AFTER
 
 
-async def test_a_killed_controller_registers_nothing_incomplete(ray_bench):
-    seen = ray_bench.run("killed_controller", delays=[0.0, 0.1])
+@pytest.mark.parametrize("delay", [0.0, 0.15])
+async def test_a_killed_controller_registers_nothing_half(ray_bench, delay):
+    seen = ray_bench.run("killed_controller", delays=[delay])
     for name, run in seen["runs"].items():
         assert set(run["after_kill"].values()) <= {"Directory"}
         assert (run["step"], run["registered"]) == (2, dict.fromkeys(["s_0", "s_1", "s_2"], "Directory"))

@@ -61,3 +61,14 @@ async def test_upload_and_commit_serve_a_plain_storage_path(ray_bench):
         report = await verify(path, deep=True, storage_options=ray_bench.options)
         assert (report.ok, report.stray) == (True, [])
     assert ray_bench.open_uploads() == []
+
+
+async def test_schedulers_restore_what_was_stored(ray_bench):
+    seen = ray_bench.run("schedulers")
+    for kind in ("pbt", "hyperband"):
+        assert seen[kind]["errors"] == 0
+        assert len(seen[kind]["restores"]) >= 1
+        assert all(start > 0 and equal for start, equal in seen[kind]["restores"])
+        report = await verify(f"{ray_bench.uri}/{kind}", deep=True, storage_options=ray_bench.options)
+        assert report.ok and not any("checkpoint" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
