@@ -82,7 +82,7 @@ def _patterns(owner: object, name: str) -> None:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """What to sync and when. Positional order and defaults are those of ``ray.train.SyncConfig``."""
+    """Which files to sync, and when. Positional order and defaults are those of ``ray.train.SyncConfig``."""
 
     sync_period: Seconds = 300.0
     """Minimum time between two syncs of one tree, start to start, seconds. The first sync starts at once. 0: no limit.
@@ -270,8 +270,8 @@ class RunConfig:
     name: str | None = None
     """Name of the experiment's directory below ``storage_path``. Default: ``run_<date>_<time>``."""
     storage_path: str | os.PathLike[str] | None = None
-    """``s3://bucket/prefix``, ``gs://bucket/prefix``, an absolute path or a ``file://`` URL. Default:
-    ``~/asyncsync_results``."""
+    """``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, an absolute path or a ``file://`` URL.
+    Default: ``~/asyncsync_results``. A shared access signature in an address of Azure moves to ``storage_options``."""
     sync_config: SyncConfig = field(default_factory=SyncConfig)
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -282,7 +282,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         name = self.name if self.name is not None else datetime.now().strftime("run_%Y-%m-%d_%H-%M-%S")  # noqa: DTZ005
         object.__setattr__(self, "name", check_name("RunConfig.name", name))
-        object.__setattr__(self, "storage_path", _storage_path(self.storage_path))
+        path, options = self.storage_path, self.storage_options
+        if isinstance(path, str) and isinstance(options, Mapping):
+            path, options = split_sas(path, options)
+        object.__setattr__(self, "storage_path", _storage_path(path))
+        object.__setattr__(self, "storage_options", options)
         for spec, kind in zip(fields(self)[2:5], (SyncConfig, CheckpointConfig, TransferConfig), strict=True):
             if not isinstance(getattr(self, spec.name), kind):
                 raise _invalid(self, spec.name, getattr(self, spec.name), f"a {kind.__name__}")
@@ -295,12 +299,25 @@ class RunConfig:
         return f"{str(self.storage_path).rstrip('/')}/{self.name}"
 
 
+_SIGNED_URI = re.compile(r"((?:az|abfss?|https)://[^?]*)\?([^?\s]*\bsig=[^?\s]+)", re.IGNORECASE)
+
+
+def split_sas(uri: str, options: Mapping[str, object] | None) -> tuple[str, dict[str, object]]:
+    """An address without its shared access signature (Azure), and the storage options with it: addresses are shown,
+    recorded and extended, and options are not. Any other address is returned as it is."""
+    found, given = _SIGNED_URI.fullmatch(uri), dict(options or {})
+    if found is None:
+        return uri, given
+    return found[1], given | {"sas_token": found[2]}
+
+
 def _storage_path(value: object) -> str:
     if value is None:
         value = DEFAULT_STORAGE_PATH
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ConfigError(
-            f"invalid RunConfig.storage_path={value!r}: must be s3:// or gs://bucket/prefix, or an absolute path"
+            f"invalid RunConfig.storage_path={value!r}: must be s3:// or gs://bucket/prefix, az://container/prefix, "
+            "or an absolute path"
         )
     path = os.fspath(value)
     if isinstance(path, bytes):

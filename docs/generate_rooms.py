@@ -32,6 +32,8 @@ ROOMS = [
     "stores/guard",
     "stores/s3",
     "stores/gcs",
+    "stores/azure",
+    "stores/fsspec",
     "stores/local",
     "stores/http",
     "disk",

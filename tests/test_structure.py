@@ -36,15 +36,19 @@ SHORT_SHARE = 0.90
 MAX_TEST_NAME = 70
 TEST = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
 
-STORES = {"asyncsync.stores.gcs", "asyncsync.stores.local", "asyncsync.stores.s3"}
+STORES = {
+    "asyncsync.stores.azure",
+    "asyncsync.stores.fsspec",
+    "asyncsync.stores.gcs",
+    "asyncsync.stores.local",
+    "asyncsync.stores.s3",
+}
 SAME_BASENAME = {
     "__main__": "python -m asyncsync and python -m asyncsync.testing.simulation",
     "errors": "the public errors; error responses of a service",
     "files": "files to read; objects that are files",
     "multipart": "the life of an upload to any store; uploads of the store of files; their conformance",
     "options": "options of the command; of every store; of one store",
-    "ranks": "the pure rules; the wait for the other ranks",
-    "retry": "of whole operations; of single requests",
     "status": "the public data; how the engine fills them",
 }
 """Basenames of modules that are not one thing in several stores, and the meanings of each."""
@@ -91,6 +95,8 @@ CONTAINERS = {
     "asyncsync.engine",
     "asyncsync.engine.trials",
     "asyncsync.stores",
+    "asyncsync.stores.azure",
+    "asyncsync.stores.fsspec",
     "asyncsync.stores.gcs",
     "asyncsync.stores.guard",
     "asyncsync.stores.http",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from asyncsync.config import SyncConfig, TransferConfig
+from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,6 +50,12 @@ def resolve_url(text: str) -> str:
     A relative directory must start with a dot, because ``bucket/a`` is more often an address without its ``s3://``.
     """
     if "://" in text or not text:
+        address = split_sas(text, {})[0]
+        if address != text:
+            raise ConfigError(
+                f"the URL {address} has a shared access signature, and other users can see a command line: set "
+                "AZURE_STORAGE_SAS_TOKEN"
+            )
         return text
     path = Path(text).expanduser()
     if path.is_absolute():

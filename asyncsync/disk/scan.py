@@ -11,12 +11,13 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
-
-import pathspec
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.snapshot import FileStat, Snapshot
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 T = TypeVar("T")
 TEMPORARY = ".asyncsync-tmp"
@@ -87,6 +88,14 @@ def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
         path = os.path.dirname(path)
 
 
+def compile_patterns(patterns: Iterable[str]) -> GitIgnoreSpec:
+    """The matcher for gitignore patterns. ValueError for an invalid one. The library is imported when the first pattern
+    is used."""
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(patterns)
+
+
 class _Counts(NamedTuple):
     """How much was found at some point of the scan."""
 
@@ -113,8 +122,8 @@ class _Scan:
         self.found = Snapshot()
         self._root, self._rules, self._same = root, rules, same
         self._real_root = os.path.realpath(root)
-        self._include = pathspec.GitIgnoreSpec.from_lines(rules.include) if rules.include else None
-        self._exclude = pathspec.GitIgnoreSpec.from_lines(rules.exclude) if rules.exclude else None
+        self._include = compile_patterns(rules.include) if rules.include else None
+        self._exclude = compile_patterns(rules.exclude) if rules.exclude else None
         self._everything = self._include is None and self._exclude is None
 
     def only(self, names: Iterable[str]) -> None:

@@ -12,10 +12,11 @@ from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.sync.records.manifests import find_record, get_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.sync.records.writer import RecordFile
 
 log = logging.getLogger("asyncsync")
@@ -72,7 +73,9 @@ def _config(run: RunConfig) -> dict[str, Any]:
 
 
 def write_safety_warning(store: Store) -> str:
-    """A warning if the store lacks conditional writes; empty if it has them."""
+    """A warning if the store lacks conditional writes or keeps other promises not; empty if it keeps them all."""
+    if store.traits.not_kept:
+        return f"{store.uri} does not keep all promises: {'; '.join(store.traits.not_kept)}"
     if store.traits.conditional_writes:
         return ""
     return (

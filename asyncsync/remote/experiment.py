@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
@@ -24,6 +24,7 @@ from asyncsync.errors import (
     SyncError,
 )
 from asyncsync.events import Progress
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import by_age, score
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
@@ -36,7 +37,7 @@ from asyncsync.report import VerifyReport
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record, read_manifest
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,11 @@ class Experiment:
             NotFoundError: there is no experiment at ``uri``.
             ConfigError: the URI or an option is unknown.
         """
-        access = StoreAccess(dict(storage_options or {}), transfer)
-        async with open_for_reading(uri, transfer, storage_options) as store:
+        address, options = split_sas(os.fspath(uri), storage_options)
+        access = StoreAccess(options, transfer)
+        async with open_for_reading(address, transfer, options) as store:
             index = await read_trial_index(store)
-        base = os.fspath(uri).rstrip("/")
+        base = address.rstrip("/")
         trials = [_trial(name, base, index, access) for name in sorted(index.names())]
         record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]
@@ -316,7 +318,7 @@ class Experiment:
                 record = await find_record(store, TRIAL_RECORD, TrialRecord)
             except DamagedError as error:
                 return [TrialView(trial, uri, "unreadable", error=str(error))]
-        return [] if record is None else [_view(trial, uri, record, access)]
+        return [] if record is None else [view_of(trial, uri, record, access)]
 
     def _of(self, trial: str | TrialView | None) -> list[CheckpointView]:
         if trial is None:
@@ -339,7 +341,7 @@ def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
 
 def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> TrialView:
     if index.own is not None and name not in index.trials:
-        return _view(name, base, index.own, access)
+        return view_of(name, base, index.own, access)
     uri = f"{base}/{name}"
     record = index.trials.get(name)
     if record is None:
@@ -347,10 +349,11 @@ def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> Tria
             return TrialView(name, uri, "unreadable", error=str(index.unreadable[name]))
         status = index.experiment.trials[name] if index.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started; the store has nothing of it yet
-    return _view(name, uri, record, access)
+    return view_of(name, uri, record, access)
 
 
-def _view(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+    """A trial as its record describes it."""
     records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
     return TrialView(

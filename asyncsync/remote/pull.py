@@ -14,6 +14,7 @@ from asyncsync.config import TransferConfig, check_name
 from asyncsync.disk.landing import check_parents
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
 from asyncsync.events import Progress
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.current_tree import download_current, open_exact_target, remove_others
@@ -25,7 +26,7 @@ from asyncsync.stores.read import exists, find, list_directories
 from asyncsync.sync.download.exact_target import ExactTarget, remove_empty, remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import NoManifestError, find_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 
 TREES_IN_PARALLEL = 16
 TRIAL_LISTINGS = 64

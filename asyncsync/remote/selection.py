@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pathspec
-
+from asyncsync.disk.scan import compile_patterns
 from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import Manifest
 
@@ -41,7 +40,7 @@ class Selection:
         """The selected part of ``manifest``."""
         if not self.include:
             return manifest
-        spec = pathspec.GitIgnoreSpec.from_lines(self.include)
+        spec = compile_patterns(self.include)
         files = {path: entry for path, entry in manifest.files.items() if spec.match_file(path)}
         return Manifest(files, manifest.info)
 

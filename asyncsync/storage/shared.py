@@ -28,10 +28,10 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.planning.ranks import SameFileError, merge
+from asyncsync.planning.rank_parts import SameFileError, merge
 from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
-from asyncsync.storage.contents import ATTEMPT, INTENTS, PARTS
+from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS
 from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store
 from asyncsync.stores.read import find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_manifest

@@ -32,8 +32,8 @@ from asyncsync.errors import (
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.remote.current_tree import download_current
 from asyncsync.report import SyncReport
-from asyncsync.storage import contents, shared
-from asyncsync.storage.contents import StoredEntry
+from asyncsync.storage import entries, shared
+from asyncsync.storage.entries import StoredEntry
 from asyncsync.storage.shared import CheckpointUpload, Writer
 from asyncsync.storage.summaries import SummaryWriter, TrialSummary
 from asyncsync.stores.base import Lane, Piece, Store
@@ -126,7 +126,7 @@ class Storage:
 
     async def stat(self, path: str) -> StoredEntry | None:
         """The file or directory at ``path``, or None."""
-        return await contents.stat(self._store, path)
+        return await entries.stat(self._store, path)
 
     async def is_file(self, path: str) -> bool:
         """Whether there is a file at ``path``. One request."""
@@ -139,8 +139,8 @@ class Storage:
     async def entries(self, path: str, *, recursive: bool = False) -> list[StoredEntry] | None:
         """The files and directories below ``path``, or None if it is no directory."""
         if recursive:
-            return await contents.descendants(self._store, path)
-        return await contents.children(self._store, path)
+            return await entries.descendants(self._store, path)
+        return await entries.children(self._store, path)
 
     async def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Bytes of a file, in memory. NotFoundError."""
@@ -212,11 +212,11 @@ class Storage:
         """
         store, prefix = self._store, f"{path}/" if path else ""
         manifest = await find_manifest(store, prefix)
-        if manifest is not None and contents.is_checkpoint(manifest):
+        if manifest is not None and entries.is_checkpoint(manifest):
             await self._download(prefix, manifest, local)
             self._open().copy_sources.remember(prefix, manifest.files)
             return
-        if manifest is None and await contents.is_incomplete(store, prefix):
+        if manifest is None and await entries.is_incomplete(store, prefix):
             raise CheckpointIncompleteError(
                 f"{uri_of(store, prefix).rstrip('/')} has no manifest: it was never completed. Use an earlier one"
             )
@@ -372,7 +372,7 @@ class Storage:
         if found is None and record != MANIFEST:  # committed since
             del self._parts[prefix]
             return await self._amend(prefix, name, data)
-        if found is None or not contents.is_checkpoint(found[0]):
+        if found is None or not entries.is_checkpoint(found[0]):
             return False
         manifest, version = found
         if name in manifest.files:

@@ -10,17 +10,12 @@ from typing import Any
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import check_name
 from asyncsync.errors import ConfigError
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.records.manifests import find_manifest
-from asyncsync.sync.records.model import (
-    EXPERIMENT_RECORD,
-    TRIAL_RECORD,
-    CheckpointRecord,
-    ExperimentRecord,
-    TrialRecord,
-)
+from asyncsync.sync.records.model import CheckpointRecord, ExperimentRecord, TrialRecord
 
 MANIFEST_READERS = 16
 MOST_KNOWN = 10_000

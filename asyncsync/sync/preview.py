@@ -27,7 +27,7 @@ PREVIEW_READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """What a sync would do with one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
+    """The action of a sync for one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
     bytes."""
 
     path: str
@@ -41,7 +41,7 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What a sync of a tree would do now; field names as in :class:`asyncsync.SyncReport`."""
+    """The actions of a sync of a tree if it ran now; field names as in :class:`asyncsync.SyncReport`."""
 
     files: list[FilePlan]
     """One plan for each file that may have changed, by path."""
@@ -97,7 +97,7 @@ class Preview:
         return sorted(found, key=lambda plan: plan.path)
 
     async def _plan(self, file: FileStat) -> FilePlan:
-        if file.size > min(self._config.multipart_threshold, self._store.traits.max_single_put):
+        if not self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
             return await self._large(file)
         own = self._known.get(file.path)
         same_size = own is not None and own.size == file.size

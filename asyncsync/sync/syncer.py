@@ -10,7 +10,7 @@ from types import TracebackType
 
 from asyncsync.aio.tasks import within
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import SyncConfig, TransferConfig
+from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
 from asyncsync.events import Event, Progress
@@ -28,7 +28,7 @@ KEY = ""
 
 
 class _Member:
-    """What the scheduler knows of a syncer."""
+    """The scheduler's view of a syncer."""
 
     key = KEY
 
@@ -56,7 +56,7 @@ class Syncer:
 
     Args:
         local_dir: a directory, or a single file.
-        uri: where it is stored: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
+        uri: where it is stored: ``s3://bucket/prefix``, ``gs://...``, ``az://...``, an absolute path, ``file:///...``.
         sync_config: period, timeout, include and exclude patterns, links.
         transfer: limits and sizes of transfers.
         storage_options: options of the store.
@@ -76,9 +76,9 @@ class Syncer:
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.local_dir = Path(os.path.abspath(os.fspath(local_dir)))
-        self.uri = os.fspath(uri)
+        self.uri, options = split_sas(os.fspath(uri), storage_options)
         self._config, self._transfer = sync_config, transfer
-        self._options, self._checksum = storage_options, checksum
+        self._options, self._checksum = options, checksum
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
@@ -166,7 +166,7 @@ class Syncer:
         await self._scheduler.idle()
 
     async def plan(self) -> SyncPlan:
-        """What :meth:`sync_up` would do now, with a plan for each file that may have changed."""
+        """The actions of :meth:`sync_up` if it ran now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()
 

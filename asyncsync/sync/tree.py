@@ -158,7 +158,7 @@ class Tree:
         )
 
     async def plan(self) -> SyncPlan:
-        """What a sync would do now. Reads the directory, the changed files and at most one manifest."""
+        """The actions of a sync if it ran now. Reads the directory, the changed files and at most one manifest."""
         store = self._store()
         rules = self._options.rules()
         snapshot, changes = await self._compare(store, rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import Accepted, absolute, accept, some
 from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import DirectoryInUse, EngineContext, UsedDirectories
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
@@ -25,15 +25,6 @@ from asyncsync.sync.unstorable_names import longest_path
 
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD, so nothing was uploaded"
 OWN_DIRECTORY_ADVICE = "Report a directory of its own for each checkpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryInUse:
-    """The directory of a pending checkpoint. ``owned``: it is deleted once the checkpoint is durable."""
-
-    path: str
-    name: str
-    owned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +44,6 @@ class ReportAcceptance:
 
     def __init__(self, context: EngineContext, registry: Registry, submit: Callable[[CheckpointJob], None]) -> None:
         self._context, self._registry, self._submit = context, registry, submit
-        self._being_reported: list[DirectoryInUse] = []
-        """Directories of reports that are being accepted now, of all trials."""
 
     async def accept(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None
@@ -70,13 +59,11 @@ class ReportAcceptance:
             self._context.check_open()
         if source is None:
             return await self._record(trial, request, None, None)
-        in_use = self._in_use()
-        this_report = DirectoryInUse(str(source.path), f"another report of {trial.key}", source.owned)
-        self._being_reported.append(this_report)
+        directories, this_report = self._context.directories, object()
         try:
             max_bytes = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, max_bytes)
+                files = await in_thread(_accept_files, source, trial.key, directories, this_report, max_bytes)
             except AsyncsyncError as error:
                 if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
                     self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
@@ -85,7 +72,7 @@ class ReportAcceptance:
                 await self._refuse_taken_name(trial, request.name, files)
             return await self._record(trial, request, source, files)
         finally:
-            self._being_reported.remove(this_report)
+            directories.drop_pending(this_report)
 
     async def _record(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
@@ -138,7 +125,7 @@ class ReportAcceptance:
             if not relative.startswith(".."):
                 trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
-        trial.jobs.append(job)
+        trial.add_job(job)
         for warning in job.source.warnings if job.source is not None else ():
             self._context.emit(SyncWarning(tree=f"{trial.key}/{job.name}", message=warning))
         suspended = trial.forget_suspended()
@@ -181,16 +168,6 @@ class ReportAcceptance:
         same = found is not None and found.has_files(files) and request.name in (None, found.name)
         return found if same and found is not None and request.step == found.step else None
 
-    def _in_use(self) -> list[DirectoryInUse]:
-        trials = self._registry.trials.values()
-        pending = [
-            DirectoryInUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
-            for trial in trials
-            for job in trial.jobs
-            if job.source is not None
-        ]
-        return pending + self._being_reported
-
     async def _refuse_taken_name(self, trial: TrialState, name: str, files: Accepted) -> None:
         """Raise ConfigError if the name is taken: artifacts and checkpoints of a trial share a prefix."""
         suspended = trial.suspended()
@@ -224,32 +201,31 @@ class ReportAcceptance:
             given_up=reason,
         )
         trial.record.next_checkpoint = number + 1
-        trial.jobs.append(job)
+        trial.add_job(job)
         self._submit(job)
         return job
 
 
-def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[DirectoryInUse]) -> None:
+def refuse_directory(path: str, real: str, *, owned: bool, used: UsedDirectories, pending: object) -> None:
     """Raise ConfigError if the checkpoint contains a trial's own files, or if its deletion would affect others.
 
-    ``path`` is absolute. ``trials``: directories that the engine writes to. ``owned``: asyncsync may delete the
-    checkpoint once it is durable.
+    ``path`` is absolute, ``real`` the same without links. ``owned``: asyncsync may delete the checkpoint once it is
+    durable. ``pending``: the key of this checkpoint among the directories in use.
     """
-    real = os.path.realpath(path)
-    for trial in map(os.path.realpath, trials):
-        if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
-            raise ConfigError(
-                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
-                f"of {trial}; {OWN_DIRECTORY_ADVICE}"
-            )
+    parent, name = os.path.split(real)
+    trial = used.trial_within(real) or (parent if name in OWN_FILES and used.is_trial(parent) else None)
+    if trial is not None:
+        raise ConfigError(
+            f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+            f"of {trial}; {OWN_DIRECTORY_ADVICE}"
+        )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
             f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
             f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
-    for other in in_use:
-        theirs = os.path.realpath(other.path)
-        if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
+    for other in used.pending(but=pending):
+        if (owned or other.owned) and (_holds(real, other.path) or _holds(other.path, real)):
             raise ConfigError(
                 f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
                 f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
@@ -261,10 +237,14 @@ def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], max_bytes: int) -> Accepted:
+def _accept_files(
+    source: Checkpoint, trial: str, used: UsedDirectories, this_report: object, max_bytes: int
+) -> Accepted:
     """Check and list the files; runs in a worker thread. ``max_bytes``: most bytes that a path may have."""
     path = absolute(str(source.path))
-    refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
+    real = os.path.realpath(path)
+    used.add_pending(this_report, DirectoryInUse(real, f"another report of {trial}", source.owned))
+    refuse_directory(path, real, owned=source.owned, used=used, pending=this_report)
     files = accept(path)
     long = [file.path for file in files.files if len(file.path) * 4 > max_bytes and len(file.path.encode()) > max_bytes]
     if long:

@@ -69,7 +69,7 @@ class CheckpointJob:
 
     @property
     def name(self) -> str:
-        """Such as ``checkpoint_000003``."""
+        """The checkpoint's name, such as ``checkpoint_000003``."""
         return self.handle.name
 
     @property

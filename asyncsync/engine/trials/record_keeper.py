@@ -9,9 +9,10 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.sync.records.manifests import get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
 NO_NAMES = frozenset[str]()

@@ -17,7 +17,7 @@ from asyncsync.config import UploadMode
 from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
@@ -358,9 +358,17 @@ class TrialState:
         while len(self.jobs) > at_most:
             await self._changed.wait()
 
+    def add_job(self, job: CheckpointJob) -> None:
+        """A checkpoint was accepted, by this process or an earlier one."""
+        self.jobs.append(job)
+        if job.source is not None:
+            used = DirectoryInUse(job.source.real_path, f"{self.key}/{job.name}", job.delete_local)
+            self._context.directories.add_pending(job.token, used)
+
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or has failed for good with ``error``."""
         self.jobs.remove(job)
+        self._context.directories.drop_pending(job.token)
         self._changed.notify()
         job.handle.resolve(error)
         if error is not None and not job.handle.error_raised and not job.given_up:

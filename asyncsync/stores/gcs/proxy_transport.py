@@ -25,6 +25,7 @@ from asyncsync.stores.gcs.transport import MAX_RESPONSE_BYTES, PATIENT_STALL_TIM
 from asyncsync.stores.http.body import source_too_short
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import ConnectionLimits
 
 
 class _NoToken(Token):
@@ -37,23 +38,14 @@ class _NoToken(Token):
 class ProxyTransport:
     """A transport through ``proxy``. Create it inside a running loop."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        context: ssl.SSLContext | None,
-        proxy: str,
-        *,
-        stall_timeout: float,
-        connect_timeout: float,
-        max_connections: int,
-    ) -> None:
+    def __init__(self, endpoint: str, context: ssl.SSLContext | None, proxy: str, limits: ConnectionLimits) -> None:
         self._endpoint, self._proxy = endpoint, proxy
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=stall_timeout)
-        self._patient = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout, sock_read=max(PATIENT_STALL_TIMEOUT, stall_timeout)
-        )
+        connect, stall = limits.connect_timeout, limits.stall_timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=stall)
+        patient = max(PATIENT_STALL_TIMEOUT, stall)
+        self._patient = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=patient)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections, ssl=context or True),
+            connector=aiohttp.TCPConnector(limit=limits.max_connections, ssl=context or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )

@@ -37,6 +37,7 @@ from botocore.parsers import ResponseParserError
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
 from asyncsync.stores.s3.errors import EXPIRED, SKEWED, server_time
 from asyncsync.stores.s3.options import S3Options
@@ -93,13 +94,10 @@ class _RequestCaptured(Exception):  # noqa: N818  # it carries a request out of 
 class AiobotocoreClient:
     """The aiobotocore client of one bucket. :meth:`open` does the I/O. Use it within one event loop."""
 
-    def __init__(
-        self, bucket: str, options: S3Options, *, stall_timeout: float, connect_timeout: float, max_connections: int
-    ) -> None:
+    def __init__(self, bucket: str, options: S3Options, limits: ConnectionLimits) -> None:
         self._bucket = bucket
         self._options = options
-        self._timeouts = (connect_timeout, stall_timeout)
-        self._max_connections = max_connections
+        self._limits = limits
         self._stack = AsyncExitStack()
         self._renewing = asyncio.Lock()
         self._credentials: Any = None
@@ -137,13 +135,12 @@ class AiobotocoreClient:
         return session, await session.get_credentials()
 
     def _config(self) -> AioConfig:
-        connect, read = self._timeouts
-        options = self._options
+        options, limits = self._options, self._limits
         extra = {"signature_version": UNSIGNED} if options.anonymous else {}
         return AioConfig(
-            connect_timeout=connect,
-            read_timeout=read,
-            max_pool_connections=self._max_connections,
+            connect_timeout=limits.connect_timeout,
+            read_timeout=limits.stall_timeout,
+            max_pool_connections=limits.max_connections,
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3={"addressing_style": options.addressing_style},
             # We send our own checksums where needed, and compare those of responses ourselves.
@@ -230,9 +227,8 @@ class AiobotocoreClient:
         byte has the stall timeout."""
         if operation in _WITH_BODIES:
             return None
-        return (COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS) * self._timeouts[
-            1
-        ] + self._timeouts[0]
+        stall_timeouts = COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS
+        return self._limits.connect_timeout + stall_timeouts * self._limits.stall_timeout
 
     async def _correct(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:
