@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class RayBench:
 @pytest.fixture
 def ray_bench(seaweedfs, tmp_path, request):
     pytest.importorskip("ray", reason="Ray is not installed: run nox -s ray")
-    bucket = "ray-" + request.node.name.replace("_", "-").replace("[", "-").replace("]", "").lower()[:50].strip("-")
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
+    bucket = f"ray-{name[:30]}-{name[-15:]}".strip("-")
     seaweedfs.create_bucket(bucket)
     return RayBench(seaweedfs, tmp_path, bucket)

@@ -203,6 +203,34 @@ def test_other_copies_are_those_of_pyarrow(tmp_path, files):
     assert pyarrow.fs.copy_files is original
 
 
+def test_unchanged_artifacts_of_200_trials_cost_no_request(bench, tmp_path):
+    files = rebuild("memory://b/exps")
+    try:
+        trials = [(directory(tmp_path, f"trial_{n}", log=b"%d" % n), f"b/exps/exp/trial_{n}") for n in range(200)]
+        for period in range(3):
+            before = bench.faults.calls
+            for local_dir, path in trials:
+                tune_storage._upload_to_fs_path(local_dir, files, path)
+            assert (bench.faults.calls == before) == (period > 0)
+    finally:
+        bridge.close_all()
+
+
+def test_an_exploited_checkpoint_is_copied_inside_the_store(bench, tmp_path):
+    """A trial reads the checkpoint of another one, and stores most of it again."""
+    files = rebuild("memory://b/exps")
+    try:
+        donor = directory(tmp_path, "donor", weights=b"w" * 1_000_000)
+        stored = tune_context(files).persist_current_checkpoint(Checkpoint.from_directory(donor))
+        bridge.close_all()  # the trial that exploits is another process
+        copy = stored.to_directory(tmp_path / "exploited")
+        tune_context(files, 7).persist_current_checkpoint(Checkpoint.from_directory(copy))
+        assert bench.faults.count("copy") == 1
+        assert bench.puts("checkpoint_000007/weights") == 0
+    finally:
+        bridge.close_all()
+
+
 # The workers of Ray Train
 
 

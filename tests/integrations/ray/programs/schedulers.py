@@ -55,7 +55,7 @@ def main():
     )
     with running(num_cpus=2):
         seen = {"pbt": fit("pbt", pbt, where)}
-        seen["hyperband"] = fit("hyperband", HyperBandScheduler(max_t=STEPS, reduction_factor=2), where)
+        seen["hyperband"] = fit("hyperband", HyperBandScheduler(max_t=4, reduction_factor=2), where)
         result(**seen)
 
 
