@@ -22,7 +22,7 @@ async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
     assert (seen["errors"], len(seen["trials"])) == (0, len(DELAYS))
     for item in seen["trials"]:
         assert item["newest"].endswith("checkpoint_000003")
-        assert item["files"] == {"state.json": '{"step": 3}', "weights.bin": 24 << 20}
+        assert item["files"] == {"state.json": '{"step": 3}', "weights.bin": 40 << 20}
     for number in range(len(DELAYS)):
         start, files = json.loads((ray_bench.room / f"trial_{number}.restored").read_text())
         whole = {"state.json": '{"step": 1}'} if start == 2 else {"state.json", "weights.bin", "first_attempt"}

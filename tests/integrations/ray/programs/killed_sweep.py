@@ -27,7 +27,7 @@ def train(config):
         with tempfile.TemporaryDirectory() as directory:
             Path(directory, "state.json").write_text(json.dumps({"step": step}))
             if step >= 2:
-                Path(directory, "weights.bin").write_bytes(os.urandom(24 << 20))
+                Path(directory, "weights.bin").write_bytes(os.urandom(40 << 20))
             if first and step == 2:
                 Path(directory, "first_attempt").write_text("x")
                 threading.Timer(DELAYS[config["number"]], lambda: os.kill(os.getpid(), signal.SIGKILL)).start()

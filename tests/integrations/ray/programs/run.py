@@ -25,7 +25,7 @@ def write(directory, rank, step, first):
         Path(directory, "state.json").write_text(json.dumps({"step": step}))
     Path(directory, f"rank_{rank}.bin").write_bytes(os.urandom(1 << 20))
     if first and step == 2:
-        Path(directory, f"first_attempt_{rank}.bin").write_bytes(os.urandom(24 << 20))
+        Path(directory, f"first_attempt_{rank}.bin").write_bytes(os.urandom(40 << 20))
 
 
 def train(config):
