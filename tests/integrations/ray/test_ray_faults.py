@@ -10,7 +10,7 @@ from asyncsync import Experiment, verify
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-DELAYS = [0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4, 0.6]
+DELAYS = [round(0.004 * number * number, 3) for number in range(12)]
 """Seconds after the start of an upload at which its process is killed."""
 AWAY = 15
 AFTER = 10
@@ -31,6 +31,19 @@ async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
     assert all([item.number for item in trial.checkpoints] == [0, 1, 2, 3] for trial in experiment.trials)
     report = await verify(f"{ray_bench.uri}/sweep", deep=True, storage_options=ray_bench.options)
     assert report.ok and not any("checkpoint" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
+
+
+async def test_killed_ranks_never_mix_their_attempts(ray_bench):
+    seen = ray_bench.run("killed_ranks", delays=DELAYS[::2])
+    steps = range(len(DELAYS[::2]))
+    assert (seen["step"], set(seen["checkpoints"])) == (steps[-1], {f"step_{step}" for step in steps})
+    assert len(seen["restored"]) >= 2 * len(steps) - 2
+    for files in [*seen["checkpoints"].values(), *(files for _, files in seen["restored"])]:
+        ranks = dict(reversed(name.split("-")) for name in files if name != "state.json")
+        assert len(files) == 3 and set(ranks) == {"rank_0", "rank_1"} and len(set(ranks.values())) == 1
+    report = await verify(f"{ray_bench.uri}/run", deep=True, storage_options=ray_bench.options)
+    assert report.ok and not any("step_" in path for path in report.stray)
     assert ray_bench.open_uploads() == []
 
 

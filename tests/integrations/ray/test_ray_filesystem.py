@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: run nox -s ray")
+pytest.importorskip("ray.train", reason="Ray is not installed: run nox -s ray")
 pytestmark = pytest.mark.filterwarnings("default")
 
 from pathlib import Path

@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining
 
 STEPS = 8
+RATES = [0.1, 0.5, 1.0, 2.0, 3.0, 4.0]
 ROOM = Path(SETTINGS["room"])
 
 
@@ -33,10 +34,10 @@ def train(config):
             tune.report({"score": score}, checkpoint=tune.Checkpoint.from_directory(directory))
 
 
-def fit(kind, scheduler, where):
+def fit(kind, scheduler, where, rates):
     tuner = tune.Tuner(
         train,
-        param_space={"lr": tune.grid_search([0.1, 0.5, 1.0, 2.0]), "kind": kind},
+        param_space={"lr": tune.grid_search(rates), "kind": kind},
         tune_config=tune.TuneConfig(scheduler=scheduler, metric="score", mode="max", reuse_actors=True),
         run_config=tune.RunConfig(name=kind, **where),
     )
@@ -51,11 +52,12 @@ def main():
         time_attr="training_iteration",
         perturbation_interval=2,
         quantile_fraction=0.5,
-        hyperparam_mutations={"lr": [0.1, 0.5, 1.0, 2.0]},
+        hyperparam_mutations={"lr": RATES},
     )
+    hyperband = HyperBandScheduler(max_t=4, reduction_factor=2)  # its second bracket of three trials pauses
     with running(num_cpus=2):
-        seen = {"pbt": fit("pbt", pbt, where)}
-        seen["hyperband"] = fit("hyperband", HyperBandScheduler(max_t=4, reduction_factor=2), where)
+        seen = {"pbt": fit("pbt", pbt, where, RATES[:4])}
+        seen["hyperband"] = fit("hyperband", hyperband, where, RATES)
         result(**seen)
 
 
