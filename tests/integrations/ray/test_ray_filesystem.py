@@ -183,6 +183,16 @@ def test_a_stored_checkpoint_can_be_reported_again(files, tmp_path):
     assert contents(second.to_directory(tmp_path / "copy")) == contents(source)
 
 
+def test_what_plain_ray_has_written_can_be_read(files, root, tmp_path):
+    source = directory(tmp_path, weights=b"w", state=b"s")
+    plain = tune_storage.StorageContext(root, "old", trial_dir_name="trial", current_checkpoint_index=0)
+    plain.persist_current_checkpoint(Checkpoint.from_directory(source))
+    found = files.get_file_info(pyarrow.fs.FileSelector(f"{root}/old/trial"))
+    assert [item.base_name for item in found] == ["checkpoint_000000"]
+    stored = Checkpoint(f"{root}/old/trial/checkpoint_000000", files)
+    assert contents(stored.to_directory(tmp_path / "copy")) == contents(source)
+
+
 def test_single_files_are_copied(files, root, tmp_path):
     write(files, f"{root}/exp/result.json", b"{}\n")
     pyarrow.fs.copy_files(f"{root}/exp/result.json", str(tmp_path / "result.json"), source_filesystem=files)
