@@ -33,7 +33,7 @@ from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
 from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS
 from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store
-from asyncsync.stores.read import find, list_all, uri_of
+from asyncsync.stores.read import exists, find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import ABANDON, Session
 from asyncsync.sync.tree import Tree, TreeOptions
@@ -47,6 +47,9 @@ READERS = 32
 """Parts or intents that are read in parallel."""
 MOST_COLLISIONS = 100
 """Objects of earlier attempts that one upload replaces before it gives up."""
+ALONE = "alone.json"
+"""Below INTENTS: the record of a process that writes a checkpoint alone. One name for all of them, so that the next
+attempt sees it without a listing."""
 _IDENTITY = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 
 
@@ -139,24 +142,50 @@ class CheckpointUpload:
 
     async def _begin(self) -> None:
         """Record the intent, and remove what an earlier attempt has left where it is in the way."""
-        store, stored = self._store, dict[str, ObjectInfo]()
+        if self.alone:
+            await self._begin_alone(self._store)
+        else:
+            await self._begin_together(self._store)
 
-        async def look() -> None:
-            stored.update(await list_all(store, self.prefix))
-
-        await run_all([self._intend(), look()], "begin a checkpoint")
+    async def _begin_alone(self, store: Store) -> None:
+        """One request where no earlier attempt has left anything."""
+        if store.traits.conditional_writes and await self._is_first():
+            return
+        stored = await list_all(store, self.prefix)
         if self.prefix + MANIFEST in stored:
             await self._replace_manifest(store)
-        stored.pop(self.prefix + INTENTS + self.writer.name, None)
-        if self.alone:
-            await delete_keys(store, self.prefix, stored)
-        elif self.prefix + PARTS + self.writer.name in stored:
-            await store.delete([self.prefix + PARTS + self.writer.name])
+        stored.pop(self._intent, None)  # it stays until ours replaces it
+        await delete_keys(store, self.prefix, stored)
+        await self._intend()
 
-    async def _intend(self) -> None:
+    async def _is_first(self) -> bool:
+        try:
+            await self._intend(MISSING)
+        except PreconditionError:
+            return False
+        return True
+
+    async def _begin_together(self, store: Store) -> None:
+        found: set[str] = set()
+
+        async def look(name: str) -> None:
+            if await exists(store, self.prefix + name):
+                found.add(name)
+
+        await run_all([self._intend(), look(MANIFEST), look(self.record)], "begin a checkpoint")
+        if MANIFEST in found:
+            await self._replace_manifest(store)
+        if self.record in found:
+            await store.delete([self.prefix + self.record])
+
+    @property
+    def _intent(self) -> str:
+        return self.prefix + INTENTS + (ALONE if self.alone else self.writer.name)
+
+    async def _intend(self, if_version: str | None = None) -> None:
         files = [file.path for file in self.source.files]
         document = {"rank": self.writer.rank, ATTEMPT: self.writer.attempt, "files": files}
-        await self._store.put(self.prefix + INTENTS + self.writer.name, json.dumps(document).encode() + b"\n")
+        await self._store.put(self._intent, json.dumps(document).encode() + b"\n", if_version=if_version)
 
     async def _replace_manifest(self, store: Store) -> None:
         """Delete the manifest of an earlier attempt, so that nothing names what this one replaces.

@@ -189,15 +189,20 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
 
     def _info(self, path: str) -> pyarrow.fs.FileInfo:
         key = self.key(path)
-        if key in self._markers:
-            return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File, size=0)
+        if key.endswith(f"/{MARKER}"):
+            return self._marker(path, key)
         found = self.call(lambda storage: storage.stat(key))
         if found is None and key in self._created:
             found = StoredEntry(key, None)
         self.sequence.kinds = None if found is None else (key, found.is_file)
-        if found is not None and found.is_file and key.endswith(f"/{MARKER}"):
-            self._markers.add(key)
         return self._as_info(path, found)
+
+    def _marker(self, path: str, key: str) -> pyarrow.fs.FileInfo:
+        """Looked for once a process, in one request: Ray asks before every upload."""
+        if key not in self._markers and not self.call(lambda storage: storage.is_file(key)):
+            return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.NotFound)
+        self._markers.add(key)
+        return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File, size=0)
 
     @staticmethod
     def _as_info(path: str, entry: StoredEntry | None) -> pyarrow.fs.FileInfo:
