@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,22 @@ def check_ray() -> None:
         source.mkdir()
         (source / "file").write_bytes(b"asyncsync\n")
         where = rebuild(f"{room}/storage")
-        for version, upload in (("Tune", _upload_tune), ("Train", _upload_train)):
-            upload(where, str(source))
+        for version, upload in _uploads().items():
+            try:
+                upload(where, str(source))
+            except (ImportError, TypeError, AttributeError) as error:
+                raise ConfigError(_goes_past(version)) from error
             if not list(Path(room).glob(f"storage/{version}/**/.asyncsync/manifest.json")):
                 raise ConfigError(_goes_past(version))
         close(where.address)
     _checked.append(True)
+
+
+def _uploads() -> dict[str, Callable[[AsyncsyncFileSystem, str], None]]:
+    """How this version of Ray uploads a checkpoint. Older ones have no second version of Train."""
+    if importlib.util.find_spec("ray.train.v2") is None:
+        return {"Tune": _upload_tune}
+    return {"Tune": _upload_tune, "Train": _upload_train}
 
 
 def _upload_tune(filesystem: AsyncsyncFileSystem, source: str) -> None:

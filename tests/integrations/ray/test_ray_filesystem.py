@@ -364,3 +364,14 @@ def test_a_ray_that_goes_past_the_hook_is_refused(module, monkeypatch):
     with pytest.raises(ConfigError, match="does not upload checkpoints of Ray"):
         settings.check_ray()
     bridge.close_all()
+
+
+def test_a_ray_that_uploads_in_another_way_is_refused(monkeypatch):
+    def other(filesystem, source):
+        raise TypeError("persist_current_checkpoint() takes other arguments")
+
+    monkeypatch.setattr(settings, "_upload_train", other)
+    monkeypatch.setattr(settings, "_checked", [])
+    with pytest.raises(ConfigError, match="does not upload checkpoints of Ray Train through asyncsync"):
+        settings.check_ray()
+    bridge.close_all()
