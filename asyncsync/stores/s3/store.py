@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64encode
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,10 +40,11 @@ from asyncsync.stores.base import (
     body_size,
     check_etag,
 )
-from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
+from asyncsync.stores.http.body import crc32c_of, crc32c_to_text, md5_of
 from asyncsync.stores.http.response import is_number
+from asyncsync.stores.options import ObjectKind, kind_of
 from asyncsync.stores.s3.bucket import S3Bucket
-from asyncsync.stores.s3.errors import InvalidPartError, MalformedError
+from asyncsync.stores.s3.errors import ContentMd5RequiredError, InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
 from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.options import S3Options
@@ -66,8 +68,8 @@ class S3Store(Store):
     """One bucket and prefix.
 
     ``options`` are those of :class:`asyncsync.stores.s3.options.S3Options`: endpoint_url, region, profile,
-    access_key, secret_key, session_token, anonymous, addressing_style, verify, sse, sse_kms_key_id, storage_class,
-    acl, request_payer, checksum, and switches for features that some stores lack; any other raises ConfigError.
+    credentials, TLS, encryption, properties of new objects, and switches for features that some stores lack; any other
+    raises ConfigError.
     ``stall_timeout`` and ``connect_timeout`` are in seconds: a request that moves no byte for this time, or gets no
     connection, raises UnavailableError. The store opens at most ``max_connections`` sockets for bulk data, and as many
     for the rest, the first one on first use. The ``version`` of an object is its ETag without quotes.
@@ -104,8 +106,9 @@ class S3Store(Store):
             paced=supports_bucket(bucket),
             equal_parts=self._options.equal_parts,
         )
-        self._data_headers = self._options.object_headers()
-        self._metadata_headers = self._options.object_headers(data=False)
+        self._object_headers: dict[ObjectKind, dict[str, str]] = {}
+        self._content_md5 = self._options.locks
+        """Whether a body without CRC32C has a Content-MD5, as buckets with Object Lock require."""
         self._conditional_copy: bool | None = None
         """Whether a copy can only create; None: not tested yet."""
         self._probing = asyncio.Lock()
@@ -130,9 +133,11 @@ class S3Store(Store):
 
     def _headers_of(self, key: str) -> dict[str, str]:
         """Headers of a request that writes this object."""
-        if ".asyncsync/" in key and (key.startswith(".asyncsync/") or "/.asyncsync/" in key):
-            return self._metadata_headers
-        return self._data_headers
+        kind = kind_of(key)
+        headers = self._object_headers.get(kind)
+        if headers is None:
+            headers = self._object_headers[kind] = self._options.object_headers(kind)
+        return headers
 
     def _condition(self, if_version: str | None) -> dict[str, str]:
         return precondition(if_version) if self._options.conditional_writes else {}
@@ -174,7 +179,7 @@ class S3Store(Store):
             if optional.checksum:
                 crc32c = await crc32c_of(body) if crc32c is None else crc32c
                 sent = crc32c_to_text(crc32c)
-            checksum = {"x-amz-checksum-crc32c": sent} if sent else {}
+            checksum = {"x-amz-checksum-crc32c": sent} if sent else await self._md5_header(body)
             response = await requests.put(operation, self._full(key), query, headers | checksum, body)
             version = unquoted_etag(response["etag"])
             if not optional.checksum:
@@ -186,7 +191,16 @@ class S3Store(Store):
                 raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
             return version, crc32c
 
-        return await self._optional.run(operation, headers, once)
+        try:
+            return await self._optional.run(operation, headers, once)
+        except ContentMd5RequiredError:
+            if self._content_md5:
+                raise
+            self._content_md5 = True  # the bucket locks every new object
+            return await self._optional.run(operation, headers, once)
+
+    async def _md5_header(self, body: Body) -> dict[str, str]:
+        return {"content-md5": b64encode(await md5_of(body)).decode()} if self._content_md5 else {}
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
@@ -312,7 +326,8 @@ class S3Store(Store):
                 f"{self.uri}: {source} has {size} bytes, too many for a copy in one request: copy it in parts"
             )
         requests = await self._bucket.requests()
-        headers = self._headers_of(key) | source_precondition(if_source_version) | self._condition(if_version)
+        headers = self._options.copy_headers(kind_of(key)) | source_precondition(if_source_version)
+        headers |= self._condition(if_version)
 
         def once(optional: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
             algorithm = {"x-amz-checksum-algorithm": "CRC32C"} if optional.checksum else {}
@@ -352,7 +367,7 @@ class S3Store(Store):
         requests = await self._bucket.requests()
 
         async def copy() -> StoreError | None:
-            headers = self._headers_of(name) | precondition(MISSING)
+            headers = self._options.copy_headers("document") | precondition(MISSING)
             try:
                 await requests.copy("CopyObject", self._full(name), "", self._full(f"{name}-source"), headers)
             except StoreError as error:
