@@ -117,7 +117,9 @@ class S3Store(Store):
     async def __aenter__(self) -> S3Store:
         try:
             await self._bucket.requests()
-        except UnavailableError as error:  # of the source of the credentials; the first request tries again
+        except StoreError as error:  # of the source of the credentials; the first request tries again
+            if not error.retryable:
+                raise
             log.info("%s is opened later: %s", self.uri, error)
         return self
 
