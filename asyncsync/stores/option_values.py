@@ -134,3 +134,8 @@ def http_url(value: object) -> str:
     if not usable or not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(wanted)
     return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, so that no network carries a request."""
+    return host in ("localhost", "::1") or host.startswith("127.")

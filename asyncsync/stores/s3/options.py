@@ -185,7 +185,7 @@ class S3Options(StoreOptions):
     def check_endpoint(self, address: str) -> None:
         """ConfigError for an address to which a customer's key must not be sent."""
         url = urlsplit(address)
-        if self.sse_customer_key is not None and url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        if self.sse_customer_key is not None and url.scheme == "http" and not forms.is_loopback(url.hostname or ""):
             raise ConfigError(
                 f"storage option sse_customer_key needs https, but the endpoint is http://{url.netloc}: anybody on the "
                 "way could read the key"
@@ -285,7 +285,3 @@ class S3Options(StoreOptions):
             f"{prefix}-key": key,
             f"{prefix}-key-md5": forms.key_digest(key, "md5"),
         }
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

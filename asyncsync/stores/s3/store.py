@@ -49,7 +49,7 @@ from asyncsync.stores.s3.listing import S3Listings
 from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
-from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, object_crc32c, object_info
+from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, check_has_etag, object_crc32c, object_info
 from asyncsync.stores.s3.xml import is_xml_text, unquoted_etag
 
 log = logging.getLogger("asyncsync")
@@ -58,10 +58,6 @@ CONCURRENT_DELETES = 16
 """Concurrent DeleteObject requests where the store has no DeleteObjects."""
 COPY_PROBE_PREFIX = ".asyncsync/probe-copy"
 """Name prefix of the objects that test whether a copy can only create. They are removed at once."""
-_NO_ETAG = (
-    "the response has no ETag; ETags distinguish the versions of an object, so writing to a store without them is not "
-    "safe"
-)
 
 
 class S3Store(Store):
@@ -239,8 +235,7 @@ class S3Store(Store):
             return requests.head(self._full(key), checksum_mode(optional) | condition)
 
         response = await self._optional.run("HeadObject", {}, once)
-        if not unquoted_etag(response.get("etag")):
-            raise StoreError(f"{self._where('HeadObject', key)}: {_NO_ETAG}")
+        check_has_etag(self._where("HeadObject", key), response)
         text = response.get("content-length", "")
         size = int(text) if is_number(text) else await self._measure(key, if_version)
         return object_info(key, size, response)

@@ -225,7 +225,7 @@ async def test_a_stored_checksum_that_differs_is_damage():
 
 
 async def test_a_body_that_is_cut_is_unavailable():
-    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this"
+    cut = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this'
     async with scripted([cut]) as (store, _):
         with pytest.raises(UnavailableError, match="9 of 100"):
             await store.get("k")
