@@ -14,7 +14,6 @@ import pytest
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
-    AccessDeniedError,
     ConfigError,
     NotFoundError,
     PreconditionError,
