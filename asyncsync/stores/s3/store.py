@@ -56,6 +56,7 @@ log = logging.getLogger("asyncsync")
 
 CONCURRENT_DELETES = 16
 """Concurrent DeleteObject requests where the store has no DeleteObjects."""
+_ALGORITHM = {"x-amz-sdk-checksum-algorithm": "CRC32C"}
 COPY_PROBE_PREFIX = ".asyncsync/probe-copy"
 """Name prefix of the objects that test whether a copy can only create. They are removed at once."""
 
@@ -103,8 +104,8 @@ class S3Store(Store):
             equal_parts=self._options.equal_parts,
         )
         self._object_headers: dict[ObjectKind, dict[str, str]] = {}
-        self._content_md5 = self._options.locks
-        """Whether a body without CRC32C has a Content-MD5, as buckets with Object Lock require."""
+        self._locks = self._options.locks
+        """Whether new objects are locked. Then each body needs a Content-MD5, or its checksum the algorithm's name."""
         self._conditional_copy: bool | None = None
         """Whether a copy can only create; None: not tested yet."""
         self._probing = asyncio.Lock()
@@ -177,7 +178,9 @@ class S3Store(Store):
             if optional.checksum:
                 crc32c = await crc32c_of(body) if crc32c is None else crc32c
                 sent = crc32c_to_text(crc32c)
-            checksum = {"x-amz-checksum-crc32c": sent} if sent else await self._md5_header(body)
+            checksum = {"x-amz-checksum-crc32c": sent} if sent else {}
+            if self._locks:
+                checksum |= _ALGORITHM if sent else {"content-md5": b64encode(await md5_of(body)).decode()}
             response = await requests.put(operation, self._full(key), query, headers | checksum, body)
             version = unquoted_etag(response["etag"])
             if not optional.checksum:
@@ -192,13 +195,10 @@ class S3Store(Store):
         try:
             return await self._optional.run(operation, headers, once)
         except ContentMd5RequiredError:
-            if self._content_md5:
+            if self._locks:
                 raise
-            self._content_md5 = True  # the bucket locks every new object
+            self._locks = True  # the bucket locks every new object
             return await self._optional.run(operation, headers, once)
-
-    async def _md5_header(self, body: Body) -> dict[str, str]:
-        return {"content-md5": b64encode(await md5_of(body)).decode()} if self._content_md5 else {}
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None

@@ -30,6 +30,7 @@ _NAMES = {
     "x-amz-object-lock-retain-until-date": "ObjectLockRetainUntilDate",
     "x-amz-request-payer": "RequestPayer",
     "x-amz-source-expected-bucket-owner": "ExpectedSourceBucketOwner",
+    "x-amz-sdk-checksum-algorithm": "ChecksumAlgorithm",
     "x-amz-storage-class": "StorageClass",
     "x-amz-tagging": "Tagging",
     "x-amz-tagging-directive": "TaggingDirective",
