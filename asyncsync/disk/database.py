@@ -164,8 +164,8 @@ def _encoded(value: object) -> tuple[bytes, bytes]:
 
 
 def put(table: str) -> str:
-    """The statement that writes a row of ``table`` and its digest; its parameters are the columns. (Numbered parameters,
-    which could be used twice, are deprecated in sqlite3 of Python 3.12.)"""
+    """The statement that writes a row of ``table`` and its digest; its parameters are the columns. (Python 3.12
+    deprecates numbered parameters, which could be used twice.)"""
     columns = TABLES[table]
     names, values = ", ".join(columns), ", ".join(f"? AS {column}" for column in columns)
     return (
