@@ -8,15 +8,16 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from asyncsync.errors import ConfigError
 
-ObjectKind: TypeAlias = Literal["data", "manifest", "document"]
-"""What an object is, for options that do not apply to all: a file of the user, a manifest, or another document of
-asyncsync (a record, a probe)."""
+ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
+"""What an object is, for options that do not apply to all: a file of the user, a file that grows with each report, a
+manifest, or another document of asyncsync (a record, a probe)."""
+_REPORT_FILES = frozenset({"result.json", "progress.csv", "params.json"})
 
 
 def kind_of(key: str) -> ObjectKind:
     """The kind of an object, from its key in the store."""
     if not key.startswith(".asyncsync/") and "/.asyncsync/" not in key:
-        return "data"
+        return "report" if key.rpartition("/")[2] in _REPORT_FILES else "data"
     return "manifest" if key.endswith(".asyncsync/manifest.json") else "document"
 
 

@@ -144,14 +144,13 @@ class GcsOptions(StoreOptions):
     def properties(self, kind: GcsObjectKind) -> dict[str, Any]:
         """Properties of a new object, besides its name and checksum."""
         found: dict[str, Any] = {"cacheControl": self.cache_control, "contentType": "application/octet-stream"}
-        if kind in ("data", "part") and self.storage_class is not None:
+        if kind in ("data", "report", "part") and self.storage_class is not None:
             found["storageClass"] = self.storage_class
-        return found | (self._data_properties() if kind == "data" else {})
-
-    def _data_properties(self) -> dict[str, Any]:
+        if kind in ("data", "report"):
+            found["contentType"] = self.content_type
+            found |= {} if self.metadata is None else {"metadata": dict(self.metadata)}
         holds = {"temporaryHold": self.temporary_hold, "eventBasedHold": self.event_based_hold}
-        found: dict[str, Any] = {"contentType": self.content_type} | {n: True for n, set_ in holds.items() if set_}
-        return found if self.metadata is None else found | {"metadata": dict(self.metadata)}
+        return found | ({name: True for name, held in holds.items() if held} if kind == "data" else {})
 
     def describes_copies(self) -> bool:
         """Whether a copy needs properties of its own, because those of its source may lack some."""

@@ -223,8 +223,8 @@ class S3Options(StoreOptions):
 
     def object_headers(self, kind: ObjectKind) -> dict[str, str]:
         """Headers of a request that writes an object of this kind."""
-        headers = self._encryption_headers() | (self._data_headers() if kind == "data" else {})
-        return headers if kind == "document" else headers | self._lock_headers()
+        headers = self._encryption_headers() | (self._data_headers() if kind in ("data", "report") else {})
+        return headers | (self._lock_headers() if kind in ("data", "manifest") else {})
 
     def _encryption_headers(self) -> dict[str, str]:
         bucket_key = None if self.sse_bucket_key is None else str(self.sse_bucket_key).lower()

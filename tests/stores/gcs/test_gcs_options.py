@@ -8,6 +8,7 @@ import google_crc32c
 import pytest
 from s3_script import Script, reply
 
+from asyncsync import CheckpointConfig, Experiment, RunConfig, SyncEngine
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import AccessDeniedError, ConfigError, StoreError
 from asyncsync.stores import open_store
@@ -119,6 +120,23 @@ async def test_data_is_held_and_parts_and_records_are_not(fake, tmp_path, option
         for call in (store.put(DATA, b"new"), store.delete([DATA]), store.delete([DATA, "large"])):
             with pytest.raises(AccessDeniedError, match="hold"):
                 await call
+
+
+async def test_a_retired_checkpoint_under_a_hold_keeps_its_data_only(fake, tmp_path, caplog):
+    options = fake.storage_options | {"temporary_hold": True}
+    keep = CheckpointConfig(num_to_keep=1)
+    run = RunConfig(name="e", storage_path="gs://bucket/p", storage_options=options, checkpoint_config=keep)
+    async with SyncEngine(run, local_dir=tmp_path) as engine:
+        for step in range(2):
+            files = tmp_path / f"files{step}"
+            files.mkdir()
+            (files / "w").write_bytes(b"x")
+            await engine.trial("t").report({"step": step}, files)
+    experiment = await Experiment.open("gs://bucket/p/e", storage_options=options)
+    assert [one.name for one in experiment.checkpoints] == ["checkpoint_000001"]
+    left = [name for name in objects(fake) if "checkpoint_000000" in name]
+    assert left == ["p/e/t/checkpoint_000000/w"]
+    assert "it remains due" in caplog.text
 
 
 async def test_the_other_name_of_the_scheme_is_the_same_store(fake):

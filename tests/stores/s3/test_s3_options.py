@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import random
 from datetime import UTC, datetime, timedelta
 
 import google_crc32c
@@ -9,6 +10,17 @@ import pytest
 from s3_script import KEYS, scripted
 from s3_strict import StrictS3
 
+from asyncsync import (
+    CheckpointConfig,
+    Experiment,
+    RunConfig,
+    SyncEngine,
+    TransferConfig,
+    pull,
+    push,
+    repair,
+    verify,
+)
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import AccessDeniedError, ConfigError, StoreError
 from asyncsync.stores.s3 import bucket as s3_bucket
@@ -196,6 +208,52 @@ async def test_nor_if_the_environment_names_the_endpoint(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
     with pytest.raises(ConfigError, match="needs https"):
         await S3Store("b", "", options=KEYS | {"sse_customer_key": SECRET}).__aenter__()
+
+
+# Trees and experiments
+
+
+@pytest.mark.parametrize("options", [{"sse_customer_key": SSE_C}, LOCK, LOCK | {"checksum": "none"}], ids=str)
+async def test_a_changed_file_is_copied_verified_and_repaired(options, tmp_path):
+    server = StrictS3()
+    tree, file = tmp_path / "tree", tmp_path / "tree" / "model"
+    tree.mkdir()
+    file.write_bytes(random.Random(1).randbytes(24 * MIB))
+    transfer = TransferConfig(part_size=8 * MIB, multipart_threshold=8 * MIB)
+    async with scripted(server, **options) as (store, _):
+        given = {
+            "storage_options": KEYS | {"endpoint_url": store._options.endpoint_url} | options,
+            "transfer": transfer,
+        }
+        await push(tree, "s3://bucket/tree", **given)
+        with file.open("r+b") as opened:
+            opened.write(b"changed")
+        again = await push(tree, "s3://bucket/tree", **given)
+        assert (again.bytes_sent, again.bytes_copied) == (8 * MIB, 16 * MIB)
+        assert server.sent("UploadPartCopy")
+        assert (await verify("s3://bucket/tree", deep=True, **given)).ok
+        server.versions["tree/model"].append(None)
+        assert not (await verify("s3://bucket/tree", **given)).ok
+        await repair("s3://bucket/tree", tree, **given)
+        await pull("s3://bucket/tree", tmp_path / "copy", **given)
+    assert (tmp_path / "copy" / "model").read_bytes() == file.read_bytes()
+
+
+async def test_a_retired_checkpoint_that_is_locked_keeps_its_versions(tmp_path):
+    server, keep = StrictS3(lock_by_default=True), CheckpointConfig(num_to_keep=1)
+    async with scripted(server) as (store, _):
+        options = KEYS | {"endpoint_url": store._options.endpoint_url} | LOCK
+        run = RunConfig(name="e", storage_path="s3://bucket", storage_options=options, checkpoint_config=keep)
+        async with SyncEngine(run, local_dir=tmp_path) as engine:
+            for step in range(2):
+                files = tmp_path / f"files{step}"
+                files.mkdir()
+                (files / "w").write_bytes(b"x")
+                await engine.trial("t").report({"step": step}, files)
+        experiment = await Experiment.open("s3://bucket/e", storage_options=options)
+        assert [one.name for one in experiment.checkpoints] == ["checkpoint_000001"]
+    kept, marker = server.versions["e/t/checkpoint_000000/w"]
+    assert (kept.locked, marker) == (True, None)
 
 
 # Values

@@ -247,15 +247,21 @@ class StrictS3:
         return reply(body=b"<DeleteResult/>")
 
     def _ListObjectsV2(self, request, key, query):
-        names = [
-            name for name in sorted(self.versions) if name.startswith(query.get("prefix", "")) and self.current(name)
-        ]
-        items = "".join(
-            f"<Contents><Key>{escape(name)}</Key><Size>{len(self.current(name).data)}</Size>"
-            f'<ETag>"{self.current(name).etag}"</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>'
-            for name in names
-        )
-        return reply(body=f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode())
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        found, folded = "", {}
+        for name in sorted(self.versions):
+            stored, cut = self.current(name), name.find(delimiter, len(prefix)) if delimiter else -1
+            if stored is None or not name.startswith(prefix):
+                continue
+            if cut >= 0:
+                folded[name[: cut + len(delimiter)]] = None
+                continue
+            found += (
+                f"<Contents><Key>{escape(name)}</Key><Size>{len(stored.data)}</Size><ETag>{stored.etag}</ETag>"
+                "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            )
+        found += "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folded)
+        return reply(body=f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode())
 
     # Copies
 
