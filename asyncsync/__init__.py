@@ -1,5 +1,8 @@
 """asyncsync keeps the files of machine-learning experiments safe while training runs."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.engine.engine import SyncEngine
 from asyncsync.engine.trial import Report, Trial
@@ -8,6 +11,7 @@ from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
     CheckpointIncompleteError,
+    CheckpointReplacedError,
     CheckpointRetiredError,
     ConcurrentWriterError,
     ConfigError,
@@ -29,15 +33,31 @@ from asyncsync.errors import (
     UnsupportedError,
 )
 from asyncsync.planning.document import __version__
-from asyncsync.remote.experiment import Experiment
-from asyncsync.remote.prune import prune
-from asyncsync.remote.pull import pull
-from asyncsync.remote.repair import repair
-from asyncsync.remote.verify import verify
 from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
 from asyncsync.status import EngineStatus, FlushReport, TrialStatus
 from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.syncer import Syncer, push
+
+if TYPE_CHECKING:
+    from asyncsync.remote.contents import ExperimentSummary, contents
+    from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
+    from asyncsync.remote.prune import prune
+    from asyncsync.remote.pull import pull
+    from asyncsync.remote.repair import repair
+    from asyncsync.remote.verify import verify
+
+_IMPORTED_ON_FIRST_USE = {
+    "CheckpointView": "asyncsync.remote.experiment",
+    "Experiment": "asyncsync.remote.experiment",
+    "ExperimentSummary": "asyncsync.remote.contents",
+    "TrialView": "asyncsync.remote.experiment",
+    "contents": "asyncsync.remote.contents",
+    "prune": "asyncsync.remote.prune",
+    "pull": "asyncsync.remote.pull",
+    "repair": "asyncsync.remote.repair",
+    "verify": "asyncsync.remote.verify",
+}
+"""Operations on stored experiments. A training process seldom needs them, and importing them takes about 10 ms."""
 
 __all__ = [
     "AccessDeniedError",
@@ -46,7 +66,9 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointHandle",
     "CheckpointIncompleteError",
+    "CheckpointReplacedError",
     "CheckpointRetiredError",
+    "CheckpointView",
     "ConcurrentWriterError",
     "ConfigError",
     "DamagedError",
@@ -55,6 +77,7 @@ __all__ = [
     "EventStream",
     "Experiment",
     "ExperimentExistsError",
+    "ExperimentSummary",
     "FlushReport",
     "IntegrityError",
     "NoSuchBucketError",
@@ -78,14 +101,30 @@ __all__ = [
     "TransferConfig",
     "Trial",
     "TrialStatus",
+    "TrialView",
     "UnavailableError",
     "UnsupportedError",
     "UploadMode",
     "VerifyReport",
     "__version__",
+    "contents",
     "prune",
     "pull",
     "push",
     "repair",
     "verify",
 ]
+
+
+if not TYPE_CHECKING:  # type checkers would take every misspelled name for an object
+
+    def __getattr__(name: str) -> object:
+        """Import one of the names in ``_IMPORTED_ON_FIRST_USE``."""
+        if name not in _IMPORTED_ON_FIRST_USE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_IMPORTED_ON_FIRST_USE[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

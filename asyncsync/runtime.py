@@ -13,13 +13,16 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncsync.errors import ConfigError
 
 _MACHINE = random.SystemRandom()
-_BOOT = getattr(time, "CLOCK_BOOTTIME", None)
+_LEASE_CLOCK: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 def wall_time() -> float:
@@ -31,16 +34,13 @@ def wall_time() -> float:
 def lease_time() -> float:
     """Seconds on a clock that continues while the process or the machine is suspended (CLOCK_BOOTTIME; without it the
     monotonic clock, which stops in a suspended machine)."""
-    ask = getattr(_loop(), "lease_time", None)
-    if ask is not None:
-        return float(ask())
-    return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+    return lease_clock()()
 
 
 def lease_clock() -> Callable[[], float]:
     """:func:`lease_time` of the running loop, callable from any thread."""
-    ask = getattr(_loop(), "lease_time", None)
-    return lease_time if ask is None else ask
+    ask: Callable[[], float] | None = getattr(_loop(), "lease_time", None)
+    return _LEASE_CLOCK if ask is None else ask
 
 
 def dice() -> random.Random:

@@ -65,3 +65,5 @@ class EngineStatus:
     """How damage in transit to the store is detected: ``crc32c``, the store refuses it; ``etag``, the MD5 in the
     response shows it; ``none``, it shows when the file is read back. A directory has ``none``: nothing is sent over a
     network."""
+    not_kept: tuple[str, ...] = ()
+    """Promises that this kind of store cannot keep, one sentence each; empty for all but file systems of fsspec."""

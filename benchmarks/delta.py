@@ -100,18 +100,32 @@ class Bench:
     def asyncsync(self, tree: Path, name: str) -> str:
         """Push in a process of its own; what the command said."""
         done = subprocess.run(
-            [sys.executable, "-m", "asyncsync", "push", str(tree), f"s3://{servers.BUCKET}/{name}", "--delete",
-             "--json", "--endpoint-url", self.endpoint],
-            env={**os.environ, **self.keys}, check=False, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "asyncsync",
+                "push",
+                str(tree),
+                f"s3://{servers.BUCKET}/{name}",
+                "--delete",
+                "--json",
+                "--endpoint-url",
+                self.endpoint,
+            ],
+            env={**os.environ, **self.keys},
+            check=False,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             raise servers.ServerError(f"asyncsync push ended with {done.returncode}")
         report = json.loads(done.stdout)
         return f"{report['bytes_copied'] / MIB:,.1f} MiB copied by the store, {report['requests']:,} requests"
 
     def s5cmd(self, tree: Path, name: str) -> str:
-        self._run("s5cmd", "--endpoint-url", self.endpoint, "sync", "--delete", f"{tree}/",
-                  f"s3://{servers.BUCKET}/{name}/")  # fmt: skip
+        self._run(
+            "s5cmd", "--endpoint-url", self.endpoint, "sync", "--delete", f"{tree}/", f"s3://{servers.BUCKET}/{name}/"
+        )
         return ""
 
     def rclone(self, tree: Path, name: str) -> str:
@@ -197,8 +211,10 @@ def run(bench: Bench, case: Case, clients: list[str], scale: int) -> bool:
         files = sum(path.is_file() for path in tree.rglob("*"))
         allowed = case.most(scale) * 1.001 + 64 * 1024 + files * 2048  # headers, and the manifest's line for each file
         reached &= client != "asyncsync" or sent <= allowed
-        print(f"| {text} | {client} | {total / MIB:,.1f} | {sent / MIB:,.2f} | {first:.1f} | {seconds:.1f} | {said} |",
-              flush=True)  # fmt: skip
+        print(
+            f"| {text} | {client} | {total / MIB:,.1f} | {sent / MIB:,.2f} | {first:.1f} | {seconds:.1f} | {said} |",
+            flush=True,
+        )
     return reached
 
 
@@ -293,8 +309,11 @@ def main() -> int:
         for case in cases if not asked.time else range(asked.time):
             known.stop()  # what is deleted stays on SeaweedFS's disk for a while
             server = known.get(asked.server, remember=asked.server == "sink")
-            keys |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key,
-                     "AWS_REGION": "us-east-1"}  # fmt: skip
+            keys |= {
+                "AWS_ACCESS_KEY_ID": server.access_key,
+                "AWS_SECRET_ACCESS_KEY": server.secret_key,
+                "AWS_REGION": "us-east-1",
+            }
             if asked.time:  # without the proxy, which takes its share of the machine
                 nothing = multiprocessing.Value("q", 0)
                 pairs.append(timed(Bench(server.endpoint, keys, nothing, room), asked.scale, case))

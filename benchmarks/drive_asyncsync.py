@@ -44,8 +44,9 @@ async def engine(report: Report, source: Path, prefix: str) -> None:
 
 
 async def _experiment(source: Path, prefix: str) -> None:
-    run = RunConfig(name=source.name, storage_path=f"{SCHEME}://{BUCKET}/{prefix}", sync_config=CONFIG,
-                    storage_options=_options())  # fmt: skip
+    run = RunConfig(
+        name=source.name, storage_path=f"{SCHEME}://{BUCKET}/{prefix}", sync_config=CONFIG, storage_options=_options()
+    )
     async with SyncEngine(run, local_dir=source.parent) as running:
         for trial in sorted(os.listdir(source)):
             running.trial(trial)

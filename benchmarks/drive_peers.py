@@ -80,8 +80,9 @@ class Obstore:
 
         self.api = obstore
         options = {"root_certificate": Path(CA).read_bytes()} if CA else {"allow_http": True}
-        self.store = S3Store(BUCKET, endpoint=ENDPOINT, region=REGION, virtual_hosted_style_request=False,
-                             client_options=options)  # fmt: skip
+        self.store = S3Store(
+            BUCKET, endpoint=ENDPOINT, region=REGION, virtual_hosted_style_request=False, client_options=options
+        )
 
     async def up(self, source: Path, prefix: str) -> None:
         async def put(item: tuple[str, str]) -> None:
@@ -183,8 +184,11 @@ class S3fs:
     def __init__(self) -> None:
         import s3fs
 
-        self.fs = s3fs.S3FileSystem(endpoint_url=ENDPOINT, client_kwargs={"region_name": REGION},
-                                    config_kwargs={"max_pool_connections": AT_ONCE})  # fmt: skip
+        self.fs = s3fs.S3FileSystem(
+            endpoint_url=ENDPOINT,
+            client_kwargs={"region_name": REGION},
+            config_kwargs={"max_pool_connections": AT_ONCE},
+        )
 
     async def up(self, source: Path, prefix: str) -> None:
         put = lambda: self.fs.put(f"{source}/", f"{BUCKET}/{prefix}/", recursive=True, batch_size=AT_ONCE)  # noqa: E731
@@ -215,8 +219,14 @@ class Pyarrow:
         self.copy(f"{BUCKET}/{prefix}", str(target), self.s3, self.api.LocalFileSystem())
 
     def copy(self, source: str, target: str, come_from: object, go_to: object) -> None:
-        self.api.copy_files(source, target, source_filesystem=come_from, destination_filesystem=go_to,
-                            chunk_size=self.chunk, use_threads=self.threads)  # fmt: skip
+        self.api.copy_files(
+            source,
+            target,
+            source_filesystem=come_from,
+            destination_filesystem=go_to,
+            chunk_size=self.chunk,
+            use_threads=self.threads,
+        )
 
 
 class PyarrowAsRay(Pyarrow):
@@ -280,9 +290,16 @@ class Gcsfs(S3fs):
         self.fs = gcsfs.GCSFileSystem(token="anon", endpoint_url=ENDPOINT)
 
 
-PEERS = {"obstore": Obstore, "gcloud-aio-storage": GcloudAio, "gcsfs": Gcsfs, "aiobotocore": Aiobotocore,
-         "boto3": Boto3, "s3fs": S3fs, "pyarrow-threads": Pyarrow,
-         "pyarrow-as-ray": PyarrowAsRay}  # fmt: skip
+PEERS = {
+    "obstore": Obstore,
+    "gcloud-aio-storage": GcloudAio,
+    "gcsfs": Gcsfs,
+    "aiobotocore": Aiobotocore,
+    "boto3": Boto3,
+    "s3fs": S3fs,
+    "pyarrow-threads": Pyarrow,
+    "pyarrow-as-ray": PyarrowAsRay,
+}
 
 
 async def main(verb: str, name: str, where: Path, prefix: str) -> None:

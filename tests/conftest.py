@@ -33,6 +33,8 @@ _in_process: set[str] = set()
 
 
 def pytest_configure(config):
+    # Else each Python that a test starts would compile the whole package again, in 0.2 s.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     config.addinivalue_line("markers", "virtual_time: the event loop's clock jumps instead of waiting")
 
 
@@ -54,7 +56,9 @@ def _remembered(factory):
 @pytest.fixture(autouse=True)
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "state"))
-    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_EMULATOR"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "STORAGE_EMULATOR"))
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud-config"))
@@ -195,6 +199,47 @@ def gcs_strict():
     gcs_fake = pytest.importorskip("gcs_fake")
     with gcs_fake.GcsFake("conformance") as running:
         yield running
+
+
+@pytest.fixture
+def azure_strict():
+    """The strict fake of Azure, empty, with a container named ``conformance``."""
+    pytest.importorskip("awscrt")
+    azure_fake = pytest.importorskip("azure_fake")
+    with azure_fake.AzureFake("conformance") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def azurite():
+    """Azurite with a container named ``conformance``."""
+    pytest.importorskip("awscrt")
+    from azure_fake import azurite as azurite_server
+
+    if reason := azurite_server.why_missing():
+        pytest.skip(reason)
+    with shared():
+        context = azurite_server.running("conformance")
+        server = context.__enter__()
+    try:
+        yield server
+    finally:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def sftp(tmp_path_factory):
+    """An SFTP server for one directory."""
+    for package in ("fsspec", "paramiko", "asyncssh"):
+        pytest.importorskip(package)
+    from sftp import SftpServer, usable
+
+    if not usable():
+        pytest.skip("another package than fsspec itself provides sftp")
+    with shared():
+        server = SftpServer(tmp_path_factory.mktemp("sftp")).__enter__()
+    yield server
+    server.__exit__()
 
 
 @pytest.fixture(scope="session")

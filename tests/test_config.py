@@ -85,13 +85,13 @@ def test_seconds_may_be_a_timedelta() -> None:
     assert SyncConfig(sync_timeout=timedelta(hours=1)).timeout == 3600
 
 
-def test_no_limits_are_spelled_zero_and_none() -> None:
+def test_zero_and_none_mean_unlimited() -> None:
     assert SyncConfig(sync_period=0).period == 0
     assert SyncConfig(sync_timeout=None).timeout is None
 
 
 @pytest.mark.parametrize("field", ["upload_dir", "syncer", "sync_on_checkpoint"])
-def test_a_deprecated_field_gives_one_warning_that_names_what_to_use(field: str) -> None:
+def test_a_deprecated_field_gives_one_warning_with_its_replacement(field: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         config = SyncConfig(**{field: None})  # type: ignore[arg-type]

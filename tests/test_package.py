@@ -42,6 +42,18 @@ def test_every_public_name_is_there():
     assert list(asyncsync.__all__) == sorted(asyncsync.__all__)
 
 
+def test_the_import_leaves_out_modules_that_training_seldom_needs(tmp_path):
+    late = ("asyncsync.remote.prune", "asyncsync.remote.pull", "asyncsync.stores.local.store", "pathspec")
+    done = run(f"import asyncsync; print([name for name in {late} if name in sys.modules])", tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_misspelled_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prume'"):
+        asyncsync.prume
+    assert set(asyncsync.__all__) <= set(dir(asyncsync))
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -68,7 +80,7 @@ def test_the_version_is_that_of_the_distribution():
     assert asyncsync.__version__ == importlib.metadata.version("asyncsync")
 
 
-def test_it_is_typed():
+def test_the_package_is_typed():
     assert Path(asyncsync.__file__).with_name("py.typed").exists()
 
 
@@ -85,7 +97,7 @@ assert asyncio.run(asyncsync.push("data", pathlib.Path("store").resolve())).file
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
-def test_a_store_without_its_extra_names_what_to_install(tmp_path, scheme, extra):
+def test_a_store_without_its_extra_names_the_package_to_install(tmp_path, scheme, extra):
     code = f"""
 from asyncsync import ConfigError
 from asyncsync.stores import open_store

@@ -1,6 +1,6 @@
 """Private: retry a whole operation (a sync, a record) while its errors are transient.
 
-Single requests are retried by :mod:`asyncsync.stores.guard.retry`; this is for what still fails after that.
+Single requests are retried by :mod:`asyncsync.stores.guard.retry_policy`; this is for what still fails after that.
 """
 
 from __future__ import annotations

@@ -35,11 +35,11 @@ _MODULES = {
     "demo-read": "demo",
 }
 
-HELP = """Keep directories, experiments and their checkpoints safe in S3, GCS or another directory.
+HELP = """Keep directories, experiments and their checkpoints safe in S3, GCS, Azure or another directory.
 
-A URL is s3://bucket/prefix, gs://bucket/prefix, file:///path, an absolute path, ~/path or ./path. Credentials come from
-the usual places of the AWS and Google tools: environment variables, files in your home directory, the role of the
-machine.
+A URL is s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///path, an absolute path, ~/path or
+./path. Credentials come from the usual places of the tools of AWS, Google and Azure: environment variables, files in
+your home directory, the role of the machine.
 
 Only changed bytes are sent. The manifest is written last, so everything that a manifest names is complete. To resume an
 interrupted transfer, run the same command again.

@@ -7,28 +7,13 @@ from typing import Any
 
 import click
 
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync import CheckpointView, Experiment, ExperimentSummary, TrialView
+from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, count, human_bytes
-from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.retention import by_age
-from asyncsync.remote.access import open_for_reading
-from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
-from asyncsync.stores.base import Store
-from asyncsync.stores.read import find, list_directories
-from asyncsync.sync.records.manifests import find_manifest, find_record
-from asyncsync.sync.records.model import (
-    EXPERIMENT_RECORD,
-    TRIAL_RECORD,
-    CheckpointRecord,
-    ExperimentRecord,
-    TrialRecord,
-)
 
-EXPERIMENT_RECORD_READERS = 64
-"""Records read in parallel."""
 METRICS_SHOWN = 4
 """Metrics in a row of a table."""
 
@@ -61,76 +46,41 @@ Exit codes: 0 done, 1 asyncsync has stored nothing there or it cannot be read, 2
 async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
     """See LS."""
     uri = resolve_url(url)
-    async with open_for_reading(uri, settings.transfer, settings.storage_options) as store:
-        if not files:
-            if await find(store, EXPERIMENT_RECORD) is not None:
-                await _show_experiment(output, settings, uri, checkpoints=checkpoints)
-                return DONE
-            trial = await find_record(store, TRIAL_RECORD, TrialRecord)
-            if trial is not None:
-                _show_trial(output, uri, trial)
-                return DONE
-        manifest = await find_manifest(store, "")
-        if manifest is not None:
-            _show_files(output, uri, manifest)
-            return DONE
-        found = {} if files else await _experiments(store)
-    if not found:
-        raise NotFoundError(
-            f"{uri} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
-        )
-    _show_experiments(output, uri, found)
+    found = await contents_of(uri, files=files, storage_options=settings.storage_options, transfer=settings.transfer)
+    if isinstance(found, Experiment):
+        _show_experiment(output, uri, found, checkpoints=checkpoints)
+    elif isinstance(found, TrialView):
+        _show_trial(output, found)
+    elif isinstance(found, Manifest):
+        _show_files(output, uri, found)
+    else:
+        _show_experiments(output, uri, found)
     return DONE
 
 
-async def _experiments(store: Store) -> dict[str, ExperimentRecord | DamagedError]:
-    """The experiments one level down, by the name of their directory, or the error of an unreadable record."""
-    found: dict[str, ExperimentRecord | DamagedError] = {}
-
-    async def read(name: str) -> None:
-        try:
-            record = await find_record(store, f"{name}/{EXPERIMENT_RECORD}", ExperimentRecord)
-        except DamagedError as error:
-            found[name] = error
-            return
-        if record is not None:
-            found[name] = record
-
-    await for_each_limited(await list_directories(store, ""), read, EXPERIMENT_RECORD_READERS)
-    return dict(sorted(found.items()))
-
-
-def _show_experiments(output: Output, uri: str, found: Mapping[str, ExperimentRecord | DamagedError]) -> None:
-    rows, documents, damaged = [], list[dict[str, Any]](), []
-    for name, record in found.items():
-        if isinstance(record, DamagedError):
-            rows.append((name, "unreadable", "-", "-", "-"))
-            documents.append(
-                {"name": name, "uri": f"{uri.rstrip('/')}/{name}", "status": "unreadable", "error": str(record)}
-            )
-            damaged.append(f"{name} unreadable: {record}")
+def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummary]) -> None:
+    rows, damaged = [], []
+    for each in found:
+        if each.error is not None:
+            rows.append((each.name, each.status, "-", "-", "-"))
+            damaged.append(f"{each.name} unreadable: {each.error}")
             continue
-        states = list(record.trials.values())
-        counts = {status: states.count(status) for status in sorted(set(states))}
-        shown = ", ".join(f"{number} {status}" for status, number in counts.items()) or "none"
-        rows.append((name, record.status, shown, age(record.started), age(record.updated)))
-        documents.append(
-            {
-                "name": name,
-                "uri": f"{uri.rstrip('/')}/{name}",
-                "status": record.status,
-                "trials": counts,
-                "started": record.started,
-                "updated": record.updated,
-            }
-        )
+        trials = ", ".join(f"{number} {status}" for status, number in each.trials.items()) or "none"
+        rows.append((each.name, each.status, trials, age(each.started), age(each.updated)))
     output.table(("experiment", "status", "trials", "started", "updated"), rows)
     output.lines(damaged, before="")
+    documents = [_summary_json(each) for each in found]
     output.document({"ok": True, "kind": "experiments", "uri": uri, "experiments": documents})
 
 
-async def _show_experiment(output: Output, settings: Settings, uri: str, *, checkpoints: bool) -> None:
-    experiment = await Experiment.open(uri, storage_options=settings.storage_options, transfer=settings.transfer)
+def _summary_json(item: ExperimentSummary) -> dict[str, Any]:
+    head = {"name": item.name, "uri": item.uri, "status": item.status}
+    if item.error is not None:
+        return {**head, "error": item.error}
+    return {**head, "trials": item.trials, "started": item.started, "updated": item.updated}
+
+
+def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkpoints: bool) -> None:
     trials = experiment.trials
     if checkpoints:
         rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
@@ -153,14 +103,14 @@ async def _show_experiment(output: Output, settings: Settings, uri: str, *, chec
         for trial in trials:
             if trial.error:
                 output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
-    documents = [_trial_json(trial, f"{uri.rstrip('/')}/{trial.name}") for trial in trials]
+    documents = [_trial_json(trial) for trial in trials]
     output.document({"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents})
 
 
 _CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
 
 
-def _checkpoint_row(item: CheckpointView | CheckpointRecord) -> tuple[str, ...]:
+def _checkpoint_row(item: CheckpointView) -> tuple[str, ...]:
     return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
 
 
@@ -171,10 +121,10 @@ def _latest(trial: TrialView) -> tuple[str, str]:
     return latest.name, age(latest.time)
 
 
-def _checkpoint_json(item: CheckpointView | CheckpointRecord, uri: str) -> dict[str, Any]:
+def _checkpoint_json(item: CheckpointView) -> dict[str, Any]:
     return {
         "name": item.name,
-        "uri": f"{uri.rstrip('/')}/{item.name}",
+        "uri": item.uri,
         "metrics": item.metrics,
         "metadata": item.metadata,
         "files": item.files,
@@ -183,10 +133,10 @@ def _checkpoint_json(item: CheckpointView | CheckpointRecord, uri: str) -> dict[
     }
 
 
-def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
+def _trial_json(trial: TrialView) -> dict[str, Any]:
     return {
         "name": trial.name,
-        "uri": uri,
+        "uri": trial.uri,
         "status": trial.status,
         "error": trial.error,
         "params": trial.params,
@@ -194,17 +144,16 @@ def _trial_json(trial: TrialView | TrialRecord, uri: str) -> dict[str, Any]:
         "reports": trial.reports,
         "started": trial.started,
         "updated": trial.updated,
-        "checkpoints": [_checkpoint_json(item, uri) for item in trial.checkpoints],
+        "checkpoints": [_checkpoint_json(item) for item in trial.checkpoints],
     }
 
 
-def _show_trial(output: Output, uri: str, trial: TrialRecord) -> None:
-    trial.checkpoints.sort(key=by_age)
+def _show_trial(output: Output, trial: TrialView) -> None:
     output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")
     output.table(_CHECKPOINT_COLUMNS, [_checkpoint_row(item) for item in trial.checkpoints])
-    output.document({"ok": True, "kind": "trial", **_trial_json(trial, uri.rstrip("/"))})
+    output.document({"ok": True, "kind": "trial", **_trial_json(trial)})
 
 
 def _show_files(output: Output, uri: str, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ from xxhash import xxh3_128
 from asyncsync.disk.descent import bottom_up
 from asyncsync.disk.digests import digest_range, stat_file
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.mappings import mapped_below
+from asyncsync.disk.mappings import mapped_below, mapped_since
 from asyncsync.disk.scan import OWN_NAME, Rules, is_own_name, is_text, scan
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.changes import RACY_NS
@@ -46,6 +46,11 @@ class Accepted:
         """The directory, or the one file."""
         return f"{self.root}/{self.files[0].path}" if self.single else self.root
 
+    @property
+    def real_path(self) -> str:
+        """The same, its directory without links."""
+        return f"{self.real}/{self.files[0].path}" if self.single else self.real
+
     @cached_property
     def size(self) -> int:
         """Bytes of all files."""
@@ -66,6 +71,14 @@ class Accepted:
         they were accepted, or that are written through memory, are read once more: they may have changed without a new
         mtime.
         """
+        if not self._is_same():
+            self._compare()
+        if crcs is not None:
+            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
+            if other:
+                raise self.changed(other)
+
+    def _compare(self) -> None:
         now, broken = self._now()
         before = {file.path: file for file in self.files}
         missing = [path for path in before if path not in now]
@@ -75,8 +88,6 @@ class Accepted:
                 "is durable, or report Checkpoint.snapshot(directory)"
             )
         other = [path for path, file in now.items() if path not in before or not file.same_content_as(before[path])]
-        if not other and not broken and crcs is not None:
-            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
         if other or broken:
             raise self.changed([*other, *broken])
 
@@ -107,6 +118,17 @@ class Accepted:
             os.unlink(self.root)
         return sorted(stayed)
 
+    def _is_same(self) -> bool:
+        """Whether nothing at all has changed; most checks end here."""
+        if self.single:
+            return False
+        state = {file.path: file[1:4] for file in self.files}
+        try:
+            found = scan(self.root, CHECKPOINT_RULES, lambda path, *now: state.get(path) == now)
+        except OSError:
+            return False
+        return found.same == len(state) and not (found.files or found.broken or found.refused)
+
     def _now(self) -> tuple[dict[str, FileStat], list[str]]:
         """The present files, and a description of anything that no checkpoint may hold."""
         try:
@@ -118,7 +140,7 @@ class Accepted:
         return {file.path: file for file in found.files}, [*found.broken, *map(repr, found.refused)]
 
     def _just_written(self) -> list[FileStat]:
-        mapped = self.mapped | mapped_below(self.root, fresh=True)
+        mapped = self.mapped | mapped_since(self.root)
         return [file for file in self.files if file.mtime_ns >= self.looked - RACY_NS or file.path in mapped]
 
     def _crc(self, file: FileStat) -> int:

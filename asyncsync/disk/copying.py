@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -14,17 +13,13 @@ from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
 from asyncsync.disk.digests import READ_ATTEMPTS
+from asyncsync.disk.files import share_blocks
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
-FICLONE = 0x40049409
-"""Linux ioctl that shares the blocks of another file (``man 2 ioctl_ficlone``)."""
-
-_CANNOT_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
-
 
 UNFINISHED = f".part{TEMPORARY}"
 """Suffix of unfinished copies."""
@@ -102,7 +97,7 @@ def copy_file(source: str, target: str) -> None:
     for _ in range(READ_ATTEMPTS):
         with open(source, "rb") as reader, open(target, "wb") as writer:
             before = FileStat.of(source, os.fstat(reader.fileno()))
-            if not _clone(reader.fileno(), writer.fileno()):
+            if not share_blocks(reader.fileno(), writer.fileno()):
                 shutil.copyfileobj(reader, writer, 1 << 20)
         if before.same_content_as(FileStat.of(source, os.stat(source))):
             shutil.copystat(source, target)
@@ -122,13 +117,3 @@ def link_file(source: str, target: str) -> None:
         if error.errno not in _CANNOT_LINK:
             raise
         copy_file(source, target)
-
-
-def _clone(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, FICLONE, source)
-    except OSError as error:
-        if error.errno not in _CANNOT_CLONE:
-            raise
-        return False
-    return True

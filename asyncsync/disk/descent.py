@@ -19,7 +19,7 @@ NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Beneath:
-    """Access to one directory and what lies below it, through real directories only.
+    """Access to one directory and everything below it, through real directories only.
 
     A directory that is swapped for a link meanwhile never leads outside. A link to a directory inside counts as that
     directory.

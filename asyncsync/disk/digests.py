@@ -108,10 +108,11 @@ def digest_samples(path: str, starts: Sequence[int], size: int) -> str:
 def load(root: str, files: Sequence[FileStat], *, fixed: bool = False) -> list[Loaded | OSError | SourceChangedError]:
     """Read small files into memory; for each, the content or the error. FileNotFoundError: the file vanished.
     ``fixed``: a file counts only in the state that ``files`` gives."""
-    return [_load_one(root, file.path, file if fixed else None) for file in files]
+    return [_load_one(root, file, fixed=fixed) for file in files]
 
 
-def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError | SourceChangedError:
+def _load_one(root: str, known: FileStat, *, fixed: bool) -> Loaded | OSError | SourceChangedError:
+    path = known.path
     try:
         for _ in range(READ_ATTEMPTS):
             descriptor = open_nonblocking(f"{root}/{path}", os.O_RDONLY)
@@ -119,12 +120,12 @@ def _load_one(root: str, path: str, fixed: FileStat | None) -> Loaded | OSError 
                 info = os.fstat(descriptor)
                 if not stat.S_ISREG(info.st_mode):
                     return FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
-                before = FileStat.of(path, info)
+                before = known if known.is_state(info) else FileStat.of(path, info)
                 data = _read_all(descriptor, before.size)
-                unchanged = len(data) == before.size and before.same_content_as(FileStat.of(path, os.fstat(descriptor)))
+                unchanged = len(data) == before.size and before.is_state(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
-            if fixed is not None and not (unchanged and before.same_content_as(fixed)):
+            if fixed and not (unchanged and before.same_content_as(known)):
                 return SourceChangedError(f"{path}: changed since the checkpoint was reported")
             if unchanged:
                 return Loaded(before, data, digest(data))

@@ -6,6 +6,8 @@ can therefore never leave a thread that writes to a descriptor reused by others.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,10 @@ from typing import Protocol
 PIECE = 1 << 20
 """Bytes that are read, hashed or written at once: large enough that a thread call (0.1 ms) costs little in
 comparison."""
+CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
+"""Errors of file systems that cannot share blocks, or copy in the kernel."""
+_FICLONE = 0x40049409
+"""Linux ioctl that shares the blocks of another file (``man 2 ioctl_ficlone``)."""
 
 
 class Lease(Protocol):
@@ -138,3 +144,15 @@ def open_nonblocking(path: str, flags: int) -> int:
     """An opener for ``open``. If a pipe has replaced the file, opening it would otherwise block a thread until somebody
     writes to it, and no cancel would end that."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Make one open file a copy of another that shares its blocks. False if the file system cannot; OSError for any
+    other failure."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in CANNOT_COPY:
+            raise
+        return False
+    return True

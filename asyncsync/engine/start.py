@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from numbers import Real
 from typing import Any
 
@@ -12,10 +12,11 @@ from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.engine.trials.resume import Predecessor
 from asyncsync.errors import ConfigError, ExperimentExistsError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.runtime import token, wall_time
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.sync.records.manifests import find_record, get_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.sync.records.writer import RecordFile
 
 log = logging.getLogger("asyncsync")
@@ -67,12 +68,24 @@ async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[E
     )
 
 
+def check_role(run: RunConfig, role: Role) -> None:
+    """ConfigError for settings that do not go together with several ranks."""
+    if role.world_size > 1 and run.checkpoint_config.when_full == "replace":
+        raise ConfigError(
+            f'invalid CheckpointConfig.when_full="replace" with world_size={role.world_size}: each rank would replace '
+            'another step, and no checkpoint would become complete; use "wait"'
+        )
+
+
 def _config(run: RunConfig) -> dict[str, Any]:
-    return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
+    checkpoint = asdict(replace(run.checkpoint_config, on_durable=None))  # a function is no data
+    return as_json({"sync": asdict(run.sync_config), "checkpoint": checkpoint})
 
 
 def write_safety_warning(store: Store) -> str:
-    """A warning if the store lacks conditional writes; empty if it has them."""
+    """A warning if the store lacks conditional writes or keeps other promises not; empty if it keeps them all."""
+    if store.traits.not_kept:
+        return f"{store.uri} does not keep all promises: {'; '.join(store.traits.not_kept)}"
     if store.traits.conditional_writes:
         return ""
     return (

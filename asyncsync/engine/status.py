@@ -43,4 +43,5 @@ def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> E
         store_healthy=session.store.healthy,
         conditional_writes=session.store.traits.conditional_writes,
         checks=session.store.traits.checks,
+        not_kept=session.store.traits.not_kept,
     )

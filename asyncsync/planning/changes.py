@@ -1,4 +1,4 @@
-"""What has to be sent: the difference between a snapshot and a manifest. Pure."""
+"""The files to send: the difference between a snapshot and a manifest. Pure."""
 
 from __future__ import annotations
 

@@ -227,12 +227,9 @@ def _merge(first: PlannedPart, second: PlannedPart) -> PlannedPart:
 
 def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> list[PlannedPart]:
     """Divide a run into pieces, each for one request."""
-    if run.origin is not None:
-        count = -(-run.size // limits.copied) if limits.ranges else 1
-        step = -(-run.size // count)
-        starts = range(run.offset, run.end, step)
-        return [PlannedPart(start, min(step, run.end - start), run.origin.at(start - run.offset)) for start in starts]
     bounds = [segment.offset for segment in segments if run.offset < segment.offset < run.end]
+    if run.origin is not None:
+        return _split_copy(run, run.origin, bounds, limits)
     pieces: list[PlannedPart] = []
     start = run.offset
     while run.end - start > limits.part:
@@ -244,3 +241,17 @@ def _split(run: PlannedPart, segments: Sequence[Segment], limits: Limits) -> lis
         pieces.append(PlannedPart(start, end - start))
         start = end
     return [*pieces, PlannedPart(start, run.end - start)]
+
+
+def _split_copy(run: PlannedPart, origin: Origin, bounds: Sequence[int], limits: Limits) -> list[PlannedPart]:
+    """Divide a copied run into about equal pieces, at the border of a segment where there is one: a store that can use
+    its own blocks again (Azure) does so for whole blocks."""
+    pieces: list[PlannedPart] = []
+    start = run.offset
+    while limits.ranges and run.end - start > limits.copied:
+        step = -(-(run.end - start) // -(-(run.end - start) // limits.copied))
+        cuts = [at for at in bounds if limits.floor <= at - start <= limits.copied and run.end - at >= limits.floor]
+        end = min(cuts, key=lambda at: abs(at - start - step)) if cuts else start + step
+        pieces.append(PlannedPart(start, end - start, origin.at(start - run.offset)))
+        start = end
+    return [*pieces, PlannedPart(start, run.end - start, origin.at(start - run.offset))]

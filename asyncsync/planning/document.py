@@ -17,6 +17,10 @@ from typing import Any
 __version__ = "0.1.0"
 """Version of the whole package: documents name the asyncsync that wrote them."""
 FORMAT = 1
+EXPERIMENT_RECORD = ".asyncsync/experiment.json"
+"""Below an experiment: the driver's record."""
+TRIAL_RECORD = ".asyncsync/trial.json"
+"""Below a trial: its record."""
 MOST_LEVELS = 400
 """Levels of lists and objects in a document. Python's parser and encoder stop at about 900, fewer the deeper the call;
 with this limit everything that was read can also be written, from any call."""

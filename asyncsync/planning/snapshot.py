@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +20,16 @@ class FileStat(NamedTuple):
     @classmethod
     def of(cls, path: str, info: os.stat_result) -> FileStat:
         """From the result of ``os.stat``."""
-        return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, stat.S_IMODE(info.st_mode))
+        return cls(path, info.st_size, info.st_mtime_ns, info.st_ino, info.st_mode & 0o7777)
+
+    def is_state(self, info: os.stat_result) -> bool:
+        """Whether this is the file's state as of ``info``, its permission bits included."""
+        return (
+            self.size == info.st_size
+            and self.mtime_ns == info.st_mtime_ns
+            and self.inode == info.st_ino
+            and self.mode == info.st_mode & 0o7777
+        )
 
     def same_content_as(self, other: FileStat) -> bool:
         """Whether size, mtime and inode are equal: the file was not changed in between."""
@@ -37,9 +45,13 @@ class Snapshot:
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """What a checkpoint may not contain, with the reason: broken links, reserved names."""
+    """Entries that a checkpoint must not contain, each with the reason: broken links, reserved names."""
     unread: dict[str, OSError] = field(default_factory=dict)
     """Files and directories that could not be read, with the error: their content is unknown."""
+    units: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Directories that are sent as one unit each, and the paths of their markers."""
+    unready: dict[str, None] = field(default_factory=dict)
+    """Directories that were left alone because their markers are missing."""
     left_out: int = 0
     """Files left out because no store could hold them."""
     same: int = 0

@@ -11,6 +11,7 @@ from datetime import timedelta
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
@@ -19,7 +20,7 @@ from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 
 DAY = 86400.0
 CENTURY = 100 * 365.25 * DAY
@@ -144,7 +145,7 @@ def _directories(objects: Mapping[str, ObjectInfo], before: float) -> dict[str, 
 
 @dataclass(slots=True)
 class _Ownership:
-    """What the manifests and records above a directory name; each is read once. ``before`` is by the store's clock."""
+    """The names in the manifests and records above a directory, each read once. ``before`` is by the store's clock."""
 
     store: Store
     objects: dict[str, ObjectInfo]

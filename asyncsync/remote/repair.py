@@ -9,7 +9,7 @@ from functools import partial
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.digests import digest_range
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import AsyncsyncError, SourceChangedError
@@ -46,10 +46,11 @@ async def repair(
     repaired. The report holds the errors of single files.
     """
     root = os.path.abspath(os.fspath(local))
-    session = await Session.open(os.fspath(uri), transfer, storage_options)
+    address, options = split_sas(os.fspath(uri), storage_options)
+    session = await Session.open(address, transfer, options)
     try:
         store = session.store.view(Lane.CHECKPOINT, "repair")
-        verification = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
+        verification = await Verification.run(store, address, transfer.max_concurrency, on_progress, deep=deep)
         found = verification.report(store.requests, deep=deep)
         job = _Repair(session, store, verification, root)
         await for_each_limited(sorted(verification.findings), job.file, FILES_IN_PARALLEL)
@@ -92,7 +93,7 @@ class _Repair:
         """Replace the object that was found, and nothing else."""
         info = self.verification.objects.get(key)
         version = MISSING if key in self.verification.missing or info is None else info.version
-        if entry.part_size and len(entry.parts) > 1:
+        if entry.part_size and len(entry.parts) > 1 and self.store.traits.multipart:
             await self._send_parts(key, path, stat, entry, version)
         else:
             body = FileRange(path, 0, entry.size)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import DamagedError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
 from asyncsync.sync.records.manifests import find_record, get_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 
 log = logging.getLogger("asyncsync")
 

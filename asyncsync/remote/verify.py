@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, prefixes_with
@@ -21,7 +22,7 @@ from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, TRIAL_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 
 PROGRESS_PERIOD = 0.2
 """Seconds between two calls of ``on_progress``."""
@@ -59,8 +60,9 @@ async def verify(
     Raises:
         NotFoundError: there is nothing at ``uri``.
     """
-    async with open_for_reading(uri, transfer, storage_options) as store:
-        verification = await Verification.run(store, os.fspath(uri), transfer.max_concurrency, on_progress, deep=deep)
+    address, options = split_sas(os.fspath(uri), storage_options)
+    async with open_for_reading(address, transfer, options) as store:
+        verification = await Verification.run(store, address, transfer.max_concurrency, on_progress, deep=deep)
         return verification.report(store.requests, deep=deep)
 
 

@@ -1,8 +1,8 @@
 """The stores and their registry: :func:`open_store` turns a URI into a :class:`~asyncsync.stores.base.Store`.
 
 May import: ``disk``, ``planning``, ``aio``. Begin with ``base.py``, the interface that every store implements.
-``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``
-and ``local`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
+``wrapped.py`` puts a layer around a store; ``guard`` is such a layer, with retries, limits and leases. ``s3``, ``gcs``,
+``azure``, ``local`` and ``fsspec`` are the stores; ``http`` has the HTTP client that they share. To add a store, see
 :func:`register_scheme`.
 """
 
@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -23,6 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 from asyncsync.stores.base import Store
+from asyncsync.stores.options import ConnectionLimits
 
 __all__ = ["StoreFactory", "known_schemes", "open_store", "register_scheme"]
 
@@ -63,7 +63,9 @@ def open_store(
     """The store behind ``uri``. It opens no file and no connection: its ``async with`` does.
 
     Known are an absolute path or ``file:///path``, ``s3://bucket/prefix`` (``s3a://`` and ``s3n://`` are the same),
-    ``gs://bucket/prefix`` (``gcs://`` too), and schemes added by :func:`register_scheme`. A directory has no options
+    ``gs://bucket/prefix`` (``gcs://`` too), ``az://container/prefix``
+    (``abfss://container@account.dfs.core.windows.net/prefix`` and ``https://account.blob.core.windows.net/container/
+    prefix`` too), and schemes added by :func:`register_scheme`. A directory has no options
     and ignores ``options``, so that one configuration serves every store. Raises ConfigError for anything
     else: also for a query, a user or a password in the address, and for a missing package.
     """
@@ -73,7 +75,8 @@ def open_store(
     name, separator, _ = text.partition("://")
     if not separator:
         return _open_directory(text, text)
-    scheme = _schemes.get(name.lower())
+    plus = name.lower().partition("+")
+    scheme = _schemes.get(name.lower()) or _schemes.get(plus[0] + plus[1])
     if scheme is None:
         raise ConfigError(f"storage path {_without_user(text)} has the unknown scheme {name!r}; {_known_text()}")
     scheme.check_packages()
@@ -85,8 +88,9 @@ def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = N
 
         register_scheme("ram", lambda uri, options, transfer: RamStore(uri), needs=("ramdisk",))
 
-    ``needs`` names importable packages; opening a URI raises ConfigError if one is missing. The message names the
-    command that installs it: the ``extra`` of asyncsync, or the package itself.
+    A scheme that ends in ``+`` takes all addresses ``scheme+ANYTHING://``. ``needs`` names importable packages; opening
+    a URI raises ConfigError if one is missing. The message names the command that installs it: the ``extra`` of
+    asyncsync, or the package itself.
     """
     if not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
         raise ConfigError(f"scheme {scheme!r} must be ASCII letters, digits, '-' or '+'")
@@ -99,7 +103,11 @@ def known_schemes() -> tuple[str, ...]:
 
 
 def _known_text() -> str:
-    return f"known are an absolute path and {', '.join(f'{name}://' for name in known_schemes())}"
+    return f"known are an absolute path and {', '.join(map(_shown, known_schemes()))}"
+
+
+def _shown(scheme: str) -> str:
+    return f"{scheme}PROTOCOL://" if scheme.endswith("+") else f"{scheme}://"
 
 
 # Directories
@@ -130,7 +138,7 @@ def _open_file(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -
 def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
     """A factory for the class ``name`` of ``module``, which is imported when the first URI is opened.
 
-    The class takes bucket, prefix, ``options``, ``stall_timeout``, ``connect_timeout`` and ``max_connections``.
+    The class takes bucket, prefix, ``options`` and ``limits``, a ConnectionLimits.
     """
 
     def open_bucket(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
@@ -139,13 +147,25 @@ def _bucket_store(scheme: str, module: str, name: str) -> StoreFactory:
             bucket,
             prefix.strip("/"),
             options=options,
-            stall_timeout=_seconds(transfer.stall_timeout),
-            connect_timeout=_seconds(transfer.connect_timeout),
-            max_connections=transfer.max_concurrency,
+            limits=ConnectionLimits.of(transfer),
         )
         return store
 
     return open_bucket
+
+
+def _open_azure(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.azure.options import location_of
+    from asyncsync.stores.azure.store import AzureStore
+
+    return AzureStore(location_of(uri), options=options, limits=ConnectionLimits.of(transfer))
+
+
+def _open_fsspec(uri: str, options: Mapping[str, Any], transfer: TransferConfig) -> Store:
+    from asyncsync.stores.fsspec.store import FsspecStore
+
+    del transfer
+    return FsspecStore(uri, options=options)
 
 
 def _bucket_and_prefix(uri: str, scheme: str) -> tuple[str, str]:
@@ -182,10 +202,6 @@ def _without_user(uri: str) -> str:
     return repr(f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else uri)
 
 
-def _seconds(duration: float | timedelta) -> float:
-    return duration.total_seconds() if isinstance(duration, timedelta) else duration
-
-
 register_scheme("file", _open_file)
 for _name in ("s3", "s3a", "s3n"):
     register_scheme(
@@ -201,3 +217,6 @@ for _name in ("gs", "gcs"):
         extra="gcs",
         needs=("aiohttp", "gcloud.aio.auth"),
     )
+for _name in ("az", "abfs", "abfss", "https"):
+    register_scheme(_name, _open_azure, extra="azure", needs=("aiohappyeyeballs", "awscrt"))
+register_scheme("fsspec+", _open_fsspec, extra="fsspec", needs=("fsspec",))

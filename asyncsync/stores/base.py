@@ -77,6 +77,8 @@ class Traits:
     conditional_copy: bool = True
     """A copy can create only: :meth:`Store.copy` with ``if_version=MISSING``. Without this trait that is refused."""
     multipart: bool = True
+    """Without it, every object is sent in one request, whatever its size, and the calls of multipart uploads raise
+    UnsupportedError."""
     range_copy: bool = True
     """``copy_part`` copies any range; else only complete objects."""
     min_range_source: int = 5 << 20
@@ -102,8 +104,16 @@ class Traits:
     conditional_complete: bool = False
     """Retrying the completion of an upload is safe only if it names the version that it replaces. The guard looks that
     version up first: see :func:`asyncsync.stores.guard.lost_responses.complete_over_present`."""
+    checked_copies: bool = False
+    """:meth:`Store.copy_part` takes the bytes that the range must have as ``body``, and the service compares them."""
+    not_kept: tuple[str, ...] = ()
+    """Promises of this interface that the store cannot keep, one sentence each."""
     local: bool = False
     """Objects are files of this machine; requests cost no round trip."""
+
+    def in_one_request(self, size: int, threshold: int) -> bool:
+        """Whether an object of ``size`` bytes is sent in one request. ``threshold``: the largest that should be."""
+        return not self.multipart or size <= min(threshold, self.max_single_put)
 
     @property
     def checks(self) -> Checks:
@@ -252,7 +262,11 @@ class Store(ABC):
         *,
         if_source_version: str | None = None,
     ) -> Part:
-        """Fill one part with a range of another object inside the store. NotFoundError, PreconditionError."""
+        """Fill one part with a range of another object inside the store. NotFoundError, PreconditionError.
+
+        A store with ``traits.checked_copies`` has one more argument: ``body=None``, the bytes that the range must have.
+        IntegrityError if it has others.
+        """
 
     @abstractmethod
     async def complete_multipart(
@@ -275,6 +289,10 @@ class Store(ABC):
     @abstractmethod
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         """All open uploads below ``prefix``."""
+
+    async def put_damaged(self, key: str, data: bytes) -> ObjectInfo:
+        """Write ``data`` as if it had been damaged on its way. IntegrityError if the store notices it. For probes."""
+        return await self.put(key, data, crc32c=google_crc32c.value(data) ^ 1)
 
     @property
     def share(self) -> int:

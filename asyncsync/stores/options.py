@@ -1,11 +1,13 @@
-"""The base of the ``storage_options`` of every store: parses, checks and shows them."""
+"""The base of the ``storage_options`` of every store: parses, checks and shows them; and the limits of connections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 
 ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
@@ -82,6 +84,31 @@ class StoreOptions:
             raise ConfigError("storage option endpoint_url must not contain user and password: pass keys as options")
         if name == "endpoint_url" and not str(value).startswith(("http://", "https://")):
             raise ConfigError(f"storage option endpoint_url={shown} must start with http:// or https://")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How long a store waits for its server, and how many connections it opens."""
+
+    stall_timeout: float = 30.0
+    """Seconds. A request that moves no byte for this time fails."""
+    connect_timeout: float = 10.0
+    """Seconds within which a connection must be open."""
+    max_connections: int = 256
+    """Connections to one host that are open at a time; further requests wait."""
+
+    @classmethod
+    def of(cls, transfer: TransferConfig) -> Self:
+        """The limits in the transfer settings."""
+        stall, connect = _seconds(transfer.stall_timeout), _seconds(transfer.connect_timeout)
+        return cls(stall, connect, transfer.max_concurrency)
+
+
+DEFAULT_LIMITS = ConnectionLimits()
+
+
+def _seconds(duration: float | timedelta) -> float:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
 def given(values: Mapping[str, str | None]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from asyncsync.disk.files import FileRange, Lease, LeasedBytes, LeasedKey, LeasedKeys
 from asyncsync.stores.base import Body, Checks, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
@@ -103,6 +103,10 @@ class WrappedStore(Store):
             self, operation, partial(self.inner.put, key, body, crc32c=crc32c, if_version=if_version)
         )
 
+    async def put_damaged(self, key: str, data: bytes) -> ObjectInfo:
+        operation = Operation("put", key, len(data), writes=True, body=True)
+        return await type(self).around(self, operation, partial(self.inner.put_damaged, key, data))
+
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
@@ -160,10 +164,13 @@ class WrappedStore(Store):
         length: int,
         *,
         if_source_version: str | None = None,
+        body: Body | None = None,
     ) -> Part:
-        call = partial(
-            self.inner.copy_part, upload, number, offset, source, start, length, if_source_version=if_source_version
-        )
+        place = (upload, number, offset, source, start, length)
+        more: dict[str, Any] = (
+            {} if body is None else {"body": body}
+        )  # only stores with the trait ``checked_copies`` take it
+        call = partial(self.inner.copy_part, *place, if_source_version=if_source_version, **more)
         return await type(self).around(self, Operation("copy_part", upload.key, writes=True), call)
 
     async def complete_multipart(
@@ -196,11 +203,11 @@ def under_lease(lease: Lease | None, sent: S) -> S:
     """A body, key, sequence of keys or upload that carries ``lease``; itself if there is none."""
     if lease is None:
         return sent
-    if isinstance(sent, FileRange | Upload):
-        return cast(S, replace(sent, lease=lease))
     leased: LeasedBytes | LeasedKey | LeasedKeys
     if isinstance(sent, bytes):
         leased = LeasedBytes(sent)
+    elif isinstance(sent, FileRange | Upload):
+        return cast(S, replace(sent, lease=lease))
     elif isinstance(sent, str):
         leased = LeasedKey(sent)
     else:

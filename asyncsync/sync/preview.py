@@ -14,10 +14,10 @@ from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.delta import pieces_of, whole_copy
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Matches
+from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.sync.upload.append_only import trusted_parts
+from asyncsync.sync.upload.append_only import appended_to, trusted_parts
 from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
 from asyncsync.sync.upload.copy_sources import TreeCopySources
 
@@ -27,7 +27,7 @@ PREVIEW_READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """What a sync would do with one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
+    """The action of a sync for one file. ``assemble``: some bytes are sent, the store copies the rest. Sizes in
     bytes."""
 
     path: str
@@ -41,7 +41,7 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What a sync of a tree would do now; field names as in :class:`asyncsync.SyncReport`."""
+    """The actions of a sync of a tree if it ran now; field names as in :class:`asyncsync.SyncReport`."""
 
     files: list[FilePlan]
     """One plan for each file that may have changed, by path."""
@@ -97,9 +97,12 @@ class Preview:
         return sorted(found, key=lambda plan: plan.path)
 
     async def _plan(self, file: FileStat) -> FilePlan:
-        if file.size > min(self._config.multipart_threshold, self._store.traits.max_single_put):
-            return await self._large(file)
         own = self._known.get(file.path)
+        appended = appended_to(file, own, self._config, self._store.traits)
+        if not self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
+            return await self._large(file, appended or own)
+        if appended is not None:
+            return await self._large(file, appended, [Candidate(self._prefix + file.path, appended)])
         same_size = own is not None and own.size == file.size
         if same_size or self._sources.has_size(file.size):
             digest = await in_thread(digest_range, FileRange(f"{self._root}/{file.path}", 0, file.size))
@@ -109,9 +112,11 @@ class Preview:
                 return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
         return FilePlan(file.path, file.size, "send", file.size, 0, 1)
 
-    async def _large(self, file: FileStat) -> FilePlan:
-        own, path = self._known.get(file.path), f"{self._root}/{file.path}"
-        candidates = self._sources.candidates(file, own)
+    async def _large(
+        self, file: FileStat, own: FileEntry | None, candidates: list[Candidate] | None = None
+    ) -> FilePlan:
+        path = f"{self._root}/{file.path}"
+        candidates = self._sources.candidates(file, own) if candidates is None else candidates
         matches = Matches(candidates)
         size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:

@@ -1,4 +1,4 @@
-"""What the trees of one engine or syncer share: the guarded store, the journal, the open uploads, the copy sources."""
+"""The parts that the trees of an engine or syncer share: the store, the journal, the open uploads, the copy sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asyncsync.aio.tasks import run_all
 from asyncsync.aio.threads import worker_threads
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
@@ -23,7 +23,7 @@ from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.checksum_probe import probe_checks
 from asyncsync.stores.guard.fenced import Fence, FencedView
 from asyncsync.stores.guard.guarded import GuardedStore, GuardedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import OpenUploads
 
@@ -89,7 +89,8 @@ class Session:
         cls, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None = None
     ) -> Session:
         """Connects nothing yet. ConfigError for an unknown URI or option, and where asyncio does not run."""
-        store = open_guarded(uri, transfer, storage_options, patience=SYNC_PATIENCE)
+        uri, options = split_sas(uri, storage_options)
+        store = open_guarded(uri, transfer, options, patience=SYNC_PATIENCE)
         journal = Journal.open(journal_path())
         uploads = OpenUploads(uri, journal)
         with ExitStack() as resources:
@@ -186,3 +187,5 @@ async def delete_prefix(store: Store, prefix: str) -> int:
             return deleted
         await store.delete(keys)
         deleted += len(keys)
+        if page.token is None:
+            return deleted

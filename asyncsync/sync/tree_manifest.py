@@ -1,6 +1,6 @@
-"""The manifest of one tree: what is known of the stored one, and how it is replaced.
+"""The manifest of one tree: the knowledge of the stored one, and its replacement.
 
-What is known is one of four states. ``Unknown``: ask the journal, then the store. ``FromJournal``: an earlier process
+The knowledge is one of four states. ``Unknown``: ask the journal, then the store. ``FromJournal``: an earlier process
 wrote or read this version; the store has to confirm it. ``Absent``: the store has none, or none is assumed there.
 ``Present``: the store has this version. While a manifest is being written the state is ``Unknown``: a write whose
 response is lost may have succeeded.
@@ -18,7 +18,7 @@ from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionE
 from asyncsync.planning.changes import SCANNED
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
-from asyncsync.planning.ranks import GENERATION, NONCE
+from asyncsync.planning.rank_parts import GENERATION, NONCE
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below

@@ -24,7 +24,7 @@ async def test_a_lock_is_held_by_one_task_at_a_time_in_the_order_of_arrival() ->
     assert lock._lock is None
 
 
-async def test_a_lock_exists_no_longer_than_its_last_user() -> None:
+async def test_a_lock_exists_only_while_it_is_used() -> None:
     lock = LazyLock()
     with pytest.raises(ZeroDivisionError):
         async with lock:

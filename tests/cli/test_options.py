@@ -69,7 +69,7 @@ def test_a_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_url("~/a") == "/somebody/a"
 
 
-def test_store_options_reach_the_store_and_no_other_does() -> None:
+def test_only_store_options_reach_the_store() -> None:
     values = NOTHING | {"region": "eu-1", "extra": ("path-style=true", "sse_key=a=b"), "deep": True}
     settings = take_settings(values)
     assert settings.storage_options == {"region": "eu-1", "path_style": True, "sse_key": "a=b"}

@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-def test_a_pipe_that_came_in_a_files_place_holds_no_thread(root: Path) -> None:
+def test_a_pipe_in_the_place_of_a_file_does_not_block_a_thread(root: Path) -> None:
     """Opening one waits for its other end."""
     file = stat_file(str(root), "a")
     (root / "a").unlink()
@@ -37,7 +37,7 @@ def test_a_pipe_that_came_in_a_files_place_holds_no_thread(root: Path) -> None:
         stat_file(str(root), "a")
 
 
-def test_what_is_there_is_the_checkpoint_and_links_lead_out_of_it(root: Path) -> None:
+def test_a_checkpoint_takes_present_files_and_follows_links_out_of_it(root: Path) -> None:
     (root / "out").symlink_to(root.parent / "else")
     (root.parent / "else").mkdir()
     (root.parent / "else/c").write_bytes(b"c")
@@ -111,7 +111,7 @@ def test_a_file_that_vanished_or_a_link_that_broke_is_named(root: Path) -> None:
         found.check()
 
 
-def test_what_was_written_in_the_tick_of_the_clock_is_read_once_more(root: Path) -> None:
+def test_a_file_written_in_the_same_clock_tick_is_read_again(root: Path) -> None:
     """The time is put back, as two writes within one tick leave it."""
     (root / "a").write_bytes(b"new")
     found, info = accept(str(root)), (root / "a").stat()

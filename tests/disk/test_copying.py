@@ -45,7 +45,7 @@ def test_links_share_the_file_where_the_file_system_can(source):
     assert (taken.path / "weights").samefile(source / "weights")
 
 
-def test_where_no_link_can_be_made_it_is_a_copy(source, monkeypatch):
+def test_a_file_that_cannot_be_linked_is_copied(source, monkeypatch):
     def refuse(*_):
         raise OSError(18, "another file system")
 
@@ -73,7 +73,7 @@ def test_a_file_that_changes_while_it_is_copied_is_copied_again(source, monkeypa
             left.pop()
             (source / "weights").write_bytes(b"during")
 
-    monkeypatch.setattr(copying, "_clone", lambda *_: False)
+    monkeypatch.setattr(copying, "share_blocks", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfileobj", change)
     (source / "deep/state").unlink()
     assert (Checkpoint.snapshot(source).path / "weights").read_bytes() == b"during"
@@ -87,7 +87,7 @@ def test_a_file_that_never_stops_changing_is_reported_and_nothing_stays(source, 
         times.append(1)
         os.utime(reader.name, ns=(len(times), len(times)))
 
-    monkeypatch.setattr(copying, "_clone", lambda *_: False)
+    monkeypatch.setattr(copying, "share_blocks", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfileobj", change)
     with pytest.raises(SourceChangedError, match="3 times"):
         Checkpoint.snapshot(source)

@@ -120,7 +120,7 @@ async def test_flushed_rows_survive_kill_9(path):
         assert [owed.payload for owed in await journal.owed("u")] == ["flushed"]
 
 
-async def test_recording_costs_no_wait_and_is_written_behind(path):
+async def test_recording_returns_at_once_and_is_written_behind(path):
     async with Journal.open(path) as journal:
         journal.owe(URI, "abort", "x")
         other = sqlite3.connect(path)
@@ -135,7 +135,7 @@ async def test_leaving_joins_the_thread(path):
     assert not any(thread.name.startswith("asyncsync-journal") for thread in threading.enumerate())
 
 
-async def test_in_memory_there_is_no_thread():
+async def test_a_journal_in_memory_has_no_thread():
     before = threading.active_count()
     async with Journal.open(None) as journal:
         journal.owe(URI, "abort", "x")
@@ -276,7 +276,7 @@ async def test_a_file_locked_for_too_long_does_not_stop_the_work(path, monkeypat
     assert "another process keeps it locked" in caplog.text
 
 
-def test_those_who_open_a_new_file_at_the_same_moment_all_have_it(tmp_path):
+def test_a_new_file_may_be_opened_by_several_at_once(tmp_path):
     """As the ranks of one machine do."""
     for turn in range(20):
         ready = threading.Barrier(6)

@@ -93,7 +93,7 @@ async def test_the_file_may_end_anywhere(path):
         await look(path)
 
 
-async def test_whole_blocks_may_hold_anything(path):
+async def test_a_file_with_overwritten_blocks_still_opens(path):
     await fill(path)
     data, dice = path.read_bytes(), random.Random(1)
     for _ in range(60):
@@ -102,7 +102,7 @@ async def test_whole_blocks_may_hold_anything(path):
         await look(path)
 
 
-async def test_nothing_is_lost_of_a_file_that_is_as_it_was(path, caplog):
+async def test_an_undamaged_file_loses_nothing(path, caplog):
     await fill(path)
     assert await look(path) == ROWS
     assert aside(path) == []
@@ -136,7 +136,7 @@ def edit(path: Path, statement: str, *parameters: object) -> bool:
     return True
 
 
-async def test_text_that_is_no_text_costs_its_row(path, caplog):
+async def test_a_row_with_invalid_text_is_dropped_alone(path, caplog):
     await fill(path)
     edit(path, "UPDATE trees SET version = CAST(x'ff80' AS TEXT) WHERE tree = ?", b"t0")
     assert await look(path) == ROWS - 1
@@ -166,7 +166,7 @@ async def test_a_file_with_other_tables_is_set_aside(path, damage, caplog):
     assert "starting a new one" in caplog.text
 
 
-async def test_tables_that_vanish_while_it_is_open_cost_what_was_in_them(path, caplog):
+async def test_a_table_that_vanishes_costs_only_its_rows(path, caplog):
     async with Journal.open(path) as journal:
         journal.save_tree("t", b"x", "v")
         await journal.flush()
@@ -270,7 +270,7 @@ async def test_a_mistake_of_ours_is_raised_and_not_taken_for_damage(path):
 FIELDS = (b'"path":"', b'"crc32c":"', b'"size":', b'"version":"')
 
 
-async def test_no_damage_of_the_journal_gets_into_a_manifest(tmp_path):
+async def test_damage_of_the_journal_never_reaches_a_manifest(tmp_path):
     source, store, target = tmp_path / "source", tmp_path / "store", tmp_path / "copy"
     source.mkdir()
     for name in "abc":

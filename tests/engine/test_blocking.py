@@ -39,7 +39,7 @@ def test_the_same_methods_without_await(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_an_exception_of_the_body_comes_out(tmp_path: Path) -> None:
+def test_an_exception_of_the_body_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), SyncEngine.blocking(run(tmp_path), local_dir=tmp_path / "local") as engine:
         engine.trial("t").report({"loss": 1.0})
         raise ZeroDivisionError

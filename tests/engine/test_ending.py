@@ -9,7 +9,8 @@ from stored import check_complete
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
 from asyncsync.errors import AsyncsyncError
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord
+from asyncsync.planning.document import EXPERIMENT_RECORD
+from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import run_virtual
 
 ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True, delete=False)
@@ -92,7 +93,7 @@ def test_a_missing_artifact_that_was_overwritten_late_is_not_named(bench: Bench)
     run_virtual(main())
 
 
-def test_a_predecessor_that_has_ended_costs_no_wait(bench: Bench) -> None:
+def test_a_successor_does_not_wait_for_a_predecessor_that_ended(bench: Bench) -> None:
     async def main() -> None:
         one, two = Machine(bench, "one"), Machine(bench, "two")
         with pytest.raises(ZeroDivisionError):

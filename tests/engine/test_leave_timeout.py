@@ -52,7 +52,9 @@ async def leave(
         (None, "put"),
     ],
 )
-def test_it_is_bounded_and_names_everything(tmp_path: Path, error: StoreError | None, operation: str | None) -> None:
+def test_leaving_is_bounded_and_names_all_losses(
+    tmp_path: Path, error: StoreError | None, operation: str | None
+) -> None:
     one, _ = run_virtual(leave(tmp_path, 1, error, operation))
     many, failure = run_virtual(leave(tmp_path, 200, error, operation))
     assert many <= 600
@@ -70,7 +72,7 @@ def test_a_shorter_leave_timeout_is_kept(tmp_path: Path, seconds: float, error: 
     reset_memory()
 
 
-def test_without_one_a_store_that_comes_back_is_waited_for(bench: Bench, tmp_path: Path) -> None:
+def test_without_a_leave_timeout_leaving_waits_out_an_outage(bench: Bench, tmp_path: Path) -> None:
     async def main() -> float:
         faults, loop = inject_faults("b"), asyncio.get_running_loop()
         async with SyncEngine(RunConfig(name="e", storage_path="memory://b"), local_dir=tmp_path) as engine:

@@ -150,7 +150,7 @@ def test_engines_that_end_in_any_order_give_the_handler_back(tmp_path: Path, han
     asyncio.run(main())
 
 
-def test_off_the_main_thread_it_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_signals_off_the_main_thread_are_refused_before_the_start(tmp_path: Path) -> None:
     seen: list[BaseException] = []
 
     async def main() -> None:

@@ -43,7 +43,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_it_costs_the_sync_of_one_trial_and_is_reported(bench: Bench, breaks: Break, error: Exception) -> None:
+def test_an_unforeseen_error_ends_one_sync_and_is_reported(bench: Bench, breaks: Break, error: Exception) -> None:
     breaks("bad/", error)
 
     async def main() -> None:
@@ -68,9 +68,7 @@ def test_it_costs_the_sync_of_one_trial_and_is_reported(bench: Bench, breaks: Br
 
 
 @pytest.mark.parametrize("mode", [UploadMode.SYNC, UploadMode.ASYNC])
-def test_it_costs_one_checkpoint_and_is_reported_by_the_report_or_the_next(
-    bench: Bench, breaks: Break, mode: UploadMode
-) -> None:
+def test_an_unforeseen_error_ends_one_checkpoint_and_is_reported(bench: Bench, breaks: Break, mode: UploadMode) -> None:
     breaks("bad/checkpoint_000000/", KeyError("gone"))
 
     async def main() -> None:

@@ -63,7 +63,7 @@ def test_parts_are_few_and_small_enough(size: int, wanted: int | None) -> None:
     assert -(-size // part) <= 10_000
 
 
-def test_a_file_that_no_parts_can_hold_is_refused() -> None:
+def test_a_file_larger_than_all_parts_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         part_size_for(10**15, None, least=1, most=2, max_parts=2)
 

@@ -31,7 +31,7 @@ def test_neighbouring_parts_are_copied_in_one_request() -> None:
     assert plan((16, old(0)), (16, old(16)), (16, old(32)), (9, None)) == [(0, 48, 0), (48, 9, None)]
 
 
-def test_what_lies_apart_in_the_source_is_copied_apart() -> None:
+def test_separate_ranges_of_the_source_are_copied_separately() -> None:
     assert plan((16, old(16)), (16, old(0))) == [(0, 16, 16), (16, 16, 0)]
 
 
@@ -47,7 +47,7 @@ def test_a_changed_island_grows_to_the_floor_into_the_copy_behind_it() -> None:
     assert plan((16, old(0)), (2, None), (16, old(18))) == [(0, 16, 0), (16, 5, None), (21, 13, 21)]
 
 
-def test_it_grows_backwards_where_the_copy_behind_would_be_too_short() -> None:
+def test_a_part_grows_backwards_if_the_copy_behind_is_too_short() -> None:
     parts = ((16, old(0)), (2, None), (6, old(18)), (16, None))
     assert plan(*parts) == [(0, 13, 0), (13, 5, None), (18, 6, 18), (24, 16, None)]
 
@@ -66,7 +66,7 @@ def test_a_copy_that_costs_more_than_its_bytes_is_sent() -> None:
     assert plan((100, None), (15, old(100)), limits=dear) == [(0, 100, None), (100, 15, 100)]
 
 
-def test_objects_too_small_to_copy_ranges_of_are_no_source() -> None:
+def test_objects_below_the_minimum_size_are_not_copy_sources() -> None:
     assert plan((16, old(0, total=16)), (9, None), limits=Limits(5, 32, least_source=16)) == [(0, 25, None)]
 
 

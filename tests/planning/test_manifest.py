@@ -62,7 +62,7 @@ def test_a_written_document_is_read_back(entries: list[FileEntry]) -> None:
 
 
 @given(st.lists(ENTRIES, max_size=5))
-def test_the_lines_are_what_json_makes_of_them(entries: list[FileEntry]) -> None:
+def test_each_line_is_the_json_of_its_file(entries: list[FileEntry]) -> None:
     lines = Manifest({item.path: item for item in entries}).to_bytes().decode().splitlines()[1:-1]
     for line in lines:
         entry = json.loads(line.rstrip(","))
@@ -232,7 +232,7 @@ def test_every_readable_record_can_be_written_again() -> None:
 
 
 @given(st.data())
-def test_no_damage_of_any_byte_raises_anything_else(data: st.DataObject) -> None:
+def test_damage_of_any_byte_raises_a_document_error_only(data: st.DataObject) -> None:
     good = bytearray(
         Manifest({"a": entry_of("a", b"x" * 25, 10), "b/c": entry_of("b/c", b"")}, {"metrics": {"loss": 1}}).to_bytes()
     )

@@ -4,7 +4,7 @@ import pytest
 from stored import entry_of
 
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.ranks import (
+from asyncsync.planning.rank_parts import (
     GENERATION,
     RETURNED,
     STEP,
@@ -29,7 +29,7 @@ def test_every_rank_that_merges_makes_the_same_manifest() -> None:
     assert merge(parts).to_bytes() == merge(backwards).to_bytes()
 
 
-def test_it_has_the_files_of_all_ranks_and_the_info_of_rank_0() -> None:
+def test_a_merged_manifest_has_all_files_and_the_info_of_rank_0() -> None:
     whole = merge({0: part(0, a=b"a"), 1: part(1, b=b"b")})
     assert sorted(whole.files) == ["a", "b"]
     assert whole.info == {"metrics": {"from": 0}}
@@ -88,6 +88,6 @@ def test_ranks_that_disagree_are_named_and_all_but_the_latest_step_is_lost(
     assert disagreement(steps) == Disagreement(reason, step)
 
 
-def test_ranks_that_agree_have_nothing_to_tell() -> None:
+def test_equal_steps_are_not_a_disagreement() -> None:
     assert disagreement({0: 3, 1: 3}) is None
     assert disagreement({}) is None

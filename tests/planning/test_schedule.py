@@ -102,7 +102,7 @@ def test_success_ends_the_backoff() -> None:
     assert schedule.next_time() == 301.0
 
 
-def test_period_zero_means_no_limit_but_still_one_at_a_time() -> None:
+def test_period_zero_still_syncs_one_at_a_time() -> None:
     schedule: Schedule[str] = Schedule()
     schedule.add("a", 0.0, period=0, periodic=False)
     schedule.request("a", 0.0)

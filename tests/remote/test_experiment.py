@@ -18,10 +18,11 @@ from asyncsync.errors import (
     SyncError,
     SyncFailedError,
 )
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.remote.experiment import Experiment
 from asyncsync.remote.pull import pull
 from asyncsync.stores import open_store
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
 
 URI = "memory://lab/exp"
@@ -159,7 +160,7 @@ async def test_within_a_trial_the_number_decides_not_the_clock(tmp_path, clocks)
     assert (await experiment.restore(tmp_path / "r")).checkpoint.name == newest
 
 
-async def test_between_trials_the_time_of_what_is_newest_of_each_decides():
+async def test_between_trials_the_time_of_the_newest_checkpoint_decides():
     """The clock of ``a`` went back after a wrong hour: its newest is older than that of ``b``."""
     await _with_clocks("a", 9000.0, 100.0)
     await _with_clocks("b", 200.0, 300.0)
@@ -189,7 +190,7 @@ async def test_nan_and_text_are_never_best(store):
     assert best.name == "checkpoint_000001"
 
 
-async def test_a_metric_that_no_checkpoint_has_is_reported_with_those_that_exist(store):
+async def test_an_unknown_metric_is_reported_with_those_that_exist(store):
     experiment = await Experiment.open(URI)
     with pytest.raises(SyncError, match="'accuracy'; metrics there are: eval, loss"):
         experiment.best_checkpoint("accuracy")
@@ -268,7 +269,7 @@ async def test_restore_without_any_complete_checkpoint_names_them_all(store, tmp
         await experiment.restore(tmp_path, trial="c")
 
 
-async def test_a_store_that_refuses_is_no_reason_to_fall_back(store, tmp_path):
+async def test_a_restore_does_not_fall_back_when_the_store_refuses(store, tmp_path):
     experiment = await Experiment.open(URI)
     inject_faults("lab").fail(1, AccessDeniedError("no"), key="model.bin", times=None)
     with pytest.raises(SyncFailedError, match="no"):

@@ -223,7 +223,7 @@ async def test_an_old_upload_of_an_artifact_stays_while_its_trial_runs(store):
     assert (await prune(URI, dry_run=False)).uploads == ["a/artifact"]
 
 
-async def test_what_does_not_say_when_it_was_written_stays(store, monkeypatch):
+async def test_objects_without_a_time_are_kept(store, monkeypatch):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     days_later(store)
     store.bucket.objects["exp/a/checkpoint_000002/empty"].modified = None
@@ -239,7 +239,7 @@ async def test_a_store_that_does_not_tell_the_time_is_refused(store):
     assert store.contents == before
 
 
-async def test_a_store_that_takes_no_object_is_reported_with_the_reason(store):
+async def test_prune_says_that_a_refused_object_was_for_the_store_s_clock(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     inject_faults("lab").fail(1, AccessDeniedError("read only"), operation="put", times=None)
     with pytest.raises(AccessDeniedError) as caught:

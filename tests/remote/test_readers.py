@@ -6,9 +6,10 @@ import pytest
 from stored import entry_of, files_of, put_experiment, put_trial
 
 from asyncsync import CheckpointIncompleteError, CheckpointRetiredError, NotFoundError, pull
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.remote.experiment import Experiment
-from asyncsync.sync.records.model import TRIAL_RECORD, CheckpointRecord, TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
 URI = "memory://lab/exp"
@@ -130,7 +131,7 @@ async def test_a_second_look_at_one_trial_reads_its_record_alone(tmp_path):
         await experiment.restore(tmp_path / "s", "t")
 
 
-async def test_what_came_after_an_empty_look_is_restored(tmp_path):
+async def test_a_checkpoint_that_appears_after_an_empty_listing_is_restored(tmp_path):
     store = MemoryStore("lab", "exp")
     await put_experiment(store, t="running")
     experiment = await Experiment.open(URI)
@@ -171,7 +172,7 @@ async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(
         assert caught.value.newest == f"{URI}/t/checkpoint_000001"
 
 
-async def test_a_trial_that_has_no_checkpoint_left_is_reported(tmp_path):
+async def test_a_trial_without_checkpoints_is_reported(tmp_path):
     writer = Writer()
     writer.commit()
     experiment = await Experiment.open(URI)

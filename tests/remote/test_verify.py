@@ -160,13 +160,13 @@ async def test_a_named_checkpoint_without_manifest_is_missing_it(store):
     assert report.missing == ["a/checkpoint_000001/.asyncsync/manifest.json"]
 
 
-async def test_a_checkpoint_that_was_never_completed_is_a_stray_and_no_damage(store):
+async def test_an_incomplete_checkpoint_is_a_stray_and_not_damage(store):
     await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
     report = await verify(URI)
     assert (report.ok, report.stray) == (True, ["a/checkpoint_000002/"])
 
 
-async def test_objects_that_no_manifest_names_are_strays(store):
+async def test_objects_outside_all_manifests_are_strays(store):
     await store.put("a/left_over", b"x")
     report = await verify(URI)
     assert (report.ok, report.stray) == (True, ["a/left_over"])
@@ -191,6 +191,6 @@ async def test_a_prefix_without_manifest_is_not_ok(store):
     assert (await verify(f"{URI}/loose")).missing == [".asyncsync/manifest.json"]
 
 
-async def test_nothing_at_all_is_an_error(store):
+async def test_verifying_an_empty_prefix_is_an_error(store):
     with pytest.raises(NotFoundError, match="nothing at memory://lab/none"):
         await verify("memory://lab/none")

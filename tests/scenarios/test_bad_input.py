@@ -37,9 +37,10 @@ from asyncsync import (
 from asyncsync.disk.scan import scan
 from asyncsync.errors import DamagedError
 from asyncsync.events import SyncWarning
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.snapshot import Snapshot
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, run_virtual
 
 MIB = 1 << 20
@@ -73,7 +74,7 @@ ROWS = {
     "names that are not UTF-8, too long for the store, or contain `..`": "test_names_are_refused_before_it_is_sent",
     "remote keys with `..`, absolute, or through a link, on `pull`": "test_nothing_is_written_outside_of_the_target",
     "disk full, target not writable, on `pull`": "test_a_target_that_cannot_be_written_is_an_error",
-    "`NaN` or missing score": "test_no_number_is_the_worst_score",
+    "`NaN` or missing score": "test_a_score_that_is_not_a_number_ranks_worst",
     "two drivers of one experiment, two runners of one trial": "test_the_second_writer_raises",
 }
 
@@ -341,7 +342,7 @@ def test_a_target_that_cannot_be_written_is_an_error(
 
 @pytest.mark.parametrize("order", ["max", "min"])
 @pytest.mark.parametrize("worst", [{"loss": math.nan}, {}, {"loss": "low"}, {"loss": None}])
-def test_no_number_is_the_worst_score(bench: Bench, order: str, worst: dict[str, object]) -> None:
+def test_a_score_that_is_not_a_number_ranks_worst(bench: Bench, order: str, worst: dict[str, object]) -> None:
     async def main() -> str:
         keep = CheckpointConfig(
             num_to_keep=2,

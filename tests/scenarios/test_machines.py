@@ -10,8 +10,9 @@ from onebench import Bench
 from asyncsync import ConfigError, Experiment, SyncConfig, SyncEngine
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.events import Event, SyncWarning
+from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.stores.base import Traits
-from asyncsync.sync.records.model import EXPERIMENT_RECORD, ExperimentRecord, TrialRecord
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 from asyncsync.testing import run_virtual
 
 

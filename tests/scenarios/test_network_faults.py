@@ -168,7 +168,7 @@ async def test_damage_that_does_not_end_is_an_error_and_never_a_file(link):
         assert "middle" not in it.back()
 
 
-async def test_damage_of_every_upload_is_an_error_and_no_manifest_names_the_file(link):
+async def test_a_file_damaged_in_every_upload_is_in_no_manifest(link):
     async with link(max_attempts=2) as it:
         it.proxy.on("^PUT .*/middle", Flip("request", 7777), times=None)
         with pytest.raises(SyncFailedError) as caught:
@@ -187,7 +187,7 @@ async def test_damage_of_every_upload_is_an_error_and_no_manifest_names_the_file
         (CannedResponse(403, "AccessDenied", early=True), AccessDeniedError),
     ],
 )
-async def test_what_does_not_end_is_the_right_error_for_the_file(link, fault, error):
+async def test_an_endless_fault_is_reported_for_its_file(link, fault, error):
     async with link(max_attempts=2, stall_timeout=1.5 if isinstance(fault, Stall) else 30.0) as it:
         it.proxy.on("^PUT .*/middle", fault, times=None)
         with pytest.raises(SyncFailedError) as caught:

@@ -10,8 +10,9 @@ from onebench import Bench
 from asyncsync import SyncConfig, UploadMode, verify
 from asyncsync.engine.engine import SyncEngine
 from asyncsync.errors import SyncFailedError, ThrottledError, UnavailableError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.stores.guard.breaker import LONGEST_PROBE_PAUSE, RETURN_SPREAD
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import run_virtual
 
 TRIALS, STEPS = 50, 21

@@ -31,10 +31,11 @@ from asyncsync import (
 )
 from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, UnavailableError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.sync import session
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.upload import assembly as assemble
 from asyncsync.testing import Faults, MemoryStore, inject_faults, reset_memory, run_virtual
 
@@ -336,7 +337,9 @@ def accepted_is_durable(root: Path) -> None:
 
 
 @pytest.mark.parametrize("plan", [pytest.param(PLANS[name], id=name) for name in PLANS if name != "refused"])
-def test_taking_up_what_was_accepted_is_never_half(tmp_path: Path, plan: Callable[[Faults, int], None]) -> None:
+def test_pending_checkpoints_are_resumed_completely_or_not_at_all(
+    tmp_path: Path, plan: Callable[[Faults, int], None]
+) -> None:
     """Without the permanent refusal: it is reported, and the checkpoint is given up."""
     assert sweep(go_on, tmp_path, plan, accepted_is_durable, uri="memory://b/exp", setup=accept_and_die) > 10
 

@@ -113,7 +113,7 @@ FORMATS = [("model.pt", by_torch), ("model.safetensors", by_safetensors)]
 
 
 @pytest.mark.parametrize(("name", "save"), FORMATS, ids=["torch", "safetensors"])
-async def test_a_new_checkpoint_sends_the_adapter_and_no_more_than_two_parts(world: World, name, save) -> None:
+async def test_a_new_checkpoint_sends_the_adapter_and_at_most_two_parts(world: World, name, save) -> None:
     """Also after retention has deleted the checkpoint that the rest was copied from."""
     changed = [{**frozen(), **adapter(step)} for step in range(2)]
     async with world.engine(keep=1) as engine:

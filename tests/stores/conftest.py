@@ -8,7 +8,7 @@ import pytest
 from asyncsync.stores import open_store
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.guarded import GuardedStore
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ async def test_every_call_passes_around_once_and_unchanged(name):
         assert result == (name, args, named)
 
 
-def test_no_call_can_be_added_to_the_interface_without_a_layer():
+def test_every_call_of_the_interface_goes_through_the_layers():
     """A call that is not a request goes to the inner store."""
     own = set(vars(WrappedStore))
     inherited = {"open_store", "__aenter__", "__aexit__"}

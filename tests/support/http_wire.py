@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from asyncsync.stores.http.client import HttpClient
 from asyncsync.stores.http.pool import Host
+from asyncsync.stores.options import ConnectionLimits
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: h\r\n\r\n"
 MIB = 1 << 20
@@ -42,9 +43,7 @@ class Wire:
 
         server = await asyncio.start_server(begin, "127.0.0.1", 0, ssl=self.server, **limits)
         host = Host("127.0.0.1", server.sockets[0].getsockname()[1], self.client)
-        http = HttpClient(
-            host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
-        )
+        http = HttpClient(host, ConnectionLimits(stall_timeout, connect_timeout, max_connections))
         try:
             yield http
         finally:

@@ -12,8 +12,9 @@ from onebench import Bench
 
 from asyncsync import CheckpointConfig, SyncConfig, SyncEngine
 from asyncsync.errors import AsyncsyncError, UnavailableError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.sync.records.model import TRIAL_RECORD, TrialRecord
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import Faults, faulty
 from asyncsync.testing.memory import Request
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.store import S3Store
 
 KEYS = {"region": "us-east-1", "access_key": "AKID", "secret_key": "very-secret"}
@@ -86,7 +87,8 @@ async def scripted(answer, *, stall_timeout=30.0, prefix="p", read_bodies=True, 
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     endpoint = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    store = S3Store("bucket", prefix, options=KEYS | {"endpoint_url": endpoint} | options, stall_timeout=stall_timeout)
+    options = KEYS | {"endpoint_url": endpoint} | options
+    store = S3Store("bucket", prefix, options=options, limits=ConnectionLimits(stall_timeout))
     try:
         async with store:
             yield store, script

@@ -6,14 +6,9 @@ from pathlib import Path
 import google_crc32c
 import xxhash
 
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
-from asyncsync.sync.records.model import (
-    EXPERIMENT_RECORD,
-    TRIAL_RECORD,
-    CheckpointRecord,
-    ExperimentRecord,
-    TrialRecord,
-)
+from asyncsync.sync.records.model import CheckpointRecord, ExperimentRecord, TrialRecord
 
 MTIME = 1_700_000_000_123_456_789
 

@@ -250,7 +250,7 @@ def test_a_log_whose_middle_is_trusted_is_right_after_honest_appends(tmp_path: P
     run_virtual(play(editor, "memory://b/p", 8, lambda: MemoryStore("b", "p").contents))
 
 
-async def test_where_only_whole_objects_can_be_copied(gcs_strict, tmp_path: Path) -> None:
+async def test_edits_are_right_where_only_whole_objects_can_be_copied(gcs_strict, tmp_path: Path) -> None:
     """Cloud Storage: an append is composed of the old object and the new bytes."""
     bucket = gcs_strict.buckets["conformance"]
 

@@ -104,7 +104,7 @@ def listed_without_checksums(monkeypatch: pytest.MonkeyPatch, change: Callable[[
     monkeypatch.setattr(MemoryStore, "list_parts", bare)
 
 
-def test_or_by_its_md5_where_the_store_lists_no_checksums(
+def test_without_listed_checksums_a_part_is_recognised_by_its_md5(
     faults: Faults, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends_at(faults, big, 4, "put_part", after=True)
@@ -153,7 +153,7 @@ def test_a_completed_upload_whose_response_was_lost_is_not_sent_again(faults: Fa
     assert finish(faults, big) == 0
 
 
-def test_a_file_that_is_whole_and_in_no_manifest_is_not_sent_again(faults: Faults, big: Path) -> None:
+def test_a_complete_file_outside_the_manifest_is_not_sent_again(faults: Faults, big: Path) -> None:
     ends_at(faults, big, 1, "put", key="manifest.json")
     assert finish(faults, big) == 0
 
@@ -164,13 +164,13 @@ def test_unless_it_changed_since(faults: Faults, big: Path) -> None:
     assert finish(faults, big) == PARTS - 1  # the last 7 bytes travel with those before them
 
 
-def test_or_unless_somebody_replaced_it(faults: Faults, big: Path) -> None:
+def test_a_complete_object_that_was_replaced_is_sent_again(faults: Faults, big: Path) -> None:
     ends_at(faults, big, 1, "put", key="manifest.json")
     run_virtual(MemoryStore("b", "p").put("big", os.urandom(big.stat().st_size)))
     assert finish(faults, big) == PARTS
 
 
-def test_what_a_manifest_names_is_forgotten(faults: Faults, big: Path) -> None:
+def test_a_kept_upload_is_forgotten_once_a_manifest_names_the_file(faults: Faults, big: Path) -> None:
     async def main() -> dict[str, str]:
         await push(big.parent, "memory://b/p", transfer=LARGE)
         async with Journal.open(journal_path()) as journal:

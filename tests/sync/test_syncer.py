@@ -151,7 +151,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(faults: Faults, tmp_
     assert stored()["big"] == big.read_bytes()
 
 
-def test_a_constantly_changing_file_is_refused_and_in_no_manifest(faults: Faults, tree: Path) -> None:
+def test_a_constantly_changing_file_is_refused_and_not_in_the_manifest(faults: Faults, tree: Path) -> None:
     big = tree / "big"
     big.write_bytes(os.urandom(MIB) * 20)
     faults.hook(1, lambda: big.write_bytes(os.urandom(MIB) * 20), operation="put_part", times=None)
@@ -205,7 +205,7 @@ def test_links_are_followed_as_configured(faults: Faults, tree: Path, mode: str,
     assert set(stored()) == {"a", "sub/empty", "sub/deep/ü b"} | expected
 
 
-def test_a_name_that_no_store_can_hold_is_left_out_and_the_rest_is_sent(faults: Faults, tree: Path) -> None:
+def test_an_unstorable_name_is_left_out_and_the_rest_is_sent(faults: Faults, tree: Path) -> None:
     with open(os.fsencode(tree) + b"/\xff\xfe", "wb"):
         pass
     report = run_virtual(push(tree, "memory://b/p"))

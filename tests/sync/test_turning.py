@@ -9,7 +9,7 @@ from asyncsync import SyncConfig, pull, push, verify
 from asyncsync.planning.changes import in_the_way
 
 
-def test_what_is_in_the_way_lies_above_or_below_what_is_there():
+def test_paths_in_the_way_lie_above_or_below_a_new_path():
     assert in_the_way(["a", "b/c/d", "e", "f/g"], ["a/x/y", "b", "ee/x", "f/h"]) == ["a", "b/c/d"]
 
 

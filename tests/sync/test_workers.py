@@ -36,7 +36,7 @@ def test_at_most_two_batches_of_small_files_are_in_memory_at_once(faults, tree, 
     assert BATCH_BYTES < max(held) <= 2 * BATCH_BYTES
 
 
-def test_an_unreachable_store_costs_a_large_tree_no_more_than_a_small_one(faults, tree) -> None:
+def test_an_outage_costs_a_large_tree_as_little_as_a_small_one(faults, tree) -> None:
     """Files that have not begun when the first ones have waited for it long enough do not wait as well."""
     for number in range(200):
         (tree / str(number)).write_bytes(b"x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,27 +13,24 @@ from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import Accepted, absolute, accept, some
 from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import DirectoryInUse, EngineContext, UsedDirectories
 from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
-from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConfigError, SyncError
-from asyncsync.events import SyncWarning
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    CheckpointReplacedError,
+    ConfigError,
+    SyncError,
+)
+from asyncsync.events import CheckpointReplaced, SyncWarning
 from asyncsync.runtime import token, wall_time
 from asyncsync.sync.unstorable_names import longest_path
 
 NO_UPLOAD_NOTE = "it was reported with UploadMode.NO_UPLOAD, so nothing was uploaded"
 OWN_DIRECTORY_ADVICE = "Report a directory of its own for each checkpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryInUse:
-    """The directory of a pending checkpoint. ``owned``: it is deleted once the checkpoint is durable."""
-
-    path: str
-    name: str
-    owned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +50,6 @@ class ReportAcceptance:
 
     def __init__(self, context: EngineContext, registry: Registry, submit: Callable[[CheckpointJob], None]) -> None:
         self._context, self._registry, self._submit = context, registry, submit
-        self._being_reported: list[DirectoryInUse] = []
-        """Directories of reports that are being accepted now, of all trials."""
 
     async def accept(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None
@@ -65,18 +60,18 @@ class ReportAcceptance:
         cannot be read, and EngineClosedError if the engine ends meanwhile.
         """
         if source is not None and request.mode is UploadMode.ASYNC:
-            await trial.wait_durable(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
+            await self._wait_for_room(trial)
             await self._context.gate.wait_open()
             self._context.check_open()
         if source is None:
             return await self._record(trial, request, None, None)
-        in_use = self._in_use()
-        this_report = DirectoryInUse(str(source.path), f"another report of {trial.key}", source.owned)
-        self._being_reported.append(this_report)
+        directories, this_report = self._context.directories, object()
         try:
             max_bytes = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_accept_files, source, self._registry.directories(), in_use, max_bytes)
+                files = await in_thread(
+                    _accept_files, source, trial.key, directories, this_report, max_bytes, self._context.own_files
+                )
             except AsyncsyncError as error:
                 if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
                     self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
@@ -85,7 +80,15 @@ class ReportAcceptance:
                 await self._refuse_taken_name(trial, request.name, files)
             return await self._record(trial, request, source, files)
         finally:
-            self._being_reported.remove(this_report)
+            directories.drop_pending(this_report)
+
+    async def _wait_for_room(self, trial: TrialState) -> None:
+        """Wait until one more checkpoint may be pending, or may replace one."""
+        config = self._context.run.checkpoint_config
+        while len(trial.jobs) >= config.max_pending_checkpoints:
+            if config.when_full == "replace" and _replaceable(trial) is not None:
+                return
+            await trial.wait_durable(len(trial.jobs) - 1)
 
     async def _record(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
@@ -112,10 +115,12 @@ class ReportAcceptance:
         cancelled = None
         if self._context.role.leads:
             _, cancelled = await in_thread_to_its_end(append_result, trial.dir, {**row, **request.metrics})
-        self._apply(trial, request, job)
+        replaced = self._apply(trial, request, job)
         if cancelled is not None:
             raise cancelled
         if job is not None:
+            if replaced is not None and replaced.delete_local and replaced.source is not None:
+                await in_thread(replaced.source.remove)
             if job.resumes_by_itself:
                 await self._context.session.journal.flush()
             return job.handle
@@ -126,19 +131,23 @@ class ReportAcceptance:
         name = request.name or checkpoint_name(trial.record.next_checkpoint)
         return longest_path(self._context.session.store, f"{trial.key}/{name}/")
 
-    def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> None:
-        """The row is in result.json: update the record and submit the checkpoint. Synchronous."""
+    def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> CheckpointJob | None:
+        """The row is in result.json: update the record and submit the checkpoint. Returns the one that it replaces.
+        Synchronous."""
+        replaced = None
         trial.record.reports += 1
         trial.record.metrics = request.metrics
         trial.touch()
         if job is None:
-            return
+            return None
         if job.source is not None:
             relative = os.path.relpath(job.source.path, trial.tree.root)
             if not relative.startswith(".."):
                 trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
-        trial.jobs.append(job)
+        if job.mode is UploadMode.ASYNC and self._context.run.checkpoint_config.when_full == "replace":
+            replaced = self._make_room(trial, job)
+        trial.add_job(job)
         for warning in job.source.warnings if job.source is not None else ():
             self._context.emit(SyncWarning(tree=f"{trial.key}/{job.name}", message=warning))
         suspended = trial.forget_suspended()
@@ -147,6 +156,20 @@ class ReportAcceptance:
         if not job.journal_name:
             add_to_journal(self._context, trial.record, job)
         self._submit(job)
+        return replaced
+
+    def _make_room(self, trial: TrialState, job: CheckpointJob) -> CheckpointJob | None:
+        """Replace the oldest checkpoint that has not begun, if too many are pending. Synchronous."""
+        replaced = _replaceable(trial)
+        if len(trial.jobs) < self._context.run.checkpoint_config.max_pending_checkpoints or replaced is None:
+            return None
+        trial.give_up(replaced)
+        error = CheckpointReplacedError(f"{replaced.handle.uri} was replaced by {job.name} before its upload began")
+        replaced.handle.resolve(error)
+        replaced.handle.error_raised = True  # it was asked for: the next report does not raise it
+        trial.job_ended(replaced, error)
+        self._context.emit(CheckpointReplaced(tree=trial.key, trial=trial.key, checkpoint=replaced.name, by=job.name))
+        return replaced
 
     def _job(self, trial: TrialState, request: ReportRequest, source: Checkpoint, files: Accepted) -> CheckpointJob:
         delete = request.delete_local
@@ -181,16 +204,6 @@ class ReportAcceptance:
         same = found is not None and found.has_files(files) and request.name in (None, found.name)
         return found if same and found is not None and request.step == found.step else None
 
-    def _in_use(self) -> list[DirectoryInUse]:
-        trials = self._registry.trials.values()
-        pending = [
-            DirectoryInUse(job.source.path, f"{trial.key}/{job.name}", job.delete_local)
-            for trial in trials
-            for job in trial.jobs
-            if job.source is not None
-        ]
-        return pending + self._being_reported
-
     async def _refuse_taken_name(self, trial: TrialState, name: str, files: Accepted) -> None:
         """Raise ConfigError if the name is taken: artifacts and checkpoints of a trial share a prefix."""
         suspended = trial.suspended()
@@ -224,32 +237,40 @@ class ReportAcceptance:
             given_up=reason,
         )
         trial.record.next_checkpoint = number + 1
-        trial.jobs.append(job)
+        trial.add_job(job)
         self._submit(job)
         return job
 
 
-def refuse_directory(path: str, *, owned: bool, trials: Iterable[str], in_use: Iterable[DirectoryInUse]) -> None:
+def refuse_directory(
+    path: str,
+    real: str,
+    *,
+    owned: bool,
+    used: UsedDirectories,
+    pending: object,
+    own_files: Sequence[str] = OWN_FILES,
+) -> None:
     """Raise ConfigError if the checkpoint contains a trial's own files, or if its deletion would affect others.
 
-    ``path`` is absolute. ``trials``: directories that the engine writes to. ``owned``: asyncsync may delete the
-    checkpoint once it is durable.
+    ``path`` is absolute, ``real`` the same without links. ``owned``: asyncsync may delete the checkpoint once it is
+    durable. ``pending``: the key of this checkpoint among the directories in use. ``own_files``: names of the files
+    that asyncsync writes in a trial's directory.
     """
-    real = os.path.realpath(path)
-    for trial in map(os.path.realpath, trials):
-        if _holds(real, trial) or (real in {f"{trial}/{name}" for name in OWN_FILES}):
-            raise ConfigError(
-                f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
-                f"of {trial}; {OWN_DIRECTORY_ADVICE}"
-            )
+    parent, name = os.path.split(real)
+    trial = used.trial_within(real) or (parent if name in own_files and used.is_trial(parent) else None)
+    if trial is not None:
+        raise ConfigError(
+            f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
+            f"of {trial}; {OWN_DIRECTORY_ADVICE}"
+        )
     if owned and (os.path.ismount(real) or _holds(real, os.path.realpath(os.path.expanduser("~")))):
         raise ConfigError(
             f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
             f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
-    for other in in_use:
-        theirs = os.path.realpath(other.path)
-        if (owned or other.owned) and (_holds(real, theirs) or _holds(theirs, real)):
+    for other in used.pending(but=pending):
+        if (owned or other.owned) and (_holds(real, other.path) or _holds(other.path, real)):
             raise ConfigError(
                 f"invalid report(checkpoint={path!r}): the pending checkpoint {other.name} is not durable yet and uses "
                 f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
@@ -261,10 +282,19 @@ def _holds(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryInUse], max_bytes: int) -> Accepted:
+def _accept_files(
+    source: Checkpoint,
+    trial: str,
+    used: UsedDirectories,
+    this_report: object,
+    max_bytes: int,
+    own_files: Sequence[str],
+) -> Accepted:
     """Check and list the files; runs in a worker thread. ``max_bytes``: most bytes that a path may have."""
     path = absolute(str(source.path))
-    refuse_directory(path, owned=source.owned, trials=trials, in_use=in_use)
+    real = os.path.realpath(path)
+    used.add_pending(this_report, DirectoryInUse(real, f"another report of {trial}", source.owned))
+    refuse_directory(path, real, owned=source.owned, used=used, pending=this_report, own_files=own_files)
     files = accept(path)
     long = [file.path for file in files.files if len(file.path) * 4 > max_bytes and len(file.path.encode()) > max_bytes]
     if long:
@@ -274,6 +304,12 @@ def _accept_files(source: Checkpoint, trials: list[str], in_use: list[DirectoryI
         )
     files.digest, files.size  # noqa: B018  computed here, because the event loop must not iterate over all files
     return files
+
+
+def _replaceable(trial: TrialState) -> CheckpointJob | None:
+    """The oldest checkpoint that a newer one may replace: no caller waits for it, and nothing of it is stored."""
+    free = (job for job in trial.jobs if job.mode is UploadMode.ASYNC and not (job.begun or job.may_be_stored))
+    return next(free, None)
 
 
 def _not_uploaded(source: Checkpoint) -> CheckpointHandle:

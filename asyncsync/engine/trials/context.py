@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from asyncsync.config import RunConfig
+from asyncsync.disk.results import OWN_FILES
 from asyncsync.errors import ConfigError, EngineClosedError
-from asyncsync.events import Event, SyncWarning
-from asyncsync.planning.ranks import rank_name
+from asyncsync.events import CheckpointDurable, Event, SyncWarning
+from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.event_stream import Emitter
@@ -128,6 +130,61 @@ class ReportGate:
             await self._open.wait()
 
 
+class DurableCalls(Protocol):
+    """The user's ``on_durable``, see :mod:`asyncsync.engine.durable_callback`."""
+
+    def submit(self, event: CheckpointDurable) -> None:
+        """Call it soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryInUse:
+    """The directory, or the one file, of a pending checkpoint. ``owned``: it is deleted once durable."""
+
+    path: str
+    name: str
+    owned: bool
+
+
+class UsedDirectories:
+    """Directories that no new checkpoint may be in, by their real paths: those that trials write to, and those of
+    pending checkpoints. Reports look here from worker threads; each method is one step for the others."""
+
+    def __init__(self) -> None:
+        self._trials = set[str]()
+        self._above: dict[str, str] = {}
+        """A trial's directory for each directory that holds one."""
+        self._pending: dict[object, DirectoryInUse] = {}
+
+    def add_trial(self, directory: str) -> None:
+        """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs."""
+        place = real = os.path.realpath(directory)
+        self._trials.add(real)
+        while place not in self._above:
+            self._above[place] = real
+            place = os.path.dirname(place)
+
+    def trial_within(self, real: str) -> str | None:
+        """A trial's directory that is ``real`` or lies in it."""
+        return self._above.get(real)
+
+    def is_trial(self, real: str) -> bool:
+        """Whether ``real`` is a trial's directory."""
+        return real in self._trials
+
+    def add_pending(self, key: object, directory: DirectoryInUse) -> None:
+        """A checkpoint is being reported, or is pending."""
+        self._pending[key] = directory
+
+    def drop_pending(self, key: object) -> None:
+        """It has ended."""
+        self._pending.pop(key, None)
+
+    def pending(self, *, but: object) -> list[DirectoryInUse]:
+        """The directories of all pending checkpoints except this one."""
+        return [directory for key, directory in list(self._pending.items()) if key != but]
+
+
 class EngineContext:
     """Settings, services and life cycle of one engine. The engine sets the services when it is entered."""
 
@@ -140,8 +197,14 @@ class EngineContext:
 
     def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
         self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
+        latest = run.checkpoint_config.latest_file
+        self.own_files = OWN_FILES if latest is None else (*OWN_FILES, latest)
+        """Files that asyncsync writes in each trial's directory."""
+        self.callback: DurableCalls | None = None
+        """Calls the user's ``on_durable``."""
         self.gate = ReportGate()
         self.emitter = Emitter()
+        self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
         self.running = False
@@ -193,6 +256,8 @@ class EngineContext:
     def emit(self, event: Event) -> None:
         """Send an event to the listeners."""
         self.emitter.emit(event)
+        if self.callback is not None and isinstance(event, CheckpointDurable):
+            self.callback.submit(event)
 
     def warn(self, tree: str, message: str) -> None:
         """Log a warning and send it to the listeners."""

@@ -21,7 +21,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
-from asyncsync.planning.ranks import (
+from asyncsync.planning.rank_parts import (
     OUTCOME,
     RETURNED,
     STEP,
@@ -277,7 +277,7 @@ class SharedCheckpoint:
             del stored[name]
 
     async def _compare_with_manifest(self) -> CommitView:
-        """There is a manifest: check whether it is of our step."""
+        """Check whether the existing manifest is of our step."""
         manifest = await find_manifest(self.store, self.prefix)
         info = manifest.info if manifest is not None else {}
         if info.get(STEP) == self.step and self.generation.has(info):

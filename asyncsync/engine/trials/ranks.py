@@ -38,7 +38,8 @@ from asyncsync.errors import (
     ConcurrentWriterError,
     SyncFailedError,
 )
-from asyncsync.planning.ranks import (
+from asyncsync.planning.document import TRIAL_RECORD
+from asyncsync.planning.rank_parts import (
     NONCE,
     RETURNED,
     Generation,
@@ -51,7 +52,7 @@ from asyncsync.runtime import dice, wall_time
 from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.read import list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
-from asyncsync.sync.records.model import TRIAL_RECORD, FailureRecord, RankRecord, TrialRecord
+from asyncsync.sync.records.model import FailureRecord, RankRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.upload.create_only import CollisionError
 

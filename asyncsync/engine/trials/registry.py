@@ -40,6 +40,7 @@ class Registry:
         """Checkpoints that resume when they are reported again, by trial that was not opened yet."""
         self._resumed_unasked: set[str] = set()
         """Trials that run because of pending checkpoints, and that the user has not asked for yet."""
+        context.directories.add_trial(str(state_dir()))
 
     def add_stored(self, known: dict[str, tuple[TrialRecord, str]], damaged: dict[str, DamagedError]) -> None:
         """Add the trials that are in the store."""
@@ -71,6 +72,7 @@ class Registry:
         trial = self._make(name, params)
         _make_directory(context.local_dir, name, context.role)
         trial.left_behind = self._left_behind.pop(name, ())
+        context.directories.add_trial(trial.tree.root)
         self.trials[name] = trial
         context.note_status(name, trial.record.status)
         context.scheduler.add(trial)
@@ -93,7 +95,7 @@ class Registry:
                 trial = self.trials.get(item.trial) or self.open(item.trial, params)
                 self._resumed_unasked.add(item.trial)
                 job = trial.resume_job(item, UploadMode.ASYNC)
-                trial.jobs.append(job)
+                trial.add_job(job)
                 yield job
 
     def _keep_left_behind(self, item: LeftBehind) -> None:
@@ -137,15 +139,12 @@ class Registry:
             missing.add(EXPERIMENT_KEY)
         return missing
 
-    def directories(self) -> list[str]:
-        """Directories that trials write to, and asyncsync's state directory."""
-        return [*(trial.tree.root for trial in self.trials.values()), str(state_dir())]
-
     def rules(self) -> Rules:
         """Rules that exclude the trials' files from the experiment's own."""
         config = self._context.run.sync_config
         skip = frozenset((*self.trials, *self._stored, *self._damaged, *self._context.record.trials))
-        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
+        patterns, ready = (tuple(config.include), tuple(config.exclude)), config.ready_rules
+        return Rules(*patterns, config.symlinks, skip, skip_marked=True, ready=ready)
 
     def copy_origins(self, trial: TrialState) -> list[str]:
         """Prefixes of earlier checkpoints that may share content with the next one of ``trial``.

@@ -14,10 +14,10 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
-from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
+from asyncsync.disk.results import as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
-from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
@@ -213,14 +213,15 @@ class TrialState:
     def _rules(self) -> Rules:
         config = self._context.run.sync_config
         if not config.sync_artifacts:
-            return Rules(only=OWN_FILES)
+            return Rules(only=self._context.own_files)
         return Rules(
             tuple(config.include),
             tuple(config.exclude),
             config.symlinks,
             self.reported_dirs | self.checkpoint_names() | self._context.role.others(),
-            always=OWN_FILES,
+            always=self._context.own_files,
             skip_numbered=True,
+            ready=config.ready_rules,
         )
 
     # ownership
@@ -277,8 +278,10 @@ class TrialState:
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.join(self)
-        elif self.record.params:
-            await write_params(self.dir, self.record.params)
+        else:
+            if self.record.params:
+                await write_params(self.dir, self.record.params)
+            await self.keeper.write_latest(self.dir)
         self._prepared = True
 
     async def _restore(self) -> None:
@@ -358,9 +361,17 @@ class TrialState:
         while len(self.jobs) > at_most:
             await self._changed.wait()
 
+    def add_job(self, job: CheckpointJob) -> None:
+        """A checkpoint was accepted, by this process or an earlier one."""
+        self.jobs.append(job)
+        if job.source is not None:
+            used = DirectoryInUse(job.source.real_path, f"{self.key}/{job.name}", job.delete_local)
+            self._context.directories.add_pending(job.token, used)
+
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or has failed for good with ``error``."""
         self.jobs.remove(job)
+        self._context.directories.drop_pending(job.token)
         self._changed.notify()
         job.handle.resolve(error)
         if error is not None and not job.handle.error_raised and not job.given_up:

@@ -28,6 +28,7 @@ from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
 from asyncsync.stores.http.errors import BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.watchdog import BodyReadLimit
+from asyncsync.stores.options import ConnectionLimits
 
 
 class _NoToken(Token):
@@ -40,23 +41,14 @@ class _NoToken(Token):
 class ProxyTransport:
     """A transport through ``proxy``. Create it inside a running loop."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        context: ssl.SSLContext | None,
-        proxy: str,
-        *,
-        stall_timeout: float,
-        connect_timeout: float,
-        max_connections: int,
-    ) -> None:
-        self._endpoint, self._proxy, self._stall_timeout = endpoint, proxy, stall_timeout
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=stall_timeout)
-        self._patient = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout, sock_read=max(PATIENT_STALL_TIMEOUT, stall_timeout)
-        )
+    def __init__(self, endpoint: str, context: ssl.SSLContext | None, proxy: str, limits: ConnectionLimits) -> None:
+        self._endpoint, self._proxy, self._stall_timeout = endpoint, proxy, limits.stall_timeout
+        connect, stall = limits.connect_timeout, limits.stall_timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=stall)
+        patient = max(PATIENT_STALL_TIMEOUT, stall)
+        self._patient = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=patient)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections, ssl=context or True),
+            connector=aiohttp.TCPConnector(limit=limits.max_connections, ssl=context or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
-from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import IntegrityError, PreconditionError, StoreError, UnavailableError
-from asyncsync.stores.base import MISSING, ObjectInfo, Piece, Sink
+from asyncsync.stores.base import MISSING, ObjectInfo
 from asyncsync.stores.http.body import crc32c_from_text, crc32c_to_text
 from asyncsync.stores.http.dates import unix_of
 
@@ -89,21 +88,6 @@ def check_version(where: str, wanted: str | None, found: str | None) -> None:
     """PreconditionError if the response has another version. Servers should refuse the request; some do not."""
     if wanted is not None and found is not None and found != wanted:
         raise PreconditionError(f"{where}: has generation {found}, not {wanted}")
-
-
-class ChecksumSink:
-    """A sink that computes the size and the CRC32C of the bytes that pass through it."""
-
-    __slots__ = ("_sink", "crc32c", "size")
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self.crc32c = self.size = 0
-
-    async def __call__(self, piece: Piece) -> None:
-        self.crc32c = crc32c_extend(self.crc32c, piece)
-        self.size += len(piece)
-        await self._sink(piece)
 
 
 # JSON documents

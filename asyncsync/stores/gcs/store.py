@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 from asyncsync.aio.threads import in_thread
@@ -34,7 +33,6 @@ from asyncsync.stores.gcs.compose import Composer, Rewriter
 from asyncsync.stores.gcs.options import GcsObjectKind, GcsOptions, proxy_for
 from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
-    ChecksumSink,
     Document,
     ListingPage,
     ObjectResource,
@@ -54,8 +52,8 @@ from asyncsync.stores.gcs.responses import (
 from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, ResumableUploads
 from asyncsync.stores.gcs.transport import DirectTransport, Transport
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
-from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
-from asyncsync.stores.options import kind_of
+from asyncsync.stores.http.body import ChecksumSink, crc32c_of, crc32c_to_text
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, kind_of
 
 log = logging.getLogger("asyncsync")
 
@@ -104,10 +102,9 @@ class GcsStore(Store):
     """One bucket and prefix.
 
     ``options`` are those of :class:`asyncsync.stores.gcs.options.GcsOptions`: endpoint_url, credentials, TLS,
-    encryption and properties of new objects; any other raises ConfigError. ``stall_timeout`` and ``connect_timeout``
-    are in seconds: a request that moves no byte for this time, or gets no connection, raises UnavailableError. The
-    store opens at most ``max_connections`` sockets, the first one on first use. The ``version`` of an object is its
-    generation.
+    encryption and properties of new objects; any other raises ConfigError. A request that exceeds a timeout of
+    ``limits`` raises UnavailableError. The store opens at most ``limits.max_connections`` sockets, the first one on
+    first use. The ``version`` of an object is its generation.
     """
 
     def __init__(
@@ -116,20 +113,14 @@ class GcsStore(Store):
         prefix: str,
         *,
         options: Mapping[str, object],
-        stall_timeout: float = 30.0,
-        connect_timeout: float = 10.0,
-        max_connections: int = 256,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         self._options = GcsOptions.parse(options)
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"gs://{bucket}/{self._prefix}".rstrip("/")
         self.traits = TRAITS
-        self._limits: dict[str, Any] = {
-            "stall_timeout": stall_timeout,
-            "connect_timeout": connect_timeout,
-            "max_connections": max_connections,
-        }
+        self._limits = limits
         self._opened: _OpenBucket | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -161,10 +152,10 @@ class GcsStore(Store):
         proxy = proxy_for(endpoint)
         context = await in_thread(self._options.ssl_context)
         if proxy is None:
-            return DirectTransport(endpoint, context, **self._limits)
+            return DirectTransport(endpoint, context, self._limits)
         from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 
-        return ProxyTransport(endpoint, context, proxy, **self._limits)
+        return ProxyTransport(endpoint, context, proxy, self._limits)
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice; the store cannot be used again."""

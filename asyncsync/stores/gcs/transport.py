@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from asyncsync.stores.base import Sink
 from asyncsync.stores.http.client import HttpClient
 from asyncsync.stores.http.pool import Host, port_of
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import ConnectionLimits
 
 PATIENT_STALL_TIMEOUT = 90.0
 """Minimum stall timeout (s) while the service works on stored bytes: a compose, or one step of a rewrite."""
@@ -72,27 +73,17 @@ class DirectTransport:
     """Requests by :mod:`asyncsync.stores.http.client`, with a third of the CPU time of aiohttp's session. Create it
     inside a running loop."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        context: ssl.SSLContext | None,
-        *,
-        stall_timeout: float,
-        connect_timeout: float,
-        max_connections: int,
-    ) -> None:
+    def __init__(self, endpoint: str, context: ssl.SSLContext | None, limits: ConnectionLimits) -> None:
         server = urlsplit(endpoint)
         self._base, self._host = server.path.rstrip("/"), server.netloc.rpartition("@")[2]
         host = Host(server.hostname or "", port_of(server), context)
-        self._http = HttpClient(
-            host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
+        self._http = HttpClient(host, limits)
+        patient = replace(
+            limits,
+            stall_timeout=max(PATIENT_STALL_TIMEOUT, limits.stall_timeout),
+            max_connections=min(PATIENT_CONNECTIONS, limits.max_connections),
         )
-        self._patient = HttpClient(
-            host,
-            stall_timeout=max(PATIENT_STALL_TIMEOUT, stall_timeout),
-            connect_timeout=connect_timeout,
-            max_connections=min(PATIENT_CONNECTIONS, max_connections),
-        )
+        self._patient = HttpClient(host, patient)
 
     async def close(self) -> None:
         await self._http.close()

@@ -94,13 +94,14 @@ class Budget:
         Unlimited while few requests wait for a slot. After that its share of the slots, and of the waiting requests
         that are needed so that each freed slot is taken at once.
         """
-        spare = max(2, self.limit // 4)
-        if self.waiting < spare:
+        limit = self._slots.rule.limit
+        spare = max(2, limit // 4)
+        if self._slots.queue.size + self._bulk.queue.size < spare:
             return self.ceiling
         (waiting, owners), (bulk, bulk_owners) = self._slots.ahead(lane), self._bulk.ahead(lane)
         if waiting + bulk < spare:
             return self.ceiling
-        return -(-(self.limit + spare) // max(owners, bulk_owners))
+        return -(-(limit + spare) // max(owners, bulk_owners))
 
     async def acquire(self, lane: Lane, owner: str, size: int) -> Grant:
         """Wait for a slot for a body of ``size`` bytes. The result must be passed to :meth:`release`.

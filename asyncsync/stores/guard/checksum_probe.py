@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-import google_crc32c
-
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Checks, Store
 
 
 async def probe_checks(store: Store, key: str, data: bytes) -> Checks:
-    """Write ``data`` under ``key`` with a wrong CRC32C, in one request; ``store`` is one without retries.
+    """Write ``data`` under ``key`` with a wrong checksum, in one request; ``store`` is one without retries.
 
     A store that refuses it does check, and nothing of the probe remains. For a store that accepts it the checks are
     lowered: its ETag is compared with the MD5 of the sent bytes if it is one, else nothing is checked. After any other
@@ -20,7 +18,7 @@ async def probe_checks(store: Store, key: str, data: bytes) -> Checks:
     if store.traits.local or not store.traits.crc32c:
         return store.traits.checks
     try:
-        info = await store.put(key, data, crc32c=google_crc32c.value(data) ^ 1)
+        info = await store.put_damaged(key, data)
     except StoreError:  # IntegrityError if the store checks
         return store.traits.checks
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -77,8 +77,9 @@ class FencedView(GuardedView):
         if not operation.writes:
             return await super().admit(operation, asked)
         while True:
-            await self._confirm(LEASE_SECONDS)
-            admission = await super().admit(operation, asked)
+            if not self._is_confirmed():
+                await self._confirm(LEASE_SECONDS)
+            admission = await GuardedView.admit(self, operation, asked)
             if self._is_confirmed():
                 return admission
             self.give_back(admission)

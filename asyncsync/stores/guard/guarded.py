@@ -21,7 +21,7 @@ from asyncsync.stores.guard.bandwidth import PAID_STEP, Payer
 from asyncsync.stores.guard.breaker import Breaker
 from asyncsync.stores.guard.budget import AttemptOutcome, Budget, Grant
 from asyncsync.stores.guard.lost_responses import complete_over_present, completed_is_ours, written_is_ours
-from asyncsync.stores.guard.retry import RetryPolicy, is_final, may_have_succeeded
+from asyncsync.stores.guard.retry_policy import RetryPolicy, is_final, may_have_succeeded
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore, under_lease
 
 T = TypeVar("T")

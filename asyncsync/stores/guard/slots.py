@@ -13,8 +13,8 @@ class Slots:
     """At most ``rule.limit`` in use, and at most ``per_turn`` taken in one turn of the loop (None: any number)."""
 
     def __init__(self, rule: Adaptive | Climb, per_turn: int | None = None) -> None:
-        self._rule, self._per_turn = rule, per_turn
-        self._queue = WaitQueue()
+        self.rule, self._per_turn = rule, per_turn
+        self.queue = WaitQueue()
         self._large: dict[Waiter, None] = {}
         """Waiters in the queue that are not small."""
         self.in_use = 0
@@ -25,29 +25,29 @@ class Slots:
     @property
     def limit(self) -> int:
         """Slots that exist now."""
-        return self._rule.limit
+        return self.rule.limit
 
     @property
     def ceiling(self) -> int:
         """Upper bound of ``limit``."""
-        return self._rule.ceiling
+        return self.rule.ceiling
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a slot."""
-        return self._queue.size
+        return self.queue.size
 
     def ahead(self, lane: Lane) -> tuple[int, int]:
         """Waiters, and their owners, in this lane and those before it."""
-        return self._queue.ahead(lane)
+        return self.queue.ahead(lane)
 
     async def acquire(self, lane: Lane, owner: str, *, small: bool = False) -> None:
         """Wait for a slot; return it with :meth:`release`. A caller that is cancelled here holds none."""
-        if not self._queue.size and self._may_begin():
+        if not self.queue.size and self._may_begin():
             self._begin()
             return
         waiter = Waiter(asyncio.get_running_loop().create_future(), lane, owner, small=small)
-        self._queue.add(waiter)
+        self.queue.add(waiter)
         if not small:
             self._large[waiter] = None
         self._note_waiting()
@@ -61,18 +61,18 @@ class Slots:
         """Move waiting large bodies of later lanes to ``lane``: a request there waits for their bulk slots."""
         for waiter in self._large:
             if waiter.lane > lane:
-                self._queue.remove(waiter)
+                self.queue.remove(waiter)
                 waiter.lane = lane
-                self._queue.add(waiter)
+                self.queue.add(waiter)
 
     def done(self, now: float, started: float, size: int) -> None:
         """A request took ``now - started`` seconds and moved ``size`` bytes. Call before its release."""
         self._note_waiting()
-        self._rule.done(now, started, size)
+        self.rule.done(now, started, size)
 
     def throttled(self, now: float, started: float) -> None:
         """The store asked for fewer requests. Call before the request's release."""
-        self._rule.throttled(now, started)
+        self.rule.throttled(now, started)
 
     def release(self) -> None:
         """Return a slot."""
@@ -82,11 +82,11 @@ class Slots:
 
     def _note_waiting(self) -> None:
         """Saturated means that requests wait for slots; those that only wait for the next turn do not count."""
-        if self._queue.size and self.in_use >= self._rule.limit:
-            self._rule.saturated = True
+        if self.queue.size and self.in_use >= self.rule.limit:
+            self.rule.saturated = True
 
     def _may_begin(self) -> bool:
-        return self.in_use < self._rule.limit and (self._per_turn is None or self._begun < self._per_turn)
+        return self.in_use < self.rule.limit and (self._per_turn is None or self._begun < self._per_turn)
 
     def _begin(self) -> None:
         self.in_use += 1
@@ -100,8 +100,8 @@ class Slots:
         self._grant()
 
     def _grant(self) -> None:
-        while self._queue.size and self._may_begin():
-            waiter = self._queue.pop()
+        while self.queue.size and self._may_begin():
+            waiter = self.queue.pop()
             self._large.pop(waiter, None)
             waiter.granted = True
             if not waiter.future.done():  # a cancelled waiter leaves the queue here, without a slot
@@ -111,7 +111,7 @@ class Slots:
     def _leave(self, waiter: Waiter) -> None:
         """A cancelled waiter is still in the queue, or was granted a slot in the tick of its cancel."""
         if not waiter.granted:
-            self._queue.remove(waiter)
+            self.queue.remove(waiter)
             self._large.pop(waiter, None)
         elif not waiter.future.cancelled():
             self.in_use -= 1

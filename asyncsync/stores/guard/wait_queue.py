@@ -94,13 +94,15 @@ class WaitQueue:
     def pop(self) -> Waiter:
         self._grants = (self._grants + 1) % FAIR_GRANT_EVERY
         order = _TURNS.get(self._grants, _STRICT)
-        owners = next(self._lanes[lane] for lane in order if self._lanes[lane])
+        for lane in order:
+            if owners := self._lanes[lane]:
+                break
         owner, queue = next(iter(owners.items()))
         waiter = queue.pop()
-        if queue:
-            owners.move_to_end(owner)
-        else:
+        if not queue:
             del owners[owner]
+        elif len(owners) > 1:
+            owners.move_to_end(owner)
         self._sizes[waiter.lane] -= 1
         self.size -= 1
         return waiter

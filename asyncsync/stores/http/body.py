@@ -1,4 +1,4 @@
-"""Request bodies that come from a file: read completely, and checked by CRC32C."""
+"""Bodies and their CRC32C: of requests that come from a file, and of responses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import google_crc32c
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.digests import md5_range
 from asyncsync.disk.files import FileRange
+from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import SourceChangedError
-from asyncsync.stores.base import Body
+from asyncsync.stores.base import Body, Piece, Sink
 
 
 async def read_body(body: FileRange) -> bytes:
@@ -63,3 +64,18 @@ def crc32c_from_text(text: str | None) -> int | None:
     except ValueError:
         return None
     return int.from_bytes(raw, "big") if len(raw) == 4 else None
+
+
+class ChecksumSink:
+    """A sink that computes the size and the CRC32C of the bytes that pass through it."""
+
+    __slots__ = ("_sink", "crc32c", "size")
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.crc32c = self.size = 0
+
+    async def __call__(self, piece: Piece) -> None:
+        self.crc32c = crc32c_extend(self.crc32c, piece)
+        self.size += len(piece)
+        await self._sink(piece)

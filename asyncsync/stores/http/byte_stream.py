@@ -266,7 +266,11 @@ class ByteStream(asyncio.BufferedProtocol):
                 return found
             if self._end - self._start == INPUT_BUFFER_SIZE:
                 raise BrokenError(f"the {what} is longer than 64 KiB")
-            await self._more_input()
+            before = self._received
+            if self._lost is None:
+                await self._wait()
+            if self._lost is not None and self._received == before:  # no more bytes can come
+                raise self._lost_again(self._lost) from self._lost
 
     async def _fill(self, target: bytearray | memoryview) -> int:
         """Fill ``target`` with the next bytes; fewer only if the connection ends."""
@@ -299,16 +303,6 @@ class ByteStream(asyncio.BufferedProtocol):
         view[:count] = self._inbox[self._start : self._start + count]
         self._start += count
         return count
-
-    async def _more_input(self) -> None:
-        """Wait for more bytes; BrokenError if none can come."""
-        if self._lost is None:
-            before = self._received
-            await self._wait()
-            if self._received != before:
-                return
-        if self._lost is not None:
-            raise self._lost_again(self._lost) from self._lost
 
     async def _wait(self) -> None:
         if self._reading_paused:

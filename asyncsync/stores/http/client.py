@@ -19,6 +19,7 @@ from asyncsync.stores.http.errors import BrokenError, NotReceivedError
 from asyncsync.stores.http.pool import ConnectionPool, Host, PooledConnection
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.options import ConnectionLimits
 
 SENDFILE_STEP = 1 << 22
 """Bytes of a file that a worker thread offers to a socket in one call; the socket takes what fits."""
@@ -36,16 +37,14 @@ ViewSink = Callable[[memoryview], Awaitable[None]]
 
 
 class HttpClient:
-    """Exchanges with one host. At most ``max_connections`` are in flight, and only as many on new connections as the
-    server accepts (:mod:`asyncsync.stores.http.accept_limit`); others wait. Create it inside a running loop."""
+    """Exchanges with one host. At most ``limits.max_connections`` are in flight, and only as many on new connections as
+    the server accepts (:mod:`asyncsync.stores.http.accept_limit`); others wait. Create it inside a running loop."""
 
-    def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
+    def __init__(self, host: Host, limits: ConnectionLimits) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connect_timeout = connect_timeout
-        self._watchdog = Watchdog(stall_timeout)
-        self._pool = ConnectionPool(
-            host, stall_timeout=stall_timeout, connect_timeout=connect_timeout, max_connections=max_connections
-        )
+        self._connect_timeout = limits.connect_timeout
+        self._watchdog = Watchdog(limits.stall_timeout)
+        self._pool = ConnectionPool(host, limits)
 
     @property
     def busy(self) -> int:
@@ -81,7 +80,8 @@ class HttpClient:
         async def once(pooled: PooledConnection) -> tuple[Response, bool]:
             connection = pooled.connection
             complete = await self._send_request(connection, head, body, suffix, lease)
-            response = await self._read_head(pooled, bodiless=bodiless)
+            response = await connection.read_head(bodiless=bodiless)
+            self._pool.response_began(pooled, response)
             complete = complete and not connection.early
             if (response.status < 300 or response.status == also) and not complete:
                 connection.early = True
@@ -101,7 +101,8 @@ class HttpClient:
         async def once(pooled: PooledConnection) -> tuple[Response, bool]:
             connection = pooled.connection
             connection.start_request(head)
-            response = await self._read_head(pooled)
+            response = await connection.read_head()
+            self._pool.response_began(pooled, response)
             if response.status >= 300:
                 response.content = await connection.collect()
             elif connection.chunked:
@@ -133,11 +134,6 @@ class HttpClient:
             finally:
                 self._watchdog.discard(pooled.connection)
                 self._pool.put_back(pooled, reusable=reusable)
-
-    async def _read_head(self, pooled: PooledConnection, *, bodiless: bool = False) -> Response:
-        response = await pooled.connection.read_head(bodiless=bodiless)
-        self._pool.response_began(pooled, response)
-        return response
 
     # Receiving
 

@@ -18,6 +18,7 @@ from asyncsync.stores.http.connection import Connection
 from asyncsync.stores.http.errors import BrokenError, NotReceivedError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.tls import secure
+from asyncsync.stores.options import ConnectionLimits
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 KEEPALIVE_SECONDS = 12.0
@@ -63,12 +64,10 @@ class ConnectionPool:
     :class:`asyncsync.stores.http.accept_limit.AcceptLimit` allows. Other requests wait in order. Create it inside a
     running loop."""
 
-    def __init__(self, host: Host, *, stall_timeout: float, connect_timeout: float, max_connections: int) -> None:
-        self._host = host
-        self._stall_timeout, self._connect_timeout = stall_timeout, connect_timeout
+    def __init__(self, host: Host, limits: ConnectionLimits) -> None:
+        self._host, self._limits = host, limits
         self._loop = asyncio.get_running_loop()
-        self._max_connections = max_connections
-        self._accept_limit = AcceptLimit(max_connections)
+        self._accept_limit = AcceptLimit(limits.max_connections)
         self._waiting: deque[asyncio.Future[PooledConnection | None]] = deque()
         self.busy = 0
         """Connections in use."""
@@ -97,15 +96,15 @@ class ConnectionPool:
         """A connection for one exchange; return it with :meth:`put_back`. BrokenError."""
         found = self._enter() if self._room else await self._wait_for_room()
         if found is None:
-            found = await self._connect(min(SYN_SECONDS, self._connect_timeout))
+            found = await self._connect(min(SYN_SECONDS, self._limits.connect_timeout))
         if found is None:  # let others go first; meanwhile an older connection may become idle
             found = await self._connect_again()
         return found
 
     async def _connect_again(self) -> PooledConnection:
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                found = await self._wait_for_room() or await self._connect(self._connect_timeout)
+            async with asyncio.timeout(self._limits.connect_timeout):
+                found = await self._wait_for_room() or await self._connect(self._limits.connect_timeout)
         except TimeoutError:
             found = None
         if found is None:
@@ -113,11 +112,11 @@ class ConnectionPool:
         return found
 
     def _no_connection(self) -> BrokenError:
-        return BrokenError(f"no connection within {self._connect_timeout:g} s")
+        return BrokenError(f"no connection within {self._limits.connect_timeout:g} s")
 
     @property
     def _room(self) -> bool:
-        return self.busy < self._max_connections and (bool(self._idle) or self._fresh < self._accept_limit.limit)
+        return self.busy < self._limits.max_connections and (bool(self._idle) or self._fresh < self._accept_limit.limit)
 
     def _enter(self) -> PooledConnection | None:
         """Occupy a place; None: a connection must be opened."""
@@ -226,9 +225,9 @@ class ConnectionPool:
             connection.fail(NotReceivedError("the server accepts no further connections"))
 
     async def _open_connection(self, patience: float) -> Connection | None:
-        connection = Connection(self._loop, self._open, self._stall_timeout)
+        connection = Connection(self._loop, self._open, self._limits.stall_timeout)
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(self._limits.connect_timeout):
                 sock = await self._open_socket(patience)
                 if sock is None:
                     return None

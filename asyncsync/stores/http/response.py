@@ -10,6 +10,8 @@ from asyncsync.stores.http.errors import BrokenError
 MAX_NUMBER_DIGITS = 18
 """Longest number accepted in a header."""
 _VERSIONS = frozenset({"HTTP/1.1", "HTTP/1.0"})
+_STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
+"""All statuses but 101, which switches to another protocol."""
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
@@ -28,8 +30,8 @@ def parse_head(head: bytes) -> Response:
     """Parse the status line and headers; repeated headers are joined with a comma. BrokenError if it is not HTTP/1."""
     lines = head.decode("latin-1").split("\r\n")
     version, _, rest = lines[0].partition(" ")
-    status = rest[:3]
-    if version not in _VERSIONS or len(status) != 3 or not is_number(status) or not "101" != status >= "100":
+    status = _STATUSES.get(rest[:3])
+    if version not in _VERSIONS or status is None:
         raise BrokenError(f"not an HTTP response: {lines[0][:60]!r}")
     headers: dict[str, str] = {}
     for line in lines[1:]:
@@ -40,7 +42,7 @@ def parse_head(head: bytes) -> Response:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     wish = headers.get("connection", "").lower()
     keep = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
-    return Response(int(status), headers, keep)
+    return Response(status, headers, keep)
 
 
 def length_of(response: Response) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import PIECE, FileRange, Lease, open_nonblocking
+from asyncsync.disk.files import CANNOT_COPY, PIECE, FileRange, Lease, open_nonblocking, share_blocks
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
@@ -24,8 +23,6 @@ COPY_STEP = 16 << 20
 DIRECTORY_ATTEMPTS = 100
 """How often a directory is created again after a concurrent delete has removed it."""
 
-_FICLONE = 0x40049409  # linux/fs.h: share all blocks of the source with the target
-_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ENOTTY}
 _NO_DIR_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -142,7 +139,7 @@ def copy_range(source: SourceFile, fd: int, at: int, permit: WritePermit) -> Non
     The kernel computes no checksum. SourceChangedError if the size or mtime of the source differs after the copy.
     """
     permit.check()
-    if not (at == 0 and source.whole and source.size and _clone(source.fd, fd)):
+    if not (at == 0 and source.whole and source.size and share_blocks(source.fd, fd)):
         done = _copy_in_kernel(source, fd, at, permit)
         while done < source.size:
             permit.check()
@@ -158,16 +155,6 @@ def copy_range(source: SourceFile, fd: int, at: int, permit: WritePermit) -> Non
         raise SourceChangedError(f"{source.path}: the file changed while it was copied")
 
 
-def _clone(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError as error:
-        if error.errno not in _CANNOT_COPY:
-            raise
-        return False
-    return True
-
-
 def _copy_in_kernel(source: SourceFile, fd: int, at: int, permit: WritePermit) -> int:
     """The bytes copied: all, or fewer if the system does not support it (another file system, macOS)."""
     done = 0
@@ -180,7 +167,7 @@ def _copy_in_kernel(source: SourceFile, fd: int, at: int, permit: WritePermit) -
                 source.fd, fd, min(COPY_STEP, source.size - done), source.offset + done, at + done
             )
         except OSError as error:
-            if error.errno not in _CANNOT_COPY:
+            if error.errno not in CANNOT_COPY:
                 raise
             return done
         if step == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.scan import TEMPORARY, is_text
 from asyncsync.errors import StoreError
 
 CONTROL_DIR = ".asyncsync"
@@ -55,12 +55,4 @@ def is_reserved(directory: str, name: str) -> bool:
     control = directory == f"{CONTROL_DIR}/" or directory.endswith(f"/{CONTROL_DIR}/")
     if control and name in (LOCK_NAME, f"{UPLOADS_NAME}/"):
         return True
-    return name.endswith(TEMPORARY) or not _is_utf8(name)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.endswith(TEMPORARY) or not is_text(name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import StoreError
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import Endpoint, S3Access
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import S3Requests, supports_bucket
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class S3Bucket:
     """The bucket called ``name``, and its open connections. ``uri`` is the store's address, for errors."""
 
-    def __init__(self, uri: str, name: str, options: S3Options, limits: dict[str, Any]) -> None:
+    def __init__(self, uri: str, name: str, options: S3Options, limits: ConnectionLimits) -> None:
         self.uri = uri
         self.name = name
         self._options = options
@@ -74,7 +75,7 @@ class S3Bucket:
                 await in_thread(importlib.import_module, "asyncsync.stores.s3.sdk.aiobotocore_client")
                 from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
 
-                client = AiobotocoreClient(self.name, self._options, **self._limits)
+                client = AiobotocoreClient(self.name, self._options, self._limits)
                 try:
                     await client.open()
                 except BaseException:
@@ -110,8 +111,8 @@ class S3Bucket:
             endpoint,
             access,
             ssl_context=context,
+            limits=self._limits,
             operation_headers=self._options.operation_headers,
             customer_key=self._options.sse_customer_key,
-            **self._limits,
         )
         return S3Requests(transport)

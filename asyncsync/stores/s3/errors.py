@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -21,7 +22,8 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.http.dates import retry_after, unix_of
 from asyncsync.stores.s3.endpoint import shown
-from asyncsync.stores.s3.xml import document, local_name, text_of
+from asyncsync.stores.s3.optional_headers import RefusedHeaderError
+from asyncsync.stores.xml_reader import document, local_name, text_of
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
@@ -40,17 +42,18 @@ _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
 _DENIED = frozenset(
     {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AllAccessDisabled"} | EXPIRED
 )
-_UNSPECIFIC = frozenset({"", "InvalidRequest", "InvalidArgument", "BadRequest"})
-_REFUSAL_WORDS = (
-    "not supported",
-    "unsupported",
-    "not implemented",
-    "notimplemented",
-    "unknown",
-    "unrecognized",
-    "unexpected",
+_UNSPECIFIC = frozenset({"", "400", "InvalidRequest", "InvalidArgument", "BadRequest"})
+"""Codes of a 400 that say nothing about its cause; only the message does."""
+_REFUSED_HEADER_WORDS = (
+    ("not supported", "unsupported", "not implemented", "notimplemented", "unknown", "unrecognized", "unexpected"),
+    ("header", "x-amz-", "checksum"),
 )
-_REFUSED_SUBJECTS = ("header", "x-amz-", "checksum")
+"""A header that the server does not implement: a word of each group. Backblaze B2 sends InvalidArgument, "Unsupported
+header 'x-amz-checksum-crc32' received for this API call." (iterate-ch/cyberduck#16107); other servers have other
+words."""
+_CHECKSUM_WORDS = (("checksum",),)
+"""A wrong checksum. AWS sends InvalidRequest, "Value for x-amz-checksum-crc32c header is invalid."."""
+_HEADER_NAME = re.compile(r"x-amz-[a-z0-9-]+")
 _REDIRECT_ADVICE = (
     "redirects are followed only to other regions of the same service, and never from https to http; if the bucket is "
     "there, set endpoint_url or region"
@@ -114,13 +117,13 @@ class S3Failure:
             return PreconditionError(text)
         if self._requires_content_md5():
             return ContentMd5RequiredError(text)
-        if self._is_unsupported():
-            return UnsupportedError(text)
+        if status in (405, 501) or code == "NotImplemented":
+            return self._unsupported(text)
         if self._is_customer_encrypted():
             return StoreError(f"{text}: the object is encrypted with a customer's key: check sse_customer_key")
         if code == "InvalidObjectState":
             return self._archived(text)
-        if code in _DAMAGED or (status == 400 and self._mentions_checksum()):
+        if code in _DAMAGED:
             return IntegrityError(text, retryable=True)
         if status == 429 or code in _THROTTLED or (status == 503 and code in ("", "503", "SlowDown")):
             return ThrottledError(text, retry_after(self.headers))
@@ -130,17 +133,24 @@ class S3Failure:
             return UnavailableError(text)
         if self.location:
             return StoreError(f"{text}: it redirects to {shown(self.location)}; {_REDIRECT_ADVICE}")
-        return _ERRORS_BY_CODE.get(code, StoreError)(text)
+        if code in _ERRORS_BY_CODE:
+            return _ERRORS_BY_CODE[code](text)
+        return self._from_message(text) if status == 400 else StoreError(text)
 
-    def _is_unsupported(self) -> bool:
-        if self.status in (405, 501) or self.code == "NotImplemented":
-            return True
-        if self.status != 400 or self.code in _DAMAGED:
-            return False
+    def _from_message(self, text: str) -> StoreError:
+        """The error of a 400 whose code is not among those above."""
         if self.operation == "HeadObject" and self.code in ("", "400"):
-            return True  # the response to a HEAD has no document, so it may mean this
+            return self._unsupported(text)  # the response to a HEAD has no document, so it may mean this
         words = f"{self.code} {self._message_without_key()}".lower()
-        return any(word in words for word in _REFUSAL_WORDS) and any(word in words for word in _REFUSED_SUBJECTS)
+        if _has_words(words, _REFUSED_HEADER_WORDS):
+            return self._unsupported(text)
+        if _has_words(words if self.code in _UNSPECIFIC else self.code.lower(), _CHECKSUM_WORDS):
+            return IntegrityError(text, retryable=True)
+        return StoreError(text)
+
+    def _unsupported(self, text: str) -> UnsupportedError:
+        header = _HEADER_NAME.search(self._message_without_key().lower())
+        return UnsupportedError(text) if header is None else RefusedHeaderError(text, header[0])
 
     def _requires_content_md5(self) -> bool:
         """AWS: InvalidRequest, "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with
@@ -159,14 +169,14 @@ class S3Failure:
         text += ": it is in an archive class and must be restored before it can be read"
         return PreconditionError(text) if self.operation in ("CopyObject", "UploadPartCopy") else StoreError(text)
 
-    def _mentions_checksum(self) -> bool:
-        """For a wrong checksum, AWS sends InvalidRequest and a message with the header's name."""
-        words = self._message_without_key().lower()
-        return "checksum" in self.code.lower() or (self.code in _UNSPECIFIC and "checksum" in words)
-
     def _message_without_key(self) -> str:
         """A key may contain any word."""
         return self.message.replace(self.where.removeprefix("s3://").partition("/")[2] or "\n", "")
+
+
+def _has_words(text: str, groups: Iterable[Iterable[str]]) -> bool:
+    """Whether ``text`` has a word of each group."""
+    return all(any(word in text for word in group) for group in groups)
 
 
 def parse_failure(operation: str, where: str, status: int, headers: Mapping[str, str], body: bytes) -> S3Failure:

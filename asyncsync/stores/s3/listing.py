@@ -15,7 +15,7 @@ from asyncsync.errors import StoreError, UnavailableError
 from asyncsync.stores.base import ObjectInfo, Page, Part, Upload
 from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.responses import object_crc32c
-from asyncsync.stores.s3.xml import unquoted_etag
+from asyncsync.stores.xml_reader import unquoted_etag
 
 MAX_EMPTY_PAGES = 1000
 """Pages in a row without an entry."""

@@ -27,6 +27,14 @@ _SWITCHES = {
 """Storage options that leave out each header from the start."""
 
 
+class RefusedHeaderError(UnsupportedError):
+    """The store does not implement ``header``, which its message names."""
+
+    def __init__(self, message: str, header: str) -> None:
+        super().__init__(message)
+        self.header = header
+
+
 @dataclass(frozen=True, slots=True)
 class OptionalHeaders:
     """Which optional headers are sent."""
@@ -42,12 +50,12 @@ class OptionalHeaders:
         """The headers in both."""
         return OptionalHeaders(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
 
-    def alternatives(self, operation: str, refusal: str, *, insist: bool) -> Iterator[OptionalHeaders]:
-        """The headers to try after a refusal: without the one that it names, without each one, then fewer and fewer.
+    def alternatives(self, operation: str, refused: str, *, insist: bool) -> Iterator[OptionalHeaders]:
+        """The headers to try after a refusal: without the ``refused`` one, without each one, then fewer and fewer.
         ``insist``: always send checksums."""
         usable = [name for name in _SENT.get(operation, ("checksum",)) if not insist or name == "size"]
         tried = {self}
-        named = [self.without(name) for name in usable if _HEADERS.get(name, "?") in refusal.lower()]
+        named = [self.without(name) for name in usable if refused.startswith(_HEADERS.get(name, "?"))]
         fewer, steps = self, []
         for name in usable:
             fewer = fewer.without(name)
@@ -83,9 +91,9 @@ class HeaderNegotiation:
         try:
             return await once(used)
         except UnsupportedError as error:
-            return await self._retry_with_fewer(error, operation, used, required, once)
+            return await self.retry_with_fewer(error, operation, used, required, once)
 
-    async def _retry_with_fewer(
+    async def retry_with_fewer(
         self,
         error: UnsupportedError,
         operation: str,
@@ -96,7 +104,8 @@ class HeaderNegotiation:
         """Headers without which the request succeeds are never sent again. A request that is refused in any case
         changes nothing."""
         now = self.current  # another request may have learned it meanwhile
-        alternatives = used.alternatives(operation, str(error), insist=self._insist)
+        refused = error.header if isinstance(error, RefusedHeaderError) else ""
+        alternatives = used.alternatives(operation, refused, insist=self._insist)
         for fewer in alternatives if now == used else (now, *alternatives):
             try:
                 done = await once(fewer)

@@ -20,7 +20,8 @@ from asyncsync.stores.http.response import Response
 from asyncsync.stores.s3.optional_headers import OptionalHeaders
 from asyncsync.stores.s3.responses import check_result, has_etag
 from asyncsync.stores.s3.transport import S3Request, SignedTransport
-from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes, text_of
+from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes
+from asyncsync.stores.xml_reader import text_of
 
 _MAX_DELETE_RESPONSE = 8 << 20
 """Bytes of a response that names a thousand keys."""

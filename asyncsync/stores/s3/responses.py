@@ -14,7 +14,7 @@ from asyncsync.stores.http.body import crc32c_from_text
 from asyncsync.stores.http.dates import unix_of
 from asyncsync.stores.http.response import is_number
 from asyncsync.stores.s3.errors import S3Failure, failure_in
-from asyncsync.stores.s3.xml import document, local_name, text_of, unquoted_etag
+from asyncsync.stores.xml_reader import document, local_name, text_of, unquoted_etag
 
 _ETAG_HEADER = frozenset({"PutObject", "UploadPart"})
 """Operations whose result is the ETag header."""

@@ -7,6 +7,7 @@ cost: the key of a day is derived once, and a request is not parsed again.
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -15,6 +16,8 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 """Replaces the SHA-256 of a body. A signed CRC32C header protects the body instead."""
 MAX_HEADER_SETS = 64
 """Sets of header names whose order is cached."""
+_NOT_PLAIN = re.compile("[^!-~]")
+"""A character in a header's value that may be a space."""
 
 
 class Signer:
@@ -51,7 +54,10 @@ class Signer:
         if known is None:
             known = self._order_of(header_set)
         names, signed = known
-        lines = "".join([f"{name}:{_plain(headers[name])}\n" for name in names])
+        values = [headers[name] for name in names]
+        if _NOT_PLAIN.search("".join(values)):
+            values = [_plain(value) for value in values]
+        lines = "".join([f"{name}:{value}\n" for name, value in zip(names, values, strict=True)])
         query = canonical_query(query) if query else ""
         canonical = f"{method}\n{path}\n{query}\n{lines}\n{signed}\n{payload_hash}"
         digest = sha256(canonical.encode()).hexdigest()

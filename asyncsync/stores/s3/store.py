@@ -10,7 +10,7 @@ import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.disk.files import Lease, lease_of
@@ -42,7 +42,7 @@ from asyncsync.stores.base import (
 )
 from asyncsync.stores.http.body import crc32c_of, crc32c_to_text, md5_of
 from asyncsync.stores.http.response import is_number
-from asyncsync.stores.options import ObjectKind, kind_of
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, ObjectKind, kind_of
 from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.errors import ContentMd5RequiredError, InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
@@ -50,7 +50,8 @@ from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHead
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
 from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, check_has_etag, object_crc32c, object_info
-from asyncsync.stores.s3.xml import is_xml_text, unquoted_etag
+from asyncsync.stores.s3.xml import is_xml_text
+from asyncsync.stores.xml_reader import unquoted_etag
 
 log = logging.getLogger("asyncsync")
 
@@ -66,10 +67,9 @@ class S3Store(Store):
 
     ``options`` are those of :class:`asyncsync.stores.s3.options.S3Options`: endpoint_url, region, profile,
     credentials, TLS, encryption, properties of new objects, and switches for features that some stores lack; any other
-    raises ConfigError.
-    ``stall_timeout`` and ``connect_timeout`` are in seconds: a request that moves no byte for this time, or gets no
-    connection, raises UnavailableError. The store opens at most ``max_connections`` sockets for bulk data, and as many
-    for the rest, the first one on first use. The ``version`` of an object is its ETag without quotes.
+    raises ConfigError. A request that exceeds a timeout of ``limits`` raises UnavailableError. The store opens at most
+    ``limits.max_connections`` sockets for bulk data, and as many for the rest, the first one on first use. The
+    ``version`` of an object is its ETag without quotes.
     """
 
     def __init__(
@@ -78,18 +78,11 @@ class S3Store(Store):
         prefix: str,
         *,
         options: Mapping[str, object],
-        stall_timeout: float = 30.0,
-        connect_timeout: float = 10.0,
-        max_connections: int = 256,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         self._options = S3Options.parse(options)
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
-        limits: dict[str, Any] = {
-            "stall_timeout": stall_timeout,
-            "connect_timeout": connect_timeout,
-            "max_connections": max_connections,
-        }
         self._bucket = S3Bucket(self.uri, bucket, self._options, limits)
         self._listings = S3Listings(self._bucket, self._prefix)
         headers, insist = self._options.optional_headers(), self._options.checksum == "crc32c"
@@ -170,35 +163,48 @@ class S3Store(Store):
         self, operation: str, key: str, query: str, headers: dict[str, str], body: Body, crc32c: int | None
     ) -> tuple[str, int | None]:
         """Send a body; its ETag, and its CRC32C if the store checked that."""
-        requests, where = await self._bucket.requests(), self._where(operation, key)
-
-        async def once(optional: OptionalHeaders) -> tuple[str, int | None]:
-            nonlocal crc32c
-            sent = ""
-            if optional.checksum:
-                crc32c = await crc32c_of(body) if crc32c is None else crc32c
-                sent = crc32c_to_text(crc32c)
-            checksum = {"x-amz-checksum-crc32c": sent} if sent else {}
-            if self._locks:
-                checksum |= _ALGORITHM if sent else {"content-md5": b64encode(await md5_of(body)).decode()}
-            response = await requests.put(operation, self._full(key), query, headers | checksum, body)
-            version = unquoted_etag(response["etag"])
-            if not optional.checksum:
-                if self.traits.etag_md5:
-                    await check_etag(where, version, body)
-                return version, None
-            stored = response.get("x-amz-checksum-crc32c", sent)
-            if stored != sent:
-                raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
-            return version, crc32c
-
+        used = self._optional.current
         try:
-            return await self._optional.run(operation, headers, once)
+            return await self._send_once(operation, key, query, headers, body, crc32c, used)
+        except UnsupportedError as error:
+            once = partial(self._send_once, operation, key, query, headers, body, crc32c)
+            return await self._optional.retry_with_fewer(error, operation, used, headers, once)
+
+    async def _send_once(
+        self,
+        operation: str,
+        key: str,
+        query: str,
+        headers: dict[str, str],
+        body: Body,
+        crc32c: int | None,
+        optional: OptionalHeaders,
+    ) -> tuple[str, int | None]:
+        requests = await self._bucket.requests()
+        sent = ""
+        if optional.checksum:
+            crc32c = await crc32c_of(body) if crc32c is None else crc32c
+            sent = crc32c_to_text(crc32c)
+            headers = headers | {"x-amz-checksum-crc32c": sent}
+        if self._locks:
+            headers = headers | (_ALGORITHM if sent else {"content-md5": b64encode(await md5_of(body)).decode()})
+        try:
+            response = await requests.put(operation, self._full(key), query, headers, body)
         except ContentMd5RequiredError:
             if self._locks:
                 raise
             self._locks = True  # the bucket locks every new object
-            return await self._optional.run(operation, headers, once)
+            return await self._send_once(operation, key, query, headers, body, crc32c, optional)
+        version = unquoted_etag(response["etag"])
+        if not optional.checksum:
+            if self.traits.etag_md5:
+                await check_etag(self._where(operation, key), version, body)
+            return version, None
+        stored = response.get("x-amz-checksum-crc32c", sent)
+        if stored != sent:
+            where = self._where(operation, key)
+            raise IntegrityError(f"{where}: sent CRC32C {sent}, the store has {stored}", retryable=True)
+        return version, crc32c
 
     async def read(
         self, key: str, sink: Sink, *, start: int = 0, length: int | None = None, if_version: str | None = None

@@ -11,7 +11,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.parse import quote
 
 from asyncsync.disk.files import FileRange, Lease
@@ -22,6 +21,7 @@ from asyncsync.stores.http.connection import MAX_COLLECTED_BODY
 from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.pool import Host
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import Endpoint, S3Access
 from asyncsync.stores.s3.errors import (
     EXPIRED,
@@ -60,20 +60,14 @@ class SignedTransport:
         access: S3Access,
         *,
         ssl_context: ssl.SSLContext | None,
-        stall_timeout: float,
-        connect_timeout: float,
-        max_connections: int,
+        limits: ConnectionLimits,
         operation_headers: Callable[[str], Mapping[str, str]],
         customer_key: str | None = None,
     ) -> None:
         self.bucket = bucket
         self._access = access
         self._ssl_context = ssl_context
-        self._limits: dict[str, Any] = {
-            "stall_timeout": stall_timeout,
-            "connect_timeout": connect_timeout,
-            "max_connections": max_connections,
-        }
+        self._limits = limits
         self._operation_headers = operation_headers
         self._common_headers: dict[str, dict[str, str]] = {}
         """Headers of every request, by operation."""
@@ -92,7 +86,7 @@ class SignedTransport:
         self._host, self._path = endpoint.host, endpoint.path  # parsed once, not for each request
         self._signer = None
         tls = self._ssl_context if endpoint.base.startswith("https:") else None
-        self._http = HttpClient(Host(endpoint.hostname, endpoint.port, tls), **self._limits)
+        self._http = HttpClient(Host(endpoint.hostname, endpoint.port, tls), self._limits)
 
     async def close(self) -> None:
         for http in (*self._replaced, self._http):
@@ -110,9 +104,9 @@ class SignedTransport:
         """The response if it is a success, with the first ``max_body`` bytes of its body; otherwise its error is
         raised."""
 
-        async def once(http: HttpClient, head: bytes) -> Response:
+        def once(http: HttpClient, head: bytes) -> Awaitable[Response]:
             bodiless = request.method == "HEAD"
-            return await http.send(head, request.body, bodiless=bodiless, max_body=max_body, lease=request.lease)
+            return http.send(head, request.body, bodiless=bodiless, max_body=max_body, lease=request.lease)
 
         return await self._exchange(request, once)
 
@@ -122,8 +116,8 @@ class SignedTransport:
         """The same with the body in ``sink``. ``expect`` takes status and headers, and returns the expected length;
         None: unknown."""
 
-        async def once(http: HttpClient, head: bytes) -> Response:
-            return await http.fetch(head, lambda response: expect(response.status, response.headers), sink)
+        def once(http: HttpClient, head: bytes) -> Awaitable[Response]:
+            return http.fetch(head, lambda response: expect(response.status, response.headers), sink)
 
         return await self._exchange(request, once)
 

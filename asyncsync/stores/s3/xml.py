@@ -1,14 +1,14 @@
-"""XML documents of S3 requests and responses. No I/O."""
+"""XML documents of S3 requests and responses. No I/O. Responses are parsed by :mod:`asyncsync.stores.xml_reader`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-from xml.etree.ElementTree import Element, ParseError, XMLPullParser
+from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from asyncsync.stores.base import Part
 from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.xml_reader import children, text_of
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _LINE_BREAKS = {"\r": "&#13;", "\n": "&#10;"}
@@ -25,37 +25,6 @@ def _part(part: Part, checksums: bool) -> str:
     checksum = "" if crc is None else f"<ChecksumCRC32C>{crc32c_to_text(crc)}</ChecksumCRC32C>"
     etag = escape(f'"{part.etag}"')
     return f"<Part><PartNumber>{part.number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>"
-
-
-def document(content: bytes, *, cut: bool = False) -> Element | None:
-    """The root of an XML document; None for anything else. Blanks before it are skipped: slow servers send them to keep
-    the connection alive. ``cut``: accept an incomplete document."""
-    parser: Any = XMLPullParser(("start",))
-    root: Element | None = None
-    try:
-        parser.feed(content.lstrip(b" \t\r\n"))
-        for _, element in parser.read_events():
-            root = element if root is None else root
-        parser.close()
-    except (ParseError, LookupError, ValueError):  # the last two: an unknown encoding
-        return root if cut else None
-    return root
-
-
-def local_name(element: Element) -> str:
-    """The name of an element without its namespace."""
-    return element.tag.rpartition("}")[2]
-
-
-def children(element: Element, name: str) -> list[Element]:
-    """The direct children with this name, in any namespace."""
-    return [child for child in element if local_name(child) == name]
-
-
-def text_of(element: Element, name: str) -> str:
-    """The text of the first child with this name; empty if there is none."""
-    found = children(element, name)
-    return (found[0].text or "").strip() if found else ""
 
 
 def delete_document(keys: Sequence[str]) -> bytes:
@@ -82,8 +51,3 @@ def failed_deletes(result: Element) -> list[tuple[str, str, str]]:
 def _key_of(element: Element) -> str:
     found = children(element, "Key")
     return found[0].text or "" if found else ""  # leading and trailing blanks are part of the key
-
-
-def unquoted_etag(etag: str | None) -> str:
-    """An ETag as the version of an object: without quotes and without the mark of a weak one."""
-    return (etag or "").removeprefix("W/").strip('"')

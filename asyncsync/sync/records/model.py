@@ -26,8 +26,6 @@ from asyncsync.planning.document import (
     whole,
 )
 
-EXPERIMENT_RECORD = ".asyncsync/experiment.json"
-TRIAL_RECORD = ".asyncsync/trial.json"
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
 :class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
@@ -151,6 +149,8 @@ class CheckpointRecord(_Fields):
     """When it became durable."""
     step: int | None = None
     """Training step of the report, if it had one."""
+    pinned: bool = False
+    """Whether retention leaves it alone, see ``Trial.pin``."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from asyncsync.aio.tasks import for_each_limited, run_all
 from asyncsync.aio.threads import in_hasher
@@ -300,15 +300,7 @@ class Assembly:
         assert self._upload is not None
         try:
             async with self._copying:
-                part = await self._store.copy_part(
-                    self._upload,
-                    number,
-                    piece.offset,
-                    origin.key,
-                    origin.start,
-                    piece.size,
-                    if_source_version=origin.version,
-                )
+                part = await self._copy_part(self._upload, number, piece, origin)
         except StillUnavailableError:
             raise
         except StoreError:  # the source is missing, changed or not readable, or the store cannot copy
@@ -320,6 +312,15 @@ class Assembly:
         self._copied = True
         self._account(0, 0, piece.size)
         return Part(number, piece.offset, piece.size, part.etag, part.crc32c)
+
+    async def _copy_part(self, upload: Upload, number: int, piece: PlannedPart, origin: Origin) -> Part:
+        more: dict[str, Any] = {}
+        if self._store.traits.checked_copies:
+            more["body"] = FileRange(self._path, piece.offset, piece.size)
+        place = (origin.key, origin.start, piece.size)
+        return await self._store.copy_part(
+            upload, number, piece.offset, *place, if_source_version=origin.version, **more
+        )
 
     async def _send(self, number: int, piece: PlannedPart, crc: int | None) -> Part:
         assert self._upload is not None

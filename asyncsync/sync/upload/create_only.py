@@ -6,7 +6,7 @@ another number. An acknowledged checkpoint is never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreError
 from asyncsync.planning.delta import Origin
@@ -36,9 +36,9 @@ class Replacing:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def put(self, key: str, body: Body, crc32c: int) -> ObjectInfo:
+    def put(self, key: str, body: Body, crc32c: int) -> Awaitable[ObjectInfo]:
         """Write one object. StoreError."""
-        return await self._store.put(key, body, crc32c=crc32c)
+        return self._store.put(key, body, crc32c=crc32c)
 
     async def copy(self, origin: Origin, key: str, crc32c: int) -> str:
         """Copy a whole object inside the store; returns the version of the copy. LostSourceError if the copy is

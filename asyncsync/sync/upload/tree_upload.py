@@ -36,6 +36,8 @@ BATCH_FILES, BATCH_BYTES = 128, 2 << 20
 LEAST_LOADED = 32
 """The next batch is read once fewer loaded files than this are left; at most two batches are in memory."""
 
+SHARE_FILES = 4
+"""Small files between two questions about the share of the store."""
 PROGRESS_INTERVAL = 0.2
 """Seconds between two progress reports."""
 
@@ -102,53 +104,61 @@ class TreeUpload:
         self._loaded = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._workers = 0
+        self._share, self._share_files = 1, 0
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
-        """Send ``files``. Store errors and changing files are recorded in the tally; any other error is raised."""
+        """Send ``files``. Store errors and changing files are recorded in the tally; any other error is raised. May be
+        called again, for files that have to be sent after them."""
         await in_hasher(self._prepare, files)
         if len(files) == 1:
-            await self._worker()
+            self._workers += 1
+            await self._work()
             return self.tally
         async with asyncio.TaskGroup() as self._group:
-            self._hire(1)
+            self._hire()
         return self.tally
 
-    def _hire(self, share: int) -> None:
-        """Start one more worker if there are fewer than ``share`` and there is work for it."""
-        if self._group is None or self._workers >= min(share, self._config.max_concurrency):
+    def _hire(self) -> None:
+        """Start one more worker if more are useful and there is work for it."""
+        if self._group is None or self._workers >= min(self._share, self._config.max_concurrency):
             return
         if self._ready or self._large or (self._small and not self._loading):
+            self._share, self._share_files = self._store.share, SHARE_FILES
+            if self._workers >= self._share:
+                return
             self._workers += 1
             self._group.create_task(self._work(), name=f"upload {self._prefix}")
 
-    async def _work(self) -> None:
-        try:
-            await self._worker()
-        finally:
-            self._workers -= 1
-
     def _prepare(self, files: Sequence[FileStat]) -> None:
         """In a worker thread, because it visits all files of the tree, also the unchanged ones."""
-        self.tally.files_total = len(files)
-        self.tally.bytes_total = sum(file.size for file in files)
+        self.tally.files_total += len(files)
+        self.tally.bytes_total += sum(file.size for file in files)
         self._sources.prepare(files)
         for file in files:
             (self._small if file.size <= SMALL_FILE else self._large).append(file)
 
-    async def _worker(self) -> None:
-        """Small files first: most files become durable for the fewest bytes."""
-        share = self._store.share
-        while self._workers <= max(1, share):
-            loaded = await self._next_small()
-            large = self._large.popleft() if loaded is None and self._large else None
-            self._hire(share)
-            if loaded is not None:
-                await self._send_small(loaded)
-            elif large is not None:
-                await self._send_large(large)
-            else:
-                return
-            share = self._store.share
+    async def _work(self) -> None:
+        """One worker. Small files first: most files become durable for the fewest bytes."""
+        try:
+            while self._workers <= max(1, self._present_share()):
+                loaded = await self._next_small()
+                large = self._large.popleft() if loaded is None and self._large else None
+                self._hire()
+                if loaded is not None:
+                    await self._send_small(loaded)
+                elif large is not None:
+                    await self._send_large(large)
+                else:
+                    return
+        finally:
+            self._workers -= 1
+
+    def _present_share(self) -> int:
+        """How many workers are useful now, asked for once in SHARE_FILES files: it costs as much as a signature."""
+        if not self._share_files:
+            self._share, self._share_files = self._store.share, SHARE_FILES
+        self._share_files -= 1
+        return self._share
 
     async def _next_small(self) -> Loaded | None:
         while not self._ready or self._runs_low():

@@ -8,13 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError
-from asyncsync.stores.base import MISSING, Store
+from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnsupportedError
+from asyncsync.stores.base import MISSING, Store, Upload
 from asyncsync.testing.conformance.fixtures import PART, ConformanceBase, Rule, crc, list_all_pages, upload_three_parts
 
 
 class MultipartConformance(ConformanceBase):
     """Uploads in parts: complete, abort, list, and parts copied from other objects."""
+
+    @pytest.fixture(autouse=True)
+    def _multipart_is_supported(self, request: pytest.FixtureRequest, store: Store) -> None:
+        """Skips these tests for a store without multipart uploads, but for the one that is about them."""
+        name = getattr(request.node, "originalname", "")
+        here = name in vars(MultipartConformance) and name != "test_uploads_are_refused_where_unsupported"
+        if here and not store.traits.multipart:
+            pytest.skip("has no multipart uploads")
+
+    async def test_uploads_are_refused_where_unsupported(self, store: Store) -> None:
+        if store.traits.multipart:
+            pytest.skip("has multipart uploads")
+        with pytest.raises(UnsupportedError):
+            await store.create_multipart("x")
+        assert await store.list_multiparts() == []
+        await store.abort_multipart(Upload("x", "none"))
+        assert (await list_all_pages(store))[0] == []
 
     async def test_parts_become_an_object(self, store: Store, tmp_path: Path) -> None:
         data, upload, parts = await upload_three_parts(store, "d/x", tmp_path)

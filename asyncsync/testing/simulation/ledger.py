@@ -15,8 +15,8 @@ from typing import Any
 
 import google_crc32c
 
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.sync.records.model import TRIAL_RECORD
 from asyncsync.testing.memory import Bucket
 
 NAME = "e"
@@ -204,10 +204,10 @@ class Ledger:
                 seen.dropped[name] = f"left out by {by}, which lists {sorted(names)}"
 
     def _check_retired(self, trial: str, name: str, newer: list[str]) -> None:
-        """Check that the checkpoints that retire another one were reported later, and do not only have higher
-        numbers."""
-        order = {part.stored_as: part.number for part in self.reports if part.complete and part.trial == trial}
-        later = [other for other in newer if order.get(other, 0) > order.get(name, 0)]
+        """Check that the checkpoints that retire another one were reported later, or by a process that started later
+        and so took the trial over. A higher number alone is not enough."""
+        stored = {part.stored_as: part for part in self.reports if part.complete and part.trial == trial}
+        later = [other for other in newer if _is_later(stored.get(other), stored.get(name))]
         acknowledged = any((item.trial, item.name) == (trial, name) for item in self.acknowledged)
         if acknowledged and len(later) < (self._keep or 0):
             self.violate("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
@@ -345,6 +345,17 @@ class Ledger:
 
     def _json(self, key: str) -> dict[str, Any]:
         return json.loads(self._bucket.objects[key].data)  # type: ignore[no-any-return]
+
+
+def _is_later(part: Reported | None, than: Reported | None) -> bool:
+    if part is None or than is None:
+        return part is not None
+    return part.number > than.number or _start_of(part.by) > _start_of(than.by)
+
+
+def _start_of(process: str) -> int:
+    """Processes have the order of their starts in their names."""
+    return int(process.rpartition("-")[2])
 
 
 def _number(name: str) -> int:

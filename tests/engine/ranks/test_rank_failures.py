@@ -31,7 +31,7 @@ from asyncsync.errors import (
     SyncTimeoutError,
 )
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.ranks import failure_name
+from asyncsync.planning.rank_parts import failure_name
 from asyncsync.sync.records.model import FailureRecord
 from asyncsync.testing import run_virtual
 
@@ -78,7 +78,7 @@ def test_the_others_fail_at_once_with_its_name_and_reason(bench: Bench, number: 
     assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000001"]
 
 
-def test_what_is_wrong_with_its_files_is_a_reason_too(bench: Bench) -> None:
+def test_an_unstorable_name_on_one_rank_fails_all_ranks_promptly(bench: Bench) -> None:
     async def main() -> list[object]:
         async with AsyncExitStack() as stack:
             engines = await world(bench, stack)
@@ -236,7 +236,7 @@ def test_a_rank_without_rank_0_leaves_nothing_for_the_first_generation(bench: Be
     check_shards(bench, "checkpoint_000000", "b")
 
 
-def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) -> None:
+def test_a_failed_rank_returns_before_the_others_have_looked(bench: Bench) -> None:
     """The failure record of its earlier process is void: the others find its part."""
 
     async def main() -> None:
@@ -259,7 +259,7 @@ def test_one_that_failed_comes_back_before_the_others_have_looked(bench: Bench) 
     check_shards(bench, "checkpoint_000001", "b")
 
 
-def test_one_that_failed_comes_back_after_the_others_gave_up(bench: Bench) -> None:
+def test_a_failed_rank_returns_after_the_others_gave_up(bench: Bench) -> None:
     """It resumes from the newest complete checkpoint, loses this step, and is in step again with the next one."""
 
     async def main() -> None:

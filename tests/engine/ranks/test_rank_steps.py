@@ -12,7 +12,7 @@ from rankbench import KilledError, N, manifest, now, rank, shard_of_step, share_
 from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.planning.ranks import OUTCOME, failure_name, part_name
+from asyncsync.planning.rank_parts import OUTCOME, failure_name, part_name
 from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
 from asyncsync.testing import run_virtual
 
@@ -163,7 +163,7 @@ def test_steps_may_go_back_where_all_ranks_do(bench: Bench) -> None:
     run_virtual(main())
 
 
-def test_what_waits_in_a_queue_moves_on_with_the_one_before_it(bench: Bench) -> None:
+def test_queued_checkpoints_are_renumbered_with_the_one_before_them(bench: Bench) -> None:
     async def main() -> None:
         keep = CheckpointConfig(max_pending_checkpoints=3)
         async with AsyncExitStack() as stack:
@@ -446,7 +446,7 @@ def test_a_single_process_writes_no_failure_records(bench: Bench) -> None:
     assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000000"]
 
 
-def test_what_keeps_a_rank_from_telling_that_it_gives_up_is_raised(bench: Bench) -> None:
+def test_a_rank_that_cannot_write_its_failure_record_raises(bench: Bench) -> None:
     async def main() -> None:
         async with rank(bench, 1, keep=CheckpointConfig(commit_timeout=100)) as one:
             with pytest.raises(CheckpointIncompleteError, match="rank\\(s\\) 0 did not send"):  # it has not begun

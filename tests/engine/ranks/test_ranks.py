@@ -287,7 +287,7 @@ def test_a_second_process_of_a_rank_is_refused_unless_it_resumes(bench: Bench, n
     run_virtual(main())
 
 
-def test_a_zombie_that_waits_for_the_others_writes_no_manifest(bench: Bench) -> None:
+def test_a_replaced_rank_that_waits_for_others_writes_no_manifest(bench: Bench) -> None:
     async def main() -> None:
         with contextlib.suppress(AsyncsyncError):  # at the end, if there is something that is not durable
             async with rank(bench, 0, of=2) as zombie:

@@ -230,7 +230,7 @@ def _see_that_kept_is_there(
         ("the best", "answer delayed"),
     ],
 )
-def test_a_later_checkpoint_that_fails_costs_no_earlier_one(tmp_path: Path, kept: str, strike: str) -> None:
+def test_a_failed_checkpoint_does_not_affect_earlier_ones(tmp_path: Path, kept: str, strike: str) -> None:
     keep = KEEP[kept]
     n, begun = 0, True
     while begun:

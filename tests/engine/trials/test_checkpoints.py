@@ -78,7 +78,7 @@ def test_reports_take_effect_in_order_in_any_mode(bench: Bench) -> None:
     assert names(bench) == [f"checkpoint_{number:06d}" for number in range(4)]
 
 
-def test_no_upload_sends_nothing_and_reports_it(bench: Bench) -> None:
+def test_upload_mode_none_sends_nothing_and_reports_it(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             report = await engine.trial("t").report({}, bench.checkpoint(), upload=UploadMode.NO_UPLOAD)
@@ -91,7 +91,7 @@ def test_no_upload_sends_nothing_and_reports_it(bench: Bench) -> None:
     assert not bench.keys("weights")
 
 
-def test_async_deletes_what_asyncsync_owns_and_never_what_was_lent(bench: Bench) -> None:
+def test_async_deletes_owned_directories_and_never_lent_ones(bench: Bench) -> None:
     owned, lent, plain = (bench.checkpoint(name) for name in ("owned", "lent", "plain"))
 
     async def main() -> None:
@@ -207,7 +207,7 @@ def test_a_missing_directory_is_refused_before_anything_is_recorded(bench: Bench
     assert not bench.keys("result.json")
 
 
-def test_a_reported_directory_in_the_trial_is_no_artifact_too(bench: Bench) -> None:
+def test_a_checkpoint_directory_in_the_trial_is_not_an_artifact(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_artifacts=True)) as engine:
             trial = engine.trial("t")

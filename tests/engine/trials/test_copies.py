@@ -74,7 +74,7 @@ def test_frozen_layers_are_copied_from_the_checkpoint_before(bench: Bench) -> No
     run_virtual(main())
 
 
-def test_retiring_the_source_afterwards_does_no_harm(bench: Bench, tmp_path: Path) -> None:
+def test_a_copy_outlives_its_source(bench: Bench, tmp_path: Path) -> None:
     async def main() -> None:
         async with bench.engine(keep=CheckpointConfig(num_to_keep=1)) as engine:
             trial = engine.trial("t")

@@ -50,9 +50,7 @@ def test_a_manifest_that_is_there_before_the_trial_is_taken_over(bench: Bench) -
     assert sorted(Manifest.from_bytes(bench.store.contents[f"t/{MANIFEST}"]).files) == ["log", "old"]
 
 
-def test_a_trial_made_during_the_scan_is_no_file_of_the_experiment(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_made_during_the_scan_is_not_an_experiment_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan knows which trials there were when it began; it looks into the directory of one that is new."""
     go_on = threading.Event()
 

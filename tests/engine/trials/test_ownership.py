@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, ConfigError, Experiment, SyncConfig, UploadMode
+from asyncsync.engine.trials.context import DirectoryInUse, UsedDirectories
 from asyncsync.errors import CheckpointIncompleteError
 from asyncsync.events import SyncWarning
 from asyncsync.planning.manifest import MANIFEST
@@ -119,7 +121,7 @@ def test_of_two_reports_at_once_one_gets_the_directory(bench: Bench) -> None:
     assert len(bench.keys(f"checkpoint_000000/{MANIFEST}")) == 1
 
 
-def test_what_came_or_changed_after_the_commit_stays_and_is_reported(bench: Bench) -> None:
+def test_files_changed_after_the_commit_stay_and_are_reported(bench: Bench) -> None:
     source = bench.checkpoint(a=b"a", b=b"b")
 
     def late() -> None:
@@ -210,7 +212,7 @@ def test_a_too_long_name_is_refused_before_anything_is_recorded(bench: Bench) ->
         b"best",
     ],
 )
-def test_a_name_that_is_no_directory_or_asyncsyncs_own_is_refused(bench: Bench, name: object) -> None:
+def test_names_of_files_and_of_asyncsync_itself_are_refused(bench: Bench, name: object) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             with pytest.raises(ConfigError, match="name"):
@@ -263,7 +265,7 @@ def test_a_name_that_an_artifact_has_is_refused(bench: Bench, *, gone: bool) -> 
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_no_artifact_is_written_over_a_named_checkpoint(bench: Bench, *, resumed: bool) -> None:
+def test_an_artifact_never_overwrites_a_checkpoint(bench: Bench, *, resumed: bool) -> None:
     async def main() -> None:
         async with bench.engine(ARTIFACTS) as engine:
             await engine.trial("t").report({}, bench.checkpoint(), name="best")
@@ -313,3 +315,40 @@ def test_a_named_checkpoint_is_adopted_retired_and_restored_like_any_other(bench
     experiment = run_virtual(Experiment.open("memory://b/exp"))
     run_virtual(experiment.restore(bench.tmp_path / "restored"))
     assert (bench.tmp_path / "restored/w").read_bytes() == b"c"
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> UsedDirectories:
+    used = UsedDirectories()
+    used.add_trial(str(tmp_path / "runs" / "a"))
+    return used
+
+
+def test_a_directory_above_a_trial_holds_the_trial(used: UsedDirectories, tmp_path: Path) -> None:
+    trial = os.path.realpath(tmp_path / "runs" / "a")
+    assert used.trial_within(trial) == used.trial_within(os.path.dirname(trial)) == used.trial_within("/") == trial
+
+
+def test_directories_beside_or_below_a_trial_hold_none(used: UsedDirectories, tmp_path: Path) -> None:
+    trial = os.path.realpath(tmp_path / "runs" / "a")
+    assert used.trial_within(f"{trial}/model") is None
+    assert used.trial_within(f"{trial}b") is None
+    assert used.is_trial(trial) and not used.is_trial(f"{trial}/model")
+
+
+def test_a_trial_behind_a_link_is_known_by_where_it_is(used: UsedDirectories, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
+    used.add_trial(str(tmp_path / "runs" / "linked"))
+    assert used.is_trial(os.path.realpath(tmp_path / "disk"))
+
+
+def test_a_pending_checkpoint_counts_until_it_ends_and_not_for_itself(used: UsedDirectories) -> None:
+    mine, other = DirectoryInUse("/data/1", "t/1", True), DirectoryInUse("/data/2", "t/2", False)
+    used.add_pending("mine", mine)
+    used.add_pending("other", other)
+    assert used.pending(but="mine") == [other]
+    used.drop_pending("other")
+    used.drop_pending("other")
+    assert used.pending(but="mine") == []

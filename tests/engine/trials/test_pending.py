@@ -58,7 +58,7 @@ async def resumed(bench: Bench, **options) -> None:
         pass
 
 
-def test_it_is_uploaded_by_the_next_process_without_being_reported_again(bench: Bench) -> None:
+def test_a_pending_checkpoint_is_uploaded_by_the_next_process(bench: Bench) -> None:
     one, two = bench.checkpoint("one", weights=b"1"), bench.checkpoint("two", weights=b"2")
     run_virtual(killed(bench, Checkpoint.take(one), Checkpoint.take(two)))
     assert len(pending()) == 2
@@ -193,7 +193,7 @@ def test_checkpoints_accepted_by_a_living_process_are_left_to_it(bench: Bench) -
     assert names(bench) == ["checkpoint_000000"]
 
 
-def test_uploads_of_no_pending_checkpoint_are_aborted(bench: Bench, tmp_path: Path) -> None:
+def test_uploads_without_a_pending_checkpoint_are_aborted(bench: Bench, tmp_path: Path) -> None:
     lent = bench.checkpoint("lent", weights=bytes(12 * MIB))
     bench.transfer = TransferConfig(multipart_threshold=5 * MIB, part_size=5 * MIB)
 

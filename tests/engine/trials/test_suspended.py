@@ -133,7 +133,7 @@ def test_the_next_process_resumes_inside_the_file(bench: Bench, big: Path, end: 
 
 @pytest.mark.parametrize("what", ["another directory", "changed"])
 @pytest.mark.parametrize("where", ["this process", "the next process"])
-def test_another_state_gives_it_up_and_nothing_of_it_stays(bench: Bench, big: Path, what: str, where: str) -> None:
+def test_a_changed_directory_gives_up_its_upload_completely(bench: Bench, big: Path, what: str, where: str) -> None:
     async def main() -> None:
         one = Slow(bench)
 

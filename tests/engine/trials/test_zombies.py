@@ -89,7 +89,7 @@ def test_a_zombie_writes_nothing_more(bench: Bench, name: str) -> None:
     run_virtual(main())
 
 
-def test_a_zombie_in_the_middle_of_a_checkpoint_makes_no_manifest(bench: Bench) -> None:
+def test_a_process_replaced_during_a_checkpoint_writes_no_manifest(bench: Bench) -> None:
     async def main() -> None:
         with pytest.raises(AsyncsyncError):
             async with bench.engine() as zombie:
@@ -112,7 +112,7 @@ def test_a_zombie_in_the_middle_of_a_checkpoint_makes_no_manifest(bench: Bench) 
     run_virtual(main())
 
 
-def test_a_zombie_stopped_during_a_sync_sends_no_further_file(bench: Bench) -> None:
+def test_a_process_replaced_during_a_sync_sends_no_further_file(bench: Bench) -> None:
     async def main() -> None:
         run = RunConfig(
             name="exp", storage_path="memory://b", sync_config=ARTIFACTS, transfer=TransferConfig(max_concurrency=1)

@@ -83,7 +83,7 @@ async def test_a_compose_names_the_generations_of_its_sources_and_demands_them(g
     assert all(source["objectPreconditions"] == {"ifGenerationMatch": source["generation"]} for source in seen)
 
 
-async def test_a_request_without_a_body_names_no_type(gcs_strict, store):
+async def test_a_request_without_a_body_has_no_content_type(gcs_strict, store):
     await store.put("x", b"1")
     await store.copy("x", "y")
     (copy,) = gcs_strict.requests("rewriteTo")
@@ -142,7 +142,7 @@ async def test_an_append_sends_only_the_tail(gcs_strict, store, objects):
     assert sum(seen.size for seen in gcs_strict.seen[before:]) < 4000
 
 
-async def test_an_append_to_what_has_changed_is_refused(store):
+async def test_an_append_to_a_changed_object_is_refused(store):
     old = await store.put("log", b"old")
     upload = await store.create_multipart("log")
     whole = await store.copy_part(upload, 1, 0, "log", 0, 3, if_source_version=old.version)
@@ -232,7 +232,7 @@ async def test_the_same_bytes_of_another_are_as_good(guarded, objects, before_co
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("fault", [{"lose": True}, {"short": 5}])
-async def test_a_compose_whose_response_was_lost_is_no_conflict(gcs_strict, guarded, objects, old, fault):
+async def test_a_compose_whose_response_was_lost_succeeds(gcs_strict, guarded, objects, old, fault):
     if old is not None:
         await guarded.put("x", old)
     gcs_strict.faults.append(Fault("/compose", 1, **fault))
@@ -257,7 +257,7 @@ async def test_a_tree_of_composes_is_repeated_with_names_of_its_own(gcs_strict, 
     assert list(objects) == ["p/x"]
 
 
-async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded, monkeypatch):
+async def test_a_changed_source_is_not_reported_as_another_writer(gcs_strict, guarded, monkeypatch):
     """Servers respond 412 for the source as for the destination."""
     upload, parts = await upload_of(guarded, "x", [b"1"])
     await guarded.put_part(upload, 1, 0, b"2")
@@ -273,7 +273,7 @@ async def test_a_source_that_has_changed_is_no_other_writer(gcs_strict, guarded,
 
 
 @pytest.mark.parametrize("late", [True, False])
-async def test_an_append_replaces_only_what_it_appends_to(guarded, objects, before_compose, late):
+async def test_an_append_replaces_only_its_own_base(guarded, objects, before_compose, late):
     """Also where old generations are kept, which a compose could still read."""
     old = await guarded.put("x", b"old")
     upload = await guarded.create_multipart("x")
@@ -288,7 +288,7 @@ async def test_an_append_replaces_only_what_it_appends_to(guarded, objects, befo
     assert objects["p/x"].data == b"other"
 
 
-async def test_an_append_whose_response_was_lost_is_no_conflict(gcs_strict, guarded, objects):
+async def test_an_append_whose_response_was_lost_succeeds(gcs_strict, guarded, objects):
     old = await guarded.put("x", b"old")
     upload = await guarded.create_multipart("x")
     whole = await guarded.copy_part(upload, 1, 0, "x", 0, 3, if_source_version=old.version)

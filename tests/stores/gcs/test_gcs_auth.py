@@ -133,7 +133,7 @@ async def test_the_emulator_of_the_environment_is_used_without_a_token(gcs_stric
         (None, {"endpoint_url": "http://localhost:1"}, False),
     ],
 )
-def test_an_emulator_gets_no_credentials_that_are_only_found(monkeypatch, emulator, options, needs):
+def test_an_emulator_needs_no_token_unless_credentials_are_given(monkeypatch, emulator, options, needs):
     if emulator:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
     assert GcsOptions.parse(options).needs_token() is needs

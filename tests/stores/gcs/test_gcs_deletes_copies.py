@@ -34,7 +34,7 @@ def test_responses_of_a_batch_without_names_come_in_order():
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_where_there_are_no_batches_objects_are_deleted_one_by_one(gcs_strict, store, objects, status):
+async def test_without_batches_objects_are_deleted_singly(gcs_strict, store, objects, status):
     gcs_strict.faults.append(Fault("POST /batch", 9, status))
     for number in range(12):
         gcs_strict.buckets["conformance"].put(f"p/{number}", b"", {}, {})
@@ -96,7 +96,7 @@ async def test_a_copy_that_only_creates_replaces_nothing(gcs_strict, store, obje
     assert objects["p/y"].data == b"theirs"
 
 
-async def test_a_copy_replaces_no_version_that_is_named(gcs_strict, store):
+async def test_a_copy_onto_a_named_version_is_refused(gcs_strict, store):
     info = await store.put("x", b"1")
     gcs_strict.seen.clear()
     with pytest.raises(StoreError, match="can only create"):

@@ -18,6 +18,7 @@ from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.store import GcsStore
 from asyncsync.stores.gcs.transport import DirectTransport
 from asyncsync.stores.http.body import crc32c_to_text
+from asyncsync.stores.options import ConnectionLimits
 
 pytest.importorskip("gcloud.aio.auth")
 from asyncsync.stores.gcs.proxy_transport import ProxyTransport
@@ -25,7 +26,7 @@ from asyncsync.stores.gcs.proxy_transport import ProxyTransport
 MIB = 1 << 20
 SIZE = 12 * MIB
 """More than the kernel keeps of a connection that nobody reads."""
-LIMITS = {"stall_timeout": 10.0, "connect_timeout": 5.0, "max_connections": 4}
+LIMITS = ConnectionLimits(10.0, 5.0, 4)
 
 
 class Server:
@@ -107,8 +108,8 @@ def opened(request):
 
         async def plane():
             if request.param == "own":
-                return DirectTransport(address, None, **LIMITS)
-            return ProxyTransport("http://storage.test", None, address, **LIMITS)
+                return DirectTransport(address, None, LIMITS)
+            return ProxyTransport("http://storage.test", None, address, LIMITS)
 
         store._new_transport = plane
         return store

@@ -118,7 +118,9 @@ async def test_a_success_with_another_result_is_a_failed_request(bucket, store, 
 @pytest.mark.parametrize("said", ["nothing", "a page", "an error inside a success"])
 @pytest.mark.parametrize("name", MAKING)
 @pytest.mark.parametrize("served", [False, True])
-async def test_it_is_tried_again_whether_it_was_done_or_not(bucket, guarded, objects, tmp_path, name, said, served):
+async def test_a_foreign_response_is_retried_whether_or_not_it_was_done(
+    bucket, guarded, objects, tmp_path, name, said, served
+):
     operation = OPERATIONS[name]
     if served and name == "rewrite to create":
         return  # that it was done shows as a conflict

@@ -78,7 +78,7 @@ async def test_retry_after_is_reported(gcs_strict, store, status):
         (412, "crc32c validation failed. Expected = 1 vs Actual = 2."),
     ],
 )
-def test_a_refused_checksum_is_no_conflict(status, message):
+def test_a_refused_checksum_is_an_integrity_error(status, message):
     error = failure("insert", "gs://b/x", status, {}, json.dumps({"error": {"message": message}}).encode())
     assert (type(error), error.retryable) == (IntegrityError, True)
 
@@ -87,8 +87,15 @@ def test_a_missing_bucket_is_recognised_from_each_servers_response():
     for message in ("The specified bucket does not exist.", "Bucket b does not exist."):
         said = json.dumps({"error": {"message": message}}).encode()
         assert "there is no bucket 'b'" in str(failure("list", "gs://b/x", 404, {}, said))
-    said = json.dumps({"error": {"message": "No such object: b/bucket"}}).encode()
-    assert "there is no bucket" not in str(failure("get", "gs://b/bucket", 404, {}, said))
+    for message in ("No such object: b/bucket", "Not Found", "the session for this bucket does not exist"):
+        said = json.dumps({"error": {"message": message}}).encode()
+        assert "there is no bucket" not in str(failure("get", "gs://b/bucket", 404, {}, said))
+
+
+@pytest.mark.parametrize("message", ["object crc32c/match has a hold", "no match for md5 in the calculated condition"])
+def test_words_inside_a_message_do_not_make_a_checksum_error(message):
+    error = failure("insert", "gs://b/x", 412, {}, json.dumps({"error": {"message": message}}).encode())
+    assert type(error) is PreconditionError
 
 
 async def test_a_missing_bucket_is_named(gcs_strict):
@@ -100,13 +107,13 @@ async def test_a_missing_bucket_is_named(gcs_strict):
 async def test_a_path_in_the_address_of_the_server_goes_before_everything(gcs_strict, objects, tmp_path):
     """The address of an upload session has it already, or not: a proxy may have put it there."""
     (tmp_path / "f").write_bytes(bytes(9 * MIB))
-    reply, session = gcs_strict._reply, gcs_strict.sessions.start
+    reply, session = gcs_strict.reply, gcs_strict.sessions.start
 
     async def below(request, seen):
         assert request.raw_path.startswith("/base/")
         return await reply(request.clone(rel_url=URL(request.raw_path.removeprefix("/base"), encoded=True)), seen)
 
-    gcs_strict._reply = below
+    gcs_strict.reply = below
     options = gcs_strict.storage_options | {"endpoint_url": f"{gcs_strict.endpoint}/base"}
     async with open_store("gs://conformance/p", options=options) as opened:
         for number, where in enumerate((gcs_strict.endpoint, f"{gcs_strict.endpoint}/base")):
@@ -124,7 +131,7 @@ async def test_a_broken_connection_is_unavailable(gcs_strict, store, tmp_path):
         await store.head("x")
 
 
-async def test_a_lost_response_to_a_create_is_no_conflict(gcs_strict, guarded):
+async def test_a_create_whose_response_was_lost_succeeds(gcs_strict, guarded):
     gcs_strict.faults.append(Fault("POST", 1, lose=True))
     info = await guarded.put("x", b"mine", if_version=MISSING)
     assert (await guarded.head("x")).version == info.version
@@ -153,7 +160,7 @@ async def test_a_response_of_something_else_is_reported(gcs_strict, store, monke
         await store.head("x")
 
 
-async def test_a_redirect_is_no_success(gcs_strict, store):
+async def test_a_redirect_is_an_error(gcs_strict, store):
     """308 is one too, except for a resumable upload."""
     gcs_strict.faults.append(Fault("", 9, 308, {"Location": "https://elsewhere/"}))
     for request in (store.put("x", b"1"), store.delete(["x"]), store.get("x")):
@@ -172,12 +179,12 @@ async def test_a_compose_whose_response_was_lost_is_repeated(gcs_strict, guarded
 # content
 
 
-async def test_no_cache_and_no_gzip_comes_between(store, objects):
+async def test_objects_are_stored_without_caching_and_transformation(store, objects):
     await store.put("x", b"1")
     assert objects["p/x"].properties["cacheControl"] == "no-cache, no-transform"
 
 
-async def test_what_somebody_else_compressed_is_read_as_it_is_stored(gcs_strict, store):
+async def test_a_gzip_object_is_read_as_it_is_stored(gcs_strict, store):
     zipped = gzip.compress(b"plain" * 1000)
     gcs_strict.buckets["conformance"].put("p/x", zipped, {"contentEncoding": "gzip"}, {})
     data, info = await store.get("x")
@@ -215,7 +222,7 @@ async def test_media_without_a_length_are_read_to_their_end(gcs_strict, store, m
     assert b"".join(got) == data[MIB : 2 * MIB]
 
 
-async def test_where_media_tell_no_generation_only_who_needs_it_asks_for_it(gcs_strict, store, monkeypatch):
+async def test_a_generation_missing_in_media_is_asked_for_only_if_needed(gcs_strict, store, monkeypatch):
     info = await store.put("x", b"12345")
     whole = reading.media
 

@@ -23,6 +23,7 @@ from asyncsync.errors import (
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.options import ConnectionLimits
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import GcsFake
@@ -86,7 +87,7 @@ async def test_a_certificate_of_another_host_is_refused(options, fake):
     assert fake.seen == []
 
 
-async def test_nothing_is_checked_if_that_is_wanted(options, fake):
+async def test_verify_false_accepts_any_certificate(options, fake):
     async with open_store("gs://b/p", options=options | {"verify": False}) as store:
         await store.put("x", b"1")
     assert [seen.status for seen in fake.seen] == [200]
@@ -196,7 +197,7 @@ async def test_a_body_that_drips_through_a_proxy_is_cut(monkeypatch):
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     given = {"endpoint_url": "http://storage.invalid", "anonymous": True}
-    async with server, GcsStore("b", "", options=given, stall_timeout=0.3) as store:
+    async with server, GcsStore("b", "", options=given, limits=ConnectionLimits(stall_timeout=0.3)) as store:
         with pytest.raises(UnavailableError, match=r"no byte moved for .* s, or too few"):
             await store.get("x")
         await ended.wait()

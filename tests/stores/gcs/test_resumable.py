@@ -13,7 +13,7 @@ from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.guarded import GuardedStore
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault
@@ -79,7 +79,7 @@ def counted(fake):
     fake._fault = find
 
 
-async def test_what_the_service_kept_of_a_broken_chunk_is_not_sent_again(gcs_strict, guarded, objects, body, data):
+async def test_bytes_kept_of_a_broken_chunk_are_not_sent_again(gcs_strict, guarded, objects, body, data):
     chunk, broken = gcs_strict.sessions.chunk, []
 
     async def half(upload_id, headers, pieces):
@@ -231,7 +231,7 @@ async def test_a_part_whose_last_response_was_lost_is_not_sent_again(gcs_strict,
     assert sum(seen.size for seen in gcs_strict.requests("^PUT")) == 0
 
 
-async def test_what_a_session_made_and_somebody_replaced_is_sent_again(gcs_strict, store, objects, body, data):
+async def test_a_replaced_result_of_a_session_is_sent_again(gcs_strict, store, objects, body, data):
     """A session reports for a week that it has created an object."""
     counted(gcs_strict)
     gcs_strict.faults += [Fault("^PUT .*#2", 1, lose=True)]

@@ -33,7 +33,7 @@ async def test_a_part_by_itself_has_a_whole_chunk():
     assert await window().take(GIB) == CHUNK_SIZE
 
 
-async def test_what_is_left_may_be_less_than_a_chunk():
+async def test_the_last_chunk_may_be_smaller():
     assert await window(bodies=9).take(7) == 7
 
 
@@ -78,7 +78,7 @@ async def test_a_far_service_has_a_chunk_of_each_part():
         await asyncio.wait_for(shared.take(GIB), 0)
 
 
-async def test_a_near_service_gets_no_further_chunk_until_it_has_responded():
+async def test_a_near_service_gets_one_chunk_at_a_time():
     trips = [FAR_ROUND_TRIP]
     shared = UploadWindow(trips)
     shared.bodies = 2
@@ -99,7 +99,7 @@ async def test_a_chunk_that_is_not_the_last_is_a_multiple_of_256_kib(bodies):
     assert MIN_CHUNK_SIZE <= size <= CHUNK_SIZE
 
 
-def test_a_file_that_is_sent_no_more_is_forgotten():
+def test_a_window_is_forgotten_with_its_last_body():
     windows = UploadWindows(())
     with windows.of("a") as first, windows.of("a") as second, windows.of("b") as other:
         assert first is second
@@ -111,9 +111,7 @@ def test_a_file_that_is_sent_no_more_is_forgotten():
 
 
 @pytest.mark.parametrize("far", [False, True])
-async def test_what_is_under_way_to_the_server_is_one_chunk_unless_that_is_far(
-    gcs_strict, store, tmp_path, monkeypatch, far
-):
+async def test_one_chunk_is_in_flight_unless_the_server_is_far(gcs_strict, store, tmp_path, monkeypatch, far):
     monkeypatch.setattr(gcs_window, "FAR_ROUND_TRIP", 1e-9 if far else 60.0)  # the round trips are real ones
     data = os.urandom(6 * CHUNK_SIZE)
     (tmp_path / "f").write_bytes(data)

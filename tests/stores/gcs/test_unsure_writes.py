@@ -65,8 +65,8 @@ async def test_a_write_between_lookup_and_retry_is_looked_up_again(gcs_strict, g
     assert (objects["p/x"].data, info.version) == (b"new", generation(objects, "p/x"))
 
 
-async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects, asked, monkeypatch):
-    arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict._reply
+async def test_a_cancelled_write_is_unsure_too(gcs_strict, store, objects, asked, monkeypatch):
+    arrived, gone, real = asyncio.Event(), asyncio.Event(), gcs_strict.reply
     loop = asyncio.get_running_loop()
 
     async def late(request, seen):
@@ -75,14 +75,14 @@ async def test_after_a_cancel_it_is_not_known_either(gcs_strict, store, objects,
         await gone.wait()
         return reply
 
-    monkeypatch.setattr(gcs_strict, "_reply", late)
+    monkeypatch.setattr(gcs_strict, "reply", late)
     task = asyncio.ensure_future(store.put("x", b"new"))
     await arrived.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gcs_strict._loop.call_soon_threadsafe(gone.set)
-    monkeypatch.setattr(gcs_strict, "_reply", real)
+    monkeypatch.setattr(gcs_strict, "reply", real)
     await store.put("x", b"new")
     assert f"ifGenerationMatch={int(generation(objects, 'p/x')) - 1}" in asked[-1]
 
@@ -119,7 +119,7 @@ async def test_a_deleted_checkpoint_is_not_deleted_again(gcs_strict, guarded, ob
     assert all("fields=generation" in target for target in asked[-len(keys) :])
 
 
-async def test_deletions_that_name_a_generation_are_repeated_as_they_are(gcs_strict, guarded, objects, asked):
+async def test_a_deletion_of_a_named_generation_is_repeated_unchanged(gcs_strict, guarded, objects, asked):
     upload = await guarded.create_multipart("x")
     gcs_strict.faults.append(Fault("^DELETE|POST /batch", lose=True))
     await guarded.abort_multipart(upload)
@@ -129,7 +129,9 @@ async def test_deletions_that_name_a_generation_are_repeated_as_they_are(gcs_str
 
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_a_copy_replaces_what_stood_when_it_began(gcs_strict, guarded, objects, asked, fault, old):
+async def test_a_copy_replaces_the_generation_that_was_live_at_its_start(
+    gcs_strict, guarded, objects, asked, fault, old
+):
     await guarded.put("x", b"data")
     if old is not None:
         await guarded.put("y", old)

@@ -11,7 +11,7 @@ from asyncsync.errors import NotFoundError, UnavailableError
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, LONGEST_PROBE_PAUSE, RETURN_SPREAD, StillUnavailableError
 from asyncsync.stores.guard.fenced import FencedView
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.sync.records.writer import RecordFile
 
 pytestmark = pytest.mark.virtual_time
@@ -133,7 +133,7 @@ async def test_a_rest_never_takes_longer_than_it_was_to():
     assert world.now - began <= 0.0011
 
 
-async def test_what_was_begun_before_the_store_was_back_rests_shortly():
+async def test_a_retry_pauses_shortly_if_it_began_before_the_store_was_back():
     world = World()
     tasks = await gone(world)
     began = world.now

@@ -336,7 +336,7 @@ async def test_slots_recover_after_throttling():
 
 
 @virtual
-async def test_no_more_requests_than_slots_are_under_way():
+async def test_at_most_as_many_requests_as_slots_are_in_flight():
     budget, most, now = Budget(max_concurrency=5), 0, 0
 
     async def one():
@@ -416,7 +416,7 @@ async def test_a_body_that_has_begun_goes_before_a_checkpoint_that_has_not():
 
 
 @virtual
-async def test_an_idle_time_saves_up_no_bandwidth():
+async def test_idle_time_does_not_save_up_bandwidth():
     budget, loop = Budget(bandwidth_limit=1e6), asyncio.get_running_loop()
     await budget.pay(1)
     await asyncio.sleep(1000)

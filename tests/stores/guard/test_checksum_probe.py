@@ -67,7 +67,7 @@ def test_the_engine_says_so_in_its_log_and_status(tmp_path, monkeypatch, caplog)
 
 @pytest.mark.server
 @pytest.mark.parametrize(("kind", "checks"), [("seaweedfs", "crc32c"), ("ministack", "crc32c"), ("moto", "etag")])
-async def test_what_real_servers_do(request, kind, checks, tmp_path):
+async def test_the_probe_finds_the_checksums_that_real_servers_verify(request, kind, checks, tmp_path):
     server = request.getfixturevalue(kind)
     run = RunConfig(
         name="probe", storage_path=f"s3://{server.create_bucket('probed')}", storage_options=server.storage_options

@@ -21,7 +21,7 @@ from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, Breaker
 from asyncsync.stores.guard.budget import AttemptOutcome, Budget
 from asyncsync.stores.guard.guarded import GuardedStore
-from asyncsync.stores.guard.retry import RetryPolicy
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.testing import MemoryStore
 
 pytestmark = pytest.mark.virtual_time
@@ -109,7 +109,7 @@ async def test_the_stores_own_wish_is_a_least_pause():
     assert 7 <= world.now <= 7.3
 
 
-async def test_no_slot_is_held_while_waiting_to_try_again():
+async def test_a_request_holds_no_slot_between_its_attempts():
     world = World(slots=1)
     world.faults.fail(1, ThrottledError("slow down", retry_after=50))
     async with asyncio.TaskGroup() as group:

@@ -23,14 +23,14 @@ class NoChecksum(MemoryStore):
         return type(info)(info.key, info.size, info.version)
 
 
-async def test_a_lost_response_to_a_create_is_no_conflict():
+async def test_a_create_whose_response_was_lost_succeeds():
     world = World()
     world.faults.fail(1, after=True, operation="put")
     info = await world.view.put("k", b"mine", if_version=MISSING)
     assert info.size == 4
 
 
-async def test_a_lost_response_to_a_replacement_is_no_conflict():
+async def test_a_replacement_whose_response_was_lost_succeeds():
     world = World()
     first = await world.view.put("k", b"one")
     world.faults.fail(1, after=True, operation="put")
@@ -77,7 +77,7 @@ async def complete(world, *, data=b"x" * 100):
     return await world.view.complete_multipart(upload, [part], crc32c=crc32c, if_version=MISSING)
 
 
-async def test_a_lost_response_to_a_completion_is_no_failure():
+async def test_a_completion_whose_response_was_lost_succeeds():
     world = World()
     world.faults.fail(1, after=True, operation="complete_multipart")
     # The second time the upload is missing, as after a completion on most stores.

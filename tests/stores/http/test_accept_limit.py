@@ -88,14 +88,14 @@ def test_a_far_server_gets_as_many_connections_as_it_can_serve(room):
     assert room * 0.75 <= acceptance.limit <= room * 1.5
 
 
-def test_where_nobody_waits_it_does_not_grow():
+def test_the_limit_does_not_grow_without_waiting_requests():
     acceptance = AcceptLimit(MOST)
     for _ in range(10 * WINDOW_RESPONSES):
         acceptance.first_response(0, 1, keep=False, waiting=False)
     assert acceptance.limit == FEW_CONNECTIONS
 
 
-def test_what_the_other_system_has_was_not_dropped():
+def test_a_request_that_the_peer_acknowledged_was_not_dropped():
     """Whether or not its program has accepted."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(b"request")
@@ -179,8 +179,7 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
     monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: True)
-    async with client(mute) as http:
-        http._patience = 0.01
+    async with Wire(None).listening(mute, connect_timeout=0.2) as http:
         with pytest.raises(BrokenError, match="accepts no further connections"):
             await http.send(b"GET / HTTP/1.1\r\n\r\n", None)
     assert http.busy == 0

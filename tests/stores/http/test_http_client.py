@@ -17,6 +17,7 @@ from asyncsync.stores.http.connection import MAX_COLLECTED_BODY, Connection
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.pool import Host
 from asyncsync.stores.http.response import parse_head
+from asyncsync.stores.options import ConnectionLimits
 
 
 async def fetched(http, size):
@@ -139,12 +140,12 @@ async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
         await http.send(REQUEST, None)
         made[0].close()
         await made[0].wait_closed()
-        await asyncio.sleep(0.01)  # its end arrives
+        await http._pool._idle[0].connection.closed.wait()
         await http.send(REQUEST, None)
         assert len(made) == 2
 
 
-async def test_no_more_connections_than_allowed_and_all_are_served(wire):
+async def test_all_requests_are_served_within_the_connection_limit(wire):
     async with wire.serving(*[[answer(Content_Length=0)]] * 12, max_connections=3) as (http, made):
         await asyncio.gather(*(http.send(REQUEST, None) for _ in range(12)))
         assert len(made) == 3
@@ -256,7 +257,7 @@ async def test_a_success_before_the_body_has_left_is_a_broken_exchange(wire, tmp
         assert len(got) < 20 * MIB  # nor is the rest sent after all
 
 
-async def test_a_success_before_what_follows_the_body_is_a_broken_exchange(wire, tmp_path):
+async def test_a_success_before_the_suffix_was_sent_is_a_broken_exchange(wire, tmp_path):
     async with hasty(wire) as (http, _):
         with pytest.raises(BrokenError, match="before the whole request had left"):
             await http.send(REQUEST, bytes(4 * MIB), suffix=b"tail")
@@ -269,7 +270,10 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
         monkeypatch.setattr(Connection, "usable", True)
         made[0].write(OK)
         await made[0].drain()
-        await asyncio.sleep(0.01)  # it arrives
+        idle = http._pool._idle[0].connection
+        async with asyncio.timeout(30):
+            while idle._start == idle._end:  # until it has arrived
+                await asyncio.sleep(0)
         with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 
@@ -359,8 +363,8 @@ async def test_a_client_that_was_closed_sends_nothing_more(wire):
         assert http.busy == 0
 
 
-async def test_nobody_there_is_a_broken_exchange():
-    http = HttpClient(Host("127.0.0.1", 1, None), stall_timeout=5, connect_timeout=5, max_connections=1)
+async def test_a_refused_connection_is_a_broken_exchange():
+    http = HttpClient(Host("127.0.0.1", 1, None), ConnectionLimits(5, 5, 1))
     with pytest.raises(BrokenError, match="no connection"):
         await http.send(REQUEST, None)
     await http.close()

@@ -25,7 +25,7 @@ async def test_a_further_connection_resumes_the_tls_session_of_the_first(wire):
         assert [one.get_extra_info("ssl_object").session_reused for one in made] == [False, True, True]
 
 
-async def test_an_end_that_the_store_did_not_announce_is_no_end_of_a_body(wire):
+async def test_a_tls_end_without_close_notify_does_not_end_a_body(wire):
     """Otherwise an attacker who cuts the connection could shorten a body."""
 
     async def accept(reader, writer):

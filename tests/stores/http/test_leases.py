@@ -100,7 +100,7 @@ async def test_nor_where_the_server_reads_slowly(wire, tmp_path, kind):
 
 
 @KINDS
-async def test_what_follows_the_body_is_not_sent_without_the_lease(wire, tmp_path, kind):
+async def test_the_suffix_is_not_sent_without_the_lease(wire, tmp_path, kind):
     data, suffix = os.urandom(MIB), b"\r\n--boundary--"
     async with recording(wire, len(data) + len(suffix)) as (http, seen):
         await until_it_is_through(http, seen, kind, data, tmp_path, suffix=suffix)
@@ -165,7 +165,7 @@ def test_a_lease_is_kept_to_on_uvloop_too(tmp_path, kind, on_uvloop):
 @KINDS
 @pytest.mark.parametrize("size", [10, 40_000, 3 * MIB])
 @pytest.mark.parametrize("via", ["signed", "aiobotocore"])
-async def test_s3_has_no_object_whose_lease_expired(monkeypatch, tmp_path, via, size, kind):
+async def test_an_object_whose_lease_expired_is_not_in_s3(monkeypatch, tmp_path, via, size, kind):
     if via == "aiobotocore":
         pytest.importorskip("aiobotocore")
         monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)

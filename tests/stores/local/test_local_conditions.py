@@ -119,7 +119,7 @@ async def test_every_write_can_create_only(store, root, names, write):
 
 
 @pytest.mark.parametrize("write", [put, copy, complete])
-async def test_what_another_process_makes_at_the_last_moment_is_not_overwritten(store, root, names, write, monkeypatch):
+async def test_an_object_made_at_the_last_moment_is_not_overwritten(store, root, names, write, monkeypatch):
     """It makes it unconditionally: no lock of ours keeps it away."""
     if names == "neither":
         pytest.skip("then we exclude only each other")
@@ -194,7 +194,7 @@ async def test_a_write_that_waited_past_its_lease_replaces_nothing(store, root, 
     assert (root / "x").read_bytes() == b"old"
 
 
-async def test_create_only_works_where_there_are_no_hard_links(store, root, names):
+async def test_create_only_works_without_hard_links(store, root, names):
     results = await asyncio.gather(
         *(store.put("x", str(number).encode(), if_version=MISSING) for number in range(8)), return_exceptions=True
     )

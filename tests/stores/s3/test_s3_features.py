@@ -146,7 +146,7 @@ async def test_a_checksum_that_is_insisted_on_is_not_left_out():
 
 
 @pytest.mark.parametrize("via", ["signed", "aiobotocore"])
-async def test_without_checksums_no_such_header_is_sent_by_any_request(via, monkeypatch):
+async def test_without_checksums_requests_have_no_checksum_header(via, monkeypatch):
     if via == "aiobotocore":
         pytest.importorskip("aiobotocore")
         monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: False)
@@ -278,6 +278,6 @@ async def test_that_parts_must_be_of_one_size_is_learnt_from_a_refusal_of_others
         assert store.traits.equal_parts is learnt
 
 
-async def test_that_parts_must_be_of_one_size_can_be_said():
+async def test_equal_parts_can_be_demanded_by_an_option():
     async with scripted(normal, equal_parts=True) as (store, _):
         assert store.traits.equal_parts

@@ -12,7 +12,7 @@ from asyncsync.stores.http.response import chunk_size, length_of, parse_head
 from asyncsync.stores.s3.endpoint import regional, shown
 from asyncsync.stores.s3.errors import parse_failure
 from asyncsync.stores.s3.responses import check_result
-from asyncsync.stores.s3.xml import document
+from asyncsync.stores.xml_reader import document
 
 MANY = settings(max_examples=300, derandomize=True, deadline=None)
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nETag: "e"\r\nLast-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\nDate: x'
@@ -63,7 +63,7 @@ def test_every_flip_of_a_bit_of_a_head_is_read_or_is_none():
         b"HTTP/1.1 200 OK\r\n: b",
     ],
 )
-def test_what_others_may_read_differently_is_no_head(head):
+def test_an_ambiguous_head_is_refused(head):
     with pytest.raises(BrokenError):
         parse_head(head)
 

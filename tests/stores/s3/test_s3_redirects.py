@@ -161,7 +161,7 @@ async def test_clock_and_token_are_put_right_for_a_head_too(code):
 
 
 @pytest.mark.parametrize("key", ["NoSuchBucket", "InvalidRange", "checksum", "SlowDown"])
-async def test_a_key_that_is_spelled_like_a_code_changes_no_meaning(key):
+async def test_a_key_spelled_like_a_code_does_not_change_an_error(key):
     async with scripted(lambda request: fault("404 Not Found", "NoSuchKey")) as (store, _):
         await store.delete([key])
     async with scripted(lambda request: fault("503 Away", "ServiceUnavailable")) as (store, script):
@@ -176,7 +176,7 @@ async def test_a_key_that_is_spelled_like_a_code_changes_no_meaning(key):
         assert type(caught.value) is StoreError
 
 
-async def test_a_missing_bucket_is_no_success_of_a_delete():
+async def test_a_delete_in_a_missing_bucket_is_an_error():
     async with scripted(lambda request: fault("404 Not Found", "NoSuchBucket")) as (store, _):
         with pytest.raises(NotFoundError):
             await store.delete(["k"])

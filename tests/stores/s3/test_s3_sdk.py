@@ -6,10 +6,12 @@ import pytest
 from s3_script import KEYS, fault, reply, scripted
 
 from asyncsync.errors import AccessDeniedError, UnavailableError
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3 import bucket as s3_bucket
 from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
+LIMITS = ConnectionLimits(stall_timeout=0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ class _Listening:
 
         self._server = await asyncio.start_server(accept, "127.0.0.1", 0)
         endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self._store = S3Store("bucket", "p", options=KEYS | {"endpoint_url": endpoint}, stall_timeout=0.3)
+        self._store = S3Store("bucket", "p", options=KEYS | {"endpoint_url": endpoint}, limits=LIMITS)
         return await self._store.__aenter__()
 
     async def __aexit__(self, *exc):

@@ -25,6 +25,7 @@ from asyncsync.errors import (
 from asyncsync.stores.base import MISSING, Part, Upload
 from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.http.watchdog import Watchdog
+from asyncsync.stores.s3.errors import MalformedError
 from asyncsync.stores.s3.store import S3Store
 
 MIB = 1 << 20
@@ -170,6 +171,23 @@ async def test_an_error_of_the_store_has_one_meaning_either_way(answer, error, r
     assert len(script.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("SlowDown", ThrottledError),
+        ("AccessDenied", AccessDeniedError),
+        ("RequestTimeout", UnavailableError),
+        ("MalformedXML", MalformedError),
+    ],
+)
+async def test_a_known_code_outweighs_the_words_of_its_message(code, error):
+    refusal = f"<Error><Code>{code}</Code><Message>unsupported checksum header</Message></Error>"
+    async with scripted([reply("400 Bad Request", refusal.encode())]) as (store, _):
+        with pytest.raises(StoreError) as caught:
+            await store.put("k", b"data")
+    assert type(caught.value) is error
+
+
 async def test_retry_after_is_reported_in_seconds():
     async with scripted([fault("503 Slow", "SlowDown", Retry_After="7")]) as (store, _):
         with pytest.raises(ThrottledError) as caught:
@@ -202,7 +220,7 @@ async def test_a_broken_connection_is_not_tried_again_behind_our_back():
     assert [request.method for request in script.requests] == ["PUT", "PUT", "PUT"]
 
 
-async def test_nobody_listening_is_unavailable():
+async def test_a_refused_connection_is_unavailable():
     store = S3Store("bucket", "p", options=KEYS | {"endpoint_url": "http://127.0.0.1:1"})
     async with store:
         with pytest.raises(UnavailableError):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from asyncsync.errors import ConfigError
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
 from asyncsync.stores.s3.static_endpoint import static_endpoint
@@ -13,11 +14,11 @@ from asyncsync.stores.s3.store import S3Store
 
 KEYS = {"access_key": "key", "secret_key": "secret"}
 ENDPOINT = {"endpoint_url": "http://127.0.0.1:9000"}
-LIMITS = {"stall_timeout": 30.0, "connect_timeout": 10.0, "max_connections": 4}
+LIMITS = ConnectionLimits(max_connections=4)
 
 
 async def asked(bucket, options):
-    client = AiobotocoreClient(bucket, options, **LIMITS)
+    client = AiobotocoreClient(bucket, options, LIMITS)
     try:
         await client.open()
         return await client.locate(), await client.credentials()

@@ -5,7 +5,9 @@ This fake refuses whatever the documentation does not allow. :mod:`gcs_fake.docu
 each row names the page of the documentation that states it.
 """
 
+from http_fake import Fault
+
 from gcs_fake.model import Bucket, StoredObject
-from gcs_fake.server import Fault, GcsFake
+from gcs_fake.server import GcsFake
 
 __all__ = ["Bucket", "Fault", "GcsFake", "StoredObject"]

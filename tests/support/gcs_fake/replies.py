@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from http_fake import Reply
 
 REASONS = {
     400: "invalid",
@@ -20,17 +21,6 @@ REASONS = {
     429: "rateLimitExceeded",
     503: "backendError",
 }
-
-
-@dataclass
-class Reply:
-    """One response; ``body`` is complete."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    chunked: bool = False
-    """Sent without its length."""
 
 
 class ApiError(Exception):

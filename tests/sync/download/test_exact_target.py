@@ -67,7 +67,7 @@ async def test_links_are_removed_and_never_followed(both, tmp_path):
     assert report.files_removed == 3  # "tok" was replaced
 
 
-async def test_a_link_to_a_directory_of_the_target_is_no_way_to_lose_a_file(both, tmp_path):
+async def test_files_do_not_land_behind_a_link_and_vanish_when_it_is_cleared(both, tmp_path):
     """``weights`` links to ``other``: files do not land in there, where they would be removed with it."""
     target = tmp_path / "model"
     (target / "other").mkdir(parents=True)
@@ -173,7 +173,7 @@ async def test_a_directory_that_becomes_a_link_while_it_is_cleared_leads_nowhere
     assert files_of(outside) == {"file": b"precious", "b/file": b"precious"}
 
 
-def test_what_a_failed_download_takes_back_is_not_taken_from_behind_a_link(tmp_path):
+def test_a_failed_download_removes_nothing_behind_a_link(tmp_path):
     """The directory that it had put files into was swapped for a link before they are removed."""
     target, outside = tmp_path / "model", tmp_path / "outside"
     for directory in (target / "a" / "b", target / "c", outside / "b"):

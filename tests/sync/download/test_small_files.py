@@ -47,7 +47,7 @@ async def began(shelf, doors):
     return tasks
 
 
-async def test_what_comes_during_a_visit_goes_with_the_next(visits):
+async def test_files_that_arrive_during_a_batch_go_into_the_next(visits):
     shelf, first = SmallFileWriter(), Door(is_open=False)
     tasks = await began(shelf, [first, *(Door() for _ in range(FILES_PER_EXTRA_THREAD - 1))])
     first.open.set()
@@ -74,7 +74,7 @@ async def test_each_waiter_gets_the_result_of_its_own_file(visits):
     assert await asyncio.gather(*tasks, return_exceptions=True) == [True, full, False, True]
 
 
-async def test_who_is_cancelled_leaves_the_others_their_files(visits):
+async def test_a_cancelled_file_leaves_the_others_of_its_batch(visits):
     shelf, first = SmallFileWriter(), Door(is_open=False)
     tasks = await began(shelf, [first, Door(), Door()])
     tasks[0].cancel()

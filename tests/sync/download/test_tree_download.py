@@ -273,7 +273,7 @@ async def test_a_part_of_the_temporary_file_that_is_not_right_is_fetched_again(t
     assert files_of(tmp_path) == {"big.bin": BIG}
 
 
-async def test_a_store_that_goes_away_costs_no_verified_part(tmp_path):
+async def test_verified_parts_survive_an_outage_of_the_store(tmp_path):
     memory, faults = MemoryStore(), Faults()
     manifest = await put_tree(memory, "t/", {"big.bin": BIG}, part_size=MIB)
     faults.fail(4, UnavailableError("away"))

@@ -407,7 +407,7 @@ def test_a_log_that_was_edited_and_grew_is_not_taken_for_an_append(faults, tree,
     assert stored() == local(tree)
 
 
-def test_a_changed_byte_inside_a_grown_file_that_is_no_log_is_found(faults, tree, monkeypatch) -> None:
+def test_a_changed_byte_inside_a_grown_file_is_found(faults, tree, monkeypatch) -> None:
     monkeypatch.setattr(appended, "TRUSTED_FROM", 20 * MIB)
     (tree / "data.bin").write_bytes(noise(42 * MIB))
     send(tree)

@@ -54,7 +54,7 @@ async def test_not_with_other_bytes(process, other):
     assert (await begun(process)).resume_token(UPLOAD, replace(PART, **other)).token is None
 
 
-async def test_it_is_no_finished_part(process):
+async def test_an_open_upload_is_not_a_finished_part(process):
     uploads = await begun(process)
     assert uploads.parts(UPLOAD, []) == {}
     there = replace(PART, etag="generation", offset=-1)

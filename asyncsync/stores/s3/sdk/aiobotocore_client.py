@@ -37,6 +37,7 @@ from botocore.parsers import ResponseParserError
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
+from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
 from asyncsync.stores.s3.errors import EXPIRED, EXPLAINED_BY_GET, SKEWED, S3Failure, server_time
 from asyncsync.stores.s3.options import S3Options
@@ -96,14 +97,11 @@ class _RequestCaptured(Exception):  # noqa: N818  # it carries a request out of 
 class AiobotocoreClient:
     """The aiobotocore client of one bucket. :meth:`open` does the I/O. Use it within one event loop."""
 
-    def __init__(
-        self, bucket: str, options: S3Options, *, stall_timeout: float, connect_timeout: float, max_connections: int
-    ) -> None:
+    def __init__(self, bucket: str, options: S3Options, limits: ConnectionLimits) -> None:
         self._bucket = bucket
         self._options = options
-        self._timeouts = (connect_timeout, stall_timeout)
-        self.stall_timeout = stall_timeout
-        self._max_connections = max_connections
+        self._limits = limits
+        self.stall_timeout = limits.stall_timeout
         self._stack = AsyncExitStack()
         self._renewing = asyncio.Lock()
         self._credentials: Any = None
@@ -154,7 +152,7 @@ class AiobotocoreClient:
         if options.client_certificate is not None:
             extra["client_cert"] = client_certificate(options)
         return AioConfig(
-            max_pool_connections=self._max_connections,
+            max_pool_connections=self._limits.max_connections,
             s3={"addressing_style": options.addressing_style, "use_accelerate_endpoint": options.accelerate},
             # We send our own checksums where needed, and compare those of responses ourselves.
             request_checksum_calculation="when_required",
@@ -167,12 +165,11 @@ class AiobotocoreClient:
 
     def _common_config(self) -> dict[str, Any]:
         """The part of the configuration that STS has, too. A variant that is not wanted is left to the environment."""
-        connect, read = self._timeouts
-        options = self._options
+        options, limits = self._options, self._limits
         proxies = None if options.proxy is None else {"http": options.proxy, "https": options.proxy}
         return {
-            "connect_timeout": connect,
-            "read_timeout": read,
+            "connect_timeout": limits.connect_timeout,
+            "read_timeout": limits.stall_timeout,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "proxies": proxies,
             "use_dualstack_endpoint": options.dual_stack or None,
@@ -282,7 +279,7 @@ class AiobotocoreClient:
         """Total time limit (s) of a call, because its response may come byte by byte. A :class:`TimedBody` extends
         it."""
         stalls = COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS
-        return stalls * self.stall_timeout + self._timeouts[0]
+        return stalls * self.stall_timeout + self._limits.connect_timeout
 
     async def _explain(self, failure: S3Failure, params: dict[str, Any]) -> S3Failure:
         """Why a HEAD was refused. Its response has no document, so ask again with a GET of one byte."""

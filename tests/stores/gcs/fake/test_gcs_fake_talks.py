@@ -126,7 +126,7 @@ async def test_a_batch_has_at_most_100_calls(fake, http):
     assert (await ask(http, fake, "POST", "/batch/storage/v1", body, MIXED))[0] == 400
 
 
-async def test_without_a_token_nobody_gets_in(fake, http):
+async def test_a_request_without_a_token_is_refused(fake, http):
     fake.tokens = {"right"}
     assert (await ask(http, fake, "GET", OBJECTS + "/a"))[0] == 401
     assert (await ask(http, fake, "GET", OBJECTS + "/a", headers={"Authorization": "Bearer wrong"}))[0] == 401
