@@ -11,6 +11,7 @@ from s3_script import KEYS, scripted
 from s3_strict import StrictS3
 
 from asyncsync import (
+    AsyncsyncError,
     CheckpointConfig,
     Experiment,
     RunConfig,
@@ -319,3 +320,57 @@ def test_a_value_that_is_not_accepted_is_named(options, named, accepts):
 def test_a_date_may_have_any_time_zone(day):
     options = S3Store("b", "", options=LOCK | {"object_lock_retain_until": day})._options
     assert options.object_lock_retain_until == LATER
+
+
+# Real servers
+
+
+@pytest.mark.server
+async def test_seaweedfs_keeps_what_the_options_describe(seaweedfs):
+    bucket = seaweedfs.create_bucket("described")
+    options = {"metadata": {"team": "a b"}, "tags": {"run": "7"}, "content_type": "x/y", "cache_control": "no-cache"}
+    async with S3Store(bucket, "p", options=seaweedfs.storage_options | options) as store:
+        made = await store.put(DATA, b"data")
+        await store.copy(DATA, "copy", if_source_version=made.version, size=4)
+    with seaweedfs.client() as client:
+        for key in (f"p/{DATA}", "p/copy"):
+            found = client.head_object(Bucket=bucket, Key=key)
+            assert (found["Metadata"], found["ContentType"], found["CacheControl"]) == (
+                {"team": "a b"},
+                "x/y",
+                "no-cache",
+            )
+            assert client.get_object_tagging(Bucket=bucket, Key=key)["TagSet"] == [{"Key": "run", "Value": "7"}]
+
+
+@pytest.mark.server
+async def test_seaweedfs_reads_with_the_customers_key_only(seaweedfs, plane, tmp_path):
+    bucket, tree, file = seaweedfs.create_bucket(f"keys-{plane}"), tmp_path / "tree", tmp_path / "tree" / "model"
+    tree.mkdir()
+    file.write_bytes(random.Random(1).randbytes(12 * MIB))
+    transfer = TransferConfig(part_size=5 * MIB, multipart_threshold=5 * MIB)
+    given = {"storage_options": seaweedfs.storage_options | {"sse_customer_key": SECRET}, "transfer": transfer}
+    await push(tree, f"s3://{bucket}/tree", **given)
+    with file.open("r+b") as opened:
+        opened.write(b"changed")
+    await push(tree, f"s3://{bucket}/tree", **given)  # it has no range copies of encrypted objects: bytes are sent
+    assert (await verify(f"s3://{bucket}/tree", deep=True, **given)).ok
+    await pull(f"s3://{bucket}/tree", tmp_path / "copy", **given)
+    assert (tmp_path / "copy" / "model").read_bytes() == file.read_bytes()
+    with pytest.raises(AsyncsyncError):
+        await pull(f"s3://{bucket}/tree", tmp_path / "none", storage_options=seaweedfs.storage_options)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("checksum", ["auto", "none"])
+async def test_seaweedfs_keeps_a_locked_version(seaweedfs, checksum):
+    bucket = f"locked-{checksum}"
+    with seaweedfs.client() as client:
+        client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+        async with S3Store(bucket, "p", options=seaweedfs.storage_options | LOCK | {"checksum": checksum}) as store:
+            await store.put(DATA, b"data")
+            await store.delete([DATA])
+            assert (await store.list("")).objects == ()
+        (version,) = client.list_object_versions(Bucket=bucket, Prefix="p/run")["Versions"]
+        with pytest.raises(Exception, match="AccessDenied"):
+            client.delete_object(Bucket=bucket, Key=version["Key"], VersionId=version["VersionId"])
