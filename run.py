@@ -59,6 +59,12 @@ def prepare(kind: str) -> None:
     STAMP.write_text(wanted(kind))
 
 
+def workers() -> str:
+    """Processes for the tests: one more than cores, because a process often waits for a server or for its children."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return str(cores + 1)
+
+
 def become(command: list[str], environment: dict[str, str]) -> int:
     """Run the program in our place: signals are its own, and whoever started us waits for it. Where a process cannot
     become another one (Windows) we wait for it, however often Ctrl-C comes: it gets that too. The exit code is its."""
@@ -84,7 +90,7 @@ def main() -> int:
     prepare("demo" if name in {"demo", "asyncsync"} else "dev")
     program = {
         "demo": [str(BIN / "asyncsync"), "demo"],
-        "test": [str(PYTHON), "-m", "pytest", *(() if arguments else ("-n", "auto", "--dist", "worksteal"))],
+        "test": [str(PYTHON), "-m", "pytest", *(() if arguments else ("-n", workers(), "--dist", "worksteal"))],
     }.get(name, [str(BIN / name)])
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -19,6 +19,7 @@ BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
     "testing",
+    "blocking",
     "engine",
     "engine/trials",
     "remote",
@@ -39,6 +40,8 @@ ROOMS = [
     "planning",
 ]
 """From top to bottom: a room imports only rooms below it."""
+UPWARD = {"engine": ["blocking"]}
+"""``SyncEngine.blocking()`` opens the facade above it: the one import that points up."""
 SENTENCE = re.compile(r"(.+?\.)(?:\s|$)", re.DOTALL)
 FIRST_FILE = re.compile(
     r"(?:begin|start)\s+(?:with|reading\s+at)\s+(?::mod:`[~.\w]*?|``)(\w+)(?:\.py)?`", re.IGNORECASE
@@ -80,7 +83,8 @@ def rooms_below(room: str) -> list[str]:
         for name in imports(path):
             inner = [other for other in ROOMS if f"{name}.".startswith(f"asyncsync.{other.replace('/', '.')}.")]
             found |= {other if other.startswith(f"{own}/") else other.partition("/")[0] for other in inner[-1:]}
-    return [other for other in ROOMS if other in found - {own, room}]
+    found -= {own, room, *UPWARD.get(room, ())}
+    return [other for other in ROOMS if other in found]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -113,9 +117,11 @@ def main() -> None:
 
 
 def packages() -> list[str]:
-    """The packages that need a row: all but those inside a room of the table, such as the simulation."""
+    """The packages that need a row: all but those inside a room of the table, such as the simulation, and the
+    package that only holds the integrations."""
     found = [str(path.parent.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("__init__.py"))]
-    return [room for room in found if room != "." and room.count("/") < 2 and not room.startswith("testing/")]
+    plain = {".", "integrations"}
+    return [room for room in found if room not in plain and room.count("/") < 2 and not room.startswith("testing/")]
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.aio.tasks import run_all
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
+from asyncsync.engine.durable_callback import DurableCallback
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
-from asyncsync.engine.start import as_seconds, open_record, write_safety_warning
+from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
 from asyncsync.engine.status import engine_status
-from asyncsync.engine.trial import Trial
+from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
 from asyncsync.engine.trials.pending_checkpoints import find_left_behind
@@ -90,7 +91,9 @@ class SyncEngine:
         handle_signals: bool | Collection[int] = False,
     ) -> None:
         place = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
+        check_checkpoint(run.checkpoint_config.latest_file, where="CheckpointConfig(latest_file=...)")
         self._context = EngineContext(run, Role(role, rank, world_size), place)
+        check_role(run, self._context.role)
         self._resume, self._exit_grace = resume, as_seconds("exit_grace", exit_grace)
         self._leave_timeout = None if leave_timeout is None else as_seconds("leave_timeout", leave_timeout)
         self._wanted_signals = as_signals(handle_signals)
@@ -98,6 +101,7 @@ class SyncEngine:
         self._entered = False
         self._registry: Registry | None = None
         self._own_files: OwnFiles | None = None
+        self._callback: DurableCallback | None = None
         self._trials: dict[str, Trial] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -225,6 +229,10 @@ class SyncEngine:
             self._group.create_task(self._runner.run(), name="asyncsync checkpoints"),
             self._group.create_task(session.watch(), name="asyncsync watch"),
         ]
+        on_durable = context.run.checkpoint_config.on_durable
+        if on_durable is not None:
+            self._callback = context.callback = DurableCallback(on_durable, context.emit)
+            self._tasks.append(self._group.create_task(self._callback.run(), name="asyncsync on_durable"))
         session.breaker.on_back |= {context.scheduler.hurry, context.janitor.kick}
         context.running = True
 
@@ -370,6 +378,8 @@ class SyncEngine:
         if self._context.recording:
             await asyncio.wait(self._context.recording)
         await drain.run(deadline)
+        if self._callback is not None:
+            await self._callback.wait_idle()
         if self._context.session.store.healthy:
             await self._context.janitor.clean_up()
 

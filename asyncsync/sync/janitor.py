@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asyncsync.aio.tasks import for_each_limited
 from asyncsync.disk.journal import Owed
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, StoreError
 from asyncsync.planning.document import TRIAL_RECORD
@@ -23,6 +24,8 @@ from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
 
+CLEAN_UPS_AT_ONCE = 16
+"""Behind 30 ms, one after the other is 14 deletions of checkpoints a second, 16 at once are 72."""
 JANITOR_OWNER = "janitor"
 """Owner of its requests, see :meth:`Session.view`."""
 
@@ -58,16 +61,19 @@ class Janitor:
 async def clean_up(session: Session) -> int:
     """Do every clean-up that is due in the session's store; returns how many are done. One that fails remains due."""
     done = 0
-    for owed in await session.journal.owed(session.uri):
-        if session.uploads.is_in_hand(owed):
-            continue
+
+    async def pay(owed: Owed) -> None:
+        nonlocal done
         try:
             await _clean_up(session, owed)
         except (StoreError, ConcurrentWriterError) as error:
             session.on_warning(f"cleaning up {session.uri} ({owed.kind}) failed, it remains due: {error}")
-            continue
+            return
         session.journal.paid(owed.id)
         done += 1
+
+    due = [owed for owed in await session.journal.owed(session.uri) if not session.uploads.is_in_hand(owed)]
+    await for_each_limited(due, pay, min(CLEAN_UPS_AT_ONCE, len(due)))
     return done
 
 

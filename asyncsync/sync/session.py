@@ -187,3 +187,5 @@ async def delete_prefix(store: Store, prefix: str) -> int:
             return deleted
         await store.delete(keys)
         deleted += len(keys)
+        if page.token is None:
+            return deleted

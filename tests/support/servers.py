@@ -198,10 +198,10 @@ def _process(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Terminate this process, and kill it after three seconds: the data survive that."""
+    """Terminate this process, and kill it after a second: the data survive that."""
     process.terminate()
     try:
-        process.wait(timeout=3)
+        process.wait(timeout=1)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

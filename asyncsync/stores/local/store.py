@@ -24,7 +24,7 @@ from asyncsync.errors import (
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import check_key, check_prefix
-from asyncsync.stores.local.listing import list_page
+from asyncsync.stores.local.listing import Listings
 from asyncsync.stores.local.multipart import LocalUploads
 from asyncsync.stores.local.publish import prune, write_file
 from asyncsync.stores.local.sweep import sweep
@@ -71,9 +71,11 @@ class LocalStore(Store):
             local=True,
         )
         self._uploads = LocalUploads(self.root)
+        self._listings = Listings(self.root)
 
     async def close(self) -> None:
-        """Nothing to close: every call closes the files that it opened."""
+        """Every call closes the files that it opened; only listings that nobody continued are left."""
+        self._listings.forget()
 
     async def put(
         self, key: str, body: Body, *, crc32c: int | None = None, if_version: str | None = None
@@ -143,7 +145,7 @@ class LocalStore(Store):
 
         def work() -> Page:
             with self._mapped(prefix):
-                return list_page(self.root, prefix, folded=bool(delimiter), token=token)
+                return self._listings.page(prefix, folded=bool(delimiter), token=token)
 
         return await in_thread(work)
 

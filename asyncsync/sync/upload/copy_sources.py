@@ -41,6 +41,8 @@ class CopySources:
 
     def __init__(self) -> None:
         self._trees: OrderedDict[str, list[Candidate]] = OrderedDict()
+        self._siblings: dict[str, list[str]] = {}
+        """Remembered trees of each parent, the oldest first."""
         self._by_path: dict[str, dict[str, Candidate]] = {}
         self._by_content: dict[Content, dict[str, Candidate]] = {}
         self._count = 0
@@ -56,15 +58,22 @@ class CopySources:
         for candidate in found:
             self._by_path.setdefault(candidate.entry.path, {})[prefix] = candidate
             self._by_content.setdefault(_content(candidate.entry), {})[prefix] = candidate
-        siblings = [other for other in self._trees if _parent(other) == _parent(prefix) != ""]
-        for old in siblings[:-REMEMBERED_CHECKPOINTS]:
-            self.forget(old)
+        if parent := _parent(prefix):
+            siblings = self._siblings.setdefault(parent, [])
+            siblings.append(prefix)
+            for old in siblings[:-REMEMBERED_CHECKPOINTS]:
+                self.forget(old)
         while self._count > MOST_REMEMBERED_FILES:
             self.forget(next(iter(self._trees)))
 
     def forget(self, prefix: str) -> None:
         """Use nothing below ``prefix`` any more: it is going to be deleted."""
-        for candidate in self._trees.pop(prefix, ()):
+        found = self._trees.pop(prefix, ())
+        if found and (parent := _parent(prefix)):
+            self._siblings[parent].remove(prefix)
+            if not self._siblings[parent]:
+                del self._siblings[parent]
+        for candidate in found:
             self._count -= 1
             _drop(self._by_path, candidate.entry.path, prefix)
             _drop(self._by_content, _content(candidate.entry), prefix)

@@ -12,8 +12,10 @@ from stored import check_complete
 from asyncsync import Checkpoint, CheckpointConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.disk.journal import Journal, Owed
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, UnavailableError
+from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.sync.janitor import clean_up
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.session import DELETE
 from asyncsync.sync.upload.open_uploads import ABORT
 from asyncsync.testing import run_virtual
@@ -135,6 +137,25 @@ def test_a_checkpoint_named_again_by_the_record_is_not_deleted(bench: Bench) -> 
         async with one.engine(NEVER) as engine:
             await engine.trial("t").report({})
         assert stored(bench, "t/checkpoint_000000/")
+
+    run_virtual(main())
+
+
+def test_retired_checkpoints_are_deleted_at_the_same_time(bench: Bench) -> None:
+    async def main() -> None:
+        one = Machine(bench, "one")
+        async with one.engine(NEVER, resume=False) as engine:
+            for step in range(16):
+                await engine.trial(f"t{step}").report({}, bench.checkpoint(f"a{step}"))
+        for step in range(16):
+            nonce = TrialRecord.from_bytes(bench.store.contents[f"t{step}/{TRIAL_RECORD}"]).nonce
+            await owe(one, DELETE, trial=f"t{step}", name="checkpoint_000009", nonce=nonce)
+        async with one.engine(NEVER) as engine:
+            session = engine._context.session
+            bench.store.latency, before = 1.0, asyncio.get_running_loop().time()
+            await clean_up(session)
+            assert asyncio.get_running_loop().time() - before < 8
+            bench.store.latency = 0.0
 
     run_virtual(main())
 

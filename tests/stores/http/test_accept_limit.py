@@ -179,8 +179,7 @@ async def test_a_request_of_which_nothing_arrived_is_sent_on_another_connection(
 async def test_a_server_that_takes_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(http1_pool, "ACCEPT_CHECK_SECONDS", 0.0)
     monkeypatch.setattr("asyncsync.stores.http.byte_stream.nothing_acknowledged", lambda _: True)
-    async with client(mute) as http:
-        http._patience = 0.01
+    async with Wire(None).listening(mute, connect_timeout=0.2) as http:
         with pytest.raises(BrokenError, match="accepts no further connections"):
             await http.send(b"GET / HTTP/1.1\r\n\r\n", None)
     assert http.busy == 0

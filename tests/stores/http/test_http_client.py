@@ -140,7 +140,7 @@ async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
         await http.send(REQUEST, None)
         made[0].close()
         await made[0].wait_closed()
-        await asyncio.sleep(0.01)  # its end arrives
+        await http._pool._idle[0].connection.closed.wait()
         await http.send(REQUEST, None)
         assert len(made) == 2
 
@@ -270,7 +270,10 @@ async def test_an_unsolicited_response_is_not_used_for_the_next_request(wire, mo
         monkeypatch.setattr(Connection, "usable", True)
         made[0].write(OK)
         await made[0].drain()
-        await asyncio.sleep(0.01)  # it arrives
+        idle = http._pool._idle[0].connection
+        async with asyncio.timeout(30):
+            while idle._start == idle._end:  # until it has arrived
+                await asyncio.sleep(0)
         with pytest.raises(BrokenError, match="without a request"):
             await http.send(REQUEST, b"")
 

@@ -19,6 +19,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.local import files as local_files
+from asyncsync.stores.local import listing as local_listing
 from asyncsync.stores.local import sweep as local_sweep
 from asyncsync.stores.local.keys import InvalidKeyError
 from asyncsync.stores.local.store import LocalStore
@@ -416,3 +417,57 @@ async def test_a_sweep_leaves_a_living_writer_alone(store, root, monkeypatch):
     await store.put("a", b"whole")
     assert found == [0]
     assert (await store.get("a"))[0] == b"whole"
+
+
+def count_scans(monkeypatch) -> list[str]:
+    scans, real = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (scans.append(str(path)), real(path))[1])
+    return scans
+
+
+async def test_a_listing_of_many_pages_reads_each_directory_once(tmp_path, monkeypatch):
+    for number in range(2500):
+        (tmp_path / f"{number:04d}").touch()
+    async with LocalStore(tmp_path) as store:
+        scans, found, token = count_scans(monkeypatch), [], None
+        for _ in range(3):
+            page = await store.list(token=token)
+            found += [info.key for info in page.objects]
+            token = page.token
+    assert token is None
+    assert found == [f"{number:04d}" for number in range(2500)]
+    assert len(scans) == 1
+
+
+async def test_a_page_that_is_asked_for_again_is_read_again(tmp_path):
+    for number in range(1500):
+        (tmp_path / f"{number:04d}").touch()
+    async with LocalStore(tmp_path) as store:
+        first = await store.list()
+        once = await store.list(token=first.token)
+        (tmp_path / "1200").unlink()
+        again = await store.list(token=first.token)
+    assert {info.key for info in once.objects} - {info.key for info in again.objects} == {"1200"}
+
+
+async def test_an_old_page_continues_with_a_new_look(tmp_path, monkeypatch):
+    for number in range(1500):
+        (tmp_path / f"{number:04d}").touch()
+    async with LocalStore(tmp_path) as store:
+        first = await store.list()
+        (tmp_path / "1200").unlink()
+        monkeypatch.setattr(local_listing, "WALK_SECONDS", -1.0)
+        rest = await store.list(token=first.token)
+    assert "1200" not in {info.key for info in rest.objects}
+
+
+async def test_listings_that_nobody_continues_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_listing, "PAGE_SIZE", 1)
+    for number in range(20):
+        (tmp_path / f"{number:02d}" / "x").mkdir(parents=True)
+        (tmp_path / f"{number:02d}" / "x" / "a").touch()
+        (tmp_path / f"{number:02d}" / "x" / "b").touch()
+    async with LocalStore(tmp_path) as store:
+        for number in range(20):
+            assert (await store.list(f"{number:02d}/")).token is not None
+        assert len(store._listings._open) == local_listing.MOST_OPEN_WALKS
