@@ -39,7 +39,8 @@ class Model(L.LightningModule):
 
 def main() -> None:
     L.seed_everything(1, verbose=False)
-    data = torch.randn(16, 32, generator=torch.Generator().manual_seed(2))
+    # one batch: Lightning itself resumes no data loader within an epoch
+    data = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(data, (data[:, 0] > 0).long()), batch_size=4, shuffle=False
     )
@@ -58,8 +59,7 @@ def main() -> None:
         save_top_k=2,
         monitor="loss",
         save_last=True,
-        every_n_epochs=1,  # of four steps: Lightning itself resumes no data loader within an epoch
-        save_on_train_epoch_end=True,
+        every_n_train_steps=4,
     )
     trainer = L.Trainer(
         max_steps=STEPS,
