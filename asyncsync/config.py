@@ -9,12 +9,12 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from asyncsync.errors import ConfigError
 from asyncsync.runtime import state_directory
@@ -73,6 +73,33 @@ def _flag(owner: object, name: str) -> None:
         raise _invalid(owner, name, getattr(owner, name), "True or False")
 
 
+READY_PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "transformers": {"checkpoint-*": ("trainer_state.json", "!checkpoint-is-incomplete.txt")},
+    "lightning": {"*.ckpt": ("meta.pt",)},
+    "torch": dict.fromkeys(("step-*", "step_*", "epoch-*", "epoch_*", "checkpoint-*", "*_dcp"), (".metadata",)),
+    "accelerate": {"checkpoint_*": ("random_states_0.pkl",)},
+}
+"""Directories of each framework, and the file that it writes last."""
+
+
+def _ready(owner: object, value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The rules of ``SyncConfig.ready``; ConfigError for anything else."""
+    presets = ", ".join(f'"{name}"' for name in READY_PRESETS)
+    allowed = f'a mapping such as {{"checkpoint-*": "trainer_state.json"}}, one of {presets}, or None'
+    if value is None:
+        return ()
+    rules = READY_PRESETS.get(value) if isinstance(value, str) else value
+    if not isinstance(rules, Mapping):
+        raise _invalid(owner, "ready", value, allowed)
+    found = {name: (item,) if isinstance(item, str) else tuple(item) for name, item in rules.items()}
+    for pattern, markers in found.items():
+        names = [name.removeprefix("!") if isinstance(name, str) else "" for name in markers]
+        wanted = [name for name in markers if not str(name).startswith("!")]
+        if not (isinstance(pattern, str) and pattern.strip() and all(names) and wanted):
+            raise _invalid(owner, "ready", value, allowed)
+    return tuple(found.items())
+
+
 def _patterns(owner: object, name: str) -> None:
     value = getattr(owner, name)
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
@@ -114,6 +141,12 @@ class SyncConfig:
     """Maximum number of files that one sync may delete (with ``delete``). If more are missing locally, the sync fails
     and sends and deletes nothing. Default None: any number but not all files, because an empty directory is more often
     a disk that is not mounted."""
+    ready: Mapping[str, str | Sequence[str]] | str | None = field(default=None, hash=False)
+    """Directories that are complete only once a marker exists: gitignore pattern -> path of the marker in the
+    directory, or several; one that begins with ``!`` must not exist. Until then such a directory is left alone. Then
+    it is synced as one unit: the marker after all other files, and the manifest names all of it or nothing. Or the
+    name of a preset: ``transformers``, ``lightning``, ``torch``, ``accelerate``. Default None: every file is synced as
+    it is found."""
 
     def __post_init__(self) -> None:
         _seconds(self, "sync_period", positive=False)
@@ -124,12 +157,18 @@ class SyncConfig:
             raise _invalid(self, "max_delete", self.max_delete, "None or an integer >= 0")
         _patterns(self, "include")
         _patterns(self, "exclude")
+        _ready(self, self.ready)
         if self.symlinks not in ("inside", "follow", "skip"):
             raise _invalid(self, "symlinks", self.symlinks, '"inside", "follow" or "skip"')
         for name, instead in _REPLACEMENTS.items():
             if getattr(self, name) != DEPRECATED:
                 message = f"SyncConfig({name}=...) is deprecated and ignored: {instead}"
                 warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+    @property
+    def ready_rules(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """``ready`` as pairs of pattern and markers."""
+        return _ready(self, self.ready)
 
     @property
     def period(self) -> float:
@@ -162,16 +201,42 @@ class CheckpointConfig:
     """How long a rank that has sent its own part waits for the parts of the other ranks, seconds; then it raises
     CheckpointIncompleteError. Only with several ranks. Default 1800, like ``sync_timeout``, which bounds their
     uploads."""
+    when_full: Literal["wait", "replace"] = "wait"
+    """What an ASYNC ``report`` does when ``max_pending_checkpoints`` are pending. ``wait``: it waits. ``replace``: its
+    checkpoint takes the place of the oldest ASYNC one whose upload has not begun; if all have begun, it waits. The
+    replaced checkpoint is never stored, and its directory is deleted if asyncsync owns it. Only with one rank."""
+    keep_every: int | None = None
+    """Keep every checkpoint whose step is a multiple of this (its number, if it was reported without a step), whatever
+    ``num_to_keep`` says; these do not count. None: no such rule."""
+    keep_pinned: bool = True
+    """Keep pinned checkpoints whatever ``num_to_keep`` says; these do not count. See ``Trial.pin``."""
+    latest_file: str | None = None
+    """Name of a file in the trial's directory, such as ``"latest"``, that holds the name of the newest durable
+    checkpoint, for loaders that look for one. It is written after the record, and synced at once. Keep two checkpoints
+    or more if others read it: the one that it names may be retired before it is replaced. None: no such file."""
+    on_durable: Callable[[Any], object] | None = field(default=None, compare=False)
+    """Called after a checkpoint is durable, one call at a time and in order, with the event
+    :class:`asyncsync.events.CheckpointDurable`. A coroutine function runs on the engine's loop, any other callable in a
+    thread. It delays no checkpoint; its failure is an event, ``CallbackFailed``. Leaving the engine waits for it. Every
+    rank calls its own."""
 
     def __post_init__(self) -> None:
         _integer(self, "num_to_keep", 1, none=True)
         _integer(self, "max_pending_checkpoints", 1)
+        _integer(self, "keep_every", 1, none=True)
+        _flag(self, "keep_pinned")
         _seconds(self, "commit_timeout", positive=True)
         attribute = self.checkpoint_score_attribute
         if attribute is not None and (not isinstance(attribute, str) or not attribute):
             raise _invalid(self, "checkpoint_score_attribute", attribute, "the name of a metric, or None")
         if self.checkpoint_score_order not in ("max", "min"):
             raise _invalid(self, "checkpoint_score_order", self.checkpoint_score_order, '"max" or "min"')
+        if self.when_full not in ("wait", "replace"):
+            raise _invalid(self, "when_full", self.when_full, '"wait" or "replace"')
+        if self.latest_file is not None:
+            check_name("CheckpointConfig.latest_file", self.latest_file)
+        if self.on_durable is not None and not callable(self.on_durable):
+            raise _invalid(self, "on_durable", self.on_durable, "a function or None")
 
     @property
     def commit_seconds(self) -> float:
@@ -213,10 +278,11 @@ class TransferConfig:
     """Cost of one request, expressed in bytes sent: a part of a file is copied inside the store only if that saves
     more. Default 64 KiB: about the bytes that a connection of 10 MB/s carries during one request."""
     append_only: Sequence[str] = ("events.out.tfevents.*", "*.log", "*.jsonl", "result.json", "progress.csv")
-    """Shell patterns of names of files that only ever grow. If such a file of at least 256 MiB has grown and is still
-    the same inode, only its end is read, and 64 samples of 256 bytes decide whether the rest is unchanged. A short edit
-    in the middle goes unnoticed if the file has also grown, so files that are edited in place must not match. ``()``
-    reads all bytes of every changed file, like ``checksum=True``."""
+    """Shell patterns of names of files that only ever grow. If such a file of at least 5 MiB has grown and is still the
+    same inode, only its end is sent, and the store copies the rest. From 256 MiB on only its end is read, too, and 64
+    samples of 256 bytes decide whether the rest is unchanged: a short edit in the middle goes unnoticed if the file has
+    also grown, so files that are edited in place must not match. ``()`` reads all bytes of every changed file, like
+    ``checksum=True``, and sends files of up to ``multipart_threshold`` as a whole."""
 
     def __post_init__(self) -> None:
         _integer(self, "max_concurrency", 1)

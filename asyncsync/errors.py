@@ -53,6 +53,11 @@ class EngineClosedError(SyncError):
     """The engine or syncer is not running: it was not entered yet, or it was left."""
 
 
+class CheckpointReplacedError(SyncError):
+    """A newer checkpoint took the place of a pending one whose upload had not begun; see
+    ``CheckpointConfig.when_full``."""
+
+
 class CheckpointIncompleteError(AsyncsyncError):
     """A checkpoint has no manifest, or lacks files that its manifest names."""
 

@@ -92,6 +92,25 @@ class CheckpointDurable(CheckpointEvent):
     bytes_copied: int
     requests: int
     seconds: float
+    uri: str = ""
+    """Address of the checkpoint."""
+    step: int | None = None
+    """Training step of its report, if it had one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackFailed(CheckpointEvent):
+    """``CheckpointConfig.on_durable`` failed for this checkpoint, which is durable. ``error``: why."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointReplaced(CheckpointEvent):
+    """A newer checkpoint (``by``) took the place of this one before its upload began; see
+    ``CheckpointConfig.when_full``. It will not be stored."""
+
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,9 @@ class SyncReport:
     """Files that the store copied from an equal file, such as renamed files."""
     files_left_out: int = 0
     """Files left out because no store can hold their names; ``warnings`` lists them."""
+    not_ready: tuple[str, ...] = ()
+    """Directories that were left alone because their marker is missing, or that changed while they were sent; see
+    ``SyncConfig.ready``."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ ROOMS = [
     "cli",
     "integrations/ray",
     "testing",
+    "blocking",
     "engine",
     "engine/trials",
     "storage",
@@ -41,6 +42,8 @@ ROOMS = [
     "planning",
 ]
 """From top to bottom: a room imports only rooms below it."""
+UPWARD = {"engine": ["blocking"]}
+"""``SyncEngine.blocking()`` opens the facade above it: the one import that points up."""
 SENTENCE = re.compile(r"(.+?\.)(?:\s|$)", re.DOTALL)
 FIRST_FILE = re.compile(
     r"(?:begin|start)\s+(?:with|reading\s+at)\s+(?::mod:`[~.\w]*?|``)(\w+)(?:\.py)?`", re.IGNORECASE
@@ -82,7 +85,8 @@ def rooms_below(room: str) -> list[str]:
         for name in imports(path):
             inner = [other for other in ROOMS if f"{name}.".startswith(f"asyncsync.{other.replace('/', '.')}.")]
             found |= {other if other.startswith(f"{own}/") else other.partition("/")[0] for other in inner[-1:]}
-    return [other for other in ROOMS if other in found - {own, room}]
+    found -= {own, room, *UPWARD.get(room, ())}
+    return [other for other in ROOMS if other in found]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from asyncsync.errors import ConfigError, EngineClosedError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -80,3 +82,19 @@ class LoopThread:
 async def _call(func: Callable[..., Any], *args: Any) -> Any:
     result = func(*args)
     return await result if asyncio.iscoroutine(result) or asyncio.isfuture(result) else result
+
+
+def run_to_end(func: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a coroutine function on an event loop of its own and return its result. In a thread that runs an event loop
+    already, such as that of a notebook, the call runs in another thread, and this one waits."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_here(func, *args, **kwargs)
+    with ThreadPoolExecutor(1, "asyncsync call") as pool:
+        return pool.submit(partial(_run_here, func, *args, **kwargs)).result()
+
+
+def _run_here(func: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    with asyncio.Runner() as runner:
+        return runner.run(func(*args, **kwargs))

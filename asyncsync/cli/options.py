@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from asyncsync.config import SyncConfig, TransferConfig, split_sas
+from asyncsync.config import READY_PRESETS, SyncConfig, TransferConfig, split_sas
 from asyncsync.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -81,7 +81,7 @@ _COMMON = [
     click.option("--endpoint-url", metavar="URL", help="S3 endpoint, such as http://127.0.0.1:8333."),
     click.option("--region", metavar="NAME", help="S3 region.  [default: AWS configuration]"),
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files."),
-    click.option("--sse", metavar="KIND", help="Server-side encryption: AES256 or aws:kms."),
+    click.option("--sse", metavar="KIND", help="Server-side encryption: AES256, aws:kms or aws:kms:dsse."),
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
     click.option(
         "-o",
@@ -111,14 +111,18 @@ def common_options(function: Function) -> Function:
     return function
 
 
-def filter_options(function: Function) -> Function:
-    """Add ``--include`` and ``--exclude``."""
-    for name, text in (
-        ("--exclude", "Skip files that match this gitignore pattern; wins over --include. Repeatable."),
-        ("--include", "Send only files that match this gitignore pattern. Repeatable."),
-    ):
-        function = click.option(name, multiple=True, metavar="PATTERN", help=text)(function)
-    return function
+def filter_options(verb: str) -> Callable[[Function], Function]:
+    """Add ``--include`` and ``--exclude`` to a command that transfers files; ``verb`` is what it does with them."""
+
+    def add(function: Function) -> Function:
+        for name, text in (
+            ("--exclude", "Skip files that match this gitignore pattern; wins over --include. Repeatable."),
+            ("--include", f"{verb} only files that match this gitignore pattern. Repeatable."),
+        ):
+            function = click.option(name, multiple=True, metavar="PATTERN", help=text)(function)
+        return function
+
+    return add
 
 
 def delete_option(function: Function) -> Function:
@@ -159,6 +163,20 @@ def _extra_options(pairs: tuple[str, ...]) -> dict[str, object]:
             raise ConfigError(f"invalid -o {pair!r}: must be -o KEY=VALUE")
         found[key.strip().replace("-", "_")] = words.get(value.lower(), value)
     return found
+
+
+def ready_rules(values: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+    """``--ready`` as rules of ``SyncConfig.ready``; ConfigError for an unknown preset."""
+    rules: dict[str, tuple[str, ...]] = {}
+    for value in values:
+        pattern, mark, marker = value.partition("=")
+        if mark:
+            rules[pattern] = (*rules.get(pattern, ()), marker)
+        elif value in READY_PRESETS:
+            rules |= READY_PRESETS[value]
+        else:
+            raise ConfigError(f"invalid --ready {value!r}: must be {', '.join(READY_PRESETS)} or PATTERN=MARKER")
+    return rules or None
 
 
 def sync_config(

@@ -42,13 +42,16 @@ Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 PULL = """Fetch a URL into a directory: verified, never half a file.
 
 Why: every byte is verified against the manifest before a file gets its name, and files that are already correct are not
-transferred again. Other files in the directory stay. With --exact they are removed once everything is in place; --exact
-refuses a home directory and any directory that asyncsync syncs.
+transferred again. URL may also be a directory or one file of what was pushed. Other files in the directory stay. With
+--exact they are removed once everything is in place; --exact refuses a home directory and any directory that asyncsync
+syncs.
 
 \b
 Examples:
   asyncsync pull s3://bucket/results results
   asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004 model --exact
+  asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004/model.bin .
+  asyncsync pull s3://bucket/sweep best --include 'checkpoint_*/model*'
 
 Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 """
@@ -57,7 +60,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 @command(help=PUSH)
 @click.argument("local", type=click.Path(exists=True))
 @click.argument("url")
-@filter_options
+@filter_options("Send")
 @delete_option
 @click.option("--checksum", is_flag=True, help="Read every file instead of comparing size and time.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent, but send nothing.")
@@ -155,9 +158,20 @@ async def _plan(output: Output, syncer: Syncer) -> int:
 @command(help=PULL)
 @click.argument("url")
 @click.argument("local", type=click.Path(path_type=Path))
+@filter_options("Fetch")
 @click.option("--exact", is_flag=True, help="Remove everything else from LOCAL: files, links, empty directories.")
 @timeout_option(None)
-async def pull(output: Output, settings: Settings, *, url: str, local: Path, exact: bool, timeout: float | None) -> int:
+async def pull(
+    output: Output,
+    settings: Settings,
+    *,
+    url: str,
+    local: Path,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    exact: bool,
+    timeout: float | None,
+) -> int:
     """See PULL."""
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"invalid --timeout {timeout:g}: must be more than 0 seconds")
@@ -175,6 +189,8 @@ async def pull(output: Output, settings: Settings, *, url: str, local: Path, exa
                     storage_options=settings.storage_options,
                     on_progress=meter.update,
                     exact=exact,
+                    include=include or None,
+                    exclude=exclude or None,
                 )
         except TimeoutError as error:
             if not limit.expired():

@@ -125,6 +125,19 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
         raise
 
 
+def write_pointer(directory: str, file: str, name: str) -> None:
+    """Blocking. Make ``file`` hold ``name`` without a line end. Readers see the old content or the new one."""
+    temporary = f"{directory}/.{file}{TEMPORARY}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as output:
+            output.write(name)
+        os.replace(temporary, f"{directory}/{file}")
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
     """Blocking. Append one line to result.json, flushed, and one row to progress.csv, or nothing: an error leaves both
     files as they were. Half a line left by a crash is removed first.

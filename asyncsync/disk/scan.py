@@ -48,6 +48,8 @@ class Rules:
     ``Snapshot.broken``."""
     skip_marked: bool = False
     """Leave out top directories that contain an ``.asyncsync``: another process syncs them."""
+    ready: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Directories that are complete only with their markers: pairs of pattern and markers."""
 
 
 Same = Callable[[str, int, int, int], bool]
@@ -124,6 +126,7 @@ class _Scan:
         self._real_root = os.path.realpath(root)
         self._include = compile_patterns(rules.include) if rules.include else None
         self._exclude = compile_patterns(rules.exclude) if rules.exclude else None
+        self._ready = [(compile_patterns([pattern]), markers) for pattern, markers in rules.ready]
         self._everything = self._include is None and self._exclude is None
 
     def only(self, names: Iterable[str]) -> None:
@@ -272,7 +275,27 @@ class _Scan:
             return False
         if self._is_marked(path):
             return False
-        return path not in self._rules.skip and not (self._exclude is not None and self._exclude.match_file(path + "/"))
+        if path in self._rules.skip or (self._exclude is not None and self._exclude.match_file(path + "/")):
+            return False
+        return not self._ready or self._is_ready(path)
+
+    def _is_ready(self, path: str) -> bool:
+        """Whether the directory is no unit, or its markers say that it is complete. A unit inside another one belongs
+        to that."""
+        parents = path.split("/")
+        if any("/".join(parents[:count]) in self.found.units for count in range(1, len(parents))):
+            return True
+        markers = next((markers for spec, markers in self._ready if spec.match_file(path + "/")), None)
+        if markers is None:
+            return True
+        wanted = tuple(f"{path}/{name}" for name in markers if not name.startswith("!"))
+        unwanted = [f"{path}/{name[1:]}" for name in markers if name.startswith("!")]
+        exists = [os.path.lexists(f"{self._root}/{name}") for name in (*wanted, *unwanted)]
+        if all(exists[: len(wanted)]) and not any(exists[len(wanted) :]):
+            self.found.units[path] = wanted
+            return True
+        self.found.unready[path] = None
+        return False
 
     def _is_marked(self, path: str) -> bool:
         return self._rules.skip_marked and "/" not in path and os.path.isdir(f"{self._root}/{path}/{META_DIR}")

@@ -11,13 +11,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.aio.tasks import run_all
+from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
+from asyncsync.engine import never_left
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
+from asyncsync.engine.durable_callback import DurableCallback
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
-from asyncsync.engine.start import as_seconds, open_record, write_safety_warning
+from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
 from asyncsync.engine.status import engine_status
-from asyncsync.engine.trial import Trial
+from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
 from asyncsync.engine.trials.pending_checkpoints import find_left_behind
@@ -90,14 +93,18 @@ class SyncEngine:
         handle_signals: bool | Collection[int] = False,
     ) -> None:
         place = Path(os.path.abspath(local_dir or state_dir() / "runs")) / str(run.name)
+        check_checkpoint(run.checkpoint_config.latest_file, where="CheckpointConfig(latest_file=...)")
         self._context = EngineContext(run, Role(role, rank, world_size), place)
+        check_role(run, self._context.role)
         self._resume, self._exit_grace = resume, as_seconds("exit_grace", exit_grace)
         self._leave_timeout = None if leave_timeout is None else as_seconds("leave_timeout", leave_timeout)
         self._wanted_signals = as_signals(handle_signals)
         self._signals: Signals | None = None
         self._entered = False
+        self._exit = _ExitHook(self, self._context)
         self._registry: Registry | None = None
         self._own_files: OwnFiles | None = None
+        self._callback: DurableCallback | None = None
         self._trials: dict[str, Trial] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -132,6 +139,7 @@ class SyncEngine:
         except BaseException:
             self._entered = False  # nothing was started: the caller may retry
             raise
+        never_left.entered(self._exit)
         return self
 
     async def _enter(self) -> None:
@@ -225,6 +233,10 @@ class SyncEngine:
             self._group.create_task(self._runner.run(), name="asyncsync checkpoints"),
             self._group.create_task(session.watch(), name="asyncsync watch"),
         ]
+        on_durable = context.run.checkpoint_config.on_durable
+        if on_durable is not None:
+            self._callback = context.callback = DurableCallback(on_durable, context.emit)
+            self._tasks.append(self._group.create_task(self._callback.run(), name="asyncsync on_durable"))
         session.breaker.on_back |= {context.scheduler.hurry, context.janitor.kick}
         context.running = True
 
@@ -295,6 +307,12 @@ class SyncEngine:
         if self._context.owning_loop.forked:
             return  # the engine, its connections and its threads belong to the parent process
         self._context.owning_loop.check()
+        never_left.left(self._exit)
+        limit = self._leave_timeout if error is None else self._grace_of(error)
+        with giving_up_stuck_threads(limit):
+            await self._leave_and_stop(error)
+
+    async def _leave_and_stop(self, error: BaseException | None) -> None:
         failures: dict[str, BaseException] = {}
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
@@ -337,7 +355,6 @@ class SyncEngine:
 
     async def _leave(self, error: BaseException | None) -> dict[str, BaseException]:
         context = self._context
-        grace = error.grace if isinstance(error, LeftWithinError) else self._exit_grace
         context.running = False
         context.record.status = "finished" if error is None else "interrupted"
         context.record.updated = wall_time()
@@ -345,13 +362,16 @@ class SyncEngine:
             self._open_registry.give_up_suspended()
         context.leaving_normally = error is None
         drain = self._new_drain()
-        why = await self._drain(drain, None if error is None else grace, self._leave_timeout)
+        why = await self._drain(drain, None if error is None else self._grace_of(error), self._leave_timeout)
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
         reason = f"{why} (see {limit})"
         missing = {key or EXPERIMENT_FILES: SyncError(reason) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
+
+    def _grace_of(self, error: BaseException) -> float:
+        return error.grace if isinstance(error, LeftWithinError) else self._exit_grace
 
     def _new_drain(self) -> Drain:
         return Drain(self._context, self._open_registry, self._own_files, self._runner)
@@ -370,6 +390,8 @@ class SyncEngine:
         if self._context.recording:
             await asyncio.wait(self._context.recording)
         await drain.run(deadline)
+        if self._callback is not None:
+            await self._callback.wait_idle()
         if self._context.session.store.healthy:
             await self._context.janitor.clean_up()
 
@@ -389,6 +411,26 @@ class SyncEngine:
             context.emitter.close()
             if session is not None:
                 await session.close()
+
+
+class _ExitHook:
+    """How the end of the interpreter leaves an engine. No part of the engine's own names."""
+
+    def __init__(self, engine: SyncEngine, context: EngineContext) -> None:
+        self._engine, self._context = engine, context
+
+    @property
+    def uri(self) -> str:
+        return self._context.uri
+
+    async def leave_at_exit(self) -> dict[str, BaseException]:
+        grace = self._engine._exit_grace  # noqa: SLF001  same module
+        leaving = LeftWithinError("the interpreter ended before the engine was left", grace)
+        await self._engine.__aexit__(LeftWithinError, leaving, None)
+        return dict(leaving.failures)
+
+    def open_items(self) -> list[str]:
+        return not_durable(self._engine)
 
 
 def not_durable(engine: SyncEngine) -> list[str]:

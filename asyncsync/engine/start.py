@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from numbers import Real
 from typing import Any
 
@@ -68,8 +68,18 @@ async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[E
     )
 
 
+def check_role(run: RunConfig, role: Role) -> None:
+    """ConfigError for settings that do not go together with several ranks."""
+    if role.world_size > 1 and run.checkpoint_config.when_full == "replace":
+        raise ConfigError(
+            f'invalid CheckpointConfig.when_full="replace" with world_size={role.world_size}: each rank would replace '
+            'another step, and no checkpoint would become complete; use "wait"'
+        )
+
+
 def _config(run: RunConfig) -> dict[str, Any]:
-    return as_json({"sync": asdict(run.sync_config), "checkpoint": asdict(run.checkpoint_config)})
+    checkpoint = asdict(replace(run.checkpoint_config, on_durable=None))  # a function is no data
+    return as_json({"sync": asdict(run.sync_config), "checkpoint": checkpoint})
 
 
 def write_safety_warning(store: Store) -> str:

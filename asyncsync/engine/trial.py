@@ -5,14 +5,16 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncsync.config import UploadMode, check_name
 from asyncsync.disk.results import OWN_FILES, as_json
 from asyncsync.disk.scan import is_own_name
+from asyncsync.engine.pinning import retire, set_pinned
+from asyncsync.engine.trial_restore import latest, restore_latest
 from asyncsync.engine.trials.acceptance import ReportAcceptance, ReportRequest
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.engine.trials.context import EngineContext, Role
@@ -20,6 +22,10 @@ from asyncsync.engine.trials.rank_commit import LostError
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.report import SyncReport
+
+if TYPE_CHECKING:
+    from asyncsync.remote.experiment import CheckpointView
+    from asyncsync.remote.restore import RestoreReport
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
 RESERVED = re.compile(r"checkpoint_\d|rank_\d")
@@ -105,14 +111,15 @@ class Trial:
         _check_mode(upload, source, delete_local)
         number = check_step(step, self._context.role, source)
         request = ReportRequest(
-            as_json(metrics), as_json(metadata or {}), upload, delete_local, number, check_checkpoint(name)
+            as_json(metrics),
+            as_json(metadata or {}),
+            upload,
+            delete_local,
+            number,
+            check_checkpoint(name, self._context.own_files),
         )
         await self._context.gate.wait_open()
-        self._context.check_open()
-        if not self._context.scheduler.has(self._state.key):
-            raise EngineClosedError(
-                f"trial {self.name!r} is finished and accepts no more reports. Use another trial name"
-            )
+        self._check_not_finished()
         self._state.raise_failures()
         async with self._state.reporting:
             await self._state.prepare()
@@ -123,6 +130,13 @@ class Trial:
             if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
                 await self.sync()
         return Report(dict(metrics), handle)
+
+    def _check_not_finished(self) -> None:
+        self._context.check_open()
+        if not self._context.scheduler.has(self._state.key):
+            raise EngineClosedError(
+                f"trial {self.name!r} is finished and accepts no more reports. Use another trial name"
+            )
 
     async def skip(self, step: int, reason: str) -> None:
         """Report to the other ranks that this one makes no checkpoint of ``step``; or give up one that it reported and
@@ -149,6 +163,60 @@ class Trial:
             await job.handle.durable()
         except LostError:
             return
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """Set the trial's parameters, for searchers that choose them after the trial began. They are stored with the
+        next report or sync. ConfigError on a rank other than 0, EngineClosedError after ``finish``."""
+        self._check_not_finished()
+        if not self._context.role.leads:
+            raise ConfigError("invalid set_params(): rank 0 keeps the parameters of a trial; call it there")
+        self._state.set_params(params)
+
+    def latest(self) -> CheckpointView | None:
+        """The newest durable checkpoint that this process knows, or None. Its ``open`` and ``download`` read the store.
+
+        After a resume, a checkpoint that an earlier process stored and did not register is known after the first
+        report, sync or :meth:`restore`. A rank other than 0 knows its own checkpoints only.
+        """
+        self._context.check_open()
+        return latest(self._context, self._state)
+
+    async def restore(
+        self, target: str | os.PathLike[str], *, include: str | Sequence[str] | None = None
+    ) -> RestoreReport[CheckpointView]:
+        """Download the newest checkpoint of this trial that is complete and undamaged into the directory ``target``.
+
+        Every byte is verified; every rank finds the same checkpoint. The report has ``checkpoint``, and
+        ``passed_over``: the newer ones that could not be restored, with the reason. ``include``: gitignore patterns or
+        paths; only these files are fetched.
+
+        Raises NotFoundError if the trial has no checkpoint, and the errors of :meth:`asyncsync.Experiment.restore`.
+        """
+        self._context.check_open()
+        return await restore_latest(self._context, self._state, target, include)
+
+    async def retire(self, name: str) -> None:
+        """Retire a durable checkpoint: the record is stored without it, then its data is deleted in the background.
+
+        Raises ConfigError if the trial has no durable checkpoint of this name, if it is pinned, on a rank other than 0,
+        and for the newest checkpoint of several ranks; and the errors of the store.
+        """
+        self._context.check_open()
+        await retire(self._context, self._state, name)
+
+    async def pin(self, name: str) -> None:
+        """Keep a durable checkpoint whatever retention says, also in later processes. Returns when that is stored.
+
+        Raises ConfigError if the trial has no durable checkpoint of this name or on a rank other than 0,
+        CheckpointRetiredError if it was retired at the same time, and the errors of the store.
+        """
+        self._context.check_open()
+        await set_pinned(self._state, name, pinned=True)
+
+    async def unpin(self, name: str) -> None:
+        """Let retention decide about the checkpoint again, at the next one. Raises as :meth:`pin`."""
+        self._context.check_open()
+        await set_pinned(self._state, name, pinned=False)
 
     async def sync(self) -> SyncReport:
         """Sync the trial's files and record now, and wait for the end. Raises the error of a failed sync."""
@@ -190,15 +258,15 @@ def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool 
         )
 
 
-def check_checkpoint(name: str | None) -> str | None:
-    """Raise ConfigError if no checkpoint may have this name."""
+def check_checkpoint(name: str | None, own: Sequence[str] = OWN_FILES, where: str = "report(name=...)") -> str | None:
+    """Raise ConfigError if nothing of the user's may have this name beside the files ``own``."""
     if name is None:
         return None
-    check_name("report(name=...)", name)
-    if RESERVED.match(name) or name in OWN_FILES or is_own_name(name):
+    check_name(where, name)
+    if RESERVED.match(name) or name in own or is_own_name(name):
         raise ConfigError(
-            f"invalid report(name={name!r}): must not be a name that asyncsync itself uses, such as checkpoint_000000, "
-            "rank_00000, result.json or x.asyncsync-tmp"
+            f"invalid {where.replace('...', repr(name))}: must not be a name that asyncsync itself uses, such as "
+            "checkpoint_000000, rank_00000, result.json or x.asyncsync-tmp"
         )
     return name
 

@@ -16,14 +16,21 @@ from asyncsync.planning.snapshot import FileStat
 
 TRUSTED_FROM = 256 << 20
 """Bytes. Smaller files are read completely: that takes a tenth of a second."""
+APPENDED_FROM = 5 << 20
+"""Bytes. Of smaller files, S3 copies no ranges into an upload, so they are sent as a whole."""
 SAMPLE_COUNT, SAMPLE_BYTES = 64, 256
 """Number of samples of a file, and bytes of each: 16 KiB in all."""
 
 
 def is_sampled(file: FileStat, patterns: Sequence[str]) -> bool:
     """Whether ``file`` is append-only by its name, and large enough."""
-    name = file.path.rpartition("/")[2]
-    return file.size >= TRUSTED_FROM and any(fnmatchcase(name, pattern) for pattern in patterns)
+    return file.size >= TRUSTED_FROM and is_append_only(file.path, patterns)
+
+
+def is_append_only(path: str, patterns: Sequence[str]) -> bool:
+    """Whether the name says that its writer only appends."""
+    name = path.rpartition("/")[2]
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def may_be_appended(file: FileStat, known: FileEntry, patterns: Sequence[str]) -> bool:

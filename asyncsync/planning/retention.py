@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Scored(Protocol):
@@ -13,6 +13,16 @@ class Scored(Protocol):
     name: str
     number: int
     metrics: dict[str, Any]
+
+
+class Listed(Scored, Protocol):
+    """A checkpoint in its trial's record."""
+
+    step: int | None
+    pinned: bool
+
+
+S = TypeVar("S", bound=Scored)
 
 
 def by_age(item: Scored) -> tuple[int, int]:
@@ -46,10 +56,10 @@ def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | Non
     return number if order == "max" else -number
 
 
-def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> list[Scored]:
+def ranked(checkpoints: Sequence[S], attribute: str | None, order: str) -> list[S]:
     """Best first. Without an attribute, and among equals, the newest is best."""
 
-    def key(item: Scored) -> tuple[bool, float, tuple[int, int]]:
+    def key(item: S) -> tuple[bool, float, tuple[int, int]]:
         value = None if attribute is None else score(item.metrics, attribute, order)
         return (value is not None, value if value is not None else 0.0, by_age(item))
 
@@ -57,11 +67,24 @@ def ranked(checkpoints: Sequence[Scored], attribute: str | None, order: str) -> 
 
 
 def to_retire(
-    checkpoints: Sequence[Scored], num_to_keep: int | None, attribute: str | None = None, order: str = "max"
+    checkpoints: Sequence[Listed],
+    num_to_keep: int | None,
+    attribute: str | None = None,
+    order: str = "max",
+    *,
+    keep_every: int | None = None,
+    keep_pinned: bool = True,
 ) -> list[str]:
-    """Names of the checkpoints to retire: all but the best ``num_to_keep`` and the latest."""
+    """Names of the checkpoints to retire: all but the best ``num_to_keep``, the latest, and those that are kept for
+    another reason. The latter do not count."""
     if num_to_keep is None or len(checkpoints) <= num_to_keep:
         return []
-    keep = {item.name for item in ranked(checkpoints, attribute, order)[:num_to_keep]}
+    others = [item for item in checkpoints if not (_is_periodic(item, keep_every) or (keep_pinned and item.pinned))]
+    keep = {item.name for item in ranked(others, attribute, order)[:num_to_keep]}
     keep.add(max(checkpoints, key=by_age).name)
-    return [item.name for item in checkpoints if item.name not in keep]
+    return [item.name for item in others if item.name not in keep]
+
+
+def _is_periodic(item: Listed, keep_every: int | None) -> bool:
+    """Whether the step, or the number of a checkpoint without one, is a multiple of ``keep_every``."""
+    return keep_every is not None and (item.number if item.step is None else item.step) % keep_every == 0

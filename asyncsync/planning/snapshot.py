@@ -48,6 +48,10 @@ class Snapshot:
     """Entries that a checkpoint must not contain, each with the reason: broken links, reserved names."""
     unread: dict[str, OSError] = field(default_factory=dict)
     """Files and directories that could not be read, with the error: their content is unknown."""
+    units: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Directories that are sent as one unit each, and the paths of their markers."""
+    unready: dict[str, None] = field(default_factory=dict)
+    """Directories that were left alone because their markers are missing."""
     left_out: int = 0
     """Files left out because no store could hold them."""
     same: int = 0

@@ -124,14 +124,20 @@ async def download_current(
     try:
         while True:
             stored = await read_manifest(store, prefix)
-            manifest = selection.pick(stored)
+            manifest = selection.pick(stored, prefix)
             if stored.files and not manifest.files:
                 raise _no_match(store, prefix, selection, stored)
             try:
                 if exact is not None:
                     await _change(target, partial(exact.make_room, [prefix + path for path in manifest.files]))
                 report = await download_tree(
-                    store, prefix, manifest, target, concurrency=concurrency, on_progress=on_progress, landed=put
+                    store,
+                    prefix + selection.below,
+                    manifest,
+                    target,
+                    concurrency=concurrency,
+                    on_progress=on_progress,
+                    landed=put,
                 )
             except (AsyncsyncError, OSError) as error:
                 attempt += 1
@@ -161,12 +167,17 @@ def _pause(error: Exception, attempt: int, *, changed: bool, wait_for_manifest: 
     return 0.0 if changed else None
 
 
-def _no_match(store: Store, prefix: str, selection: Selection, manifest: Manifest) -> ConfigError:
+class NoMatchError(ConfigError):
+    """The patterns select no file of a tree."""
+
+
+def _no_match(store: Store, prefix: str, selection: Selection, manifest: Manifest) -> NoMatchError:
     names = sorted(manifest.files)
     more = f" and {len(names) - PATHS_IN_MESSAGE} more" if len(names) > PATHS_IN_MESSAGE else ""
-    return ConfigError(
-        f"include={list(selection.include)} matches no file of {uri_of(store, prefix).rstrip('/')}; "
-        f"it has {', '.join(names[:PATHS_IN_MESSAGE])}{more}"
+    unless = f", exclude={list(selection.exclude)}" if selection.exclude else ""
+    return NoMatchError(
+        f"include={list(selection.include)}{unless} matches no file of "
+        f"{uri_of(store, prefix + selection.below).rstrip('/')}; it has {', '.join(names[:PATHS_IN_MESSAGE])}{more}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
 from asyncsync.sync.download.exact_target import remove_files
+from asyncsync.sync.download.open_file import CheckpointFile, entry_of
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record, read_manifest
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
@@ -59,6 +60,10 @@ class CheckpointView:
     """Size of all files."""
     time: float
     """When the checkpoint became durable, Unix seconds."""
+    step: int | None = None
+    """Training step of the report, or None."""
+    pinned: bool = False
+    """Whether retention leaves it alone."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:
@@ -123,6 +128,24 @@ class CheckpointView:
         except CheckpointRetiredError:
             await in_thread(remove_files, os.fspath(target), put)  # it can never be completed
             raise
+
+    @asynccontextmanager
+    async def open(self, path: str) -> AsyncIterator[CheckpointFile]:
+        """Open one file of the checkpoint for reading: ``async with checkpoint.open("model.bin") as file``.
+
+        Only the parts that are read are fetched, and each is verified.
+
+        Raises:
+            CheckpointRetiredError: the trial has retired the checkpoint, now or while the file is read.
+            CheckpointIncompleteError: the manifest or the file is missing for another reason.
+            IntegrityError: the bytes are damaged.
+            ConfigError: the checkpoint has no such file; the message names some that it has.
+        """
+        access = self._access
+        async with self._retirement_reported(), open_for_reading(self.uri, access.transfer, access.options) as store:
+            entry = entry_of(await read_manifest(store, ""), path, self.uri)
+            async with CheckpointFile(store, "", entry) as file:
+                yield file
 
     async def verify(self, *, deep: bool = True) -> VerifyReport:
         """Compare the store with the manifest; ``deep`` reads every byte. CheckpointRetiredError if the trial has
@@ -238,6 +261,22 @@ class Experiment:
         known = ", ".join(trial.name for trial in self.trials[:10]) or "none"
         raise ConfigError(f"{self.uri} has no trial {name!r}; it has {len(self.trials)}: {known}")
 
+    def checkpoint(self, trial: str | TrialView, *, step: int | None = None, name: str | None = None) -> CheckpointView:
+        """The checkpoint of a trial with this training step or this name; of two with one step, the newest.
+
+        ConfigError unless exactly one of the two is given, or if there is no such trial or checkpoint; the message
+        lists those that exist.
+        """
+        if (step is None) == (name is None):
+            raise ConfigError(f"invalid checkpoint(step={step!r}, name={name!r}): give either step or name")
+        found = self._of(trial)
+        for item in found:
+            if item.name == name if step is None else item.step == step:
+                return item
+        wanted = f"step {step}" if name is None else f"the name {name!r}"
+        known = ", ".join(f"{item.name} (step {item.step})" for item in found[:10]) or "none"
+        raise ConfigError(f"{self.uri} has no checkpoint of trial {trial!r} with {wanted}; the newest are: {known}")
+
     def latest_checkpoint(self, trial: str | TrialView | None = None) -> CheckpointView | None:
         """The newest checkpoint of the experiment or of one trial; None if there is none.
 
@@ -292,7 +331,6 @@ class Experiment:
             CheckpointIncompleteError: the current records name no checkpoint that is complete and undamaged.
             StoreError: the store failed. Like a full disk this raises at once: it is no reason to fall back.
         """
-        Selection.of(include, exact=exact)
         name = trial.name if isinstance(trial, TrialView) else trial
         if name is not None:
             self.trial(name)
@@ -300,11 +338,9 @@ class Experiment:
         async def read_again() -> Candidates[CheckpointView]:
             return _candidates(await self._now(name), name)
 
-        async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
-            return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
-
         where = self.uri if name is None else f"{self.uri}/{name}"
-        return await restore_newest(_candidates(self.trials, name), read_again, Path(target), where, fetch)
+        known = _candidates(self.trials, name)
+        return await restore_checkpoint(known, read_again, target, where, include, exact=exact, on_progress=on_progress)
 
     async def _now(self, trial: str | None) -> list[TrialView]:
         """The trials as their current records describe them; for one trial only its own record is read."""
@@ -324,6 +360,26 @@ class Experiment:
         if trial is None:
             return self.checkpoints
         return newest_first([self.trial(trial if isinstance(trial, str) else trial.name)])
+
+
+async def restore_checkpoint(
+    known: Candidates[CheckpointView],
+    read_again: Callable[[], Awaitable[Candidates[CheckpointView]]],
+    target: str | os.PathLike[str],
+    where: str,
+    include: str | Sequence[str] | None,
+    *,
+    exact: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RestoreReport[CheckpointView]:
+    """Download the first of the ``known`` checkpoints that is complete and undamaged, see :meth:`Experiment.restore`.
+    ``read_again`` reads the records again."""
+    Selection.of(include, exact=exact)
+
+    async def fetch(item: CheckpointView, landed: list[str]) -> DownloadReport:
+        return await item.download(target, include=include, exact=exact, on_progress=on_progress, landed=landed)
+
+    return await restore_newest(known, read_again, Path(target), where, fetch)
 
 
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
@@ -381,5 +437,7 @@ def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: StoreAcces
         item.files,
         item.bytes,
         item.time,
+        item.step,
+        item.pinned,
         access,
     )

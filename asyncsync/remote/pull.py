@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFound
 from asyncsync.events import Progress
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
-from asyncsync.remote.current_tree import download_current, open_exact_target, remove_others
+from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
+from asyncsync.remote.current_tree import NoMatchError, download_current, open_exact_target, remove_others
 from asyncsync.remote.selection import Selection
 from asyncsync.remote.trial_index import read_trial_index
 from asyncsync.report import SyncReport
@@ -25,10 +25,12 @@ from asyncsync.stores.base import Store
 from asyncsync.stores.read import exists, find, list_directories
 from asyncsync.sync.download.exact_target import ExactTarget, remove_empty, remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
-from asyncsync.sync.records.manifests import NoManifestError, find_record
+from asyncsync.sync.records.manifests import NoManifestError, find_manifest, find_record
 from asyncsync.sync.records.model import TrialRecord
 
 TREES_IN_PARALLEL = 16
+MOST_LEVELS_ABOVE = 32
+"""Directories above an address in which a manifest is looked for."""
 TRIAL_LISTINGS = 64
 """Trials whose directories are listed in parallel."""
 ROUNDS_FOR_NEWER = 100
@@ -44,9 +46,15 @@ async def pull(
     transfer: TransferConfig = DEFAULT_TRANSFER,
     on_progress: Callable[[Progress], None] | None = None,
     exact: bool = False,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
 ) -> SyncReport:
     """Download everything at ``uri`` into the directory ``local``: a pushed tree, a checkpoint, a trial with its
-    checkpoints, or an experiment with its trials.
+    checkpoints, an experiment with its trials; or a directory or one file of a tree or a checkpoint, which arrives as
+    ``local/<name of the file>``. For the latter two, the manifests of the directories above ``uri`` are looked for.
+
+    ``include`` and ``exclude`` are gitignore patterns, matched with paths relative to ``uri``; only selected files are
+    fetched. ``exclude`` takes precedence.
 
     Every byte is verified against the manifests, and files that are already correct are not transferred again. Nothing
     is deleted, unless ``exact``: then, when everything is in place, other files and links are removed from ``local``,
@@ -59,17 +67,59 @@ async def pull(
         IntegrityError: the bytes do not match the manifest.
         SyncFailedError: any other failure, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
-        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.remote.experiment.CheckpointView.download`.
+        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.remote.experiment.CheckpointView.download`; or
+            the patterns match no file, or were given together with ``exact``.
     """
+    access = StoreAccess(storage_options or {}, transfer)
+    selection = Selection.of(include, exclude, exact=exact)
+    try:
+        return await _pull(os.fspath(uri), local, selection, access, on_progress)
+    except NothingStoredError as error:
+        above = await _find_above(os.fspath(uri), access)
+        if above is None:
+            raise CheckpointIncompleteError(str(error)) from None
+    parent, path, file = above
+    return await _pull(parent, local, selection.inside(path, file=file), access, on_progress)
+
+
+async def _pull(
+    uri: str,
+    local: str | os.PathLike[str],
+    selection: Selection,
+    access: StoreAccess,
+    on_progress: Callable[[Progress], None] | None,
+) -> SyncReport:
     started = time.monotonic()
-    target = Path(os.path.abspath(local))
     async with (
-        open_for_reading(uri, transfer, storage_options) as store,
-        open_exact_target(local, Selection(exact=exact)) as exact_target,
+        open_for_reading(uri, access.transfer, access.options) as store,
+        open_exact_target(local, selection) as exact_target,
     ):
-        job = _Pull(store, target, transfer.max_concurrency, on_progress, exact_target)
+        target = Path(os.path.abspath(local))
+        job = _Pull(store, target, access.transfer.max_concurrency, on_progress, exact_target, selection)
         await job.run()
         return job.report(store.requests, time.monotonic() - started)
+
+
+class NothingStoredError(CheckpointIncompleteError):
+    """There is no manifest and no record at the address. Never leaves this module."""
+
+
+async def _find_above(uri: str, access: StoreAccess) -> tuple[str, str, bool] | None:
+    """The address of the tree that holds ``uri``, the path in that tree, and whether that is one file. None if the
+    directories above have no manifest that names it."""
+    scheme, mark, rest = uri.rstrip("/").rpartition("://")
+    names = rest.split("/")
+    for count in range(len(names) - 1, max(0, len(names) - 1 - MOST_LEVELS_ABOVE), -1):
+        parent, path = scheme + mark + "/".join(names[:count]), "/".join(names[count:])
+        if not parent or parent.endswith("://"):
+            return None
+        async with open_for_reading(parent, access.transfer, access.options) as store:
+            manifest = await find_manifest(store, "")
+        if manifest is None:
+            continue
+        if path in manifest.files or any(other.startswith(f"{path}/") for other in manifest.files):
+            return parent, path, path in manifest.files
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +139,8 @@ class _Pull:
     target: Path
     concurrency: int
     on_progress: Callable[[Progress], None] | None
-    exact: ExactTarget | None = None
+    exact: ExactTarget | None
+    selection: Selection
     done: list[DownloadReport] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
     """Paths of all downloaded files; only for an exact target."""
@@ -98,6 +149,8 @@ class _Pull:
     """Prefixes of trials that have retired a checkpoint since their record was read."""
     known: set[str] = field(default_factory=set)
     """Prefixes of all trees that were fetched or tried."""
+    unmatched: list[NoMatchError] = field(default_factory=list)
+    """An error for each tree without a selected file."""
     warnings: list[str] = field(default_factory=list)
     failures: dict[str, Exception] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
@@ -120,6 +173,8 @@ class _Pull:
             raise SyncFailedError(
                 f"{len(self.failures)} of {count} trees of {self.store.uri} failed: {text}", self.failures
             )
+        if self.unmatched and not self.done:
+            raise self.unmatched[0]
         if self.exact is not None:
             self.removed = await remove_others(self.exact, self.target, self.named)
 
@@ -159,7 +214,7 @@ class _Pull:
         try:
             return await self._experiment()  # only workers have written it
         except NotFoundError:
-            raise CheckpointIncompleteError(
+            raise NothingStoredError(
                 f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Check the "
                 "address; if a push was interrupted, run it again"
             ) from None
@@ -200,6 +255,7 @@ class _Pull:
                 self.store,
                 tree.prefix,
                 target,
+                self.selection,
                 concurrency=concurrency,
                 landed=landed,
                 exact=self.exact,
@@ -210,6 +266,8 @@ class _Pull:
             if await self._was_retired(tree):
                 await in_thread(remove_files, str(target), landed)
                 await in_thread(remove_empty, str(target))
+            elif isinstance(error, NoMatchError):
+                self.unmatched.append(error)
             elif not (tree.optional and isinstance(error, NoManifestError)):
                 raise
         else:

@@ -14,10 +14,10 @@ from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.delta import pieces_of, whole_copy
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Matches
+from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
-from asyncsync.sync.upload.append_only import trusted_parts
+from asyncsync.sync.upload.append_only import appended_to, trusted_parts
 from asyncsync.sync.upload.assembly import Hashing, copied_at_once, limits_of, part_size_of
 from asyncsync.sync.upload.copy_sources import TreeCopySources
 
@@ -97,9 +97,12 @@ class Preview:
         return sorted(found, key=lambda plan: plan.path)
 
     async def _plan(self, file: FileStat) -> FilePlan:
-        if not self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
-            return await self._large(file)
         own = self._known.get(file.path)
+        appended = appended_to(file, own, self._config, self._store.traits)
+        if not self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
+            return await self._large(file, appended or own)
+        if appended is not None:
+            return await self._large(file, appended, [Candidate(self._prefix + file.path, appended)])
         same_size = own is not None and own.size == file.size
         if same_size or self._sources.has_size(file.size):
             digest = await in_thread(digest_range, FileRange(f"{self._root}/{file.path}", 0, file.size))
@@ -109,9 +112,11 @@ class Preview:
                 return FilePlan(file.path, file.size, "copy", 0, file.size, 1)
         return FilePlan(file.path, file.size, "send", file.size, 0, 1)
 
-    async def _large(self, file: FileStat) -> FilePlan:
-        own, path = self._known.get(file.path), f"{self._root}/{file.path}"
-        candidates = self._sources.candidates(file, own)
+    async def _large(
+        self, file: FileStat, own: FileEntry | None, candidates: list[Candidate] | None = None
+    ) -> FilePlan:
+        path = f"{self._root}/{file.path}"
+        candidates = self._sources.candidates(file, own) if candidates is None else candidates
         matches = Matches(candidates)
         size = part_size_of(file, matches, self._store.traits, self._config)
         if not candidates:

@@ -163,6 +163,14 @@ class Scheduler:
         await self.inbox.put(SyncRequest(key, force, done))
         return await done
 
+    async def submit(self, key: str) -> asyncio.Future[SyncReport] | None:
+        """Request a sync; the future receives its result. None if a sync that has not started serves the request."""
+        if self._waiting.get(key):
+            return None
+        done: asyncio.Future[SyncReport] = self._loop.create_future()
+        await self.inbox.put(SyncRequest(key, force=True, done=done))
+        return done
+
     async def ask(self, key: str, *, force: bool = False) -> None:
         """Request a sync without waiting; its failure goes to ``on_failure``."""
         await self.inbox.put(SyncRequest(key, force, None))

@@ -14,6 +14,7 @@ from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
 from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
 from asyncsync.events import Event, Progress
+from asyncsync.planning.manifest import Manifest
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.download.tree_download import download_tree
@@ -32,15 +33,18 @@ class _Member:
 
     key = KEY
 
-    def __init__(self, tree: Tree, on_progress: Callable[[Tally], None]) -> None:
-        self._tree, self._on_progress = tree, on_progress
+    def __init__(self, tree: Tree, on_progress: Callable[[Tally], None], removed: set[str]) -> None:
+        self._tree, self._on_progress, self._removed = tree, on_progress, removed
         self.last_start = float("-inf")
         """On the event loop's clock."""
 
     async def sync_once(self) -> SyncReport:
         """One attempt."""
         self.last_start = asyncio.get_running_loop().time()
-        return await self._tree.sync_once(self._on_progress)
+        removed = set(self._removed)
+        report = await self._tree.sync_once(self._on_progress)
+        self._removed -= removed
+        return report
 
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""
@@ -82,6 +86,11 @@ class Syncer:
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
+        self._removed: set[str] = set()
+        """Paths to delete from the store with the next sync."""
+        self._requested: set[asyncio.Future[SyncReport]] = set()
+        self._unseen: BaseException | None = None
+        """The error of the last requested sync, if nobody has received it."""
 
     async def __aenter__(self) -> Syncer:
         self._session = await Session.open(self.uri, self._transfer, self._options)
@@ -94,6 +103,7 @@ class Syncer:
                 lambda: rules,
                 Lane.ARTIFACT,
                 delete=self._config.delete,
+                removed=lambda: self._removed,
                 max_delete=self._config.max_delete,
                 checksum=self._checksum,
             ),
@@ -107,7 +117,7 @@ class Syncer:
         await self._group.__aenter__()
         self._scheduler = Scheduler(self._config, self._group, self._emit)
         self._runner = self._group.create_task(self._scheduler.run(), name="asyncsync scheduler")
-        self._member = _Member(self._tree, self._progress)
+        self._member = _Member(self._tree, self._progress, self._removed)
         self._scheduler.add(self._member, periodic=False)
         return self
 
@@ -118,7 +128,7 @@ class Syncer:
         assert session is not None
         try:
             if kind is None:
-                await self._scheduler.idle()
+                await self._idle()
                 await clean_up(session)
         finally:
             self._scheduler.close()
@@ -129,6 +139,22 @@ class Syncer:
                 await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
             finally:
                 await session.close()
+        if kind is None:
+            self._raise_unseen()
+
+    async def _idle(self) -> None:
+        while self._requested:
+            await asyncio.wait(self._requested)
+        await self._scheduler.idle()
+
+    def _request_ended(self, done: asyncio.Future[SyncReport]) -> None:
+        self._requested.discard(done)
+        self._unseen = None if done.cancelled() else done.exception()
+
+    def _raise_unseen(self) -> None:
+        error, self._unseen = self._unseen, None
+        if error is not None:
+            raise error
 
     async def sync_up(self) -> SyncReport:
         """Bring the prefix in sync with the directory, now or right after the running sync.
@@ -146,6 +172,23 @@ class Syncer:
             return None
         return await self.sync_up()
 
+    async def request(self) -> None:
+        """Ask for a sync and do not wait for it. All requests during a running sync are served by one more.
+
+        If the last requested sync fails, :meth:`wait` raises its error, or else the end of the block does.
+        """
+        self._open()
+        done = await self._scheduler.submit(KEY)
+        if done is not None:
+            self._requested.add(done)
+            done.add_done_callback(self._request_ended)
+
+    def remove(self, path: str) -> None:
+        """Delete this file, or everything in this directory, from the store with the next sync, unless it exists
+        locally then. ``path`` is relative to the directory. For a mirror that deletes only what its owner removed,
+        where ``SyncConfig(delete=True)`` would delete everything that is missing locally."""
+        self._removed.add(path.strip("/"))
+
     async def sync_down(self) -> SyncReport:
         """Bring the directory in sync with the prefix: files that differ are fetched and verified, nothing is deleted.
 
@@ -161,14 +204,26 @@ class Syncer:
         return await self._tree.delete_remote()
 
     async def wait(self) -> None:
-        """Wait until no sync is running. Failures are raised by the call that requested the sync."""
+        """Wait until no sync is running or requested. Raises the error of the last sync that :meth:`request` asked
+        for; other failures are raised by the call that waits for them."""
         self._open()
-        await self._scheduler.idle()
+        await self._idle()
+        self._raise_unseen()
 
     async def plan(self) -> SyncPlan:
         """The actions of :meth:`sync_up` if it ran now, with a plan for each file that may have changed."""
         self._open()
         return await self._tree.plan()
+
+    async def probe(self) -> None:
+        """Write and read a marker. Raises the error that names the missing bucket or permission."""
+        await self._open().probe()
+
+    async def manifest(self) -> Manifest | None:
+        """Every file of the prefix with its size and checksums, as stored now; None before the first sync. DamagedError
+        if it cannot be read."""
+        self._open()
+        return await self._tree.manifest()
 
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""
@@ -182,7 +237,8 @@ class Syncer:
     def _rules(self) -> Rules:
         config = self._config
         only = (self.local_dir.name,) if self.local_dir.is_file() else None
-        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only)
+        ready = config.ready_rules if only is None else ()
+        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only, ready=ready)
 
     async def _down(self, session: Session) -> SyncReport:
         manifest = await self._tree.manifest()

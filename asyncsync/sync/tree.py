@@ -6,7 +6,7 @@ The owner starts one pass at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
+from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import Session, delete_prefix
 from asyncsync.sync.tree_manifest import TreeManifest
@@ -48,6 +49,8 @@ class TreeOptions:
     rules: Callable[[], Rules] = Rules
     lane: Lane = Lane.ARTIFACT
     delete: bool = False
+    removed: Callable[[], Collection[str]] = frozenset
+    """Files and directories to delete from the store, if they vanished locally, also without ``delete``."""
     max_delete: int | None = None
     """Most files that one pass may delete; None: any number, but not all of them."""
     checksum: bool = False
@@ -194,7 +197,8 @@ class Tree:
         if blocking and store.traits.local:  # nothing can be written in their place before they are deleted
             await self._delete(store, blocking)
         deleted = list(dict.fromkeys([*deleted, *blocking]))
-        tally = await self._send(store, changes.send, scanned, on_progress)
+        units = ReadyUnits(snapshot.units, changes.send, self._manifest.known)
+        tally, dropped = await self._send(store, units, scanned, on_progress)
         _raise_if_replaced(tally)
         tally.failures.update(snapshot.unread)
         if tally.failures and self._options.whole:
@@ -206,11 +210,14 @@ class Tree:
             await self._commit(store, deleted, self._manifest.scanned if tally.failures else scanned)
         if deleted:
             await self._delete(store, deleted)
+        if dropped and self._options.delete and tally.vanished:
+            await self._delete(store, dropped)  # of units that were deleted while they were sent
         if tally.failures:
             raise self.failed(tally)
         self._sent = self.moved
         self._upload, self._view, self._files = None, None, ()  # an idle tree holds only its manifest
-        return self._report(snapshot, changes, tally, store, started, len(deleted))
+        report = self._report(snapshot, changes, tally, store, started, len(deleted))
+        return replace(report, not_ready=(*snapshot.unready, *units.incomplete(tally)))
 
     async def delete_remote(self) -> int:
         """Delete the prefix: manifest first, then its data. Returns the number of deleted objects."""
@@ -315,12 +322,14 @@ class Tree:
         except OSError as error:
             text = f"{self.root} cannot be read, nothing was sent or deleted: {error.strerror}"
             raise SyncFailedError(text, {self.root: error}) from error
-        return snapshot, Changes(snapshot.files, snapshot.same, _vanished(comparison.missing(), snapshot))
+        missing = really_missing(_vanished(comparison.missing(), snapshot), snapshot, known)
+        return snapshot, Changes(snapshot.files, snapshot.same, missing)
 
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
-        if self._options.delete or not self._options.disown:
-            return changes.missing if self._options.delete else []
-        return [path for path in changes.missing if any(path.startswith(f"{skipped}/") for skipped in rules.skip)]
+        if self._options.delete:
+            return changes.missing
+        gone = tuple(f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ())))
+        return [path for path in changes.missing if f"{path}/".startswith(gone)] if gone else []
 
     def _in_the_way(self, changes: Changes) -> list[str]:
         """Objects that are deleted in any case: a directory took the place of the file, or the reverse."""
@@ -365,7 +374,10 @@ class Tree:
             )
         self._begun = True
 
-    async def _send(self, store: Store, files: list[FileStat], scanned: int, on_progress: OnProgress | None) -> Tally:
+    async def _send(
+        self, store: Store, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
+    ) -> tuple[Tally, list[str]]:
+        """Send the files of the pass. Returns the paths, too, that were sent and that no manifest may name yet."""
         session = self._session
         upload = self._upload = TreeUpload(
             store,
@@ -378,14 +390,16 @@ class Tree:
             on_progress=on_progress,
             writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
-        self._files = files
+        self._files = units.files
         try:
-            if files:
-                await upload.run(files)
+            for files in units.batches(upload.tally):
+                if files:
+                    await upload.run(files)
         finally:
+            dropped = units.settle(upload.tally)
             if upload.tally.entries:
                 self._manifest.add_sent(upload.tally.entries, scanned)
-        return upload.tally
+        return upload.tally, dropped
 
     async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
@@ -419,7 +433,7 @@ class Tree:
 
 def _vanished(paths: list[str], snapshot: Snapshot) -> list[str]:
     """Of the paths that the scan did not find, those that cannot lie where the scan could not look."""
-    hidden = tuple(f"{path}/" for path in [*snapshot.unread, *snapshot.refused])
+    hidden = tuple(f"{path}/" for path in [*snapshot.unread, *snapshot.refused, *snapshot.unready])
     return [path for path in paths if not f"{path}/".startswith(hidden)] if hidden else paths
 
 

@@ -15,6 +15,8 @@ from asyncsync.planning.retention import to_retire
 class Item:
     number: int
     metrics: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    pinned: bool = False
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,14 @@ from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
-from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, ConfigError, SyncError
-from asyncsync.events import SyncWarning
+from asyncsync.errors import (
+    AsyncsyncError,
+    CheckpointIncompleteError,
+    CheckpointReplacedError,
+    ConfigError,
+    SyncError,
+)
+from asyncsync.events import CheckpointReplaced, SyncWarning
 from asyncsync.runtime import token, wall_time
 from asyncsync.sync.unstorable_names import longest_path
 
@@ -54,7 +60,7 @@ class ReportAcceptance:
         cannot be read, and EngineClosedError if the engine ends meanwhile.
         """
         if source is not None and request.mode is UploadMode.ASYNC:
-            await trial.wait_durable(self._context.run.checkpoint_config.max_pending_checkpoints - 1)
+            await self._wait_for_room(trial)
             await self._context.gate.wait_open()
             self._context.check_open()
         if source is None:
@@ -63,7 +69,9 @@ class ReportAcceptance:
         try:
             max_bytes = self._max_path_bytes(trial, request)
             try:
-                files = await in_thread(_accept_files, source, trial.key, directories, this_report, max_bytes)
+                files = await in_thread(
+                    _accept_files, source, trial.key, directories, this_report, max_bytes, self._context.own_files
+                )
             except AsyncsyncError as error:
                 if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
                     self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
@@ -73,6 +81,14 @@ class ReportAcceptance:
             return await self._record(trial, request, source, files)
         finally:
             directories.drop_pending(this_report)
+
+    async def _wait_for_room(self, trial: TrialState) -> None:
+        """Wait until one more checkpoint may be pending, or may replace one."""
+        config = self._context.run.checkpoint_config
+        while len(trial.jobs) >= config.max_pending_checkpoints:
+            if config.when_full == "replace" and _replaceable(trial) is not None:
+                return
+            await trial.wait_durable(len(trial.jobs) - 1)
 
     async def _record(
         self, trial: TrialState, request: ReportRequest, source: Checkpoint | None, files: Accepted | None
@@ -99,10 +115,12 @@ class ReportAcceptance:
         cancelled = None
         if self._context.role.leads:
             _, cancelled = await in_thread_to_its_end(append_result, trial.dir, {**row, **request.metrics})
-        self._apply(trial, request, job)
+        replaced = self._apply(trial, request, job)
         if cancelled is not None:
             raise cancelled
         if job is not None:
+            if replaced is not None and replaced.delete_local and replaced.source is not None:
+                await in_thread(replaced.source.remove)
             if job.resumes_by_itself:
                 await self._context.session.journal.flush()
             return job.handle
@@ -113,18 +131,22 @@ class ReportAcceptance:
         name = request.name or checkpoint_name(trial.record.next_checkpoint)
         return longest_path(self._context.session.store, f"{trial.key}/{name}/")
 
-    def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> None:
-        """The row is in result.json: update the record and submit the checkpoint. Synchronous."""
+    def _apply(self, trial: TrialState, request: ReportRequest, job: CheckpointJob | None) -> CheckpointJob | None:
+        """The row is in result.json: update the record and submit the checkpoint. Returns the one that it replaces.
+        Synchronous."""
+        replaced = None
         trial.record.reports += 1
         trial.record.metrics = request.metrics
         trial.touch()
         if job is None:
-            return
+            return None
         if job.source is not None:
             relative = os.path.relpath(job.source.path, trial.tree.root)
             if not relative.startswith(".."):
                 trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
+        if job.mode is UploadMode.ASYNC and self._context.run.checkpoint_config.when_full == "replace":
+            replaced = self._make_room(trial, job)
         trial.add_job(job)
         for warning in job.source.warnings if job.source is not None else ():
             self._context.emit(SyncWarning(tree=f"{trial.key}/{job.name}", message=warning))
@@ -134,6 +156,20 @@ class ReportAcceptance:
         if not job.journal_name:
             add_to_journal(self._context, trial.record, job)
         self._submit(job)
+        return replaced
+
+    def _make_room(self, trial: TrialState, job: CheckpointJob) -> CheckpointJob | None:
+        """Replace the oldest checkpoint that has not begun, if too many are pending. Synchronous."""
+        replaced = _replaceable(trial)
+        if len(trial.jobs) < self._context.run.checkpoint_config.max_pending_checkpoints or replaced is None:
+            return None
+        trial.give_up(replaced)
+        error = CheckpointReplacedError(f"{replaced.handle.uri} was replaced by {job.name} before its upload began")
+        replaced.handle.resolve(error)
+        replaced.handle.error_raised = True  # it was asked for: the next report does not raise it
+        trial.job_ended(replaced, error)
+        self._context.emit(CheckpointReplaced(tree=trial.key, trial=trial.key, checkpoint=replaced.name, by=job.name))
+        return replaced
 
     def _job(self, trial: TrialState, request: ReportRequest, source: Checkpoint, files: Accepted) -> CheckpointJob:
         delete = request.delete_local
@@ -206,14 +242,23 @@ class ReportAcceptance:
         return job
 
 
-def refuse_directory(path: str, real: str, *, owned: bool, used: UsedDirectories, pending: object) -> None:
+def refuse_directory(
+    path: str,
+    real: str,
+    *,
+    owned: bool,
+    used: UsedDirectories,
+    pending: object,
+    own_files: Sequence[str] = OWN_FILES,
+) -> None:
     """Raise ConfigError if the checkpoint contains a trial's own files, or if its deletion would affect others.
 
     ``path`` is absolute, ``real`` the same without links. ``owned``: asyncsync may delete the checkpoint once it is
-    durable. ``pending``: the key of this checkpoint among the directories in use.
+    durable. ``pending``: the key of this checkpoint among the directories in use. ``own_files``: names of the files
+    that asyncsync writes in a trial's directory.
     """
     parent, name = os.path.split(real)
-    trial = used.trial_within(real) or (parent if name in OWN_FILES and used.is_trial(parent) else None)
+    trial = used.trial_within(real) or (parent if name in own_files and used.is_trial(parent) else None)
     if trial is not None:
         raise ConfigError(
             f"invalid report(checkpoint={path!r}): the directory holds files that asyncsync itself writes, those "
@@ -238,13 +283,18 @@ def _holds(directory: str, path: str) -> bool:
 
 
 def _accept_files(
-    source: Checkpoint, trial: str, used: UsedDirectories, this_report: object, max_bytes: int
+    source: Checkpoint,
+    trial: str,
+    used: UsedDirectories,
+    this_report: object,
+    max_bytes: int,
+    own_files: Sequence[str],
 ) -> Accepted:
     """Check and list the files; runs in a worker thread. ``max_bytes``: most bytes that a path may have."""
     path = absolute(str(source.path))
     real = os.path.realpath(path)
     used.add_pending(this_report, DirectoryInUse(real, f"another report of {trial}", source.owned))
-    refuse_directory(path, real, owned=source.owned, used=used, pending=this_report)
+    refuse_directory(path, real, owned=source.owned, used=used, pending=this_report, own_files=own_files)
     files = accept(path)
     long = [file.path for file in files.files if len(file.path) * 4 > max_bytes and len(file.path.encode()) > max_bytes]
     if long:
@@ -254,6 +304,12 @@ def _accept_files(
         )
     files.digest, files.size  # noqa: B018  computed here, because the event loop must not iterate over all files
     return files
+
+
+def _replaceable(trial: TrialState) -> CheckpointJob | None:
+    """The oldest checkpoint that a newer one may replace: no caller waits for it, and nothing of it is stored."""
+    free = (job for job in trial.jobs if job.mode is UploadMode.ASYNC and not (job.begun or job.may_be_stored))
+    return next(free, None)
 
 
 def _not_uploaded(source: Checkpoint) -> CheckpointHandle:

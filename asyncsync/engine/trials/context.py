@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from asyncsync.config import RunConfig
+from asyncsync.disk.results import OWN_FILES
 from asyncsync.errors import ConfigError, EngineClosedError
-from asyncsync.events import Event, SyncWarning
+from asyncsync.events import CheckpointDurable, Event, SyncWarning
 from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
@@ -128,6 +130,13 @@ class ReportGate:
             await self._open.wait()
 
 
+class DurableCalls(Protocol):
+    """The user's ``on_durable``, see :mod:`asyncsync.engine.durable_callback`."""
+
+    def submit(self, event: CheckpointDurable) -> None:
+        """Call it soon."""
+
+
 @dataclass(frozen=True, slots=True)
 class DirectoryInUse:
     """The directory, or the one file, of a pending checkpoint. ``owned``: it is deleted once durable."""
@@ -188,6 +197,11 @@ class EngineContext:
 
     def __init__(self, run: RunConfig, role: Role, local_dir: Path) -> None:
         self.run, self.role, self.local_dir, self.uri = run, role, local_dir, run.uri
+        latest = run.checkpoint_config.latest_file
+        self.own_files = OWN_FILES if latest is None else (*OWN_FILES, latest)
+        """Files that asyncsync writes in each trial's directory."""
+        self.callback: DurableCalls | None = None
+        """Calls the user's ``on_durable``."""
         self.gate = ReportGate()
         self.emitter = Emitter()
         self.directories = UsedDirectories()
@@ -242,6 +256,8 @@ class EngineContext:
     def emit(self, event: Event) -> None:
         """Send an event to the listeners."""
         self.emitter.emit(event)
+        if self.callback is not None and isinstance(event, CheckpointDurable):
+            self.callback.submit(event)
 
     def warn(self, tree: str, message: str) -> None:
         """Log a warning and send it to the listeners."""

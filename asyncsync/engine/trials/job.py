@@ -57,6 +57,8 @@ class CheckpointJob:
     """Why all ranks gave up its previous number, if it took the next one."""
     inherited: bool = False
     """Whether an earlier process accepted it. Checkpoints reported since are newer, whatever its number becomes."""
+    begun: bool = False
+    """Whether this process has begun to make it durable. From then on no newer checkpoint replaces it."""
     registered: bool = False
     """Whether the record in memory lists it. Then no other checkpoint has its name."""
     journal_name: str = ""

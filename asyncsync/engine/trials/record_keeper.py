@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from asyncsync.aio.lazy import LazyLock, Notification
+from asyncsync.aio.threads import in_thread
+from asyncsync.disk.results import write_pointer
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
+from asyncsync.planning.retention import by_age
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.sync.records.manifests import get_record
 from asyncsync.sync.records.model import TrialRecord
@@ -91,6 +95,12 @@ class RecordKeeper:
             if self._context.role.leads:
                 self._note_stored(self._written if saved else self.recorded_names())
         return saved
+
+    async def write_latest(self, directory: Path) -> None:
+        """Write the file that names the newest durable checkpoint, if ``latest_file`` asks for one. OSError."""
+        file, checkpoints = self._context.run.checkpoint_config.latest_file, self.record.checkpoints
+        if file is not None and checkpoints and self._context.role.leads:
+            await in_thread(write_pointer, str(directory), file, max(checkpoints, key=by_age).name)
 
     async def take(self) -> bool:
         """Save the record for the first time.

@@ -143,7 +143,8 @@ class Registry:
         """Rules that exclude the trials' files from the experiment's own."""
         config = self._context.run.sync_config
         skip = frozenset((*self.trials, *self._stored, *self._damaged, *self._context.record.trials))
-        return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, skip, skip_marked=True)
+        patterns, ready = (tuple(config.include), tuple(config.exclude)), config.ready_rules
+        return Rules(*patterns, config.symlinks, skip, skip_marked=True, ready=ready)
 
     def copy_origins(self, trial: TrialState) -> list[str]:
         """Prefixes of earlier checkpoints that may share content with the next one of ``trial``.

@@ -101,7 +101,20 @@ class CheckpointRunner:
 
     def _start(self, trial: TrialState) -> None:
         if trial.key not in self._running and self._next(trial) is not None:
-            self._running[trial.key] = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
+            task = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
+            self._running[trial.key] = task
+            task.add_done_callback(partial(self._end_unbegun, trial))
+
+    def _end_unbegun(self, trial: TrialState, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first line runs no ``finally``."""
+        if self._running.get(trial.key) is task:
+            del self._running[trial.key]
+            self._end_if_stopped(trial)
+
+    def _end_if_stopped(self, trial: TrialState) -> None:
+        if self._context.stopped:
+            for job in list(trial.jobs):
+                trial.job_ended(job, stopped_error(job))
 
     def _next(self, trial: TrialState) -> CheckpointJob | None:
         if self._only is None:
@@ -115,15 +128,13 @@ class CheckpointRunner:
                 await self._process(trial, job)
         finally:
             self._running.pop(trial.key, None)
-            if self._context.stopped:
-                for job in list(trial.jobs):
-                    trial.job_ended(job, stopped_error(job))
+            self._end_if_stopped(trial)
             if trial.key in self._interrupted:
                 self._interrupted.discard(trial.key)
                 self._start(trial)
 
     async def _process(self, trial: TrialState, job: CheckpointJob) -> None:
-        started = asyncio.get_running_loop().time()
+        started, job.begun = asyncio.get_running_loop().time(), True
         try:
             report = await self._make_durable_in_time(trial, job)
         except asyncio.CancelledError:
@@ -149,6 +160,8 @@ class CheckpointRunner:
                 bytes_copied=report.bytes_copied,
                 requests=report.requests,
                 seconds=seconds,
+                uri=job.handle.uri,
+                step=job.step,
             )
         )
 
@@ -159,10 +172,18 @@ class CheckpointRunner:
         if job.resumes_by_itself:
             # before a later checkpoint can retire this one: the journal must not bring it back
             await self._context.session.journal.flush()
+        await self._write_latest(trial)
         trial.job_ended(job)
-        config = self._context.run.sync_config
-        if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
+        config, pointer = self._context.run.sync_config, self._context.run.checkpoint_config.latest_file
+        if pointer is not None or (config.sync_artifacts and config.sync_artifacts_on_checkpoint):
             await self._context.scheduler.ask(trial.key, force=True)
+
+    async def _write_latest(self, trial: TrialState) -> None:
+        """Write the file that names the newest checkpoint. A failure, such as a full disk, is a warning."""
+        try:
+            await trial.keeper.write_latest(trial.dir)
+        except OSError as error:
+            self._context.warn(trial.key, f"latest_file of trial {trial.name!r} was not written: {error}")
 
     async def _end_failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
         if self._context.stopped:  # result unknown: the cancel came together with the response
@@ -283,16 +304,16 @@ class CheckpointRunner:
             record.checkpoints.append(record_of(job, report))
             record.checkpoints.sort(key=by_age)  # the newest may have been uploaded first
         job.registered = True
-        retired = to_retire(
-            record.checkpoints, keep.num_to_keep, keep.checkpoint_score_attribute, keep.checkpoint_score_order
-        )
+        score = keep.checkpoint_score_attribute, keep.checkpoint_score_order
+        periodic, pinned = keep.keep_every, keep.keep_pinned
+        retired = to_retire(record.checkpoints, keep.num_to_keep, *score, keep_every=periodic, keep_pinned=pinned)
         if retired and not self._context.session.store.traits.conditional_writes:
             await retry_transient(partial(self._verify_stored, trial, job), hooks)
         trial.keeper.retiring |= frozenset(retired)
         try:
             await retry_transient(trial.keeper.save, hooks)
         finally:
-            trial.keeper.retiring = frozenset()
+            trial.keeper.retiring -= frozenset(retired)
         for name in sorted(retired):
             self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))

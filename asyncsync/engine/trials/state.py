@@ -14,7 +14,7 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
-from asyncsync.disk.results import OWN_FILES, as_json, last_rows, write_params
+from asyncsync.disk.results import as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
@@ -213,14 +213,15 @@ class TrialState:
     def _rules(self) -> Rules:
         config = self._context.run.sync_config
         if not config.sync_artifacts:
-            return Rules(only=OWN_FILES)
+            return Rules(only=self._context.own_files)
         return Rules(
             tuple(config.include),
             tuple(config.exclude),
             config.symlinks,
             self.reported_dirs | self.checkpoint_names() | self._context.role.others(),
-            always=OWN_FILES,
+            always=self._context.own_files,
             skip_numbered=True,
+            ready=config.ready_rules,
         )
 
     # ownership
@@ -277,8 +278,10 @@ class TrialState:
             self.resumed = False
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.join(self)
-        elif self.record.params:
-            await write_params(self.dir, self.record.params)
+        else:
+            if self.record.params:
+                await write_params(self.dir, self.record.params)
+            await self.keeper.write_latest(self.dir)
         self._prepared = True
 
     async def _restore(self) -> None:

@@ -149,6 +149,8 @@ class CheckpointRecord(_Fields):
     """When it became durable."""
     step: int | None = None
     """Training step of the report, if it had one."""
+    pinned: bool = False
+    """Whether retention leaves it alone, see ``Trial.pin``."""
 
 
 @dataclass(slots=True)

@@ -1,14 +1,40 @@
-"""Reading only the new bytes of append-only files; see :mod:`asyncsync.planning.appended`."""
+"""Sending and reading only the new bytes of append-only files; see :mod:`asyncsync.planning.appended`."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import Digest, PartDigests, digest_part, digest_samples
 from asyncsync.disk.files import FileRange
-from asyncsync.planning.appended import SAMPLE_BYTES, is_sampled, may_be_appended, sample_offsets
+from asyncsync.planning.appended import (
+    APPENDED_FROM,
+    SAMPLE_BYTES,
+    is_append_only,
+    is_sampled,
+    may_be_appended,
+    sample_offsets,
+)
 from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.snapshot import FileStat
+from asyncsync.stores.base import Traits
+
+
+def appended_to(file: FileStat, known: FileEntry | None, config: TransferConfig, traits: Traits) -> FileEntry | None:
+    """The entry to compare a file with that was appended to, although it is small enough for one request; None if it
+    is sent as a whole.
+
+    A file that was sent in one request counts as one part, so the store copies it and only the new bytes are sent.
+    """
+    least = max(APPENDED_FROM, traits.min_part_size, traits.min_range_source + 1)
+    if known is None or known.inode != file.inode or not least <= known.size <= file.size:
+        return None
+    if known.size == file.size and not known.part_size:
+        return None  # unchanged or rewritten: its checksum tells
+    if not is_append_only(file.path, config.append_only):
+        return None
+    return known if known.part_size else replace(known, part_size=known.size)
 
 
 async def digest_file_samples(path: str, file: FileStat, config: TransferConfig) -> str:

@@ -22,7 +22,7 @@ from asyncsync.planning.manifest import FileEntry
 from asyncsync.planning.matching import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
-from asyncsync.sync.upload.append_only import digest_file_samples, trusted_parts
+from asyncsync.sync.upload.append_only import appended_to, digest_file_samples, trusted_parts
 from asyncsync.sync.upload.assembly import Account, AssembledFile, Assembly, FileOutcome, part_size_of
 from asyncsync.sync.upload.copy_sources import TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
@@ -96,27 +96,39 @@ class LargeFile:
         )
 
     async def _send_once(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
-        if self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
-            return await self._send_in_one_request(file, known)
         unnamed = self._uploads.sent(self._key(file))
-        own = unnamed if unnamed is not None and unnamed.part_size else known
-        candidates = self._sources.candidates(file, own)
+        latest = unnamed if unnamed is not None and unnamed.part_size else known
+        appended = None
+        if not self._writes.fixed:
+            appended = appended_to(file, unnamed or known, self._config, self._store.traits)
+        if self._store.traits.in_one_request(file.size, self._config.multipart_threshold):
+            candidates = [Candidate(self._key(file), appended)] if appended is not None else []
+            found = await self._assembled_from(file, appended, candidates)
+            return found or await self._send_in_one_request(file, known)
+        own = appended or latest
         try:
-            while candidates:
-                copies = self._writes.copies_whole()
-                try:
-                    return await self._assemble(file, own, candidates)
-                except LostSourceError:
-                    self._abandon(file)
-                if self._writes.copies_whole() == copies:
-                    break  # otherwise the store has just turned out to copy only into parts: assemble again
-            return await self._send_in_parts(file), "sent"
+            found = await self._assembled_from(file, own, self._sources.candidates(file, own))
+            return found or (await self._send_in_parts(file), "sent")
         except UnsupportedError as error:
             if file.size > self._store.traits.max_single_put:
                 raise
             log.warning("%s is sent in one request: %s", self._key(file), error)
             self._abandon(file)
             return await self._send_in_one_request(file, known)
+
+    async def _assembled_from(
+        self, file: FileStat, own: FileEntry | None, candidates: list[Candidate]
+    ) -> tuple[FileEntry, FileOutcome] | None:
+        """Assemble the file with copies from the ``candidates``; None if all of it has to be sent."""
+        while candidates:
+            copies = self._writes.copies_whole()
+            try:
+                return await self._assemble(file, own, candidates)
+            except LostSourceError:
+                self._abandon(file)
+            if self._writes.copies_whole() == copies:
+                break  # otherwise the store has just turned out to copy only into parts: assemble again
+        return None
 
     def _key(self, file: FileStat) -> str:
         return self._prefix + file.path
@@ -132,7 +144,8 @@ class LargeFile:
 
     async def _send_in_one_request(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
         key, body = self._key(file), self._range(file, 0, file.size)
-        digest = await in_hasher(digest_range, body)
+        digest = await in_hasher(digest_range, body, self._store.traits.crc64)
+        body = replace(body, crc64=digest.crc64)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
             return known, "unchanged"
         if self._uploads.sent(key) is not None:
@@ -272,7 +285,8 @@ class LargeFile:
     async def _send_part(
         self, upload: Upload, number: int, body: FileRange, acknowledged: Mapping[int, Part]
     ) -> SentPart:
-        digest, offset, size = await in_hasher(digest_range, body), body.offset, body.size
+        digest = await in_hasher(digest_range, body, self._store.traits.crc64)
+        body, offset, size = replace(body, crc64=digest.crc64), body.offset, body.size
         there = acknowledged.get(number)
         if there is not None and there.size == size and await _has_same_bytes(there, body, digest):
             self._account(0, size, 0)

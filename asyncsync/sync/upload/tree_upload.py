@@ -107,7 +107,8 @@ class TreeUpload:
         self._share, self._share_files = 1, 0
 
     async def run(self, files: Sequence[FileStat]) -> Tally:
-        """Send ``files``. Store errors and changing files are recorded in the tally; any other error is raised."""
+        """Send ``files``. Store errors and changing files are recorded in the tally; any other error is raised. May be
+        called again, for files that have to be sent after them."""
         await in_hasher(self._prepare, files)
         if len(files) == 1:
             self._workers += 1
@@ -130,8 +131,8 @@ class TreeUpload:
 
     def _prepare(self, files: Sequence[FileStat]) -> None:
         """In a worker thread, because it visits all files of the tree, also the unchanged ones."""
-        self.tally.files_total = len(files)
-        self.tally.bytes_total = sum(file.size for file in files)
+        self.tally.files_total += len(files)
+        self.tally.bytes_total += sum(file.size for file in files)
         self._sources.prepare(files)
         for file in files:
             (self._small if file.size <= SMALL_FILE else self._large).append(file)

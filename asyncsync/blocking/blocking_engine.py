@@ -1,8 +1,4 @@
-"""The blocking facade: the engine and its trials for training loops that are not async.
-
-The engine runs on an event loop in its own thread. Calls block until the engine has done the work; they may come from
-any thread.
-"""
+"""The engine for training loops that are not async. It runs on an event loop in its own thread."""
 
 from __future__ import annotations
 
@@ -21,94 +17,16 @@ from types import TracebackType
 from typing import Any
 
 from asyncsync.aio.loop_thread import LoopThread
-from asyncsync.config import RunConfig, UploadMode
+from asyncsync.blocking.blocking_trial import BlockingTrial
+from asyncsync.config import RunConfig
 from asyncsync.engine.drain import raise_failures
 from asyncsync.engine.engine import LeftWithinError, SyncEngine, not_durable
 from asyncsync.engine.signals import Signals, as_signals, check_thread
 from asyncsync.engine.start import as_seconds
-from asyncsync.engine.trial import Report, Trial
-from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.errors import EngineClosedError
 from asyncsync.events import Event
-from asyncsync.report import SyncReport
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.sync.event_stream import EventStream
-
-
-class BlockingCheckpoint:
-    """A reported checkpoint; ``durable()`` blocks."""
-
-    def __init__(self, loop: LoopThread, handle: CheckpointHandle) -> None:
-        self._loop, self._handle = loop, handle
-        self.name, self.uri = handle.name, handle.uri
-
-    @property
-    def is_durable(self) -> bool:
-        """Whether the store holds the complete checkpoint."""
-        return self._handle.is_durable
-
-    def durable(self) -> None:
-        """Block until the checkpoint is durable; raises the reason if it cannot be."""
-        if self._handle.error is not None:
-            raise self._handle.error
-        if not self._handle.is_durable:
-            self._loop.call(self._handle.durable)
-
-
-class BlockingReport:
-    """The result of one ``report``: the metrics, and the checkpoint or None."""
-
-    def __init__(self, loop: LoopThread, report: Report) -> None:
-        self.metrics = report.metrics
-        self.checkpoint = None if report.checkpoint is None else BlockingCheckpoint(loop, report.checkpoint)
-
-
-class BlockingTrial:
-    """A trial; see :class:`asyncsync.Trial`."""
-
-    def __init__(self, loop: LoopThread, trial: Trial) -> None:
-        self._loop, self._trial = loop, trial
-        self.name, self.dir, self.uri = trial.name, trial.dir, trial.uri
-
-    def report(
-        self,
-        metrics: Mapping[str, Any],
-        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
-        *,
-        step: int | None = None,
-        name: str | None = None,
-        upload: UploadMode = UploadMode.SYNC,
-        delete_local: bool | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> BlockingReport:
-        """See :meth:`asyncsync.Trial.report`."""
-
-        report = self._loop.call(
-            partial(
-                self._trial.report,
-                metrics,
-                checkpoint,
-                step=step,
-                name=name,
-                upload=upload,
-                delete_local=delete_local,
-                metadata=metadata,
-            )
-        )
-        return BlockingReport(self._loop, report)
-
-    def skip(self, step: int, reason: str) -> None:
-        """See :meth:`asyncsync.Trial.skip`."""
-        self._loop.call(self._trial.skip, step, reason)
-
-    def sync(self) -> SyncReport:
-        """See :meth:`asyncsync.Trial.sync`."""
-        report: SyncReport = self._loop.call(self._trial.sync)
-        return report
-
-    def finish(self, status: str = "finished", error: object = None) -> None:
-        """See :meth:`asyncsync.Trial.finish`."""
-        self._loop.call(self._trial.finish, status, error)
 
 
 class BlockingEngine:

@@ -1,0 +1,34 @@
+"""The functions of ``asyncsync`` that do one thing, without ``await``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from asyncsync.aio.loop_thread import run_to_end
+from asyncsync.remote.prune import prune as prune_async
+from asyncsync.remote.pull import pull as pull_async
+from asyncsync.remote.repair import repair as repair_async
+from asyncsync.remote.verify import verify as verify_async
+from asyncsync.sync.syncer import push as push_async
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def without_await(func: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The same function for programs that are not async: same parameters, result, errors and documentation."""
+
+    @wraps(func)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_to_end(func, *args, **kwargs)
+
+    return call
+
+
+push = without_await(push_async)
+pull = without_await(pull_async)
+verify = without_await(verify_async)
+repair = without_await(repair_async)
+prune = without_await(prune_async)

@@ -1,0 +1,64 @@
+"""Restoring a trial's newest checkpoint while its engine runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING
+
+from asyncsync.engine.trials.context import EngineContext
+from asyncsync.engine.trials.resume import adopt_checkpoints
+from asyncsync.engine.trials.state import TrialState
+from asyncsync.planning.document import TRIAL_RECORD
+from asyncsync.stores.base import Lane
+from asyncsync.sync.records.manifests import find_record
+from asyncsync.sync.records.model import TrialRecord
+
+if TYPE_CHECKING:  # imported when they are used: most programs restore nothing
+    from asyncsync.remote.experiment import CheckpointView
+    from asyncsync.remote.restore import Candidates, RestoreReport
+
+
+def latest(context: EngineContext, trial: TrialState) -> CheckpointView | None:
+    """The newest checkpoint of the record in memory."""
+    return next(iter(_newest_first(context, trial, trial.record)), None)
+
+
+async def restore_latest(
+    context: EngineContext,
+    trial: TrialState,
+    target: str | os.PathLike[str],
+    include: str | Sequence[str] | None,
+) -> RestoreReport[CheckpointView]:
+    """See :meth:`asyncsync.Trial.restore`."""
+    from asyncsync.remote.experiment import restore_checkpoint
+    from asyncsync.remote.restore import Candidates
+
+    if trial.ranks is None or trial.ranks.leads:
+        await trial.prepare()
+
+    async def candidates() -> Candidates[CheckpointView]:
+        return Candidates(_newest_first(context, trial, await _record(context, trial)))
+
+    return await restore_checkpoint(await candidates(), candidates, target, trial.uri, include)
+
+
+async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
+    """The trial's record. Every rank adopts what a resume adopts, so that all restore the same checkpoint."""
+    if trial.ranks is None or trial.ranks.leads:
+        return trial.record
+    store = context.session.view(Lane.RECORD, trial.key)
+    record = await find_record(store, f"{trial.key}/{TRIAL_RECORD}", TrialRecord)
+    found = deepcopy(record) if record is not None else TrialRecord(trial.name)
+    await adopt_checkpoints(store, found, partial(context.warn, trial.key))
+    return found
+
+
+def _newest_first(context: EngineContext, trial: TrialState, record: TrialRecord) -> list[CheckpointView]:
+    from asyncsync.remote.access import StoreAccess
+    from asyncsync.remote.experiment import view_of
+
+    access = StoreAccess(dict(context.run.storage_options), context.run.transfer)
+    return view_of(trial.name, trial.uri, record, access).checkpoints[::-1]

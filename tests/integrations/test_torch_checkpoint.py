@@ -1,0 +1,43 @@
+"""torch.distributed.checkpoint, with two gloo ranks."""
+
+import pytest
+import servers
+from trainings import KILLED, Trainings, needs
+
+from asyncsync.blocking import verify
+
+pytestmark = [needs("torch"), pytest.mark.timeout(600)]
+SCRIPT = "train_dcp.py"
+
+
+def steps(trainings: Trainings) -> list[int | None]:
+    return [item.step for item in trainings.experiment().trial("run").checkpoints]
+
+
+def port() -> int:
+    return servers._free_ports(1)[0]
+
+
+@pytest.mark.parametrize("mode", ["save", "async"])
+def test_what_two_ranks_save_is_loaded_by_two_and_by_one(trainings: Trainings, mode: str) -> None:
+    trainings.run(SCRIPT, "local", mode, ranks=2)
+    assert steps(trainings) == [1, 2, 3]
+    files = trainings.experiment().trial("run").checkpoints[-1].manifest().files
+    assert {".metadata", "__0_0.distcp", "__1_0.distcp"} <= files.keys()
+    assert trainings.run(SCRIPT, "local", "load", ranks=2) == {"step": 3, "equal": True}
+    assert trainings.run(SCRIPT, "local", "load", port()) == {"step": 3, "equal": True}
+    assert verify(trainings.uri, deep=True, storage_options=trainings.options).ok
+
+
+def test_killed_ranks_leave_whole_checkpoints(trainings: Trainings) -> None:
+    trainings.run(SCRIPT, "local", "kill", code=KILLED, ranks=2)
+    assert steps(trainings)[-1] == 2
+    assert trainings.run(SCRIPT, "fresh", "load", ranks=2) == {"step": 2, "equal": True}
+    trainings.run(SCRIPT, "fresh", "save", ranks=2)  # a new generation of both ranks
+    assert steps(trainings)[-1] == 3
+
+
+def test_a_save_that_fails_on_one_rank_does_not_harm_the_next(trainings: Trainings) -> None:
+    trainings.run(SCRIPT, "local", "failing", ranks=2)
+    assert steps(trainings) == [1, 3]
+    assert trainings.run(SCRIPT, "fresh", "load", ranks=2) == {"step": 3, "equal": True}
