@@ -5,6 +5,13 @@ May import: Ray, pyarrow, the public face of asyncsync. Begin with ``filesystem.
 
 from typing import Any
 
+from asyncsync.integrations.run_address import missing
+
+try:
+    import pyarrow.fs  # noqa: F401  Ray brings it along
+except ModuleNotFoundError as error:
+    raise missing("Ray with pyarrow", "ray", error) from error
+
 from asyncsync.integrations.ray.settings import address, restore_options, storage, uri
 
 __all__ = ["Commit", "address", "restore_options", "storage", "upload", "uri"]
