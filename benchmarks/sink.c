@@ -1,4 +1,4 @@
-// sink: an S3-shaped (and for uploads a Cloud-Storage-shaped) server that reads every request body to its end and throws it away, so that what a client costs
+// sink: an S3-shaped (for uploads also a Cloud-Storage-shaped, and below /devstoreaccount1/ an Azure-shaped) server that reads every request body to its end and throws it away, so that what a client costs
 // shows up and what a server costs does not. One thread, epoll; it listens on 127.0.0.1 only and ends with its parent.
 //
 //   cc -O2 -o sink sink.c -ldl
@@ -32,7 +32,7 @@ enum { ANSWER, STATS, NOT_FOUND, FOUND, LISTING, SESSION, GOES_ON };  // what it
 #define HEAD_MAX 65536
 
 typedef struct conn {
-  int fd, state, head_length, close_after, waiting, kind, line_length;
+  int fd, state, head_length, close_after, waiting, kind, line_length, azure;
   int64_t left, size;             // of the body: still to come; in all
   int64_t last;                   // of a resumable upload: the last byte that came
   char head[HEAD_MAX + 1], line[64], method[8], target[8192], location[256];
@@ -197,6 +197,9 @@ static const char *DELETED = XML "<DeleteResult" NS "</DeleteResult>";
 
 static const char *INSERTED = "{\"kind\":\"storage#object\",\"name\":\"k\",\"bucket\":\"b\",\"generation\":\"1\",\"size\":\"1\"}"; // Cloud Storage's JSON API
 
+static const char *AZURE_EMPTY = XML "<EnumerationResults ServiceEndpoint=\"http://l/\" ContainerName=\"b\"><Blobs/><NextMarker/></EnumerationResults>";
+#define AZURE "x-ms-version: 2021-12-02\r\nx-ms-request-id: R\r\nx-ms-request-server-encrypted: true\r\n"
+
 static const char *date(void) { // now, as HTTP writes it: clients compare it with their own clock
   static char text[40]; static time_t of; time_t t = time(0); struct tm tm;
   if (t != of) { of = t; gmtime_r(&t, &tm); strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &tm); }
@@ -216,10 +219,12 @@ static int reply(conn *c) {
   const char *body = c->kind == STATS ? stats() : c->kind == LISTING ? listing(c->target) : c->body ? c->body : "";
   size_t length = c->kind == FOUND ? (size_t)c->size : head ? 0 : strlen(body);
   const char *status = c->kind == NOT_FOUND ? "404 Not Found" : c->kind == GOES_ON ? "308 Resume Incomplete" : strcmp(c->method, "DELETE") ? "200 OK" : "204 No Content";
+  if (c->azure && c->kind == ANSWER) status = !strcmp(c->method, "PUT") ? "201 Created" : !strcmp(c->method, "DELETE") ? "202 Accepted" : status;
   int n = snprintf(out, sizeof out, "HTTP/1.1 %s\r\nx-amz-request-id: R\r\nDate: %s\r\n", status, date());
+  if (c->azure) n += snprintf(out + n, sizeof out - n, AZURE "%s", c->kind == NOT_FOUND ? "x-ms-error-code: BlobNotFound\r\n" : "x-ms-blob-type: BlockBlob\r\n");
   if (c->kind == NOT_FOUND) n += snprintf(out + n, sizeof out - n, "Content-Length: 0\r\n");
   else if (c->kind == GOES_ON) n += snprintf(out + n, sizeof out - n, "Content-Length: 0\r\nRange: bytes=0-%lld\r\n", (long long)c->last);
-  else if (status[0] == '2' && status[2] == '0')
+  else if (status[0] == '2' && strncmp(status, "204", 3))
     n += snprintf(out + n, sizeof out - n, "Content-Length: %zu\r\nContent-Type: application/%s\r\nETag: \"9b2cf535f27731c974343645a3985328\"\r\nLast-Modified: %s\r\n", length, body[0] == '{' ? "json" : "xml", date());
   if (c->kind == SESSION) n += snprintf(out + n, sizeof out - n, "Location: %s\r\n", c->location);
   n += snprintf(out + n, sizeof out - n, "\r\n");
@@ -231,7 +236,7 @@ static int reply(conn *c) {
 }
 
 static int finish(conn *c) {
-  if (remembering && !strcmp(c->method, "PUT") && !strstr(c->target, "partNumber")) keep(c);
+  if (remembering && !strcmp(c->method, "PUT") && !strstr(c->target, "partNumber") && !strstr(c->target, "comp=block&")) keep(c);
   if (delay <= 0 || c->kind == STATS) return reply(c);
   c->waiting = 1; c->state = HEAD;
   queue[queue_tail++ % queue_room] = (due){c->fd, generations[c->fd & 65535], now() + delay, c};
@@ -278,9 +283,19 @@ static int of_cloud_storage(conn *c) { // its JSON API: uploads, lists that are 
   return 1;
 }
 
+static int of_azure(conn *c) { // uploads, lists that are empty, and blobs that are there if they are remembered
+  c->azure = !strncmp(c->target, "/devstoreaccount1/", 18);
+  if (!c->azure) return 0;
+  if (!strcmp(c->method, "PUT")) { if (strstr(c->target, "comp=block&")) n_part++; else n_put++; }
+  else if (!strcmp(c->method, "GET")) { n_get++; if (strstr(c->target, "comp=list")) { n_list++; c->body = AZURE_EMPTY; } else c->kind = NOT_FOUND; }
+  else if (!strcmp(c->method, "HEAD")) { n_head++; look_up(c); }
+  else if (!strcmp(c->method, "DELETE")) n_delete++; else n_post++;
+  return 1;
+}
+
 static void classify(conn *c) {
   char *query = strchr(c->target, '?'); c->body = 0; c->kind = ANSWER;
-  if (of_cloud_storage(c)) return;
+  if (of_azure(c) || of_cloud_storage(c)) return;
   if (!strcmp(c->method, "PUT")) {
     if (query && strstr(query, "partNumber")) { n_part++; if (header(c->head, "x-amz-copy-source")) c->body = COPIED; } else n_put++;
   } else if (!strcmp(c->method, "POST")) {

@@ -11,12 +11,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import google_crc32c
 import xxhash
 
 from asyncsync.disk.files import FileRange, open_nonblocking
+from asyncsync.disk.hashing import crc64nvme
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.planning.snapshot import FileStat
@@ -31,6 +32,8 @@ class Digest:
 
     crc32c: int
     xxh3: str
+    crc64: int | None = field(default=None, compare=False)
+    """CRC64-NVME, where a store asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +63,17 @@ def digest(data: bytes) -> Digest:
     return Digest(int(google_crc32c.value(data)), xxhash.xxh3_128_hexdigest(data))
 
 
-def digest_range(body: FileRange) -> Digest:
-    """Checksums of a range of a file, read in pieces. SourceChangedError if the file has become shorter."""
-    return digest_part(body).whole
+def digest_range(body: FileRange, crc64: bool = False) -> Digest:
+    """Checksums of a range of a file, read in pieces; ``crc64``: that one, too. SourceChangedError if the file has
+    become shorter."""
+    return digest_part(body, 0, crc64).whole
 
 
-def digest_part(body: FileRange, head_size: int = 0) -> PartDigests:
+def digest_part(body: FileRange, head_size: int = 0, crc64: bool = False) -> PartDigests:
     """Checksums of a part, read once, and of its first ``head_size`` bytes. SourceChangedError if the file has become
     shorter."""
     crc, identity, done = 0, xxhash.xxh3_128(), 0
+    extend64, wide = crc64nvme() if crc64 else None, 0
     head: Digest | None = None
     for piece in body.pieces():
         rest = piece
@@ -79,10 +84,12 @@ def digest_part(body: FileRange, head_size: int = 0) -> PartDigests:
             head = Digest(int(crc), identity.hexdigest())
         crc = google_crc32c.extend(crc, rest)
         identity.update(rest)
+        if extend64 is not None:
+            wide = extend64(piece, wide)
         done += len(piece)
     if done != body.size:
         raise SourceChangedError(f"{body.path}: became shorter while it was read")
-    return PartDigests(Digest(int(crc), identity.hexdigest()), head)
+    return PartDigests(Digest(int(crc), identity.hexdigest(), wide if crc64 else None), head)
 
 
 def md5_range(body: FileRange) -> str:

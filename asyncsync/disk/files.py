@@ -87,6 +87,8 @@ class FileRange:
     """Used by stores with the trait ``resumable_puts``."""
     lease: Lease | None = field(default=None, compare=False, repr=False)
     """The lease under which it is sent."""
+    crc64: int | None = field(default=None, compare=False, repr=False)
+    """CRC64-NVME of the bytes whose CRC32C is given beside this range: for stores with the trait ``crc64``."""
 
     @property
     def there(self) -> int:

@@ -85,6 +85,8 @@ class Traits:
     """Ranges of objects up to this size cannot be copied."""
     crc32c: bool = True
     """The store checks the CRC32C that is sent with a body, and returns that of the complete object."""
+    crc64: bool = False
+    """The store sends the CRC64-NVME of each body, too: it is computed with the other checksums of a large file."""
     etag_md5: bool = False
     """Without ``crc32c``: the ETag of a body that is sent in one request is its MD5, which is compared instead."""
     min_part_size: int = 5 << 20

@@ -1,15 +1,21 @@
 """A successor takes over although a write of its predecessor lands between its read and its write."""
 
 import asyncio
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from machines import Machine, names, record, told
 from onebench import Bench
 
 from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig
-from asyncsync.sync.records.model import ExperimentRecord
+from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
+from asyncsync.stores.base import Store
+from asyncsync.stores.wrapped import Call, Operation, WrappedStore
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 from asyncsync.testing import run_virtual
 
+T = TypeVar("T")
 NEVER = SyncConfig(sync_period=100_000)
 KEEP = CheckpointConfig(num_to_keep=5)
 
@@ -119,5 +125,45 @@ def test_a_record_of_a_third_process_refuses_the_successor(bench: Bench) -> None
             await heir.sync()
             ours.release.set()
             assert isinstance(await successor, ConcurrentWriterError)
+
+    run_virtual(main())
+
+
+class GivesUp(WrappedStore):
+    """Another task gives the checkpoint up while this one compares its files with its manifest."""
+
+    def __init__(self, inner: Store, record: TrialRecord) -> None:
+        super().__init__(inner)
+        self.record = record
+
+    async def around(self, operation: Operation, call: Call[T]) -> T:
+        result = await call()
+        if (operation.name, operation.key) == ("list", "t/checkpoint_000000/"):
+            self.record.given_up.append("checkpoint_000000")
+        return result
+
+
+def test_what_is_given_up_while_it_is_adopted_is_not_listed(bench: Bench) -> None:
+    async def main() -> None:
+        one = Machine(bench, "one")
+        async with one.engine(NEVER, KEEP, resume=False) as engine:
+            await engine.trial("t").report({}, bench.checkpoint("a"))
+        unregistered = replace(record(bench), checkpoints=[])
+        await adopt_checkpoints(GivesUp(bench.store, unregistered), unregistered, warnings.append)
+        assert (unregistered.checkpoints, unregistered.given_up) == ([], ["checkpoint_000000"])
+
+    warnings: list[str] = []
+    run_virtual(main())
+
+
+def test_what_a_late_record_lists_is_not_given_up(bench: Bench) -> None:
+    async def main() -> None:
+        async with Machine(bench, "one").engine(NEVER, KEEP, resume=False) as engine:
+            await engine.trial("t").report({}, bench.checkpoint("a"))
+        late = record(bench)
+        ours = replace(late, checkpoints=[], given_up=["checkpoint_000000", "checkpoint_000007"])
+        merged = merge_late_record(ours, late)
+        assert [item.name for item in merged.checkpoints] == ["checkpoint_000000"]
+        assert merged.given_up == ["checkpoint_000007"]
 
     run_virtual(main())

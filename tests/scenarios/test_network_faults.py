@@ -4,6 +4,7 @@ The tests use plain HTTP: TLS would detect damaged bytes first.
 """
 
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ from asyncsync import AsyncsyncError, SyncFailedError, TransferConfig, pull, pus
 from asyncsync.errors import AccessDeniedError, IntegrityError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import open_for_reading
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.testing import BreakRequest, BreakResponse, CannedResponse, FaultProxy, Flip, Stall
 
 pytestmark = pytest.mark.server
@@ -65,6 +67,12 @@ class Link:
 
 def patience(fault):
     return PATIENCE if isinstance(fault, Stall) and fault.seconds is None else {}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    """The pauses between attempts have tests of their own, in virtual time."""
+    monkeypatch.setattr("asyncsync.sync.session.RetryPolicy", partial(RetryPolicy, base=0.02))
 
 
 @pytest.fixture

@@ -76,8 +76,9 @@ def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mappi
 
 
 def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
-    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it."""
-    given_up = [*late.given_up, *(name for name in ours.given_up if name not in late.given_up)]
+    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. What
+    that record lists is not given up, whatever became of it here."""
+    given_up = [*late.given_up, *(name for name in ours.given_up if not _lists(late, name))]
     return replace(
         ours,
         epoch=late.epoch + 1,
@@ -171,22 +172,27 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
     it is, and ``warn`` is called.
     """
     newest = max((item.number for item in record.checkpoints), default=-1)
-    known = {item.name for item in record.checkpoints} | set(record.given_up)
     for name in await list_directories(store, f"{record.name}/"):
         match = NUMBERED.fullmatch(name)
         number = int(match[1]) if match is not None else None
         if number is not None:
             record.next_checkpoint = max(record.next_checkpoint, number + 1)
-        if name in known or (number is not None and number <= newest):
+        if _lists(record, name) or (number is not None and number <= newest):
             continue
         found = await _find_checkpoint(store, f"{record.name}/{name}", number, warn)
         if found is None:
             continue
         item, manifest = found
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
-        if item.number > newest and not await first_difference(store, f"{record.name}/{name}/", manifest):
+        if item.number <= newest or await first_difference(store, f"{record.name}/{name}/", manifest):
+            continue
+        if not _lists(record, name):  # another task may have given it up, or registered it, meanwhile
             record.checkpoints.append(item)
     record.checkpoints.sort(key=by_age)
+
+
+def _lists(record: TrialRecord, name: str) -> bool:
+    return name in record.given_up or any(item.name == name for item in record.checkpoints)
 
 
 async def _find_checkpoint(

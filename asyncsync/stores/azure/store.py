@@ -61,6 +61,7 @@ TRAITS = Traits(
     max_part_size=4000 * MIB,
     max_parts=50_000,
     max_single_put=5000 * MIB,
+    crc64=True,
     paced=True,
     checked_copies=True,
 )

@@ -144,7 +144,8 @@ class LargeFile:
 
     async def _send_in_one_request(self, file: FileStat, known: FileEntry | None) -> tuple[FileEntry, FileOutcome]:
         key, body = self._key(file), self._range(file, 0, file.size)
-        digest = await in_hasher(digest_range, body)
+        digest = await in_hasher(digest_range, body, self._store.traits.crc64)
+        body = replace(body, crc64=digest.crc64)
         if known is not None and known.size == file.size and known.parts == (digest.xxh3,):
             return known, "unchanged"
         if self._uploads.sent(key) is not None:
@@ -284,7 +285,8 @@ class LargeFile:
     async def _send_part(
         self, upload: Upload, number: int, body: FileRange, acknowledged: Mapping[int, Part]
     ) -> SentPart:
-        digest, offset, size = await in_hasher(digest_range, body), body.offset, body.size
+        digest = await in_hasher(digest_range, body, self._store.traits.crc64)
+        body, offset, size = replace(body, crc64=digest.crc64), body.offset, body.size
         there = acknowledged.get(number)
         if there is not None and there.size == size and await _has_same_bytes(there, body, digest):
             self._account(0, size, 0)

@@ -95,6 +95,10 @@ class Ledger:
         self._revived_checkpoints: set[tuple[str, str]] = set()
         """Trial and checkpoint in a record that landed after a wipe, from a process of an earlier era."""
         self._trials: dict[str, TrialHistory] = {}
+        self._pinned: set[tuple[str, str]] = set()
+        """Trial and checkpoint that a process received as pinned."""
+        self._retired_by_user: set[tuple[str, str]] = set()
+        """Trial and checkpoint that a process retired, or tried to."""
         self._trace = hashlib.sha256()
         self.events = 0
         self.lines: list[str] | None = None
@@ -145,10 +149,30 @@ class Ledger:
         self.acknowledged.append(done)
         self._check(done, "when it was acknowledged")
 
+    def curates(self, verb: str, trial: str, name: str) -> None:
+        """A process is about to pin, unpin or retire a checkpoint, or was ``refused`` to retire it."""
+        self.note(f"{verb} {trial}/{name}")
+        if verb == "retire":
+            self._retired_by_user.add((trial, name))
+        elif verb == "refused":
+            self._retired_by_user.discard((trial, name))
+        elif verb == "unpin":
+            self._pinned.discard((trial, name))
+
+    def curated(self, verb: str, trial: str, name: str) -> None:
+        """It has done so, and the result is stored."""
+        self.count(verb)
+        if verb == "pin":
+            self._pinned.add((trial, name))
+        if verb == "retire" and name in self._trials.get(trial, TrialHistory()).names:
+            self.violate("retired, listed", f"{trial}/{name}: the record still lists it")
+
     def wiped(self) -> None:
         """The user removed the experiment."""
         self.era += 1
         self._trials.clear()
+        self._pinned.clear()
+        self._retired_by_user.clear()
         self.note("wipe")
 
     # contents of the store
@@ -196,6 +220,11 @@ class Ledger:
         for name, number in seen.names.items():
             if name in names:
                 continue
+            if (trial, name) in self._retired_by_user:
+                seen.retired.add(name)
+                continue
+            if (trial, name) in self._pinned:
+                self.violate("pinned, retired", f"{trial}/{name} by {by}, which lists {sorted(names)}")
             newer = [other for other, its in names.items() if its > number]
             if self._keep is not None and len(newer) >= self._keep:
                 seen.retired.add(name)

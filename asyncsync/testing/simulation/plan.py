@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, replace
 
 HOUR = 3600.0
+CURATED_SHARE = 0.3
+"""Share of schedules in which programs pin and retire checkpoints."""
 TROUBLES = (
     "late",
     "storms",
@@ -22,6 +24,7 @@ TROUBLES = (
     "timeouts",
     "ranks",
     "skips",
+    "curation",
 )
 """Values of ``without``. Leaving some out shows which of them a failure needs."""
 
@@ -89,6 +92,12 @@ class SchedulePlan:
             clock_steps=plan.clock_steps and "clock_steps" not in without,
             prunes=plan.prunes and "prunes" not in without,
         )
+
+    @property
+    def curates(self) -> bool:
+        """Whether programs pin and retire checkpoints. Drawn from the other settings, so that earlier seeds draw what
+        they drew before."""
+        return self.has("curation") and random.Random(repr(self)).random() < CURATED_SHARE  # noqa: S311
 
     def has(self, trouble: str) -> bool:
         """Whether this trouble may strike in this schedule."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferCo
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointIncompleteError,
+    ConfigError,
     EngineClosedError,
     ExperimentExistsError,
     SourceChangedError,
@@ -116,6 +118,7 @@ class Training(Program):
         self.life = life
         self.promises = PendingPromises()
         self.steps: dict[str, int] = {}
+        self.curator = random.Random(f"{world.plan!r} {process.name}")  # noqa: S311  not those of the schedule
 
     async def work(self) -> None:
         resume = self.life.resume
@@ -200,6 +203,7 @@ class Training(Program):
             return
         if mode is UploadMode.SYNC:
             self.ledger.acknowledge(part, handle.name)
+            await self._curate(trial)
             return
         self.promises.handles.append((handle, part))
         self.promises.watchers.append(asyncio.create_task(self._watch(handle, part)))
@@ -255,6 +259,26 @@ class Training(Program):
             raise
         except AsyncsyncError as error:
             self._note_refused(error)
+
+    async def _curate(self, trial: Trial) -> None:
+        """Pin, unpin or retire one of the stored checkpoints."""
+        if not self.world.plan.curates or self.life.calm or self.life.rank or self.curator.random() < 0.5:
+            return
+        names = [item.name for item in self.ledger.acknowledged if item.trial == trial.name][-3:]
+        latest = trial.latest()
+        name = self.curator.choice([*names, *([latest.name] if latest is not None else [])])
+        verb = self.curator.choice(("retire", "retire", "pin", "unpin"))
+        self.ledger.curates(verb, trial.name, name)
+        try:
+            await getattr(trial, verb)(name)
+        except EngineClosedError:
+            raise
+        except ConfigError:
+            self.ledger.curates("refused", trial.name, name)
+        except AsyncsyncError as error:
+            self._note_refused(error)
+        else:
+            self.ledger.curated(verb, trial.name, name)
 
     def _note_refused(self, error: AsyncsyncError) -> None:
         """A report failed: some programs end, others continue."""

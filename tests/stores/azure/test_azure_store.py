@@ -242,3 +242,21 @@ async def test_metadata_and_parts_are_in_the_hot_tier(azure_strict, container):
 async def test_a_store_shows_no_secret(azure_strict, store):
     assert azure_fake.KEY not in repr(store)
     assert store.uri == "az://conformance/p"
+
+
+async def test_a_large_file_is_read_twice_only(azure_strict, tmp_path, monkeypatch):
+    """Once for all its checksums, and once by the kernel, which sends it."""
+    from asyncsync import TransferConfig, push
+    from asyncsync.stores.azure import checksums
+
+    monkeypatch.setattr(checksums, "_of_file", lambda body: pytest.fail("read for a checksum alone"))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/parts").write_bytes(os.urandom(11 * MIB))
+    (tmp_path / "tree/one").write_bytes(os.urandom(7 * MIB))
+    transfer = TransferConfig(multipart_threshold=8 * MIB, part_size=5 * MIB)
+    report = await push(
+        tmp_path / "tree", "az://conformance/p", storage_options=azure_strict.storage_options, transfer=transfer
+    )
+    assert report.bytes_sent == 18 * MIB
+    async with open_store("az://conformance/p", options=azure_strict.storage_options) as store:
+        assert (await store.get("parts"))[0] == (tmp_path / "tree/parts").read_bytes()

@@ -3,11 +3,13 @@
 from asyncsync.stores.guard.budget import Budget
 from asyncsync.stores.guard.guarded import GuardedStore
 from asyncsync.stores.guard.metered import MeteredStore
+from asyncsync.stores.guard.retry_policy import RetryPolicy
 from asyncsync.testing import FaultyStore, MemoryStore
 
 
 def guarded(request):
-    return GuardedStore(MemoryStore("conformance", "prefix"), Budget())
+    retry = RetryPolicy(base=0.0, cap=0.0)  # attempts without a lease are repeated, too
+    return GuardedStore(MemoryStore("conformance", "prefix"), Budget(), retry=retry)
 
 
 def metered(request):
