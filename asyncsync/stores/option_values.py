@@ -108,7 +108,10 @@ def future_date(value: object) -> str:
         raise ValueError(wanted)
     if found <= datetime.now(UTC):
         raise ValueError("must be a date in the future")
-    return found.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return found.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except OverflowError:
+        raise ValueError("must be a date before the year 10000") from None
 
 
 def matching(pattern: str, wanted: str) -> Callable[[object], str]:

@@ -103,10 +103,10 @@ class GcsOptions(StoreOptions):
         """Address of the server without a trailing slash. ConfigError if it is invalid."""
         found = self.endpoint_url or os.environ.get(EMULATOR_VARIABLE) or GOOGLE_ENDPOINT
         full = (found if "://" in found else f"http://{found}").rstrip("/")
-        server = urlsplit(full)
         try:
+            server = urlsplit(full)
             usable = server.scheme in ("http", "https") and bool(server.hostname) and server.port != 0
-        except ValueError:  # the port
+        except ValueError:  # the port, or unbalanced brackets
             usable = False
         if not usable:
             named = "storage option endpoint_url" if self.endpoint_url else EMULATOR_VARIABLE

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from asyncsync.errors import ConfigError
 from asyncsync.stores import option_values as forms
 from asyncsync.stores.options import ObjectKind, StoreOptions, given
+from asyncsync.stores.s3.endpoint import split
 from asyncsync.stores.s3.optional_headers import OptionalHeaders
 
 MAX_METADATA_BYTES = 2048
@@ -184,8 +184,10 @@ class S3Options(StoreOptions):
 
     def check_endpoint(self, address: str) -> None:
         """ConfigError for an address to which a customer's key must not be sent."""
-        url = urlsplit(address)
-        if self.sse_customer_key is not None and url.scheme == "http" and not forms.is_loopback(url.hostname or ""):
+        url = split(address)
+        if url is None or self.sse_customer_key is None:
+            return
+        if url.scheme == "http" and not forms.is_loopback(url.hostname or ""):
             raise ConfigError(
                 f"storage option sse_customer_key needs https, but the endpoint is http://{url.netloc}: anybody on the "
                 "way could read the key"

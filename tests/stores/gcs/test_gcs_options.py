@@ -151,6 +151,7 @@ async def test_the_other_name_of_the_scheme_is_the_same_store(fake):
         ({"encryption_key": "short-secret"}, "encryption_key", "256 bits"),
         ({"encryption_key": CSEK, "kms_key_name": "k"}, "encryption_key", "exclude"),
         ({"encryption_key": CSEK, "endpoint_url": "http://store:1"}, "encryption_key", "https"),
+        ({"endpoint_url": "http://["}, "endpoint_url", "http://host:port"),
         ({"metadata": {"a": "b\n"}}, "metadata", "printable ASCII"),
         ({"metadata": {"a": "b" * 8192}}, "metadata", "at most 8192"),
         ({"content_type": "a\nb"}, "content_type", "printable"),

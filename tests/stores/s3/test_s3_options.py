@@ -293,6 +293,7 @@ PAST = datetime.now(UTC) - timedelta(seconds=1)
         (LOCK | {"object_lock_mode": "governance"}, "object_lock_mode", "GOVERNANCE, COMPLIANCE"),
         (LOCK | {"object_lock_retain_until": "2099-01-31"}, "object_lock_retain_until", "time zone"),
         (LOCK | {"object_lock_retain_until": PAST}, "object_lock_retain_until", "future"),
+        (LOCK | {"object_lock_retain_until": "9999-12-31T23:59:59-14:00"}, "object_lock_retain_until", "10000"),
         (LOCK | {"object_lock_retain_until": 7}, "object_lock_retain_until", "time zone"),
         ({"expected_bucket_owner": "12345"}, "expected_bucket_owner", "12 digits"),
         ({"expected_bucket_owner": 123456789012}, "expected_bucket_owner", "12 digits"),
