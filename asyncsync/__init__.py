@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from asyncsync.remote.verify import verify
     from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
     from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
+    from asyncsync.storage.entries import StoredEntry
+    from asyncsync.storage.shared import Writer
+    from asyncsync.storage.storage import Storage
+    from asyncsync.storage.summaries import CheckpointSummary, TrialSummary
     from asyncsync.sync.event_stream import EventStream
     from asyncsync.sync.syncer import Syncer, push
 
@@ -103,6 +107,10 @@ _MODULES = {
     ),
     "asyncsync.sync.event_stream": ("EventStream",),
     "asyncsync.sync.syncer": ("Syncer", "push"),
+    "asyncsync.storage.entries": ("StoredEntry",),
+    "asyncsync.storage.shared": ("Writer",),
+    "asyncsync.storage.storage": ("Storage",),
+    "asyncsync.storage.summaries": ("CheckpointSummary", "TrialSummary"),
 }
 """The public names of each module. A module is imported when one of its names is used first: the command shows its help
 without an event loop, and a training process imports no operation on stored experiments."""
@@ -118,6 +126,7 @@ __all__ = [
     "CheckpointIncompleteError",
     "CheckpointReplacedError",
     "CheckpointRetiredError",
+    "CheckpointSummary",
     "CheckpointView",
     "ConcurrentWriterError",
     "ConfigError",
@@ -144,7 +153,9 @@ __all__ = [
     "RunConfig",
     "RunningEngine",
     "SourceChangedError",
+    "Storage",
     "StoreError",
+    "StoredEntry",
     "StoredObject",
     "SyncConfig",
     "SyncEngine",
@@ -157,11 +168,13 @@ __all__ = [
     "TransferConfig",
     "Trial",
     "TrialStatus",
+    "TrialSummary",
     "TrialView",
     "UnavailableError",
     "UnsupportedError",
     "UploadMode",
     "VerifyReport",
+    "Writer",
     "__version__",
     "browse",
     "contents",

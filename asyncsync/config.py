@@ -239,7 +239,8 @@ class CheckpointConfig:
     on_durable: Callable[[Any], object] | None = field(default=None, compare=False)
     """Called after a checkpoint is durable, one call at a time and in order, with the event
     :class:`asyncsync.events.CheckpointDurable`. A coroutine function runs on the engine's loop, any other callable in a
-    thread. It delays no checkpoint; its failure is an event, ``CallbackFailed``. Leaving the engine waits for it."""
+    thread. It delays no checkpoint; its failure is an event, ``CallbackFailed``. Leaving the engine waits for it. Every
+    rank calls its own."""
 
     def __post_init__(self) -> None:
         _integer(self, "num_to_keep", 1, none=True)

@@ -3,9 +3,9 @@
     python benchmarks/frameworks.py                     every case with 64 MiB and three saves; a minute
     python benchmarks/frameworks.py --mib 16 --case dcp
 
-Needs lightning, torch, s3fs and s3torchconnector beside asyncsync, and starts SeaweedFS. Each way runs in a process of
-its own: one save to warm up, then the measured ones. "Stored" is the time from the first of them until the last one is
-in the store.
+Needs lightning, torch, s3fs and s3torchconnector[dcp] beside asyncsync, and starts SeaweedFS. Each way runs in its own
+process: one save to warm up, then the measured ones, with a pause before each in which a training would compute.
+"Stored" is the time from the first of them until the last one is in the store, pauses included.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import servers
 
 Save = Callable[[dict[str, Any], int], None]
 SAVES = 3
+PAUSE = 0.8
+"""Seconds of training before each save."""
 
 
 def lightning_way(way: str, uri: str, options: dict[str, Any], room: Path) -> tuple[Save, Callable[[], None]]:
@@ -95,6 +97,7 @@ def measure(case: str, way: str, uri: str, options: dict[str, Any], mib: int) ->
         save(state, 0)
         began, blocked = time.perf_counter(), 0.0
         for step in range(1, SAVES + 1):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             save(state, step)
             blocked += time.perf_counter() - start
@@ -132,10 +135,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--case", choices=sorted(WAYS), action="append")
+    parser.add_argument("--way", action="append", help="such as asyncsync; default: all")
     chosen = parser.parse_args()
     with servers.running("seaweedfs") as server:
         for case in chosen.case or sorted(WAYS):
-            for way in WAYS[case][1]:
+            for way in [way for way in WAYS[case][1] if way in (chosen.way or WAYS[case][1])]:
                 found = run(case, way, server, chosen.mib)
                 figures = f"blocked {found['blocked']:6.3f} s a save, stored after {found['stored']:6.2f} s"
                 print(f"{case:10} {way:18} {figures}, {found['memory_mib']:5.0f} MiB", flush=True)

@@ -17,7 +17,7 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("aiobotocore", "botocore", "aiohttp", "gcloud"):
+        if name.partition(".")[0] in ("aiobotocore", "awscrt", "azure", "botocore", "aiohttp", "fsspec", "gcloud"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -96,7 +96,7 @@ assert asyncio.run(asyncsync.push("data", pathlib.Path("store").resolve())).file
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure"), ("fsspec+sftp", "fsspec")])
 def test_a_store_without_its_extra_names_the_package_to_install(tmp_path, scheme, extra):
     code = f"""
 from asyncsync import ConfigError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,10 @@ class HeldContext(Generic[T]):
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """Call ``func`` on the loop; see :meth:`LoopThread.call`."""
         return self._loop.call(func, *args)
+
+    def start(self, func: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Start ``func`` on the loop and do not wait for it; see :meth:`LoopThread.start`."""
+        self._loop.start(func)
 
     def check(self) -> None:
         """EngineClosedError if the loop does not run in this process; ConfigError on the loop's own thread."""

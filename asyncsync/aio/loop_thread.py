@@ -43,6 +43,14 @@ class LoopThread:
         except asyncio.CancelledError:
             raise EngineClosedError("the engine ended before this call did") from None
 
+    def start(self, func: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Start a coroutine function on the loop, before everything that is called after this, and do not wait for it.
+        EngineClosedError if the loop has ended."""
+        self.check()
+        future = asyncio.run_coroutine_threadsafe(func(), self._loop)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+
     def check(self) -> None:
         """EngineClosedError if the loop does not run in this process; ConfigError on the loop's own thread."""
         if os.getpid() != self._process:

@@ -7,6 +7,7 @@ call where ``anyio.to_thread`` costs 120-190 us (CPython 3.11, 2 cores), and a v
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+log = logging.getLogger("asyncsync")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -72,6 +74,11 @@ class _Threads:
         """Called in a forked child: the child has none of the threads, and no thread that would release the lock."""
         self._executor, self._holders, self._lock = None, 0, threading.Lock()
         self.forks += 1
+
+    def replace(self) -> None:
+        """Leave the threads to themselves; the next call gets new ones."""
+        with self._lock:
+            self._end(wait=False)
 
     def shutdown(self) -> None:
         with self._lock:
@@ -162,17 +169,60 @@ async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) ->
 async def _wait_through_cancels(
     threads: _Threads, future: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None
 ) -> asyncio.CancelledError | None:
-    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel."""
+    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel. It is raised at once if
+    the thread is given up as stuck (:func:`giving_up_stuck_threads`)."""
     cancelled, forks = None, threads.forks
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            if forks != threads.forks:
-                raise  # the thread is the parent's
-            on_cancel()
-            cancelled = error
+    given_up = asyncio.get_running_loop().create_future()
+    try:
+        while not future.done():
+            try:
+                await asyncio.wait([future, given_up], return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as error:
+                if forks != threads.forks:
+                    raise  # the thread is the parent's
+                on_cancel()
+                cancelled = error
+                _cancelled_waits[given_up] = threads
+            if cancelled is not None and given_up.done() and not future.done():
+                future.cancel()  # its result is dropped
+                raise cancelled
+    finally:
+        _cancelled_waits.pop(given_up, None)
     return cancelled
+
+
+_cancelled_waits: dict[asyncio.Future[None], _Threads] = {}
+"""Waits for threads whose waiter is cancelled; completing the future ends the wait."""
+STUCK_MARGIN = 2.0
+"""Seconds after its limit that :func:`giving_up_stuck_threads` waits for threads to notice that they are to stop."""
+_STUCK_CHECK = 0.5
+
+
+@contextmanager
+def giving_up_stuck_threads(seconds: float | None) -> Iterator[None]:
+    """Around work that ends within ``seconds``: from then on, no cancelled caller waits for its thread any more. A file
+    system that does not respond (a dead NFS server) keeps a thread inside one system call, for which nothing helps.
+
+    Whenever such a thread wakes, it finds its event set, and its lease expired. Later work gets new threads.
+    """
+    loop, timer = asyncio.get_running_loop(), None
+
+    def look() -> None:
+        nonlocal timer
+        for given_up, threads in list(_cancelled_waits.items()):
+            if given_up.get_loop() is loop and not given_up.done():
+                log.warning("a thread is stuck in a call of the file system; it is left behind")
+                given_up.set_result(None)
+                threads.replace()
+        timer = loop.call_later(_STUCK_CHECK, look)
+
+    if seconds is not None:
+        timer = loop.call_later(seconds + STUCK_MARGIN, look)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def stop_threads() -> None:

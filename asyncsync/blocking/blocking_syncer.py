@@ -78,7 +78,7 @@ class BlockingSyncer:
 
     def request(self) -> None:
         """See :meth:`asyncsync.Syncer.request`: ask for a sync, and do not wait for it."""
-        self._running().call(self._syncer.request)
+        self._running().start(self._syncer.request)
 
     def remove(self, path: str) -> None:
         """See :meth:`asyncsync.Syncer.remove`."""

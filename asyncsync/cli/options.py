@@ -84,7 +84,7 @@ _COMMON = [
     click.option("--endpoint-url", metavar="URL", help="S3 endpoint, such as http://127.0.0.1:8333."),
     click.option("--region", metavar="NAME", help="S3 region.  [default: AWS configuration]"),
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files."),
-    click.option("--sse", metavar="KIND", help="Server-side encryption: AES256 or aws:kms."),
+    click.option("--sse", metavar="KIND", help="Server-side encryption: AES256, aws:kms or aws:kms:dsse."),
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
     click.option(
         "-o",

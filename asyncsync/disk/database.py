@@ -164,12 +164,13 @@ def _encoded(value: object) -> tuple[bytes, bytes]:
 
 
 def put(table: str) -> str:
-    """The statement that writes a row of ``table`` and its digest; its parameters are the columns."""
+    """The statement that writes a row of ``table`` and its digest; its parameters are the columns. (Python 3.12
+    deprecates numbered parameters, which could be used twice.)"""
     columns = TABLES[table]
-    values = ", ".join(f"?{number}" for number in range(1, len(columns) + 1))
+    names, values = ", ".join(columns), ", ".join(f"? AS {column}" for column in columns)
     return (
-        f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}, digest) "  # noqa: S608
-        f"VALUES ({values}, row_digest('{table}', {values}))"
+        f"INSERT OR REPLACE INTO {table} ({names}, digest) "  # noqa: S608
+        f"SELECT {names}, row_digest('{table}', {names}) FROM (SELECT {values})"
     )
 
 

@@ -152,15 +152,21 @@ class Journal:
         if database is None or os.getpid() != self._process:
             return  # thread and connection are the parent's
         self._database = None
+        open_ = [database]
 
         def finish() -> None:
-            try:
-                self._drain(database)
-            finally:
-                database.close()
+            if open_:
+                try:
+                    self._drain(open_[0])
+                finally:
+                    open_.pop().close()
 
         try:
             await self._in_thread(finish)
+        except asyncio.CancelledError:
+            if self._executor is not None:
+                self._executor.submit(finish)  # the cancel may have removed it from the queue
+            raise
         finally:
             if self._executor is not None:
                 self._executor.shutdown(wait=False)  # after a cancel the thread ends by itself

@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.aio.tasks import run_all
+from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
+from asyncsync.engine import never_left
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.durable_callback import DurableCallback
 from asyncsync.engine.own_files import OwnFiles
@@ -106,6 +108,7 @@ class SyncEngine:
         self._wanted_signals = as_signals(handle_signals)
         self._signals: Signals | None = None
         self._entered = False
+        self._exit = _ExitHook(self, self._context)
         self._registry: Registry | None = None
         self._own_files: OwnFiles | None = None
         self._callback: DurableCallback | None = None
@@ -148,6 +151,7 @@ class SyncEngine:
         except BaseException:
             self._entered = False  # nothing was started: the caller may retry
             raise
+        never_left.entered(self._exit)
         return self
 
     async def _enter(self) -> None:
@@ -321,6 +325,12 @@ class SyncEngine:
         if self._context.owning_loop.forked:
             return  # the engine, its connections and its threads belong to the parent process
         self._context.owning_loop.check()
+        never_left.left(self._exit)
+        limit = self._leave_timeout if error is None else self._grace_of(error)
+        with giving_up_stuck_threads(limit):
+            await self._leave_and_stop(error)
+
+    async def _leave_and_stop(self, error: BaseException | None) -> None:
         failures: dict[str, BaseException] = {}
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
@@ -363,7 +373,6 @@ class SyncEngine:
 
     async def _leave(self, error: BaseException | None) -> dict[str, BaseException]:
         context = self._context
-        grace = error.grace if isinstance(error, LeftWithinError) else self._exit_grace
         context.running = False
         context.record.status = "finished" if error is None else "interrupted"
         context.record.updated = wall_time()
@@ -371,13 +380,16 @@ class SyncEngine:
             self._open_registry.give_up_suspended()
         context.leaving_normally = error is None
         drain = self._new_drain()
-        why = await self._drain(drain, None if error is None else grace, self._leave_timeout)
+        why = await self._drain(drain, None if error is None else self._grace_of(error), self._leave_timeout)
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
         reason = f"{why} (see {limit})"
         missing = {key or EXPERIMENT_FILES: SyncError(reason) for key in drain.report().not_durable}
         return {**missing, **drain.failures}
+
+    def _grace_of(self, error: BaseException) -> float:
+        return error.grace if isinstance(error, LeftWithinError) else self._exit_grace
 
     def _new_drain(self) -> Drain:
         return Drain(self._context, self._open_registry, self._own_files, self._runner)
@@ -419,6 +431,26 @@ class SyncEngine:
             log.info("%s: the engine has ended", context.uri)
             if session is not None:
                 await session.close()
+
+
+class _ExitHook:
+    """How the end of the interpreter leaves an engine. No part of the engine's own names."""
+
+    def __init__(self, engine: SyncEngine, context: EngineContext) -> None:
+        self._engine, self._context = engine, context
+
+    @property
+    def uri(self) -> str:
+        return self._context.uri
+
+    async def leave_at_exit(self) -> dict[str, BaseException]:
+        grace = self._engine._exit_grace  # noqa: SLF001  same module
+        leaving = LeftWithinError("the interpreter ended before the engine was left", grace)
+        await self._engine.__aexit__(LeftWithinError, leaving, None)
+        return dict(leaving.failures)
+
+    def open_items(self) -> list[str]:
+        return not_durable(self._engine)
 
 
 def not_durable(engine: SyncEngine) -> list[str]:

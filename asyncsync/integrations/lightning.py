@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -125,7 +126,7 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         target = self._inside(path)
         self._inner.remove_checkpoint(path)
         if self._syncer is not None:
-            self._running().remove(target.relative_to(self.dirpath).as_posix())
+            self._running().remove(self._name(target))
             self._running().request()
 
     def teardown(self) -> None:
@@ -145,12 +146,16 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         """Download a checkpoint from the store, verified, unless ``dirpath`` has it. Returns its local path for
         ``fit(ckpt_path=...)``; None if the store has no checkpoint, for a fresh start.
 
-        If the training was killed while ``name`` was being replaced in the store, the newest other complete checkpoint
-        is fetched, and a warning names it. Raises CheckpointIncompleteError if none is complete; StoreError.
+        Of ``last.ckpt``, ``last-v1.ckpt`` and so on, which Lightning writes after a change of its directory, the newest
+        counts. If the training was killed while ``name`` was being replaced in the store, the newest other complete
+        checkpoint is fetched, and a warning names it. Raises CheckpointIncompleteError if none is complete; StoreError.
         """
-        target = self._inside(self.dirpath / name)
-        if target.exists():
-            return str(target)
+        self._inside(self.dirpath / name)
+        local = [
+            path for path in self.dirpath.glob("**/*") if _is_version(path.relative_to(self.dirpath).as_posix(), name)
+        ]
+        if local:
+            return str(max(local, key=lambda path: path.stat().st_mtime_ns))
         failures: list[Exception] = []
         for candidate in self._candidates(name):
             try:
@@ -167,13 +172,16 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
     # its parts
 
     def _candidates(self, name: str) -> list[str]:
-        """The checkpoint, then all others, newest first."""
+        """The versions of the checkpoint, then all others; both newest first."""
         with self._new_syncer() as syncer:
             manifest = syncer.manifest()
         if manifest is None:
             return []
-        others = sorted(manifest.files.values(), key=lambda entry: entry.mtime_ns, reverse=True)
-        return [path for path in dict.fromkeys([name, *(entry.path for entry in others)]) if path in manifest.files]
+        newest = sorted(manifest.files.values(), key=lambda entry: entry.mtime_ns, reverse=True)
+        return sorted((entry.path for entry in newest), key=lambda path: not _is_version(path, name))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.dirpath).as_posix()
 
     def _pull(self, path: str) -> None:
         options = {"storage_options": self._options, "transfer": self._transfer}
@@ -215,6 +223,12 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
 def _note(event: Event) -> None:
     if isinstance(event, SyncFailed | SyncTimedOut):
         log.warning("checkpoints are not stored yet, training continues: %s", event.error)
+
+
+def _is_version(path: str, name: str) -> bool:
+    """Whether Lightning would have written ``path`` for ``name``."""
+    stem, suffix = os.path.splitext(name)
+    return re.fullmatch(rf"{re.escape(stem)}(-v\d+)?{re.escape(suffix)}", path) is not None
 
 
 def _escaped(path: str) -> str:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from asyncsync import ConfigError
+from asyncsync.config import split_sas
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,11 @@ class RunAddress:
     def of(cls, uri: str | os.PathLike[str]) -> RunAddress:
         """ConfigError unless ``uri`` names a store, an experiment and a run, such as ``s3://bucket/experiment/run``."""
         text = os.fspath(uri).rstrip("/")
+        address = split_sas(text, None)[0]
+        if address != text:
+            raise ConfigError(
+                f"the address {address!r} has a shared access signature: pass it as the storage option sas_token"
+            )
         rest, _, trial = text.rpartition("/")
         storage, _, experiment = rest.rpartition("/")
         local = "://" not in text

@@ -129,8 +129,8 @@ class MixedPartsError(ValueError):
 
 
 def merge(parts: Mapping[int, Manifest]) -> Manifest:
-    """The manifest of the whole checkpoint: the files of all ranks, and the info of rank 0, whichever rank merges them.
-    SameFileError; MixedPartsError unless all parts belong to one step and one generation."""
+    """The manifest of the whole checkpoint: the files of all ranks, and the info of the lowest one, whichever process
+    merges them. SameFileError; MixedPartsError unless all parts belong to one step and one generation."""
     for key in (STEP, GENERATION, NONCE):
         if not _equal(part.info.get(key) for part in parts.values()):
             raise MixedPartsError(
@@ -144,8 +144,9 @@ def merge(parts: Mapping[int, Manifest]) -> Manifest:
             if (other.size, other.crc32c) != (entry.size, entry.crc32c):
                 raise SameFileError(path, (owner[path], rank))
             owner.setdefault(path, rank)
-    info = {key: value for key, value in parts[0].info.items() if key not in _RANK_FIELDS}
-    return Manifest(files, info, parts[0].extra, parts[0].by)
+    first = parts[min(parts)]
+    info = {key: value for key, value in first.info.items() if key not in _RANK_FIELDS}
+    return Manifest(files, info, first.extra, first.by)
 
 
 def _equal(values: Iterable[object]) -> bool:

@@ -387,7 +387,7 @@ class Experiment:
         if trial is None:
             now = await Experiment.open(self.uri, storage_options=access.options, transfer=access.transfer)
             return now.trials
-        uri = f"{self.uri}/{trial}"
+        uri = self.trial(trial).uri
         async with open_for_reading(uri, access.transfer, access.options) as store:
             try:
                 record = await find_record(store, TRIAL_RECORD, TrialRecord)
@@ -444,6 +444,8 @@ def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
 def _trial(
     name: str, base: str, index: TrialIndex, access: StoreAccess, is_lost: Callable[[TrialRecord], bool]
 ) -> TrialView:
+    if index.own is not None and name not in index.trials:
+        return view_of(name, base, index.own, access, lost=is_lost(index.own))
     uri = f"{base}/{name}"
     record = index.trials.get(name)
     if record is None:

@@ -221,6 +221,8 @@ class _Pull:
 
     async def _experiment(self) -> list[_Tree]:
         index = await read_trial_index(self.store)
+        if index.own is not None:
+            return await self._trial("", index.own)
         trees = [_Tree("", optional=True)]
         found: dict[str, list[_Tree]] = {}
 

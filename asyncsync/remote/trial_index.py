@@ -31,6 +31,8 @@ class TrialIndex:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     unreadable: dict[str, DamagedError] = field(default_factory=dict)
     """Trial -> why its record cannot be read."""
+    own: TrialRecord | None = None
+    """The record of an experiment that is its own only trial."""
 
     def is_lost(self, now: float) -> bool:
         """Whether the driver's record says that it runs and it does not, see :meth:`ExperimentRecord.is_lost`."""
@@ -56,7 +58,7 @@ class TrialIndex:
 async def read_trial_index(store: Store) -> TrialIndex:
     """Read the driver's record and the records of all trials.
 
-    Requests: one for each trial, two more, and one listing for each thousand trials.
+    Requests: one for each trial, two or three more, and one listing for each thousand trials.
 
     Raises:
         NotFoundError: the store holds no record at all.
@@ -71,7 +73,8 @@ async def read_trial_index(store: Store) -> TrialIndex:
     found, unreadable = await read_trials(store)
     if experiment is None and not found and not unreadable:
         raise damage or NotFoundError(await _no_experiment(store))
-    return TrialIndex(experiment, {name: record for name, (record, _) in found.items()}, unreadable)
+    own = None if experiment is None or found else await find_record(store, TRIAL_RECORD, TrialRecord)
+    return TrialIndex(experiment, {name: record for name, (record, _) in found.items()}, unreadable, own)
 
 
 async def read_trials(store: Store) -> tuple[dict[str, tuple[TrialRecord, str]], dict[str, DamagedError]]:

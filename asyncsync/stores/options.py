@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
+
+ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
+"""What an object is, for options that do not apply to all: a file of the user, a file that grows with each report, a
+manifest, or another document of asyncsync (a record, a probe)."""
+_REPORT_FILES = frozenset({"result.json", "progress.csv", "params.json"})
+
+
+def kind_of(key: str) -> ObjectKind:
+    """The kind of an object, from its key in the store."""
+    if not key.startswith(".asyncsync/") and "/.asyncsync/" not in key:
+        return "report" if key.rpartition("/")[2] in _REPORT_FILES else "data"
+    return "manifest" if key.endswith(".asyncsync/manifest.json") else "document"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -24,6 +36,9 @@ class StoreOptions:
     """Names of options that are True or False."""
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Allowed values of options that have few."""
+    FORMS: ClassVar[Mapping[str, Callable[[object], Any]]] = {}
+    """Checks of options that have a form of their own (see :mod:`asyncsync.stores.option_values`). Each returns the
+    value in its normal form, or raises ValueError."""
 
     def __repr__(self) -> str:
         shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in self.SECRETS)
@@ -33,13 +48,26 @@ class StoreOptions:
     def parse(cls, options: Mapping[str, object]) -> Self:
         """ConfigError for an unknown name or an invalid value."""
         known = {f.name for f in fields(cls)}
+        found: dict[str, Any] = {}
         for name, value in options.items():
             if name not in known:
                 raise ConfigError(f"unknown storage option {name!r}; {cls.STORE} has {', '.join(sorted(known))}")
             if value is not None:
-                cls._check(name, value)
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return cls(**given)
+                found[name] = cls._checked(name, value)
+        return cls(**found)
+
+    @classmethod
+    def _checked(cls, name: str, value: object) -> object:
+        """The value in its normal form."""
+        form = cls.FORMS.get(name)
+        if form is None:
+            cls._check(name, value)
+            return value
+        try:
+            return form(value)
+        except ValueError as error:
+            shown = name if name in cls.SECRETS else f"{name}={value!r}"
+            raise ConfigError(f"storage option {shown}: {error}") from None
 
     @classmethod
     def _check(cls, name: str, value: object) -> None:

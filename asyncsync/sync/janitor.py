@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from asyncsync.aio.tasks import for_each_limited
@@ -19,7 +19,7 @@ from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane, Store, Upload
 from asyncsync.stores.read import find
 from asyncsync.sync.records.model import TrialRecord
-from asyncsync.sync.session import DELETE, SWEEP, Session, delete_prefix
+from asyncsync.sync.session import ABANDON, DELETE, SWEEP, Session, delete_prefix
 from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
@@ -72,9 +72,22 @@ async def clean_up(session: Session) -> int:
         session.journal.paid(owed.id)
         done += 1
 
-    due = [owed for owed in await session.journal.owed(session.uri) if not session.uploads.is_in_hand(owed)]
+    due = _due(session, await session.journal.owed(session.uri))
     await for_each_limited(due, pay, min(CLEAN_UPS_AT_ONCE, len(due)))
     return done
+
+
+def _due(session: Session, recorded: Sequence[Owed]) -> list[Owed]:
+    """The clean-ups that no live process does itself. Uploads below a prefix stay while a live process sends there: it
+    resumes what it can use."""
+    due: list[Owed] = []
+    sent_now: set[str] = set()
+    for owed in recorded:
+        if not session.uploads.is_in_hand(owed):
+            due.append(owed)
+        elif owed.kind == ABANDON:
+            sent_now.add(json.loads(owed.payload)["prefix"])
+    return [owed for owed in due if owed.kind != ABANDON or json.loads(owed.payload)["prefix"] not in sent_now]
 
 
 async def _clean_up(session: Session, owed: Owed) -> None:
@@ -83,8 +96,22 @@ async def _clean_up(session: Session, owed: Owed) -> None:
         await _abort(session, payload)
     elif owed.kind == DELETE:
         await _delete(session, payload)
+    elif owed.kind == ABANDON:
+        await _abandon(session, payload["prefix"])
     elif owed.kind == SWEEP and session.store.traits.local:
         await session.inner.sweep()
+
+
+async def _abandon(session: Session, prefix: str) -> None:
+    """Abort the recorded uploads below ``prefix``, whose process has ended."""
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER)
+    for recorded in await session.journal.open_uploads(session.uri):
+        if recorded.key.startswith(prefix):
+            upload = Upload(recorded.key, recorded.upload_id)
+            if recorded.upload_id:
+                await store.abort_multipart(upload)
+            session.uploads.closed(upload)
+    session.uploads.abandon_below(prefix)
 
 
 async def _delete(session: Session, payload: Mapping[str, str]) -> None:

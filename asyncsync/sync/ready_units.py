@@ -70,7 +70,9 @@ class ReadyUnits:
     def settle(self, tally: Tally) -> list[str]:
         """Remove the entries of new units that are incomplete, so that no manifest names half a unit. Returns their
         paths. A unit that the last manifest names keeps its entries: its objects are replaced already."""
-        bad = self._incomplete(tally) - self._known_units()
+        bad = self._incomplete(tally)
+        if bad:
+            bad -= self._known_units()
         dropped = [path for path, unit in self._of.items() if unit in bad and path in tally.entries]
         for path in dropped:
             del tally.entries[path]

@@ -28,8 +28,9 @@ from asyncsync.sync.upload.copy_sources import CopySources
 from asyncsync.sync.upload.open_uploads import OpenUploads
 
 log = logging.getLogger("asyncsync")
-DELETE, SWEEP = "delete", "sweep"
-"""Kinds of clean-ups: delete a checkpoint that its trial gave up; remove temporary files of a killed process."""
+DELETE, SWEEP, ABANDON = "delete", "sweep", "abandon"
+"""Kinds of clean-ups: delete a checkpoint that its trial gave up; remove temporary files of a killed process; abort the
+uploads below a prefix that a killed process was sending."""
 SYNC_PATIENCE = 20.0
 """Seconds, see :func:`open_guarded`."""
 READ_PATIENCE = RetryPolicy().patience
@@ -86,11 +87,17 @@ class Session:
 
     @classmethod
     async def open(
-        cls, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None = None
+        cls,
+        uri: str,
+        transfer: TransferConfig,
+        storage_options: Mapping[str, object] | None = None,
+        *,
+        patience: float = SYNC_PATIENCE,
     ) -> Session:
-        """Connects nothing yet. ConfigError for an unknown URI or option, and where asyncio does not run."""
+        """Connects nothing yet. ``patience`` as for :func:`open_guarded`. ConfigError for an unknown URI or option, and
+        where asyncio does not run."""
         uri, options = split_sas(uri, storage_options)
-        store = open_guarded(uri, transfer, options, patience=SYNC_PATIENCE)
+        store = open_guarded(uri, transfer, options, patience=patience)
         journal = Journal.open(journal_path())
         uploads = OpenUploads(uri, journal)
         with ExitStack() as resources:

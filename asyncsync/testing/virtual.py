@@ -75,6 +75,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         job.add_done_callback(self._ended)  # after wrap_future's own: callbacks run in the order they were added
         return result
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Without the time limit, which Python 3.12 added: nothing else is left then, so it would pass at once."""
+        del timeout
+        await super().shutdown_default_executor()
+
     def _default_pool(self) -> concurrent.futures.ThreadPoolExecutor:
         if self._pool is None:
             self._pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="virtual-time")

@@ -1,12 +1,15 @@
 """Leaving normally is bounded in time, whatever the store does and however many trials there are."""
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from onebench import Bench
 
 from asyncsync import ConfigError, RunConfig, SyncEngine, SyncFailedError, UploadMode
+from asyncsync.aio import threads
 from asyncsync.errors import StoreError, ThrottledError, UnavailableError
 from asyncsync.testing import inject_faults, reset_memory
 from asyncsync.testing.virtual import run_virtual
@@ -86,3 +89,38 @@ def test_without_a_leave_timeout_leaving_waits_out_an_outage(bench: Bench, tmp_p
 def test_a_leave_timeout_is_seconds_or_none(tmp_path: Path, seconds: object) -> None:
     with pytest.raises(ConfigError, match="leave_timeout"):
         SyncEngine(RunConfig(name="e", storage_path=tmp_path), leave_timeout=seconds)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="finds the file of a descriptor in /proc")
+async def test_a_thread_stuck_in_a_dead_file_system_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a dead NFS server: the thread does not come back from its system call."""
+    monkeypatch.setattr(threads, "STUCK_MARGIN", 0.0)
+    alive, sync_to_disk, store = threading.Event(), os.fsync, str(tmp_path / "store")
+    dies = threading.Event()
+
+    def fsync(descriptor: int) -> None:
+        if dies.is_set() and os.readlink(f"/proc/self/fd/{descriptor}").startswith(store):
+            alive.wait(60)
+        sync_to_disk(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "w").write_bytes(b"1" * 100)
+    run = RunConfig(name="e", storage_path=store)
+    try:
+        with pytest.raises(SyncFailedError) as caught:
+            async with SyncEngine(run, local_dir=tmp_path / "local", leave_timeout=0.5) as engine:
+                trial = engine.trial("t")
+                await trial.report({"a": 0})
+                await engine.sync()
+                dies.set()
+                await trial.report({"a": 1}, files, upload=UploadMode.ASYNC)
+    finally:
+        alive.set()
+        threads.stop_threads()
+    assert "t/checkpoint_000000" in caught.value.failures
+    assert "left behind" in caplog.text
+    assert await threads.in_thread(int, "7") == 7

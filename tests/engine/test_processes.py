@@ -275,6 +275,42 @@ def test_checkpoints_that_miss_the_grace_are_named_at_exit(tmp_path: Path) -> No
     assert "t/checkpoint_000000" in done.stderr
 
 
+ENTERED = """
+async def main():
+    engine = SyncEngine(run(transfer=limit), local_dir=HERE / "local", exit_grace=EXIT_GRACE)
+    await engine.__aenter__()
+    await engine.trial("t").report({"a": 1}, files(size=SIZE), upload=UploadMode.ASYNC)
+"""
+
+
+def never_left(tmp_path: Path, end: str, *, limit: float | None = None, size: int = 100, grace: float = 30.0) -> str:
+    """What a process says whose program is ``end`` and that never leaves its engine."""
+    settings = f"limit = TransferConfig(bandwidth_limit={limit!r})\nSIZE, EXIT_GRACE = {size}, {grace}\n"
+    return execute(tmp_path, settings + ENTERED + end, seconds=30).stderr
+
+
+LOOP = "loop = asyncio.new_event_loop(); loop.run_until_complete(main())"
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ZeroDivisionError", "sys.exit(3)"])
+def test_an_async_engine_that_is_never_left_is_left_at_exit(tmp_path: Path, end: str) -> None:
+    assert "was never left; leaving it now" in never_left(tmp_path, f"{LOOP}\n{end}")
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+def test_an_async_engine_left_at_exit_names_what_is_not_durable(tmp_path: Path) -> None:
+    said = never_left(tmp_path, LOOP, limit=1e5, size=3_000_000, grace=0.5)
+    assert "not durable in" in said
+    assert "t/checkpoint_000000" in said
+
+
+def test_an_engine_whose_loop_is_closed_names_what_is_not_durable(tmp_path: Path) -> None:
+    said = never_left(tmp_path, "asyncio.run(main())", limit=1e5, size=3_000_000)
+    assert "was never left, and its event loop is closed" in said
+    assert "t/checkpoint_000000" in said
+    assert "resume=True" in said
+
+
 # callbacks
 
 

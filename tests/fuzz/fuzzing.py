@@ -21,6 +21,11 @@ from dataclasses import dataclass
 from asyncsync.errors import AsyncsyncError
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.stores.azure.batch_delete import batch_results
+from asyncsync.stores.azure.block_ids import BlockName, block_name_of
+from asyncsync.stores.azure.errors import failure as azure_failure
+from asyncsync.stores.azure.options import location_of, parse_connection_string
+from asyncsync.stores.azure.xml import block_list_of, page_of
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.requests import batch_responses
 from asyncsync.stores.gcs.responses import (
@@ -190,6 +195,7 @@ def _targets() -> Iterator[Target]:
     yield from _http_targets()
     yield from _s3_targets()
     yield from _gcs_targets()
+    yield from _azure_targets()
     yield from _document_targets()
 
 
@@ -228,6 +234,26 @@ def _gcs_targets() -> Iterator[Target]:
     yield Target("GCS rewrite", lambda data: rewrite_of("gs://b/k", data, "p/k", "b"), rewritten)
     yield Target("GCS listing", lambda data: listing_of("gs://b", data, "p/"), (_json(listing),))
     yield Target("GCS batch", batch_responses, (batch.encode(),))
+
+
+def _azure_targets() -> Iterator[Target]:
+    blob = "<Properties><Etag>0x8D</Etag><Content-Length>5</Content-Length></Properties>"
+    metadata = "<Metadata><crc32c>AAAAAA==</crc32c><hdi_isfolder>true</hdi_isfolder></Metadata>"
+    blobs = f'<Blob><Name Encoded="true">p/%01</Name>{blob}{metadata}</Blob><BlobPrefix><Name>p/d/</Name></BlobPrefix>'
+    page = f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker>m</NextMarker></EnumerationResults>"
+    block = f"<Block><Name>{BlockName('00' * 8, 1, 0, 7).encoded()}</Name><Size>5</Size></Block>"
+    blocks = f"<BlockList><CommittedBlocks>{block}</CommittedBlocks><UncommittedBlocks/></BlockList>"
+    part = "HTTP/1.1 404 Not Found\r\nx-ms-error-code: BlobNotFound\r\n\r\n"
+    batch = f"--x\r\nContent-Type: application/http\r\nContent-ID: 0\r\n\r\n{part}\r\n--x--".encode()
+    addresses = (b"abfss://box@acct.dfs.core.windows.net/p", b"https://acct.blob.core.windows.net/box/p?sv=1&sig=x")
+    connection = (b"AccountName=acct;AccountKey=a2V5;EndpointSuffix=core.windows.net", b"UseDevelopmentStorage=true")
+    yield Target("Azure error", lambda data: azure_failure("put", "az://b/k", 403, {}, data), ERROR)
+    yield Target("Azure listing", lambda data: page_of("az://b", data, "p/"), (page.encode(),))
+    yield Target("Azure blocks", lambda data: block_list_of("az://b/k", data, "v", 5), (blocks.encode(),))
+    yield Target("Azure batch", lambda data: batch_results(data, "multipart/mixed; boundary=x"), (batch,))
+    yield Target("Azure block name", _text(block_name_of), (BlockName("00" * 8, 1, 0, None).encoded().encode(),))
+    yield Target("Azure address", _text(location_of), addresses)
+    yield Target("Azure connection string", _text(lambda text: parse_connection_string(text, "it")), connection)
 
 
 def _document_targets() -> Iterator[Target]:

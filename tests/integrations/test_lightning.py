@@ -1,6 +1,7 @@
 """Lightning's trainer with AsyncsyncCheckpointIO, for both twins."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ def stored(trainings: Trainings, tmp_path: Path) -> list[str]:
 def test_killed_and_resumed_elsewhere_the_weights_are_bit_equal(
     trainings: Trainings, tmp_path: Path, twin: str
 ) -> None:
-    whole = trainings.run(SCRIPT, twin, "whole", 15, uri=f"{trainings.uri}-whole")
-    trainings.run(SCRIPT, twin, "first", 15, 10, code=KILLED)
-    before = stored(trainings, tmp_path)
-    assert "last.ckpt" in before
-    resumed = trainings.run(SCRIPT, twin, "fresh", 15)
+    whole = trainings.run(SCRIPT, twin, "whole", 16, uri=f"{trainings.uri}-whole")
+    trainings.run(SCRIPT, twin, "ckpts", 16, 10, code=KILLED)
+    assert "last.ckpt" in stored(trainings, tmp_path)
+    shutil.rmtree(tmp_path / "ckpts")
+    resumed = trainings.run(SCRIPT, twin, "ckpts", 16)
     assert os.path.basename(resumed["from"]) == "last.ckpt"
     assert resumed["weights"] == whole["weights"]
     assert set(resumed["kept"]) <= set(stored(trainings, tmp_path))
@@ -33,7 +34,7 @@ def test_killed_and_resumed_elsewhere_the_weights_are_bit_equal(
 
 
 def test_the_mirror_follows_what_lightning_keeps(trainings: Trainings, tmp_path: Path) -> None:
-    kept = trainings.run(SCRIPT, "lightning", "ckpts", 15)["kept"]
+    kept = trainings.run(SCRIPT, "lightning", "ckpts", 16)["kept"]
     assert len(kept) == 3  # two best and the last
     assert stored(trainings, tmp_path) == kept
     pull(trainings.uri, tmp_path / "copy", storage_options=trainings.options)
@@ -41,16 +42,39 @@ def test_the_mirror_follows_what_lightning_keeps(trainings: Trainings, tmp_path:
 
 
 def test_an_exception_in_training_still_stores_what_was_saved(trainings: Trainings, tmp_path: Path) -> None:
-    trainings.run(SCRIPT, "lightning", "ckpts", 15, 6, "raise", code=1)
+    trainings.run(SCRIPT, "lightning", "ckpts", 16, 6, "raise", code=1)
     assert "training failed" in trainings.last_error
     assert "last.ckpt" in stored(trainings, tmp_path)
 
 
 def test_a_directory_outside_the_mirror_is_refused(trainings: Trainings) -> None:
-    trainings.run(SCRIPT, "lightning", "ckpts", 15, -1, "elsewhere", code=1)
+    trainings.run(SCRIPT, "lightning", "ckpts", 16, -1, "elsewhere", code=1)
     assert "must be below" in trainings.last_error
 
 
 def test_a_store_that_is_missing_at_the_start_is_an_error(trainings: Trainings) -> None:
-    trainings.run(SCRIPT, "lightning", "ckpts", 15, uri="s3://no-such-bucket/run", code=1)
+    trainings.run(SCRIPT, "lightning", "ckpts", 16, uri="s3://no-such-bucket/run", code=1)
     assert "NoSuchBucketError" in trainings.last_error
+
+
+def test_the_newest_version_of_a_name_is_fetched(trainings: Trainings, tmp_path: Path) -> None:
+    """Lightning writes last-v1.ckpt if last.ckpt is not its own."""
+    from asyncsync.integrations.lightning import AsyncsyncCheckpointIO
+
+    root, store = tmp_path / "ckpts", tmp_path / "store"
+    io = AsyncsyncCheckpointIO(root, store)
+    assert io.fetch("last.ckpt") is None
+    for name in ("last.ckpt", "step=1.ckpt", "last-v1.ckpt", "step=[2].ckpt"):
+        io.save_checkpoint({"name": name}, root / name)
+    io.remove_checkpoint(root / "step=1.ckpt")
+    io.teardown()
+    shutil.rmtree(root)
+    fetched = io.fetch("last.ckpt")
+    assert (fetched, os.listdir(root)) == (str(root / "last-v1.ckpt"), ["last-v1.ckpt"])
+    assert io.load_checkpoint(fetched)["name"] == "last-v1.ckpt"
+    (store / "last-v1.ckpt").write_bytes(b"damaged")
+    shutil.rmtree(root)
+    assert io.fetch("last.ckpt") == str(root / "last.ckpt")
+    (store / "last.ckpt").write_bytes(b"damaged")
+    shutil.rmtree(root)
+    assert io.fetch("last.ckpt") == str(root / "step=[2].ckpt")

@@ -36,6 +36,15 @@ def test_a_just_in_time_checkpoint_is_found_at_the_end(trainings: Trainings) -> 
     assert 6 <= found[0] < 14
 
 
+@needs("peft")
+def test_adapters_of_peft_are_stored_and_resumed(trainings: Trainings, tmp_path) -> None:
+    trainings.run(SCRIPT, "out", 8, 0, "peft")
+    files = trainings.experiment().trial("run").checkpoints[-1].manifest().files
+    assert "adapter_model.safetensors" in files
+    shutil.rmtree(tmp_path / "out")
+    assert trainings.run(SCRIPT, "out", 12, 0, "peft")["from"] == "out/checkpoint-8"
+
+
 def test_two_ranks_store_one_checkpoint_and_resume(trainings: Trainings, tmp_path) -> None:
     trainings.run(SCRIPT, "out", 8, ranks=2)
     checkpoint = trainings.experiment().trial("run").checkpoints[-1]

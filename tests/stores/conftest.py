@@ -37,8 +37,9 @@ def certificate(tmp_path_factory):
     made = tmp_path_factory.mktemp("tls")
     new = "openssl req -newkey rsa:2048 -nodes"
     extensions = "-addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+    authority = "-addext keyUsage=critical,keyCertSign,cRLSign"  # Python 3.13 requires it
     for command in (
-        f"{new} -x509 -days 1 -subj /CN=authority -keyout ca.key -out ca.pem",
+        f"{new} -x509 -days 1 -subj /CN=authority {authority} -keyout ca.key -out ca.pem",
         f"{new} -x509 -days 1 -subj /CN=127.0.0.1 {extensions} -CA ca.pem -CAkey ca.key -keyout key.pem -out cert.pem",
     ):
         subprocess.run(command.split(), check=True, capture_output=True, cwd=made)

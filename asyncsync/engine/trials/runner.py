@@ -101,7 +101,20 @@ class CheckpointRunner:
 
     def _start(self, trial: TrialState) -> None:
         if trial.key not in self._running and self._next(trial) is not None:
-            self._running[trial.key] = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
+            task = self._group.create_task(self._run(trial), name=f"checkpoints {trial.key}")
+            self._running[trial.key] = task
+            task.add_done_callback(partial(self._end_unbegun, trial))
+
+    def _end_unbegun(self, trial: TrialState, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first line runs no ``finally``."""
+        if self._running.get(trial.key) is task:
+            del self._running[trial.key]
+            self._end_if_stopped(trial)
+
+    def _end_if_stopped(self, trial: TrialState) -> None:
+        if self._context.stopped:
+            for job in list(trial.jobs):
+                trial.job_ended(job, stopped_error(job))
 
     def _next(self, trial: TrialState) -> CheckpointJob | None:
         if self._only is None:
@@ -115,9 +128,7 @@ class CheckpointRunner:
                 await self._process(trial, job)
         finally:
             self._running.pop(trial.key, None)
-            if self._context.stopped:
-                for job in list(trial.jobs):
-                    trial.job_ended(job, stopped_error(job))
+            self._end_if_stopped(trial)
             if trial.key in self._interrupted:
                 self._interrupted.discard(trial.key)
                 self._start(trial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class AzureAccess:
         """The credential of azure-identity. Blocking: imports it."""
         credential = self.account.credential or "default"
         name, arguments = _CREDENTIALS[credential]
-        given = {argument: getattr(self._options, option) for argument, option in arguments.items()}
+        given = {argument: self._named(option) for argument, option in arguments.items()}
         try:
             identity = importlib.import_module("azure.identity")
             return getattr(identity, name)(**{key: value for key, value in given.items() if value is not None})
@@ -93,6 +94,11 @@ class AzureAccess:
             ) from None
         except ValueError as error:
             raise ConfigError(f"{self._where}: credential {credential!r} cannot be used: {error}") from None
+
+    def _named(self, option: str) -> str | None:
+        """An option, else its environment variable: not every class of azure-identity reads that."""
+        value: str | None = getattr(self._options, option)
+        return value or os.environ.get(f"AZURE_{option.upper()}")
 
     def _no_token(self, error: Exception) -> AccessDeniedError | UnavailableError:
         status = getattr(error, "status_code", None)

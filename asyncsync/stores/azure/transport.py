@@ -169,7 +169,7 @@ class AzureTransport:
         if sas := self._access.account.sas:
             target += f"&{sas}" if request.query else f"?{sas}"
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if lines.count("\n") != len(headers) or "\r" in lines.replace("\r\n", ""):
+        if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
             raise ConfigError("a storage option contains a line break and cannot be sent as a header: remove it")
         return f"{request.method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{_UNSIGNED_LINES}{lines}\r\n".encode()
 

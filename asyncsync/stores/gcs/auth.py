@@ -19,10 +19,13 @@ from gcloud.aio.auth import AioSession, Token
 from gcloud.aio.auth.token import Type
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, UnavailableError
+from asyncsync.errors import AccessDeniedError, AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.gcs.options import GcsOptions, proxy_for
+from asyncsync.stores.http.errors import UNTRUSTED_ADVICE
 
 SCOPES = ["https://www.googleapis.com/auth/devstorage.full_control"]
+IMPERSONATION_SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+"""Of a token that can request tokens of another account (IAM documentation, "Create short-lived credentials")."""
 CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 RENEW_AFTER = 0.9
 """Fraction of its lifetime after which a token is renewed; Google's tokens live an hour."""
@@ -85,16 +88,25 @@ class GcsAccess:
     async def _open(self) -> Any:
         path = self._options.credentials or os.environ.get(CREDENTIALS_VARIABLE)
         try:
-            source = await in_thread(Token, service_file=path, scopes=SCOPES)
+            source = await in_thread(self._new_source, path)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # for any JSON in the file
             raise self._invalid_credentials(path, str(error)) from error
         if path and source.token_type is Type.GCE_METADATA:  # it would use the machine's permissions instead
             raise self._invalid_credentials(path, "the file is not readable JSON")
-        if source.token_type is not Type.GCE_METADATA:  # the metadata server is on the machine itself
+        machine = source.token_type is Type.GCE_METADATA  # the metadata server is on the machine itself
+        if not machine or self._options.impersonate_service_account is not None:
             connector = aiohttp.TCPConnector(ssl=await in_thread(self._options.token_tls))
             self._session = aiohttp.ClientSession(connector=connector)
-            source.session = AioSession(cast("Any", _ProxiedSession(self._session)))
+            source.session = AioSession(
+                cast("Any", _ProxiedSession(self._session, source.token_uri if machine else ""))
+            )
         return source
+
+    def _new_source(self, path: str | None) -> Token:
+        """With impersonation, the scopes also apply to the request for the other account's token."""
+        account = self._options.impersonate_service_account
+        scopes = SCOPES if account is None else IMPERSONATION_SCOPES
+        return Token(service_file=path, scopes=scopes, target_principal=account)
 
     def _invalid_credentials(self, path: str | None, reason: str) -> ConfigError:
         return ConfigError(f"{self._where}: invalid credentials {path or CREDENTIALS_VARIABLE!r}: {reason}")
@@ -107,13 +119,15 @@ class GcsAccess:
 
 
 class _ProxiedSession:
-    """Sends token requests through the proxies of the environment. (aiohttp's ``trust_env`` ignores ``all_proxy``.)"""
+    """Sends token requests through the proxies of the environment. (aiohttp's ``trust_env`` ignores ``all_proxy``.)
+    ``local``: an address on this machine."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
+    def __init__(self, session: aiohttp.ClientSession, local: str) -> None:
+        self._session, self._local = session, local
 
     async def get(self, url: str, **options: Any) -> aiohttp.ClientResponse:
-        return await self._session.get(url, proxy=proxy_for(url), **options)
+        proxy = None if url == self._local else proxy_for(url)
+        return await self._session.get(url, proxy=proxy, **options)
 
     async def post(self, url: str, **options: Any) -> aiohttp.ClientResponse:
         return await self._session.post(url, proxy=proxy_for(url), **options)
@@ -126,6 +140,8 @@ def no_token(where: str, error: Exception, *, from_machine: bool) -> AsyncsyncEr
     """The error of a failed token request. ``from_machine``: without a credentials file, the request went to the
     machine's metadata server."""
     cause = f"{type(error).__name__}: {error}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return StoreError(f"{where}: no access token: {cause}{UNTRUSTED_ADVICE}")
     if _is_transient(error):
         return UnavailableError(f"{where}: no access token: {cause}")
     if from_machine:
@@ -149,5 +165,5 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status < 300 or error.status in (408, 429) or error.status >= 500
     if isinstance(error, KeyError):
-        return error.args in (("access_token",), ("expires_in",))
+        return error.args in (("access_token",), ("expires_in",), ("accessToken",))
     return isinstance(error, json.JSONDecodeError | TypeError | RecursionError)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from asyncsync.aio.tasks import for_each_limited
@@ -22,7 +23,7 @@ from asyncsync.stores.gcs.multipart_layout import (
     groups,
     step_name,
 )
-from asyncsync.stores.gcs.options import GcsOptions
+from asyncsync.stores.gcs.options import GcsObjectKind, GcsOptions
 from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
     ObjectResource,
@@ -33,6 +34,7 @@ from asyncsync.stores.gcs.responses import (
     rewrite_of,
 )
 
+_JSON = "application/json; charset=UTF-8"
 MAX_IDLE_STEPS = 16
 """Steps of a rewrite in a row that may move nothing."""
 
@@ -43,7 +45,7 @@ class Composer:
     def __init__(self, requests: GcsRequests, options: GcsOptions, fields: str) -> None:
         self._requests, self._fields = requests, fields
         self._query = options.destination_query()
-        self._properties = {name: value for name, value in options.properties().items() if name != "storageClass"}
+        self._final, self._intermediate = _composed(options, "data"), _composed(options, "part")
 
     async def run(
         self, name: str, sources: Sequence[ComposeSource], home: str, if_version: str | None
@@ -57,7 +59,7 @@ class Composer:
         while len(sources) > MAX_COMPOSE_SOURCES:
             level += 1
             sources = await self._compose_level(sources, f"{home}{level}-", attempt)
-        return await self._compose(name, sources, if_version)
+        return await self._compose(name, sources, if_version, self._final)
 
     def _version_to_append_to(self, name: str, sources: Sequence[ComposeSource], if_version: str | None) -> str | None:
         """An object that is a source of itself must still have the generation that was chosen as source."""
@@ -79,19 +81,22 @@ class Composer:
         async def step(numbered: tuple[int, Sequence[ComposeSource]]) -> None:
             index, group = numbered
             name = step_name(home, index, attempt)
-            made[index] = ComposeSource(name, (await self._compose(name, group, MISSING)).generation)
+            composed = await self._compose(name, group, MISSING, self._intermediate)
+            made[index] = ComposeSource(name, composed.generation)
 
         await for_each_limited(enumerate(groups(sources)), step, CONCURRENT_REQUESTS)
         return [made[index] for index in sorted(made)]
 
-    async def _compose(self, name: str, sources: Sequence[ComposeSource], if_version: str | None) -> ObjectResource:
+    async def _compose(
+        self, name: str, sources: Sequence[ComposeSource], if_version: str | None, properties: Mapping[str, Any]
+    ) -> ObjectResource:
         requests = self._requests
         params = requests.params(ifGenerationMatch=generation_of(if_version), fields=self._fields, **self._query)
         listed = [source.document() for source in sources]
-        document = json.dumps({"sourceObjects": listed, "destination": self._properties}).encode()
+        document = json.dumps({"sourceObjects": listed, "destination": properties}).encode()
         target = requests.target(requests.object_path(name, "/compose"), params)
         try:
-            content = await requests.post("compose", name, target, document, "application/json; charset=UTF-8")
+            content = await requests.post("compose", name, target, document, _JSON, requests.key_headers)
         except (PreconditionError, NotFoundError) as error:
             if if_version is not None:
                 await self._explain(name, if_version, error)
@@ -110,6 +115,11 @@ class Composer:
             raise NotFoundError(f"{error}: a source object has changed") from error
 
 
+def _composed(options: GcsOptions, kind: GcsObjectKind) -> dict[str, Any]:
+    """Properties of a composed object; it has the storage class of its sources."""
+    return {name: value for name, value in options.properties(kind).items() if name != "storageClass"}
+
+
 class Rewriter:
     """The rewrites of one store. ``fields``: the requested fields of a new object."""
 
@@ -118,6 +128,8 @@ class Rewriter:
         self._query = options.destination_query("destinationKmsKeyName") | {
             "fields": f"done,rewriteToken,totalBytesRewritten,resource({fields})"
         }
+        document = json.dumps(options.properties("data")).encode() if options.describes_copies() else b""
+        self._more = (document, _JSON, requests.key_headers + requests.source_key_headers)
 
     async def run(
         self, source: str, name: str, if_source_version: str | None, replaces: str, size: int | None
@@ -129,7 +141,7 @@ class Rewriter:
         params = requests.params(ifSourceGenerationMatch=if_source_version, ifGenerationMatch=replaces, **self._query)
         moved = idle = 0
         while True:
-            content = await requests.post("rewrite", source, requests.target(path, params))
+            content = await requests.post("rewrite", source, requests.target(path, params), *self._more)
             step = rewrite_of(where, content, name, requests.bucket)
             if step.resource is not None:
                 break

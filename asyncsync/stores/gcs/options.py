@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
-from asyncsync.stores.options import StoreOptions, given
+from asyncsync.stores import option_values as forms
+from asyncsync.stores.options import ObjectKind, StoreOptions, given
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 """Address of the JSON API (Cloud Storage documentation, "Request endpoints")."""
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
+MAX_METADATA_BYTES = 8192
+"""Bytes of an object's custom metadata (Cloud Storage documentation, "Quotas and limits")."""
+
+GcsObjectKind: TypeAlias = ObjectKind | Literal["part"]
+"""Parts of a multipart upload are objects, too, until they are composed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -23,7 +30,15 @@ class GcsOptions(StoreOptions):
     the file written by ``gcloud auth application-default login``, then the machine's metadata server."""
 
     STORE: ClassVar[str] = "a GCS store"
-    SECRETS: ClassVar[frozenset[str]] = frozenset({"token"})
+    SECRETS: ClassVar[frozenset[str]] = frozenset({"token", "encryption_key"})
+    FLAGS: ClassVar[frozenset[str]] = frozenset({"anonymous", "temporary_hold", "event_based_hold"})
+    FORMS: ClassVar[Mapping[str, Callable[[object], Any]]] = {
+        "impersonate_service_account": forms.matching("[!-~]+@[!-~]+", "the e-mail address of a service account"),
+        "encryption_key": forms.customer_key,
+        "metadata": forms.metadata_pairs(MAX_METADATA_BYTES),
+        "content_type": forms.header_text,
+        "cache_control": forms.header_text,
+    }
 
     endpoint_url: str | None = None
     """``http://host:port`` or ``https://...`` of another server. Default: ``STORAGE_EMULATOR_HOST``, else Google's.
@@ -34,12 +49,27 @@ class GcsOptions(StoreOptions):
     """An OAuth 2.0 access token. It is never renewed."""
     anonymous: bool = False
     """Send no token: for public buckets and emulators."""
+    impersonate_service_account: str | None = None
+    """E-mail address of a service account. The credentials found otherwise get its tokens; they need the role Service
+    Account Token Creator on it."""
     user_project: str | None = None
     """The project that pays, for requester-pays buckets."""
     storage_class: str | None = None
-    """Such as ``NEARLINE``. Default: the bucket's. It also applies to parts of large files, as composing requires."""
+    """Such as ``NEARLINE``. Default: the bucket's. It applies to data only, and to parts of large files, as composing
+    requires; manifests and records are in the bucket's default class."""
     kms_key_name: str | None = None
     """The customer-managed key that encrypts new objects. Default: the bucket's."""
+    encryption_key: str | None = None
+    """CSEK: a key of 256 bits, as 32 bytes or base64 of them. Every object is encrypted with it, and without it nothing
+    can be read: Google does not keep it, and neither does asyncsync."""
+    metadata: Mapping[str, str] | None = None
+    """Custom metadata of data objects: a mapping of text to text, at most 8 KiB."""
+    content_type: str = "application/octet-stream"
+    """Content-Type of data objects."""
+    temporary_hold: bool = False
+    """Put a temporary hold on data objects: they cannot be replaced or deleted until somebody releases it."""
+    event_based_hold: bool = False
+    """Put an event-based hold on data objects; the bucket's retention period begins when it is released."""
     predefined_acl: str | None = None
     """Such as ``bucketOwnerFullControl``; not for buckets with uniform access."""
     cache_control: str = "no-cache, no-transform"
@@ -53,16 +83,30 @@ class GcsOptions(StoreOptions):
             raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
         if sum(map(bool, (self.anonymous, self.credentials, self.token))) > 1:
             raise ConfigError("storage options anonymous, credentials and token exclude each other: give one")
-        self.endpoint()
+        if self.impersonate_service_account is not None and (self.anonymous or self.token):
+            other = "anonymous" if self.anonymous else "token"
+            raise ConfigError(f"storage options impersonate_service_account and {other} exclude each other: give one")
+        self._check_encryption_key(urlsplit(self.endpoint()))
+
+    def _check_encryption_key(self, server: SplitResult) -> None:
+        if self.encryption_key is None:
+            return
+        if self.kms_key_name is not None:
+            raise ConfigError("storage options encryption_key and kms_key_name exclude each other: give one")
+        if server.scheme == "http" and not forms.is_loopback(server.hostname or ""):
+            raise ConfigError(
+                f"storage option encryption_key needs https, but the endpoint is http://{server.netloc}: anybody on "
+                "the way could read the key"
+            )
 
     def endpoint(self) -> str:
         """Address of the server without a trailing slash. ConfigError if it is invalid."""
         found = self.endpoint_url or os.environ.get(EMULATOR_VARIABLE) or GOOGLE_ENDPOINT
         full = (found if "://" in found else f"http://{found}").rstrip("/")
-        server = urlsplit(full)
         try:
+            server = urlsplit(full)
             usable = server.scheme in ("http", "https") and bool(server.hostname) and server.port != 0
-        except ValueError:  # the port
+        except ValueError:  # the port, or unbalanced brackets
             usable = False
         if not usable:
             named = "storage option endpoint_url" if self.endpoint_url else EMULATOR_VARIABLE
@@ -93,14 +137,31 @@ class GcsOptions(StoreOptions):
     def needs_token(self) -> bool:
         """Whether requests carry a token. Credentials found in the environment are not sent to an emulator or over
         plain HTTP."""
-        if self.anonymous or self.credentials or self.token:
+        if self.anonymous or self.credentials or self.token or self.impersonate_service_account:
             return not self.anonymous
         return not (self._emulated() or self.endpoint().startswith("http://"))
 
-    def properties(self) -> dict[str, str]:
+    def properties(self, kind: GcsObjectKind) -> dict[str, Any]:
         """Properties of a new object, besides its name and checksum."""
-        found = {"cacheControl": self.cache_control, "contentType": "application/octet-stream"}
-        return found if self.storage_class is None else found | {"storageClass": self.storage_class}
+        found: dict[str, Any] = {"cacheControl": self.cache_control, "contentType": "application/octet-stream"}
+        if kind in ("data", "report", "part") and self.storage_class is not None:
+            found["storageClass"] = self.storage_class
+        if kind in ("data", "report"):
+            found["contentType"] = self.content_type
+            found |= {} if self.metadata is None else {"metadata": dict(self.metadata)}
+        holds = {"temporaryHold": self.temporary_hold, "eventBasedHold": self.event_based_hold}
+        return found | ({name: True for name, held in holds.items() if held} if kind == "data" else {})
+
+    def describes_copies(self) -> bool:
+        """Whether a copy needs properties of its own, because those of its source may lack some."""
+        return bool(self.metadata or self.temporary_hold or self.event_based_hold)
+
+    def key_headers(self, prefix: str = "x-goog-encryption") -> str:
+        """Header lines with the customer's key, and a line end each; empty without one."""
+        if self.encryption_key is None:
+            return ""
+        digest = forms.key_digest(self.encryption_key, "sha256")
+        return f"{prefix}-algorithm: AES256\r\n{prefix}-key: {self.encryption_key}\r\n{prefix}-key-sha256: {digest}\r\n"
 
     def object_query(self) -> dict[str, str]:
         """Query parameters of a request that writes an object."""

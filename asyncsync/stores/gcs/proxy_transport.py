@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import aiohttp
@@ -23,8 +24,10 @@ from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs.transport import MAX_RESPONSE_BYTES, PATIENT_STALL_TIMEOUT, RESUME_INCOMPLETE, GcsRequest
 from asyncsync.stores.http.body import source_too_short
-from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
+from asyncsync.stores.http.errors import BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.http.watchdog import BodyReadLimit
 from asyncsync.stores.options import ConnectionLimits
 
 
@@ -39,7 +42,7 @@ class ProxyTransport:
     """A transport through ``proxy``. Create it inside a running loop."""
 
     def __init__(self, endpoint: str, context: ssl.SSLContext | None, proxy: str, limits: ConnectionLimits) -> None:
-        self._endpoint, self._proxy = endpoint, proxy
+        self._endpoint, self._proxy, self._stall_timeout = endpoint, proxy, limits.stall_timeout
         connect, stall = limits.connect_timeout, limits.stall_timeout
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=stall)
         patient = max(PATIENT_STALL_TIMEOUT, stall)
@@ -61,19 +64,22 @@ class ProxyTransport:
         headers["user-agent"] = "asyncsync"
         if authorization is not None:
             headers["authorization"] = authorization
-        data = _RequestBody(request) if request.size else None
+        data = _RequestBody(request, self._limit_of(request)) if request.size else None
         url = URL(self._endpoint + request.target, encoded=True)
         try:
-            response: aiohttp.ClientResponse = await self._storage.session.request(
-                request.method,
-                cast("Any", url),
-                headers,
-                False,
-                data=data,
-                proxy=self._proxy,
-                allow_redirects=False,
-                timeout=self._patient if request.patient else self._timeout,
-            )
+            async with asyncio.timeout(self._limit_of(request)) as limit:
+                if data is not None:
+                    data.limit = limit
+                response: aiohttp.ClientResponse = await self._storage.session.request(
+                    request.method,
+                    cast("Any", url),
+                    headers,
+                    False,
+                    data=data,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                    timeout=self._patient if request.patient else self._timeout,
+                )
         except (aiohttp.ClientError, OSError) as error:
             if data is not None and data.error is not None:
                 raise data.error from error
@@ -83,10 +89,20 @@ class ProxyTransport:
             raise BrokenError(f"HTTP {response.status} came before the whole request had left")
         return response
 
+    def _limit_of(self, request: GcsRequest) -> float:
+        """Seconds for the head of a response, from the last piece of the request on. (aiohttp has a limit for each read
+        only, so a head could come byte by byte for ever.)"""
+        timeout = self._patient if request.patient else self._timeout
+        return COLLECT_STALL_TIMEOUTS * (timeout.sock_read or 0) + (timeout.sock_connect or 0)
+
+    async def _collected(self, response: aiohttp.ClientResponse) -> Response:
+        async with asyncio.timeout(COLLECT_STALL_TIMEOUTS * self._stall_timeout):
+            return _response(response, await _collect(response))
+
     async def send(self, request: GcsRequest, authorization: str | None) -> Response:
         response = await self._open(request, authorization)
         try:
-            return _response(response, await _collect(response))
+            return await self._collected(response)
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error) from error
         finally:
@@ -98,9 +114,9 @@ class ProxyTransport:
         response = await self._open(request, authorization)
         try:
             if response.status >= 300:
-                return _response(response, await _collect(response))
+                return await self._collected(response)
             head = _response(response, b"")
-            await _receive(response, expect(head), sink)
+            await _receive(response, expect(head), sink, self._stall_timeout)
         except (aiohttp.ClientError, OSError) as error:
             response.close()
             raise _broken(error) from error
@@ -113,9 +129,9 @@ class ProxyTransport:
             response.release()
 
 
-async def _receive(response: aiohttp.ClientResponse, expected: int | None, sink: Sink) -> None:
-    got = 0
-    async for piece in response.content.iter_chunked(PIECE):
+async def _receive(response: aiohttp.ClientResponse, expected: int | None, sink: Sink, stall_timeout: float) -> None:
+    got, limit = 0, BodyReadLimit(stall_timeout)
+    while piece := await limit.read(partial(response.content.read, PIECE)):
         got += len(piece)
         await sink(piece)
     if expected not in (None, got):
@@ -135,8 +151,11 @@ class _RequestBody(Payload):
     """A request body. Each piece waits until the kernel has taken all before it, and needs the body's lease. So if the
     lease is lost before the last piece, the request stays incomplete."""
 
-    def __init__(self, request: GcsRequest) -> None:
+    def __init__(self, request: GcsRequest, seconds: float) -> None:
         super().__init__(request)
+        self.limit: asyncio.Timeout | None = None
+        """Of the request; each piece extends it by ``seconds``."""
+        self._seconds = seconds
         self._request, self._size = request, request.size
         self._transport: asyncio.Transport | None = None
         self._all_written = self._left = False
@@ -170,10 +189,15 @@ class _RequestBody(Payload):
                 self.error = error
                 raise
             self._all_written = end == size
+            self._extend()
             await writer.write(piece)
             await writer.drain()
             at = end
         self._left = True
+
+    def _extend(self) -> None:
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
     async def _leased(self, at: int, end: int) -> bytes:
         piece, lease = await _piece(self._request, at, end), self._request.lease
@@ -211,6 +235,8 @@ def _response(response: aiohttp.ClientResponse, content: bytes) -> Response:
 
 
 def _broken(error: Exception) -> BrokenError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+        return UntrustedCertificateError(f"{type(error).__name__}: {error}")
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return BrokenError(f"the proxy refused: HTTP {error.status}")  # its text may contain the proxy's password
     return BrokenError(f"{type(error).__name__}: {error}")

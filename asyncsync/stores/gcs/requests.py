@@ -18,11 +18,13 @@ from asyncsync.errors import NoSuchBucketError, NotFoundError, StoreError, Unava
 from asyncsync.stores.base import Body, Sink
 from asyncsync.stores.gcs.auth import GcsAccess
 from asyncsync.stores.gcs.errors import failure
+from asyncsync.stores.gcs.options import GcsOptions
 from asyncsync.stores.gcs.responses import document_of, number_of, refuse_response
 from asyncsync.stores.gcs.transport import RESUME_INCOMPLETE, GcsRequest, Transport
 from asyncsync.stores.http.body import read_body
 from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.options import given
 
 MAX_BATCH_CALLS = 100
 """Calls in a batch (Cloud Storage documentation, "Batch requests")."""
@@ -42,15 +44,22 @@ _BATCH_ID = re.compile(rb"^Content-ID:\s*<?response-<?(\d{1,9})>?", re.MULTILINE
 
 
 class GcsRequests:
-    """Requests of one bucket. ``payer`` is the project that pays; ``base`` is the path of the server's address, which
-    ``transport`` puts before every target. Create it inside a running loop."""
+    """Requests of one bucket. ``base`` is the path of the server's address, which ``transport`` puts before every
+    target. Create it inside a running loop."""
 
-    def __init__(self, bucket: str, access: GcsAccess, transport: Transport, payer: str | None, base: str = "") -> None:
+    def __init__(
+        self, bucket: str, access: GcsAccess, transport: Transport, options: GcsOptions, base: str = ""
+    ) -> None:
         self.bucket = bucket
         self._base = base
         self._access = access
         self._transport = transport
-        self._common_params = {} if payer is None else {"userProject": payer}
+        self._common_params = given({"userProject": options.user_project})
+        self._customer_key = options.encryption_key
+        self.key_headers = options.key_headers()
+        """Header lines of requests that write an object, or read its bytes or checksum."""
+        self.source_key_headers = options.key_headers("x-goog-copy-source-encryption")
+        """Those of a copy, for its source."""
         self.round_trips: deque[float] = deque(maxlen=REMEMBERED_ROUND_TRIPS)
         """Durations (s) of the latest requests with small bodies."""
 
@@ -86,17 +95,19 @@ class GcsRequests:
         if isinstance(body, FileRange) and body.size <= PIECE:
             body = await read_body(body)
         head = b"".join((_BEFORE_DOCUMENT, document, _BEFORE_MEDIA))  # RFC 2387
+        headers = _RELATED_HEADERS + self.key_headers
         if isinstance(body, bytes):
             content = b"".join((head, body, _AFTER_MEDIA))
-            request = GcsRequest("POST", target, _RELATED_HEADERS, content, lease=lease)
+            request = GcsRequest("POST", target, headers, content, lease=lease)
         else:
-            request = GcsRequest("POST", target, _RELATED_HEADERS, body, head, _AFTER_MEDIA, lease=lease)
+            request = GcsRequest("POST", target, headers, body, head, _AFTER_MEDIA, lease=lease)
         return (await self._send("insert", name, request)).content
 
     async def start_resumable(self, name: str, target: str, document: bytes, size: int) -> str:
         """Open a resumable upload of ``size`` bytes; the target of its further requests."""
         headers = (
-            f"{_PLAIN_HEADERS}content-type: application/json; charset=UTF-8\r\nx-upload-content-length: {size}\r\n"
+            f"{_PLAIN_HEADERS}{self.key_headers}content-type: application/json; charset=UTF-8\r\n"
+            f"x-upload-content-length: {size}\r\n"
         )
         response = await self._send_timed("insert", name, GcsRequest("POST", target, headers, document))
         try:
@@ -115,9 +126,9 @@ class GcsRequests:
         request = GcsRequest("PUT", session, headers, body, lease=lease_of(body))
         return await self._send("insert", name, request, also=RESUME_INCOMPLETE)
 
-    async def request(self, operation: str, method: str, name: str, target: str) -> bytes:
-        """Send a request without a body; the body of the response."""
-        return (await self._send_timed(operation, name, GcsRequest(method, target, _PLAIN_HEADERS))).content
+    async def request(self, operation: str, method: str, name: str, target: str, headers: str = "") -> bytes:
+        """Send a request without a body; the body of the response. ``headers``: further header lines."""
+        return (await self._send_timed(operation, name, GcsRequest(method, target, _PLAIN_HEADERS + headers))).content
 
     async def generation(self, name: str) -> str:
         """The generation of the live object; "0" if there is none."""
@@ -131,9 +142,12 @@ class GcsRequests:
         where = f"get {self.where(name)}"
         return str(number_of(where, document_of(where, content), "generation", least=1))
 
-    async def post(self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
-        """Send a request that makes the service work on stored bytes; the body of the response."""
-        headers = f"{_PLAIN_HEADERS}content-type: {content_type}\r\n" if body else _PLAIN_HEADERS
+    async def post(
+        self, operation: str, name: str, target: str, body: bytes = b"", content_type: str = "", headers: str = ""
+    ) -> bytes:
+        """Send a request that makes the service work on stored bytes; the body of the response. ``headers``: further
+        header lines."""
+        headers = _PLAIN_HEADERS + headers + (f"content-type: {content_type}\r\n" if body else "")
         return (await self._send(operation, name, GcsRequest("POST", target, headers, body, patient=True))).content
 
     async def read(
@@ -147,7 +161,8 @@ class GcsRequests:
         """Read the media into ``sink``; the headers of the response. ``byte_range`` is the value of a Range header, or
         empty. ``expect`` takes the headers and returns the expected length; None: unknown."""
         # A client that accepts gzip gets the stored bytes; for others the service decompresses gzip objects.
-        headers = "accept-encoding: gzip\r\n" + (f"range: {byte_range}\r\n" if byte_range else "")
+        headers = f"accept-encoding: gzip\r\n{self.key_headers}"
+        headers += f"range: {byte_range}\r\n" if byte_range else ""
         request = GcsRequest("GET", self.target(self.object_path(name), {"alt": "media", **params}), headers)
 
         async def once(authorization: str | None) -> Response:
@@ -179,10 +194,17 @@ class GcsRequests:
                 raise UnavailableError(f"{operation} {self.where(name)}: {error}") from error
             if response.status < 300 or response.status == also:
                 return response
+            response.content = self._without_secrets(response.content, header)
             if response.status != 401 or renewed or not self._access.renewable:
                 raise failure(operation, self.where(name), response.status, response.headers, response.content)
             renewed = True
             await self._access.renew(header)
+
+    def _without_secrets(self, content: bytes, authorization: str | None) -> bytes:
+        """A document that an error shows. Some servers repeat what they received."""
+        for secret in filter(None, (self._customer_key, (authorization or "").removeprefix("Bearer "))):
+            content = content.replace(secret.encode(), b"***")
+        return content
 
     async def _authorization(self) -> str | None:
         fresh, header = self._access.current()

@@ -30,7 +30,7 @@ from asyncsync.stores.gcs import multipart_layout as layout
 from asyncsync.stores.gcs.auth import GcsAccess
 from asyncsync.stores.gcs.batch_delete import BatchDelete, ToDelete
 from asyncsync.stores.gcs.compose import Composer, Rewriter
-from asyncsync.stores.gcs.options import GcsOptions, proxy_for
+from asyncsync.stores.gcs.options import GcsObjectKind, GcsOptions, proxy_for
 from asyncsync.stores.gcs.requests import GcsRequests
 from asyncsync.stores.gcs.responses import (
     Document,
@@ -53,7 +53,7 @@ from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, Resumabl
 from asyncsync.stores.gcs.transport import DirectTransport, Transport
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
 from asyncsync.stores.http.body import ChecksumSink, crc32c_of, crc32c_to_text
-from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, kind_of
 
 log = logging.getLogger("asyncsync")
 
@@ -101,10 +101,10 @@ class _OpenBucket:
 class GcsStore(Store):
     """One bucket and prefix.
 
-    ``options`` are those of :class:`asyncsync.stores.gcs.options.GcsOptions`: endpoint_url, credentials, token,
-    anonymous, user_project, storage_class, kms_key_name, predefined_acl, cache_control, verify; any other raises
-    ConfigError. A request that exceeds a timeout of ``limits`` raises UnavailableError. The store opens at most
-    ``limits.max_connections`` sockets, the first one on first use. The ``version`` of an object is its generation.
+    ``options`` are those of :class:`asyncsync.stores.gcs.options.GcsOptions`: endpoint_url, credentials, TLS,
+    encryption and properties of new objects; any other raises ConfigError. A request that exceeds a timeout of
+    ``limits`` raises UnavailableError. The store opens at most ``limits.max_connections`` sockets, the first one on
+    first use. The ``version`` of an object is its generation.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class GcsStore(Store):
         self._opened: _OpenBucket | None = None
         self._opening = asyncio.Lock()
         self._closed = False
-        self._properties = json.dumps(self._options.properties())[:-1].encode()
+        self._properties: dict[GcsObjectKind, bytes] = {}
+        """Rendered, by kind, without the closing brace."""
         self._insert_targets: dict[str | None, str] = {}
 
     async def __aenter__(self) -> GcsStore:
@@ -139,7 +140,7 @@ class GcsStore(Store):
                 transport = await self._new_transport()
                 access = GcsAccess(self._options, f"gs://{self._bucket}")
                 base = urlsplit(self._options.endpoint()).path
-                requests = GcsRequests(self._bucket, access, transport, self._options.user_project, base)
+                requests = GcsRequests(self._bucket, access, transport, self._options, base)
                 self._opened = _OpenBucket.of(requests, self._options)
             return self._opened
 
@@ -182,13 +183,20 @@ class GcsStore(Store):
             crc32c = await crc32c_of(body)
         name = self._full(key)
         own = f', "name": {json.dumps(name)}, "crc32c": "{crc32c_to_text(crc32c)}"}}'.encode()
-        document = b"".join((self._properties, metadata, own))
+        document = b"".join((self._properties_of(key), metadata, own))
         if isinstance(body, FileRange) and (body.size > CHUNK_SIZE or body.progress is not None):
             target = self._insert_target(opened.requests, if_version, "resumable")
             made = await opened.resumable.upload(ResumableUpload(name, target, document, body, crc32c))
         else:
             made = await self._insert_once(opened, name, document, body, crc32c, if_version)
         return made.info(key)
+
+    def _properties_of(self, key: str) -> bytes:
+        kind: GcsObjectKind = "part" if layout.is_hidden(key) else kind_of(key)
+        found = self._properties.get(kind)
+        if found is None:
+            found = self._properties[kind] = json.dumps(self._options.properties(kind))[:-1].encode()
+        return found
 
     async def _insert_once(
         self, opened: _OpenBucket, name: str, document: bytes, body: Body, crc32c: int, if_version: str | None
@@ -265,7 +273,8 @@ class GcsStore(Store):
         requests, name = await self._requests(), self._full(key)
         params = requests.params(fields=_RESOURCE_FIELDS, ifGenerationMatch=if_version)
         where = requests.where(name)
-        content = await requests.request("get", "GET", name, requests.target(requests.object_path(name), params))
+        target = requests.target(requests.object_path(name), params)
+        content = await requests.request("get", "GET", name, target, requests.key_headers)
         found = resource_of(f"get {where}", document_of(f"get {where}", content), name, self._bucket)
         check_version(where, if_version, found.generation)
         return found.info(key)

@@ -45,6 +45,8 @@ class Breaker:
         """Since when all reads (False) or writes (True) fail, throttled ones included; None: the last one succeeded."""
         self.on_failing: set[Callable[[float, StoreError], None]] = set()
         """Called for each failed request with the entry of ``failing_since`` and the error."""
+        self.longest_pause = LONGEST_PROBE_PAUSE
+        """Of this store. Lower for a process whose caller waits for the next request."""
         self._failures = 0
         self._pause = FIRST_PROBE_PAUSE
         self._due = False
@@ -91,7 +93,7 @@ class Breaker:
         self.last_error = error
         self._failures += 1
         if self.open and probe:
-            self._pause = min(self._pause * 2, LONGEST_PROBE_PAUSE)
+            self._pause = min(self._pause * 2, self.longest_pause)
             self._schedule()
         elif not self.open and self._failures >= FAILURES_TO_OPEN:
             log.warning("%s does not respond, requests wait until it is back: %s", self.uri, error)

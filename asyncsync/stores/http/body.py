@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 
 import google_crc32c
 
 from asyncsync.aio.threads import in_thread
+from asyncsync.disk.digests import md5_range
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import SourceChangedError
@@ -39,6 +41,13 @@ def _crc32c_of_file(body: FileRange) -> int:
     for piece in body.pieces():
         crc = google_crc32c.extend(crc, piece)
     return int(crc)
+
+
+async def md5_of(body: Body) -> bytes:
+    """The MD5 of a body. A file is read in a worker thread."""
+    if isinstance(body, bytes):
+        return hashlib.md5(body, usedforsecurity=False).digest()
+    return bytes.fromhex(await in_thread(md5_range, body))
 
 
 def crc32c_to_text(crc32c: int) -> str:

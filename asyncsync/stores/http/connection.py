@@ -7,13 +7,12 @@ import asyncio
 from asyncsync.stores.http.byte_stream import ByteStream
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.response import Response, chunk_size, length_of, parse_head
+from asyncsync.stores.http.watchdog import MIN_BODY_PROGRESS
 
 SINGLE_WRITE_BODY = 1 << 16
 """Largest body in bytes that is written together with its head, without waiting for the peer."""
 MAX_COLLECTED_BODY = 1 << 16
 """Default maximum of a body kept in memory, in bytes; an error document has a few hundred."""
-MIN_BODY_PROGRESS = 1 << 10
-"""Bytes of a body that must arrive within each stall timeout."""
 COLLECT_STALL_TIMEOUTS = 20
 """Total time for a small response, in stall timeouts."""
 MAX_INTERIM_RESPONSES = 32

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from asyncsync.stores.http.errors import BrokenError
+
+_T = TypeVar("_T")
+
+MIN_BODY_PROGRESS = 1 << 10
+"""Bytes of a body that must move within each stall timeout."""
 
 
 class Watched(Protocol):
@@ -84,3 +91,29 @@ class Watchdog:
         self._timer = None
         if self._watched:
             self._start_timer()
+
+
+class BodyReadLimit:
+    """The minimum rate of one body that another HTTP client reads. Time between the reads does not count."""
+
+    def __init__(self, stall_timeout: float) -> None:
+        self._stall_timeout = stall_timeout
+        self._waited = 0.0
+        self._moved = 0
+
+    async def read(self, once: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The bytes of one read. BrokenError if too few bytes moved for too long."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._stall_timeout - self._waited) as limit:
+                data = await once()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise BrokenError(f"no byte moved for {self._stall_timeout:g} s, or too few") from error
+        self._waited += loop.time() - began
+        self._moved += len(data)
+        if self._moved >= MIN_BODY_PROGRESS:
+            self._waited, self._moved = 0.0, 0
+        return data

@@ -35,7 +35,6 @@ class S3Bucket:
         self.name = name
         self._options = options
         self._limits = limits
-        self._common_params = options.request_params()
         self.opened: AnyRequests | None = None
         self.client: AiobotocoreClient | None = None
         self._opening = asyncio.Lock()
@@ -49,7 +48,7 @@ class S3Bucket:
     async def call(self, operation: str, key: str, **params: Any) -> dict[str, Any]:
         """One operation through aiobotocore."""
         client = self.client or await self.open_client()
-        return await client.call(operation, f"s3://{self.name}/{key}", **params, **self._common_params)
+        return await client.call(operation, f"s3://{self.name}/{key}", **params)
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice; nothing can be opened again."""
@@ -93,20 +92,27 @@ class S3Bucket:
         supported = supports_bucket(self.name)
         known = static_endpoint(self.name, self._options) if supported else None
         if known is not None:
+            self._options.check_endpoint(known.endpoint.base)
             access = StaticAccess(known, self.open_client)
             return self._signed_requests(known.endpoint, access, await in_thread(known.ssl_context))
         client = await self.open_client()
         endpoint = await client.locate() if supported else None
+        self._options.check_endpoint("" if endpoint is None else endpoint.base)
         if endpoint is not None and endpoint.proxy is None:
             context = await client.ssl_context() if endpoint.base.startswith("https:") else None
             return self._signed_requests(endpoint, client, context)
         from asyncsync.stores.s3.sdk.aiobotocore_requests import AiobotocoreRequests
 
-        return AiobotocoreRequests(client, self.name, self._options)
+        return AiobotocoreRequests(client, self.name, multi_delete=self._options.checksum != "none")
 
     def _signed_requests(self, endpoint: Endpoint, access: S3Access, context: ssl.SSLContext | None) -> S3Requests:
-        headers = self._options.request_headers()
         transport = SignedTransport(
-            self.name, endpoint, access, ssl_context=context, limits=self._limits, headers=headers
+            self.name,
+            endpoint,
+            access,
+            ssl_context=context,
+            limits=self._limits,
+            operation_headers=self._options.operation_headers,
+            customer_key=self._options.sse_customer_key,
         )
         return S3Requests(transport)

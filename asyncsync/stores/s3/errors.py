@@ -28,6 +28,8 @@ from asyncsync.stores.xml_reader import document, local_name, text_of
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 MISDIRECTED = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307", "308"})
+EXPLAINED_BY_GET = frozenset({400, 401, 403, 501})
+"""Statuses of a refused HEAD whose reason only the document of a GET gives."""
 _NO_SUCH_BUCKET = "NoSuchBucket"
 _INVALID_RANGE = "InvalidRange"
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
@@ -64,6 +66,10 @@ class MalformedError(StoreError):
 
 class InvalidPartError(StoreError):
     """The server refuses the parts of an upload."""
+
+
+class ContentMd5RequiredError(StoreError):
+    """The bucket has Object Lock, and the body had neither Content-MD5 nor a checksum header."""
 
 
 _ERRORS_BY_CODE = {"MalformedXML": MalformedError, "InvalidPart": InvalidPartError, "InvalidPartSize": InvalidPartError}
@@ -109,8 +115,12 @@ class S3Failure:
             return NotFoundError(text)
         if status == 412 or code == "PreconditionFailed":
             return PreconditionError(text)
+        if self._requires_content_md5():
+            return ContentMd5RequiredError(text)
         if status in (405, 501) or code == "NotImplemented":
             return self._unsupported(text)
+        if self._is_customer_encrypted():
+            return StoreError(f"{text}: the object is encrypted with a customer's key: check sse_customer_key")
         if code == "InvalidObjectState":
             return self._archived(text)
         if code in _DAMAGED:
@@ -141,6 +151,18 @@ class S3Failure:
     def _unsupported(self, text: str) -> UnsupportedError:
         header = _HEADER_NAME.search(self._message_without_key().lower())
         return UnsupportedError(text) if header is None else RefusedHeaderError(text, header[0])
+
+    def _requires_content_md5(self) -> bool:
+        """AWS: InvalidRequest, "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with
+        Object Lock parameters"; others have a code of their own."""
+        words = f"{self.code} {self._message_without_key()}".lower().replace("-", "")
+        return self.status == 400 and "contentmd5" in words and ("required" in words or "missing" in words)
+
+    def _is_customer_encrypted(self) -> bool:
+        """AWS: InvalidRequest, "The object was stored using a form of Server Side Encryption. The correct parameters
+        must be provided to retrieve the object"."""
+        words = self._message_without_key().lower()
+        return self.status == 400 and ("form of server side encryption" in words or "sse-c" in words)
 
     def _archived(self, text: str) -> StoreError:
         """Not a matter of permissions, although the status is 403. If it cannot be copied, its bytes can be sent."""

@@ -38,6 +38,9 @@ _NOT_S3_ADVICE = (
     "this is not how an S3 server responds: check endpoint_url; a proxy, a captive portal or a web console may have "
     "responded in its place"
 )
+_NO_ETAG = (
+    "the response has no ETag; ETags distinguish the versions of an object, so a store without them is not safe to use"
+)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
@@ -100,6 +103,12 @@ def object_crc32c(text: str | None, checksum_type: str | None, version: str) -> 
     return crc32c_from_text(text)
 
 
+def check_has_etag(where: str, headers: Mapping[str, str]) -> None:
+    """StoreError if a response to GetObject or HeadObject has no ETag: an unknown version must not equal another."""
+    if not unquoted_etag(headers.get("etag")):
+        raise StoreError(f"{where}: {_NO_ETAG}")
+
+
 def object_info(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
     """From the headers of GetObject or HeadObject."""
     version = unquoted_etag(headers.get("etag"))
@@ -133,6 +142,7 @@ class GetObjectBody:
 
     def expect(self, status: int, headers: Mapping[str, str]) -> int | None:
         """The expected length of the body; None: unknown. StoreError if it is another range."""
+        check_has_etag(self._where, headers)
         content_range = headers.get("content-range")
         length = self._range_length(content_range or "") if status == 206 else self._object_length(headers)
         text = headers.get("content-length")

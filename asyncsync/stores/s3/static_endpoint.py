@@ -42,12 +42,13 @@ class StaticEndpoint:
     """The keys are storage options and cannot be renewed."""
     ca_bundle: str | bool
     """The CA bundle for TLS; False: certificates are not verified."""
+    options: S3Options
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Blocking: reads the bundle. None for plain HTTP."""
         if not self.endpoint.base.startswith("https:"):
             return None
-        return tls_context(self.ca_bundle)
+        return tls_context(self.ca_bundle, self.options)
 
 
 class StaticAccess:
@@ -73,7 +74,7 @@ class StaticAccess:
 def static_endpoint(bucket: str, options: S3Options, environ: Mapping[str, str] = os.environ) -> StaticEndpoint | None:
     """None: aiobotocore must decide."""
     url = options.endpoint_url or next((environ[name] for name in _ENDPOINT_VARIABLES if environ.get(name)), "")
-    if options.profile or any(environ.get(name) for name in _AIOBOTOCORE_VARIABLES) or _has_config(environ):
+    if options.needs_aiobotocore or any(environ.get(name) for name in _AIOBOTOCORE_VARIABLES) or _has_config(environ):
         return None
     if options.addressing_style == "virtual" or not _SIMPLE_BUCKET.fullmatch(bucket):
         return None
@@ -87,7 +88,7 @@ def static_endpoint(bucket: str, options: S3Options, environ: Mapping[str, str] 
         return None  # it needs the CA bundle of botocore
     region = options.region or region_of(environ) or DEFAULT_REGION
     fixed = options.anonymous or options.access_key is not None
-    return StaticEndpoint(Endpoint(f"{url.rstrip('/')}/{bucket}/", region), keys, fixed, bundle)
+    return StaticEndpoint(Endpoint(f"{url.rstrip('/')}/{bucket}/", region), keys, fixed, bundle, options)
 
 
 def _has_config(environ: Mapping[str, str]) -> bool:
@@ -126,19 +127,44 @@ def ca_bundle(options: S3Options, named: str | None) -> str | bool:
     return bundle
 
 
-def tls_context(ca_bundle: str | bool) -> ssl.SSLContext:
-    """Blocking. ``ca_bundle``: a path, or False to verify nothing."""
+def tls_context(ca_bundle: str | bool, options: S3Options) -> ssl.SSLContext:
+    """Blocking. ``ca_bundle``: a path, or False to verify nothing. ConfigError for an unusable file."""
     if isinstance(ca_bundle, str):
         directory = os.path.isdir(ca_bundle)
         try:
-            return ssl.create_default_context(
+            context = ssl.create_default_context(
                 cafile=None if directory else ca_bundle, capath=ca_bundle if directory else None
             )
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
                 f"invalid CA bundle {ca_bundle!r} (storage option verify or AWS_CA_BUNDLE): {error}"
             ) from error
-    context = ssl.create_default_context()
-    if not ca_bundle:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    else:
+        context = ssl.create_default_context()
+        if not ca_bundle:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _load_client_certificate(context, options)
     return context
+
+
+def client_certificate(options: S3Options) -> str | tuple[str, str] | None:
+    """The client's certificate in botocore's form: one file, or the files of certificate and key."""
+    if options.client_certificate is None or options.client_key is None:
+        return options.client_certificate
+    return options.client_certificate, options.client_key
+
+
+def _load_client_certificate(context: ssl.SSLContext, options: S3Options) -> None:
+    if options.client_certificate is None:
+        return
+    try:
+        # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+        context.load_cert_chain(options.client_certificate, options.client_key, password="")
+    except (OSError, ValueError) as error:
+        reason = "an encrypted private key" if isinstance(error, ssl.SSLError) and not error.reason else error
+        files = f"client_certificate={options.client_certificate!r}"
+        files += "" if options.client_key is None else f" with client_key={options.client_key!r}"
+        raise ConfigError(
+            f"storage option {files} cannot be used: {reason}; it must name a PEM file with certificate and private "
+            "key, not encrypted"
+        ) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64encode
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,16 +40,16 @@ from asyncsync.stores.base import (
     body_size,
     check_etag,
 )
-from asyncsync.stores.http.body import crc32c_of, crc32c_to_text
+from asyncsync.stores.http.body import crc32c_of, crc32c_to_text, md5_of
 from asyncsync.stores.http.response import is_number
-from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
+from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, ObjectKind, kind_of
 from asyncsync.stores.s3.bucket import S3Bucket
-from asyncsync.stores.s3.errors import InvalidPartError, MalformedError
+from asyncsync.stores.s3.errors import ContentMd5RequiredError, InvalidPartError, MalformedError
 from asyncsync.stores.s3.listing import S3Listings
 from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
-from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, object_crc32c, object_info
+from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, check_has_etag, object_crc32c, object_info
 from asyncsync.stores.s3.xml import is_xml_text
 from asyncsync.stores.xml_reader import unquoted_etag
 
@@ -56,21 +57,17 @@ log = logging.getLogger("asyncsync")
 
 CONCURRENT_DELETES = 16
 """Concurrent DeleteObject requests where the store has no DeleteObjects."""
+_ALGORITHM = {"x-amz-sdk-checksum-algorithm": "CRC32C"}
 COPY_PROBE_PREFIX = ".asyncsync/probe-copy"
 """Name prefix of the objects that test whether a copy can only create. They are removed at once."""
-_NO_ETAG = (
-    "the response has no ETag; ETags distinguish the versions of an object, so writing to a store without them is not "
-    "safe"
-)
 
 
 class S3Store(Store):
     """One bucket and prefix.
 
     ``options`` are those of :class:`asyncsync.stores.s3.options.S3Options`: endpoint_url, region, profile,
-    access_key, secret_key, session_token, anonymous, addressing_style, verify, sse, sse_kms_key_id, storage_class,
-    acl, request_payer, checksum, and switches for features that some stores lack; any other raises ConfigError.
-    A request that exceeds a timeout of ``limits`` raises UnavailableError. The store opens at most
+    credentials, TLS, encryption, properties of new objects, and switches for features that some stores lack; any other
+    raises ConfigError. A request that exceeds a timeout of ``limits`` raises UnavailableError. The store opens at most
     ``limits.max_connections`` sockets for bulk data, and as many for the rest, the first one on first use. The
     ``version`` of an object is its ETag without quotes.
     """
@@ -99,8 +96,9 @@ class S3Store(Store):
             paced=supports_bucket(bucket),
             equal_parts=self._options.equal_parts,
         )
-        self._data_headers = self._options.object_headers()
-        self._metadata_headers = self._options.object_headers(data=False)
+        self._object_headers: dict[ObjectKind, dict[str, str]] = {}
+        self._locks = self._options.locks
+        """Whether new objects are locked. Then each body needs a Content-MD5, or its checksum the algorithm's name."""
         self._conditional_copy: bool | None = None
         """Whether a copy can only create; None: not tested yet."""
         self._probing = asyncio.Lock()
@@ -109,7 +107,9 @@ class S3Store(Store):
     async def __aenter__(self) -> S3Store:
         try:
             await self._bucket.requests()
-        except UnavailableError as error:  # of the source of the credentials; the first request tries again
+        except StoreError as error:  # of the source of the credentials; the first request tries again
+            if not error.retryable:
+                raise
             log.info("%s is opened later: %s", self.uri, error)
         return self
 
@@ -125,9 +125,11 @@ class S3Store(Store):
 
     def _headers_of(self, key: str) -> dict[str, str]:
         """Headers of a request that writes this object."""
-        if ".asyncsync/" in key and (key.startswith(".asyncsync/") or "/.asyncsync/" in key):
-            return self._metadata_headers
-        return self._data_headers
+        kind = kind_of(key)
+        headers = self._object_headers.get(kind)
+        if headers is None:
+            headers = self._object_headers[kind] = self._options.object_headers(kind)
+        return headers
 
     def _condition(self, if_version: str | None) -> dict[str, str]:
         return precondition(if_version) if self._options.conditional_writes else {}
@@ -184,7 +186,15 @@ class S3Store(Store):
             crc32c = await crc32c_of(body) if crc32c is None else crc32c
             sent = crc32c_to_text(crc32c)
             headers = headers | {"x-amz-checksum-crc32c": sent}
-        response = await requests.put(operation, self._full(key), query, headers, body)
+        if self._locks:
+            headers = headers | (_ALGORITHM if sent else {"content-md5": b64encode(await md5_of(body)).decode()})
+        try:
+            response = await requests.put(operation, self._full(key), query, headers, body)
+        except ContentMd5RequiredError:
+            if self._locks:
+                raise
+            self._locks = True  # the bucket locks every new object
+            return await self._send_once(operation, key, query, headers, body, crc32c, optional)
         version = unquoted_etag(response["etag"])
         if not optional.checksum:
             if self.traits.etag_md5:
@@ -231,8 +241,7 @@ class S3Store(Store):
             return requests.head(self._full(key), checksum_mode(optional) | condition)
 
         response = await self._optional.run("HeadObject", {}, once)
-        if not unquoted_etag(response.get("etag")):
-            raise StoreError(f"{self._where('HeadObject', key)}: {_NO_ETAG}")
+        check_has_etag(self._where("HeadObject", key), response)
         text = response.get("content-length", "")
         size = int(text) if is_number(text) else await self._measure(key, if_version)
         return object_info(key, size, response)
@@ -320,7 +329,8 @@ class S3Store(Store):
                 f"{self.uri}: {source} has {size} bytes, too many for a copy in one request: copy it in parts"
             )
         requests = await self._bucket.requests()
-        headers = self._headers_of(key) | source_precondition(if_source_version) | self._condition(if_version)
+        headers = self._options.copy_headers(kind_of(key)) | source_precondition(if_source_version)
+        headers |= self._condition(if_version)
 
         def once(optional: OptionalHeaders) -> Awaitable[Mapping[str, str]]:
             algorithm = {"x-amz-checksum-algorithm": "CRC32C"} if optional.checksum else {}
@@ -360,7 +370,7 @@ class S3Store(Store):
         requests = await self._bucket.requests()
 
         async def copy() -> StoreError | None:
-            headers = self._headers_of(name) | precondition(MISSING)
+            headers = self._options.copy_headers("document") | precondition(MISSING)
             try:
                 await requests.copy("CopyObject", self._full(name), "", self._full(f"{name}-source"), headers)
             except StoreError as error:

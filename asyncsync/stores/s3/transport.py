@@ -23,11 +23,17 @@ from asyncsync.stores.http.pool import Host
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import Endpoint, S3Access
-from asyncsync.stores.s3.errors import EXPIRED, MISDIRECTED, SKEWED, S3Failure, parse_failure, server_time
+from asyncsync.stores.s3.errors import (
+    EXPIRED,
+    EXPLAINED_BY_GET,
+    MISDIRECTED,
+    SKEWED,
+    S3Failure,
+    parse_failure,
+    server_time,
+)
 from asyncsync.stores.s3.signer import UNSIGNED_PAYLOAD, Signer, timestamp_of
 
-_EXPLAINED_BY_GET = frozenset({400, 401, 403, 501})
-"""Statuses of a refused HEAD whose reason only the document of a GET gives."""
 _UNSIGNED_HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
 
 
@@ -55,13 +61,17 @@ class SignedTransport:
         *,
         ssl_context: ssl.SSLContext | None,
         limits: ConnectionLimits,
-        headers: Mapping[str, str],
+        operation_headers: Callable[[str], Mapping[str, str]],
+        customer_key: str | None = None,
     ) -> None:
         self.bucket = bucket
         self._access = access
         self._ssl_context = ssl_context
         self._limits = limits
-        self._common_headers = {"x-amz-content-sha256": UNSIGNED_PAYLOAD, **headers}
+        self._operation_headers = operation_headers
+        self._common_headers: dict[str, dict[str, str]] = {}
+        """Headers of every request, by operation."""
+        self._customer_key = customer_key
         self._signer: Signer | None = None
         self._timestamp = (-1, "")
         """The current second, and the same as ``x-amz-date``."""
@@ -121,17 +131,26 @@ class SignedTransport:
                 raise StoreError(f"{self._named(request)}: {error}{UNTRUSTED_ADVICE}") from error
             except BrokenError as error:
                 raise UnavailableError(f"{self._named(request)}: {error}") from error
+            if response.content:
+                response.content = self._without_secrets(response.content)
             if response.status < 300:
                 return response
             failure = self._failure(request, response)
             kind = _correctable(failure, self.endpoint.region)
-            if not kind and request.method == "HEAD" and response.status in _EXPLAINED_BY_GET:
+            if not kind and request.method == "HEAD" and response.status in EXPLAINED_BY_GET:
                 failure = await self._explain(request, failure)
                 kind = _correctable(failure, self.endpoint.region)
             if not kind or kind in corrected:
                 raise failure.error()
             corrected.add(kind)
             await self._correct(kind, failure, http)
+
+    def _without_secrets(self, content: bytes) -> bytes:
+        """A document that an error may show. Some servers repeat what they received."""
+        token = None if self._signer is None else self._signer.token
+        for secret in filter(None, (self._customer_key, token)):
+            content = content.replace(secret.encode(), b"***")
+        return content
 
     def _named(self, request: S3Request) -> str:
         return f"{request.operation} {self.where(request.key)}"
@@ -147,6 +166,7 @@ class SignedTransport:
             response = await self._http.send(await self._head(probe), None)
         except BrokenError:
             return failure
+        response.content = self._without_secrets(response.content)
         found = self._failure(request, response)
         return found if response.status >= 300 and found.code else failure
 
@@ -173,8 +193,10 @@ class SignedTransport:
         timestamp = self._timestamp[1]
         signer = await self._current_signer()
         if signer is None:
-            return {"host": self._host, **request.headers, **_UNSIGNED_HEADERS}
-        headers = {"host": self._host, "x-amz-date": timestamp, **self._common_headers, **request.headers}
+            unsigned = self._operation_headers(request.operation)
+            return {"host": self._host, **unsigned, **request.headers, **_UNSIGNED_HEADERS}
+        common = self._common_headers.get(request.operation) or self._learn_common_headers(request.operation)
+        headers = {"host": self._host, "x-amz-date": timestamp, **common, **request.headers}
         if signer.token:
             headers["x-amz-security-token"] = signer.token
         payload = headers["x-amz-content-sha256"]
@@ -182,6 +204,11 @@ class SignedTransport:
         headers["authorization"] = signature
         headers.update(_UNSIGNED_HEADERS)
         return headers
+
+    def _learn_common_headers(self, operation: str) -> dict[str, str]:
+        common = {"x-amz-content-sha256": UNSIGNED_PAYLOAD, **self._operation_headers(operation)}
+        self._common_headers[operation] = common
+        return common
 
     async def _current_signer(self) -> Signer | None:
         found = await self._access.credentials()

@@ -55,10 +55,12 @@ class LeaseConformance(ConformanceBase):
         body = leased(kind_of_body, data, lease, tmp_path)
         await store.put("x", body, crc32c=crc(data))
         assert (await store.get("x"))[0] == data
-        assert lease.checks >= 2
+        checks = lease.checks
+        assert checks >= 1
         if store.traits.multipart:
             upload = await store.create_multipart("y")
             part = await store.put_part(upload, 1, 0, body, crc32c=crc(data))
+            assert lease.checks > checks
             await store.complete_multipart(upload, [part])
             assert (await store.get("y"))[0] == data
 

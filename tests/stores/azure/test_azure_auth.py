@@ -1,6 +1,10 @@
 """What authorizes requests: keys, signatures, tokens and their renewal; none of them is shown."""
 
 import asyncio
+import http.server
+import json
+import threading
+import time
 import types
 
 import pytest
@@ -185,3 +189,44 @@ async def test_without_azure_identity_the_error_names_the_extra(tls, monkeypatch
         async with open_store("az://box/p", options=options(fake, verify=tls[0])) as store:
             with pytest.raises(ConfigError, match=r"asyncsync\[azure\]"):
                 await store.head("a")
+
+
+async def test_azure_identity_itself_gets_tokens_from_the_machine(tls, monkeypatch):
+    """The real library, with a metadata service of App Service on this machine."""
+    pytest.importorskip("azure.identity")
+    asked = []
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["X-IDENTITY-HEADER"]))
+            body = json.dumps(
+                {"access_token": "real", "expires_on": str(int(time.time()) + 3600), "token_type": "Bearer"}
+            )
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            """Nothing to see."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Metadata)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{server.server_port}/token")
+    monkeypatch.setenv("IDENTITY_HEADER", "header")
+    monkeypatch.setenv("AZURE_CLIENT_ID", "me")
+    try:
+        with azure_fake.AzureFake("box", tls=tls[1]) as fake:
+            fake.tokens = {"real"}
+            async with open_store("az://box/p", options=options(fake, credential="managed", verify=tls[0])) as store:
+                await store.put("a", b"12345")
+                assert (await store.get("a"))[0] == b"12345"
+    finally:
+        await asyncio.to_thread(server.shutdown)
+        thread.join()
+        server.server_close()
+    ((path, header),) = asked
+    assert header == "header"
+    assert "resource=https" in path
+    assert "client_id=me" in path

@@ -8,6 +8,7 @@ from asyncsync import Experiment, RunConfig, SyncEngine, Syncer, pull, push, ver
 from asyncsync.cli.options import resolve_url
 from asyncsync.config import split_sas
 from asyncsync.errors import AsyncsyncError, ConfigError
+from asyncsync.integrations.run_address import RunAddress
 from asyncsync.remote.prune import prune
 from asyncsync.remote.repair import repair
 
@@ -89,3 +90,11 @@ def test_the_command_refuses_it():
 )
 def test_other_addresses_stay_as_they_are(uri):
     assert split_sas(uri, {"a": 1}) == (uri, {"a": 1})
+
+
+def test_an_integration_refuses_it():
+    """An address is taken apart there, and its parts become names."""
+    with pytest.raises(ConfigError, match="sas_token") as caught:
+        RunAddress.of(f"{URI}/experiment/trial?{SAS}")
+    assert SECRET not in str(caught.value)
+    assert RunAddress.of(f"{URI}/experiment/trial").trial == "trial"

@@ -220,6 +220,7 @@ async def test_what_is_not_kept_is_said_at_the_start_and_in_the_status(tree, tmp
 
 async def test_over_sftp_a_tree_goes_up_and_comes_back(sftp, tree, tmp_path):
     uri = f"{sftp.uri}/tree"
+    (tree / "big").write_bytes(os.urandom(MIB))  # each 32 KiB take a round trip
     await push(tree, uri, storage_options=sftp.storage_options)
     await pull(uri, tmp_path / "copy", storage_options=sftp.storage_options)
     assert (tmp_path / "copy/big").read_bytes() == (tree / "big").read_bytes()

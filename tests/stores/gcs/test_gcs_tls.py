@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import ssl
+import subprocess
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
-    AccessDeniedError,
     ConfigError,
     NotFoundError,
     PreconditionError,
@@ -22,6 +22,8 @@ from asyncsync.errors import (
 )
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
+from asyncsync.stores.gcs.store import GcsStore
+from asyncsync.stores.options import ConnectionLimits
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import GcsFake
@@ -161,6 +163,46 @@ async def test_a_proxy_that_is_not_there_is_unavailable_and_not_bypassed(options
     assert fake.seen == []
 
 
+@pytest.mark.parametrize("verify", [True, "other"])
+async def test_an_untrusted_server_behind_a_proxy_is_final_at_once(options, fake, monkeypatch, tmp_path, verify):
+    if verify == "other":  # an authority that did not sign it
+        made = "openssl req -newkey rsa:2048 -nodes -x509 -days 1 -subj /CN=other -keyout ca.key -out ca.pem"
+        subprocess.run(made.split(), check=True, capture_output=True, cwd=tmp_path)
+        verify = str(tmp_path / "ca.pem")
+    async with tunnels() as (port, asked):
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        async with open_store("gs://b/p", options=options | {"verify": verify}) as store:
+            with pytest.raises(StoreError, match="storage option verify") as caught:
+                await store.put("x", b"1")
+    assert not caught.value.retryable
+    assert len(asked) == 1
+
+
+async def test_a_body_that_drips_through_a_proxy_is_cut(monkeypatch):
+    async def drip(reader, writer):
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            ended.set()
+
+    ended = asyncio.Event()
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    given = {"endpoint_url": "http://storage.invalid", "anonymous": True}
+    async with server, GcsStore("b", "", options=given, limits=ConnectionLimits(stall_timeout=0.3)) as store:
+        with pytest.raises(UnavailableError, match=r"no byte moved for .* s, or too few"):
+            await store.get("x")
+        await ended.wait()
+
+
 async def test_a_proxy_of_another_kind_is_refused_by_name(options, fake, monkeypatch):
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(ConfigError, match="socks5 proxy"):
@@ -243,6 +285,7 @@ async def test_a_proxy_that_does_not_serve_is_reported(account, fake, giver, mon
 
 async def test_the_token_servers_certificate_is_always_checked(account, giver):
     async with open_store("gs://b/p", options=account | {"verify": False}) as store:
-        with pytest.raises((UnavailableError, AccessDeniedError), match="certificate verify failed"):
+        with pytest.raises(StoreError, match="certificate verify failed") as caught:
             await store.put("x", b"1")
+    assert not caught.value.retryable
     assert giver.seen == []

@@ -110,12 +110,21 @@ async def test_a_missing_length_is_unknown_not_zero():
             await store.head("k")
 
 
+async def drop(piece):
+    raise AssertionError("no byte of an unknown version is delivered")
+
+
 async def test_a_store_without_etags_is_reported_to_have_none():
-    async with scripted([reply(), reply()]) as (store, _):
+    part = reply("206 Partial", DATA[:1], Content_Range="bytes 0-0/10")
+    async with scripted([reply(), reply(), reply(body=DATA), part, reply(body=DATA, ETag='""')]) as (store, _):
         with pytest.raises(StoreError, match="ETag"):
             await store.head("k")
         with pytest.raises(StoreError, match="ETag"):
             await store.put("k", b"data")
+        for call in (store.get("k"), store.read("k", drop, length=1), store.get("k")):
+            with pytest.raises(StoreError, match="ETag") as caught:
+                await call
+            assert not caught.value.retryable
 
 
 # Lists

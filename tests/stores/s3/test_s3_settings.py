@@ -1,11 +1,15 @@
 """Options of the S3 store, and the requests through aiobotocore for buckets that our own requests do not support."""
 
+import ssl
+import subprocess
+from pathlib import Path
+
 import google_crc32c
 import pytest
 from s3_script import KEYS, OK, scripted
 
 from asyncsync.disk.files import FileRange
-from asyncsync.errors import ConfigError, PreconditionError, SourceChangedError, StoreError
+from asyncsync.errors import ConfigError, PreconditionError, SourceChangedError, StoreError, UnavailableError
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.s3 import bucket as s3_bucket
 from asyncsync.stores.s3.requests import supports_bucket
@@ -128,3 +132,82 @@ async def test_the_store_gives_the_checksum_of_a_whole_multipart_object(seaweedf
         ]
         await store.complete_multipart(upload, parts, crc32c=google_crc32c.value(data))
         assert (await store.head("big")).crc32c == google_crc32c.value(data)
+
+
+# The way to the store
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ({"accelerate": True}, "https://bucket.s3-accelerate.amazonaws.com/"),
+        ({"dual_stack": True}, "https://bucket.s3.dualstack.us-east-1.amazonaws.com/"),
+        ({"fips": True}, "https://bucket.s3-fips.us-east-1.amazonaws.com/"),
+        ({"accelerate": True, "dual_stack": True}, "https://bucket.s3-accelerate.dualstack.amazonaws.com/"),
+        ({"fips": True, "dual_stack": True}, "https://bucket.s3-fips.dualstack.us-east-1.amazonaws.com/"),
+    ],
+)
+async def test_endpoints_of_aws_are_chosen_by_options(options, address):
+    async with S3Store("bucket", "p", options=KEYS | options) as store:
+        assert (await store._bucket.client.locate()).base == address
+        assert store._bucket.opened.transport.endpoint.base == address
+
+
+def mutual_tls(certificate):
+    """A server that wants a certificate of its clients."""
+    authority, chain, key = certificate
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
+    server.load_cert_chain(chain, key)
+    server.verify_mode = ssl.CERT_REQUIRED
+    return server
+
+
+@pytest.mark.parametrize("supported", [True, False], ids=["own", "sdk"])
+@pytest.mark.parametrize("joined", [True, False], ids=["one file", "two files"])
+async def test_the_certificate_of_the_client_is_shown(certificate, tmp_path, monkeypatch, supported, joined):
+    monkeypatch.setattr(s3_bucket, "supports_bucket", lambda bucket: supported)
+    authority, chain, key = certificate
+    (tmp_path / "both.pem").write_text(Path(chain).read_text() + Path(key).read_text())
+    options = {"client_certificate": str(tmp_path / "both.pem")}
+    if not joined:
+        options = {"client_certificate": str(chain), "client_key": str(key)}
+    async with scripted([OK], tls=mutual_tls(certificate), verify=str(authority), **options) as (store, script):
+        await store.put("k", b"data")
+    assert len(script.requests) == 1
+
+
+async def test_a_server_that_wants_a_certificate_refuses_without(certificate):
+    async with scripted([OK], tls=mutual_tls(certificate), verify=str(certificate[0])) as (store, _):
+        with pytest.raises(StoreError):
+            await store.put("k", b"data")
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate", "only the certificate", "encrypted"])
+@pytest.mark.parametrize("endpoint", [{"endpoint_url": "https://127.0.0.1:1", "verify": False}, {}])
+async def test_a_certificate_that_cannot_be_used_is_named(certificate, tmp_path, content, endpoint):
+    file = tmp_path / "client.pem"
+    if content is not None:
+        file.write_text({"only the certificate": Path(certificate[1]).read_text()}.get(content, content))
+    if content == "encrypted":
+        command = ["openssl", "pkey", "-in", str(certificate[2]), "-aes256", "-passout", "pass:x"]
+        key = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        file.write_text(Path(certificate[1]).read_text() + key)
+    with pytest.raises(ConfigError, match=r"storage option client_certificate='.*client.pem'.*must name a PEM file"):
+        await S3Store("bucket", "", options=KEYS | endpoint | {"client_certificate": str(file)}).__aenter__()
+
+
+async def test_the_proxy_of_the_options_carries_every_request():
+    """The proxy is the server itself: it sees the whole address."""
+    async with scripted(lambda request: OK) as (proxy, script):
+        options = KEYS | {"endpoint_url": "http://store.invalid", "proxy": proxy._options.endpoint_url}
+        async with S3Store("bucket", "p", options=options) as store:
+            await store.put("k", b"data")
+    assert [request.target for request in script.requests] == ["http://store.invalid/bucket/p/k"]
+
+
+async def test_a_proxy_that_is_away_is_transient_and_hides_its_password():
+    options = KEYS | {"endpoint_url": "http://store.invalid", "proxy": "http://user:hush@127.0.0.1:1"}
+    async with S3Store("bucket", "p", options=options) as store:
+        with pytest.raises(UnavailableError) as caught:
+            await store.put("k", b"data")
+    assert "hush" not in f"{caught.value} {caught.value.__cause__!r} {store._options!r}"

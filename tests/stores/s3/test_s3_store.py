@@ -243,7 +243,7 @@ async def test_a_stored_checksum_that_differs_is_damage():
 
 
 async def test_a_body_that_is_cut_is_unavailable():
-    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this"
+    cut = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this'
     async with scripted([cut]) as (store, _):
         with pytest.raises(UnavailableError, match="9 of 100"):
             await store.get("k")
@@ -263,12 +263,12 @@ async def test_pieces_of_a_download_are_at_most_a_mebibyte():
 
 
 async def test_content_encoding_is_left_alone():
-    async with scripted([reply(body=b"plain", Content_Encoding="gzip")]) as (store, _):
+    async with scripted([reply(body=b"plain", ETag='"e"', Content_Encoding="gzip")]) as (store, _):
         assert (await store.get("k"))[0] == b"plain"
 
 
 async def test_a_store_that_ignores_a_range_is_refused():
-    async with scripted([reply(body=b"0123456789")]) as (store, _):
+    async with scripted([reply(body=b"0123456789", ETag='"e"')]) as (store, _):
         with pytest.raises(StoreError, match="range"):
             await store.read("k", _nowhere, start=2, length=3)
 
@@ -281,7 +281,7 @@ async def test_a_failing_sink_ends_the_download_with_its_own_error():
     async def full(piece):
         raise OSError(28, "disk full")
 
-    async with scripted([reply(body=bytes(2 * MIB))]) as (store, _):
+    async with scripted([reply(body=bytes(2 * MIB), ETag='"e"')]) as (store, _):
         with pytest.raises(OSError, match="disk full") as caught:
             await store.read("k", full)
     assert not isinstance(caught.value, StoreError)

@@ -79,12 +79,16 @@ def why_missing() -> str:
 
 
 @contextmanager
-def running(*containers: str, port: int = 0, directory: Path | None = None) -> Iterator[Azurite]:
-    """Run Azurite until the block is left. In memory, unless ``directory`` keeps its blobs."""
+def running(
+    *containers: str, port: int = 0, directory: Path | None = None, any_version: bool = False
+) -> Iterator[Azurite]:
+    """Run Azurite until the block is left. In memory, unless ``directory`` keeps its blobs. ``any_version``: also for
+    clients of a newer version of the service."""
     port = port or _free_port()
     with tempfile.TemporaryDirectory(prefix="azurite-") as scratch:
         place = ["--location", str(directory)] if directory else ["--inMemoryPersistence"]
         options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", "--disableTelemetry", *place]
+        options += ["--skipApiVersionCheck"] * any_version
         with open(f"{scratch}/log", "wb") as log:
             process = subprocess.Popen(
                 [executable() or "azurite-blob", *options],

@@ -24,7 +24,10 @@ WRITABLE = (
     "storageClass",
     "kmsKeyName",
     "customTime",
+    "temporaryHold",
+    "eventBasedHold",
 )
+HOLDS = ("temporaryHold", "eventBasedHold")
 CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE")
 
 
@@ -36,9 +39,24 @@ def md5_text(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data).digest()).decode()
 
 
+def key_in(headers: Mapping[str, str], prefix: str = "x-goog-encryption") -> str | None:
+    """SHA-256 of the customer's key in a request (documentation, "Customer-supplied encryption keys")."""
+    given = {name.lower(): value for name, value in headers.items()}
+    found = [given.get(f"{prefix}-{end}") for end in ("algorithm", "key", "key-sha256")]
+    if found == [None] * 3:
+        return None
+    if None in found or found[0] != "AES256":
+        raise ApiError(400, "Missing an encryption header, or an unknown algorithm")
+    key = base64.b64decode(found[1] or "", validate=True)
+    if len(key) != 32 or base64.b64encode(hashlib.sha256(key).digest()).decode() != found[2]:
+        raise ApiError(400, "The encryption key is not 256 bits long, or its hash is another one")
+    return found[2]
+
+
 @dataclass
 class StoredObject:
-    """One live object. ``components``: 0 if uploaded, else the number of objects it was composed of."""
+    """One live object. ``components``: 0 if uploaded, else the number of objects it was composed of. ``key``: SHA-256
+    of the customer's key that encrypts it."""
 
     name: str
     data: bytes
@@ -47,12 +65,20 @@ class StoredObject:
     metageneration: int = 1
     components: int = 0
     created: float = 0.0
+    key: str | None = None
 
     @property
     def storage_class(self) -> str:
         return str(self.properties.get("storageClass", "STANDARD"))
 
-    def resource(self, bucket: str) -> dict[str, Any]:
+    def check_key(self, given: str | None) -> None:
+        if self.key is None and given is not None:
+            raise ApiError(400, "The target object is not encrypted by a customer-supplied encryption key.")
+        if self.key != given:
+            raise ApiError(400, "The target object is encrypted by a customer-supplied encryption key.")
+
+    def resource(self, bucket: str, key: str | None = None) -> dict[str, Any]:
+        """``key``: the one in the request. Without it, an encrypted object shows no checksum."""
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.created)) + ".000Z"
         resource = {
             "kind": "storage#object",
@@ -73,6 +99,11 @@ class StoredObject:
             resource["componentCount"] = self.components
         else:
             resource["md5Hash"] = md5_text(self.data)
+        if self.key is not None:
+            resource["customerEncryption"] = {"encryptionAlgorithm": "AES256", "keySha256": self.key}
+            if key != self.key:
+                resource.pop("md5Hash", None)
+                del resource["crc32c"]
         return resource
 
 
@@ -96,11 +127,21 @@ class Bucket:
         return found
 
     def put(
-        self, name: str, data: bytes, properties: Mapping[str, Any], query: Mapping[str, str], *, components: int = 0
+        self,
+        name: str,
+        data: bytes,
+        properties: Mapping[str, Any],
+        query: Mapping[str, str],
+        *,
+        components: int = 0,
+        key: str | None = None,
     ) -> StoredObject:
         """Write an object if its name, checksums and preconditions allow it."""
         check_name(name)
         check_preconditions(self.objects.get(name), query)
+        self._check_hold(name)
+        if key is not None and "kmsKeyName" in query:
+            raise ApiError(400, "A customer-supplied key and a Cloud KMS key exclude each other.")
         if not components:
             check_hashes(properties, data)
         kept = {key: properties[key] for key in WRITABLE if key in properties}
@@ -109,7 +150,7 @@ class Bucket:
             raise ApiError(400, f"Invalid storage class {kept['storageClass']}")
         if any(not isinstance(value, str) for value in kept.get("metadata", {}).values()):
             raise ApiError(400, "Custom metadata values must be strings")
-        made = StoredObject(name, data, next(_generations), kept, components=components, created=time.time())
+        made = StoredObject(name, data, next(_generations), kept, components=components, created=time.time(), key=key)
         self.objects[name] = made
         return made
 
@@ -119,7 +160,15 @@ class Bucket:
         if found is None or (wanted is not None and number(wanted) != found.generation):
             raise ApiError(404, f"No such object: {self.name}/{name}")
         check_preconditions(found, query)
+        self._check_hold(name)
         del self.objects[name]
+
+    def _check_hold(self, name: str) -> None:
+        found = self.objects.get(name)
+        if found is not None and any(found.properties.get(hold) for hold in HOLDS):
+            raise ApiError(
+                403, f"Object '{self.name}/{name}' is under active Temporary hold and cannot be deleted, overwritten"
+            )
 
 
 def number(text: str) -> int:

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any
 
-from gcs_fake.model import Bucket, StoredObject, check_preconditions, crc32c_text, md5_text, number
+from gcs_fake.model import (
+    HOLDS,
+    Bucket,
+    StoredObject,
+    check_preconditions,
+    crc32c_text,
+    key_in,
+    md5_text,
+    number,
+)
 from gcs_fake.replies import ApiError, Reply, as_json
 
 MOST_SOURCES = 32
@@ -19,10 +28,12 @@ MOST_RESULTS = 1000
 
 
 def get(bucket: Bucket, name: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Reply:
-    found = bucket.get(name, query)
+    found, key = bucket.get(name, query), key_in(headers)
+    if key is not None or query.get("alt") == "media":
+        found.check_key(key)
     if query.get("alt", "json") == "media":
         return media(found, headers)
-    return as_json(found.resource(bucket.name), fields=query.get("fields"))
+    return as_json(found.resource(bucket.name, key), fields=query.get("fields"))
 
 
 def media(found: StoredObject, headers: Mapping[str, str]) -> Reply:
@@ -115,7 +126,9 @@ def compose(bucket: Bucket, name: str, query: Mapping[str, str], headers: Mappin
     sources = document.get("sourceObjects", [])
     if not 1 <= len(sources) <= MOST_SOURCES:
         raise ApiError(400, f"The number of source components provided ({len(sources)}) must be between 1 and 32.")
-    found = [_source(bucket, source) for source in sources]
+    found, key = [_source(bucket, source) for source in sources], key_in(headers)
+    for source in found:
+        source.check_key(key)
     if len({source.storage_class for source in found}) > 1:
         raise ApiError(400, "All source objects must have the same storage class.")
     properties = dict(document.get("destination", {}))
@@ -123,8 +136,8 @@ def compose(bucket: Bucket, name: str, query: Mapping[str, str], headers: Mappin
     properties["storageClass"] = found[0].storage_class
     data = b"".join(source.data for source in found)
     count = sum(source.components or 1 for source in found)
-    made = bucket.put(name, data, properties, query, components=count)
-    return as_json(made.resource(bucket.name), fields=query.get("fields"))
+    made = bucket.put(name, data, properties, query, components=count, key=key)
+    return as_json(made.resource(bucket.name, key), fields=query.get("fields"))
 
 
 def _source(bucket: Bucket, source: Mapping[str, Any]) -> StoredObject:
@@ -156,6 +169,8 @@ class Rewrites:
         wanted = {"generation": query["sourceGeneration"]} if "sourceGeneration" in query else {}
         found = source.get(name, {**query, **wanted}, prefix="ifSource")
         check_preconditions(target.objects.get(new), query)
+        found.check_key(key_in(headers, "x-goog-copy-source-encryption"))
+        key = key_in(headers)
         same = (source.name, name, target.name, new, str(found.generation))
         done = self._done(query.get("rewriteToken"), same) + self.step
         size = len(found.data)
@@ -169,8 +184,10 @@ class Rewrites:
             answer["rewriteToken"] = secrets.token_urlsafe(12)
             self._open[answer["rewriteToken"]] = (same, done)
         else:
-            properties = {**found.properties, **(_document(headers, body) if body else {})}
-            answer["resource"] = target.put(new, found.data, properties, query).resource(target.name)
+            copied = {name: value for name, value in found.properties.items() if name not in HOLDS}
+            properties = _document(headers, body) if body else copied  # a resource replaces the source's metadata
+            made = target.put(new, found.data, properties, query, key=key)
+            answer["resource"] = made.resource(target.name, key)
         return as_json(answer, fields=query.get("fields"))
 
     def _done(self, token: str | None, same: tuple[str, ...]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from gcs_fake.model import Bucket, check_name, check_preconditions
+from gcs_fake.model import Bucket, check_name, check_preconditions, key_in
 from gcs_fake.replies import ApiError, Reply, as_json
 
 GRAIN = 256 << 10
@@ -27,8 +27,9 @@ def single(bucket: Bucket, query: Mapping[str, str], headers: Mapping[str, str],
         properties, data = _related(headers.get("Content-Type", ""), body)
     else:
         raise ApiError(400, f"Invalid upload type {kind!r}")
-    made = bucket.put(_name(query, properties), data, properties, query)
-    return as_json(made.resource(bucket.name), fields=query.get("fields"))
+    key = key_in(headers)
+    made = bucket.put(_name(query, properties), data, properties, query, key=key)
+    return as_json(made.resource(bucket.name, key), fields=query.get("fields"))
 
 
 def _name(query: Mapping[str, str], properties: Mapping[str, Any]) -> str:
@@ -72,6 +73,7 @@ class Session:
     data: bytearray = field(default_factory=bytearray)
     total: int | None = None
     answer: Reply | None = None
+    key: str | None = None
 
 
 class Sessions:
@@ -89,7 +91,7 @@ class Sessions:
         check_name(name)
         check_preconditions(bucket.objects.get(name), query)
         upload_id = secrets.token_urlsafe(24)
-        session = Session(bucket, name, properties, query)
+        session = Session(bucket, name, properties, query, key=key_in(headers))
         declared = headers.get("X-Upload-Content-Length")
         session.total = int(declared) if declared else None
         self.open[upload_id] = session
@@ -146,9 +148,9 @@ class Sessions:
 
     def _finish(self, session: Session) -> Reply:
         query = session.query
-        made = session.bucket.put(session.name, bytes(session.data), session.properties, query)
+        made = session.bucket.put(session.name, bytes(session.data), session.properties, query, key=session.key)
         session.data = bytearray()
-        session.answer = as_json(made.resource(session.bucket.name), fields=query.get("fields"))
+        session.answer = as_json(made.resource(session.bucket.name, session.key), fields=query.get("fields"))
         return session.answer
 
 

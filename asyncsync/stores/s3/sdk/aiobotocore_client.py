@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import tostring
@@ -39,12 +39,16 @@ from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, Unavailabl
 from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
 from asyncsync.stores.options import ConnectionLimits
 from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, is_region, regional, shown
-from asyncsync.stores.s3.errors import EXPIRED, SKEWED, server_time
+from asyncsync.stores.s3.errors import EXPIRED, EXPLAINED_BY_GET, SKEWED, S3Failure, server_time
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.responses import check_result
-from asyncsync.stores.s3.sdk.aiobotocore_errors import from_client_error, translate
+from asyncsync.stores.s3.sdk.aiobotocore_errors import from_client_error, no_credentials, translate
+from asyncsync.stores.s3.sdk.assume_role import role_credentials
+from asyncsync.stores.s3.sdk.log_filter import redact_logs
+from asyncsync.stores.s3.sdk.params import params_of
+from asyncsync.stores.s3.sdk.timed_body import TimedBody
 from asyncsync.stores.s3.signer import Signer, timestamp_of
-from asyncsync.stores.s3.static_endpoint import ca_bundle, region_of, tls_context
+from asyncsync.stores.s3.static_endpoint import ca_bundle, client_certificate, region_of, tls_context
 
 _SIGNATURE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/.*SignedHeaders=(?P<names>[^,]+)")
 _UNREADABLE_RESPONSE = (
@@ -57,7 +61,6 @@ _UNREADABLE_RESPONSE = (
     ResponseParserError,
 )
 """Errors that aiobotocore raises for a response of an unexpected form."""
-_WITH_BODIES = frozenset({"put_object", "upload_part"})
 _LONG_OPERATIONS = frozenset({"complete_multipart_upload", "copy_object", "upload_part_copy"})
 """Operations that may take a store minutes."""
 _SHORT_STALL_TIMEOUTS = 4
@@ -98,6 +101,7 @@ class AiobotocoreClient:
         self._bucket = bucket
         self._options = options
         self._limits = limits
+        self.stall_timeout = limits.stall_timeout
         self._stack = AsyncExitStack()
         self._renewing = asyncio.Lock()
         self._credentials: Any = None
@@ -108,7 +112,10 @@ class AiobotocoreClient:
 
     async def open(self) -> None:
         """Find credentials and create the client. ConfigError for an invalid profile, file or option."""
+        redact_logs()
         try:
+            if self._options.client_certificate is not None:
+                await in_thread(self._tls_context, False)  # botocore's own error names no option
             self._session, self._credentials = await self._new_session()
             self._api = await self._stack.enter_async_context(self._new_client(self._options.region))
         except ConfigError:
@@ -132,28 +139,45 @@ class AiobotocoreClient:
             return session, None
         if options.access_key is not None:
             session.set_credentials(options.access_key, options.secret_key, options.session_token)
-        return session, await session.get_credentials()
+        if options.role_arn is None:
+            return session, await session.get_credentials()
+        source = await session.get_credentials()
+        role = role_credentials(source, options, partial(self._new_sts_client, session))
+        session._credentials = role  # noqa: SLF001  # the public method takes only fixed keys
+        return session, role
 
     def _config(self) -> AioConfig:
-        options, limits = self._options, self._limits
-        extra = {"signature_version": UNSIGNED} if options.anonymous else {}
+        options = self._options
+        extra: dict[str, Any] = {"signature_version": UNSIGNED} if options.anonymous else {}
+        if options.client_certificate is not None:
+            extra["client_cert"] = client_certificate(options)
         return AioConfig(
-            connect_timeout=limits.connect_timeout,
-            read_timeout=limits.stall_timeout,
-            max_pool_connections=limits.max_connections,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            s3={"addressing_style": options.addressing_style},
+            max_pool_connections=self._limits.max_connections,
+            s3={"addressing_style": options.addressing_style, "use_accelerate_endpoint": options.accelerate},
             # We send our own checksums where needed, and compare those of responses ourselves.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             http_session_cls=_SingleAttemptSession,
             warm_up_loader_caches=True,  # reads service models in a thread
             **extra,
+            **self._common_config(),
         )
 
+    def _common_config(self) -> dict[str, Any]:
+        """The part of the configuration that STS has, too. A variant that is not wanted is left to the environment."""
+        options, limits = self._options, self._limits
+        proxies = None if options.proxy is None else {"http": options.proxy, "https": options.proxy}
+        return {
+            "connect_timeout": limits.connect_timeout,
+            "read_timeout": limits.stall_timeout,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "proxies": proxies,
+            "use_dualstack_endpoint": options.dual_stack or None,
+            "use_fips_endpoint": options.fips or None,
+        }
+
     def _new_client(self, region: str | None) -> Any:
-        named = None if self._options.profile else region_of()  # botocore ignores AWS_REGION
-        region = region or named or self._session.get_config_variable("region") or DEFAULT_REGION
+        region = region or self._region(self._session)
         bundle = self._bundle()
         verify = None if bundle is True else bundle
         return _ConfiguredClient(
@@ -161,6 +185,22 @@ class AiobotocoreClient:
                 "s3", region_name=region, endpoint_url=self._options.endpoint_url, verify=verify, config=self._config()
             ),
             self._configure,
+        )
+
+    def _region(self, session: Any) -> str:
+        named = None if self._options.profile else region_of()  # botocore ignores AWS_REGION
+        found = self._options.region or named or session.get_config_variable("region") or DEFAULT_REGION
+        return str(found)
+
+    def _new_sts_client(self, session: Any, **keys: Any) -> Any:
+        bundle = ca_bundle(self._options, session.get_config_variable("ca_bundle"))
+        return session.create_client(
+            "sts",
+            region_name=self._region(session),
+            endpoint_url=self._options.sts_endpoint_url,
+            verify=None if bundle is True else bundle,
+            config=AioConfig(**self._common_config()),
+            **keys,
         )
 
     def _configure(self, api: Any) -> None:
@@ -173,6 +213,8 @@ class AiobotocoreClient:
     def _check_result(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
         """Check a response before aiobotocore parses it: it takes a success without a result for an empty one."""
         status, name, body = response_dict["status_code"], operation_model.name, response_dict["body"]
+        if isinstance(body, bytes) and body:
+            body = response_dict["body"] = self._without_secrets(body)
         if status < 300 and isinstance(body, bytes):  # else the body is streamed
             headers = {key.lower(): value for key, value in response_dict["headers"].items()}
             result = check_result(name, _request_address.get(), status, headers, body)
@@ -180,6 +222,12 @@ class AiobotocoreClient:
                 response_dict["body"] = b""
             elif not body.startswith(b"<"):
                 response_dict["body"] = tostring(result)  # aiobotocore parses only plain UTF-8
+
+    def _without_secrets(self, body: bytes) -> bytes:
+        """A document that an error may show. Some servers repeat what they received."""
+        for secret in filter(None, (self._options.sse_customer_key, self._options.session_token)):
+            body = body.replace(secret.encode(), b"***")
+        return body
 
     def _sign_with_skew(self, request: Any, **_: Any) -> None:
         """Sign again with the store's time if our clock is known to be wrong."""
@@ -202,17 +250,22 @@ class AiobotocoreClient:
         """Call an operation: one attempt, except that an expired token and a wrong clock are corrected once."""
         _request_address.set(where)
         method = getattr(self._api, operation)
-        name = "".join(word.title() for word in operation.split("_"))
+        name = _operation_name(operation)
+        params |= params_of(self._options.operation_headers(name))
         corrected = False
         while True:
             try:
-                async with asyncio.timeout(self._time_limit(operation)):
+                async with asyncio.timeout(self._time_limit(operation)) as limit:
+                    if isinstance(body := params.get("Body"), TimedBody):
+                        body.start(limit, self.stall_timeout)
                     response: dict[str, Any] = await method(Bucket=self._bucket, **params)
                 return response
             except TimeoutError as error:
                 raise UnavailableError(f"{name} {where}: no complete response in time {error}".rstrip()) from error
             except ClientError as error:
                 failure = from_client_error(name, where, error)
+                if operation == "head_object" and failure.status in EXPLAINED_BY_GET:
+                    failure = await self._explain(failure, params)
                 if corrected or not await self._correct(failure.code, failure.headers):
                     raise failure.error() from error
                 corrected = True
@@ -222,13 +275,24 @@ class AiobotocoreClient:
                 # aiobotocore fails on error responses with a checksum header, and on bodies that are not XML.
                 raise UnavailableError(f"{name} {where}: unreadable response: {error}") from error
 
-    def _time_limit(self, operation: str) -> float | None:
-        """Total time limit (s) of a call, because its response may come byte by byte. None: the body decides, and each
-        byte has the stall timeout."""
-        if operation in _WITH_BODIES:
-            return None
-        stall_timeouts = COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS
-        return self._limits.connect_timeout + stall_timeouts * self._limits.stall_timeout
+    def _time_limit(self, operation: str) -> float:
+        """Total time limit (s) of a call, because its response may come byte by byte. A :class:`TimedBody` extends
+        it."""
+        stalls = COLLECT_STALL_TIMEOUTS if operation in _LONG_OPERATIONS else _SHORT_STALL_TIMEOUTS
+        return stalls * self.stall_timeout + self._limits.connect_timeout
+
+    async def _explain(self, failure: S3Failure, params: dict[str, Any]) -> S3Failure:
+        """Why a HEAD was refused. Its response has no document, so ask again with a GET of one byte."""
+        try:
+            async with asyncio.timeout(self._time_limit("get_object")):
+                response = await self._api.get_object(Bucket=self._bucket, **params | {"Range": "bytes=0-0"})
+        except ClientError as error:
+            found = from_client_error(failure.operation, failure.where, error)
+            return found if found.code not in ("", str(found.status)) else failure
+        except (TimeoutError, BotoCoreError, aiohttp.ClientError, OSError, *_UNREADABLE_RESPONSE):
+            return failure
+        response["Body"].close()
+        return failure
 
     async def _correct(self, code: str, headers: Any) -> bool:
         if code in EXPIRED:
@@ -244,7 +308,7 @@ class AiobotocoreClient:
         if self._options.anonymous:
             return None
         if self._credentials is None:
-            raise translate("Sign", f"s3://{self._bucket}", _no_credentials())
+            raise translate("Sign", f"s3://{self._bucket}", no_credentials())
         try:
             frozen = await self._credentials.get_frozen_credentials()
         except Exception as error:
@@ -254,13 +318,13 @@ class AiobotocoreClient:
     def _no_credentials_error(self, error: Exception) -> AsyncsyncError:
         """Their source is another program, file or server; any of its failures may be transient."""
         where = f"s3://{self._bucket}"
-        if isinstance(error, BotoCoreError | ClientError | aiohttp.ClientError):
+        if isinstance(error, AsyncsyncError | BotoCoreError | ClientError | aiohttp.ClientError):
             return translate("Sign", where, error)
         return UnavailableError(f"Sign {where}: the source of the credentials failed: {type(error).__name__}: {error}")
 
     async def renew(self) -> None:
         """Get new credentials from their provider, or from the whole chain again (files may have been replaced)."""
-        if self._credentials is None or self._options.access_key is not None:
+        if self._credentials is None or (self._options.access_key is not None and self._options.role_arn is None):
             return
         before = self._credentials
         async with self._renewing:
@@ -325,7 +389,10 @@ class AiobotocoreClient:
     async def ssl_context(self) -> ssl.SSLContext:
         """TLS as aiobotocore configures it."""
         verify = self._bundle()
-        return await in_thread(tls_context, get_cert_path(verify) if verify else False)
+        return await in_thread(self._tls_context, get_cert_path(verify) if verify else False)
+
+    def _tls_context(self, bundle: str | bool) -> ssl.SSLContext:
+        return tls_context(bundle, self._options)
 
     def _bundle(self) -> str | bool:
         return ca_bundle(self._options, self._session.get_config_variable("ca_bundle"))
@@ -353,14 +420,13 @@ class _ConfiguredClient:
         await self._context.__aexit__(*exc)
 
 
+def _operation_name(method: str) -> str:
+    """``ListObjectsV2`` of ``list_objects_v2``."""
+    return "".join(word.title() for word in method.split("_"))
+
+
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value or "")
-
-
-def _no_credentials() -> Exception:
-    from botocore.exceptions import NoCredentialsError
-
-    return NoCredentialsError()  # type: ignore[no-any-return]
 
 
 def _proxy_of(api: Any, url: str) -> str | None:

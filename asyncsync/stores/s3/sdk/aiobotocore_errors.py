@@ -87,3 +87,8 @@ def _credential_sources() -> str:
         f"the storage options; AWS_ACCESS_KEY_ID ({known}); profile {profile!r} in {' and '.join(files)}; the metadata "
         "services of container and instance"
     )
+
+
+def no_credentials() -> Exception:
+    """The error of botocore if it found no credentials."""
+    return NoCredentialsError()  # type: ignore[no-any-return]

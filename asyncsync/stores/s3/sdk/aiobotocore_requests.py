@@ -7,7 +7,7 @@ It is slower, and a whole part is in memory: ``slots x part size``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,26 +20,13 @@ from asyncsync.disk.files import FileRange, Lease, check_lease, lease_of
 from asyncsync.errors import UnavailableError, UnsupportedError
 from asyncsync.stores.base import Body, Part, Sink
 from asyncsync.stores.http.body import crc32c_to_text, source_too_short
-from asyncsync.stores.s3.options import S3Options
+from asyncsync.stores.http.errors import BrokenError
+from asyncsync.stores.http.watchdog import BodyReadLimit
 from asyncsync.stores.s3.sdk.aiobotocore_client import AiobotocoreClient
+from asyncsync.stores.s3.sdk.params import params_of
+from asyncsync.stores.s3.sdk.timed_body import TimedBody
 
 _READ_SIZE = 1 << 20
-_PARAMS = {
-    "if-match": "IfMatch",
-    "if-none-match": "IfNoneMatch",
-    "range": "Range",
-    "x-amz-copy-source-if-match": "CopySourceIfMatch",
-    "x-amz-copy-source-range": "CopySourceRange",
-    "x-amz-checksum-crc32c": "ChecksumCRC32C",
-    "x-amz-checksum-mode": "ChecksumMode",
-    "x-amz-checksum-algorithm": "ChecksumAlgorithm",
-    "x-amz-checksum-type": "ChecksumType",
-    "x-amz-mp-object-size": "MpuObjectSize",
-    "x-amz-acl": "ACL",
-    "x-amz-storage-class": "StorageClass",
-    "x-amz-server-side-encryption": "ServerSideEncryption",
-    "x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
-}
 _OPERATIONS = {
     "PutObject": "put_object",
     "UploadPart": "upload_part",
@@ -52,11 +39,10 @@ _COPY_RESULTS = {"CopyObject": "CopyObjectResult", "UploadPartCopy": "CopyPartRe
 class AiobotocoreRequests:
     """The same methods as :class:`asyncsync.stores.s3.requests.S3Requests`."""
 
-    def __init__(self, client: AiobotocoreClient, bucket: str, options: S3Options) -> None:
+    def __init__(self, client: AiobotocoreClient, bucket: str, *, multi_delete: bool) -> None:
         self._client = client
         self._bucket = bucket
-        self._common_params = options.request_params()
-        self._multi_delete = options.checksum != "none"
+        self._multi_delete = multi_delete
         """aiobotocore cannot send DeleteObjects without a checksum."""
 
     async def close(self) -> None:
@@ -68,8 +54,7 @@ class AiobotocoreRequests:
     async def put(self, operation: str, key: str, query: str, headers: dict[str, str], body: Body) -> Mapping[str, str]:
         """PutObject or UploadPart; the headers of the response."""
         data = body if isinstance(body, bytes) else await in_thread(_read_whole, body)
-        lease = lease_of(body)
-        sent = data if lease is None else _LeasedBody(data, lease)
+        sent = TimedBody(data, lease_of(body))
         return _headers(await self._call(_OPERATIONS[operation], key, headers, Body=sent, **_part_params(query)))
 
     async def copy(
@@ -93,21 +78,24 @@ class AiobotocoreRequests:
         if not self._multi_delete:
             raise UnsupportedError('aiobotocore cannot send DeleteObjects with checksum="none"')
         document = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        response = await self._client.call("delete_objects", self.where(""), Delete=document, **self._common_params)
+        response = await self._client.call("delete_objects", self.where(""), Delete=document)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in response.get("Errors", ())]
 
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int | None]
     ) -> Mapping[str, str]:
         """GetObject into ``sink``; the headers of the response."""
+        if "range" in headers:  # some servers send the checksum of the whole object, which aiobotocore would compare
+            headers = {name: text for name, text in headers.items() if name != "x-amz-checksum-mode"}
         response = await self._call("get_object", key, headers)
         found = _headers(response)
         expected, got = expect(int(response["ResponseMetadata"]["HTTPStatusCode"]), found), 0
+        limit = BodyReadLimit(self._client.stall_timeout)
         async with response["Body"] as body:
             while True:
                 try:
-                    piece = await body.read(_READ_SIZE)
-                except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+                    piece = await limit.read(partial(body.read, _READ_SIZE))
+                except (BrokenError, BotoCoreError, aiohttp.ClientError, OSError) as error:
                     raise UnavailableError(f"GetObject {self.where(key)}: the body was cut off: {error!r}") from error
                 if not piece:
                     break
@@ -148,22 +136,7 @@ class AiobotocoreRequests:
         await self._call("abort_multipart_upload", key, {}, UploadId=upload_id)
 
     async def _call(self, operation: str, key: str, headers: dict[str, str], **more: Any) -> dict[str, Any]:
-        params: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}
-        if "MpuObjectSize" in params:
-            params["MpuObjectSize"] = int(params["MpuObjectSize"])
-        return await self._client.call(operation, self.where(key), Key=key, **params, **more, **self._common_params)
-
-
-class _LeasedBody(BytesIO):
-    """A body whose every piece needs the lease."""
-
-    def __init__(self, data: bytes, lease: Lease) -> None:
-        super().__init__(data)
-        self._lease = lease
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._lease.check()
-        return super().read(size)
+        return await self._client.call(operation, self.where(key), Key=key, **params_of(headers), **more)
 
 
 def _part_params(query: str) -> dict[str, Any]:

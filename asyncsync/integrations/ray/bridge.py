@@ -1,0 +1,113 @@
+"""The storage of one address in this process: an event loop in its own thread, and calls to it that block.
+
+It opens with the first call and stays open until the process ends. A killed process leaves nothing behind that the next
+process of the machine does not clean up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from asyncsync import Storage
+
+T = TypeVar("T")
+CLOSE_SECONDS = 5.0
+"""How long the end of the process waits for connections to close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a storage is. ``options`` is JSON, so that the address can be a key and costs few bytes when pickled."""
+
+    uri: str
+    options: str = "{}"
+
+    @property
+    def root(self) -> str:
+        """The storage path as Ray sees it: without a scheme, ``bucket/prefix`` or ``/directory``."""
+        scheme, separator, rest = self.uri.partition("://")
+        return (rest if separator else scheme).rstrip("/") or "/"
+
+
+class Bridge:
+    """Runs one :class:`asyncsync.Storage` for threads that are not async."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._ready: Future[tuple[asyncio.AbstractEventLoop, Storage]] = Future()
+        self._thread = threading.Thread(target=self._run, name=f"asyncsync {address.uri}", daemon=True)
+        self._thread.start()
+
+    def call(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
+        """Run ``work`` on the storage and return its result. Blocks; call it from any other thread."""
+        loop, storage = self._ready.result()
+        future = asyncio.run_coroutine_threadsafe(work(storage), loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Close connections, within CLOSE_SECONDS."""
+        if self._ready.done() and self._ready.exception() is None:
+            self._ready.result()[0].call_soon_threadsafe(self._stop.set)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except Exception as error:  # noqa: BLE001  the first call raises it
+            if not self._ready.done():
+                self._ready.set_exception(error)
+
+    async def _live(self) -> None:
+        self._stop = asyncio.Event()
+        options = json.loads(self._address.options)
+        async with Storage(self._address.uri, storage_options=options) as storage:
+            self._ready.set_result((asyncio.get_running_loop(), storage))
+            await self._stop.wait()
+
+
+_guard = threading.Lock()
+_bridges: dict[Address, Bridge] = {}
+
+
+def bridge(address: Address) -> Bridge:
+    """The bridge to ``address`` of this process. ConfigError from its first call if the address cannot be opened."""
+    with _guard:
+        if address not in _bridges:
+            _bridges[address] = Bridge(address)
+        return _bridges[address]
+
+
+def close(address: Address) -> None:
+    """Close the bridge to ``address``, if there is one."""
+    with _guard:
+        opened = _bridges.pop(address, None)
+    if opened is not None:
+        opened.close()
+
+
+def close_all() -> None:
+    """Close every bridge; the next call opens a new one."""
+    for address in list(_bridges):
+        close(address)
+
+
+def _forget() -> None:
+    """In a forked child: the threads are those of the parent."""
+    _bridges.clear()
+
+
+atexit.register(close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

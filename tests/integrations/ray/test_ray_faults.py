@@ -1,0 +1,66 @@
+"""Processes are killed at any moment, the store goes away: no incomplete checkpoint is ever seen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asyncsync import Experiment, verify
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+DELAYS = [round(0.004 * number * number, 3) for number in range(12)]
+"""Seconds after the start of an upload at which its process is killed."""
+AWAY = 15
+AFTER = 10
+"""Most seconds from the return of the store until the checkpoint is durable; starting SeaweedFS is not counted."""
+
+
+async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
+    seen = ray_bench.run("killed_sweep", delays=DELAYS)
+    assert (seen["errors"], len(seen["trials"])) == (0, len(DELAYS))
+    for item in seen["trials"]:
+        assert item["newest"].endswith("checkpoint_000003")
+        assert item["files"] == {"state.json": '{"step": 3}', "weights.bin": 40 << 20}
+    for number in range(len(DELAYS)):
+        start, files = json.loads((ray_bench.room / f"trial_{number}.restored").read_text())
+        whole = {"state.json": '{"step": 1}'} if start == 2 else {"state.json", "weights.bin", "first_attempt"}
+        assert start in (2, 3) and (files if start == 2 else set(files)) == whole
+    experiment = await Experiment.open(f"{ray_bench.uri}/sweep", storage_options=ray_bench.options)
+    assert all([item.number for item in trial.checkpoints] == [0, 1, 2, 3] for trial in experiment.trials)
+    report = await verify(f"{ray_bench.uri}/sweep", deep=True, storage_options=ray_bench.options)
+    assert report.ok and not any("checkpoint" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
+
+
+async def test_killed_ranks_never_mix_their_attempts(ray_bench):
+    seen = ray_bench.run("killed_ranks", delays=DELAYS[::2])
+    steps = range(len(DELAYS[::2]))
+    assert (seen["step"], set(seen["checkpoints"])) == (steps[-1], {f"step_{step}" for step in steps})
+    assert len(seen["restored"]) >= 2 * len(steps) - 2
+    for files in [*seen["checkpoints"].values(), *(files for _, files in seen["restored"])]:
+        ranks = dict(reversed(name.split("-")) for name in files if name != "state.json")
+        assert len(files) == 3 and set(ranks) == {"rank_0", "rank_1"} and len(set(ranks.values())) == 1
+    report = await verify(f"{ray_bench.uri}/run", deep=True, storage_options=ray_bench.options)
+    assert report.ok and not any("step_" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
+
+
+@pytest.mark.parametrize("case", ["hanging", "refusing"])
+def test_a_store_that_is_away_fails_no_report(ray_bench, case):
+    seen = ray_bench.run("away", case, seconds=AWAY)
+    assert seen["away"] > AWAY - 2
+    assert seen["after"] < AFTER
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.15])
+async def test_a_killed_controller_registers_nothing_half(ray_bench, delay):
+    seen = ray_bench.run("killed_controller", delays=[delay])
+    for name, run in seen["runs"].items():
+        assert set(run["after_kill"].values()) <= {"Directory"}
+        assert (run["step"], run["registered"]) == (2, dict.fromkeys(["s_0", "s_1", "s_2"], "Directory"))
+        experiment = await Experiment.open(f"{ray_bench.uri}/{name}", storage_options=ray_bench.options)
+        assert [item.name for item in experiment.checkpoints] == ["s_2", "s_1", "s_0"]
+        assert (await verify(f"{ray_bench.uri}/{name}", deep=True, storage_options=ray_bench.options)).ok
+    assert ray_bench.open_uploads() == []
