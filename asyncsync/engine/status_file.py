@@ -23,7 +23,7 @@ from asyncsync.aio.threads import in_thread, in_thread_stoppable
 from asyncsync.config import state_dir
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.planning.document import DocumentError, parsing
-from asyncsync.runtime import Presence, process_id, state_directory, token, wall_time
+from asyncsync.runtime import Presence, process_alive, process_id, state_directory, token, wall_time
 from asyncsync.status import EngineStatus, EngineTotals, OperationTotals, RunningEngine, TrialStatus
 
 log = logging.getLogger("asyncsync")
@@ -100,7 +100,7 @@ class StatusFile:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         same = ("uri", "local_dir", "role", "rank")
         for path, found in _documents():
-            ended = Presence.has_ended(str(found.get("engine")))
+            ended = not _is_alive(found)
             replaced = all(found.get(name) == self._head[name] for name in same)
             if ended and (replaced or wall_time() - _number(found.get("written")) > FORGOTTEN_AFTER):
                 path.unlink(missing_ok=True)
@@ -155,10 +155,18 @@ def _engine(document: dict[str, Any]) -> RunningEngine:
         pid=int(document["pid"]),
         started=float(document["started"]),
         written=float(document["written"]),
-        alive=not Presence.has_ended(str(document["engine"])),
+        alive=_is_alive(document),
         status=EngineStatus(**raw),
         trials=int(document["trials"]),
     )
+
+
+def _is_alive(document: dict[str, Any]) -> bool:
+    """Whether the process may still run. Where the system names no processes uniquely, its ID decides."""
+    name, pid = document.get("engine"), document.get("pid")
+    if name:
+        return not Presence.has_ended(str(name))
+    return isinstance(pid, int) and process_alive(pid)
 
 
 def _number(value: object) -> float:

@@ -154,6 +154,12 @@ def test_a_killed_engine_is_lost_until_it_is_resumed(tmp_path: Path) -> None:
     assert asyncio.run(resume()) == (1, False)
 
 
+def test_where_processes_have_no_names_their_id_decides() -> None:
+    assert status_file._is_alive({"engine": "", "pid": os.getpid()})
+    assert not status_file._is_alive({"engine": "", "pid": 2**22 + 1})
+    assert not status_file._is_alive({"engine": "", "pid": "x"})
+
+
 # the heartbeat
 
 
