@@ -112,7 +112,8 @@ class EngineStatus:
     operations: dict[str, OperationTotals] = field(default_factory=dict)
     """Attempted requests to the store by operation: ``put``, ``put_part``, ``read``, ``head`` and so on."""
     errors: dict[str, int] = field(default_factory=dict)
-    """Attempts that failed, by ``operation ErrorClass``, such as ``"put ThrottledError"``."""
+    """Attempts that failed, by ``operation ErrorClass``, such as ``"put ThrottledError"``. A missing object and a
+    precondition that does not hold are answers, not errors."""
     retries: int = 0
     """Attempts beyond the first of their request."""
     bytes_per_second: float = 0.0

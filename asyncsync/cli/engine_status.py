@@ -106,7 +106,7 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
         lines.append(
             f"  last error, {age(status.totals.last_error_time)}: {' '.join(status.totals.last_error.split())}"
         )
-    return [*lines, *_trial_lines(status)]
+    return [*lines, *_trial_lines(status, since if engine.alive else 0.0)]
 
 
 def _verdict(engine: RunningEngine, since: float) -> str:
@@ -126,11 +126,11 @@ def _last_step(status: EngineStatus) -> str:
     return f"last durable checkpoint {age(max(times))}" if times else "no durable checkpoint"
 
 
-def _trial_lines(status: EngineStatus) -> list[str]:
+def _trial_lines(status: EngineStatus, since: float) -> list[str]:
     worst = sorted(status.trials.values(), key=lambda trial: -trial.durability_lag)
     return [
         f"  {trial.name}: {count(trial.pending_checkpoints, 'checkpoint')} pending, "
-        f"{human_bytes(trial.bytes_at_risk)}, lag {human_seconds(trial.durability_lag)}, "
+        f"{human_bytes(trial.bytes_at_risk)}, lag {human_seconds(trial.durability_lag + since)}, "
         f"last durable {'none' if trial.last_durable is None else trial.last_durable}"
         for trial in worst[:5]
         if trial.durability_lag

@@ -49,7 +49,7 @@ def test_a_safe_engine_is_one_verdict() -> None:
 def test_the_lag_grows_between_two_writes_of_the_file() -> None:
     lines = engine_lines(engine(lag=40.0, size=2048), 1050.0)
     assert lines[0] == "s3://b/e: at risk: 1 checkpoint pending (2.0 KiB), not in the store for 90 s"
-    assert "t: 1 checkpoint pending, 2.0 KiB, lag 40 s, last durable 3" in lines[-1]
+    assert "t: 1 checkpoint pending, 2.0 KiB, lag 90 s, last durable 3" in lines[-1]
 
 
 def test_an_unavailable_store_and_the_last_error_show() -> None:

@@ -6,12 +6,15 @@ import asyncio
 from collections import Counter, deque
 from typing import TypeVar
 
+from asyncsync.errors import NotFoundError, PreconditionError
 from asyncsync.status import OperationTotals
 from asyncsync.stores.base import ObjectInfo, Piece, Sink, Store
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore
 
 T = TypeVar("T")
 
+EXPECTED = (NotFoundError, PreconditionError)
+"""Answers that callers ask for: whether something is there, and whether it is still the same."""
 RATE_WINDOW = 10.0
 """Seconds over which :meth:`RequestMeter.rate` averages."""
 
@@ -40,6 +43,7 @@ class RequestMeter:
         self._bytes += size
         if error is not None:
             totals.failures += 1
+        if error is not None and not isinstance(error, EXPECTED):
             self.errors[f"{name} {type(error).__name__}"] += 1
 
     def rate(self) -> float:

@@ -221,3 +221,15 @@ def test_a_record_with_an_old_heartbeat_is_lost() -> None:
     assert not record.is_lost(1e9)
     record.status, record.heartbeat_period = "running", 0.0
     assert not record.is_lost(1e9)
+
+
+async def test_answers_that_were_asked_for_are_no_errors(bench: Bench) -> None:
+    async with bench.engine() as engine:
+        await engine.trial("t").report({}, bench.checkpoint())
+        before = engine.status()
+        bench.faults.fail(1, UnavailableError("gone"), operation="put", key="checkpoint_000001")
+        await engine.trial("t").report({}, bench.checkpoint("other"))
+        after = engine.status()
+    assert before.errors == {}
+    assert before.requests > 5
+    assert (after.errors, after.retries) == ({"put UnavailableError": 1}, 1)
