@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from pathlib import Path
 
 import pytest
 from onebench import Bench
@@ -156,3 +158,34 @@ async def test_a_checkpoint_is_a_span_and_a_failure_is_its_status(bench: Bench) 
     assert spans["t/checkpoint_000000"].attributes["asyncsync.bytes_sent"] == 1000
     assert spans["t/checkpoint_000000"].end_time >= spans["t/checkpoint_000000"].start_time
     assert any(not span.status.is_ok for span in spans.values())
+
+
+# the files beside the documentation
+
+MONITORING = Path(__file__).parents[2] / "docs/monitoring"
+USED = re.compile(r"\basyncsync_[a-z_]+")
+
+
+def known_names() -> set[str]:
+    return {name.split(" ")[0] for name in scraped(engine())}
+
+
+def test_the_alert_rules_use_metrics_that_exist() -> None:
+    yaml = pytest.importorskip("yaml")
+    (group,) = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        used = set(USED.findall(rule["expr"]))
+        assert used, rule["alert"]
+        assert used <= known_names(), rule["alert"]
+        assert {"summary", "action"} <= set(rule["annotations"]), rule["alert"]
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+
+
+def test_the_dashboard_uses_metrics_that_exist() -> None:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 8
+    for panel in panels:
+        (target,) = panel["targets"]
+        used = set(USED.findall(target["expr"]))
+        assert used, panel["title"]
+        assert used <= known_names(), panel["title"]
