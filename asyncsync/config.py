@@ -154,8 +154,8 @@ class SyncConfig:
     and sends and deletes nothing. Default None: any number but not all files, because an empty directory is more often
     a disk that is not mounted."""
     heartbeat: Seconds | None = 60.0
-    """Longest time between two writes of the experiment's record while the engine runs, seconds: one small request per
-    period, and none if the record is written anyway. Readers count a running experiment as lost after three periods
+    """Longest time between two writes of the experiment's record while the engine runs, seconds: two small requests
+    per period, and none if the record is written anyway. Readers count a running experiment as lost after three periods
     without one. None: no heartbeat; then a killed engine shows only on its own machine."""
     ready: Mapping[str, str | Sequence[str]] | str | None = field(default=None, hash=False)
     """Directories that are complete only once a marker exists: gitignore pattern -> path of the marker in the
