@@ -38,7 +38,6 @@ def retired(number: int) -> list[str]:
         f"delete {prefix}.asyncsync/manifest.json",
         f"list {prefix}",
         f"delete {prefix}weights",
-        f"list {prefix}",
     ]
 
 
