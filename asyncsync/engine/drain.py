@@ -45,7 +45,7 @@ async def run_within(work: Awaitable[None], seconds: float | None, breaker: Brea
     try:
         async with asyncio.timeout(seconds) as scope:
             if breaker is not None:
-                breaker.on_failing.add(end_if_down)
+                breaker.on_failing[end_if_down] = None
             await work
     except TimeoutError:
         if not scope.expired():
@@ -53,7 +53,7 @@ async def run_within(work: Awaitable[None], seconds: float | None, breaker: Brea
         return why or f"not done within {seconds:g} s"
     finally:
         if breaker is not None:
-            breaker.on_failing.discard(end_if_down)
+            breaker.on_failing.pop(end_if_down, None)
     return ""
 
 

@@ -255,7 +255,7 @@ class SyncEngine:
         if on_durable is not None:
             self._callback = context.callback = DurableCallback(on_durable, context.emit)
             self._tasks.append(self._group.create_task(self._callback.run(), name="asyncsync on_durable"))
-        session.breaker.on_back |= {context.scheduler.hurry, context.janitor.kick}
+        session.breaker.on_back |= dict.fromkeys((context.scheduler.hurry, context.janitor.kick))
         context.running = True
 
     async def _open_record(self, store: Store) -> None:

@@ -39,11 +39,11 @@ class Breaker:
         """The last failure to reach the store; kept when it is back."""
         self.opened = asyncio.Event()
         """Set while it is open."""
-        self.on_back: set[Callable[[], None]] = set()
+        self.on_back: dict[Callable[[], None], None] = {}
         """Called when the store is back."""
         self.failing_since: dict[bool, float | None] = {False: None, True: None}
         """Since when all reads (False) or writes (True) fail, throttled ones included; None: the last one succeeded."""
-        self.on_failing: set[Callable[[float, StoreError], None]] = set()
+        self.on_failing: dict[Callable[[float, StoreError], None], None] = {}
         """Called for each failed request with the entry of ``failing_since`` and the error."""
         self.longest_pause = LONGEST_PROBE_PAUSE
         """Of this store. Lower for a process whose caller waits for the next request."""
@@ -128,14 +128,14 @@ class Breaker:
         back = asyncio.Event()
         if self._back_at > since:
             back.set()
-        self.on_back.add(back.set)
+        self.on_back[back.set] = None
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await back.wait()
                     await asyncio.sleep(dice().uniform(0, RETURN_SPREAD))
         finally:
-            self.on_back.discard(back.set)
+            del self.on_back[back.set]
 
     def close(self) -> None:
         """Drop the timer."""

@@ -240,41 +240,43 @@ class GuardedView(WrappedStore):
         self, operation: Operation, call: Call[T], prepaid: int, sink: _ResumableSink | None, asked: float
     ) -> T:
         """One attempt, with a slot. ``asked``: when the request was made (event loop's clock)."""
-        core, breaker, writes = self._core, self._core.breaker, operation.writes
+        core = self._core
         if prepaid and core.budget.paced:
             await core.budget.pay(prepaid, self.lane)
         grant, probe = await self.admit(operation, asked)
-        before = 0 if sink is None else sink.delivered
-        outcome = AttemptOutcome.FAILED
-        answered = False
+        before, failure = 0 if sink is None else sink.delivered, None
         self.requests += 1
+        began = asyncio.get_running_loop().time()
         try:
-            result = await self._measured(operation, call, sink)
-            outcome, answered = AttemptOutcome.DONE, True
-            breaker.failing_since[writes] = None
-        except LeaseExpiredError:
-            raise  # says nothing about the store
-        except UnavailableError as error:
-            breaker.failed(error, probe=probe)
-            probe = False
-            breaker.refused(error, writes=writes)
-            raise
-        except ThrottledError as error:
-            outcome, answered = AttemptOutcome.THROTTLED, True
-            breaker.refused(error, writes=writes)
-            raise
-        except StoreError:
-            outcome, answered = AttemptOutcome.DONE, True
-            breaker.failing_since[writes] = None
+            return await (call() if operation.body else self._timed(operation, call))
+        except BaseException as error:
+            failure = error
             raise
         finally:
-            if answered:
-                breaker.responded()
-            elif probe:
-                breaker.abandoned(probe=True)
+            moved = sink.delivered - before if sink is not None else operation.size
+            core.meter.ended(operation.name, began, moved if failure is None or sink is not None else 0, failure)
+            outcome = self._note_outcome(failure, probe=probe, writes=operation.writes)
             if grant is not None:
-                core.budget.release(grant, operation.size if sink is None else sink.delivered - before, outcome)
-        return result
+                core.budget.release(grant, moved, outcome)
+
+    def _note_outcome(self, failure: BaseException | None, *, probe: bool, writes: bool) -> AttemptOutcome:
+        """Tell the breaker how an attempt ended."""
+        breaker = self._core.breaker
+        if isinstance(failure, UnavailableError) and not isinstance(failure, LeaseExpiredError):
+            breaker.failed(failure, probe=probe)
+            breaker.refused(failure, writes=writes)
+            return AttemptOutcome.FAILED
+        if isinstance(failure, ThrottledError):
+            breaker.refused(failure, writes=writes)
+            breaker.responded()
+            return AttemptOutcome.THROTTLED
+        if failure is None or (isinstance(failure, StoreError) and not isinstance(failure, LeaseExpiredError)):
+            breaker.failing_since[writes] = None
+            breaker.responded()
+            return AttemptOutcome.DONE
+        if probe:  # a cancel or an expired lease says nothing about the store
+            breaker.abandoned(probe=True)
+        return AttemptOutcome.FAILED
 
     async def admit(self, operation: Operation, asked: float) -> Admission:
         """Wait until an attempt may start: the store is available and there is a slot. For layers to override."""
@@ -302,18 +304,6 @@ class GuardedView(WrappedStore):
     def _release_unused(self, grant: Grant | None) -> None:
         if grant is not None:
             self._core.budget.release(grant, 0, AttemptOutcome.FAILED)
-
-    async def _measured(self, operation: Operation, call: Call[T], sink: _ResumableSink | None) -> T:
-        """Make the call, and count it with its bytes and seconds."""
-        meter, began = self._core.meter, asyncio.get_running_loop().time()
-        before = 0 if sink is None else sink.delivered
-        try:
-            result = await (call() if operation.body else self._timed(operation, call))
-        except BaseException as error:
-            meter.ended(operation.name, began, 0 if sink is None else sink.delivered - before, error)
-            raise
-        meter.ended(operation.name, began, operation.size if sink is None else sink.delivered - before, None)
-        return result
 
     async def _timed(self, operation: Operation, call: Call[T]) -> T:
         """A request without a body shows no progress that a store could watch: it gets a time limit.

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from guarded_world import World
 
-from asyncsync.errors import NotFoundError, UnavailableError
+from asyncsync.errors import LeaseExpiredError, NotFoundError, UnavailableError
 from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, LONGEST_PROBE_PAUSE, RETURN_SPREAD, StillUnavailableError
 from asyncsync.stores.guard.fenced import FencedView
@@ -144,3 +144,14 @@ async def test_a_retry_pauses_shortly_if_it_began_before_the_store_was_back():
     assert world.now - before <= RETURN_SPREAD
     await world.guarded.core.breaker.wait_to_retry(1000.0, world.now)
     assert world.now - before >= 1000
+
+
+async def test_an_expired_lease_says_nothing_about_the_store():
+    world = World(slots=64)
+    world.faults.fail(1, times=None, error=LeaseExpiredError("too old"))
+    results = await asyncio.gather(
+        *(world.view.put(str(number), b"x") for number in range(FAILURES_TO_OPEN)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {LeaseExpiredError}
+    assert world.guarded.healthy
+    assert not world.guarded.core.breaker.failing
