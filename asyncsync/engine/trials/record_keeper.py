@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.retention import by_age
 from asyncsync.stores.base import MISSING, Lane
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.records.writer import RecordFile
@@ -53,6 +55,7 @@ class RecordKeeper:
         "_written",
         "file",
         "freed_names",
+        "inherited_names",
         "record",
         "replaced_runners",
         "retiring",
@@ -80,6 +83,8 @@ class RecordKeeper:
         self.freed_names = NO_NAMES
         """Names whose data is deleted, but which the stored record still gives up. They cannot be reused until the
         record is saved."""
+        self.inherited_names = frozenset(record.given_up) or NO_NAMES
+        """Names that an earlier process gave up: it may still be deleting their data."""
         self._saving = LazyLock()
         self._written = NOTHING_RECORDED
         """Names in the record that was written last or is being written."""
@@ -126,6 +131,7 @@ class RecordKeeper:
         late, version = found
         await adopt_checkpoints(store, late, partial(self._context.warn, self.record.name))
         self.record = merge_late_record(self.record, late)
+        self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)
         return True
 
@@ -162,6 +168,16 @@ class RecordKeeper:
         """Wait until the data that the record gives up under this name is deleted."""
         while name in self.record.given_up:
             await self._changed.wait()
+
+    async def wait_for_other_deletions(self, name: str) -> None:
+        """Wait until no other process can delete under this name any more. The stored record must not give it up now.
+
+        The process that ran the trial before, or another one on its machine, may have begun to delete it. It stops when
+        the confirmation that the record gives the name up is too old.
+        """
+        if name in self.inherited_names:
+            await asyncio.sleep(LEASE_OUTLIVED)
+            self.inherited_names = self.inherited_names - {name} or NO_NAMES
 
     def _encode(self, stamp: str) -> bytes:
         """The document to store: without the retiring checkpoints, which stay in memory until it is stored."""

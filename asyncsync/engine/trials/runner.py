@@ -272,6 +272,8 @@ class CheckpointRunner:
             await trial.keeper.wait_deleted(job.name)
         if job.name in trial.keeper.freed_names:
             await retry_transient(trial.keeper.save, hooks)
+        if job.user_named:
+            await trial.keeper.wait_for_other_deletions(job.name)
 
     @staticmethod
     def _take_new_name(trial: TrialState, job: CheckpointJob, why: object) -> None:
