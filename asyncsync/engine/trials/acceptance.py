@@ -14,7 +14,7 @@ from asyncsync.disk.accepted_files import Accepted, absolute, accept, some
 from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext, UsedDirectories
-from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
+from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name, remove_local
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
@@ -119,10 +119,10 @@ class ReportAcceptance:
         if cancelled is not None:
             raise cancelled
         if job is not None:
-            if replaced is not None and replaced.delete_local and replaced.source is not None:
-                await in_thread(replaced.source.remove)
             if job.resumes_by_itself:
                 await self._context.session.journal.flush()
+            if replaced is not None:
+                await remove_local(self._context, replaced)
             return job.handle
         return _not_uploaded(source) if source is not None else None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
@@ -18,7 +18,7 @@ from asyncsync.planning.retention import by_age
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
-from asyncsync.sync.records.model import TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
 NO_NAMES = frozenset[str]()
@@ -101,11 +101,27 @@ class RecordKeeper:
                 self._note_stored(self._written if saved else self.recorded_names())
         return saved
 
-    async def write_latest(self, directory: Path) -> None:
-        """Write the file that names the newest durable checkpoint, if ``latest_file`` asks for one. OSError."""
-        file, checkpoints = self._context.run.checkpoint_config.latest_file, self.record.checkpoints
-        if file is not None and checkpoints and self._context.role.leads:
-            await in_thread(write_pointer, str(directory), file, max(checkpoints, key=by_age).name)
+    def without_unstored(self, registered: Iterable[str]) -> list[CheckpointRecord]:
+        """The checkpoints of the record, without those of ``registered`` that the stored record does not list."""
+        unstored = frozenset(registered) - self.stored_names
+        return [item for item in self.record.checkpoints if item.name not in unstored]
+
+    async def write_latest(self, directory: str, durable: Sequence[CheckpointRecord]) -> None:
+        """Make ``latest_file`` name the newest of the checkpoints; without one, remove it. A failure is a warning."""
+        file = self._context.run.checkpoint_config.latest_file
+        if file is None or not self._context.role.leads:
+            return
+        newest = max(durable, key=by_age, default=None)
+        try:
+            await in_thread(write_pointer, directory, file, None if newest is None else newest.name)
+        except OSError as error:
+            name = self.record.name
+            self._context.warn(name, f"latest_file of trial {name!r} was not written: {error}")
+
+    def removed_files(self, durable: Sequence[CheckpointRecord]) -> set[str]:
+        """Files in the trial's directory that are deleted from the store, too."""
+        file = self._context.run.checkpoint_config.latest_file
+        return set() if file is None or durable or not self._context.role.leads else {file}
 
     async def take(self) -> bool:
         """Save the record for the first time.
