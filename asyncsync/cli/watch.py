@@ -161,7 +161,7 @@ async def watch(
 
 
 async def _poll(path: Path, stop: asyncio.Event) -> None:
-    while not path.exists():
+    while not os.path.exists(path):  # unlike Path.exists, it raises nothing
         await asyncio.sleep(POLL_SECONDS)
     stop.set()
 
