@@ -26,6 +26,7 @@ from asyncsync.errors import (
     SyncError,
 )
 from asyncsync.events import CheckpointReplaced, SyncWarning
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.runtime import token, wall_time
 from asyncsync.sync.unstorable_names import longest_path
 
@@ -269,6 +270,12 @@ def refuse_directory(
             f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
             f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
+    tree = _stored_tree(real) if owned else None
+    if tree is not None:
+        raise ConfigError(
+            f"invalid Checkpoint.take({path!r}): it is stored in {tree}, and asyncsync would delete it there once "
+            "it is durable; report the path itself, or Checkpoint.lend, which only reads it"
+        )
     for other in used.pending(but=pending):
         if (owned or other.owned) and (_holds(real, other.path) or _holds(other.path, real)):
             raise ConfigError(
@@ -276,6 +283,13 @@ def refuse_directory(
                 f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
                 f"{other.name} first"
             )
+
+
+def _stored_tree(real: str) -> str | None:
+    """The directory above ``real``, or itself, that a store keeps: it has a manifest."""
+    parts = real.split(os.sep)
+    above = (os.sep.join(parts[:count]) for count in range(len(parts), 1, -1))
+    return next((tree for tree in above if os.path.lexists(f"{tree}/{MANIFEST}")), None)
 
 
 def _holds(directory: str, path: str) -> bool:
