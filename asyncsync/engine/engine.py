@@ -431,9 +431,12 @@ class _ExitHook:
     def uri(self) -> str:
         return self._context.uri
 
+    @property
+    def grace(self) -> float:
+        return self._engine._exit_grace  # noqa: SLF001  same module
+
     async def leave_at_exit(self) -> dict[str, BaseException]:
-        grace = self._engine._exit_grace  # noqa: SLF001  same module
-        leaving = LeftWithinError("the interpreter ended before the engine was left", grace)
+        leaving = LeftWithinError("the interpreter ended before the engine was left", self.grace)
         await self._engine.__aexit__(LeftWithinError, leaving, None)
         return dict(leaving.failures)
 
@@ -444,7 +447,7 @@ class _ExitHook:
 def not_durable(engine: SyncEngine) -> list[str]:
     """Names of the engine's items that are not durable. Callable from any thread."""
     registry = engine._registry  # noqa: SLF001  a function of this module
-    return sorted(registry.not_durable()) if registry is not None else []
+    return sorted(key or EXPERIMENT_FILES for key in registry.not_durable()) if registry is not None else []
 
 
 def _not_durable(failures: Mapping[str, BaseException]) -> str:
