@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import google_crc32c
 
@@ -80,12 +81,7 @@ class CheckpointFile:
 
     async def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Move the position, and return it. ValueError for one before the beginning, or an unknown ``whence``."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
-        if base is None:
-            raise ValueError(f"invalid whence={whence!r}: must be os.SEEK_SET, os.SEEK_CUR or os.SEEK_END")
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset} in {self.name}")
-        self._position = base + offset
+        self._position = moved_to(offset, whence, self._position, self)
         return self._position
 
     async def tell(self) -> int:
@@ -157,6 +153,29 @@ class CheckpointFile:
             if intake.done == size and google_crc32c.value(found) == expected:
                 return found
         raise damaged(self._store, self._key, self._entry, offset, info)
+
+
+class _SizedFile(Protocol):
+    """A file of a known size."""
+
+    @property
+    def name(self) -> str:
+        """Names it in messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+
+def moved_to(offset: int, whence: int, position: int, file: _SizedFile) -> int:
+    """The position after a ``seek`` from ``position``. ValueError for one before the beginning, or an unknown
+    ``whence``."""
+    base = {io.SEEK_SET: 0, io.SEEK_CUR: position, io.SEEK_END: file.size}.get(whence)
+    if base is None:
+        raise ValueError(f"invalid whence={whence!r}: must be os.SEEK_SET, os.SEEK_CUR or os.SEEK_END")
+    if base + offset < 0:
+        raise ValueError(f"negative position {base + offset} in {file.name}")
+    return base + offset
 
 
 def entry_of(manifest: Manifest, path: str, where: str) -> FileEntry:
