@@ -3,70 +3,119 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
-from asyncsync.engine.engine import SyncEngine
-from asyncsync.engine.trial import Report, Trial
-from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.errors import (
-    AccessDeniedError,
-    AsyncsyncError,
-    CheckpointIncompleteError,
-    CheckpointReplacedError,
-    CheckpointRetiredError,
-    ConcurrentWriterError,
-    ConfigError,
-    DamagedError,
-    EngineClosedError,
-    ExperimentExistsError,
-    IntegrityError,
-    NoSuchBucketError,
-    NotFoundError,
-    PreconditionError,
-    RangeNotSatisfiedError,
-    SourceChangedError,
-    StoreError,
-    SyncError,
-    SyncFailedError,
-    SyncTimeoutError,
-    ThrottledError,
-    UnavailableError,
-    UnsupportedError,
-)
-from asyncsync.planning.document import __version__
-from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
-from asyncsync.status import EngineStatus, FlushReport, TrialStatus
-from asyncsync.sync.event_stream import EventStream
-from asyncsync.sync.syncer import Syncer, push
-
 if TYPE_CHECKING:
+    from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
+    from asyncsync.engine.engine import SyncEngine
+    from asyncsync.engine.status_file import running_engines
+    from asyncsync.engine.trial import Report, Trial
+    from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
+    from asyncsync.errors import (
+        AccessDeniedError,
+        AsyncsyncError,
+        CheckpointIncompleteError,
+        CheckpointReplacedError,
+        CheckpointRetiredError,
+        ConcurrentWriterError,
+        ConfigError,
+        DamagedError,
+        EngineClosedError,
+        ExperimentExistsError,
+        IntegrityError,
+        NoSuchBucketError,
+        NotFoundError,
+        PreconditionError,
+        RangeNotSatisfiedError,
+        SourceChangedError,
+        StoreError,
+        SyncError,
+        SyncFailedError,
+        SyncTimeoutError,
+        ThrottledError,
+        UnavailableError,
+        UnsupportedError,
+    )
+    from asyncsync.planning.document import __version__
     from asyncsync.remote.contents import ExperimentSummary, contents
     from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
+    from asyncsync.remote.manage.browse import StoredObject, browse, read_object
+    from asyncsync.remote.manage.copy_objects import copy
+    from asyncsync.remote.manage.diagnose import Finding, diagnose
+    from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
+    from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
+    from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
     from asyncsync.storage.entries import StoredEntry
     from asyncsync.storage.shared import Writer
     from asyncsync.storage.storage import Storage
     from asyncsync.storage.summaries import CheckpointSummary, TrialSummary
+    from asyncsync.sync.event_stream import EventStream
+    from asyncsync.sync.syncer import Syncer, push
 
-_IMPORTED_ON_FIRST_USE = {
-    "CheckpointSummary": "asyncsync.storage.summaries",
-    "CheckpointView": "asyncsync.remote.experiment",
-    "Experiment": "asyncsync.remote.experiment",
-    "ExperimentSummary": "asyncsync.remote.contents",
-    "Storage": "asyncsync.storage.storage",
-    "StoredEntry": "asyncsync.storage.entries",
-    "TrialSummary": "asyncsync.storage.summaries",
-    "TrialView": "asyncsync.remote.experiment",
-    "Writer": "asyncsync.storage.shared",
-    "contents": "asyncsync.remote.contents",
-    "prune": "asyncsync.remote.prune",
-    "pull": "asyncsync.remote.pull",
-    "repair": "asyncsync.remote.repair",
-    "verify": "asyncsync.remote.verify",
+_MODULES = {
+    "asyncsync.config": ("CheckpointConfig", "RunConfig", "SyncConfig", "TransferConfig", "UploadMode"),
+    "asyncsync.engine.engine": ("SyncEngine",),
+    "asyncsync.engine.status_file": ("running_engines",),
+    "asyncsync.engine.trial": ("Report", "Trial"),
+    "asyncsync.engine.trials.checkpoint": ("Checkpoint", "CheckpointHandle"),
+    "asyncsync.errors": (
+        "AccessDeniedError",
+        "AsyncsyncError",
+        "CheckpointIncompleteError",
+        "CheckpointReplacedError",
+        "CheckpointRetiredError",
+        "ConcurrentWriterError",
+        "ConfigError",
+        "DamagedError",
+        "EngineClosedError",
+        "ExperimentExistsError",
+        "IntegrityError",
+        "NoSuchBucketError",
+        "NotFoundError",
+        "PreconditionError",
+        "RangeNotSatisfiedError",
+        "SourceChangedError",
+        "StoreError",
+        "SyncError",
+        "SyncFailedError",
+        "SyncTimeoutError",
+        "ThrottledError",
+        "UnavailableError",
+        "UnsupportedError",
+    ),
+    "asyncsync.planning.document": ("__version__",),
+    "asyncsync.remote.contents": ("ExperimentSummary", "contents"),
+    "asyncsync.remote.experiment": ("CheckpointView", "Experiment", "TrialView"),
+    "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
+    "asyncsync.remote.manage.copy_objects": ("copy",),
+    "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
+    "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
+    "asyncsync.remote.prune": ("prune",),
+    "asyncsync.remote.pull": ("pull",),
+    "asyncsync.remote.repair": ("repair",),
+    "asyncsync.remote.verify": ("verify",),
+    "asyncsync.report": ("PruneReport", "RepairReport", "SyncReport", "VerifyReport"),
+    "asyncsync.status": (
+        "EngineStatus",
+        "EngineTotals",
+        "FlushReport",
+        "OperationTotals",
+        "RunningEngine",
+        "TrialStatus",
+    ),
+    "asyncsync.sync.event_stream": ("EventStream",),
+    "asyncsync.sync.syncer": ("Syncer", "push"),
+    "asyncsync.storage.entries": ("StoredEntry",),
+    "asyncsync.storage.shared": ("Writer",),
+    "asyncsync.storage.storage": ("Storage",),
+    "asyncsync.storage.summaries": ("CheckpointSummary", "TrialSummary"),
 }
-"""Operations on stored experiments. A training process seldom needs them, and importing them takes about 10 ms."""
+"""The public names of each module. A module is imported when one of its names is used first: the command shows its help
+without an event loop, and a training process imports no operation on stored experiments."""
+_IMPORTED_ON_FIRST_USE = {name: module for module, names in _MODULES.items() for name in names}
+_PUBLIC_MODULES = ("blocking", "cli", "config", "errors", "events", "report", "status", "stores", "testing")
 
 __all__ = [
     "AccessDeniedError",
@@ -84,24 +133,30 @@ __all__ = [
     "DamagedError",
     "EngineClosedError",
     "EngineStatus",
+    "EngineTotals",
     "EventStream",
     "Experiment",
     "ExperimentExistsError",
     "ExperimentSummary",
+    "Finding",
     "FlushReport",
     "IntegrityError",
     "NoSuchBucketError",
     "NotFoundError",
+    "OperationTotals",
     "PreconditionError",
     "PruneReport",
     "RangeNotSatisfiedError",
+    "RemoveReport",
     "RepairReport",
     "Report",
     "RunConfig",
+    "RunningEngine",
     "SourceChangedError",
     "Storage",
     "StoreError",
     "StoredEntry",
+    "StoredObject",
     "SyncConfig",
     "SyncEngine",
     "SyncError",
@@ -121,11 +176,17 @@ __all__ = [
     "VerifyReport",
     "Writer",
     "__version__",
+    "browse",
     "contents",
+    "copy",
+    "diagnose",
     "prune",
     "pull",
     "push",
+    "read_object",
+    "remove",
     "repair",
+    "running_engines",
     "verify",
 ]
 
@@ -133,7 +194,9 @@ __all__ = [
 if not TYPE_CHECKING:  # type checkers would take every misspelled name for an object
 
     def __getattr__(name: str) -> object:
-        """Import one of the names in ``_IMPORTED_ON_FIRST_USE``."""
+        """Import one of the names in ``_IMPORTED_ON_FIRST_USE``, or one of the public modules."""
+        if name in _PUBLIC_MODULES:
+            return importlib.import_module(f"asyncsync.{name}")
         if name not in _IMPORTED_ON_FIRST_USE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module(_IMPORTED_ON_FIRST_USE[name]), name)

@@ -40,6 +40,18 @@ class UploadMode(Enum):
     NO_UPLOAD = "no_upload"
     """Nothing is sent; the checkpoint stays in its local directory."""
 
+    @classmethod
+    def of(cls, value: UploadMode | str) -> UploadMode:
+        """The mode, or the one with this value or name in any case, such as ``"async"``; ConfigError for others."""
+        if isinstance(value, cls):
+            return value
+        modes = {mode.value: mode for mode in cls}
+        if not isinstance(value, str) or value.lower() not in modes:
+            raise ConfigError(
+                f"invalid upload={value!r}: must be one of {', '.join(map(repr, modes))}, or an UploadMode"
+            )
+        return modes[value.lower()]
+
 
 def _invalid(owner: object, name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"invalid {type(owner).__name__}.{name}={value!r}: must be {allowed}")
@@ -163,6 +175,10 @@ class SyncConfig:
     """Maximum number of files that one sync may delete (with ``delete``). If more are missing locally, the sync fails
     and sends and deletes nothing. Default None: any number but not all files, because an empty directory is more often
     a disk that is not mounted."""
+    heartbeat: Seconds | None = 60.0
+    """Longest time between two writes of the experiment's record while the engine runs, seconds: two small requests
+    per period, and none if the record is written anyway. Readers count a running experiment as lost after three periods
+    without one. None: no heartbeat; then a killed engine shows only on its own machine."""
     ready: Mapping[str, str | Sequence[str]] | str | None = field(default=None, hash=False)
     """Directories that are complete only once a marker exists: gitignore pattern -> path of the marker in the
     directory, or several; one that begins with ``!`` must not exist. Until then such a directory is left alone. Then
@@ -171,6 +187,7 @@ class SyncConfig:
     it is found."""
 
     def __post_init__(self) -> None:
+        _seconds(self, "heartbeat", positive=True, none=True)
         _seconds(self, "sync_period", positive=False)
         _seconds(self, "sync_timeout", positive=True, none=True)
         for name in ("sync_artifacts", "sync_artifacts_on_checkpoint", "delete"):
@@ -203,6 +220,11 @@ class SyncConfig:
     def timeout(self) -> float | None:
         """``sync_timeout`` in seconds."""
         return None if self.sync_timeout is None else float(self.sync_timeout)  # type: ignore[arg-type]
+
+    @property
+    def heartbeat_seconds(self) -> float | None:
+        """``heartbeat`` in seconds."""
+        return None if self.heartbeat is None else float(self.heartbeat)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

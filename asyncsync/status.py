@@ -2,8 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+DURABLE_BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+"""Upper bounds (seconds) of the classes in :attr:`EngineTotals.durable_counts`; a last class has no bound."""
+
+
+@dataclass(slots=True)
+class OperationTotals:
+    """The calls of one operation of a store so far."""
+
+    requests: int = 0
+    failures: int = 0
+    """Those that raised, cancelled ones included."""
+    bytes: int = 0
+    """Bytes of bodies that the store acknowledged, or that the sinks of reads took."""
+    seconds: float = 0.0
+    """Event loop's clock, summed over requests that may run at the same time; the time of sinks included."""
+
+
+@dataclass(slots=True)
+class EngineTotals:
+    """What an engine has done since it was entered."""
+
+    syncs: int = 0
+    """Syncs of trees that succeeded."""
+    syncs_failed: int = 0
+    """Syncs and uploads of checkpoints that failed and are retried, or that timed out."""
+    checkpoints_durable: int = 0
+    checkpoints_failed: int = 0
+    checkpoints_retired: int = 0
+    bytes_sent: int = 0
+    """Bytes of finished syncs and durable checkpoints that travelled to the store."""
+    bytes_copied: int = 0
+    """Bytes that the store copied itself."""
+    bytes_saved: int = 0
+    """Bytes of durable checkpoints that did not travel: the store copied or already had them."""
+    durable_counts: list[int] = field(default_factory=lambda: [0] * (len(DURABLE_BOUNDS) + 1))
+    """Number of checkpoints by the seconds from their report until they were durable, see DURABLE_BOUNDS."""
+    durable_seconds: float = 0.0
+    """Sum of these seconds."""
+    last_error: str | None = None
+    """The last failure of a sync or checkpoint."""
+    last_error_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +109,49 @@ class EngineStatus:
     network."""
     not_kept: tuple[str, ...] = ()
     """Promises that this kind of store cannot keep, one sentence each; empty for all but file systems of fsspec."""
+    operations: dict[str, OperationTotals] = field(default_factory=dict)
+    """Attempted requests to the store by operation: ``put``, ``put_part``, ``read``, ``head`` and so on."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """Attempts that failed, by ``operation ErrorClass``, such as ``"put ThrottledError"``. A missing object and a
+    precondition that does not hold are answers, not errors."""
+    retries: int = 0
+    """Attempts beyond the first of their request."""
+    bytes_per_second: float = 0.0
+    """Bytes of bodies per second in both directions, over about the last 10 s."""
+    waiting_for: str = ""
+    """The reason why something waits now; empty: nothing waits."""
+    totals: EngineTotals = field(default_factory=EngineTotals)
+    pending_checkpoints: int = 0
+    """Number of accepted checkpoints of all trials that are not durable."""
+
+    @property
+    def requests(self) -> int:
+        """Attempted requests to the store since the engine was entered."""
+        return sum(item.requests for item in self.operations.values())
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether everything that was reported is in the store."""
+        return self.durability_lag == 0 and not self.bytes_at_risk
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    """An engine of this machine and user, as its status file describes it."""
+
+    uri: str
+    """URI of its experiment."""
+    local_dir: str
+    role: str
+    """``driver`` or ``worker``."""
+    rank: int
+    pid: int
+    started: float
+    written: float
+    """When the status was taken, Unix seconds."""
+    alive: bool
+    """False: the process has ended without leaving the engine, as after a kill."""
+    status: EngineStatus
+    """Ages are those of ``written``. ``trials`` holds at most 200: those with the largest lag."""
+    trials: int
+    """Number of all its trials."""

@@ -18,12 +18,15 @@ PAGE = ROOT / "docs/design.md"
 BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
+    "cli/setup",
+    "cli/stored",
     "integrations/ray",
     "testing",
     "blocking",
     "engine",
     "engine/trials",
     "storage",
+    "remote/manage",
     "remote",
     "sync",
     "sync/upload",
@@ -80,7 +83,7 @@ def rooms_below(room: str) -> list[str]:
     found = set()
     for path in (PACKAGE / room).rglob("*.py"):
         folder = path.relative_to(PACKAGE).parent
-        if any(str(each) in ROOMS[ROOMS.index(room) + 1 :] for each in (folder, *folder.parents)):
+        if any(str(each) in ROOMS and f"{each}".startswith(f"{room}/") for each in (folder, *folder.parents)):
             continue  # it belongs to another row
         for name in imports(path):
             inner = [other for other in ROOMS if f"{name}.".startswith(f"asyncsync.{other.replace('/', '.')}.")]

@@ -6,7 +6,17 @@ any thread. The other functions run an event loop for the time of the call, also
 a notebook.
 """
 
-from asyncsync.blocking.blocking_calls import prune, pull, push, repair, verify
+from asyncsync.blocking.blocking_calls import (
+    browse,
+    copy,
+    diagnose,
+    prune,
+    pull,
+    push,
+    remove,
+    repair,
+    verify,
+)
 from asyncsync.blocking.blocking_engine import BlockingEngine
 from asyncsync.blocking.blocking_experiment import BlockingExperiment, StoredCheckpoint, StoredFile, StoredTrial
 from asyncsync.blocking.blocking_syncer import BlockingSyncer
@@ -29,9 +39,13 @@ __all__ = [
     "StoredTrial",
     "SyncEngine",
     "Syncer",
+    "browse",
+    "copy",
+    "diagnose",
     "prune",
     "pull",
     "push",
+    "remove",
     "repair",
     "verify",
 ]

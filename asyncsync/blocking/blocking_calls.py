@@ -7,6 +7,10 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asyncsync.aio.loop_thread import run_to_end
+from asyncsync.remote.manage.browse import browse as browse_async
+from asyncsync.remote.manage.copy_objects import copy as copy_async
+from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
+from asyncsync.remote.manage.remove import remove as remove_async
 from asyncsync.remote.prune import prune as prune_async
 from asyncsync.remote.pull import pull as pull_async
 from asyncsync.remote.repair import repair as repair_async
@@ -32,3 +36,7 @@ pull = without_await(pull_async)
 verify = without_await(verify_async)
 repair = without_await(repair_async)
 prune = without_await(prune_async)
+copy = without_await(copy_async)
+remove = without_await(remove_async)
+browse = without_await(browse_async)
+diagnose = without_await(diagnose_async)

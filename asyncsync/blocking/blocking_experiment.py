@@ -136,10 +136,18 @@ class StoredTrial:
     """A trial, as its record describes it; see :class:`asyncsync.remote.experiment.TrialView`, whose fields it has."""
 
     def __init__(self, view: TrialView) -> None:
+        self._view = view
         self.name, self.uri, self.status, self.error = view.name, view.uri, view.status, view.error
         self.params, self.metrics, self.reports = view.params, view.metrics, view.reports
         self.checkpoints = [StoredCheckpoint(item) for item in view.checkpoints]
-        self.started, self.updated = view.started, view.updated
+        self.started, self.updated, self.lost = view.started, view.updated, view.lost
+
+    def __repr__(self) -> str:
+        return repr(self._view).replace("TrialView", "StoredTrial", 1)
+
+    def history(self) -> list[dict[str, Any]]:
+        """See :meth:`asyncsync.TrialView.history`."""
+        return run_to_end(self._view.history)
 
 
 class BlockingExperiment:
@@ -148,6 +156,7 @@ class BlockingExperiment:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self.name, self.uri, self.status = experiment.name, experiment.uri, experiment.status
+        self.lost = experiment.lost
         self.trials = [StoredTrial(trial) for trial in experiment.trials]
 
     @classmethod
@@ -160,6 +169,13 @@ class BlockingExperiment:
     ) -> BlockingExperiment:
         """See :meth:`asyncsync.Experiment.open`."""
         return cls(run_to_end(Experiment.open, uri, storage_options=storage_options, transfer=transfer))
+
+    def __repr__(self) -> str:
+        return repr(self._experiment).replace("Experiment", "BlockingExperiment", 1)
+
+    def to_frame(self) -> Any:
+        """See :meth:`asyncsync.Experiment.to_frame`."""
+        return self._experiment.to_frame()
 
     @property
     def checkpoints(self) -> list[StoredCheckpoint]:

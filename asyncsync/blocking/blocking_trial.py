@@ -59,7 +59,7 @@ class BlockingTrial:
         *,
         step: int | None = None,
         name: str | None = None,
-        upload: UploadMode = UploadMode.SYNC,
+        upload: UploadMode | str = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> BlockingReport:

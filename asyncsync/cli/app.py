@@ -9,15 +9,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
-from asyncsync import __version__
-from asyncsync.cli.options import Settings, common_options, take_settings
-from asyncsync.cli.output import Output
 from asyncsync.errors import ConfigError, SyncTimeoutError
+from asyncsync.planning.document import __version__
+
+if TYPE_CHECKING:  # ``--help`` needs none of it
+    from asyncsync.cli.options import Settings
+    from asyncsync.cli.output import Output
 
 DONE, FAILED, USAGE, DAMAGED, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -29,11 +30,62 @@ _MODULES = {
     "pull": "push_pull",
     "watch": "watch",
     "ls": "ls",
+    "tree": "stored.browse_commands",
+    "du": "stored.browse_commands",
+    "cat": "stored.browse_commands",
+    "best": "stored.choose",
+    "compare": "stored.choose",
+    "history": "stored.choose",
+    "cp": "stored.change",
+    "promote": "stored.change",
+    "rm": "stored.change",
+    "status": "engine_status",
     "verify": "verify_prune",
     "prune": "verify_prune",
+    "doctor": "setup.doctor",
+    "config": "setup.config_command",
+    "completion": "setup.completion",
     "demo": "demo",
     "demo-read": "demo",
 }
+
+SUMMARIES = {
+    "push": "Send the new and changed files of a directory, or one file.",
+    "pull": "Fetch a URL into a directory: verified, never half a file.",
+    "watch": "Sync a directory to a URL periodically until Ctrl-C.",
+    "ls": "List experiments, trials, checkpoints or files; sort and filter them.",
+    "tree": "Show the directories and files below a URL as a tree.",
+    "du": "Show what takes the bytes below a URL.",
+    "cat": "Write one object to stdout.",
+    "best": "Show or fetch the best checkpoint of an experiment by a metric.",
+    "compare": "Compare two trials or two checkpoints.",
+    "history": "Show the reports of a trial, one row each.",
+    "cp": "Copy a tree, a trial or an experiment from any store to any store.",
+    "promote": "Copy one checkpoint to a URL of its own.",
+    "rm": "Remove an experiment, a trial, a checkpoint or a tree.",
+    "status": "Show whether the work of running engines is safe now.",
+    "verify": "Check that a store holds every file that its manifests name.",
+    "prune": "Remove abandoned data: incomplete uploads, retired checkpoints.",
+    "doctor": "Check permissions, clock, checksums and speed of a store.",
+    "config": "Show the settings of the command, and where each comes from.",
+    "completion": "Print the completion script for bash, zsh or fish.",
+    "demo": "Run a sweep of 20 trials and watch it live.",
+}
+"""The first line of each command's own help; a test compares them."""
+
+SYNONYMS = {
+    "copy": "cp",
+    "delete": "rm",
+    "download": "pull",
+    "get": "pull",
+    "list": "ls",
+    "put": "push",
+    "remove": "rm",
+    "restore": "pull",
+    "sync": "push",
+    "upload": "push",
+}
+"""Words of other tools for our commands."""
 
 HELP = """Keep directories, experiments and their checkpoints safe in S3, GCS, Azure or another directory.
 
@@ -79,6 +131,26 @@ class _Lazy(click.Group):
         found: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Called by click. A misspelled command is answered with the closest one."""
+        name = args[0]
+        if name not in _MODULES and not name.startswith("-"):
+            from asyncsync.cli.config_files import suggestion
+
+            shown = [known for known in _MODULES if known != "demo-read"]
+            meant = SYNONYMS.get(name)
+            close = f", did you mean {meant!r}?" if meant else suggestion(name, shown)
+            hint = close or "; asyncsync --help lists the commands"
+            raise click.UsageError(f"no command is named {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Called by click. The table is written here, because ``--help`` imports no command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -91,23 +163,49 @@ def cli() -> None:
 
 def command(*, help: str, hidden: bool = False) -> Callable[[Command], click.Command]:  # noqa: A002 (click's name)
     """Make an async function a command: ``async def f(output, settings, **own_options) -> exit code``."""
+    from asyncsync.cli.options import common_options, with_variables
 
     def decorate(function: Command) -> click.Command:
         def invoke(**values: Any) -> None:
             sys.exit(run(function, values))
 
         update_wrapper(invoke, function)
-        return click.command(help=help, hidden=hidden, context_settings=_CONTEXT)(common_options(invoke))
+        name = function.__name__.replace("_", "-")
+        made = click.command(name, _Command, help=help, hidden=hidden, context_settings=_CONTEXT)
+        return with_variables(made(common_options(invoke)))
 
     return decorate
 
 
+class _Command(click.Command):
+    """A command whose defaults may come from the configuration files."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Called by click."""
+        from asyncsync.cli.options import defaults_of
+
+        if "default_map" not in extra and (found := defaults_of(self)):
+            extra["default_map"] = found
+        return super().make_context(info_name, args, parent, **extra)
+
+
 def run(function: Command, values: dict[str, Any]) -> int:
     """Run a command on an event loop, report an error in one line, and return the exit code."""
+    import anyio
+
+    from asyncsync.cli.command_log import command_log
+    from asyncsync.cli.options import take_settings, unknown_settings
+    from asyncsync.cli.output import Output
+
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
+    log = {"verbose": values["verbose"], "file": values["log_file"], "as_json": values["log_json"]}
     try:
         settings = take_settings(values)
-        with _interruptible():
+        for text in unknown_settings(cli):
+            output.note(f"warning: {text}")
+        with _interruptible(), command_log(options=settings.storage_options, **log):
             return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
         interrupt = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from asyncsync import CheckpointView, Experiment, ExperimentSummary, TrialView
+from asyncsync import CheckpointView, Experiment, ExperimentSummary, StoredObject, TrialView, browse
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes
+from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.stored.filters import Choice, choice_options
+from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
 
 METRICS_SHOWN = 4
@@ -23,19 +26,22 @@ LS = """List the contents of a URL as a table.
 A storage path   lists its experiments
 An experiment    lists its trials: status, last metrics, checkpoints
 A trial          lists its checkpoints
-Any other URL    lists the files of its manifest
+A pushed tree    lists the files of its manifest
+Any other URL    lists its directories and files
 
-Why: it reads only records and manifests, so everything it shows is durable. If stdout is not a terminal, tabs separate
-the columns.
+Why: it reads only records and manifests, so everything it shows is durable. --sort and --where take fields, metrics and
+params.NAME. If stdout is not a terminal, tabs separate the columns.
 
 \b
 Examples:
   asyncsync ls s3://bucket/experiments
   asyncsync ls s3://bucket/experiments/sweep --checkpoints
+  asyncsync ls s3://bucket/experiments/sweep --sort loss --order min --limit 10
+  asyncsync ls s3://bucket/experiments/sweep --where status=failed --where 'params.lr<0.1'
   asyncsync ls s3://bucket/experiments/sweep/trial_00003
   asyncsync ls s3://bucket/results --json
 
-Exit codes: 0 done, 1 asyncsync has stored nothing there or it cannot be read, 2 usage.
+Exit codes: 0 done, 1 there is nothing or it cannot be read, 2 usage.
 """
 
 
@@ -43,19 +49,53 @@ Exit codes: 0 done, 1 asyncsync has stored nothing there or it cannot be read, 2
 @click.argument("url")
 @click.option("--checkpoints", is_flag=True, help="For an experiment: one row for each checkpoint.")
 @click.option("--files", is_flag=True, help="List the files of the manifest, also of a trial or experiment.")
-async def ls(output: Output, settings: Settings, *, url: str, checkpoints: bool, files: bool) -> int:
+@choice_options
+async def ls(
+    output: Output,
+    settings: Settings,
+    *,
+    url: str,
+    checkpoints: bool,
+    files: bool,
+    where: tuple[str, ...],
+    **order: Any,
+) -> int:
     """See LS."""
-    uri = resolve_url(url)
-    found = await contents_of(uri, files=files, storage_options=settings.storage_options, transfer=settings.transfer)
+    uri, choice = resolve_url(url), Choice(where=where, **order)
+    found = await _contents(uri, settings, files=files)
     if isinstance(found, Experiment):
-        _show_experiment(output, uri, found, checkpoints=checkpoints)
+        _show_experiment(output, uri, found, choice, checkpoints=checkpoints)
     elif isinstance(found, TrialView):
-        _show_trial(output, found)
+        _show_trial(output, replace(found, checkpoints=choice.of(found.checkpoints)))
     elif isinstance(found, Manifest):
         _show_files(output, uri, found)
+    elif found and isinstance(found[0], StoredObject):
+        _show_objects(output, uri, [item for item in found if isinstance(item, StoredObject)])
     else:
-        _show_experiments(output, uri, found)
+        _show_experiments(output, uri, choice.of([item for item in found if isinstance(item, ExperimentSummary)]))
     return DONE
+
+
+async def _contents(
+    uri: str, settings: Settings, *, files: bool
+) -> Experiment | TrialView | Manifest | Sequence[ExperimentSummary | StoredObject]:
+    """What asyncsync has stored there; of a prefix without anything of asyncsync, its directories and objects."""
+    where: dict[str, Any] = {"storage_options": settings.storage_options, "transfer": settings.transfer}
+    try:
+        return await contents_of(uri, files=files, **where)
+    except NotFoundError as error:
+        try:
+            return await browse(uri, recursive=False, **where)
+        except NotFoundError:
+            raise error from None
+
+
+def _show_objects(output: Output, uri: str, found: Sequence[StoredObject]) -> None:
+    rows = [
+        ("-" if item.path.endswith("/") else human_bytes(item.size), age(item.modified), item.path) for item in found
+    ]
+    output.table(("size", "age", "path"), rows)
+    output.document({"ok": True, "kind": "objects", "uri": uri, "objects": jsonable(found)})
 
 
 def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummary]) -> None:
@@ -66,7 +106,7 @@ def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummar
             damaged.append(f"{each.name} unreadable: {each.error}")
             continue
         trials = ", ".join(f"{number} {status}" for status, number in each.trials.items()) or "none"
-        rows.append((each.name, each.status, trials, age(each.started), age(each.updated)))
+        rows.append((each.name, shown_status(each), trials, age(each.started), age(each.updated)))
     output.table(("experiment", "status", "trials", "started", "updated"), rows)
     output.lines(damaged, before="")
     documents = [_summary_json(each) for each in found]
@@ -74,16 +114,19 @@ def _show_experiments(output: Output, uri: str, found: Sequence[ExperimentSummar
 
 
 def _summary_json(item: ExperimentSummary) -> dict[str, Any]:
-    head = {"name": item.name, "uri": item.uri, "status": item.status}
+    head = {"name": item.name, "uri": item.uri, "status": item.status, "lost": item.lost}
     if item.error is not None:
         return {**head, "error": item.error}
     return {**head, "trials": item.trials, "started": item.started, "updated": item.updated}
 
 
-def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkpoints: bool) -> None:
-    trials = experiment.trials
+def _show_experiment(output: Output, uri: str, experiment: Experiment, choice: Choice, *, checkpoints: bool) -> None:
+    trials = experiment.trials if checkpoints else choice.of(experiment.trials)
     if checkpoints:
-        rows = [(trial.name, *_checkpoint_row(item)) for trial in trials for item in trial.checkpoints]
+        chosen = choice.of([item for trial in trials for item in trial.checkpoints])
+        kept = {item.uri for item in chosen}
+        trials = [replace(trial, checkpoints=[c for c in trial.checkpoints if c.uri in kept]) for trial in trials]
+        rows = [(item.trial, *_checkpoint_row(item)) for item in chosen]
         output.table(("trial", *_CHECKPOINT_COLUMNS), rows)
     else:
         output.table(
@@ -91,7 +134,7 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkp
             [
                 (
                     trial.name,
-                    trial.status,
+                    shown_status(trial),
                     str(trial.reports),
                     short_metrics(trial.metrics),
                     str(len(trial.checkpoints)),
@@ -104,7 +147,8 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, *, checkp
             if trial.error:
                 output.line(f"{trial.name} {trial.status}: {' '.join(str(trial.error).split())[:200]}")
     documents = [_trial_json(trial) for trial in trials]
-    output.document({"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name, "trials": documents})
+    head = {"ok": True, "kind": "experiment", "uri": uri, "name": experiment.name}
+    output.document({**head, "status": experiment.status, "lost": experiment.lost, "trials": documents})
 
 
 _CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
@@ -138,6 +182,7 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
         "name": trial.name,
         "uri": trial.uri,
         "status": trial.status,
+        "lost": trial.lost,
         "error": trial.error,
         "params": trial.params,
         "metrics": trial.metrics,
@@ -149,7 +194,9 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
 
 
 def _show_trial(output: Output, trial: TrialView) -> None:
-    output.line(f"{trial.name}: {trial.status}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}")
+    output.line(
+        f"{trial.name}: {shown_status(trial)}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
+    )
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")
     output.table(_CHECKPOINT_COLUMNS, [_checkpoint_row(item) for item in trial.checkpoints])
@@ -168,20 +215,27 @@ def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
     output.document({"ok": True, "kind": "files", "uri": uri, "bytes": manifest.bytes_total, "files": files})
 
 
+def shown_status(item: ExperimentSummary | TrialView | Experiment) -> str:
+    """The status for people: ``lost`` if the process that should run it has ended."""
+    return "lost" if item.lost else item.status
+
+
 def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS_SHOWN) -> str:
     """The first metrics in one line: ``loss=0.0312 acc=0.97``; nested ones as ``eval/loss``."""
-    flat = [f"{name}={_short(value)}" for name, value in _flatten(metrics) if isinstance(value, int | float | str)]
+    flat = [f"{name}={shown_value(value)}" for name, value in flatten(metrics) if isinstance(value, int | float | str)]
     return " ".join(flat[:limit]) + (" ..." if len(flat) > limit else "") if flat else "-"
 
 
-def _flatten(metrics: Mapping[str, Any], before: str = "") -> Sequence[tuple[str, Any]]:
+def flatten(metrics: Mapping[str, Any], before: str = "") -> Sequence[tuple[str, Any]]:
+    """The values with their names; those of inner mappings as ``outer/inner``."""
     found: list[tuple[str, Any]] = []
     for name, value in metrics.items():
-        found += _flatten(value, f"{before}{name}/") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
+        found += flatten(value, f"{before}{name}/") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
     return found
 
 
-def _short(value: float | str) -> str:
+def shown_value(value: Any) -> str:
+    """A value in a cell of a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from asyncsync.cli.config_files import ENV, OWN_VARIABLES, read_files, suggestion
 from asyncsync.config import READY_PRESETS, SyncConfig, TransferConfig, split_sas
 from asyncsync.errors import ConfigError
 
@@ -70,12 +71,14 @@ class Settings:
     """The store and transfer options of one invocation."""
 
     storage_options: Mapping[str, object] = field(default_factory=dict)
+    target_options: Mapping[str, object] | None = None
+    """Options of the store of TARGET, if it is a named one: of ``cp`` and ``promote``."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
 
 
 _STORE = ("endpoint_url", "region", "profile", "sse", "storage_class")
 _TRANSFER = ("max_concurrency", "part_size", "bandwidth_limit")
-_OUTPUT = ("as_json", "quiet", "debug")
+_OUTPUT = ("as_json", "quiet", "debug", "verbose", "log_file", "log_json")
 
 _COMMON = [
     click.option("--endpoint-url", metavar="URL", help="S3 endpoint, such as http://127.0.0.1:8333."),
@@ -98,6 +101,9 @@ _COMMON = [
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("--debug", is_flag=True, help="Print a traceback with each error."),
+    click.option("-v", "--verbose", count=True, help="Log what happens to stderr; -vv logs each decision."),
+    click.option("--log-file", metavar="FILE", help="Append everything that is logged, as with -vv, to FILE."),
+    click.option("--log-json", is_flag=True, help="Log one JSON document per line."),
 ]
 
 
@@ -145,13 +151,82 @@ def timeout_option(default: float | None) -> Callable[[Function], Function]:
 
 
 def take_settings(values: dict[str, Any]) -> Settings:
-    """Remove the common options from ``values`` (click's keyword arguments). ConfigError if one is invalid."""
-    options: dict[str, object] = {name: value for name in _STORE if (value := values.pop(name)) is not None}
-    options |= _extra_options(values.pop("extra"))
+    """Remove the common options from ``values`` (click's keyword arguments), and put the URLs of named stores in place
+    of their names. ConfigError if one is invalid."""
+    given: dict[str, object] = {name: value for name in _STORE if (value := values.pop(name)) is not None}
+    given |= _extra_options(values.pop("extra"))
+    options = {**_named(values, "url", "source", "first", "second"), **given}
+    target = _named(values, "target")
     transfer = {name: value for name in _TRANSFER if (value := values.pop(name)) is not None}
     for name in _OUTPUT:
-        del values[name]
-    return Settings(options, TransferConfig(**transfer))
+        values.pop(name, None)
+    named = bool(target) or len(options) > len(given)
+    return Settings(options, {**target, **given} if named else None, TransferConfig(**transfer))
+
+
+def _named(values: dict[str, Any], *names: str) -> dict[str, object]:
+    """Replace ``store:path`` in the arguments of these names; returns the options of the stores."""
+    options: dict[str, object] = {}
+    for name in names:
+        text = values.get(name)
+        if isinstance(text, str) and ":" in text and "://" not in text:
+            found = read_files().resolve(text)
+            if found is not None:
+                values[name] = found[0]
+                options |= found[1]
+    return options
+
+
+# Environment variables and configuration files
+
+UNSET_BY_ENVIRONMENT = ("yes", "force")
+"""Options that no environment variable sets: they remove things without a question."""
+
+
+def with_variables(made: click.Command) -> click.Command:
+    """Give every option of a command the variables ``ASYNCSYNC_COMMAND_OPTION`` and ``ASYNCSYNC_OPTION``."""
+    for option in made.params:
+        if isinstance(option, click.Option) and option.envvar is None and option.name not in UNSET_BY_ENVIRONMENT:
+            own = max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
+            verb = str(made.name).replace("-", "_").upper()
+            option.envvar = [f"{ENV}{verb}_{own}", f"{ENV}{own}"]
+    return made
+
+
+def defaults_of(made: click.Command) -> dict[str, Any]:
+    """The defaults of a command in the configuration files, by parameter. ConfigError becomes click's usage error."""
+    try:
+        found = read_files().defaults
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    mine = found.get(str(made.name).replace("-", "_"), {})
+    merged = {**found, **(mine if isinstance(mine, dict) else {})}
+    by_flag = {flag.lstrip("-").replace("-", "_"): item for item in made.params for flag in item.opts}
+    return {
+        str(by_flag[name].name): value
+        for name, value in ((name.replace("-", "_"), value) for name, value in merged.items())
+        if name in by_flag and by_flag[name].name not in UNSET_BY_ENVIRONMENT and not isinstance(value, dict)
+    }
+
+
+def unknown_settings(group: click.Group) -> list[str]:
+    """What files and environment set and no command reads, each with the closest known name."""
+    found = read_files()
+    given = {name for name in os.environ if name.startswith(ENV)} - set(OWN_VARIABLES)
+    if not (given or found.defaults):
+        return list(found.unknown)
+    known, flags = set(OWN_VARIABLES), set()
+    for name in group.list_commands(click.Context(group)):
+        made = group.get_command(click.Context(group), name)
+        flags.add(name.replace("-", "_"))
+        for item in made.params if made is not None else ():
+            known |= set([item.envvar] if isinstance(item.envvar, str) else item.envvar or ())
+            flags |= {flag.lstrip("-").replace("-", "_") for flag in item.opts}
+    return [
+        *found.unknown,
+        *(f"nothing reads ${name}{suggestion(name, known)}" for name in sorted(given - known)),
+        *(f"no option is named {name!r} (defaults){suggestion(name, flags)}" for name in found.defaults.keys() - flags),
+    ]
 
 
 def _extra_options(pairs: tuple[str, ...]) -> dict[str, object]:

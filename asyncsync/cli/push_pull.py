@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,9 @@ resumes where it stopped, also inside a file.
 \b
 Examples:
   asyncsync push results s3://bucket/results
-  asyncsync push model.pt s3://bucket/models --dry-run
+  asyncsync push model.pt s3://bucket/models/model.pt
+  asyncsync push results s3://bucket/results --dry-run
+  asyncsync push results s3://bucket/results --check-store
   asyncsync push results ./backup --exclude '*.tmp' --exclude cache/
 
 Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
@@ -63,6 +66,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 @filter_options("Send")
 @delete_option
 @click.option("--checksum", is_flag=True, help="Read every file instead of comparing size and time.")
+@click.option("--check-store", is_flag=True, help="Look whether the store still has every file; send what it lost.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent, but send nothing.")
 @timeout_option(None)
 async def push(
@@ -76,16 +80,18 @@ async def push(
     delete: bool,
     max_delete: int | None,
     checksum: bool,
+    check_store: bool,
     dry_run: bool,
     timeout: float | None,
 ) -> int:
     """See PUSH."""
-    uri = resolve_url(url)
+    uri = _prefix_for(local, resolve_url(url))
     config = sync_config(timeout=timeout, include=include, exclude=exclude, delete=delete, max_delete=max_delete)
     if dry_run:
         return await _plan(output, _syncer(settings, local, uri, config, checksum=checksum))
     with output.meter("sending") as meter:
-        syncer = _syncer(settings, local, uri, config, checksum=checksum, on_progress=meter.update)
+        checks = {"checksum": checksum, "check_store": check_store}
+        syncer = _syncer(settings, local, uri, config, **checks, on_progress=meter.update)
         output.at_interrupt = lambda: (
             f"{uri} is not complete: sent {meter.text()}. Run the same command again to resume"
         )
@@ -97,6 +103,13 @@ async def push(
     return DONE
 
 
+def _prefix_for(local: str, uri: str) -> str:
+    """The prefix to sync to. A file may be given with its whole address: then the prefix is the part above its name."""
+    above, _, name = uri.rstrip("/").rpartition("/")
+    whole = os.path.isfile(local) and name == os.path.basename(local) and bool(above) and not above.endswith("/")
+    return above if whole else uri
+
+
 def _syncer(
     settings: Settings,
     local: str,
@@ -104,6 +117,7 @@ def _syncer(
     config: SyncConfig,
     *,
     checksum: bool = False,
+    check_store: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Syncer:
     def forward(event: Event) -> None:
@@ -117,6 +131,7 @@ def _syncer(
         transfer=settings.transfer,
         storage_options=settings.storage_options,
         checksum=checksum,
+        check_store=check_store,
         on_event=forward,
     )
 

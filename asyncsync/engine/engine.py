@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
 from asyncsync.engine.status import engine_status
+from asyncsync.engine.status_file import StatusFile
 from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
@@ -40,6 +42,11 @@ from asyncsync.sync.tree import pair
 
 if TYPE_CHECKING:
     from asyncsync.blocking import BlockingEngine
+
+log = logging.getLogger("asyncsync")
+
+MAY_END = ("asyncsync heartbeat", "asyncsync status")
+"""Tasks that may end before the engine is left."""
 
 
 class LeftWithinError(EngineClosedError):
@@ -114,6 +121,11 @@ class SyncEngine:
         from asyncsync.blocking import BlockingEngine
 
         return BlockingEngine(run, **options)
+
+    def __repr__(self) -> str:
+        state = "running" if self._context.running else "not running"
+        trials = 0 if self._registry is None else len(self._registry.trials)
+        return f"<SyncEngine {self.uri} {state}, {trials} trials>"
 
     @property
     def local_dir(self) -> Path:
@@ -193,9 +205,15 @@ class SyncEngine:
         if role.is_driver:
             self._own_files = OwnFiles(context, registry.rules, predecessor_may_write=before.may_still_write())
             context.scheduler.add(self._own_files)
+            if period := context.run.sync_config.heartbeat_seconds:
+                self._tasks.append(self._group.create_task(self._own_files.beat(period), name="asyncsync heartbeat"))
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
+        self._status_file = StatusFile(context, self._presence.name, self.status)
+        status = self._status_file.run(context.run.sync_config.heartbeat_seconds)
+        self._tasks.append(self._group.create_task(status, name="asyncsync status"))
+        log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)
 
     async def _take_over(self, store: Store) -> None:
         """Take the experiment's record over. A replaced driver starts no more writes from then on.
@@ -339,7 +357,7 @@ class SyncEngine:
         return self._registry
 
     def _tasks_alive(self) -> bool:
-        return not any(task.done() for task in self._tasks)
+        return not any(task.done() for task in self._tasks if task.get_name() not in MAY_END)
 
     async def _leave_in_time(self, error: BaseException | None) -> dict[str, BaseException]:
         """A cancel while the block is left ends the wait, not the grace."""
@@ -416,7 +434,9 @@ class SyncEngine:
             await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
         finally:
             self._presence.leave()
+            self._status_file.remove()
             context.emitter.close()
+            log.info("%s: the engine has ended", context.uri)
             if session is not None:
                 await session.close()
 

@@ -49,10 +49,11 @@ async def open_record(
             record.epoch += 1
             record.status, record.updated = "running", now
             record.nonce, record.runner = record.nonce or token(), runner
+        record.heartbeat_period = run.sync_config.heartbeat_seconds or 0.0
     elif resume:
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
         record.nonce = driver.nonce if driver is not None else ""
-    return record, RecordFile(EXPERIMENT_RECORD, record.to_bytes, version), predecessor
+    return record, RecordFile(EXPERIMENT_RECORD, record.encode, version), predecessor
 
 
 async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[ExperimentRecord, str] | None:

@@ -48,6 +48,10 @@ class Trial:
     def __init__(self, context: EngineContext, state: TrialState, acceptance: ReportAcceptance) -> None:
         self._context, self._state, self._acceptance = context, state, acceptance
 
+    def __repr__(self) -> str:
+        pending = len(self._state.jobs)
+        return f"<Trial {self.uri} {self.status}, {self._state.record.reports} reports, {pending} checkpoints pending>"
+
     @property
     def name(self) -> str:
         """The trial's name, unique in its experiment."""
@@ -75,7 +79,7 @@ class Trial:
         *,
         step: int | None = None,
         name: str | None = None,
-        upload: UploadMode = UploadMode.SYNC,
+        upload: UploadMode | str = UploadMode.SYNC,
         delete_local: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Report:
@@ -96,9 +100,10 @@ class Trial:
             step: training step, 0 or more; stored with the checkpoint. Required with several ranks, whose parts are
                 matched by it.
             name: name of the checkpoint in the store instead of ``checkpoint_000000`` and up. Must be new in the trial.
-            upload: SYNC returns when the checkpoint is durable. ASYNC returns when it is accepted, and first waits
-                while ``max_pending_checkpoints`` of this trial are pending. NO_UPLOAD uploads nothing. After a
-                SyncTimeoutError of SYNC, another report of the same unchanged directory resumes the upload.
+            upload: a mode, or its value such as ``"async"``. SYNC returns when the checkpoint is durable. ASYNC returns
+                when it is accepted, and first waits while ``max_pending_checkpoints`` of this trial are pending.
+                NO_UPLOAD uploads nothing. After a SyncTimeoutError of SYNC, another report of the same unchanged
+                directory resumes the upload.
             delete_local: delete the files once they are durable. Default: only for ASYNC and a directory that asyncsync
                 owns (``Checkpoint.take``). ConfigError for a directory that was only lent. Files that changed since the
                 upload stay, and a SyncWarning names them.
@@ -107,13 +112,13 @@ class Trial:
         Raises SyncError and its subclasses if the checkpoint does not become durable (SYNC), SyncTimeoutError after
         ``sync_timeout`` seconds, and EngineClosedError after ``finish`` or outside the engine's block.
         """
-        source = _as_checkpoint(checkpoint)
-        _check_mode(upload, source, delete_local)
+        source, mode = _as_checkpoint(checkpoint), UploadMode.of(upload)
+        _check_owned(source, delete_local)
         number = check_step(step, self._context.role, source)
         request = ReportRequest(
             as_json(metrics),
             as_json(metadata or {}),
-            upload,
+            mode,
             delete_local,
             number,
             check_checkpoint(name, self._context.own_files),
@@ -124,7 +129,7 @@ class Trial:
         async with self._state.reporting:
             await self._state.prepare()
             handle = await self._acceptance.accept(self._state, request, source)
-        if handle is not None and upload is UploadMode.SYNC:
+        if handle is not None and mode is UploadMode.SYNC:
             await handle.durable()
             config = self._context.run.sync_config
             if config.sync_artifacts and config.sync_artifacts_on_checkpoint:
@@ -248,9 +253,7 @@ def _as_checkpoint(source: CheckpointSource | None) -> Checkpoint | None:
     return source if source is None or isinstance(source, Checkpoint) else Checkpoint.lend(source)
 
 
-def _check_mode(mode: UploadMode, source: Checkpoint | None, delete_local: bool | None) -> None:
-    if not isinstance(mode, UploadMode):
-        raise ConfigError(f"invalid report(upload={mode!r}): must be an UploadMode")
+def _check_owned(source: Checkpoint | None, delete_local: bool | None) -> None:
     if delete_local and source is not None and not source.owned:
         raise ConfigError(
             "invalid report(delete_local=True): the directory is only lent; hand it over with "

@@ -15,6 +15,8 @@ from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.experiment import Experiment, TrialView, view_of
+from asyncsync.remote.trial_index import TrialIndex
+from asyncsync.runtime import Presence, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record
@@ -40,6 +42,8 @@ class ExperimentSummary:
     """Last change of the record, Unix seconds."""
     error: str | None = None
     """Why the record cannot be read."""
+    lost: bool = False
+    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
 
 
 Contents: TypeAlias = list[ExperimentSummary] | Experiment | TrialView | Manifest
@@ -69,12 +73,28 @@ async def contents(
     if is_experiment:
         return await Experiment.open(uri, storage_options=storage_options, transfer=transfer)
     if isinstance(found, TrialRecord):
-        return view_of(found.name, where, found, StoreAccess(dict(storage_options or {}), transfer))
+        access = StoreAccess(dict(storage_options or {}), transfer)
+        lost = await _is_lost(found, where, transfer, storage_options)
+        return view_of(found.name, where, found, access, lost=lost)
     if found is None or found == []:
         raise NotFoundError(
             f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
         )
     return found
+
+
+async def _is_lost(
+    trial: TrialRecord, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None
+) -> bool:
+    """Whether the process of the trial has ended and did not leave its engine: the driver's record decides."""
+    if trial.status != "running" or not Presence.has_ended(trial.runner):
+        return False
+    async with open_for_reading(uri.rpartition("/")[0] or "/", transfer, storage_options) as store:
+        try:
+            driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+        except DamagedError:
+            driver = None  # the trial's own process is all that is known then
+    return TrialIndex(driver).lost_test(wall_time())(trial)
 
 
 async def _below(store: Store, uri: str, *, files: bool) -> list[ExperimentSummary] | TrialRecord | Manifest:
@@ -106,4 +126,5 @@ async def _experiments(store: Store, uri: str) -> list[ExperimentSummary]:
 
 def _summary(name: str, uri: str, record: ExperimentRecord) -> ExperimentSummary:
     counts = dict(sorted(Counter(record.trials.values()).items()))
-    return ExperimentSummary(name, uri, record.status, counts, record.started, record.updated)
+    lost = record.is_lost(wall_time())
+    return ExperimentSummary(name, uri, record.status, counts, record.started, record.updated, lost=lost)

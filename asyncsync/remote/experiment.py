@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig, split_sas
+from asyncsync.disk.results import RESULTS, parse_results
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointRetiredError,
@@ -34,6 +35,8 @@ from asyncsync.remote.selection import Selection
 from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.verify import verify
 from asyncsync.report import VerifyReport
+from asyncsync.runtime import wall_time
+from asyncsync.stores.read import find
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.sync.download.open_file import CheckpointFile, entry_of
 from asyncsync.sync.download.tree_download import DownloadReport
@@ -189,7 +192,7 @@ class CheckpointView:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrialView:
     """A trial, as its record describes it."""
 
@@ -211,9 +214,29 @@ class TrialView:
     """Unix seconds."""
     updated: float = 0.0
     """Last change of the record, Unix seconds."""
+    lost: bool = False
+    """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
+    _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
+
+    async def history(self) -> list[dict[str, Any]]:
+        """The reports of the trial, oldest first, as its ``result.json`` in the store has them; empty if there is none.
+
+        It is as new as the last sync of the trial. DamagedError if a line is not a JSON object.
+        """
+        async with open_for_reading(self.uri, self._access.transfer, self._access.options) as store:
+            data = await find(store, RESULTS)
+        try:
+            return await in_thread(parse_results, data or b"")
+        except ValueError as error:
+            uri = f"{self.uri}/{RESULTS}"
+            raise DamagedError(f"{uri} is damaged: {error}", uri=uri) from error
+
+    def __repr__(self) -> str:
+        status = "lost" if self.lost else self.status
+        return f"<TrialView {self.uri} {status}, {self.reports} reports, {len(self.checkpoints)} checkpoints>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """A snapshot of an experiment, made by ``await Experiment.open(uri)``."""
 
@@ -222,6 +245,8 @@ class Experiment:
     status: str
     trials: list[TrialView]
     """Sorted by name."""
+    lost: bool = False
+    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
@@ -243,10 +268,24 @@ class Experiment:
         async with open_for_reading(address, transfer, options) as store:
             index = await read_trial_index(store)
         base = address.rstrip("/")
-        trials = [_trial(name, base, index, access) for name in sorted(index.names())]
+        is_lost = index.lost_test(wall_time())
+        trials = [_trial(name, base, index, access, is_lost) for name in sorted(index.names())]
         record = index.experiment
         name = record.name if record is not None else base.rpartition("/")[2]
-        return cls(name, base, record.status if record is not None else "unknown", trials, access)
+        status = record.status if record is not None else "unknown"
+        return cls(name, base, status, trials, index.is_lost(wall_time()), access)
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.uri} {'lost' if self.lost else self.status}, {len(self.trials)} trials>"
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row for each trial, by its name: ``status``, ``reports``, ``checkpoints``,
+        ``params.NAME`` and the last metrics under their names. ConfigError without pandas."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ConfigError("Experiment.to_frame needs pandas: pip install pandas") from error
+        return pd.DataFrame([trial_row(trial) for trial in self.trials], index=[trial.name for trial in self.trials])
 
     @property
     def checkpoints(self) -> list[CheckpointView]:
@@ -382,6 +421,13 @@ async def restore_checkpoint(
     return await restore_newest(known, read_again, Path(target), where, fetch)
 
 
+def trial_row(trial: TrialView) -> dict[str, Any]:
+    """The trial as one row of a table; a metric named like a field is ``metrics.NAME``."""
+    row = {"status": "lost" if trial.lost else trial.status, "reports": trial.reports}
+    row |= {"checkpoints": len(trial.checkpoints), **{f"params.{name}": value for name, value in trial.params.items()}}
+    return row | {f"metrics.{name}" if name in row else name: value for name, value in trial.metrics.items()}
+
+
 def _candidates(trials: Iterable[TrialView], name: str | None) -> Candidates[CheckpointView]:
     """The checkpoints of one trial, or of all, that a restore may try."""
     wanted = [item for item in trials if name in (None, item.name)]
@@ -395,9 +441,11 @@ def newest_first(trials: Iterable[TrialView]) -> list[CheckpointView]:
     return list(heapq.merge(*lines, key=lambda item: (-item.time, -item.number)))
 
 
-def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> TrialView:
+def _trial(
+    name: str, base: str, index: TrialIndex, access: StoreAccess, is_lost: Callable[[TrialRecord], bool]
+) -> TrialView:
     if index.own is not None and name not in index.trials:
-        return view_of(name, base, index.own, access)
+        return view_of(name, base, index.own, access, lost=is_lost(index.own))
     uri = f"{base}/{name}"
     record = index.trials.get(name)
     if record is None:
@@ -405,10 +453,10 @@ def _trial(name: str, base: str, index: TrialIndex, access: StoreAccess) -> Tria
             return TrialView(name, uri, "unreadable", error=str(index.unreadable[name]))
         status = index.experiment.trials[name] if index.experiment is not None else "unknown"
         return TrialView(name, uri, status)  # started; the store has nothing of it yet
-    return view_of(name, uri, record, access)
+    return view_of(name, uri, record, access, lost=is_lost(record))
 
 
-def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> TrialView:
+def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess, *, lost: bool = False) -> TrialView:
     """A trial as its record describes it."""
     records = sorted(record.checkpoints, key=by_age)
     checkpoints = [_checkpoint(name, uri, item, access) for item in records]
@@ -423,6 +471,8 @@ def view_of(name: str, uri: str, record: TrialRecord, access: StoreAccess) -> Tr
         record.reports,
         record.started,
         record.updated,
+        lost=lost,
+        _access=access,
     )
 
 

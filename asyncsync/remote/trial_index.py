@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
+from asyncsync.runtime import Presence
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
 from asyncsync.sync.records.manifests import find_record, get_record
@@ -30,6 +33,21 @@ class TrialIndex:
     """Trial -> why its record cannot be read."""
     own: TrialRecord | None = None
     """The record of an experiment that is its own only trial."""
+
+    def is_lost(self, now: float) -> bool:
+        """Whether the driver's record says that it runs and it does not, see :meth:`ExperimentRecord.is_lost`."""
+        return self.experiment is not None and self.experiment.is_lost(now)
+
+    def lost_test(self, now: float) -> Callable[[TrialRecord], bool]:
+        """A function that decides whether a trial is lost: its record says that it runs, and its driver is lost, or
+        the worker that ran it has ended. Each process is looked up once."""
+        ended, driver, driver_lost = cache(Presence.has_ended), self.experiment, self.is_lost(now)
+
+        def test(record: TrialRecord) -> bool:
+            of_driver = driver is not None and record.runner == driver.runner
+            return record.status == "running" and (driver_lost if of_driver else ended(record.runner))
+
+        return test
 
     def names(self) -> set[str]:
         """All trials, also those that the driver has started and whose record is not in the store yet."""

@@ -21,6 +21,10 @@ class EventStream(AsyncIterator[Event]):
         self.dropped = 0
         """Events that this listener lost because it was too slow."""
 
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else f"{self._queue.qsize()} events waiting"
+        return f"<EventStream {state}, {self.dropped} dropped>"
+
     def offer(self, event: Event | None) -> None:
         """Called by the emitter. None marks the end and is always queued."""
         if event is not None and self._queue.qsize() >= BUFFERED_EVENTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from asyncsync.sync.tree import Tree, TreeOptions
 from asyncsync.sync.upload.tree_upload import Tally
 
 KEY = ""
+
+log = logging.getLogger("asyncsync")
 
 
 class _Member:
@@ -65,6 +68,8 @@ class Syncer:
         transfer: limits and sizes of transfers.
         storage_options: options of the store.
         checksum: read every file instead of trusting size and mtime.
+        check_store: look whether the store still has every file, before the first sync; what is missing or was replaced
+            is sent again.
         on_event: called with each event, on the event loop.
     """
 
@@ -77,12 +82,14 @@ class Syncer:
         transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
         storage_options: Mapping[str, object] | None = None,
         checksum: bool = False,
+        check_store: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.local_dir = Path(os.path.abspath(os.fspath(local_dir)))
         self.uri, options = split_sas(os.fspath(uri), storage_options)
         self._config, self._transfer = sync_config, transfer
         self._options, self._checksum = options, checksum
+        self._check_store = check_store
         self._on_event = on_event
         self._session: Session | None = None
         self._member: _Member | None = None
@@ -91,6 +98,9 @@ class Syncer:
         self._requested: set[asyncio.Future[SyncReport]] = set()
         self._unseen: BaseException | None = None
         """The error of the last requested sync, if nobody has received it."""
+
+    def __repr__(self) -> str:
+        return f"<Syncer {self.local_dir} -> {self.uri}, {'closed' if self._session is None else 'open'}>"
 
     async def __aenter__(self) -> Syncer:
         self._session = await Session.open(self.uri, self._transfer, self._options)
@@ -110,6 +120,8 @@ class Syncer:
         )
         try:
             self._session.locks.take(self._tree.identity)
+            if self._check_store:
+                await self._tree.recheck()
         except BaseException:
             await self._session.close()
             raise
@@ -269,6 +281,8 @@ class Syncer:
         )
 
     def _emit(self, event: Event) -> None:
+        if not isinstance(event, Progress):
+            log.debug("%s: %s", self.uri, event)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -281,11 +295,14 @@ async def push(
     transfer: TransferConfig = TransferConfig(),  # noqa: B008 (frozen)
     storage_options: Mapping[str, object] | None = None,
     checksum: bool = False,
+    check_store: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SyncReport:
     """Sync a directory (or one file) to ``uri`` once.
 
-    Only new and changed files are sent. ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
+    Only new and changed files are sent; with ``check_store`` also those that the store has lost.
+
+    ConfigError if ``local`` does not exist; otherwise as :meth:`Syncer.sync_up`.
     """
 
     def report_progress(event: Event) -> None:
@@ -299,6 +316,7 @@ async def push(
         transfer=transfer,
         storage_options=storage_options,
         checksum=checksum,
+        check_store=check_store,
         on_event=report_progress,
     )
     async with syncer:

@@ -37,20 +37,24 @@ def test_every_tree_is_synced_each_period_start_to_start(bench: Bench) -> None:
     assert len(run_virtual(main())) == 5
 
 
-def test_an_unchanged_tree_costs_no_request(bench: Bench) -> None:
-    async def main() -> tuple[int, int]:
-        async with bench.engine(SyncConfig(sync_period=100, sync_artifacts=True)) as engine:
+@pytest.mark.parametrize("heartbeat", [None, 60.0])
+def test_an_unchanged_tree_costs_no_request(bench: Bench, heartbeat: float | None) -> None:
+    """A driver's heartbeat, once per period, is all that an idle engine sends."""
+
+    async def main() -> tuple[set[str], int]:
+        async with bench.engine(SyncConfig(sync_period=100, sync_artifacts=True, heartbeat=heartbeat)) as engine:
             trial = engine.trial("t")
             (engine.local_dir / "t").mkdir(parents=True, exist_ok=True)
             (trial.dir / "log").write_text("x")
             await trial.report({"loss": 1.0})
             await asyncio.sleep(150)
-            before = bench.faults.calls
+            before = len(bench.faults.requests)
             await asyncio.sleep(1000)
-            return before, bench.faults.calls
+            return {request.key for request in bench.faults.requests[before:]}, len(bench.faults.requests) - before
 
-    before, after = run_virtual(main())
-    assert before == after
+    keys, requests = run_virtual(main())
+    assert keys == ({".asyncsync/experiment.json"} if heartbeat else set())
+    assert requests <= ((1000 // heartbeat + 1) * 2 if heartbeat else 0)
 
 
 def test_a_hundred_forced_syncs_during_one_give_one_more(bench: Bench) -> None:

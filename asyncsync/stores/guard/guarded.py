@@ -21,6 +21,7 @@ from asyncsync.stores.guard.bandwidth import PAID_STEP, Payer
 from asyncsync.stores.guard.breaker import Breaker
 from asyncsync.stores.guard.budget import AttemptOutcome, Budget, Grant
 from asyncsync.stores.guard.lost_responses import complete_over_present, completed_is_ours, written_is_ours
+from asyncsync.stores.guard.metered import RequestMeter
 from asyncsync.stores.guard.retry_policy import RetryPolicy, is_final, may_have_succeeded
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore, under_lease
 
@@ -36,12 +37,13 @@ _COPIES = frozenset({"copy", "copy_part"})
 class _Core:
     """State that all views of one store share."""
 
-    __slots__ = ("breaker", "budget", "inner", "retry", "rng", "timeout")
+    __slots__ = ("breaker", "budget", "inner", "meter", "retry", "rng", "timeout")
 
     def __init__(self, inner: Store, budget: Budget, retry: RetryPolicy, timeout: float | None, rng: Random) -> None:
         self.inner = inner
         self.budget = budget
         self.breaker = Breaker(inner.uri)
+        self.meter = RequestMeter()
         self.retry = retry
         self.timeout = timeout
         self.rng = rng
@@ -232,6 +234,7 @@ class GuardedView(WrappedStore):
             await asyncio.sleep(pause)
             attempt += 1
             self.retries += 1
+            self._core.meter.retries += 1
 
     async def _attempt(
         self, operation: Operation, call: Call[T], prepaid: int, sink: _ResumableSink | None, asked: float
@@ -246,7 +249,7 @@ class GuardedView(WrappedStore):
         answered = False
         self.requests += 1
         try:
-            result = await (call() if operation.body else self._timed(operation, call))
+            result = await self._measured(operation, call, sink)
             outcome, answered = AttemptOutcome.DONE, True
             breaker.failing_since[writes] = None
         except LeaseExpiredError:
@@ -299,6 +302,18 @@ class GuardedView(WrappedStore):
     def _release_unused(self, grant: Grant | None) -> None:
         if grant is not None:
             self._core.budget.release(grant, 0, AttemptOutcome.FAILED)
+
+    async def _measured(self, operation: Operation, call: Call[T], sink: _ResumableSink | None) -> T:
+        """Make the call, and count it with its bytes and seconds."""
+        meter, began = self._core.meter, asyncio.get_running_loop().time()
+        before = 0 if sink is None else sink.delivered
+        try:
+            result = await (call() if operation.body else self._timed(operation, call))
+        except BaseException as error:
+            meter.ended(operation.name, began, 0 if sink is None else sink.delivered - before, error)
+            raise
+        meter.ended(operation.name, began, operation.size if sink is None else sink.delivered - before, None)
+        return result
 
     async def _timed(self, operation: Operation, call: Call[T]) -> T:
         """A request without a body shows no progress that a store could watch: it gets a time limit.

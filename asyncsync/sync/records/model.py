@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -25,10 +25,14 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
+from asyncsync.runtime import Presence, wall_time
 
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
 :class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
+LOST_AFTER_PERIODS = 3
+"""Periods without a heartbeat after which a running experiment counts as lost: one or two writes may fail, and the
+clocks of two machines may differ by a minute."""
 _HEAD = ("format", "kind", "by", WRITER)
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
@@ -260,6 +264,27 @@ class ExperimentRecord(Record):
     """Distinguishes the experiment from an earlier one of the same name in the same place."""
     runner: str = ""
     """The driver, see :class:`asyncsync.runtime.Presence`."""
+    heartbeat: float = 0.0
+    """When the driver last wrote this record; 0: written by a version without heartbeats."""
+    heartbeat_period: float = 0.0
+    """Longest time between two heartbeats, seconds; 0: none are promised."""
+
+    def encode(self, stamp: str) -> bytes:
+        """The document to store. With a ``stamp`` it is written now, and carries the time; without one it is only
+        compared, and the time makes no difference."""
+        if stamp:
+            self.heartbeat = wall_time()
+            return self.to_bytes(stamp)
+        return replace(self, heartbeat=0.0).to_bytes()
+
+    def is_lost(self, now: float) -> bool:
+        """Whether the driver ended without saying so: it is known to have ended on this machine, or its heartbeat is
+        older than LOST_AFTER_PERIODS periods. ``now``: Unix seconds."""
+        if self.status != "running":
+            return False
+        if Presence.has_ended(self.runner):
+            return True
+        return bool(self.heartbeat_period) and now - self.heartbeat > LOST_AFTER_PERIODS * self.heartbeat_period
 
 
 CHECKS: dict[str, Check] = {

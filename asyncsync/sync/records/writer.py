@@ -38,11 +38,14 @@ class RecordFile:
         "_unsure",
         "_written",
         "key",
+        "last_write",
         "version",
     )
 
     def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
         self.key, self.version = key, version
+        self.last_write = float("-inf")
+        """When this process last wrote it, on the event loop's clock."""
         self._encode = encode
         self._token, self._revision = token(), 0
         self._lock: asyncio.Lock | None = None
@@ -76,12 +79,12 @@ class RecordFile:
         """Whether the store has the present output of ``encode``."""
         return not self._unsure and self._written == self._digest()
 
-    async def save(self, store: Store) -> bool:
-        """Write if anything changed, or if the outcome of an earlier write is unknown; whether it was written.
-        ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
+    async def save(self, store: Store, *, force: bool = False) -> bool:
+        """Write if anything changed, if the outcome of an earlier write is unknown, or with ``force``. Returns whether
+        it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
-            if self.is_current():
+            if self.is_current() and not force:
                 return False
             if self._lost:
                 raise self._conflict(store)
@@ -146,6 +149,7 @@ class RecordFile:
             await self._adopt_ours(store)
             info = await self._replace_ours(store)
         self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
+        self.last_write = asyncio.get_running_loop().time()
 
     async def _replace(self, store: Store) -> ObjectInfo:
         return await store.put(self.key, self._encode(self._stamp()), if_version=self.version)

@@ -292,7 +292,8 @@ def test_a_process_that_slept_sends_nothing_more(bench: Bench) -> None:
                 trial = old.trial("t")
                 await trial.report({"who": "one"}, bench.checkpoint("a"))
                 await old.sync()
-                async with two.engine(SyncConfig(sync_period=100_000, sync_artifacts=True)) as heir:
+                quiet = SyncConfig(sync_period=100_000, sync_artifacts=True, heartbeat=None)
+                async with two.engine(quiet) as heir:
                     await heir.trial("t").report({"who": "two"}, bench.checkpoint("b"))
                     await heir.sync()
                     loop.advance(60)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from asyncsync import CheckpointConfig, SyncConfig
 from asyncsync.testing import run_virtual
 from asyncsync.testing.memory import Request
 
-SYNC = SyncConfig(sync_period=100_000)
+SYNC = SyncConfig(sync_period=100_000, heartbeat=None)
 ARTIFACTS = ("t/result.json", "t/progress.csv", "t/.asyncsync/manifest.json")
 """The first background sync is under way at the same time."""
 
@@ -38,7 +38,6 @@ def retired(number: int) -> list[str]:
         f"delete {prefix}.asyncsync/manifest.json",
         f"list {prefix}",
         f"delete {prefix}weights",
-        f"list {prefix}",
     ]
 
 

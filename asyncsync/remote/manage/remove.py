@@ -1,0 +1,162 @@
+"""``remove``: a tree, a checkpoint, a trial or an experiment, the record that names it first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asyncsync.config import TransferConfig, split_sas
+from asyncsync.errors import ConcurrentWriterError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
+from asyncsync.planning.manifest import MANIFEST
+from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.runtime import Presence, token, wall_time
+from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.stores.read import list_all
+from asyncsync.sync.records.manifests import find_record, get_record
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
+
+KEYS_PER_REMOVE = 1000
+LISTINGS = 5
+"""Times that a prefix is listed again for objects that appeared in between."""
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    """What :func:`remove` removed or, in a dry run, would remove."""
+
+    kind: str
+    """``experiment``, ``trial``, ``checkpoint`` or ``tree``."""
+    uri: str
+    dry_run: bool
+    objects: int
+    bytes: int
+    requests: int = 0
+    seconds: float = 0.0
+
+
+async def remove(
+    uri: str | os.PathLike[str],
+    *,
+    dry_run: bool = True,
+    force: bool = False,
+    storage_options: Mapping[str, object] | None = None,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
+) -> RemoveReport:
+    """Remove the experiment, trial, checkpoint or tree at ``uri``. With ``dry_run`` (the default) nothing is removed.
+
+    Records go first: a checkpoint leaves its trial's record, a trial its experiment's, then manifests and data are
+    deleted. Interrupted, the rest is invisible to readers, and the same call removes it. A plain prefix without record
+    or manifest is refused: asyncsync did not write it.
+
+    ``force``: also if a process seems to run it. A process that really runs it will fail with ConcurrentWriterError.
+
+    Raises:
+        NotFoundError: asyncsync has stored nothing there.
+        ConcurrentWriterError: a process runs it, or its record was written in between.
+    """
+    began = time.monotonic()
+    address, options = split_sas(os.fspath(uri), storage_options)
+    where = address.rstrip("/")
+    above, _, name = where.rpartition("/")
+    if not above or above.endswith("/"):  # a bucket, or the root
+        above, name = where, ""
+    async with open_for_reading(above, transfer, options) as store:
+        doomed = await _Doomed.find(store, f"{name}/" if name else "", where)
+        if not force:
+            await doomed.check_idle()
+        if not dry_run:
+            await doomed.leave_record()
+            await doomed.delete()
+        size = sum(item.size for item in doomed.objects.values())
+        seconds = time.monotonic() - began
+        return RemoveReport(doomed.kind, where, dry_run, len(doomed.objects), size, store.requests, seconds)
+
+
+@dataclass(slots=True)
+class _Doomed:
+    """A prefix to remove. ``store`` is that of the prefix above it."""
+
+    store: Store
+    prefix: str
+    uri: str
+    kind: str
+    objects: dict[str, ObjectInfo]
+
+    @classmethod
+    async def find(cls, store: Store, prefix: str, uri: str) -> _Doomed:
+        objects = await list_all(store, prefix)
+        trial = await find_record(store, TRIAL_RECORD, TrialRecord) if prefix else None
+        listed = trial is not None and prefix.rstrip("/") in {item.name for item in trial.checkpoints}
+        for kind, key in (("experiment", EXPERIMENT_RECORD), ("trial", TRIAL_RECORD), ("tree", MANIFEST)):
+            if prefix + key in objects:
+                return cls(store, prefix, uri, "checkpoint" if kind == "tree" and trial is not None else kind, objects)
+        if listed:
+            return cls(store, prefix, uri, "checkpoint", objects)
+        driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord) if prefix else None
+        if driver is not None and prefix.rstrip("/") in driver.trials:
+            return cls(store, prefix, uri, "trial", objects)
+        raise NotFoundError(
+            f"{uri} holds no experiment, trial, checkpoint or tree of asyncsync, so nothing is removed. Check the URL "
+            "with asyncsync ls"
+        )
+
+    async def check_idle(self) -> None:
+        """ConcurrentWriterError if a process runs it."""
+        driver_key = self.prefix + EXPERIMENT_RECORD if self.kind == "experiment" else EXPERIMENT_RECORD
+        trial_key = self.prefix + TRIAL_RECORD if self.kind == "trial" else TRIAL_RECORD
+        driver = trial = None
+        if self.kind in ("experiment", "trial"):
+            driver = await find_record(self.store, driver_key, ExperimentRecord)
+        if self.kind in ("checkpoint", "trial"):
+            trial = await find_record(self.store, trial_key, TrialRecord)
+        runs = driver is not None and driver.status == "running" and not driver.is_lost(wall_time())
+        if self.kind == "checkpoint" and trial is not None:
+            runs = trial.status == "running" and not Presence.has_ended(trial.runner)
+        if runs:
+            raise ConcurrentWriterError(
+                f"{self.uri} belongs to a run that has not ended: stop it first, or use trial.retire in it. If it was "
+                "killed on another machine, remove it with --force (force=True)"
+            )
+
+    async def leave_record(self) -> None:
+        """Remove it from the record that names it, before any of its data."""
+        name = self.prefix.rstrip("/")
+        if self.kind == "checkpoint":
+            found = await get_record(self.store, TRIAL_RECORD, TrialRecord)
+            if found is not None and name in {item.name for item in found[0].checkpoints}:
+                trial, version = found
+                trial.checkpoints = [item for item in trial.checkpoints if item.name != name]
+                trial.given_up = [*trial.given_up, name]
+                await self._write(TRIAL_RECORD, trial.to_bytes(f"{token()}/1"), version)
+        elif self.kind == "trial":
+            driver = await get_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
+            if driver is not None and driver[0].trials.pop(name, None) is not None:
+                await self._write(EXPERIMENT_RECORD, driver[0].to_bytes(f"{token()}/1"), driver[1])
+
+    async def _write(self, key: str, data: bytes, version: str) -> None:
+        await self.store.put(key, data, if_version=version)
+
+    async def delete(self) -> None:
+        """Records, then manifests, then everything else: each in requests of their own."""
+        keys = list(self.objects)
+        for _ in range(LISTINGS):
+            for place in sorted({_removal_order(key) for key in keys}):
+                await self._delete_keys([key for key in keys if _removal_order(key) == place])
+            keys = list(await list_all(self.store, self.prefix))
+            if not keys:
+                return
+        raise ConcurrentWriterError(f"{self.uri}: another process writes there while it is removed. Stop it first")
+
+    async def _delete_keys(self, keys: list[str]) -> None:
+        for start in range(0, len(keys), KEYS_PER_REMOVE):
+            await self.store.delete(keys[start : start + KEYS_PER_REMOVE])
+
+
+def _removal_order(key: str) -> int:
+    for place, name in enumerate((EXPERIMENT_RECORD, TRIAL_RECORD, MANIFEST)):
+        if key == name or key.endswith(f"/{name}"):
+            return place
+    return 3

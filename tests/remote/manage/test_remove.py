@@ -1,0 +1,141 @@
+"""``remove``: the record that names it first, and never something that runs."""
+
+from __future__ import annotations
+
+import pytest
+from stored import check_complete, put_experiment, put_tree, put_trial
+
+from asyncsync import Experiment, remove, verify
+from asyncsync.errors import ConcurrentWriterError, NotFoundError, StoreError
+from asyncsync.planning.document import EXPERIMENT_RECORD
+from asyncsync.sync.records.model import ExperimentRecord
+from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
+
+FILES = {"a": b"a" * 1000}
+
+
+async def stored(status: str = "finished") -> MemoryStore:
+    reset_memory()
+    store = MemoryStore("b", "exp")
+    record = ExperimentRecord("exp", {"t": status, "u": "finished"}, status=status)
+    await put_experiment(store, t=status, u="finished")
+    await store.put(EXPERIMENT_RECORD, record.to_bytes())
+    checkpoints = {"checkpoint_000000": (FILES, {}), "checkpoint_000001": (FILES, {})}
+    await put_trial(store, "t", checkpoints, status=status)
+    await put_trial(store, "u", {"checkpoint_000000": (FILES, {})})
+    return store
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("", "experiment"), ("/t", "trial"), ("/t/checkpoint_000000", "checkpoint")]
+)
+def test_a_dry_run_counts_and_removes_nothing(path: str, kind: str) -> None:
+    async def main() -> None:
+        store = await stored()
+        before = dict(store.contents)
+        report = await remove(f"memory://b/exp{path}")
+        prefix = f"{path[1:]}/" if path else ""
+        assert (report.kind, report.dry_run) == (kind, True)
+        assert report.objects == sum(key.startswith(prefix) for key in before)
+        assert store.contents == before
+
+    run_virtual(main())
+
+
+def test_a_removed_checkpoint_leaves_its_trials_record() -> None:
+    async def main() -> None:
+        store = await stored()
+        await remove("memory://b/exp/t/checkpoint_000000", dry_run=False)
+        experiment = await Experiment.open("memory://b/exp")
+        assert [item.name for item in experiment.trial("t").checkpoints] == ["checkpoint_000001"]
+        assert not any(key.startswith("t/checkpoint_000000/") for key in store.contents)
+        assert (await verify("memory://b/exp", deep=True)).ok
+
+    run_virtual(main())
+
+
+def test_a_removed_trial_leaves_the_experiments_record() -> None:
+    async def main() -> None:
+        store = await stored()
+        await remove("memory://b/exp/t", dry_run=False)
+        assert [trial.name for trial in (await Experiment.open("memory://b/exp")).trials] == ["u"]
+        assert not any(key.startswith("t/") for key in store.contents)
+        assert (await verify("memory://b/exp", deep=True)).ok
+
+    run_virtual(main())
+
+
+def test_of_a_removed_experiment_nothing_is_left() -> None:
+    async def main() -> None:
+        store = await stored()
+        report = await remove("memory://b/exp", dry_run=False)
+        assert (report.kind, store.contents) == ("experiment", {})
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("path", ["", "/t", "/t/checkpoint_000000"])
+def test_broken_off_anywhere_no_reader_sees_half_and_it_resumes(path: str) -> None:
+    def attempt(number: int) -> bool:
+        async def main() -> bool:
+            store = await stored()
+            faults = inject_faults("b")
+            fault = faults.fail(number, StoreError("refused"))
+            try:
+                await remove(f"memory://b/exp{path}", dry_run=False)
+            except StoreError:
+                check_complete(store.contents)
+                faults.clear()
+                try:
+                    await remove(f"memory://b/exp{path}", dry_run=False)
+                except NotFoundError:
+                    assert fault.seen >= number  # the record is gone: what is left is for prune
+            faults.clear()
+            check_complete(store.contents)
+            return fault.seen >= number
+
+        return run_virtual(main())
+
+    number = 1
+    while attempt(number):
+        number += 1
+    assert number > 4
+
+
+@pytest.mark.parametrize("path", ["", "/t", "/t/checkpoint_000000"])
+def test_what_runs_is_refused_unless_forced(path: str) -> None:
+    async def main() -> None:
+        store = await stored("running")
+        before = dict(store.contents)
+        with pytest.raises(ConcurrentWriterError, match="has not ended"):
+            await remove(f"memory://b/exp{path}", dry_run=False)
+        assert store.contents == before
+        await remove(f"memory://b/exp{path}", dry_run=False, force=True)
+        assert store.contents != before
+
+    run_virtual(main())
+
+
+def test_a_plain_prefix_is_refused() -> None:
+    async def main() -> None:
+        store = await stored()
+        await store.put("notes/a.txt", b"x")
+        for path in ("/notes", "/nothing"):
+            with pytest.raises(NotFoundError, match="nothing is removed"):
+                await remove(f"memory://b/exp{path}", dry_run=False)
+        assert "notes/a.txt" in store.contents
+
+    run_virtual(main())
+
+
+def test_a_pushed_tree_is_removed_and_its_neighbour_stays() -> None:
+    async def main() -> None:
+        reset_memory()
+        store = MemoryStore("b", "")
+        await put_tree(store, "tree/", FILES)
+        await put_tree(store, "tree2/", FILES)
+        assert (await remove("memory://b/tree", dry_run=False)).kind == "tree"
+        assert all(key.startswith("tree2/") for key in store.contents)
+        assert (await verify("memory://b/tree2")).ok
+
+    run_virtual(main())
