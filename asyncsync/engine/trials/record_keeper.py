@@ -108,8 +108,8 @@ class RecordKeeper:
 
     async def write_latest(self, directory: str, durable: Sequence[CheckpointRecord]) -> None:
         """Make ``latest_file`` name the newest of the checkpoints; without one, remove it. A failure is a warning."""
-        file = self._context.run.checkpoint_config.latest_file
-        if file is None or not self._context.role.leads:
+        file = self._context.latest_file
+        if file is None:
             return
         newest = max(durable, key=by_age, default=None)
         try:
@@ -117,11 +117,6 @@ class RecordKeeper:
         except OSError as error:
             name = self.record.name
             self._context.warn(name, f"latest_file of trial {name!r} was not written: {error}")
-
-    def removed_files(self, durable: Sequence[CheckpointRecord]) -> set[str]:
-        """Files in the trial's directory that are deleted from the store, too."""
-        file = self._context.run.checkpoint_config.latest_file
-        return set() if file is None or durable or not self._context.role.leads else {file}
 
     async def take(self) -> bool:
         """Save the record for the first time.

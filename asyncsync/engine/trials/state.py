@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -148,7 +148,7 @@ class TrialState:
             self._rules,
             Lane.ARTIFACT,
             delete=context.run.sync_config.delete,
-            removed=lambda: self.keeper.removed_files(self.durable_checkpoints()),
+            removed=frozenset if context.latest_file is None else self._removed_files,
             disown=True,
             fence=self.confirm,
             doubted=True,
@@ -183,6 +183,10 @@ class TrialState:
     async def write_latest(self) -> None:
         """Write ``latest_file``, if it is wanted. A failure, such as a full disk, is a warning."""
         await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
+
+    def _removed_files(self) -> Collection[str]:
+        """The file of asyncsync that is deleted from the store, too, when it names nothing any more."""
+        return () if self.durable_checkpoints() else (str(self._context.latest_file),)
 
     # syncing
 
@@ -358,10 +362,9 @@ class TrialState:
         found = self.take_failures()
         if not found:
             return
-        if len(found) == 1:
-            error = next(iter(found.values()))
-            if isinstance(error, SyncError):
-                raise error
+        error = next(iter(found.values()))
+        if len(found) == 1 and isinstance(error, SyncError):
+            raise error
         text = "; ".join(f"{name}: {error}" for name, error in found.items())
         raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.key}: {text}", found)
 
