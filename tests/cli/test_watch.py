@@ -113,7 +113,9 @@ def test_bad_options_are_refused(invoke: Invoke, tmp_path: Path) -> None:
         tree, tmp_path / "s", "--ready", "pytorch"
     )
     assert "--wait-for-directory waits for it" in answer_code(tmp_path / "no", tmp_path / "s")
-    assert "--max-lag" in answer_code(tree, tmp_path / "s", "--max-lag", "0")
+    for option in ("--max-lag", "--grace"):
+        for seconds in ("0", "nan", "inf"):
+            assert option in answer_code(tree, tmp_path / "s", option, seconds)
 
 
 def test_the_lag_counts_from_the_start_of_the_last_good_sync() -> None:
