@@ -103,13 +103,22 @@ def _ready(owner: object, value: object) -> tuple[tuple[str, tuple[str, ...]], .
     rules = READY_PRESETS.get(value) if isinstance(value, str) else value
     if not isinstance(rules, Mapping):
         raise _invalid(owner, "ready", value, allowed)
-    found = {name: (item,) if isinstance(item, str) else tuple(item) for name, item in rules.items()}
+    found = {name: (item,) if isinstance(item, str) else item for name, item in rules.items()}
     for pattern, markers in found.items():
-        names = [name.removeprefix("!") if isinstance(name, str) else "" for name in markers]
-        wanted = [name for name in markers if not str(name).startswith("!")]
-        if not (isinstance(pattern, str) and pattern.strip() and all(names) and wanted):
+        if not isinstance(pattern, str) or not pattern.strip() or not _are_markers(markers):
             raise _invalid(owner, "ready", value, allowed)
-    return tuple(found.items())
+    if not isinstance(value, str):
+        _check_patterns(owner, "ready", list(found))
+    return tuple((pattern, tuple(markers)) for pattern, markers in found.items())
+
+
+def _are_markers(markers: object) -> bool:
+    """Whether these are paths in a directory, as a scan spells them, and at least one of them must exist."""
+    if not isinstance(markers, Sequence) or not all(isinstance(name, str) for name in markers):
+        return False
+    names = [name.removeprefix("!") for name in markers]
+    clean = all(part not in ("", ".", "..") for name in names for part in name.split("/"))
+    return clean and any(not name.startswith("!") for name in markers)
 
 
 def _patterns(owner: object, name: str) -> None:
@@ -117,6 +126,19 @@ def _patterns(owner: object, name: str) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
         raise _invalid(owner, name, value, 'a sequence of gitignore patterns, such as ("*.tmp", "cache/")')
     object.__setattr__(owner, name, tuple(value))
+
+
+def _check_patterns(owner: object, name: str, patterns: Sequence[str]) -> None:
+    """ConfigError for a pattern that gitignore does not allow. The library is imported for the first pattern."""
+    if not patterns:
+        return
+    from pathspec import GitIgnoreSpec
+
+    for pattern in patterns:
+        try:
+            GitIgnoreSpec.from_lines([pattern])
+        except ValueError as error:
+            raise _invalid(owner, name, pattern, f"a gitignore pattern ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,8 @@ class SyncConfig:
             raise _invalid(self, "max_delete", self.max_delete, "None or an integer >= 0")
         _patterns(self, "include")
         _patterns(self, "exclude")
+        _check_patterns(self, "include", self.include)
+        _check_patterns(self, "exclude", self.exclude)
         _ready(self, self.ready)
         if self.symlinks not in ("inside", "follow", "skip"):
             raise _invalid(self, "symlinks", self.symlinks, '"inside", "follow" or "skip"')

@@ -131,3 +131,10 @@ async def test_a_local_directory_that_is_the_store_is_refused(tmp_path: Path, lo
     with pytest.raises(ConfigError, match="same place"):
         async with SyncEngine(run, local_dir=tmp_path / local):
             pass
+
+
+@pytest.mark.parametrize("field", ["include", "exclude"])
+def test_a_pattern_that_gitignore_does_not_allow_is_refused(field: str) -> None:
+    """Otherwise every sync would fail with it."""
+    with pytest.raises(ConfigError, match=rf"SyncConfig\.{field}='!'"):
+        SyncConfig(**{field: ["*.log", "!"]})

@@ -17,7 +17,7 @@ from asyncsync.remote.access import DEFAULT_TRANSFER
 from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.remote.restore import RestoreReport
 from asyncsync.report import VerifyReport
-from asyncsync.sync.download.open_file import CheckpointFile
+from asyncsync.sync.download.open_file import CheckpointFile, moved_to
 from asyncsync.sync.download.tree_download import DownloadReport
 
 
@@ -54,11 +54,8 @@ class StoredFile(io.RawIOBase):
         return self._read(-1)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move the position, and return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset} in {self.name}")
-        self._position = base + offset
+        """Move the position, and return it. ValueError for one before the beginning, or an unknown ``whence``."""
+        self._position = moved_to(offset, whence, self._position, self)
         return self._position
 
     def tell(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -115,7 +116,7 @@ async def watch(
     max_lag: float | None,
 ) -> int:
     """See WATCH."""
-    if period <= 0 or grace <= 0 or (max_lag is not None and max_lag <= 0):
+    if not all(0 < seconds < math.inf for seconds in (period, grace, 1.0 if max_lag is None else max_lag)):
         raise ConfigError("invalid --period, --grace or --max-lag: must be more than 0 seconds")
     if not wait_for_directory and not os.path.isdir(local):
         raise ConfigError(f"there is no directory {local!r} to watch; --wait-for-directory waits for it")
@@ -161,7 +162,7 @@ async def watch(
 
 
 async def _poll(path: Path, stop: asyncio.Event) -> None:
-    while not path.exists():
+    while not os.path.exists(path):  # unlike Path.exists, it raises nothing
         await asyncio.sleep(POLL_SECONDS)
     stop.set()
 

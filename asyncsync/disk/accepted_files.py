@@ -197,6 +197,11 @@ def _accept_file(path: str, looked: int) -> Accepted:
     )
 
 
+def existing_directories(root: str, names: frozenset[str]) -> frozenset[str]:
+    """The names that still are directories of ``root``, so that a set of checkpoints there stays bounded."""
+    return frozenset(name for name in names if os.path.isdir(f"{root}/{name}"))
+
+
 def absolute(path: str) -> str:
     """The absolute path of a checkpoint. ``..`` after a link is resolved behind the link, unlike in os.path.abspath."""
     if ".." in path.split(os.sep):

@@ -125,8 +125,13 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
         raise
 
 
-def write_pointer(directory: str, file: str, name: str) -> None:
-    """Blocking. Make ``file`` hold ``name`` without a line end. Readers see the old content or the new one."""
+def write_pointer(directory: str, file: str, name: str | None) -> None:
+    """Blocking. Make ``file`` hold ``name`` without a line end; None removes it. Readers see the old content or the new
+    one."""
+    if name is None:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{directory}/{file}")
+        return
     temporary = f"{directory}/.{file}{TEMPORARY}"
     try:
         with open(temporary, "w", encoding="utf-8") as output:

@@ -33,6 +33,10 @@ class DurableCallback:
             event = await self._events.get()
             try:
                 await self._call(event)
+            except asyncio.CancelledError as error:
+                if _is_cancelled():
+                    raise
+                self._failed(event, error)  # the user's code raised it, such as by awaiting a task that was cancelled
             except Exception as error:  # noqa: BLE001  the user's code: its failure is an event
                 self._failed(event, error)
             finally:
@@ -50,7 +54,12 @@ class DurableCallback:
         if inspect.isawaitable(result):
             await result
 
-    def _failed(self, event: CheckpointDurable, error: Exception) -> None:
+    def _failed(self, event: CheckpointDurable, error: BaseException) -> None:
         text = f"on_durable failed for {event.uri}: {type(error).__name__}: {error}"
         log.error("%s", text, exc_info=error)
         self._emit(CallbackFailed(tree=event.tree, trial=event.trial, checkpoint=event.checkpoint, error=text))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

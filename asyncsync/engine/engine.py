@@ -380,7 +380,8 @@ class SyncEngine:
             self._open_registry.give_up_suspended()
         context.leaving_normally = error is None
         drain = self._new_drain()
-        why = await self._drain(drain, None if error is None else self._grace_of(error), self._leave_timeout)
+        grace = None if error is None else self._grace_of(error)
+        why = await self._drain(drain, grace, self._leave_timeout, callback=self._callback)
         if not why:
             return drain.failures
         limit = "leave_timeout" if error is None else "exit_grace"
@@ -394,22 +395,29 @@ class SyncEngine:
     def _new_drain(self) -> Drain:
         return Drain(self._context, self._open_registry, self._own_files, self._runner)
 
-    async def _drain(self, drain: Drain, deadline: float | None, most: float | None = None) -> str:
-        """Run ``drain`` and return why it was cut short; empty if it was complete.
+    async def _drain(
+        self,
+        drain: Drain,
+        deadline: float | None,
+        most: float | None = None,
+        *,
+        callback: DurableCallback | None = None,
+    ) -> str:
+        """Run ``drain`` and return why it was cut short; empty if it was complete. Wait for the ``callback``, too.
 
         Without a ``deadline`` everything goes in order, within ``most`` seconds.
         """
         breaker = self._context.session.breaker
         if deadline is not None:
-            return await run_within(self._drained(drain, deadline), deadline, None)
-        return await run_within(self._drained(drain, None), most, breaker)
+            return await run_within(self._drained(drain, deadline, callback), deadline, None)
+        return await run_within(self._drained(drain, None, callback), most, breaker)
 
-    async def _drained(self, drain: Drain, deadline: float | None) -> None:
+    async def _drained(self, drain: Drain, deadline: float | None, callback: DurableCallback | None) -> None:
         if self._context.recording:
             await asyncio.wait(self._context.recording)
         await drain.run(deadline)
-        if self._callback is not None:
-            await self._callback.wait_idle()
+        if callback is not None:
+            await callback.wait_idle()
         if self._context.session.store.healthy:
             await self._context.janitor.clean_up()
 
@@ -443,9 +451,12 @@ class _ExitHook:
     def uri(self) -> str:
         return self._context.uri
 
+    @property
+    def grace(self) -> float:
+        return self._engine._exit_grace  # noqa: SLF001  same module
+
     async def leave_at_exit(self) -> dict[str, BaseException]:
-        grace = self._engine._exit_grace  # noqa: SLF001  same module
-        leaving = LeftWithinError("the interpreter ended before the engine was left", grace)
+        leaving = LeftWithinError("the interpreter ended before the engine was left", self.grace)
         await self._engine.__aexit__(LeftWithinError, leaving, None)
         return dict(leaving.failures)
 
@@ -456,7 +467,7 @@ class _ExitHook:
 def not_durable(engine: SyncEngine) -> list[str]:
     """Names of the engine's items that are not durable. Callable from any thread."""
     registry = engine._registry  # noqa: SLF001  a function of this module
-    return sorted(registry.not_durable()) if registry is not None else []
+    return sorted(key or EXPERIMENT_FILES for key in registry.not_durable()) if registry is not None else []
 
 
 def _not_durable(failures: Mapping[str, BaseException]) -> str:

@@ -21,6 +21,10 @@ class Leavable(Protocol):
     def uri(self) -> str:
         """Names it in messages."""
 
+    @property
+    def grace(self) -> float:
+        """Seconds within which it is left."""
+
     def leave_at_exit(self) -> Coroutine[Any, Any, dict[str, BaseException]]:
         """Leave within the grace; the items that are not durable, and why."""
 
@@ -28,14 +32,16 @@ class Leavable(Protocol):
         """Items that are not durable now. Callable from any thread."""
 
 
-_open: dict[Leavable, asyncio.AbstractEventLoop] = {}
-"""The open engines of this process, and their loops."""
+_open: dict[Leavable, tuple[asyncio.AbstractEventLoop, threading.Thread]] = {}
+"""The open engines of this process, and the loops and threads that entered them."""
+_MARGIN = 5.0
+"""Seconds beyond its grace that the end of the interpreter waits for an engine on the loop of another thread."""
 
 
 def entered(engine: Leavable) -> None:
     """Call it on the engine's loop. An engine of a simulated process is not registered: that process can be killed."""
     if process_identity() is None:
-        _open[engine] = asyncio.get_running_loop()
+        _open[engine] = asyncio.get_running_loop(), threading.current_thread()
 
 
 def left(engine: Leavable) -> None:
@@ -43,20 +49,25 @@ def left(engine: Leavable) -> None:
 
 
 def _leave_all() -> None:
-    """A loop that still runs belongs to another thread, which leaves its engine itself."""
+    """A loop that still runs belongs to another thread, which leaves its engine itself; but a daemon is about to be
+    stopped."""
     engines = dict(_open)
     _open.clear()
-    for engine, loop in engines.items():
+    for engine, (loop, thread) in engines.items():
         if loop.is_closed():
             _print(f"the engine of {engine.uri} was never left, and its event loop is closed; {_fate(engine)}")
-        elif not loop.is_running():
+        elif thread.daemon or not loop.is_running():
             _print(f"the engine of {engine.uri} was never left; leaving it now, within exit_grace")
             _leave(engine, loop)
 
 
 def _leave(engine: Leavable, loop: asyncio.AbstractEventLoop) -> None:
     try:
-        failures = loop.run_until_complete(engine.leave_at_exit())
+        if loop.is_running():
+            leaving = asyncio.run_coroutine_threadsafe(engine.leave_at_exit(), loop)
+            failures = leaving.result(engine.grace + _MARGIN)
+        else:
+            failures = loop.run_until_complete(engine.leave_at_exit())
     except BaseException as error:  # noqa: BLE001  the interpreter is ending; nobody else can report it
         _print(f"leaving the engine of {engine.uri} failed with {error!r}; {_fate(engine)}")
         return

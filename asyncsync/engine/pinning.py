@@ -7,6 +7,7 @@ from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import CheckpointRetiredError, ConfigError, SyncError
 from asyncsync.events import CheckpointRetired
 from asyncsync.planning.retention import by_age
+from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
 
 RETIRE_ATTEMPTS = 4
@@ -30,12 +31,14 @@ async def retire(context: EngineContext, trial: TrialState, name: str) -> None:
             break
     else:
         raise SyncError(f"{trial.uri}/{name} was not retired: its record kept changing; call retire again")
-    newest = max(trial.record.checkpoints, key=by_age, default=None)
+    newest = max(trial.durable_checkpoints(), key=by_age, default=None)
     trial.last_durable = None if newest is None else newest.number
     trial.last_durable_time = None if newest is None else newest.time
-    await trial.keeper.write_latest(trial.dir)
     context.session.copy_sources.forget(f"{trial.key}/{name}/")
     context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
+    if context.run.checkpoint_config.latest_file is not None:
+        await trial.write_latest()
+        await context.scheduler.ask(trial.key, force=True)
 
 
 async def _save_without(trial: TrialState, name: str) -> None:
@@ -53,9 +56,12 @@ async def set_pinned(trial: TrialState, name: str, *, pinned: bool) -> None:
     item = _listed(trial, name, verb)
     if name in trial.keeper.retiring:
         raise CheckpointRetiredError(f"{trial.uri}/{name} cannot be {verb}ned: it is being retired")
-    item.pinned = pinned
-    trial.touch()
-    await trial.keeper.save()
+    item.pinned, trial.record.updated = pinned, wall_time()
+    try:
+        await trial.keeper.save()
+    except BaseException:
+        trial.touch()  # a later sync stores it
+        raise
     if item not in trial.record.checkpoints:
         raise CheckpointRetiredError(f"{trial.uri}/{name} cannot be {verb}ned: it was retired meanwhile")
 

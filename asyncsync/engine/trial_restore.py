@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:  # imported when they are used: most programs restore nothing
 
 
 def latest(context: EngineContext, trial: TrialState) -> CheckpointView | None:
-    """The newest checkpoint of the record in memory."""
-    return next(iter(_newest_first(context, trial, trial.record)), None)
+    """The newest durable checkpoint of the record in memory."""
+    return next(iter(_newest_first(context, trial, _known(trial))), None)
 
 
 async def restore_latest(
@@ -48,12 +49,16 @@ async def restore_latest(
 async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
     """The trial's record. Every rank adopts what a resume adopts, so that all restore the same checkpoint."""
     if trial.ranks is None or trial.ranks.leads:
-        return trial.record
+        return _known(trial)
     store = context.session.view(Lane.RECORD, trial.key)
     record = await find_record(store, f"{trial.key}/{TRIAL_RECORD}", TrialRecord)
     found = deepcopy(record) if record is not None else TrialRecord(trial.name)
     await adopt_checkpoints(store, found, partial(context.warn, trial.key))
     return found
+
+
+def _known(trial: TrialState) -> TrialRecord:
+    return replace(trial.record, checkpoints=trial.durable_checkpoints())
 
 
 def _newest_first(context: EngineContext, trial: TrialState, record: TrialRecord) -> list[CheckpointView]:

@@ -62,19 +62,42 @@ async def clean_up(session: Session) -> int:
     """Do every clean-up that is due in the session's store; returns how many are done. One that fails remains due."""
     done = 0
 
-    async def pay(owed: Owed) -> None:
+    async def pay(equal: Sequence[Owed]) -> None:
         nonlocal done
         try:
-            await _clean_up(session, owed)
+            deleted = await _clean_up(session, equal[0])
         except (StoreError, ConcurrentWriterError) as error:
-            session.on_warning(f"cleaning up {session.uri} ({owed.kind}) failed, it remains due: {error}")
+            session.on_warning(f"cleaning up {session.uri} ({equal[0].kind}) failed, it remains due: {error}")
             return
-        session.journal.paid(owed.id)
-        done += 1
+        if deleted is not None:  # recorded once more meanwhile, by a trial that has just been resumed
+            recorded = _due(session, await session.journal.owed(session.uri))
+            equal = [*equal, *(other for other in recorded if _same_work(other) == _same_work(equal[0]))]
+        for owed in {owed.id: owed for owed in equal}.values():
+            session.journal.paid(owed.id)
+            done += 1
+        if deleted is not None:
+            session.on_deleted(*deleted)  # the name may be used again from now on
 
-    due = _due(session, await session.journal.owed(session.uri))
+    due = _grouped(_due(session, await session.journal.owed(session.uri)))
     await for_each_limited(due, pay, min(CLEAN_UPS_AT_ONCE, len(due)))
     return done
+
+
+def _grouped(due: Sequence[Owed]) -> list[list[Owed]]:
+    """The deletions of one checkpoint are done once: a second one could still be deleting when the name is used
+    again."""
+    groups: dict[object, list[Owed]] = {}
+    for owed in due:
+        groups.setdefault(_same_work(owed), []).append(owed)
+    return list(groups.values())
+
+
+def _same_work(owed: Owed) -> object:
+    """Equal for the deletions of one checkpoint, whoever recorded them."""
+    if owed.kind != DELETE:
+        return owed.id
+    payload = json.loads(owed.payload)
+    return payload.get("trial"), payload.get("name"), payload.get("nonce")
 
 
 def _due(session: Session, recorded: Sequence[Owed]) -> list[Owed]:
@@ -90,16 +113,18 @@ def _due(session: Session, recorded: Sequence[Owed]) -> list[Owed]:
     return [owed for owed in due if owed.kind != ABANDON or json.loads(owed.payload)["prefix"] not in sent_now]
 
 
-async def _clean_up(session: Session, owed: Owed) -> None:
+async def _clean_up(session: Session, owed: Owed) -> tuple[str, str] | None:
+    """Do one clean-up. Returns trial and name of a checkpoint that it deleted."""
     payload = json.loads(owed.payload)
+    if owed.kind == DELETE:
+        return await _delete(session, payload)
     if owed.kind == ABORT:
         await _abort(session, payload)
-    elif owed.kind == DELETE:
-        await _delete(session, payload)
     elif owed.kind == ABANDON:
         await _abandon(session, payload["prefix"])
     elif owed.kind == SWEEP and session.store.traits.local:
         await session.inner.sweep()
+    return None
 
 
 async def _abandon(session: Session, prefix: str) -> None:
@@ -114,20 +139,20 @@ async def _abandon(session: Session, prefix: str) -> None:
     session.uploads.abandon_below(prefix)
 
 
-async def _delete(session: Session, payload: Mapping[str, str]) -> None:
+async def _delete(session: Session, payload: Mapping[str, str]) -> tuple[str, str] | None:
     """Delete a checkpoint, but only if its trial's record gives it up: the experiment may be another one by now, or
-    another process may have registered the checkpoint again."""
+    another process may have registered the checkpoint again. Returns trial and name if it is deleted."""
     trial, name = payload.get("trial"), payload.get("name")
     if trial is None or name is None:
-        return  # written by a version that recorded no owner: prune finds it
+        return None  # written by a version that recorded no owner: prune finds it
     given_up = GivenUp(trial, name, payload["nonce"])
     store = session.view(Lane.ARTIFACT, JANITOR_OWNER, given_up.confirm)
     try:
         await delete_prefix(store, f"{trial}/{name}/")
     except NotGivenUpError as error:
         log.info("%s/%s/%s is not deleted: %s", session.uri, trial, name, error)
-    else:
-        session.on_deleted(trial, name)
+        return None
+    return trial, name
 
 
 async def _abort(session: Session, payload: Mapping[str, str]) -> None:

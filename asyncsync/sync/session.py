@@ -15,7 +15,7 @@ from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
-from asyncsync.runtime import need_asyncio
+from asyncsync.runtime import need_asyncio, process_id
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.guard.breaker import Breaker
@@ -175,9 +175,12 @@ class Session:
                 await store.head(PROBE)
 
     def owe_delete(self, trial: str, name: str, nonce: str) -> None:
-        """Make the janitor delete a checkpoint that the record of this very trial has given up."""
-        prefix = f"{trial}/{name}/"
-        self.journal.owe(self.uri, DELETE, json.dumps({"trial": trial, "name": name, "nonce": nonce}))
+        """Make the janitor delete a checkpoint that the record of this very trial has given up.
+
+        Other live processes of this machine leave it to this one, which knows when the name is used again.
+        """
+        prefix, payload = f"{trial}/{name}/", {"trial": trial, "name": name, "nonce": nonce, "pid": process_id()}
+        self.journal.owe(self.uri, DELETE, json.dumps(payload))
         self.uploads.abandon_below(prefix)
         self.copy_sources.forget(prefix)
 

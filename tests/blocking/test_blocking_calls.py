@@ -114,6 +114,8 @@ def test_an_experiment_is_read_and_its_files_are_opened(tmp_path: Path) -> None:
         assert (file.readinto(buffer), bytes(buffer)) == (100, data[6 * MIB :][:100])
         file.seek(0)
         assert io.BufferedReader(file).read(10) == data[:10]
+        with pytest.raises(ValueError, match="whence"):
+            file.seek(0, 9)
     with pytest.raises(ConfigError, match="has no file 'x'"), checkpoint.open("x"):
         pass
     with pytest.raises(ZeroDivisionError), checkpoint.open("model"):

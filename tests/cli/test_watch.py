@@ -1,5 +1,6 @@
 """``watch`` beside a training in another container: markers, health, and its end."""
 
+import asyncio
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ import pytest
 import servers
 
 from asyncsync.cli.health import Health
+from asyncsync.cli.watch import _poll
 from asyncsync.report import SyncReport
 
 from .conftest import Invoke, start
@@ -111,7 +113,9 @@ def test_bad_options_are_refused(invoke: Invoke, tmp_path: Path) -> None:
         tree, tmp_path / "s", "--ready", "pytorch"
     )
     assert "--wait-for-directory waits for it" in answer_code(tmp_path / "no", tmp_path / "s")
-    assert "--max-lag" in answer_code(tree, tmp_path / "s", "--max-lag", "0")
+    for option in ("--max-lag", "--grace"):
+        for seconds in ("0", "nan", "inf"):
+            assert option in answer_code(tree, tmp_path / "s", option, seconds)
 
 
 def test_the_lag_counts_from_the_start_of_the_last_good_sync() -> None:
@@ -123,3 +127,13 @@ def test_the_lag_counts_from_the_start_of_the_last_good_sync() -> None:
     assert not health.healthy
     assert health.response("/healthz")[0].startswith("503")
     assert "asyncsync_bytes_sent_total 7\n" in health.metrics()
+
+
+@pytest.mark.virtual_time
+async def test_a_file_that_cannot_be_looked_for_does_not_end_the_watch(tmp_path: Path) -> None:
+    stop = asyncio.Event()
+    poll = asyncio.create_task(_poll(tmp_path / ("x" * 300), stop))
+    await asyncio.wait([poll], timeout=10)
+    assert not (poll.done() or stop.is_set())
+    poll.cancel()
+    await asyncio.wait([poll])

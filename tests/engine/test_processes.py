@@ -308,7 +308,28 @@ def test_an_engine_whose_loop_is_closed_names_what_is_not_durable(tmp_path: Path
     said = never_left(tmp_path, "asyncio.run(main())", limit=1e5, size=3_000_000)
     assert "was never left, and its event loop is closed" in said
     assert "t/checkpoint_000000" in said
+    assert "the experiment's own files" in said
     assert "resume=True" in said
+
+
+DAEMON = """
+import threading
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_forever, daemon=True).start()
+asyncio.run_coroutine_threadsafe(main(), loop).result()
+"""
+
+
+def test_an_engine_on_the_loop_of_a_daemon_is_left_at_exit(tmp_path: Path) -> None:
+    assert "was never left; leaving it now" in never_left(tmp_path, DAEMON)
+    assert checkpoints(tmp_path) == ["checkpoint_000000"]
+
+
+def test_an_engine_on_the_loop_of_a_stuck_daemon_is_named(tmp_path: Path) -> None:
+    stuck = "import time; from asyncsync.engine import never_left; never_left._MARGIN = 0.1"
+    end = f"{DAEMON}\n{stuck}\nloop.call_soon_threadsafe(time.sleep, 1000)"
+    said = never_left(tmp_path, end, limit=1e5, size=3_000_000, grace=0.5)
+    assert "t/checkpoint_000000" in said
 
 
 # callbacks

@@ -17,6 +17,7 @@ from asyncsync import (
     push,
 )
 from asyncsync.errors import CheckpointIncompleteError
+from asyncsync.sync.download.open_file import CheckpointFile
 from asyncsync.testing import Faults, MemoryStore
 
 pytestmark = pytest.mark.virtual_time
@@ -147,12 +148,44 @@ async def test_a_range_fetches_only_its_parts(bench: Bench) -> None:
         await file.read()
 
 
+class Copied(bytes):
+    """Bytes that count what is copied out of them."""
+
+    total = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        Copied.total += len(found)
+        return found
+
+
+async def test_a_line_costs_its_own_bytes_not_those_of_its_part(bench: Bench, monkeypatch) -> None:
+    fetch = CheckpointFile._part
+
+    async def counted(file: CheckpointFile, index: int) -> bytes:
+        return Copied(await fetch(file, index))
+
+    monkeypatch.setattr(CheckpointFile, "_part", counted)
+    data = b"".join(b"%08190d\n%d\n" % (number, number) for number in range(8 * MIB // 8192))
+    checkpoint = await opened(bench, data)
+    async with checkpoint.open("model") as file:
+        bench.faults.requests.clear()
+        lines = [line async for line in file]
+    assert b"".join(lines) == data
+    assert len(lines) == 2 * 8 * MIB // 8192
+    assert bench.faults.count("read") == 2
+    assert Copied.total == len(data)
+
+
 async def test_lines_and_empty_files(bench: Bench) -> None:
     checkpoint = await opened(bench, b"x")
     async with checkpoint.open("lines") as file:
         assert [line async for line in file] == [b"a\n", b"bc\n", b"\n", b"d"]
     async with checkpoint.open("empty") as file:
         assert (await file.read(), await file.readline()) == (b"", b"")
+    async with checkpoint.open("lines") as file:
+        with pytest.raises(ValueError, match="whence"):
+            await file.seek(0, 9)
     with pytest.raises(ConfigError, match="has no file 'nope'; it has 3: empty, lines, model"):
         async with checkpoint.open("nope"):
             pass

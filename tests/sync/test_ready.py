@@ -159,10 +159,19 @@ def test_presets_are_rules(preset: str) -> None:
     assert SyncConfig(ready=preset).ready_rules == SyncConfig(ready=READY_PRESETS[preset]).ready_rules
 
 
-@pytest.mark.parametrize("wrong", ["pytorch", {"": "x"}, {"a": ""}, {"a": "!x"}, {"a": []}, 3, {"a": [1]}])
+@pytest.mark.parametrize(
+    "wrong", ["pytorch", {"": "x"}, {"a": ""}, {"a": "!x"}, {"a": []}, 3, {"a": [1]}, {"a": 5}, {"!": "x"}]
+)
 def test_other_rules_are_refused(wrong) -> None:
     with pytest.raises(ConfigError, match=r"SyncConfig\.ready"):
         SyncConfig(ready=wrong)
+
+
+@pytest.mark.parametrize("marker", ["./x", "../x", "/x", "a//b", "x/", "!./x"])
+def test_a_marker_is_spelled_as_a_scan_finds_it(marker: str) -> None:
+    """Otherwise it would be sent before the files that it says are complete."""
+    with pytest.raises(ConfigError, match=r"SyncConfig\.ready"):
+        SyncConfig(ready={"checkpoint-*": ["state.json", marker]})
 
 
 def test_a_sync_without_rules_asks_and_sends_as_before(faults: Faults, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from asyncsync.disk.accepted_files import Accepted, absolute, accept, some
 from asyncsync.disk.results import OWN_FILES, append_result
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext, UsedDirectories
-from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name
+from asyncsync.engine.trials.job import CheckpointJob, checkpoint_name, remove_local
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.state import TrialState
@@ -26,6 +26,7 @@ from asyncsync.errors import (
     SyncError,
 )
 from asyncsync.events import CheckpointReplaced, SyncWarning
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.runtime import token, wall_time
 from asyncsync.sync.unstorable_names import longest_path
 
@@ -119,10 +120,10 @@ class ReportAcceptance:
         if cancelled is not None:
             raise cancelled
         if job is not None:
-            if replaced is not None and replaced.delete_local and replaced.source is not None:
-                await in_thread(replaced.source.remove)
             if job.resumes_by_itself:
                 await self._context.session.journal.flush()
+            if replaced is not None:
+                await remove_local(self._context, replaced)
             return job.handle
         return _not_uploaded(source) if source is not None else None
 
@@ -269,6 +270,12 @@ def refuse_directory(
             f"invalid Checkpoint.take({path!r}): the directory is a mount point or holds a home directory, and "
             f"asyncsync would empty it; {OWN_DIRECTORY_ADVICE}"
         )
+    tree = _stored_tree(real) if owned else None
+    if tree is not None:
+        raise ConfigError(
+            f"invalid Checkpoint.take({path!r}): it is stored in {tree}, and asyncsync would delete it there once "
+            "it is durable; report the path itself, or Checkpoint.lend, which only reads it"
+        )
     for other in used.pending(but=pending):
         if (owned or other.owned) and (_holds(real, other.path) or _holds(other.path, real)):
             raise ConfigError(
@@ -276,6 +283,13 @@ def refuse_directory(
                 f"{other.path}, and one of the two is deleted once durable; {OWN_DIRECTORY_ADVICE}, or wait for "
                 f"{other.name} first"
             )
+
+
+def _stored_tree(real: str) -> str | None:
+    """The directory above ``real``, or itself, that a store keeps: it has a manifest."""
+    parts = real.split(os.sep)
+    above = (os.sep.join(parts[:count]) for count in range(len(parts), 1, -1))
+    return next((tree for tree in above if os.path.lexists(f"{tree}/{MANIFEST}")), None)
 
 
 def _holds(directory: str, path: str) -> bool:

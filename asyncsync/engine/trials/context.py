@@ -201,6 +201,8 @@ class EngineContext:
         latest = run.checkpoint_config.latest_file
         self.own_files = OWN_FILES if latest is None else (*OWN_FILES, latest)
         """Files that asyncsync writes in each trial's directory."""
+        self.latest_file = latest if role.leads else None
+        """The file among these that names the newest checkpoint, if this process writes one."""
         self.callback: DurableCalls | None = None
         """Calls the user's ``on_durable``."""
         self.gate = ReportGate()

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
-from asyncsync.disk.accepted_files import Accepted
+from asyncsync.disk.accepted_files import Accepted, some
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
+from asyncsync.engine.trials.context import EngineContext
 from asyncsync.errors import AsyncsyncError
+from asyncsync.events import SyncWarning
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
@@ -163,6 +166,22 @@ class LeftBehind:
             journal_name=self.name,
             source_error=self.source_error,
         )
+
+
+async def remove_local(context: EngineContext, job: CheckpointJob) -> None:
+    """Delete the local files, if the job asks for that. Files that changed since they were accepted, or that cannot be
+    deleted, stay, and a warning names them."""
+    if not job.delete_local or job.source is None:
+        return
+    try:
+        stayed = await in_thread(job.source.remove)
+    except OSError as error:
+        stayed = [f"the files ({error})"]
+    if stayed:
+        message = (
+            f"{job.source.path}: {some(stayed)} added or changed after {job.trial}/{job.name} was accepted; not deleted"
+        )
+        context.emit(SyncWarning(tree=job.trial, message=message))
 
 
 def checkpoint_name(number: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
@@ -15,8 +16,9 @@ from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.retention import by_age
 from asyncsync.stores.base import MISSING, Lane
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
-from asyncsync.sync.records.model import TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
 NO_NAMES = frozenset[str]()
@@ -53,6 +55,7 @@ class RecordKeeper:
         "_written",
         "file",
         "freed_names",
+        "inherited_names",
         "record",
         "replaced_runners",
         "retiring",
@@ -80,6 +83,8 @@ class RecordKeeper:
         self.freed_names = NO_NAMES
         """Names whose data is deleted, but which the stored record still gives up. They cannot be reused until the
         record is saved."""
+        self.inherited_names = frozenset(record.given_up) or NO_NAMES
+        """Names that an earlier process gave up: it may still be deleting their data."""
         self._saving = LazyLock()
         self._written = NOTHING_RECORDED
         """Names in the record that was written last or is being written."""
@@ -96,11 +101,22 @@ class RecordKeeper:
                 self._note_stored(self._written if saved else self.recorded_names())
         return saved
 
-    async def write_latest(self, directory: Path) -> None:
-        """Write the file that names the newest durable checkpoint, if ``latest_file`` asks for one. OSError."""
-        file, checkpoints = self._context.run.checkpoint_config.latest_file, self.record.checkpoints
-        if file is not None and checkpoints and self._context.role.leads:
-            await in_thread(write_pointer, str(directory), file, max(checkpoints, key=by_age).name)
+    def without_unstored(self, registered: Iterable[str]) -> list[CheckpointRecord]:
+        """The checkpoints of the record, without those of ``registered`` that the stored record does not list."""
+        unstored = frozenset(registered) - self.stored_names
+        return [item for item in self.record.checkpoints if item.name not in unstored]
+
+    async def write_latest(self, directory: str, durable: Sequence[CheckpointRecord]) -> None:
+        """Make ``latest_file`` name the newest of the checkpoints; without one, remove it. A failure is a warning."""
+        file = self._context.latest_file
+        if file is None:
+            return
+        newest = max(durable, key=by_age, default=None)
+        try:
+            await in_thread(write_pointer, directory, file, None if newest is None else newest.name)
+        except OSError as error:
+            name = self.record.name
+            self._context.warn(name, f"latest_file of trial {name!r} was not written: {error}")
 
     async def take(self) -> bool:
         """Save the record for the first time.
@@ -126,6 +142,7 @@ class RecordKeeper:
         late, version = found
         await adopt_checkpoints(store, late, partial(self._context.warn, self.record.name))
         self.record = merge_late_record(self.record, late)
+        self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)
         return True
 
@@ -162,6 +179,16 @@ class RecordKeeper:
         """Wait until the data that the record gives up under this name is deleted."""
         while name in self.record.given_up:
             await self._changed.wait()
+
+    async def wait_for_other_deletions(self, name: str) -> None:
+        """Wait until no other process can delete under this name any more. The stored record must not give it up now.
+
+        The process that ran the trial before, or another one on its machine, may have begun to delete it. It stops when
+        the confirmation that the record gives the name up is too old.
+        """
+        if name in self.inherited_names:
+            await asyncio.sleep(LEASE_OUTLIVED)
+            self.inherited_names = self.inherited_names - {name} or NO_NAMES
 
     def _encode(self, stamp: str) -> bytes:
         """The document to store: without the retiring checkpoints, which stay in memory until it is stored."""

@@ -10,11 +10,9 @@ from functools import partial
 
 from asyncsync.aio.retry import RetryHooks, is_transient, retry_transient
 from asyncsync.aio.tasks import within
-from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
-from asyncsync.disk.accepted_files import SHOWN, Accepted
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.job import MAX_STALLED_ATTEMPTS, CheckpointJob, record_of
+from asyncsync.engine.trials.job import MAX_STALLED_ATTEMPTS, CheckpointJob, record_of, remove_local
 from asyncsync.engine.trials.pending_checkpoints import find_committed
 from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import first_difference
@@ -27,7 +25,6 @@ from asyncsync.events import (
     CheckpointFailed,
     CheckpointRetired,
     SyncFailed,
-    SyncWarning,
 )
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.retention import by_age, to_retire
@@ -166,41 +163,22 @@ class CheckpointRunner:
         )
 
     async def _end_durable(self, trial: TrialState, job: CheckpointJob) -> None:
-        if job.delete_local and job.source is not None:
-            await self._remove_local(trial, job, job.source)
+        await remove_local(self._context, job)
         job.remove_from_journal(self._context.session)
         if job.resumes_by_itself:
             # before a later checkpoint can retire this one: the journal must not bring it back
             await self._context.session.journal.flush()
-        await self._write_latest(trial)
+        await trial.write_latest()
         trial.job_ended(job)
         config, pointer = self._context.run.sync_config, self._context.run.checkpoint_config.latest_file
         if pointer is not None or (config.sync_artifacts and config.sync_artifacts_on_checkpoint):
             await self._context.scheduler.ask(trial.key, force=True)
-
-    async def _write_latest(self, trial: TrialState) -> None:
-        """Write the file that names the newest checkpoint. A failure, such as a full disk, is a warning."""
-        try:
-            await trial.keeper.write_latest(trial.dir)
-        except OSError as error:
-            self._context.warn(trial.key, f"latest_file of trial {trial.name!r} was not written: {error}")
 
     async def _end_failed(self, trial: TrialState, job: CheckpointJob, error: Exception) -> None:
         if self._context.stopped:  # result unknown: the cancel came together with the response
             trial.job_ended(job, stopped_error(job))
         else:
             await self._handle_failure(trial, job, reportable(error, f"checkpoint {job.handle.uri}"))
-
-    async def _remove_local(self, trial: TrialState, job: CheckpointJob, source: Accepted) -> None:
-        """Delete the local files. Files that changed since the upload stay, and a warning names them."""
-        try:
-            stayed = await in_thread(source.remove)
-        except OSError as error:
-            stayed = [f"the files ({error})"]
-        if stayed:
-            names = ", ".join(stayed[:SHOWN]) + (f" and {len(stayed) - SHOWN} more" if len(stayed) > SHOWN else "")
-            message = f"{source.path}: {names} added or changed after {trial.key}/{job.name} was uploaded; not deleted"
-            self._context.emit(SyncWarning(tree=trial.key, message=message))
 
     async def _make_durable_in_time(self, trial: TrialState, job: CheckpointJob) -> SyncReport:
         """Make a checkpoint durable within ``sync_timeout``, which limits our upload and not the wait for other ranks.
@@ -272,6 +250,8 @@ class CheckpointRunner:
             await trial.keeper.wait_deleted(job.name)
         if job.name in trial.keeper.freed_names:
             await retry_transient(trial.keeper.save, hooks)
+        if job.user_named:
+            await trial.keeper.wait_for_other_deletions(job.name)
 
     @staticmethod
     def _take_new_name(trial: TrialState, job: CheckpointJob, why: object) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.retry import RetryHooks, is_transient
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
+from asyncsync.disk.accepted_files import existing_directories
 from asyncsync.disk.results import as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import CheckpointHandle
@@ -27,7 +27,7 @@ from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
-from asyncsync.sync.records.model import TrialRecord
+from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
 
@@ -148,6 +148,7 @@ class TrialState:
             self._rules,
             Lane.ARTIFACT,
             delete=context.run.sync_config.delete,
+            removed=frozenset if context.latest_file is None else self._removed_files,
             disown=True,
             fence=self.confirm,
             doubted=True,
@@ -175,6 +176,18 @@ class TrialState:
         """Where the trial is stored."""
         return f"{self._context.uri.rstrip('/')}/{self.key}"
 
+    def durable_checkpoints(self) -> list[CheckpointRecord]:
+        """The checkpoints of the record, without one that no stored record lists yet."""
+        return self.keeper.without_unstored(job.name for job in self.jobs if job.registered)
+
+    async def write_latest(self) -> None:
+        """Write ``latest_file``, if it is wanted. A failure, such as a full disk, is a warning."""
+        await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
+
+    def _removed_files(self) -> Collection[str]:
+        """The file of asyncsync that is deleted from the store, too, when it names nothing any more."""
+        return () if self.durable_checkpoints() else (str(self._context.latest_file),)
+
     # syncing
 
     async def sync_once(self) -> SyncReport:
@@ -186,7 +199,7 @@ class TrialState:
             self.recheck_at = None
         self._changed_since = None
         if self.reported_dirs:
-            self.reported_dirs = await in_thread(_existing_directories, self.tree.root, self.reported_dirs)
+            self.reported_dirs = await in_thread(existing_directories, self.tree.root, self.reported_dirs)
         report = await self._sync_files()
         saved = await self.keeper.save()
         self.dirty_since = self._changed_since  # changes made before the sync began are durable
@@ -270,6 +283,7 @@ class TrialState:
     async def _prepare(self) -> None:
         if self._prepared:
             return
+        params = self.record.params
         if self.resumed:
             await self._restore()
             if self._context.role.leads:
@@ -280,10 +294,10 @@ class TrialState:
         if self.ranks is not None and not self.ranks.leads:
             await self.ranks.join(self)
         else:
-            if self.record.params:
-                await write_params(self.dir, self.record.params)
-            await self.keeper.write_latest(self.dir)
-        self._prepared = True
+            if params:
+                await write_params(self.dir, params)
+            await self.write_latest()
+        self._prepared = self.record.params is params  # else they were set meanwhile, and are written again
 
     async def _restore(self) -> None:
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
@@ -348,10 +362,9 @@ class TrialState:
         found = self.take_failures()
         if not found:
             return
-        if len(found) == 1:
-            error = next(iter(found.values()))
-            if isinstance(error, SyncError):
-                raise error
+        error = next(iter(found.values()))
+        if len(found) == 1 and isinstance(error, SyncError):
+            raise error
         text = "; ".join(f"{name}: {error}" for name, error in found.items())
         raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.key}: {text}", found)
 
@@ -485,8 +498,3 @@ class TrialState:
                 self.record.next_checkpoint = number + 1
             renamed.rename(number, self.uri)
             add_to_journal(self._context, self.record, renamed)
-
-
-def _existing_directories(root: str, names: frozenset[str]) -> frozenset[str]:
-    """The names that still are directories, so that the set stays bounded."""
-    return frozenset(name for name in names if os.path.isdir(f"{root}/{name}"))

@@ -8,7 +8,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
+from typing import NamedTuple
 
 from asyncsync.stores.base import ObjectInfo, Page
 from asyncsync.stores.local.files import beneath, version_of
@@ -23,14 +24,25 @@ WALK_SECONDS = 60.0
 Walk = Iterator[ObjectInfo | str]
 
 
+class _Suspended(NamedTuple):
+    """A walk between two pages."""
+
+    at: float
+    """When its last page was returned."""
+    begun: int
+    """Its number among the walks, in the order in which they began."""
+    walk: Walk
+
+
 class Listings:
     """Lists the keys of one store. A listing of n pages reads each directory once, not n times. Its methods block."""
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[str, bool, str], tuple[float, Walk]] = OrderedDict()
-        """What the walk lists, the last key it returned, and when that was."""
+        self._begun = count()
+        self._open: OrderedDict[tuple[str, bool, str], _Suspended] = OrderedDict()
+        """The walks, by what they list and the last key that they returned."""
 
     def page(self, prefix: str, *, folded: bool, token: str | None) -> Page:
         """One page of the keys below ``prefix`` that come after ``token``. ``folded``: with the delimiter ``/``.
@@ -41,7 +53,7 @@ class Listings:
         if any(segment in ("", ".") for segment in base.split("/") if base):
             return Page(())  # no key has such a segment, but the system would find a directory
         beneath(os.path.join(self._root, base), self._root)
-        walk = self._suspended(prefix, folded, token or "")
+        begun, walk = self._suspended(prefix, folded, token or "")
         if walk is None:
             walk = _ListingWalk(self._root, token or "", prefix, folded).below(base + "/" if base else "")
         objects: list[ObjectInfo] = []
@@ -49,7 +61,7 @@ class Listings:
         last = ""
         for entry in walk:
             if len(objects) + len(prefixes) == PAGE_SIZE:
-                self._suspend(prefix, folded, last, chain([entry], walk))
+                self._suspend((prefix, folded, last), begun, chain([entry], walk))
                 return Page(tuple(objects), tuple(prefixes), last)
             if isinstance(entry, str):
                 last = entry
@@ -59,14 +71,21 @@ class Listings:
                 objects.append(entry)
         return Page(tuple(objects), tuple(prefixes))
 
-    def _suspended(self, prefix: str, folded: bool, token: str) -> Walk | None:
+    def _suspended(self, prefix: str, folded: bool, token: str) -> tuple[int, Walk | None]:
+        """The number of the walk, and the walk itself if it goes on where an earlier page ended."""
         with self._lock:
-            at, walk = self._open.pop((prefix, folded, token), (float("-inf"), None))
-        return walk if time.monotonic() - at < WALK_SECONDS else None
+            found = self._open.pop((prefix, folded, token), None)
+            if found is not None and time.monotonic() - found.at < WALK_SECONDS:
+                return found.begun, found.walk
+            return next(self._begun), None
 
-    def _suspend(self, prefix: str, folded: bool, last: str, walk: Walk) -> None:
+    def _suspend(self, key: tuple[str, bool, str], begun: int, walk: Walk) -> None:
+        """Keep the walk for the next page. Of two listings at the same key, the one that began later saw more: the
+        other one may continue it, but not the reverse."""
         with self._lock:
-            self._open[prefix, folded, last] = time.monotonic(), walk
+            other = self._open.get(key)
+            if other is None or other.begun < begun:
+                self._open[key] = _Suspended(time.monotonic(), begun, walk)
             if len(self._open) > MOST_OPEN_WALKS:
                 self._open.popitem(last=False)
 
@@ -127,7 +146,7 @@ class _ListingWalk:
             if entry.is_symlink() and not _inside(entry.path, self._root):
                 return None
             found = entry.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         if not stat.S_ISREG(found.st_mode):
             return None

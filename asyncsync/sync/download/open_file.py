@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import google_crc32c
 
@@ -67,22 +68,20 @@ class CheckpointFile:
 
     async def readline(self) -> bytes:
         """The bytes up to and with the next line end; empty at the end of the file. Raises as :meth:`read`."""
-        start, found = self._position, b""
-        while not found.endswith(b"\n"):
-            part = await self._rest_of_part()
-            if not part:
+        lines = list[bytes]()
+        while not (lines and lines[-1].endswith(b"\n")):
+            first, part = await self._present_part()
+            start = self._position - first
+            line = part[start : part.find(b"\n", start) + 1 or len(part)]
+            if not line:
                 break
-            line, mark, _ = part.partition(b"\n")
-            found += line + mark
-            self._position = start + len(found)
-        return found
+            lines.append(line)
+            self._position += len(line)
+        return b"".join(lines)
 
     async def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move the position, and return it. ValueError for one before the beginning."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset} in {self.name}")
-        self._position = base + offset
+        """Move the position, and return it. ValueError for one before the beginning, or an unknown ``whence``."""
+        self._position = moved_to(offset, whence, self._position, self)
         return self._position
 
     async def tell(self) -> int:
@@ -109,11 +108,15 @@ class CheckpointFile:
         start = min(self._position, self.size)
         return start, self.size if size < 0 else min(self.size, start + size)
 
-    async def _rest_of_part(self) -> bytes:
-        """The bytes from the present position to the end of its part."""
+    async def _present_part(self) -> tuple[int, bytes]:
+        """The part at the present position, and its first position in the file; empty at the end."""
         start, _ = self._range(0)
-        end = min(self.size, (start // self._step + 1) * self._step) if self._step else 0
-        return await self._bytes(start, end) if start < end else b""
+        if start >= self.size:
+            return self._position, b""
+        index = start // self._step
+        if self._cached[0] != index:
+            self._cached = index, await self._part(index)
+        return index * self._step, self._cached[1]
 
     async def _bytes(self, start: int, end: int) -> bytes:
         if start >= end:
@@ -150,6 +153,29 @@ class CheckpointFile:
             if intake.done == size and google_crc32c.value(found) == expected:
                 return found
         raise damaged(self._store, self._key, self._entry, offset, info)
+
+
+class _SizedFile(Protocol):
+    """A file of a known size."""
+
+    @property
+    def name(self) -> str:
+        """Names it in messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+
+def moved_to(offset: int, whence: int, position: int, file: _SizedFile) -> int:
+    """The position after a ``seek`` from ``position``. ValueError for one before the beginning, or an unknown
+    ``whence``."""
+    base = {io.SEEK_SET: 0, io.SEEK_CUR: position, io.SEEK_END: file.size}.get(whence)
+    if base is None:
+        raise ValueError(f"invalid whence={whence!r}: must be os.SEEK_SET, os.SEEK_CUR or os.SEEK_END")
+    if base + offset < 0:
+        raise ValueError(f"negative position {base + offset} in {file.name}")
+    return base + offset
 
 
 def entry_of(manifest: Manifest, path: str, where: str) -> FileEntry:

@@ -97,3 +97,54 @@ async def test_the_latest_file_is_right_after_a_crash_and_after_a_retirement(ben
 def test_a_latest_file_with_another_meaning_is_refused(bench: Bench, name: str) -> None:
     with pytest.raises(ConfigError, match="latest_file"):
         bench.engine(keep=CheckpointConfig(latest_file=name))
+
+
+@pytest.mark.virtual_time
+async def test_the_latest_file_goes_with_the_last_checkpoint(bench: Bench) -> None:
+    """A loader that looks for it would look for a checkpoint that is deleted."""
+    async with bench.engine(keep=CheckpointConfig(latest_file="latest")) as engine:
+        trial = engine.trial("t")
+        for name in ("a", "b"):
+            await trial.report({}, bench.checkpoint(name))
+        await trial.retire("checkpoint_000001")
+        await asyncio.sleep(5)
+        assert bench.store.contents["t/latest"] == b"checkpoint_000000"
+        await trial.retire("checkpoint_000000")
+        await asyncio.sleep(5)
+        assert not (trial.dir / "latest").exists()
+        assert bench.keys("t/latest") == []
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("on_loop", [True, False], ids=["coroutine", "thread"])
+async def test_a_call_that_raises_a_cancel_does_not_end_the_others(bench: Bench, on_loop: bool) -> None:
+    seen = []
+
+    def note(event: CheckpointDurable) -> None:
+        seen.append(event.checkpoint)
+        raise asyncio.CancelledError
+
+    async def note_on_loop(event: CheckpointDurable) -> None:
+        note(event)
+
+    keep = CheckpointConfig(on_durable=note_on_loop if on_loop else note)
+    async with bench.engine(keep=keep, leave_timeout=50) as engine:
+        events = engine.events()
+        for name in ("a", "b"):
+            await engine.trial("t").report({}, bench.checkpoint(name))
+    assert seen == ["checkpoint_000000", "checkpoint_000001"]
+    assert sum([isinstance(event, CallbackFailed) async for event in events]) == 2
+
+
+@pytest.mark.virtual_time
+async def test_a_call_may_flush_the_engine(bench: Bench) -> None:
+    reports = []
+
+    async def flush(_event: CheckpointDurable) -> None:
+        reports.append(await engine.flush())
+
+    async with bench.engine(keep=CheckpointConfig(on_durable=flush), leave_timeout=50) as engine:
+        for name in ("a", "b"):
+            await engine.trial("t").report({}, bench.checkpoint(name))
+        await asyncio.sleep(10)
+        assert len(reports) == 2

@@ -172,3 +172,14 @@ async def test_whatever_request_fails_the_record_lists_complete_ones_only(bench:
 
 def _is_told(error: BaseException) -> bool:
     return isinstance(error, UnavailableError | CheckpointRetiredError)
+
+
+async def test_a_finished_trial_is_durable_after_a_pin(bench: Bench) -> None:
+    async with bench.engine() as engine:
+        trial = engine.trial("t")
+        (first,) = await reported(bench, trial, 1)
+        await trial.finish()
+        await trial.pin(first)
+        assert (await engine.flush()).not_durable == ()
+        assert engine.status().durability_lag == 0
+    assert [item.pinned for item in record(bench).checkpoints] == [True]

@@ -6,7 +6,8 @@ import pytest
 from onebench import Bench
 
 from asyncsync import Checkpoint, CheckpointConfig, CheckpointReplacedError, ConfigError, Experiment, UploadMode
-from asyncsync.events import CheckpointReplaced
+from asyncsync.disk.accepted_files import Accepted
+from asyncsync.events import CheckpointReplaced, SyncWarning
 
 pytestmark = pytest.mark.virtual_time
 REPLACE = CheckpointConfig(max_pending_checkpoints=2, when_full="replace")
@@ -100,3 +101,24 @@ async def test_a_replaced_checkpoint_is_not_resumed_by_the_next_process(bench: B
 def test_several_ranks_cannot_replace(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="each rank would replace another step"):
         bench.engine(keep=REPLACE, role="worker", rank=1, world_size=2)
+
+
+async def test_a_replaced_directory_that_cannot_be_deleted_is_a_warning(bench: Bench, monkeypatch) -> None:
+    """The report that replaces it is recorded already."""
+
+    def refused(accepted: Accepted) -> None:
+        raise PermissionError(13, "Permission denied", accepted.path)
+
+    async with bench.engine(keep=REPLACE) as engine:
+        trial, events = engine.trial("t"), engine.events()
+        hold = bench.faults.hang(key="checkpoint_")
+        await fill(bench, trial, "a")
+        await hold.reached.wait()
+        await fill(bench, trial, "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(Accepted, "remove", refused)
+            (third,) = await fill(bench, trial, "c")
+        hold.release.set()
+        await third.durable()
+    warnings = [event.message async for event in events if isinstance(event, SyncWarning)]
+    assert any("Permission denied" in message and "checkpoint_000001" in message for message in warnings)

@@ -1,12 +1,15 @@
 """Restoring inside a running engine, parameters that come later, and one checkpoint of a stored experiment."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from onebench import Bench
 
-from asyncsync import ConfigError, Experiment, NotFoundError
+from asyncsync import ConfigError, Experiment, NotFoundError, UploadMode
+from asyncsync.disk.results import write_params
+from asyncsync.engine.trials import state
 from asyncsync.sync.records.model import TrialRecord
 
 pytestmark = pytest.mark.virtual_time
@@ -82,3 +85,39 @@ async def test_a_checkpoint_is_found_by_step_or_name(bench: Bench) -> None:
     for wrong in ({}, {"step": 5, "name": "checkpoint_000000"}):
         with pytest.raises(ConfigError, match="either step or name"):
             experiment.checkpoint("t", **wrong)
+
+
+async def test_the_latest_checkpoint_is_one_that_the_record_names(bench: Bench, tmp_path: Path) -> None:
+    """Until the record is stored, the newest one may still fail, and be deleted."""
+    async with bench.engine() as engine:
+        trial = engine.trial("t")
+        await trial.report({}, bench.checkpoint("c1", w=b"1"), step=1)
+        hold = bench.faults.hang(operation="put", key="trial.json", times=None)
+        report = await trial.report({}, bench.checkpoint("c2", w=b"2"), step=2, upload=UploadMode.ASYNC)
+        await hold.reached.wait()
+        assert not report.checkpoint.is_durable
+        assert trial.latest().step == 1
+        assert (await trial.restore(tmp_path / "out")).checkpoint.step == 1
+        hold.release.set()
+        await report.checkpoint.durable()
+        assert trial.latest().step == 2
+
+
+async def test_parameters_set_while_the_first_are_written_are_written_too(bench: Bench, monkeypatch) -> None:
+    began, free = asyncio.Event(), asyncio.Event()
+
+    async def slow(directory: Path, params: dict) -> None:
+        await write_params(directory, dict(params))
+        began.set()
+        await free.wait()
+
+    monkeypatch.setattr(state, "write_params", slow)
+    async with bench.engine() as engine:
+        trial = engine.trial("t", params={"lr": 1})
+        report = asyncio.create_task(trial.report({}))
+        await began.wait()
+        trial.set_params({"lr": 2})
+        free.set()
+        await report
+        await trial.report({})
+        assert json.loads((trial.dir / "params.json").read_text()) == {"lr": 2}

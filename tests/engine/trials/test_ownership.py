@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from onebench import Bench
 
-from asyncsync import Checkpoint, CheckpointConfig, ConfigError, Experiment, SyncConfig, UploadMode
+from asyncsync import (
+    Checkpoint,
+    CheckpointConfig,
+    ConfigError,
+    Experiment,
+    RunConfig,
+    SyncConfig,
+    SyncEngine,
+    UploadMode,
+    verify,
+)
 from asyncsync.engine.trials.context import DirectoryInUse, UsedDirectories
 from asyncsync.errors import CheckpointIncompleteError
 from asyncsync.events import SyncWarning
@@ -352,3 +362,22 @@ def test_a_pending_checkpoint_counts_until_it_ends_and_not_for_itself(used: Used
     used.drop_pending("other")
     used.drop_pending("other")
     assert used.pending(but="mine") == []
+
+
+async def test_what_a_store_keeps_is_never_taken(tmp_path: Path) -> None:
+    """A file system is a store: taking a file of a stored checkpoint would delete it there."""
+    run = RunConfig(name="exp", storage_path=tmp_path / "store")
+    (tmp_path / "link").symlink_to(tmp_path / "store/exp/t/checkpoint_000000/deep")
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "weights").write_bytes(b"w")
+    (source / "deep/more").write_bytes(b"m")
+    async with SyncEngine(run, local_dir=tmp_path / "local") as engine:
+        trial = engine.trial("t")
+        await trial.report({}, source)
+        stored = tmp_path / "store/exp/t/checkpoint_000000"
+        for path in (stored / "weights", stored / "deep", stored / "deep/more", tmp_path / "link"):
+            with pytest.raises(ConfigError, match=r"is stored in .*checkpoint_000000"):
+                await trial.report({}, Checkpoint.take(path), upload=ASYNC)
+        await trial.report({}, stored / "weights")
+    assert (await verify(tmp_path / "store/exp", deep=True)).ok
