@@ -10,6 +10,7 @@ from onebench import Bench
 
 from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig
 from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
+from asyncsync.errors import AccessDeniedError
 from asyncsync.stores.base import Store
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore
 from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
@@ -125,6 +126,40 @@ def test_a_record_of_a_third_process_refuses_the_successor(bench: Bench) -> None
             await heir.sync()
             ours.release.set()
             assert isinstance(await successor, ConcurrentWriterError)
+
+    run_virtual(main())
+
+
+def test_a_name_that_a_late_record_gives_up_is_not_used(bench: Bench) -> None:
+    """The successor chose it before that record landed, and deletes what the record gives up."""
+
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        async with Machine(bench, "driver").engine(NEVER, KEEP, resume=False):
+            pass
+        async with one.killed(NEVER, KEEP, role="worker") as engine:
+            trial = engine.trial("t")
+            await trial.report({"who": "one"}, bench.checkpoint("a"))
+            ours = two.network.hang(operation="put", key="t/.asyncsync/trial.json")
+
+            async def succeed() -> None:
+                async with two.engine(NEVER, KEEP, role="worker") as heir:
+                    await heir.trial("t").report({"who": "two"}, bench.checkpoint("c"))
+
+            successor = asyncio.create_task(succeed())
+            await ours.reached.wait()
+            one.network.hang(operation="delete", times=None)
+            one.network.fail(
+                operation="put", key="checkpoint_000001/.asyncsync/manifest", error=AccessDeniedError("no")
+            )
+            with pytest.raises(AccessDeniedError):
+                await trial.report({"who": "one"}, bench.checkpoint("b"))
+            await asyncio.sleep(1)
+            assert record(bench).given_up == ["checkpoint_000001"]
+            ours.release.set()
+            await successor
+        assert names(bench) == ["checkpoint_000000", "checkpoint_000002"]
+        assert bench.store.contents["t/checkpoint_000002/weights"]
 
     run_virtual(main())
 

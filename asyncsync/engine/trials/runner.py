@@ -216,11 +216,9 @@ class CheckpointRunner:
         return report
 
     async def _send(self, session: Session, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
-        done = None
-        await self._ensure_name_is_free(trial, job, hooks)
-        if job.may_be_stored and job.tree is None:
-            done = await retry_transient(partial(self._find_committed, trial, job), hooks)
-        await retry_transient(trial.take_ownership, hooks)
+        done = await self._begin(trial, job, hooks)
+        while job.name in trial.record.given_up:  # by a late record of the process before, which is part of ours now
+            done = await self._begin(trial, job, hooks)
         if trial.ranks is not None:
             return await self._make_durable_with_ranks(trial, trial.ranks, job, hooks)
         if done is not None:
@@ -233,6 +231,15 @@ class CheckpointRunner:
                 if job.user_named:
                     raise
                 self._take_new_name(trial, job, error)
+
+    async def _begin(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport | None:
+        """Choose a free name and take the trial over. The report of a checkpoint that is stored already, else None."""
+        done = None
+        await self._ensure_name_is_free(trial, job, hooks)
+        if job.may_be_stored and job.tree is None:
+            done = await retry_transient(partial(self._find_committed, trial, job), hooks)
+        await retry_transient(trial.take_ownership, hooks)
+        return done
 
     async def _find_committed(self, trial: TrialState, job: CheckpointJob) -> SyncReport | None:
         await trial.prepare()
