@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from onebench import Bench
 
-from asyncsync import ConfigError, RunConfig, SyncEngine, SyncFailedError, UploadMode
+from asyncsync import ConfigError, RunConfig, SyncConfig, SyncEngine, SyncFailedError, UploadMode
 from asyncsync.aio import threads
 from asyncsync.errors import StoreError, ThrottledError, UnavailableError
 from asyncsync.testing import inject_faults, reset_memory
@@ -22,8 +22,9 @@ async def leave(
     reset_memory()
     faults, loop, place = inject_faults("b"), asyncio.get_running_loop(), tmp_path / f"{trials}"
     left = 0.0
+    run = RunConfig(name="e", storage_path="memory://b", sync_config=SyncConfig(heartbeat=None))
     with pytest.raises(SyncFailedError) as caught:
-        async with SyncEngine(RunConfig(name="e", storage_path="memory://b"), local_dir=place, **options) as engine:  # type: ignore[arg-type]
+        async with SyncEngine(run, local_dir=place, **options) as engine:  # type: ignore[arg-type]
             every = [engine.trial(f"t{number}") for number in range(trials)]
             for trial in every:
                 await trial.report({"a": 0})

@@ -8,7 +8,7 @@ import pytest
 import servers
 import stopping
 
-KILLS = int(os.environ.get("ASYNCSYNC_KILLS", "4"))
+KILLS = int(os.environ.get("CRASH_TEST_KILLS", "4"))
 SEED = int(os.environ.get("ASYNCSYNC_SEED", "1"))
 
 
