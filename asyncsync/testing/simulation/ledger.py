@@ -379,6 +379,8 @@ class Ledger:
 def _is_later(part: Reported | None, than: Reported | None) -> bool:
     if part is None or than is None:
         return part is not None
+    if part.era != than.era:
+        return True  # the experiment was deleted beneath a living process, which left this in the next one
     return part.number > than.number or _start_of(part.by) > _start_of(than.by)
 
 
