@@ -236,10 +236,18 @@ class Ledger:
         """Check that the checkpoints that retire another one were reported later, or by a process that started later
         and so took the trial over. A higher number alone is not enough."""
         stored = {part.stored_as: part for part in self.reports if part.complete and part.trial == trial}
-        later = [other for other in newer if _is_later(stored.get(other), stored.get(name))]
+        later = [
+            other
+            for other in newer
+            if _is_later(stored.get(other), stored.get(name)) or self._is_of_deleted_experiment(stored.get(other))
+        ]
         acknowledged = any((item.trial, item.name) == (trial, name) for item in self.acknowledged)
         if acknowledged and len(later) < (self._keep or 0):
             self.violate("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
+
+    def _is_of_deleted_experiment(self, part: Reported | None) -> bool:
+        """Whether the experiment was deleted beneath the process that left this checkpoint in the next one."""
+        return part is not None and self._process_eras.get(part.by, self.era) < self.era
 
     def _manifest_landed(self, trial: str, name: str) -> None:
         problem = self.problem(trial, name)
@@ -379,8 +387,6 @@ class Ledger:
 def _is_later(part: Reported | None, than: Reported | None) -> bool:
     if part is None or than is None:
         return part is not None
-    if part.era != than.era:
-        return True  # the experiment was deleted beneath a living process, which left this in the next one
     return part.number > than.number or _start_of(part.by) > _start_of(than.by)
 
 
