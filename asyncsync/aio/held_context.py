@@ -21,6 +21,9 @@ class HeldContext(Generic[T]):
         self._make = make
         self._entered: Future[T] = Future()
         self._left: Future[bool] = Future()
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+        """Whether nobody waits for it any more; perhaps before it has begun."""
         self._loop = LoopThread(name, self._live)
         try:
             self.value = self._entered.result()
@@ -63,6 +66,8 @@ class HeldContext(Generic[T]):
 
     async def _live(self) -> None:
         """Hold the context. Never raises: an exception such as SystemExit would end the loop."""
+        if self._cancelled:
+            return
         self._task = asyncio.current_task()
         self._reason: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         try:
@@ -90,5 +95,6 @@ class HeldContext(Generic[T]):
             self._reason.set_result(error)
 
     def _cancel(self) -> None:
+        self._cancelled = True
         if self._task is not None:
             self._task.cancel()
