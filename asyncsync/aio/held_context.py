@@ -46,15 +46,18 @@ class HeldContext(Generic[T]):
 
     def leave(self, error: BaseException | None = None, seconds: float | None = None) -> bool:
         """Leave the context because of ``error``; returns whether the context suppresses it. Raises the error of
-        leaving; TimeoutError if it takes longer than ``seconds``, and then it is cancelled."""
-        self._loop.soon(self._request, error)
+        leaving; TimeoutError if it takes longer than ``seconds``, and then it is cancelled. An interrupt of the wait
+        cancels it too, and gets the notes of its error."""
+        self.begin_to_leave(error)
         try:
             wait([self._left], seconds)
             if not self._left.done():
                 raise TimeoutError(f"not left within {seconds:g} s")
-        except BaseException:
+        except BaseException as interruption:
             self._loop.soon(self._cancel)
-            wait([self._left], seconds)
+            if (left := self.left(seconds)) is not None:
+                for note in getattr(left.exception(), "__notes__", ()):
+                    interruption.add_note(note)
             raise
         self._loop.join()
         try:
@@ -63,6 +66,15 @@ class HeldContext(Generic[T]):
             if raised is error:
                 return False
             raise
+
+    def begin_to_leave(self, error: BaseException | None = None) -> None:
+        """Start to leave, and return at once."""
+        self._loop.soon(self._request, error)
+
+    def left(self, seconds: float | None = None) -> Future[bool] | None:
+        """How the context was left, after at most ``seconds``; None if it was not left by then."""
+        wait([self._left], seconds)
+        return self._left if self._left.done() else None
 
     async def _live(self) -> None:
         """Hold the context. Never raises: an exception such as SystemExit would end the loop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import signal
@@ -10,13 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from asyncsync.aio.loop_thread import LoopThread
+from asyncsync.aio.held_context import HeldContext
 from asyncsync.blocking.blocking_trial import BlockingTrial
 from asyncsync.config import RunConfig
 from asyncsync.engine.drain import raise_failures
@@ -51,7 +49,7 @@ class BlockingEngine:
         self._engine = SyncEngine(run, exit_grace=exit_grace, **options)
         self._exit_grace = exit_grace
         self._leaving: LeftWithinError | None = None
-        self._loop: LoopThread | None = None
+        self._held: HeldContext[SyncEngine] | None = None
         self._process = os.getpid()
         self.local_dir: Path = self._engine.local_dir
         self.uri = self._engine.uri
@@ -67,20 +65,11 @@ class BlockingEngine:
 
     def start(self) -> None:
         """Enter the engine, like ``with``. EngineClosedError if it was entered before."""
-        if self._loop is not None:
+        if self._held is not None:
             raise EngineClosedError("an engine is entered once, and this one was entered already: create a new one")
         check_thread(self._wanted_signals)
         self._process = os.getpid()
-        self._entered: Future[None] = Future()
-        self._left: Future[None] = Future()
-        self._loop = LoopThread("asyncsync engine", self._live)
-        try:
-            self._entered.result()
-        except BaseException:
-            self._cancel_soon()
-            self._loop.join()
-            self._loop = None  # nothing has started: start() may be retried
-            raise
+        self._held = HeldContext("asyncsync engine", lambda: self._engine)
         _open.add(self)
         if self._wanted_signals:
             self._signals = Signals(self._wanted_signals, _raise, self._exit_grace)
@@ -121,54 +110,20 @@ class BlockingEngine:
         report: FlushReport = self._running().call(self._engine.flush, deadline)
         return report
 
-    def _running(self) -> LoopThread:
-        if self._loop is None:
+    def _running(self) -> HeldContext[SyncEngine]:
+        if self._held is None:
             raise EngineClosedError("the engine is not running: use it inside its 'with' block")
-        self._loop.check()
-        return self._loop
-
-    async def _live(self) -> None:
-        """Run the engine in one task, from start to end. Never raises: an exception such as SystemExit would end the
-        loop."""
-        self._task = asyncio.current_task()
-        self._leave_reason: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        try:
-            await self._engine.__aenter__()
-        except BaseException as error:  # noqa: BLE001  start() raises it
-            self._entered.set_exception(error)
-            return
-        self._entered.set_result(None)
-        reason: BaseException | None
-        try:
-            reason = await self._leave_reason
-        except asyncio.CancelledError as cancelled:  # a task of the engine has failed
-            reason = cancelled
-        try:
-            await self._engine.__aexit__(None if reason is None else type(reason), reason, None)
-        except BaseException as raised:  # noqa: BLE001  close() raises it
-            self._left.set_exception(raised)
-        else:
-            self._left.set_result(None)
-
-    def _request_leave(self, error: BaseException | None) -> None:
-        """Make the engine's task leave; called on the loop."""
-        if not self._leave_reason.done():
-            self._leave_reason.set_result(error)
-
-    def _cancel_soon(self) -> None:
-        if self._loop is not None and self._task is not None:
-            self._loop.soon(self._task.cancel)
+        self._held.check()
+        return self._held
 
     def _leave(self, error: BaseException | None) -> None:
-        if self._loop is None or self not in _open:
+        if self._held is None or self not in _open:
             return  # left already, or the engine of the parent process
         _open.discard(self)
         if self._signals is not None and error is not None:
             self._signals.begin_grace()
         try:
-            self._loop.soon(self._request_leave, error)
-            self._wait()
-            self._loop.join()
+            self._held.leave(error)
         finally:
             if self._signals is not None:
                 self._signals.restore()
@@ -178,32 +133,20 @@ class BlockingEngine:
         grace = self._exit_grace
         _print(f"the engine of {self.uri} was never closed; closing it now, within exit_grace={grace:g} s")
         self._leaving = LeftWithinError("the interpreter ended before the engine was closed", grace)
-        if self._loop is not None:
-            self._loop.soon(self._request_leave, self._leaving)
+        if self._held is not None:
+            self._held.begin_to_leave(self._leaving)
         return grace
 
     def _report_end(self, seconds: float) -> None:
         """Wait at most ``seconds`` for the end, and print everything that is not durable."""
-        wait([self._left], seconds)
-        if not self._left.done():
+        left = None if self._held is None else self._held.left(seconds)
+        if left is None:
             _print(f"the engine of {self.uri} did not end in time: {not_durable(self._engine)} may be lost")
         elif self._leaving is not None and self._leaving.failures:
             names = "; ".join(f"{key}: {why}" for key, why in self._leaving.failures.items())
             _print(f"not durable in {self.uri}: {names}")
-        elif self._left.exception() is not None:
-            _print(f"the engine of {self.uri} failed: {self._left.exception()!r}")
-
-    def _wait(self) -> None:
-        """Wait for the end. An interrupt ends the wait, and the engine still has its grace."""
-        try:
-            wait([self._left])
-        except BaseException as interruption:
-            self._cancel_soon()
-            wait([self._left])
-            for note in getattr(self._left.exception(), "__notes__", ()):
-                interruption.add_note(note)
-            raise
-        self._left.result()
+        elif left.exception() is not None:
+            _print(f"the engine of {self.uri} failed: {left.exception()!r}")
 
 
 def _raise(number: signal.Signals, chain: Callable[[], None]) -> None:
@@ -214,7 +157,7 @@ def _raise(number: signal.Signals, chain: Callable[[], None]) -> None:
     raise SystemExit(128 + number)
 
 
-def _iterate(loop: LoopThread, stream: EventStream) -> Iterator[Event]:
+def _iterate(loop: HeldContext[SyncEngine], stream: EventStream) -> Iterator[Event]:
     while True:
         try:
             yield loop.call(stream.__anext__)

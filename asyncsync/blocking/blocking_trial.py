@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from asyncsync.aio.loop_thread import LoopThread
+from asyncsync.aio.held_context import HeldContext
 from asyncsync.blocking.blocking_experiment import StoredCheckpoint
 from asyncsync.config import UploadMode
 from asyncsync.engine.trial import Report, Trial
@@ -20,7 +20,7 @@ from asyncsync.report import SyncReport
 class BlockingCheckpoint:
     """A reported checkpoint; ``durable()`` blocks."""
 
-    def __init__(self, loop: LoopThread, handle: CheckpointHandle) -> None:
+    def __init__(self, loop: HeldContext[Any], handle: CheckpointHandle) -> None:
         self._loop, self._handle = loop, handle
         self.name, self.uri = handle.name, handle.uri
 
@@ -40,7 +40,7 @@ class BlockingCheckpoint:
 class BlockingReport:
     """The result of one ``report``: the metrics, and the checkpoint or None."""
 
-    def __init__(self, loop: LoopThread, report: Report) -> None:
+    def __init__(self, loop: HeldContext[Any], report: Report) -> None:
         self.metrics = report.metrics
         self.checkpoint = None if report.checkpoint is None else BlockingCheckpoint(loop, report.checkpoint)
 
@@ -48,7 +48,7 @@ class BlockingReport:
 class BlockingTrial:
     """A trial; see :class:`asyncsync.Trial`."""
 
-    def __init__(self, loop: LoopThread, trial: Trial) -> None:
+    def __init__(self, loop: HeldContext[Any], trial: Trial) -> None:
         self._loop, self._trial = loop, trial
         self.name, self.dir, self.uri = trial.name, trial.dir, trial.uri
 
