@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,6 +13,8 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from asyncsync.errors import ConfigError, EngineClosedError
+
+log = logging.getLogger("asyncsync")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,11 +48,12 @@ class LoopThread:
 
     def start(self, func: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Start a coroutine function on the loop, before everything that is called after this, and do not wait for it.
-        EngineClosedError if the loop has ended."""
+        Its failure is logged. EngineClosedError if the loop has ended."""
         self.check()
         future = asyncio.run_coroutine_threadsafe(func(), self._loop)
         self._calls.add(future)
         future.add_done_callback(self._calls.discard)
+        future.add_done_callback(_log_failure)
 
     def check(self) -> None:
         """EngineClosedError if the loop does not run in this process; ConfigError on the loop's own thread."""
@@ -85,6 +89,11 @@ class LoopThread:
                 self._ends.set()
                 for call in list(self._calls):
                     call.cancel()
+
+
+def _log_failure(call: Future[Any]) -> None:
+    if not call.cancelled() and (error := call.exception()) is not None:
+        log.error("a call that nobody waits for failed: %s", error, exc_info=error)
 
 
 async def _call(func: Callable[..., Any], *args: Any) -> Any:

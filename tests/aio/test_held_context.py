@@ -45,3 +45,18 @@ def test_an_interrupt_before_the_loop_begins_enters_nothing(monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         HeldContext("test", context)
     assert not entered
+
+
+def test_the_failure_of_a_call_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("unheard")
+
+    @asynccontextmanager
+    async def context() -> AsyncIterator[None]:
+        yield
+
+    held = HeldContext("test", context)
+    held.start(fail)
+    held.call(asyncio.sleep, 0)  # after the failure
+    held.leave()
+    assert "unheard" in caplog.text
