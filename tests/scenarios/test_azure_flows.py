@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from stored import same_files, sample_tree
 
 from asyncsync import (
     CheckpointConfig,
@@ -73,21 +73,7 @@ def place():
 
 @pytest.fixture
 def tree(tmp_path):
-    root = tmp_path / "tree"
-    files = {"big": os.urandom(23 * MIB), "dir/ünï %?#": b"odd", "empty": b""}
-    files |= {f"small/{number}": os.urandom(16 << 10) for number in range(40)}
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-        os.utime(root / name, (1.7e9, 1.7e9))  # long before any scan: its state is never in doubt
-    return root
-
-
-def same(left: Path, right: Path) -> bool:
-    def content(root):
-        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-    return content(left) == content(right)
+    return sample_tree(tmp_path / "tree")
 
 
 async def keys(uri):
@@ -100,7 +86,7 @@ async def test_a_tree_goes_up_and_comes_back(base, tree, tmp_path):
     assert (report.files_sent, report.warnings) == (43, ())
     assert (await push(tree, base, transfer=PARTS)).files_sent == 0
     await pull(base, tmp_path / "copy")
-    assert same(tree, tmp_path / "copy")
+    assert same_files(tree, tmp_path / "copy")
     assert (await verify(base, deep=True)).damaged == {}
 
 

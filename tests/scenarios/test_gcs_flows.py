@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stored import same_files, sample_tree
 
 from asyncsync import (
     CheckpointConfig,
@@ -47,20 +48,7 @@ def objects(gcs_strict, monkeypatch):
 
 @pytest.fixture
 def tree(tmp_path):
-    root = tmp_path / "tree"
-    files = {"big": os.urandom(23 * MIB), "dir/ünï %?#": b"odd", "empty": b""}
-    files |= {f"small/{number}": os.urandom(16 << 10) for number in range(40)}
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def same(left: Path, right: Path) -> bool:
-    def content(root):
-        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-    return content(left) == content(right)
+    return sample_tree(tmp_path / "tree")
 
 
 async def test_a_tree_goes_up_and_comes_back(gcs_strict, objects, tree, tmp_path):
@@ -75,7 +63,7 @@ async def test_a_tree_goes_up_and_comes_back(gcs_strict, objects, tree, tmp_path
     assert (await push(tree, "gs://conformance/run", transfer=PARTS)).files_sent == 0
     assert len(gcs_strict.seen) - before <= 1
     await pull("gs://conformance/run", tmp_path / "copy")
-    assert same(tree, tmp_path / "copy")
+    assert same_files(tree, tmp_path / "copy")
     assert (await verify("gs://conformance/run", deep=True)).damaged == {}
 
 

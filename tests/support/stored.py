@@ -1,5 +1,6 @@
 """Puts trees, trials and experiments into a store as a finished sync leaves them, and checks its contents."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,3 +78,23 @@ def check_complete(contents: Mapping[str, bytes]) -> None:
             trial = key.removesuffix(TRIAL_RECORD)
             for item in TrialRecord.from_bytes(data).checkpoints:
                 assert f"{trial}{item.name}/{MANIFEST}" in contents, f"{trial}{item.name} is named without manifest"
+
+
+def sample_tree(root: Path) -> Path:
+    """A tree with a file of several parts, an odd name, an empty file and 40 small ones, all older than any scan."""
+    files = {"big": os.urandom(23 << 20), "dir/ünï %?#": b"odd", "empty": b""}
+    files |= {f"small/{number}": os.urandom(16 << 10) for number in range(40)}
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+        os.utime(root / name, (1.7e9, 1.7e9))
+    return root
+
+
+def same_files(left: Path, right: Path) -> bool:
+    """Whether two directories have the same files with the same bytes."""
+
+    def content(root: Path) -> dict[Path, bytes]:
+        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    return content(left) == content(right)
