@@ -21,6 +21,7 @@ ROOMS = [
     "cli/setup",
     "cli/stored",
     "integrations/ray",
+    "integrations/ray/agent",
     "testing",
     "blocking",
     "engine",
