@@ -91,10 +91,11 @@ class RayBench:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"exps/{prefix}")
             return [item["Key"].removeprefix("exps/") for page in pages for item in page.get("Contents", ())]
 
-    def read(self, key: str) -> bytes:
-        """An object below the storage path."""
+    def contents(self, keys: list[str]) -> dict[str, bytes]:
+        """Objects below the storage path."""
         with self.server.client() as client:
-            return client.get_object(Bucket=self.bucket, Key=f"exps/{key}")["Body"].read()
+            found = {key: client.get_object(Bucket=self.bucket, Key=f"exps/{key}") for key in keys}
+            return {key: response["Body"].read() for key, response in found.items()}
 
     def open_uploads(self) -> list[str]:
         with self.server.client() as client:
