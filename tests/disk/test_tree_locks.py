@@ -61,7 +61,7 @@ def test_a_process_holds_a_lock_until_its_last_user_frees_it():
     assert _free_elsewhere("t")
 
 
-def test_thousands_of_locks_cost_two_descriptors_and_one_lock_of_the_kernel():
+def test_thousands_of_locks_cost_two_descriptors_and_one_kernel_lock():
     """The kernel walks through all locks of a file for each new one."""
     locks = TreeLocks()
     descriptors, held = len(os.listdir("/proc/self/fd")), _kernel_locks()
@@ -112,7 +112,7 @@ def test_of_several_processes_at_once_each_tree_is_held_by_exactly_one():
         assert len(list((state_dir() / "claims").iterdir())) == 1  # nothing of the killed ones is left
 
 
-def test_what_was_released_is_free_while_the_process_holds_others_and_the_file_stays_short():
+def test_a_released_lock_is_free_while_others_are_held_in_a_short_file():
     with tree_lock("t"):
         for number in range(10_000):
             with tree_lock(f"t{number}"):
@@ -123,7 +123,7 @@ def test_what_was_released_is_free_while_the_process_holds_others_and_the_file_s
         assert not _free_elsewhere("t")
 
 
-def test_another_process_sees_what_is_taken_and_released_after_its_first_look():
+def test_another_process_sees_what_is_taken_and_released_later():
     with subprocess.Popen([sys.executable, "-c", FOLLOW], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
 
         def is_free() -> bytes:

@@ -227,7 +227,9 @@ class CheckpointRunner:
         await self._add_copy_sources(trial, job)
         while True:
             try:
-                return await upload_checkpoint(session, f"{trial.key}/", job, hooks, trial.confirm, more=self._nonces(trial))
+                return await upload_checkpoint(
+                    session, f"{trial.key}/", job, hooks, trial.confirm, more=self._nonces(trial)
+                )
             except CollisionError as error:
                 if job.user_named:
                     raise
