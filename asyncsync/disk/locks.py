@@ -207,10 +207,17 @@ class _LockFiles:
     def _holder(self, place: int) -> int | None:
         """The other process that has claimed the tree."""
         assert self._deciding is not None
-        begun = os.fstat(self._deciding).st_size
-        if begun != self._begun:
-            self._find_others()
-            self._begun = begun
+        while True:
+            begun = os.fstat(self._deciding).st_size
+            if begun != self._begun:
+                self._find_others()
+                self._begun = begun
+            pid = self._look(place)
+            if pid is not None or os.fstat(self._deciding).st_size == begun:
+                return pid
+            # a process has replaced its claim file meanwhile: its trees are in the new one
+
+    def _look(self, place: int) -> int | None:
         for name, other in list(self._others.items()):
             try:
                 pid = other.holder(place)
