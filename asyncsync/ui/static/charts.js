@@ -109,13 +109,13 @@ function drawDurations(place, bars) {
   const lag = bars.map((bar) => bar.to - bar.from);
   const trace = {
     type: "bar",
-    x: bars.map((bar) => new Date(bar.from * 1000)),
+    x: bars.map((bar) => plain(bar.name)),
     y: lag,
-    customdata: bars.map((bar) => plain(bar.name)),
-    hovertemplate: "%{customdata}<br>%{y:.1f} s<extra></extra>",
+    customdata: bars.map((bar) => show.moment(bar.from)),
+    hovertemplate: "%{x}, reported %{customdata}<br>%{y:.1f} s<extra></extra>",
     marker: { color: COLORS[0] },
   };
-  return draw(place, [trace], { bargap: 0.4, yaxis: { title: { text: "seconds until durable" }, rangemode: "tozero" } });
+  return draw(place, [trace], { bargap: 0.4, xaxis: { type: "category" }, yaxis: { title: { text: "seconds until durable" }, rangemode: "tozero" } });
 }
 
 /** Samples over time: [{name, x (Unix seconds), y, fill}]. */

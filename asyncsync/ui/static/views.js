@@ -99,8 +99,9 @@ function trialView(trial, options) {
     el("p", { class: "note" }, `${show.count(trial.reports, "report")}, started ${show.moment(trial.started)}, record of ${show.moment(trial.updated)}. ${trial.rows !== undefined ? `${show.count(trial.rows, "row")} of result.json in the store.` : ""}`),
     trial.unread ? el("p", { class: "note bad" }, `The curves cannot be read: ${trial.unread}`) : null,
     names.length ? el("section", {}, el("h2", {}, "Curves"), curveOptions(options, redraw, names.length), grid) : null,
+    ...Object.keys(trial.not_finite ?? {}).filter((name) => !names.includes(name)).map((name) => el("p", { class: "note bad" }, `${name}: no curve,`, notFinite(trial, name))),
     el("section", {}, el("h2", {}, "Checkpoints"), checkpointTable(trial)),
-    trial.durable?.length ? el("section", {}, el("h2", {}, "Durability lag"), el("p", { class: "note" }, "From the report of a checkpoint until it was durable; reports are dated to the second."), durationPlot(trial.durable)) : null,
+    trial.durable?.length ? el("section", {}, el("h2", {}, "Durability lag"), el("p", { class: "note" }, "From the report of each listed checkpoint until it was durable; reports are dated to the second."), durationPlot(trial.durable)) : null,
     el("section", { class: "columns" }, el("div", {}, el("h2", {}, "Parameters"), facts(trial.params)), el("div", {}, el("h2", {}, "Last report"), facts(trial.metrics))),
   ];
 }
@@ -184,17 +185,20 @@ const MOST_LINES = 2000;
 function parallelSection(known, table, options) {
   const params = table.columns.filter((column) => column.kind === "param").map((column) => column.id);
   const metrics = table.columns.filter((column) => column.kind === "metric" && !/training_iteration|time_/.test(column.id)).map((column) => column.id);
-  const varied = params.filter((id) => new Set(table.values[id]).size > 1).slice(0, 9);
-  if (!varied.length) return el("p", { class: "note" }, "No parameter differs between the trials.");
   const place = el("div", { class: "plot tall" });
   const columns = new Columns(table);
   const byName = new Map(table.values.trial.map((name, row) => [name, row]));
   const rows = known.length > 1 ? known.map((name) => byName.get(name)) : columns.rows(new Filter(options.filter, columns), {});
+  const common = (id) => rows.filter((row) => table.values[id][row] !== null).length > rows.length / 2;
+  const varied = params.filter((id) => common(id) && new Set(rows.map((row) => table.values[id][row])).size > 1).slice(0, 9);
+  if (!varied.length) return el("p", { class: "note" }, "No parameter differs between these trials.");
   const choice = el("select", { onchange: () => ((options.parallel = choice.value), redraw()) }, metrics.map((id) => el("option", { value: id }, shortened(titleOf(id)))));
   choice.value = metrics.includes(options.parallel) ? options.parallel : (metrics[0] ?? "");
   const redraw = () => {
     const ids = [...varied, choice.value].filter(Boolean);
-    const whole = rows.filter((row) => ids.every((id) => table.values[id][row] !== null)).slice(0, MOST_LINES);
+    const there = (id, row) => table.values[id][row] !== null && Number.isFinite(numberOf(table.values[id][row]) ?? 0);
+    const whole = rows.filter((row) => ids.every((id) => there(id, row))).slice(0, MOST_LINES);
+    if (!whole.length) return place.replaceChildren(el("p", { class: "note" }, "No trial has all of these values."));
     drawParallel(place, whole.map((row) => ids.map((id) => table.values[id][row])), ids.map(titleOf), titleOf(choice.value));
   };
   later(redraw);
