@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from asyncsync.remote.manage.browse import StoredObject, browse, read_object
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
+    from asyncsync.remote.manage.mark import pin, tag, unpin
     from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
@@ -91,6 +92,7 @@ _MODULES = {
     "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
+    "asyncsync.remote.manage.mark": ("pin", "tag", "unpin"),
     "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
     "asyncsync.remote.prune": ("prune",),
     "asyncsync.remote.pull": ("pull",),
@@ -180,6 +182,7 @@ __all__ = [
     "contents",
     "copy",
     "diagnose",
+    "pin",
     "prune",
     "pull",
     "push",
@@ -187,6 +190,8 @@ __all__ = [
     "remove",
     "repair",
     "running_engines",
+    "tag",
+    "unpin",
     "verify",
 ]
 

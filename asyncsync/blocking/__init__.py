@@ -10,11 +10,14 @@ from asyncsync.blocking.blocking_calls import (
     browse,
     copy,
     diagnose,
+    pin,
     prune,
     pull,
     push,
     remove,
     repair,
+    tag,
+    unpin,
     verify,
 )
 from asyncsync.blocking.blocking_engine import BlockingEngine
@@ -42,10 +45,13 @@ __all__ = [
     "browse",
     "copy",
     "diagnose",
+    "pin",
     "prune",
     "pull",
     "push",
     "remove",
     "repair",
+    "tag",
+    "unpin",
     "verify",
 ]

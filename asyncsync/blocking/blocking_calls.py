@@ -10,6 +10,9 @@ from asyncsync.aio.loop_thread import run_to_end
 from asyncsync.remote.manage.browse import browse as browse_async
 from asyncsync.remote.manage.copy_objects import copy as copy_async
 from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
+from asyncsync.remote.manage.mark import pin as pin_async
+from asyncsync.remote.manage.mark import tag as tag_async
+from asyncsync.remote.manage.mark import unpin as unpin_async
 from asyncsync.remote.manage.remove import remove as remove_async
 from asyncsync.remote.prune import prune as prune_async
 from asyncsync.remote.pull import pull as pull_async
@@ -38,5 +41,8 @@ repair = without_await(repair_async)
 prune = without_await(prune_async)
 copy = without_await(copy_async)
 remove = without_await(remove_async)
+pin = without_await(pin_async)
+unpin = without_await(unpin_async)
+tag = without_await(tag_async)
 browse = without_await(browse_async)
 diagnose = without_await(diagnose_async)
