@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
     from asyncsync.remote.manage.mark import pin, tag, unpin
+    from asyncsync.remote.manage.pull_preview import PullPlan, plan_pull
     from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
@@ -93,6 +94,7 @@ _MODULES = {
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
     "asyncsync.remote.manage.mark": ("pin", "tag", "unpin"),
+    "asyncsync.remote.manage.pull_preview": ("PullPlan", "plan_pull"),
     "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
     "asyncsync.remote.prune": ("prune",),
     "asyncsync.remote.pull": ("pull",),
@@ -148,6 +150,7 @@ __all__ = [
     "OperationTotals",
     "PreconditionError",
     "PruneReport",
+    "PullPlan",
     "RangeNotSatisfiedError",
     "RemoveReport",
     "RepairReport",
@@ -183,6 +186,7 @@ __all__ = [
     "copy",
     "diagnose",
     "pin",
+    "plan_pull",
     "prune",
     "pull",
     "push",

@@ -28,7 +28,7 @@ Command = Callable[..., Awaitable[int]]
 _MODULES = {
     "push": "push_pull",
     "pull": "push_pull",
-    "watch": "watch",
+    "watch": "running.watch",
     "ls": "ls",
     "tree": "stored.browse_commands",
     "du": "stored.browse_commands",
@@ -42,7 +42,7 @@ _MODULES = {
     "unpin": "stored.mark_commands",
     "tag": "stored.mark_commands",
     "rm": "stored.change",
-    "status": "engine_status",
+    "status": "running.engine_status",
     "verify": "verify_prune",
     "prune": "verify_prune",
     "doctor": "setup.doctor",
@@ -202,14 +202,15 @@ def run(function: Command, values: dict[str, Any]) -> int:
     import anyio
 
     from asyncsync.cli.command_log import command_log
-    from asyncsync.cli.options import take_settings, unknown_settings
+    from asyncsync.cli.options import take_settings
     from asyncsync.cli.output import Output
+    from asyncsync.cli.setup.option_names import unknown_settings
 
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
     log = {"verbose": values["verbose"], "file": values["log_file"], "as_json": values["log_json"]}
     try:
         settings = take_settings(values)
-        for text in unknown_settings(cli):
+        for text in unknown_settings():
             output.note(f"warning: {text}")
         with _interruptible(), command_log(options=settings.storage_options, **log):
             return anyio.run(_main, function, output, settings, values)
