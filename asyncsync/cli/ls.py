@@ -12,8 +12,9 @@ from asyncsync import CheckpointView, Experiment, ExperimentSummary, StoredObjec
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.output import Output, jsonable
 from asyncsync.cli.stored.filters import Choice, choice_options
+from asyncsync.cli.units import age, count, human_bytes
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
 

@@ -20,7 +20,8 @@ from asyncsync.cli.options import (
     sync_config,
     timeout_option,
 )
-from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
+from asyncsync.cli.output import Output, jsonable, summary
+from asyncsync.cli.units import count, human_bytes
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig, check_name
 from asyncsync.disk.landing import check_parents
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
-from asyncsync.events import Progress
+from asyncsync.events import FileProgress, Progress
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
@@ -26,6 +26,7 @@ from asyncsync.stores.base import Store
 from asyncsync.stores.read import exists, find, list_directories
 from asyncsync.sync.download.exact_target import ExactTarget, remove_empty, remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
+from asyncsync.sync.in_flight import FILES_SHOWN
 from asyncsync.sync.records.manifests import NoManifestError, find_manifest, find_record
 from asyncsync.sync.records.model import TrialRecord
 
@@ -172,6 +173,8 @@ class PullJob:
     failures: dict[str, Exception] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
     """The last progress of each tree."""
+    in_flight: dict[str, tuple[FileProgress, ...]] = field(default_factory=dict)
+    """Large files in flight, by tree."""
     sums: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     """Progress of all trees: files done, files in total, bytes done, bytes in total."""
 
@@ -315,6 +318,9 @@ class PullJob:
         self.progress[prefix] = progress
         for index, name in enumerate(("files_done", "files_total", "bytes_done", "bytes_total")):
             self.sums[index] += getattr(progress, name) - (getattr(old, name) if old is not None else 0)
+        self.in_flight[prefix] = tuple(replace(item, path=prefix + item.path) for item in progress.files)
+        if not progress.files:
+            del self.in_flight[prefix]
         if self.on_progress is not None:
             files_done, files_total, bytes_done, bytes_total = self.sums
             self.on_progress(
@@ -324,6 +330,7 @@ class PullJob:
                     files_total=files_total,
                     bytes_done=bytes_done,
                     bytes_total=bytes_total,
+                    files=tuple(item for files in self.in_flight.values() for item in files)[:FILES_SHOWN],
                 )
             )
 

@@ -26,8 +26,9 @@ from asyncsync.cli.options import (
     sync_config,
     timeout_option,
 )
-from asyncsync.cli.output import Output, describe, human_seconds, jsonable, summary
+from asyncsync.cli.output import Output, describe, jsonable, summary
 from asyncsync.cli.running.health import Health, serving
+from asyncsync.cli.units import human_seconds
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
 from asyncsync.report import SyncReport
