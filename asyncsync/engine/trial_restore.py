@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.resume import adopt_checkpoints
+from asyncsync.engine.trials.resume import adopt_checkpoints, belongs_to_run
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.stores.base import Lane
@@ -53,7 +53,8 @@ async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
     store = context.session.view(Lane.RECORD, trial.key)
     record = await find_record(store, f"{trial.key}/{TRIAL_RECORD}", TrialRecord)
     found = deepcopy(record) if record is not None else TrialRecord(trial.name)
-    await adopt_checkpoints(store, found, partial(context.warn, trial.key))
+    ours = partial(belongs_to_run, experiment=context.record.nonce, trial=record and record.nonce)
+    await adopt_checkpoints(store, found, ours, partial(context.warn, trial.key))
     return found
 
 
