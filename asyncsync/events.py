@@ -125,6 +125,15 @@ class CheckpointRetired(CheckpointEvent):
     """Retention removed the checkpoint from the trial's record; its data is being deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far one large file is."""
+
+    path: str
+    bytes_done: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
     """The progress of a transfer; at most a few events per second and tree."""
@@ -133,3 +142,5 @@ class Progress(Event):
     files_total: int
     bytes_done: int
     bytes_total: int
+    files: tuple[FileProgress, ...] = ()
+    """Large files in flight, at most 8, those that began first."""

@@ -10,6 +10,10 @@ from asyncsync.aio.loop_thread import run_to_end
 from asyncsync.remote.manage.browse import browse as browse_async
 from asyncsync.remote.manage.copy_objects import copy as copy_async
 from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
+from asyncsync.remote.manage.mark import pin as pin_async
+from asyncsync.remote.manage.mark import tag as tag_async
+from asyncsync.remote.manage.mark import unpin as unpin_async
+from asyncsync.remote.manage.pull_preview import plan_pull as plan_pull_async
 from asyncsync.remote.manage.remove import remove as remove_async
 from asyncsync.remote.prune import prune as prune_async
 from asyncsync.remote.pull import pull as pull_async
@@ -33,10 +37,14 @@ def without_await(func: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 push = without_await(push_async)
 pull = without_await(pull_async)
+plan_pull = without_await(plan_pull_async)
 verify = without_await(verify_async)
 repair = without_await(repair_async)
 prune = without_await(prune_async)
 copy = without_await(copy_async)
 remove = without_await(remove_async)
+pin = without_await(pin_async)
+unpin = without_await(unpin_async)
+tag = without_await(tag_async)
 browse = without_await(browse_async)
 diagnose = without_await(diagnose_async)

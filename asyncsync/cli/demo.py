@@ -38,7 +38,8 @@ from asyncsync import (
 from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, human_seconds
+from asyncsync.cli.output import Output
+from asyncsync.cli.units import count, human_bytes, human_seconds
 
 MODEL_WEIGHTS = 32 * 1024
 """Numbers in the model: a checkpoint has 256 KiB."""

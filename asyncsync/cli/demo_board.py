@@ -14,7 +14,8 @@ from rich.table import Table
 
 from asyncsync import EventStream, SyncEngine
 from asyncsync.cli.ls import short_metrics
-from asyncsync.cli.output import Output, human_bytes
+from asyncsync.cli.output import Output
+from asyncsync.cli.units import human_bytes
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,

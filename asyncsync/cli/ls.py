@@ -12,8 +12,9 @@ from asyncsync import CheckpointView, Experiment, ExperimentSummary, StoredObjec
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.output import Output, jsonable
 from asyncsync.cli.stored.filters import Choice, choice_options
+from asyncsync.cli.units import age, count, human_bytes
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
 
@@ -151,11 +152,17 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, choice: C
     output.document({**head, "status": experiment.status, "lost": experiment.lost, "trials": documents})
 
 
-_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
+_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age", "marks")
 
 
 def _checkpoint_row(item: CheckpointView) -> tuple[str, ...]:
-    return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
+    size = human_bytes(item.bytes)
+    return (item.name, short_metrics(item.metrics), str(item.files), size, age(item.time), shown_marks(item))
+
+
+def shown_marks(item: CheckpointView) -> str:
+    """Pin and tags for people: ``pinned best``."""
+    return " ".join([*(["pinned"] if item.pinned else []), *item.tags]) or "-"
 
 
 def _latest(trial: TrialView) -> tuple[str, str]:
@@ -174,6 +181,9 @@ def _checkpoint_json(item: CheckpointView) -> dict[str, Any]:
         "files": item.files,
         "bytes": item.bytes,
         "time": item.time,
+        "step": item.step,
+        "pinned": item.pinned,
+        "tags": item.tags,
     }
 
 

@@ -12,7 +12,8 @@ from asyncsync import repair as repair_tree
 from asyncsync import verify as verify_tree
 from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
+from asyncsync.cli.output import Output, jsonable
+from asyncsync.cli.units import count, human_bytes, human_seconds
 from asyncsync.errors import ConfigError
 from asyncsync.report import VerifyReport
 

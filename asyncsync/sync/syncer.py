@@ -24,7 +24,7 @@ from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import Tree, TreeOptions
-from asyncsync.sync.upload.tree_upload import Tally
+from asyncsync.sync.upload.tree_upload import Tally, progress_event
 
 KEY = ""
 
@@ -270,15 +270,7 @@ class Syncer:
         )
 
     def _progress(self, tally: Tally) -> None:
-        self._emit(
-            Progress(
-                tree=KEY,
-                files_done=tally.files_done,
-                files_total=tally.files_total,
-                bytes_done=tally.bytes_sent + tally.bytes_reused,
-                bytes_total=tally.bytes_total,
-            )
-        )
+        self._emit(progress_event(KEY, tally))
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, Progress):

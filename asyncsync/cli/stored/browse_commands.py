@@ -12,7 +12,8 @@ from asyncsync import StoredObject, browse, read_object
 from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes
+from asyncsync.cli.output import Output
+from asyncsync.cli.units import count, human_bytes
 
 TREE = """Show the directories and files below a URL as a tree.
 

@@ -13,7 +13,8 @@ from asyncsync import copy as copy_all
 from asyncsync import remove as remove_all
 from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
+from asyncsync.cli.output import Output, jsonable, summary
+from asyncsync.cli.units import count, human_bytes
 from asyncsync.errors import ConfigError
 
 RM = """Remove an experiment, a trial, a checkpoint or a pushed tree from a store.

@@ -13,7 +13,8 @@ from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.ls import flatten, short_metrics, shown_status, shown_value
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.output import Output, jsonable
+from asyncsync.cli.units import age, count, human_bytes
 from asyncsync.errors import ConfigError, NotFoundError
 
 BEST = """Show the best checkpoint of an experiment by a metric, and fetch it with --pull.

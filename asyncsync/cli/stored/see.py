@@ -10,7 +10,8 @@ import click
 from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, human_bytes
+from asyncsync.cli.output import Output
+from asyncsync.cli.units import human_bytes
 from asyncsync.ui import serve
 from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
 

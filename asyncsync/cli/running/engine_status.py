@@ -12,7 +12,8 @@ import click
 from asyncsync import Experiment, ExperimentSummary, RunningEngine, contents, running_engines
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, human_seconds, jsonable
+from asyncsync.cli.output import Output, jsonable
+from asyncsync.cli.units import age, count, human_bytes, human_seconds
 from asyncsync.errors import ConfigError
 from asyncsync.status import EngineStatus
 

@@ -17,7 +17,6 @@ import click
 
 from asyncsync import Syncer
 from asyncsync.cli.app import DONE, INTERRUPTED, command
-from asyncsync.cli.health import Health, serving
 from asyncsync.cli.options import (
     Settings,
     delete_option,
@@ -27,7 +26,9 @@ from asyncsync.cli.options import (
     sync_config,
     timeout_option,
 )
-from asyncsync.cli.output import Output, describe, human_seconds, jsonable, summary
+from asyncsync.cli.output import Output, describe, jsonable, summary
+from asyncsync.cli.running.health import Health, serving
+from asyncsync.cli.units import human_seconds
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
 from asyncsync.report import SyncReport
@@ -79,7 +80,13 @@ Exit codes: 0 stopped and everything is durable, 2 usage, 130 the last sync fail
 @click.option("--ready", multiple=True, metavar="PRESET|PATTERN=MARKER", help="Send a directory once complete.")
 @click.option("--until-file", metavar="FILE", help="Stop after a last sync once this file exists.")
 @click.option("--on-durable", metavar="COMMAND", help="Run this in a shell after each sync that stored something.")
-@click.option("--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve /healthz and /metrics.")
+@click.option(
+    "--health-port",
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve /healthz, and /metrics for Prometheus.",
+)
 @click.option(
     "--health-host",
     default="0.0.0.0",  # noqa: S104  probes come from outside the pod
