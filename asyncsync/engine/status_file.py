@@ -68,7 +68,7 @@ class StatusFile:
         """Write until cancelled. ``period``: longest time between two writes, seconds; None: only after changes."""
         if state_directory() is not None:
             return  # a simulated machine has no other processes that read it
-        changed = self._context.activity.changed
+        changed = self._context.event_counter.changed
         try:
             await in_thread(self._prepare)
             while True:

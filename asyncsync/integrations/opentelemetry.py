@@ -137,7 +137,7 @@ class _Spans:
         file = (FILE, ended.key)
         if _sends_file(ended) and file not in self._open:
             self._begin(file, ended.time - ended.seconds)
-        attributes = {
+        attributes: dict[str, str | int] = {
             "asyncsync.operation": ended.operation,
             "asyncsync.key": ended.key,
             "asyncsync.bytes": ended.bytes,

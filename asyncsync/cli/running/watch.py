@@ -28,9 +28,9 @@ from asyncsync.cli.options import (
 )
 from asyncsync.cli.output import Output, describe, jsonable, summary
 from asyncsync.cli.running.health import Health, serving
-from asyncsync.cli.units import human_seconds
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
+from asyncsync.planning.units import duration_text
 from asyncsync.report import SyncReport
 
 POLL_SECONDS = 0.5
@@ -232,7 +232,7 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 (a watch survives; the error is reported)
             self._failures += 1
             self._health.count("sync_failures_total")
-            self._output.failure(error, f"the sync failed, retrying in {human_seconds(self._retry_in())}")
+            self._output.failure(error, f"the sync failed, retrying in {duration_text(self._retry_in())}")
         else:
             self._failures = 0
 
@@ -265,13 +265,15 @@ class _Watcher:
         if self._on_durable is None:
             return
         env = {**os.environ, "ASYNCSYNC_URL": self._syncer.uri, "ASYNCSYNC_LOCAL": str(self._syncer.local_dir)}
-        process = await asyncio.create_subprocess_shell(self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env)
+        process = await asyncio.create_subprocess_shell(
+            self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env, process_group=0
+        )
         try:
             code = await process.wait()
         except asyncio.CancelledError:
             self._stored.set()  # it did not run to its end
             with suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # the shell, and the programs that it started
             await process.wait()
             raise
         if code:

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
 
 UPLOADS_PREFIX = ".asyncsync/parts/"
@@ -140,16 +139,6 @@ def reused_blocks(etag: str) -> tuple[str, list[str]] | None:
         return None
     version, _, names = etag.removeprefix(_REUSED).rpartition(":")
     return version, names.split(",")
-
-
-def crc32c_of(parts: Sequence[Part]) -> int | None:
-    """CRC32C of the whole object; None if that of a part is unknown."""
-    combined = 0
-    for part in parts:
-        if part.crc32c is None:
-            return None
-        combined = crc32c_combine(combined, part.crc32c, part.size)
-    return combined
 
 
 # Markers

@@ -10,7 +10,8 @@ from asyncsync.config import TransferConfig, check_name, split_sas
 from asyncsync.errors import ConcurrentWriterError, ConfigError, NotFoundError, PreconditionError, UnsupportedError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
-from asyncsync.remote.experiment import CheckpointView, view_of
+from asyncsync.remote.views.checkpoint_view import CheckpointView
+from asyncsync.remote.views.trial_view import view_of
 from asyncsync.runtime import Presence
 from asyncsync.stores.base import Store
 from asyncsync.sync.records.manifests import parse
