@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncsync import CheckpointView, TrialView, pin, remove, unpin
 from asyncsync.errors import ConfigError
-from asyncsync.planning.amounts import size_text
+from asyncsync.planning.units import size_text
 from asyncsync.ui.live_experiment import LiveExperiment
 
 

@@ -28,9 +28,9 @@ from asyncsync.cli.options import (
 )
 from asyncsync.cli.output import Output, describe, jsonable, summary
 from asyncsync.cli.running.health import Health, serving
-from asyncsync.cli.units import human_seconds
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
+from asyncsync.planning.units import duration_text
 from asyncsync.report import SyncReport
 
 POLL_SECONDS = 0.5
@@ -232,7 +232,7 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 (a watch survives; the error is reported)
             self._failures += 1
             self._health.count("sync_failures_total")
-            self._output.failure(error, f"the sync failed, retrying in {human_seconds(self._retry_in())}")
+            self._output.failure(error, f"the sync failed, retrying in {duration_text(self._retry_in())}")
         else:
             self._failures = 0
 

@@ -9,8 +9,8 @@ from typing import Any
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.results import RESULTS, parse_results
 from asyncsync.errors import DamagedError
-from asyncsync.planning.amounts import size_text
 from asyncsync.planning.retention import by_age, lookup
+from asyncsync.planning.units import size_text
 from asyncsync.remote.access import StoreAccess, open_for_reading
 from asyncsync.remote.trial_index import TrialIndex
 from asyncsync.remote.views.checkpoint_view import CheckpointView
