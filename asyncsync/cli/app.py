@@ -134,7 +134,7 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Called by click. A misspelled command is answered with the closest one."""
+        """Called by click. The error for a misspelled command names the closest one."""
         name = args[0]
         if name not in _MODULES and not name.startswith("-"):
             from asyncsync.cli.config_files import suggestion

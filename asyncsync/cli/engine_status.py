@@ -17,7 +17,7 @@ from asyncsync.errors import ConfigError
 from asyncsync.status import EngineStatus
 
 RATE_VALID = 10.0
-"""Seconds after which the rate in a status file says nothing about now: the file is written when something happens."""
+"""Seconds after which the rate in a status file is outdated: the file is written only when something happens."""
 
 STATUS = """Show whether the work of running engines is safe now.
 
@@ -69,7 +69,9 @@ async def _experiments(uri: str, settings: Settings) -> Sequence[Experiment | Ex
         return [found]
     if isinstance(found, list):
         return found
-    raise ConfigError(f"invalid URL {uri!r}: it is no experiment and no storage path; asyncsync ls {uri} shows it")
+    raise ConfigError(
+        f"invalid URL {uri!r}: it is neither an experiment nor a storage path; asyncsync ls {uri} shows it"
+    )
 
 
 def _show(

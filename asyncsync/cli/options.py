@@ -210,7 +210,7 @@ def defaults_of(made: click.Command) -> dict[str, Any]:
 
 
 def unknown_settings(group: click.Group) -> list[str]:
-    """What files and environment set and no command reads, each with the closest known name."""
+    """Settings in files and environment that no command reads, each with the closest known name."""
     found = read_files()
     given = {name for name in os.environ if name.startswith(ENV)} - set(OWN_VARIABLES)
     if not (given or found.defaults):

@@ -80,8 +80,8 @@ def _observer(
 @asynccontextmanager
 async def trace_engine(engine: SyncEngine, provider: TracerProvider | None = None) -> AsyncIterator[None]:
     """While the block runs, make a span for each sync (``asyncsync.sync``) and each checkpoint
-    (``asyncsync.checkpoint``, from its report until it is durable) of a running engine. What is open at the end of the
-    block ends unfinished."""
+    (``asyncsync.checkpoint``, from its report until it is durable) of a running engine. Spans that are open at the end
+    of the block end unfinished."""
     spans = _Spans(engine.uri, provider)
     stream = engine.events()
     task = asyncio.create_task(spans.follow(stream), name="asyncsync spans")
@@ -104,7 +104,7 @@ class _Spans:
         self._open: dict[tuple[str, str], Span] = {}
 
     async def follow(self, events: AsyncIterator[Event]) -> None:
-        """Take events until there are no more."""
+        """Take events until the stream ends."""
         async for event in events:
             self.take(event)
 

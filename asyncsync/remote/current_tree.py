@@ -104,7 +104,7 @@ async def download_current(
 ) -> tuple[Manifest, DownloadReport]:
     """Download the tree that the current manifest of ``prefix`` names. Returns the selected part of that manifest.
 
-    If the download fails and the manifest has been replaced meanwhile, the new one is downloaded instead: all files of
+    If the download fails and the manifest has been replaced since, the new one is downloaded instead: all files of
     ``target`` belong to one manifest, and files that only the earlier one named are removed. If the manifest has been
     deleted, everything that was downloaded is removed.
 

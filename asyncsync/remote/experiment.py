@@ -215,7 +215,7 @@ class TrialView:
     updated: float = 0.0
     """Last change of the record, Unix seconds."""
     lost: bool = False
-    """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
+    """The status is ``running``, but the process that ran it has ended, or its experiment is lost."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def history(self) -> list[dict[str, Any]]:
@@ -246,7 +246,7 @@ class Experiment:
     trials: list[TrialView]
     """Sorted by name."""
     lost: bool = False
-    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
+    """The status is ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
@@ -261,7 +261,9 @@ class Experiment:
 
         Raises:
             NotFoundError: there is no experiment at ``uri``.
+            DamagedError: the driver's record cannot be read, and there are no trials.
             ConfigError: the URI or an option is unknown.
+            StoreError: the store refused or failed a request.
         """
         address, options = split_sas(os.fspath(uri), storage_options)
         access = StoreAccess(options, transfer)
@@ -368,7 +370,7 @@ class Experiment:
         Raises:
             NotFoundError: there is no checkpoint.
             CheckpointIncompleteError: the current records name no checkpoint that is complete and undamaged.
-            StoreError: the store failed. Like a full disk this raises at once: it is no reason to fall back.
+            StoreError: the store failed. Like a full disk this raises at once: an older checkpoint would not help.
         """
         name = trial.name if isinstance(trial, TrialView) else trial
         if name is not None:

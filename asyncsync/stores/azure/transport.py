@@ -81,7 +81,7 @@ class AzureTransport:
         self._date = (-1, "")
         """The current second, and the same as ``x-ms-date``."""
         self._source_sas = (0.0, "")
-        """When the SAS for copy sources is to be renewed, and the SAS."""
+        """The time from which the SAS for copy sources is renewed, and the SAS."""
         self.skew = 0.0
         """Seconds by which the service's clock is ahead of ours."""
 

@@ -135,7 +135,7 @@ async def _receive(response: aiohttp.ClientResponse, expected: int | None, sink:
         got += len(piece)
         await sink(piece)
     if expected not in (None, got):
-        raise BrokenError(f"{got} bytes came instead of {expected}")
+        raise BrokenError(f"received {got} bytes instead of {expected}")
 
 
 async def _collect(response: aiohttp.ClientResponse) -> bytes:
