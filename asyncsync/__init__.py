@@ -35,8 +35,6 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from asyncsync.planning.document import __version__
-    from asyncsync.remote.contents import ExperimentSummary, contents
-    from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
     from asyncsync.remote.manage.browse import StoredObject, browse, read_object
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
@@ -45,6 +43,10 @@ if TYPE_CHECKING:
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
+    from asyncsync.remote.views.checkpoint_view import CheckpointView
+    from asyncsync.remote.views.contents import ExperimentSummary, contents
+    from asyncsync.remote.views.experiment import Experiment
+    from asyncsync.remote.views.trial_view import TrialView
     from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
     from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
     from asyncsync.storage.entries import StoredEntry
@@ -86,8 +88,8 @@ _MODULES = {
         "UnsupportedError",
     ),
     "asyncsync.planning.document": ("__version__",),
-    "asyncsync.remote.contents": ("ExperimentSummary", "contents"),
-    "asyncsync.remote.experiment": ("CheckpointView", "Experiment", "TrialView"),
+    "asyncsync.remote.views.contents": ("ExperimentSummary", "contents"),
+    "asyncsync.remote.views.experiment": ("Experiment",),
     "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
@@ -96,6 +98,8 @@ _MODULES = {
     "asyncsync.remote.pull": ("pull",),
     "asyncsync.remote.repair": ("repair",),
     "asyncsync.remote.verify": ("verify",),
+    "asyncsync.remote.views.checkpoint_view": ("CheckpointView",),
+    "asyncsync.remote.views.trial_view": ("TrialView",),
     "asyncsync.report": ("PruneReport", "RepairReport", "SyncReport", "VerifyReport"),
     "asyncsync.status": (
         "EngineStatus",

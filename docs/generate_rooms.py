@@ -27,6 +27,7 @@ ROOMS = [
     "engine/trials",
     "storage",
     "remote/manage",
+    "remote/views",
     "remote",
     "sync",
     "sync/upload",

@@ -14,8 +14,10 @@ from asyncsync.config import TransferConfig
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER
-from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.remote.restore import RestoreReport
+from asyncsync.remote.views.checkpoint_view import CheckpointView
+from asyncsync.remote.views.experiment import Experiment
+from asyncsync.remote.views.trial_view import TrialView
 from asyncsync.report import VerifyReport
 from asyncsync.sync.download.open_file import CheckpointFile, moved_to
 from asyncsync.sync.download.tree_download import DownloadReport
@@ -86,7 +88,7 @@ class StoredFile(io.RawIOBase):
 
 
 class StoredCheckpoint:
-    """A committed checkpoint; see :class:`asyncsync.remote.experiment.CheckpointView`, whose fields it has."""
+    """A committed checkpoint; see :class:`asyncsync.CheckpointView`, whose fields it has."""
 
     def __init__(self, view: CheckpointView) -> None:
         self._view = view
@@ -110,17 +112,17 @@ class StoredCheckpoint:
         exact: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> DownloadReport:
-        """See :meth:`asyncsync.remote.experiment.CheckpointView.download`."""
+        """See :meth:`asyncsync.CheckpointView.download`."""
         return run_to_end(self._view.download, target, include=include, exact=exact, on_progress=on_progress)
 
     def verify(self, *, deep: bool = True) -> VerifyReport:
-        """See :meth:`asyncsync.remote.experiment.CheckpointView.verify`."""
+        """See :meth:`asyncsync.CheckpointView.verify`."""
         return run_to_end(self._view.verify, deep=deep)
 
     @contextmanager
     def open(self, path: str) -> Iterator[StoredFile]:
         """Open one file for reading: ``with checkpoint.open("model.bin") as file``. Errors as for
-        :meth:`asyncsync.remote.experiment.CheckpointView.open`."""
+        :meth:`asyncsync.CheckpointView.open`."""
         held = HeldContext("asyncsync file", lambda: self._view.open(path))
         try:
             with StoredFile(held) as file:
@@ -133,7 +135,7 @@ class StoredCheckpoint:
 
 
 class StoredTrial:
-    """A trial, as its record describes it; see :class:`asyncsync.remote.experiment.TrialView`, whose fields it has."""
+    """A trial, as its record describes it; see :class:`asyncsync.TrialView`, whose fields it has."""
 
     def __init__(self, view: TrialView) -> None:
         self._view = view

@@ -258,13 +258,15 @@ class _Watcher:
         if self._on_durable is None:
             return
         env = {**os.environ, "ASYNCSYNC_URL": self._syncer.uri, "ASYNCSYNC_LOCAL": str(self._syncer.local_dir)}
-        process = await asyncio.create_subprocess_shell(self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env)
+        process = await asyncio.create_subprocess_shell(
+            self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env, process_group=0
+        )
         try:
             code = await process.wait()
         except asyncio.CancelledError:
             self._stored.set()  # it did not run to its end
             with suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # the shell, and the programs that it started
             await process.wait()
             raise
         if code:

@@ -24,8 +24,8 @@ from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.report import SyncReport
 
 if TYPE_CHECKING:
-    from asyncsync.remote.experiment import CheckpointView
     from asyncsync.remote.restore import RestoreReport
+    from asyncsync.remote.views.checkpoint_view import CheckpointView
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
 RESERVED = re.compile(r"checkpoint_\d|rank_\d")

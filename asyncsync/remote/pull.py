@@ -67,7 +67,7 @@ async def pull(
         IntegrityError: the bytes do not match the manifest.
         SyncFailedError: any other failure, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
-        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.remote.experiment.CheckpointView.download`; or
+        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.CheckpointView.download`; or
             the patterns match no file, or were given together with ``exact``.
     """
     access = StoreAccess(storage_options or {}, transfer)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from stored import put_experiment, put_tree, put_trial
 
+from asyncsync import TrialView
 from asyncsync.cli.stored.filters import Choice
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import EXPERIMENT_RECORD
-from asyncsync.remote.experiment import TrialView
 from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
 

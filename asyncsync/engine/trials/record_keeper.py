@@ -11,7 +11,7 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.results import write_pointer
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, merge_late_record
+from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, belongs_to_run, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.retention import by_age
@@ -140,7 +140,8 @@ class RecordKeeper:
         if found is None or found[0].runner not in self.replaced_runners:
             return False
         late, version = found
-        await adopt_checkpoints(store, late, partial(self._context.warn, self.record.name))
+        ours = partial(belongs_to_run, experiment=self._context.record.nonce, trial=late.nonce)
+        await adopt_checkpoints(store, late, ours, partial(self._context.warn, self.record.name))
         self.record = merge_late_record(self.record, late)
         self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)

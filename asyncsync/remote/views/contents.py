@@ -14,8 +14,9 @@ from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
-from asyncsync.remote.experiment import Experiment, TrialView, view_of
 from asyncsync.remote.trial_index import TrialIndex
+from asyncsync.remote.views.experiment import Experiment
+from asyncsync.remote.views.trial_view import TrialView, view_of
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
