@@ -227,14 +227,16 @@ class CheckpointRunner:
         await self._add_copy_sources(trial, job)
         while True:
             try:
-                return await upload_checkpoint(session, f"{trial.key}/", job, hooks, trial.confirm, more=self._nonces(trial))
+                return await upload_checkpoint(
+                    session, f"{trial.key}/", job, hooks, trial.confirm, more=self._nonces(trial)
+                )
             except CollisionError as error:
                 if job.user_named:
                     raise
                 self._take_new_name(trial, job, error)
 
     def _nonces(self, trial: TrialState) -> dict[str, str]:
-        """What tells this trial from one of the same name in a deleted experiment."""
+        """The nonces that distinguish this trial from one of the same name in a deleted experiment."""
         return {NONCE: trial.record.nonce, EXPERIMENT_NONCE: self._context.record.nonce}
 
     async def _begin(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport | None:
