@@ -55,7 +55,7 @@ SUMMARIES = {
     "watch": "Sync a directory to a URL periodically until Ctrl-C.",
     "ls": "List experiments, trials, checkpoints or files; sort and filter them.",
     "tree": "Show the directories and files below a URL as a tree.",
-    "du": "Show what takes the bytes below a URL.",
+    "du": "Show the sizes of the directories below a URL.",
     "cat": "Write one object to stdout.",
     "best": "Show or fetch the best checkpoint of an experiment by a metric.",
     "compare": "Compare two trials or two checkpoints.",
