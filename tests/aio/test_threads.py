@@ -48,7 +48,7 @@ async def test_worker_threads_give_way_and_the_loop_does_not() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="finds the file of a descriptor in /proc")
 @pytest.mark.parametrize(("size", "stuck"), [(1, ".asyncsync-tmp"), (6 << 20, "/data")])
-async def test_a_thread_stuck_in_a_dead_file_system_does_not_keep_a_sync_beyond_its_timeout(
+async def test_a_thread_in_a_dead_file_system_does_not_keep_a_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int, stuck: str
 ) -> None:
     """Later work gets other threads, and does not resume an upload into which the stuck thread may still write."""

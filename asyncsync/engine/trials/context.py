@@ -157,14 +157,25 @@ class UsedDirectories:
         self._above: dict[str, str] = {}
         """A trial's directory for each directory that holds one."""
         self._pending: dict[object, DirectoryInUse] = {}
+        self._parent = self._real_parent = ""
+        """The directory that held the last trial, and its real path."""
 
     def add_trial(self, directory: str) -> None:
         """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs."""
-        place = real = os.path.realpath(directory)
+        place = real = self._real_path(directory)
         self._trials.add(real)
         while place not in self._above:
             self._above[place] = real
             place = os.path.dirname(place)
+
+    def _real_path(self, directory: str) -> str:
+        """Trials share a parent, which is resolved once: a call of the system for each part of each path adds up."""
+        parent, name = os.path.split(directory)
+        if not name or os.path.islink(directory):
+            return os.path.realpath(directory)
+        if parent != self._parent:
+            self._parent, self._real_parent = parent, os.path.realpath(parent)
+        return os.path.join(self._real_parent, name)
 
     def trial_within(self, real: str) -> str | None:
         """A trial's directory that is ``real`` or lies in it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
@@ -146,6 +147,11 @@ class RecordKeeper:
         self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)
         return True
+
+    def is_ours(self, info: Mapping[str, Any]) -> bool:
+        """Whether a manifest with this info was written in this trial, not in one of a deleted experiment."""
+        was_stored = self.record.epoch > 1
+        return belongs_to_run(info, self._context.record.nonce, self.record.nonce if was_stored else None)
 
     def recorded_names(self) -> RecordedNames:
         """The names in the record as it would be written now."""

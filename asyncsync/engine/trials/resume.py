@@ -53,7 +53,7 @@ class Predecessor:
 
 def new_record(run: RunConfig, role: Role, runner: str, name: str, params: Mapping[str, Any] | None) -> TrialRecord:
     """The record of a new trial."""
-    now, params = wall_time(), as_json(params or {})
+    now, params = wall_time(), as_json(params) if params else {}
     return TrialRecord(
         name,
         str(run.name),

@@ -21,7 +21,7 @@ from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, belongs_to_run, restore_files
+from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
 from asyncsync.errors import SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
@@ -302,13 +302,8 @@ class TrialState:
     async def _restore(self) -> None:
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
         if self._context.role.leads:
-            await adopt_checkpoints(store, self.record, self.is_ours, warn)
+            await adopt_checkpoints(store, self.record, self.keeper.is_ours, warn)
         await restore_files(store, self.tree.prefix, self.dir, warn)
-
-    def is_ours(self, info: Mapping[str, Any]) -> bool:
-        """Whether a manifest with this info was written in this trial, not in one of a deleted experiment."""
-        was_stored = self.record.epoch > 1
-        return belongs_to_run(info, self._context.record.nonce, self.record.nonce if was_stored else None)
 
     def _abandon_uploads(self) -> None:
         """Abort the uploads of earlier processes, except those of pending checkpoints."""

@@ -226,7 +226,7 @@ async def test_a_file_system_without_locks_keeps_conditions_and_is_told_once(sto
     assert caplog.text.count("has no locks") == 1
 
 
-async def test_a_lock_whose_holder_is_stopped_is_waited_for_no_longer_than_the_caller_waits(store, root):
+async def test_a_lock_of_a_stopped_process_is_waited_for_as_long_as_the_caller(store, root):
     old = await store.put("x", b"old")
     (root / ".asyncsync").mkdir()
     with (root / ".asyncsync/.lock").open("w") as held:
