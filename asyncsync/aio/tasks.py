@@ -55,7 +55,7 @@ async def within(timeout: float | None, work: Coroutine[Any, Any, T], what: Call
         if isinstance(error, AsyncsyncError):
             raise
         raise SyncTimeoutError(
-            f"{what()} (sync_timeout={timeout:g} s); what was sent is kept for the next sync"
+            f"{what()} (sync_timeout={timeout:g} s); sent bytes are kept for the next sync"
         ) from None
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError  # wait_for can swallow a cancel that comes with the result (cpython#86296)
