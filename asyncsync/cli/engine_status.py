@@ -80,7 +80,7 @@ def _show(
     for engine in engines:
         output.lines(engine_lines(engine, time.time()), before="")
     if not engines:
-        output.line(f"no engine of this machine and user runs{'' if uri is None else f' below {uri}'}")
+        output.line(f"no engine of this user runs on this machine{'' if uri is None else f' below {uri}'}")
     for item in stored:
         output.line(f"{item.name}: {_stored_text(item)}")
     output.document(
