@@ -119,7 +119,7 @@ _MODULES = {
 """The public names of each module. A module is imported when one of its names is used first: the command shows its help
 without an event loop, and a training process imports no operation on stored experiments."""
 _IMPORTED_ON_FIRST_USE = {name: module for module, names in _MODULES.items() for name in names}
-_PUBLIC_MODULES = ("blocking", "cli", "config", "errors", "events", "report", "status", "stores", "testing")
+_PUBLIC_MODULES = ("blocking", "cli", "config", "errors", "events", "report", "status", "stores", "testing", "ui")
 
 __all__ = [
     "AccessDeniedError",

@@ -22,6 +22,7 @@ ROOMS = [
     "cli/stored",
     "integrations/ray",
     "testing",
+    "ui",
     "blocking",
     "engine",
     "engine/trials",

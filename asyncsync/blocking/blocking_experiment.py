@@ -143,9 +143,13 @@ class StoredTrial:
         self.params, self.metrics, self.reports = view.params, view.metrics, view.reports
         self.checkpoints = [StoredCheckpoint(item) for item in view.checkpoints]
         self.started, self.updated, self.lost = view.started, view.updated, view.lost
+        self.unfinished, self.given_up, self.shown_status = view.unfinished, view.given_up, view.shown_status
 
     def __repr__(self) -> str:
         return repr(self._view).replace("TrialView", "StoredTrial", 1)
+
+    def _repr_html_(self) -> str:
+        return self._view._repr_html_()
 
     def history(self) -> list[dict[str, Any]]:
         """See :meth:`asyncsync.TrialView.history`."""
@@ -158,7 +162,8 @@ class BlockingExperiment:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self.name, self.uri, self.status = experiment.name, experiment.uri, experiment.status
-        self.lost = experiment.lost
+        self.lost, self.config = experiment.lost, experiment.config
+        self.started, self.heartbeat = experiment.started, experiment.heartbeat
         self.trials = [StoredTrial(trial) for trial in experiment.trials]
 
     @classmethod
@@ -174,6 +179,9 @@ class BlockingExperiment:
 
     def __repr__(self) -> str:
         return repr(self._experiment).replace("Experiment", "BlockingExperiment", 1)
+
+    def _repr_html_(self) -> str:
+        return self._experiment._repr_html_()
 
     def to_frame(self) -> Any:
         """See :meth:`asyncsync.Experiment.to_frame`."""

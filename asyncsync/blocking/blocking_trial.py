@@ -13,7 +13,7 @@ from asyncsync.config import UploadMode
 from asyncsync.engine.trial import Report, Trial
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
 from asyncsync.remote.restore import RestoreReport
-from asyncsync.remote.views.experiment import CheckpointView
+from asyncsync.remote.views.checkpoint_view import CheckpointView
 from asyncsync.report import SyncReport
 
 

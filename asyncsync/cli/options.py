@@ -88,6 +88,7 @@ _COMMON = [
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
     click.option(
         "-o",
+        "--option",
         "extra",
         multiple=True,
         metavar="KEY=VALUE",
@@ -113,6 +114,9 @@ def common_options(function: Function) -> Function:
     function.__click_params__ = []  # type: ignore[attr-defined]
     for option in reversed(_COMMON):
         function = option(function)
+    if any("-o" in item.opts for item in own):  # "report -o FILE": the store's options keep their long flag
+        for item in function.__click_params__:  # type: ignore[attr-defined]
+            item.opts = [flag for flag in item.opts if flag != "-o"]
     function.__click_params__ += own  # type: ignore[attr-defined]  # click shows the last one first
     return function
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync.config import state_dir
-from asyncsync.disk.locks import TreeLocks
+from asyncsync.disk.locks import TreeLocks, _LockFiles
 from asyncsync.errors import ConcurrentWriterError
 
 
@@ -121,6 +121,38 @@ def test_a_released_lock_is_free_while_others_are_held_in_a_short_file():
         assert claims.stat().st_size < 50_000
         assert _free_elsewhere("t9999")
         assert not _free_elsewhere("t")
+
+
+ROTATE = """
+import sys
+from asyncsync.disk.locks import SPARE_ENTRIES, TreeLocks
+TreeLocks().take("t")
+print("held", flush=True)
+sys.stdin.readline()
+for number in range(SPARE_ENTRIES):
+    locks = TreeLocks()
+    locks.take(f"other {number}")
+    locks.close()
+print("replaced", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_is_seen_although_its_file_is_replaced_at_that_moment(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ROTATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        look = _LockFiles._look
+
+        def replaced_first(files, place):
+            monkeypatch.setattr(_LockFiles, "_look", look)
+            holder.stdin.write(b"now\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == b"replaced\n"
+            return look(files, place)
+
+        monkeypatch.setattr(_LockFiles, "_look", replaced_first)
+        with pytest.raises(ConcurrentWriterError, match=f"process {holder.pid}"), tree_lock("t"):
+            pass
 
 
 def test_another_process_sees_what_is_taken_and_released_later():

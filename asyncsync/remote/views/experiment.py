@@ -25,9 +25,10 @@ from asyncsync.planning.retention import score
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.restore import Candidates, RestoreReport, restore_newest
 from asyncsync.remote.selection import Selection
-from asyncsync.remote.trial_index import read_trial_index
+from asyncsync.remote.trial_index import TrialIndex, read_trial_index
 from asyncsync.remote.views.checkpoint_view import CheckpointView
-from asyncsync.remote.views.trial_view import TrialView, trial_of, trial_row, view_of
+from asyncsync.remote.views.html_view import ROWS_SHOWN, table_html
+from asyncsync.remote.views.trial_view import HTML_COLUMNS, TrialView, html_row, trial_of, trial_row, view_of
 from asyncsync.runtime import wall_time
 from asyncsync.sync.download.tree_download import DownloadReport
 from asyncsync.sync.records.manifests import find_record
@@ -45,6 +46,12 @@ class Experiment:
     """Sorted by name."""
     lost: bool = False
     """The status is ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings of the driver: ``sync`` and ``checkpoint``, each with the fields of its class; empty if unknown."""
+    started: float = 0.0
+    """Unix seconds; 0: unknown."""
+    heartbeat: float = 0.0
+    """When the driver last wrote its record, Unix seconds; 0: unknown."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     @classmethod
@@ -54,8 +61,12 @@ class Experiment:
         *,
         storage_options: Mapping[str, object] | None = None,
         transfer: TransferConfig = DEFAULT_TRANSFER,
+        on_partial: Callable[[Experiment], None] | None = None,
     ) -> Experiment:
         """Read the records of all trials, in parallel; no manifest and no data.
+
+        ``on_partial``: called a few times with an incomplete experiment, before all records are read. Trials of which
+        only the driver's record is known then have their name and status, and ``updated`` 0.
 
         Raises:
             NotFoundError: there is no experiment at ``uri``.
@@ -66,17 +77,39 @@ class Experiment:
         address, options = split_sas(os.fspath(uri), storage_options)
         access = StoreAccess(options, transfer)
         async with open_for_reading(address, transfer, options) as store:
-            index = await read_trial_index(store)
-        base = address.rstrip("/")
-        is_lost = index.lost_test(wall_time())
+            on_index = None if on_partial is None else lambda index: on_partial(cls._of_index(address, index, access))
+            index = await read_trial_index(store, on_index)
+        return cls._of_index(address, index, access)
+
+    @classmethod
+    def _of_index(cls, address: str, index: TrialIndex, access: StoreAccess) -> Experiment:
+        base, now = address.rstrip("/"), wall_time()
+        is_lost = index.lost_test(now)
         trials = [trial_of(name, base, index, access, is_lost) for name in sorted(index.names())]
         record = index.experiment
-        name = record.name if record is not None else base.rpartition("/")[2]
-        status = record.status if record is not None else "unknown"
-        return cls(name, base, status, trials, index.is_lost(wall_time()), access)
+        if record is None:
+            return cls(base.rpartition("/")[2], base, "unknown", trials, _access=access)
+        return cls(
+            record.name,
+            base,
+            record.status,
+            trials,
+            index.is_lost(now),
+            record.config,
+            record.started,
+            record.heartbeat,
+            access,
+        )
 
     def __repr__(self) -> str:
         return f"<Experiment {self.uri} {'lost' if self.lost else self.status}, {len(self.trials)} trials>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row for each of the first trials, with a curve of its checkpoints. No request is sent."""
+        status = "lost" if self.lost else self.status
+        caption = f"{self.uri}: {status}, {len(self.trials):,} trials"
+        rows = [html_row(trial) for trial in self.trials[:ROWS_SHOWN]]
+        return table_html(caption, HTML_COLUMNS, rows, len(self.trials) - len(rows))
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row for each trial, by its name: ``status``, ``reports``, ``checkpoints``,
