@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
+from asyncsync.stores.http.tls import client_context
 from asyncsync.stores.options import StoreOptions, given
 
 DEVELOPMENT_ACCOUNT = "devstoreaccount1"
@@ -133,16 +134,8 @@ class AzureOptions(StoreOptions):
         return given({"x-ms-encryption-scope": self.encryption_scope})
 
     def ssl_context(self) -> ssl.SSLContext:
-        """How TLS verifies certificates. Blocking: reads them. ConfigError for an unreadable CA bundle."""
-        try:
-            context = ssl.create_default_context(cafile=self.verify if isinstance(self.verify, str) else None)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"storage option verify={self.verify!r}: the CA bundle cannot be read: {error}"
-            ) from error
-        if self.verify is False:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
+        """How TLS verifies certificates. Blocking: reads them. ConfigError for a CA bundle that cannot be used."""
+        return client_context(self.verify, "storage option verify")
 
 
 # Storage paths
