@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import run_all
+from asyncsync.aio.tasks import leave_group, run_all
 from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine import never_left
@@ -430,8 +430,7 @@ class SyncEngine:
             self._runner.cancel()
             for task in self._tasks:
                 task.cancel()
-            cancelled = error if isinstance(error, asyncio.CancelledError) else None
-            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            await leave_group(self._group, error)
         finally:
             self._presence.leave()
             self._status_file.remove()

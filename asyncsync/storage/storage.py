@@ -15,7 +15,7 @@ import google_crc32c
 from xxhash import xxh3_128_hexdigest
 
 from asyncsync.aio.retry import RetryHooks, retry_transient
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, leave_group
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import accept
@@ -118,8 +118,7 @@ class Storage:
         assert session is not None
         self._watch.cancel()
         try:
-            cancelled = error if isinstance(error, asyncio.CancelledError) else None
-            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            await leave_group(self._group, error)
         finally:
             await session.close()
 
