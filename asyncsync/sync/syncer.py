@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from asyncsync.aio.tasks import within
+from asyncsync.aio.tasks import leave_group, within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
@@ -147,8 +147,7 @@ class Syncer:
             self._scheduler.cancel_running()
             self._runner.cancel()
             try:
-                cancelled = error if isinstance(error, asyncio.CancelledError) else None
-                await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+                await leave_group(self._group, error)
             finally:
                 await session.close()
         if kind is None:
