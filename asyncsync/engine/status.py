@@ -9,7 +9,7 @@ from dataclasses import replace
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.status import EngineStatus, TrialStatus
-from asyncsync.sync.session_status import session_status
+from asyncsync.sync.session import session_status
 
 
 def trial_status(trial: TrialState, now: float) -> TrialStatus:
@@ -31,7 +31,7 @@ def trial_status(trial: TrialState, now: float) -> TrialStatus:
 
 def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> EngineStatus:
     """Status of an engine. Synchronous: it reads only memory."""
-    now, totals = asyncio.get_running_loop().time(), context.activity.totals
+    now, totals = asyncio.get_running_loop().time(), context.event_counter.totals
     found = {name: trial_status(trial, now) for name, trial in trials.items()}
     return replace(
         session_status(context.session),

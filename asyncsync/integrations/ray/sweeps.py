@@ -23,7 +23,7 @@ MOST_ERROR = 2000
 
 @dataclass(slots=True)
 class _Results:
-    """What ``result.json`` of one trial says, read as far as ``offset``."""
+    """The content of ``result.json`` of one trial, up to ``offset``."""
 
     offset: int = 0
     reports: int = 0
@@ -32,7 +32,7 @@ class _Results:
     """Name -> metrics, in the order of the reports."""
 
     def read(self, path: Path) -> None:
-        """Read what has been appended; an incomplete last line is read the next time."""
+        """Read the appended lines; an incomplete last line is read the next time."""
         if not path.exists():
             return
         if path.stat().st_size < self.offset:  # written anew, by a restored experiment
@@ -70,7 +70,8 @@ _sweeps: dict[tuple[str, str], _Sweep] = {}
 
 
 async def update(storage: Storage, local: str, key: str) -> None:
-    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if it is none."""
+    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if there is no state
+    of an experiment."""
     state = newest_state(local)
     if state is None:
         return
@@ -91,7 +92,7 @@ def is_driver(uri: str, key: str) -> bool:
 
 
 async def retire(storage: Storage, key: str) -> None:
-    """The driver is about to delete the directory ``key``: if a record names it, it names it no more."""
+    """The driver is about to delete the directory ``key``: if a record names it, the record is written without it."""
     above, _, name = key.rpartition("/")
     experiment, _, trial = above.rpartition("/")
     sweep = _sweeps.get((storage.uri, experiment))

@@ -30,7 +30,7 @@ PUBLIC_OPTIONS = frozenset(
         "cache_control",
     }
 )
-"""Storage options that are no secret."""
+"""Storage options that cannot be secret."""
 
 
 @dataclass(frozen=True, slots=True)
