@@ -260,6 +260,10 @@ async def commit(session: Session, prefix: str, attempt: str, processes: Mapping
         manifest = merge(parts)
     except SameFileError as error:
         raise ConcurrentWriterError(f"{where} was not committed: {error}") from error
+    if not manifest.files:
+        raise CheckpointIncompleteError(
+            f"checkpoint {where} is incomplete: no rank of attempt {attempt} reported a file. Report files"
+        )
     _check_stored(where, prefix, manifest, stored)
     await _put_manifest(store, prefix, manifest)
     session.copy_sources.remember(prefix, manifest.files)

@@ -84,6 +84,8 @@ def _upload(local: str, filesystem: object, handler: StorageHandler, destination
 def push_checkpoint(handler: StorageHandler, local: str, key: str, experiment: str) -> None:
     """Upload the checkpoint of this process. A worker of Ray Train uploads its part; any other process is its only
     writer and commits it."""
+    if not os.path.exists(local):
+        raise FileNotFoundError(f"the checkpoint {local!r} is missing: keep its directory until report returns")
     token = attempts.train_token()
     writer = attempts.lone_writer() if token is None else token
     snapshot = f"{experiment}/{SNAPSHOT}" if token is not None else ""
