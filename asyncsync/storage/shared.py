@@ -89,7 +89,7 @@ class CheckpointUpload:
     patience: float
     """Seconds for which transient errors are retried."""
     may_replace: Callable[[], Awaitable[bool]] | None = None
-    """Asked if an earlier attempt has committed a checkpoint there; None: it is replaced."""
+    """Asked before anything of an earlier attempt is replaced, apart from what it never completed; None: it is."""
 
     async def run(self) -> SyncReport:
         """Upload, and commit if ``alone``.
@@ -223,6 +223,10 @@ class CheckpointUpload:
                 f"{uri_of(store, self.prefix).rstrip('/')}: ranks {min(rank, self.writer.rank)} and "
                 f"{max(rank, self.writer.rank)} both wrote {path!r} with different content: give the files of the "
                 "ranks different names"
+            ) from collision
+        if self.may_replace is not None and not await self.may_replace():
+            raise ConcurrentWriterError(
+                f"{uri_of(store, collision.key)} was written by a process that must not be replaced: end this one"
             ) from collision
         await store.delete([collision.key])
 

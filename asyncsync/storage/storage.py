@@ -279,7 +279,7 @@ class Storage:
         ``alone``: no other process takes part; the checkpoint is committed when this returns, and whatever an earlier
         attempt has left there is removed first. Otherwise the checkpoint exists after :meth:`commit_checkpoint`.
         Content that it shares with checkpoints which this object has pushed or pulled is copied inside the store.
-        ``may_replace`` is asked if an earlier attempt has committed a checkpoint of that name.
+        ``may_replace`` is asked before a checkpoint or a file of an earlier attempt is replaced.
 
         Raises:
             CheckpointIncompleteError: ``local`` is missing; or it holds no file and ``alone``.

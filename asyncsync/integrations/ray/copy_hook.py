@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs
 
 from asyncsync.integrations.ray import attempts, registration
-from asyncsync.integrations.ray.agent import operations
+from asyncsync.integrations.ray.agent import node_agent, operations
 from asyncsync.integrations.ray.agent.registered import SNAPSHOT
 from asyncsync.integrations.ray.handler import StorageHandler
 
@@ -89,17 +89,9 @@ def push_checkpoint(handler: StorageHandler, local: str, key: str, experiment: s
     token = attempts.train_token()
     writer = attempts.lone_writer() if token is None else token
     snapshot = f"{experiment}/{SNAPSHOT}" if token is not None else ""
-    handler.call(
-        operations.push_checkpoint,
-        local,
-        key,
-        writer,
-        token is None,
-        snapshot,
-        local=local,
-        target=key,
-        attempt=writer[0],
-        outlives=attempts.is_asynchronous(),
+    outlives = attempts.is_asynchronous()
+    node_agent.push_checkpoint(
+        handler.address, local, key, writer, alone=token is None, snapshot=snapshot, outlives=outlives
     )
 
 

@@ -49,7 +49,15 @@ class Call:
     """What it reads or writes on this machine."""
     target: str = ""
     """The checkpoint that it uploads."""
-    attempt: str = ""
-    """Of the checkpoint's writer: calls of other attempts for the same target are ended before it begins."""
+    writer: tuple[str, str, int] = ("", "", 0)
+    """Attempt, process and rank that upload it."""
     outlives: bool = False
     """Whether it continues when its caller is killed."""
+
+    def replaces(self, other: Call) -> bool:
+        """Whether it takes the place of ``other``: another attempt of the same checkpoint, or an earlier process of the
+        same rank, such as one of a replica group that Ray has replaced."""
+        (attempt, process, rank), (old_attempt, old_process, old_rank) = self.writer, other.writer
+        if not self.target or other.target != self.target:
+            return False
+        return attempt != old_attempt or (rank == old_rank and process != old_process)

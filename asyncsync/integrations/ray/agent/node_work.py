@@ -126,8 +126,7 @@ class NodeWork:
     async def _end_earlier_attempts(self, call: Call) -> None:
         """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
         for task, item in list(self._running.items()):
-            other = item.call
-            if call.target and other.target == call.target and other.attempt != call.attempt:
+            if call.replaces(item.call):
                 self._cancel(task)
                 await asyncio.wait([task])
 
