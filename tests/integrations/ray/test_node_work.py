@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -281,3 +283,32 @@ async def test_without_descriptors_of_processes_they_are_asked_about(monkeypatch
         process.kill()
         assert await ended.get() == name
     assert len(watch) == 0
+
+
+async def test_unchanged_artifacts_of_200_trials_cost_no_request(tmp_path):
+    directories = [tmp_path / f"trial_{number}" for number in range(200)]
+    for directory in directories:
+        directory.mkdir()
+        (directory / "log.txt").write_text(directory.name)
+    old = time.time() - 60
+    for directory in directories:  # a file that has just been written is read again
+        os.utime(directory / "log.txt", (old, old))
+    async with node() as work:
+        for _ in range(2):
+            before = work.status().requests
+            calls = [Call(operations.push, (str(path), f"exp/{path.name}", ()), ME) for path in directories]
+            await asyncio.gather(*(work.run(call) for call in calls))
+        assert work.status().requests == before > 0
+
+
+async def test_what_one_trial_has_uploaded_is_copied_for_another(tmp_path):
+    """As when a trial exploits another one: a second process uploads what it has downloaded."""
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    (source / "weights").write_bytes(os.urandom(8 << 20))
+    async with node() as work, other_process() as (_, name):
+        await work.run(Call(operations.push_checkpoint, (str(source), "t/a/c_1", ("a", "p", 0), True, "", ME), ME))
+        await work.run(Call(operations.pull, ("t/a/c_1", str(copy), False), name))
+        arguments = (str(copy), "t/b/c_1", ("b", "q", 0), True, "", name)
+        report = await work.run(Call(operations.push_checkpoint, arguments, name))
+        assert (report.bytes_sent, report.bytes_copied) == (0, 8 << 20)

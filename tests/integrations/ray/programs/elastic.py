@@ -14,7 +14,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 MEMORY = 80 << 20
 ROOM = Path(SETTINGS["room"])
-MOST_STEPS = 400
+MOST_STEPS = 1000
 """Safety: the run ends when the node was lost and a checkpoint of the remaining rank is stored."""
 
 
@@ -58,7 +58,9 @@ def wait_for(name):
 
 
 def main():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY})
+    # without shutdown_at_exit: its signal handlers would forbid that another thread adds a node
+    head = {"num_cpus": 1, "object_store_memory": MEMORY}
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     try:
         ray.init(address=cluster.address)
         threading.Thread(target=change, args=(cluster,), daemon=True).start()

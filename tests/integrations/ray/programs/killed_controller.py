@@ -79,7 +79,7 @@ def registered(where, name):
 
 def main():
     where, runs = storage(), {}
-    with running():
+    with running(num_cpus=2 * len(SETTINGS["before"]) + 1):  # a killed controller's placement group may remain
         for number, before in enumerate(SETTINGS["before"]):
             name = f"run_{number}"
             try:
