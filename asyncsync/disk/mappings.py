@@ -77,8 +77,10 @@ def mapped_since(root: str) -> frozenset[str]:
 def mapped_and_when(root: str, *, fresh: bool = False) -> tuple[frozenset[str], int]:
     """The same, and the wall-clock time (ns) at which the mappings were read. A file written later may have been mapped
     meanwhile, and be unmapped by now."""
-    start = os.path.realpath(root) + "/"
     paths, looked = _mapped_files.paths(fresh=fresh)
+    if not paths:
+        return NO_FILES, looked
+    start = os.path.realpath(root) + "/"
     return frozenset(path[len(start) :] for path in paths if path.startswith(start)) or NO_FILES, looked
 
 

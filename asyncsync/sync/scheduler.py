@@ -26,6 +26,8 @@ log = logging.getLogger("asyncsync")
 T = TypeVar("T")
 RUNNING_SYNCS = 64
 """Most syncs that run at once. Their requests share one budget, so more would only cost memory."""
+FORGIVEN_AT_ONCE = 500
+"""Trees that are scheduled anew in one turn of the event loop when the store is back."""
 INBOX_REQUESTS = 1024
 """Most sync requests that wait for the scheduler; further callers wait."""
 
@@ -216,11 +218,16 @@ class Scheduler:
         self.inbox.wake_up()
 
     def hurry(self) -> None:
-        """The store is reachable again: retry trees that back off soon, spread over SPREAD seconds."""
+        """The store is reachable again: retry trees that back off soon, spread over RETURN_SPREAD seconds."""
+        self._forgive(self._schedule.failed)
+
+    def _forgive(self, left: int) -> None:
         now = self._loop.time()
-        for key in self._schedule.forgive():
+        for key in self._schedule.forgive(min(left, FORGIVEN_AT_ONCE)):
             self._schedule.hasten(key, now + dice().uniform(0, RETURN_SPREAD))
         self.inbox.wake_up()
+        if left > FORGIVEN_AT_ONCE:
+            self._loop.call_soon(self._forgive, left - FORGIVEN_AT_ONCE)
 
     def cancel_running(self) -> None:
         """Cancel the running syncs."""

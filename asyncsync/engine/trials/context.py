@@ -222,6 +222,8 @@ class EngineContext:
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
+        self.unsettled: dict[str, None] = {}
+        """Names of the trials that may have changed since the last look at them, or are not durable."""
         self.running = False
         """True from the end of entering to the beginning of leaving."""
         self.leaving_normally = False

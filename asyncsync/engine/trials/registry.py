@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class Registry:
         """Trials whose record cannot be read, and the errors. Nothing is written to them."""
         self._left_behind: dict[str, list[LeftBehind]] = {}
         """Checkpoints that resume when they are reported again, by trial that was not opened yet."""
+        self._copy_origins: list[str] = []
+        """The newest checkpoints of stored trials when this process began."""
         self._resumed_unasked: set[str] = set()
         """Trials that run because of pending checkpoints, and that the user has not asked for yet."""
         context.directories.add_trial(str(state_dir()))
@@ -45,6 +48,9 @@ class Registry:
     def add_stored(self, known: dict[str, tuple[TrialRecord, str]], damaged: dict[str, DamagedError]) -> None:
         """Add the trials that are in the store."""
         self._stored, self._damaged = known, damaged
+        newest = [(record.checkpoints[-1], record.name) for record, _ in known.values() if record.checkpoints]
+        newest = nlargest(MAX_COPY_ORIGINS, newest, key=lambda item: (item[0].time, item[1]))
+        self._copy_origins = [f"{trial}/{checkpoint.name}/" for checkpoint, trial in newest]
         for name, error in damaged.items():
             message = (
                 f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it. Restore an earlier "
@@ -74,6 +80,7 @@ class Registry:
         trial.left_behind = self._left_behind.pop(name, ())
         context.directories.add_trial(trial.tree.root)
         self.trials[name] = trial
+        context.unsettled[name] = None
         context.note_status(name, trial.record.status)
         context.scheduler.add(trial)
         return trial
@@ -153,14 +160,7 @@ class Registry:
         """
         if trial.record.checkpoints:
             return [f"{trial.key}/{trial.record.checkpoints[-1].name}/"]
-        records = [other.record for other in self.trials.values() if other.resumed]
-        records += [record for record, _ in self._stored.values()]
-        last = [
-            (record.checkpoints[-1].time, f"{record.name}/{record.checkpoints[-1].name}/")
-            for record in records
-            if record.checkpoints
-        ]
-        return [prefix for _, prefix in sorted(last, reverse=True)[:MAX_COPY_ORIGINS]]
+        return self._copy_origins
 
     def fence_of(self, key: str) -> Fence | None:
         """The fence of writes below this key; None if this process may not write there."""
@@ -177,7 +177,7 @@ class Registry:
     def note_sync_failure(self, key: str, error: BaseException) -> None:
         """A background sync failed and will be retried."""
         if key in self.trials:
-            self.trials[key].note_failure(error)
+            self.trials[key].failures.note_sync(error)
 
     def _make(self, name: str, params: Mapping[str, Any] | None) -> TrialState:
         context, known = self._context, self._stored.pop(name, None)

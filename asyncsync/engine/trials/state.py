@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from asyncsync.aio.lazy import LazyLock, Notification
-from asyncsync.aio.retry import RetryHooks, is_transient
+from asyncsync.aio.retry import RetryHooks
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import existing_directories
 from asyncsync.disk.results import as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
-from asyncsync.engine.trials.checkpoint import CheckpointHandle
+from asyncsync.engine.trials.checkpoint import TrialFailures
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
 from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
-from asyncsync.errors import SyncError, SyncFailedError
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
@@ -30,9 +29,6 @@ from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
-
-TOLERATED_FAILURE_SECONDS = 300.0
-"""How long (s) background syncs may keep failing with transient errors before the trial's next report() raises."""
 
 
 class RankShare(Protocol):
@@ -58,15 +54,6 @@ class RankShare(Protocol):
         """Report to the other ranks that this one gives a checkpoint up."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialFailure:
-    """A failure since the last report. ``handle``: of the checkpoint that failed, None for a background sync."""
-
-    key: str
-    error: BaseException
-    handle: CheckpointHandle | None = None
-
-
 class TrialState:
     """One trial of an engine. Users see it through :class:`asyncsync.Trial`."""
 
@@ -74,7 +61,6 @@ class TrialState:
         "_changed",
         "_changed_since",
         "_context",
-        "_failing_since",
         "_failures",
         "_owned",
         "_prepared",
@@ -125,15 +111,13 @@ class TrialState:
         """Checkpoints of an earlier process that resume if their directory is reported again."""
         self._suspended: CheckpointJob | None = None
         """The checkpoint of a SYNC report that timed out while it made progress."""
-        self._failures: list[TrialFailure] = []
+        self._failures: TrialFailures | None = None
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
         """When the first change that is not durable was made, on the event loop's clock."""
         self._changed_since: float | None = None
         """When the first change since the start of the last sync was made, on the event loop's clock."""
-        self._failing_since: float | None = None
-        """When the current run of failing background syncs began, on the event loop's clock."""
         self.reporting = LazyLock()
         """Held by one report at a time."""
         self._preparing = LazyLock()  # not `reporting`: a report may hold that while it waits for a checkpoint
@@ -172,6 +156,11 @@ class TrialState:
         return Path(self.tree.root)
 
     @property
+    def is_durable(self) -> bool:
+        """Whether everything that was reported is in the store."""
+        return not self.jobs and self.dirty_since is None
+
+    @property
     def uri(self) -> str:
         """Where the trial is stored."""
         return f"{self._context.uri.rstrip('/')}/{self.key}"
@@ -203,9 +192,8 @@ class TrialState:
         report = await self._sync_files()
         saved = await self.keeper.save()
         self.dirty_since = self._changed_since  # changes made before the sync began are durable
-        self._failing_since = None
-        if self._failures:
-            self._failures = [failure for failure in self._failures if failure.key != self.key]
+        if self._failures is not None:
+            self._failures.sync_succeeded()
         return replace(report, requests=report.requests + 1) if saved else report
 
     async def _sync_files(self) -> SyncReport:
@@ -222,6 +210,7 @@ class TrialState:
         self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
         self.dirty_since = now if self.dirty_since is None else self.dirty_since
         self._context.activity.changed.set()
+        self._context.unsettled[self.key] = None
         self._changed_since = now if self._changed_since is None else self._changed_since
 
     def _rules(self) -> Rules:
@@ -335,38 +324,20 @@ class TrialState:
 
     # failures
 
-    def note_failure(self, error: BaseException) -> None:
-        """A background sync failed and will be retried. The next report raises the error.
-
-        A transient error is raised only after TOLERATED_FAILURE_SECONDS: a short outage of the store must not end a
-        training loop.
-        """
-        now = asyncio.get_running_loop().time()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if not is_transient(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
-            self._failures = [failure for failure in self._failures if failure.key != self.key]
-            self._failures.append(TrialFailure(self.key, error))
+    @property
+    def failures(self) -> TrialFailures:
+        """The failures since the last report."""
+        self._failures = found = self._failures or TrialFailures(self.key)
+        return found
 
     def take_failures(self) -> dict[str, BaseException]:
         """Failures that were not raised yet, by name. They count as raised from now on."""
-        found = {
-            failure.key: failure.error
-            for failure in self._failures
-            if failure.handle is None or not failure.handle.error_raised
-        }
-        self._failures.clear()
-        return found
+        return {} if self._failures is None else self._failures.take()
 
     def raise_failures(self) -> None:
         """Raise the failures since the last report."""
-        found = self.take_failures()
-        if not found:
-            return
-        error = next(iter(found.values()))
-        if len(found) == 1 and isinstance(error, SyncError):
-            raise error
-        text = "; ".join(f"{name}: {error}" for name, error in found.items())
-        raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.key}: {text}", found)
+        if self._failures is not None:
+            self._failures.raise_all()
 
     # pending checkpoints
 
@@ -378,6 +349,7 @@ class TrialState:
     def add_job(self, job: CheckpointJob) -> None:
         """A checkpoint was accepted, by this process or an earlier one."""
         self.jobs.append(job)
+        self._context.unsettled[self.key] = None
         if job.source is not None:
             used = DirectoryInUse(job.source.real_path, f"{self.key}/{job.name}", job.delete_local)
             self._context.directories.add_pending(job.token, used)
@@ -389,7 +361,7 @@ class TrialState:
         self._changed.notify()
         job.handle.resolve(error)
         if error is not None and not job.handle.error_raised and not job.given_up:
-            self._failures.append(TrialFailure(f"{self.key}/{job.name}", error, job.handle))
+            self.failures.note_checkpoint(job.name, error, job.handle)
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
                 self.last_durable, self.last_durable_time = job.number, wall_time()
