@@ -12,7 +12,7 @@ from asyncsync.disk import mappings
 
 def mapped(stack: ExitStack, path: Path, flags: int, prot: int) -> None:
     path.write_bytes(b"x" * 100)
-    file = stack.enter_context(open(path, "r+b"))
+    file = stack.enter_context(path.open("r+b"))
     stack.enter_context(mmap.mmap(file.fileno(), 100, flags, prot))
 
 

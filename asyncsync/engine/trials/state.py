@@ -66,6 +66,7 @@ class TrialState:
         "_prepared",
         "_preparing",
         "_suspended",
+        "_synced",
         "dirty_since",
         "jobs",
         "keeper",
@@ -121,7 +122,7 @@ class TrialState:
         self.reporting = LazyLock()
         """Held by one report at a time."""
         self._preparing = LazyLock()  # not `reporting`: a report may hold that while it waits for a checkpoint
-        self._prepared = self._owned = False
+        self._prepared = self._owned = self._synced = False
         self.reported_dirs: frozenset[str] = NO_NAMES
         """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
 
@@ -191,6 +192,7 @@ class TrialState:
             self.reported_dirs = await in_thread(existing_directories, self.tree.root, self.reported_dirs)
         report = await self._sync_files()
         saved = await self.keeper.save()
+        self._synced = True
         self.dirty_since = self._changed_since  # changes made before the sync began are durable
         if self._failures is not None:
             self._failures.sync_succeeded()
@@ -204,6 +206,13 @@ class TrialState:
     def progress(self) -> str:
         """The progress of the running or last sync, for people."""
         return self.tree.progress()
+
+    def has_nothing_to_sync(self) -> bool:
+        """Whether the trial is known to be in the store as it is here. Without artifacts only asyncsync writes its
+        files. A sync that somebody asks for looks at them in any case."""
+        if self._context.run.sync_config.sync_artifacts or self.ranks is not None or not self._synced:
+            return False
+        return self.is_durable and self.recheck_at is None and self.keeper.file.is_current()
 
     def touch(self) -> None:
         """The record has changed and is not stored yet."""
