@@ -149,7 +149,7 @@ class RecordKeeper:
     def recorded_names(self) -> RecordedNames:
         """The names in the record as it would be written now."""
         retiring = self.retiring
-        names = frozenset(item.name for item in self.record.checkpoints if item.name not in retiring) or NO_NAMES
+        names = frozenset([item.name for item in self.record.checkpoints]) - retiring or NO_NAMES
         return RecordedNames(names, retiring, (*self.record.given_up, *sorted(retiring)))
 
     def _note_stored(self, written: RecordedNames) -> None:
@@ -160,9 +160,9 @@ class RecordKeeper:
         """
         record, self.stored_names = self.record, written.names
         self.freed_names = self.freed_names & frozenset(written.given_up) or NO_NAMES
-        retired = written.retiring if written.names <= {item.name for item in record.checkpoints} else NO_NAMES
-        record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
-        record.given_up += [name for name in sorted(retired) if name not in record.given_up]
+        if written.retiring and written.names <= {item.name for item in record.checkpoints}:
+            record.checkpoints = [item for item in record.checkpoints if item.name not in written.retiring]
+            record.given_up += [name for name in sorted(written.retiring) if name not in record.given_up]
         to_delete = [name for name in written.given_up if name in record.given_up and name not in self._being_deleted]
         self._context.schedule_deletions(self.record.name, to_delete, record.nonce)
         self._being_deleted = self._being_deleted | frozenset(to_delete) or NO_NAMES
@@ -198,4 +198,4 @@ class RecordKeeper:
         if self.retiring:
             kept = [item for item in record.checkpoints if item.name not in self.retiring]
             record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.retiring)])
-        return record.to_bytes(stamp)
+        return record.to_bytes(stamp) if stamp else record.fingerprint()

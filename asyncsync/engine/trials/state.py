@@ -172,7 +172,8 @@ class TrialState:
 
     async def write_latest(self) -> None:
         """Write ``latest_file``, if it is wanted. A failure, such as a full disk, is a warning."""
-        await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
+        if self._context.latest_file is not None:
+            await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
 
     def _removed_files(self) -> Collection[str]:
         """The file of asyncsync that is deleted from the store, too, when it names nothing any more."""

@@ -25,6 +25,7 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
+from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, wall_time
 
 WRITER = "writer"
@@ -55,15 +56,16 @@ class _Fields:
         except TypeError as error:
             raise KeyError(next(name for name in known if name not in raw)) from error
 
-    def as_object(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
-        return {**self.extra, **{name: _plain(getattr(self, name)) for name in _checks(type(self))}}  # type: ignore[arg-type]
+    def as_object(self, *, without: str = "") -> dict[str, Any]:
+        """The fields as a JSON object, ``without`` one of them."""
+        names = (name for name in _checks(type(self)) if name != without)  # type: ignore[arg-type]
+        return {**self.extra, **{name: _plain(getattr(self, name)) for name in names}}
 
 
 @cache
 def _checks(kind: type[_Fields]) -> dict[str, Check]:
     """The check of each field of the class, by name."""
-    known = [item for item in fields(kind) if item.name != "extra"]
+    known = [item for item in fields(kind) if item.name != "extra" and item.init]
     return {item.name: item.metadata.get("check") or CHECKS[str(item.type)] for item in known}
 
 
@@ -72,13 +74,26 @@ class Record(_Fields):
     """A record that is a document of its own."""
 
     KIND: ClassVar[str]
+    LONG: ClassVar[str] = ""
+    """The field that may become long. It is the last of the document."""
 
     def to_bytes(self, stamp: str = "") -> bytes:
         """The record as JSON; ``stamp`` is its WRITER."""
         head = {"format": FORMAT, "kind": self.KIND, "by": f"asyncsync {__version__}"}
         if stamp:
             head[WRITER] = stamp
-        return json.dumps({**head, **self.as_object()}, separators=(",", ":"), default=str).encode() + b"\n"
+        document = _dumps({**head, **self.as_object(without=self.LONG)})
+        if self.LONG:
+            return b"".join((document[:-1].encode(), f',"{self.LONG}":'.encode(), self.long_text(), b"}\n"))
+        return document.encode() + b"\n"
+
+    def fingerprint(self) -> bytes:
+        """Differs if the record differs."""
+        return self.to_bytes()
+
+    def long_text(self) -> bytes:
+        """The JSON of the LONG field, of which a record that is stored often should not encode all again."""
+        return _dumps(_plain(getattr(self, self.LONG))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -89,6 +104,10 @@ class Record(_Fields):
             if raw["kind"] != cls.KIND:
                 raise ValueError(f"its kind is {shown(raw['kind'])}")
             return cls.of({name: value for name, value in raw.items() if name not in _HEAD})
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _plain(value: Any) -> Any:
@@ -155,6 +174,15 @@ class CheckpointRecord(_Fields):
     """Training step of the report, if it had one."""
     pinned: bool = False
     """Whether retention leaves it alone, see ``Trial.pin``."""
+    text: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """Its JSON, made for an earlier write. Only ``pinned`` changes after a checkpoint is recorded."""
+    text_pinned: bool | None = field(default=None, init=False, repr=False, compare=False)
+    """``pinned`` in the text; None without one."""
+
+    def as_text(self) -> bytes:
+        """Its JSON, and keep that."""
+        self.text, self.text_pinned = _dumps(self.as_object()).encode(), self.pinned
+        return self.text
 
 
 @dataclass(slots=True)
@@ -162,6 +190,7 @@ class TrialRecord(Record):
     """The record of a trial. ``status``: running, finished, failed, or the argument of ``Trial.finish``."""
 
     KIND = "trial"
+    LONG = "checkpoints"
 
     name: str
     experiment: str = ""
@@ -188,6 +217,28 @@ class TrialRecord(Record):
     """The process that runs it, see :class:`asyncsync.runtime.Presence`."""
     started: float = 0.0
     updated: float = 0.0
+
+    def lists(self, name: str) -> bool:
+        """Whether a checkpoint has this name."""
+        return name in [item.name for item in self.checkpoints]
+
+    def add(self, checkpoint: CheckpointRecord) -> None:
+        """List a checkpoint, in the order of age."""
+        newest = self.checkpoints[-1] if self.checkpoints else None
+        self.checkpoints.append(checkpoint)
+        if newest is not None and by_age(newest) > by_age(checkpoint):
+            self.checkpoints.sort(key=by_age)  # a newer one was uploaded first
+
+    def fingerprint(self) -> bytes:
+        """Of a checkpoint only ``pinned`` changes after it is recorded, and no name is used twice."""
+        names = [item.name for item in self.checkpoints]
+        pinned = [item.name for item in self.checkpoints if item.pinned]
+        return _dumps([self.as_object(without=self.LONG), ",".join(names), pinned]).encode()
+
+    def long_text(self) -> bytes:
+        """The checkpoints, each from the text that was made for an earlier write."""
+        texts = [item.text if item.pinned is item.text_pinned else item.as_text() for item in self.checkpoints]
+        return b"[%b]" % b",".join(texts)
 
 
 @dataclass(slots=True)

@@ -84,11 +84,12 @@ class RecordFile:
         it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
         self._lock = lock = self._lock or asyncio.Lock()
         async with lock:
-            if self.is_current() and not force:
+            digest = self._digest()
+            if digest == self._written and not (self._unsure or force):
                 return False
             if self._lost:
                 raise self._conflict(store)
-            await self._put(store)
+            await self._put(store, digest)
             return True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
@@ -122,7 +123,7 @@ class RecordFile:
     async def _ask(self, store: Store) -> None:
         began = lease_time()
         if self._unsure and not self._lost:
-            await self._put(store)
+            await self._put(store, self._digest())
         elif self._lost or await self._version_there(store) not in (self.version, MISSING):
             self._lost = True
             raise self._conflict(store)
@@ -134,12 +135,13 @@ class RecordFile:
         except NotFoundError:
             return MISSING
 
-    async def _put(self, store: Store) -> None:
+    async def _put(self, store: Store, digest: bytes) -> None:
+        """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
         unsure, self._unsure = self._unsure, True
         self._revision += 1
-        digest, began = self._digest(), lease_time()
+        began = lease_time()
         try:
             info = await self._replace(store)
         except PreconditionError as error:
