@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -36,7 +36,7 @@ class Rules:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     symlinks: Literal["inside", "follow", "skip"] = "inside"
-    skip: frozenset[str] = frozenset()
+    skip: Collection[str] = frozenset()
     only: tuple[str, ...] | None = None
     """Only these files, by relative path; nothing else is visited."""
     always: tuple[str, ...] = ()

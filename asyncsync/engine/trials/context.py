@@ -294,8 +294,7 @@ class EngineContext:
 
     def note_status(self, trial: str, status: str) -> None:
         """Record a trial's status in the experiment's record, which is stored at its next sync."""
-        if self.record.trials.get(trial) != status:
-            self.record.trials[trial] = status
+        if self.record.set_status(trial, status):
             self.record.updated = wall_time()
 
     def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:

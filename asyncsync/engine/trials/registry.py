@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
@@ -82,6 +83,7 @@ class Registry:
         self.trials[name] = trial
         context.unsettled[name] = None
         context.note_status(name, trial.record.status)
+        self._stored.pop(name, None)  # last: a scan in a thread must know the name all the time
         context.scheduler.add(trial)
         return trial
 
@@ -149,7 +151,7 @@ class Registry:
     def rules(self) -> Rules:
         """Rules that exclude the trials' files from the experiment's own."""
         config = self._context.run.sync_config
-        skip = frozenset((*self.trials, *self._stored, *self._damaged, *self._context.record.trials))
+        skip = ChainMap[str, Any](self._context.record.trials, self._stored, self._damaged)  # copying would take long
         patterns, ready = (tuple(config.include), tuple(config.exclude)), config.ready_rules
         return Rules(*patterns, config.symlinks, skip, skip_marked=True, ready=ready)
 
@@ -180,7 +182,7 @@ class Registry:
             self.trials[key].failures.note_sync(error)
 
     def _make(self, name: str, params: Mapping[str, Any] | None) -> TrialState:
-        context, known = self._context, self._stored.pop(name, None)
+        context, known = self._context, self._stored.get(name)
         if known is None:
             resumed = self._resume and not context.role.leads
             record = new_record(context.run, context.role, self._runner, name, params)

@@ -6,9 +6,10 @@ seconds, sizes bytes.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -34,7 +35,10 @@ WRITER = "writer"
 LOST_AFTER_PERIODS = 3
 """Periods without a heartbeat after which a running experiment counts as lost: one or two writes may fail, and the
 clocks of two machines may differ by a minute."""
+TRIALS_PER_SLICE = 2000
+"""Trials of an experiment's record that are encoded in one turn of the event loop."""
 _HEAD = ("format", "kind", "by", WRITER)
+Json = bytes
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
 
@@ -174,12 +178,12 @@ class CheckpointRecord(_Fields):
     """Training step of the report, if it had one."""
     pinned: bool = False
     """Whether retention leaves it alone, see ``Trial.pin``."""
-    text: bytes = field(default=b"", init=False, repr=False, compare=False)
+    text: Json = field(default=b"", init=False, repr=False, compare=False)
     """Its JSON, made for an earlier write. Only ``pinned`` changes after a checkpoint is recorded."""
     text_pinned: bool | None = field(default=None, init=False, repr=False, compare=False)
     """``pinned`` in the text; None without one."""
 
-    def as_text(self) -> bytes:
+    def as_text(self) -> Json:
         """Its JSON, and keep that."""
         self.text, self.text_pinned = _dumps(self.as_object()).encode(), self.pinned
         return self.text
@@ -302,10 +306,15 @@ class ExperimentRecord(Record):
     """The driver's record: the configuration, and the trials that it started with their status."""
 
     KIND = "experiment"
+    LONG = "trials"
 
     name: str
     trials: dict[str, str] = field(default_factory=dict)
-    """Trial name -> status."""
+    """Trial name -> status; changed by :meth:`set_status`."""
+    changes: int = field(default=0, init=False, compare=False)
+    """Number of changes of a status."""
+    trials_text: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """The JSON of ``trials`` for the next write, if they are many."""
     config: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
     epoch: int = 1
@@ -320,13 +329,44 @@ class ExperimentRecord(Record):
     heartbeat_period: float = 0.0
     """Longest time between two heartbeats, seconds; 0: none are promised."""
 
+    def set_status(self, trial: str, status: str) -> bool:
+        """Whether the status is another one than before."""
+        if self.trials.get(trial) == status:
+            return False
+        self.trials[trial] = status
+        self.changes += 1
+        return True
+
     def encode(self, stamp: str) -> bytes:
         """The document to store. With a ``stamp`` it is written now, and carries the time; without one it is only
         compared, and the time makes no difference."""
         if stamp:
             self.heartbeat = wall_time()
             return self.to_bytes(stamp)
-        return replace(self, heartbeat=0.0).to_bytes()
+        return self.fingerprint()
+
+    def fingerprint(self) -> bytes:
+        """Without the time of the heartbeat."""
+        return _dumps([{**self.as_object(without=self.LONG), "heartbeat": 0}, self.changes]).encode()
+
+    async def make_text(self) -> None:
+        """Encode many trials in slices, between which the event loop runs: 100,000 at once would stop it for 20 ms.
+
+        A status that changes meanwhile is in the text or in that of the next write.
+        """
+        names, texts = list(self.trials), []
+        if len(names) <= TRIALS_PER_SLICE:
+            return
+        for first in range(0, len(names), TRIALS_PER_SLICE):
+            page = {name: self.trials[name] for name in names[first : first + TRIALS_PER_SLICE]}
+            texts.append(_dumps(page)[1:-1].encode())
+            await asyncio.sleep(0)
+        self.trials_text = b"{%b}" % b",".join(texts)
+
+    def long_text(self) -> bytes:
+        """From the text that was made for this write, if there is one."""
+        text, self.trials_text = self.trials_text, b""
+        return text or _dumps(self.trials).encode()
 
     def is_lost(self, now: float) -> bool:
         """Whether the driver ended without saying so: it is known to have ended on this machine, or its heartbeat is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import copy
 
 from xxhash import xxh3_128_digest
@@ -18,6 +18,8 @@ from asyncsync.sync.records.model import WRITER
 class RecordFile:
     """Writes the output of ``encode`` whenever it differs from the last write. ``encode`` receives the stamp of writer
     and revision that goes into the document as ``WRITER``.
+
+    ``prepare`` is called before a write, and does in portions what would take ``encode`` long.
 
     ``version`` is the version of the object to replace; ``MISSING`` to create it.
 
@@ -33,6 +35,7 @@ class RecordFile:
         "_heard",
         "_lock",
         "_lost",
+        "_prepare",
         "_revision",
         "_token",
         "_unsure",
@@ -42,11 +45,18 @@ class RecordFile:
         "version",
     )
 
-    def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
+    def __init__(
+        self,
+        key: str,
+        encode: Callable[[str], bytes],
+        version: str = MISSING,
+        *,
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.key, self.version = key, version
         self.last_write = float("-inf")
         """When this process last wrote it, on the event loop's clock."""
-        self._encode = encode
+        self._encode, self._prepare = encode, prepare
         self._token, self._revision = token(), 0
         self._lock: asyncio.Lock | None = None
         self._written: bytes | None = None
@@ -89,6 +99,8 @@ class RecordFile:
                 return False
             if self._lost:
                 raise self._conflict(store)
+            if self._prepare is not None:
+                await self._prepare()
             await self._put(store, digest)
             return True
 

@@ -8,9 +8,9 @@ from machines import Network, told
 
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, UnavailableError
 from asyncsync.stores.base import Traits
-from asyncsync.sync.records.model import WRITER
+from asyncsync.sync.records.model import TRIALS_PER_SLICE, WRITER, ExperimentRecord
 from asyncsync.sync.records.writer import RecordFile
-from asyncsync.testing import FaultyStore, MemoryStore
+from asyncsync.testing import FaultyStore, MemoryStore, run_virtual
 
 
 async def test_another_version_in_the_store_is_another_writers():
@@ -184,3 +184,45 @@ async def test_a_save_that_is_cancelled_on_its_way_is_unsure() -> None:
     document.value = "first"
     await document.file.save(document.store)
     assert document.stored() == "first"
+
+
+def test_many_trials_are_encoded_in_slices_and_a_change_meanwhile_is_stored_by_the_next_write():
+    async def main():
+        record = ExperimentRecord("e")
+        for number in range(3 * TRIALS_PER_SLICE):
+            record.set_status(f"t{number}", "running")
+        store, file = MemoryStore(), RecordFile("record", record.encode, prepare=record.make_text)
+        saving = asyncio.create_task(file.save(store))
+        await asyncio.sleep(0)  # the first slice is encoded
+        record.set_status("t0", "finished")
+        record.set_status("new", "running")
+        assert await saving
+        assert not file.is_current()
+        stored = ExperimentRecord.from_bytes(store.contents["record"])
+        assert list(stored.trials) == list(record.trials)[:-1]
+        assert await file.save(store)
+        assert file.is_current()
+        stored = ExperimentRecord.from_bytes(store.contents["record"])
+        assert (stored.trials, list(stored.trials)) == (record.trials, list(record.trials))
+        assert not await file.save(store)
+
+    run_virtual(main())
+
+
+def test_no_slice_is_longer_than_the_others():
+    async def main():
+        record = ExperimentRecord("e", {f"t{number}": "running" for number in range(10 * TRIALS_PER_SLICE)})
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while not record.trials_text:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await record.make_text()
+        await counting
+        assert turns >= 10
+
+    run_virtual(main())
