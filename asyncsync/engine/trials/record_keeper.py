@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
@@ -66,14 +67,12 @@ class RecordKeeper:
         self,
         context: EngineContext,
         record: TrialRecord,
-        changed: Notification,
         version: str = MISSING,
         *,
         file: RecordFile | None = None,
     ) -> None:
-        self._context, self._changed = context, changed
-        self.record = record
-        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version)
+        self._context, self.record = context, record
+        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self, version)
         self.replaced_runners = NO_NAMES
         """Runners that this process replaced. Their last write of the record may still land."""
         self.retiring = NO_NAMES
@@ -85,20 +84,28 @@ class RecordKeeper:
         record is saved."""
         self.inherited_names = frozenset(record.given_up) or NO_NAMES
         """Names that an earlier process gave up: it may still be deleting their data."""
-        self._saving = LazyLock()
+        self._saving: Any = None
+        """A lock while it is used."""
+        self._changed: Any = None
         self._written = NOTHING_RECORDED
-        """Names in the record that was written last or is being written."""
+        """Names in the record that is being written."""
         self._being_deleted = NO_NAMES
         """Names in ``record.given_up`` whose deletion is scheduled."""
+
+    @property
+    def changed(self) -> Notification:
+        """Sent when a checkpoint ends, or its data is deleted."""
+        return Notification(self, "_changed")
 
     async def save(self) -> bool:
         """Write the record if it has changed, and return whether it was written. Then drop retired checkpoints from
         memory and schedule the deletion of those given up. Raises ConcurrentWriterError."""
-        async with self._saving:
+        async with LazyLock(self, "_saving"):
             store = self._context.session.view(Lane.RECORD, self.record.name, self._context.confirm)
             saved = await self.file.save(store)
             if self._context.role.leads:
-                self._note_stored(self._written if saved else self.recorded_names())
+                written, self._written = self._written if saved else self.recorded_names(), NOTHING_RECORDED
+                self._note_stored(written)
         return saved
 
     def without_unstored(self, registered: Iterable[str]) -> list[CheckpointRecord]:
@@ -173,12 +180,12 @@ class RecordKeeper:
         if name in self.record.given_up:
             self.record.given_up.remove(name)
             self.freed_names |= {name}
-            self._changed.notify()
+            self.changed.notify()
 
     async def wait_deleted(self, name: str) -> None:
         """Wait until the data that the record gives up under this name is deleted."""
         while name in self.record.given_up:
-            await self._changed.wait()
+            await self.changed.wait()
 
     async def wait_for_other_deletions(self, name: str) -> None:
         """Wait until no other process can delete under this name any more. The stored record must not give it up now.
@@ -190,7 +197,7 @@ class RecordKeeper:
             await asyncio.sleep(LEASE_OUTLIVED)
             self.inherited_names = self.inherited_names - {name} or NO_NAMES
 
-    def _encode(self, stamp: str) -> bytes:
+    def encode(self, stamp: str) -> bytes:
         """The document to store: without the retiring checkpoints, which stay in memory until it is stored."""
         record = self.record
         if stamp:
@@ -198,4 +205,4 @@ class RecordKeeper:
         if self.retiring:
             kept = [item for item in record.checkpoints if item.name not in self.retiring]
             record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.retiring)])
-        return record.to_bytes(stamp) if stamp else record.fingerprint()
+        return record.encode(stamp)

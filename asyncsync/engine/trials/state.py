@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from asyncsync.aio.lazy import LazyLock, Notification
+from asyncsync.aio.lazy import LazyLock
 from asyncsync.aio.retry import RetryHooks
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
@@ -58,13 +58,13 @@ class TrialState:
     """One trial of an engine. Users see it through :class:`asyncsync.Trial`."""
 
     __slots__ = (
-        "_changed",
         "_changed_since",
         "_context",
         "_failures",
         "_owned",
         "_prepared",
         "_preparing",
+        "_reporting",
         "_suspended",
         "_synced",
         "dirty_since",
@@ -78,7 +78,6 @@ class TrialState:
         "ranks",
         "recheck_at",
         "reported_dirs",
-        "reporting",
         "resumed",
         "tree",
     )
@@ -97,12 +96,10 @@ class TrialState:
         self.resumed = resumed
         self.ranks = ranks
         """Only for a trial that several processes train."""
-        self._changed = Notification()
-        """Sent when a checkpoint ends, or its data is deleted."""
         file = None if ranks is None or ranks.leads else ranks.file
-        self.keeper = RecordKeeper(context, record, self._changed, version, file=file)
+        self.keeper = RecordKeeper(context, record, version, file=file)
         self.tree = self._make_tree()
-        self.jobs: list[CheckpointJob] = []
+        self.jobs: tuple[CheckpointJob, ...] = ()
         """Accepted checkpoints that are not durable yet, in the order of reports."""
         self.predecessor_may_write = False
         """Whether another process that ran this trial may still be running."""
@@ -119,9 +116,9 @@ class TrialState:
         """When the first change that is not durable was made, on the event loop's clock."""
         self._changed_since: float | None = None
         """When the first change since the start of the last sync was made, on the event loop's clock."""
-        self.reporting = LazyLock()
-        """Held by one report at a time."""
-        self._preparing = LazyLock()  # not `reporting`: a report may hold that while it waits for a checkpoint
+        self._reporting: Any = None
+        self._preparing: Any = None  # not `_reporting`: a report may hold that while it waits for a checkpoint
+        """Locks while they are used."""
         self._prepared = self._owned = self._synced = False
         self.reported_dirs: frozenset[str] = NO_NAMES
         """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
@@ -145,6 +142,11 @@ class TrialState:
     def record(self) -> TrialRecord:
         """The trial's record, as it will be stored next."""
         return self.keeper.record
+
+    @property
+    def reporting(self) -> LazyLock:
+        """Held by one report at a time."""
+        return LazyLock(self, "_reporting")
 
     @property
     def name(self) -> str:
@@ -276,7 +278,7 @@ class TrialState:
     async def prepare(self) -> None:
         """On first use: restore what a resumed trial needs, and write params.json."""
         if not self._prepared:
-            async with self._preparing:
+            async with LazyLock(self, "_preparing"):
                 await self._prepare()
 
     async def _prepare(self) -> None:
@@ -354,11 +356,11 @@ class TrialState:
     async def wait_durable(self, at_most: int = 0) -> None:
         """Wait until at most so many checkpoints are pending."""
         while len(self.jobs) > at_most:
-            await self._changed.wait()
+            await self.keeper.changed.wait()
 
     def add_job(self, job: CheckpointJob) -> None:
         """A checkpoint was accepted, by this process or an earlier one."""
-        self.jobs.append(job)
+        self.jobs = (*self.jobs, job)
         self._context.unsettled[self.key] = None
         if job.source is not None:
             used = DirectoryInUse(job.source.real_path, f"{self.key}/{job.name}", job.delete_local)
@@ -366,9 +368,10 @@ class TrialState:
 
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or has failed for good with ``error``."""
-        self.jobs.remove(job)
+        assert job in self.jobs
+        self.jobs = tuple(other for other in self.jobs if other is not job)
         self._context.directories.drop_pending(job.token)
-        self._changed.notify()
+        self.keeper.changed.notify()
         job.handle.resolve(error)
         if error is not None and not job.handle.error_raised and not job.given_up:
             self.failures.note_checkpoint(job.name, error, job.handle)

@@ -91,6 +91,10 @@ class Record(_Fields):
             return b"".join((document[:-1].encode(), f',"{self.LONG}":'.encode(), self.long_text(), b"}\n"))
         return document.encode() + b"\n"
 
+    def encode(self, stamp: str) -> bytes:
+        """See :class:`asyncsync.sync.records.writer.Encoding`."""
+        return self.to_bytes(stamp) if stamp else self.fingerprint()
+
     def fingerprint(self) -> bytes:
         """Differs if the record differs."""
         return self.to_bytes()

@@ -6,18 +6,27 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from copy import copy
+from typing import Any, Protocol
 
 from xxhash import xxh3_128_digest
 
+from asyncsync.aio.lazy import LazyLock
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError, StoreError
 from asyncsync.runtime import lease_time, token
 from asyncsync.stores.base import MISSING, ObjectInfo, Store
 from asyncsync.sync.records.model import WRITER
 
 
+class Encoding(Protocol):
+    """The content of a record."""
+
+    def encode(self, stamp: str) -> bytes:
+        """The document to store with this stamp of writer and revision as its WRITER. Without a stamp: anything that
+        differs if the content differs."""
+
+
 class RecordFile:
-    """Writes the output of ``encode`` whenever it differs from the last write. ``encode`` receives the stamp of writer
-    and revision that goes into the document as ``WRITER``.
+    """Writes what ``source`` encodes whenever it differs from the last write.
 
     ``prepare`` is called before a write, and does in portions what would take ``encode`` long.
 
@@ -31,12 +40,12 @@ class RecordFile:
     __slots__ = (
         "_answer",
         "_asked",
-        "_encode",
         "_heard",
         "_lock",
         "_lost",
         "_prepare",
         "_revision",
+        "_source",
         "_token",
         "_unsure",
         "_written",
@@ -48,7 +57,7 @@ class RecordFile:
     def __init__(
         self,
         key: str,
-        encode: Callable[[str], bytes],
+        source: Encoding,
         version: str = MISSING,
         *,
         prepare: Callable[[], Awaitable[None]] | None = None,
@@ -56,9 +65,10 @@ class RecordFile:
         self.key, self.version = key, version
         self.last_write = float("-inf")
         """When this process last wrote it, on the event loop's clock."""
-        self._encode, self._prepare = encode, prepare
+        self._source, self._prepare = source, prepare
         self._token, self._revision = token(), 0
-        self._lock: asyncio.Lock | None = None
+        self._lock: Any = None
+        """A lock while it is used."""
         self._written: bytes | None = None
         """Digest of the record in the store: the record itself would double the memory of an idle trial."""
         self._unsure = False
@@ -86,14 +96,13 @@ class RecordFile:
         self.version, self._lost, self._unsure = version, False, False
 
     def is_current(self) -> bool:
-        """Whether the store has the present output of ``encode``."""
+        """Whether the store has the present content."""
         return not self._unsure and self._written == self._digest()
 
     async def save(self, store: Store, *, force: bool = False) -> bool:
         """Write if anything changed, if the outcome of an earlier write is unknown, or with ``force``. Returns whether
         it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
-        self._lock = lock = self._lock or asyncio.Lock()
-        async with lock:
+        async with LazyLock(self, "_lock"):
             digest = self._digest()
             if digest == self._written and not (self._unsure or force):
                 return False
@@ -116,8 +125,7 @@ class RecordFile:
         if self._heard > since and not self._unsure and not self._lost:
             return self._heard
         before = self._asked
-        self._lock = lock = self._lock or asyncio.Lock()
-        async with lock:
+        async with LazyLock(self, "_lock"):
             asked, failure = self._answer
             if asked > before and failure is not None:
                 raise copy(failure) from failure
@@ -166,7 +174,7 @@ class RecordFile:
         self.last_write = asyncio.get_running_loop().time()
 
     async def _replace(self, store: Store) -> ObjectInfo:
-        return await store.put(self.key, self._encode(self._stamp()), if_version=self.version)
+        return await store.put(self.key, self._source.encode(self._stamp()), if_version=self.version)
 
     async def _replace_ours(self, store: Store) -> ObjectInfo:
         try:
@@ -202,7 +210,7 @@ class RecordFile:
         return f"{self._token}/{self._revision}"
 
     def _digest(self) -> bytes:
-        return xxh3_128_digest(self._encode(""))
+        return xxh3_128_digest(self._source.encode(""))
 
     def _conflict(self, store: Store) -> ConcurrentWriterError:
         return ConcurrentWriterError(

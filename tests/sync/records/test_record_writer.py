@@ -13,8 +13,13 @@ from asyncsync.sync.records.writer import RecordFile
 from asyncsync.testing import FaultyStore, MemoryStore, run_virtual
 
 
+class Ours:
+    def encode(self, stamp: str) -> bytes:
+        return b"ours"
+
+
 async def test_another_version_in_the_store_is_another_writers():
-    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    store, record = MemoryStore(), RecordFile("record", Ours())
     await record.save(store)
     await record.confirm(store)
     await store.put("record", b"theirs")
@@ -24,7 +29,7 @@ async def test_another_version_in_the_store_is_another_writers():
 
 async def test_a_missing_record_has_no_owner():
     """A successor leaves its record; neither a deletion nor a server that keeps nothing is a successor."""
-    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    store, record = MemoryStore(), RecordFile("record", Ours())
     await record.save(store)
     await store.delete(["record"])
     await record.confirm(store)
@@ -32,7 +37,7 @@ async def test_a_missing_record_has_no_owner():
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
 async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exception | None) -> None:
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", Ours())
     await record.save(store)
     hang = store.faults.hang(operation="head")
     first = asyncio.create_task(record.confirm(store))
@@ -53,7 +58,7 @@ async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exce
 @pytest.mark.virtual_time
 async def test_a_confirm_since_then_is_not_repeated() -> None:
     """A write counts as well; requests before ``since`` do not, nor does one with a lost response."""
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", Ours())
     loop = asyncio.get_running_loop()
     before = loop.time()
     await asyncio.sleep(1)
@@ -84,7 +89,7 @@ class Document:
             self.inner.traits = Traits("memory", conditional_writes=False)
         self.store = FaultyStore(self.inner, self.network)
         self.value = "first"
-        self.file = RecordFile("record", self.encode)
+        self.file = RecordFile("record", self)
 
     def encode(self, stamp: str) -> bytes:
         return f'{{"{WRITER}": "{stamp}", "value": "{self.value}"}}'.encode()
@@ -191,7 +196,7 @@ def test_many_trials_are_encoded_in_slices_and_a_change_meanwhile_is_stored_by_t
         record = ExperimentRecord("e")
         for number in range(3 * TRIALS_PER_SLICE):
             record.set_status(f"t{number}", "running")
-        store, file = MemoryStore(), RecordFile("record", record.encode, prepare=record.make_text)
+        store, file = MemoryStore(), RecordFile("record", record, prepare=record.make_text)
         saving = asyncio.create_task(file.save(store))
         await asyncio.sleep(0)  # the first slice is encoded
         record.set_status("t0", "finished")
