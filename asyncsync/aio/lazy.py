@@ -1,5 +1,6 @@
-"""Private: a lock and a notification that live in an attribute of their owner only while somebody uses them: idle trials
-would have several each."""
+"""Private: a lock and a notification that are in an attribute of their owner only while somebody uses them.
+
+An idle trial would have several."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ class _CountedLock(asyncio.Lock):
 
 
 class LazyLock:
-    """``async with LazyLock(owner, "_saving"):`` like an :class:`asyncio.Lock` in the attribute ``_saving`` of the owner,
-    which is None while no task holds it or waits for it."""
+    """``async with LazyLock(owner, "_saving"):`` like an :class:`asyncio.Lock` in the owner's attribute of this name.
+
+    It is None while no task holds the lock or waits for it."""
 
     __slots__ = ("_lock", "_name", "_owner")
 

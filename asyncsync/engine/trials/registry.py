@@ -79,7 +79,7 @@ class Registry:
         trial = self._make(name, params)
         _make_directory(context.local_dir, name, context.role)
         trial.left_behind = self._left_behind.pop(name, ())
-        context.directories.add_trial(trial.tree.root)
+        context.directories.add_trial(trial.root)
         self.trials[name] = trial
         context.unsettled[name] = None
         context.note_status(name, trial.record.status)

@@ -21,7 +21,7 @@ from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
+from asyncsync.engine.trials.resume import adopt_checkpoints, restore_files, skip_used_numbers
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
@@ -29,6 +29,7 @@ from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
+from asyncsync.sync.tree_manifest import Packed
 
 
 class RankShare(Protocol):
@@ -62,11 +63,13 @@ class TrialState:
         "_context",
         "_failures",
         "_owned",
+        "_packed",
         "_prepared",
         "_preparing",
         "_reporting",
         "_suspended",
         "_synced",
+        "_tree",
         "dirty_since",
         "jobs",
         "keeper",
@@ -79,7 +82,6 @@ class TrialState:
         "recheck_at",
         "reported_dirs",
         "resumed",
-        "tree",
     )
 
     def __init__(
@@ -98,7 +100,9 @@ class TrialState:
         """Only for a trial that several processes train."""
         file = None if ranks is None or ranks.leads else ranks.file
         self.keeper = RecordKeeper(context, record, version, file=file)
-        self.tree = self._make_tree()
+        self._tree: Tree | None = None
+        self._packed: Packed | None = None
+        """What the tree knows, while the trial is idle and has none."""
         self.jobs: tuple[CheckpointJob, ...] = ()
         """Accepted checkpoints that are not durable yet, in the order of reports."""
         self.predecessor_may_write = False
@@ -123,9 +127,15 @@ class TrialState:
         self.reported_dirs: frozenset[str] = NO_NAMES
         """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
 
+    @property
+    def tree(self) -> Tree:
+        """The directory with its prefix. It exists only while it is needed: a trial without work has none."""
+        if self._tree is None:
+            self._tree = self._make_tree()
+        return self._tree
+
     def _make_tree(self) -> Tree:
         context = self._context
-        where = context.role.directory(self.key)
         options = TreeOptions(
             self._rules,
             Lane.ARTIFACT,
@@ -136,7 +146,17 @@ class TrialState:
             doubted=True,
             max_delete=context.run.sync_config.max_delete,
         )
-        return Tree(context.session, f"{context.local_dir}/{where}", f"{where}/", options)
+        tree = Tree(context.session, self.root, f"{context.role.directory(self.key)}/", options)
+        if self._packed is not None:
+            tree.unpack(self._packed)
+            self._packed = None
+        return tree
+
+    def _pack_tree(self) -> None:
+        """The trial has no work: keep only what its tree knows."""
+        if self._tree is not None:
+            self._packed = self._tree.packed()
+            self._tree = self._tree if self._packed is None else None
 
     @property
     def record(self) -> TrialRecord:
@@ -154,9 +174,14 @@ class TrialState:
         return self.key
 
     @property
-    def dir(self) -> Path:
+    def root(self) -> str:
         """The trial's directory on this machine. Each rank has one of its own."""
-        return Path(self.tree.root)
+        return f"{self._context.local_dir}/{self._context.role.directory(self.key)}"
+
+    @property
+    def dir(self) -> Path:
+        """The same as a path."""
+        return Path(self.root)
 
     @property
     def is_durable(self) -> bool:
@@ -192,13 +217,15 @@ class TrialState:
             self.recheck_at = None
         self._changed_since = None
         if self.reported_dirs:
-            self.reported_dirs = await in_thread(existing_directories, self.tree.root, self.reported_dirs)
+            self.reported_dirs = await in_thread(existing_directories, self.root, self.reported_dirs)
         report = await self._sync_files()
         saved = await self.keeper.save()
         self._synced = True
         self.dirty_since = self._changed_since  # changes made before the sync began are durable
         if self._failures is not None:
             self._failures.sync_succeeded()
+        if self.is_durable:
+            self._pack_tree()
         return replace(report, requests=report.requests + 1) if saved else report
 
     async def _sync_files(self) -> SyncReport:
@@ -288,7 +315,7 @@ class TrialState:
         if self.resumed:
             await self._restore()
             if self._context.role.leads:
-                self._skip_used_numbers(await in_thread(last_rows, self.dir))
+                skip_used_numbers(self.record, await in_thread(last_rows, self.dir))
                 self.record.first_checkpoint = self.record.next_checkpoint
             self._abandon_uploads()
             self.resumed = False
@@ -304,7 +331,7 @@ class TrialState:
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
         if self._context.role.leads:
             await adopt_checkpoints(store, self.record, warn)
-        await restore_files(store, self.tree.prefix, self.dir, warn)
+        await restore_files(store, f"{self._context.role.directory(self.key)}/", self.dir, warn)
 
     def _abandon_uploads(self) -> None:
         """Abort the uploads of earlier processes, except those of pending checkpoints."""
@@ -313,19 +340,6 @@ class TrialState:
         names = [*(item.name for item in self.left_behind), *(job.name for job in self.jobs)]
         keep = tuple(f"{self.key}/{name}/" for name in names)
         self._context.session.uploads.abandon_below(f"{self.key}/checkpoint_", keep=keep)
-
-    def _skip_used_numbers(self, rows: list[dict[str, Any]]) -> None:
-        """Never use an iteration or a checkpoint number twice. Synchronous.
-
-        An earlier process may have used numbers, and died before the store received them.
-        """
-        for row in rows:
-            iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
-            if isinstance(iteration, int):
-                self.record.reports = max(self.record.reports, iteration)
-            match = NUMBERED.fullmatch(name) if isinstance(name, str) else None
-            if match is not None:
-                self.record.next_checkpoint = max(self.record.next_checkpoint, int(match[1]) + 1)
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
         """Set the parameters of a trial that was resumed before the user asked for it."""
