@@ -223,6 +223,8 @@ class EngineContext:
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
+        self.unsettled: dict[str, None] = {}
+        """Names of the trials that may have changed since the last look at them, or are not durable."""
         self.running = False
         """True from the end of entering to the beginning of leaving."""
         self.leaving_normally = False
@@ -293,8 +295,7 @@ class EngineContext:
 
     def note_status(self, trial: str, status: str) -> None:
         """Record a trial's status in the experiment's record, which is stored at its next sync."""
-        if self.record.trials.get(trial) != status:
-            self.record.trials[trial] = status
+        if self.record.set_status(trial, status):
             self.record.updated = wall_time()
 
     def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:
