@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import asyncsync
 from asyncsync import SyncConfig, errors
 from asyncsync.cli import app
 
@@ -140,6 +141,14 @@ def test_the_stores_page_has_every_s3_option():
     shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
     assert shown
     assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs/configuration.md").read_text()
+    shown = set(re.findall(r"^::: (asyncsync[\w.]+)$", text, re.MULTILINE))
+    names = {name: getattr(getattr(asyncsync, name), "__module__", "") for name in asyncsync.__all__}
+    missing = {name for name, module in names.items() if not {f"asyncsync.{name}", module} & shown}
+    assert missing == {"__version__"}
 
 
 def test_the_ray_page_has_every_field_of_syncconfig():

@@ -85,7 +85,7 @@ class StatusFile:
             log.warning("the status is not visible to 'asyncsync status': %s cannot be written: %s", self._path, error)
 
     def remove(self) -> None:
-        """The engine was left: there is no status any more."""
+        """Remove the file: the engine was left."""
         with suppress(OSError):
             self._path.unlink()
 

@@ -90,7 +90,8 @@ async def trace_engine(
     """While the block runs, make a span for each sync (``asyncsync.sync``) and each checkpoint
     (``asyncsync.checkpoint``, from its report until it is durable) of a running engine; inside them, unless
     ``requests`` is False, one for each file (``asyncsync.file``) and each attempted request
-    (``asyncsync.request``). What is open at the end of the block ends unfinished."""
+    (``asyncsync.request``). Spans that are open at the end of the block
+    end unfinished."""
     spans = _Spans(engine.uri, provider)
     stream = engine.events()
     task = asyncio.create_task(spans.follow(stream), name="asyncsync spans")
@@ -114,7 +115,7 @@ class _Spans:
         self._open: dict[tuple[str, str], Span] = {}
 
     async def follow(self, events: AsyncIterator[Event]) -> None:
-        """Take events until there are no more."""
+        """Take events until the stream ends."""
         async for event in events:
             self.take(event)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asyncsync import CheckpointView, TrialView, pin, remove, unpin
@@ -25,22 +25,22 @@ async def verify_checkpoint(_: LiveExperiment, item: CheckpointView) -> dict[str
 
 async def retire_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
     """Take it out of its trial's record, then delete it. ConcurrentWriterError if the trial runs."""
-    if item.pinned or item.tags:
-        raise ConfigError(f"{item.name} is pinned or tagged: take that away first")
+    if item.pinned:
+        raise ConfigError(f"{item.name} is pinned: unpin it first")
     report = await remove(item.uri, dry_run=False, storage_options=source.storage_options, transfer=source.transfer)
     return {"ok": True, "text": f"{item.name} was removed: {report.objects:,} objects, {size_text(report.bytes)}"}
 
 
 async def pin_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
-    """Keep it whatever retention says; its trial may run."""
+    """Keep it whatever retention says, also while its trial runs."""
     await pin(item.uri, storage_options=source.storage_options, transfer=source.transfer)
-    return {"ok": True, "text": f"{item.name} is kept"}
+    return {"ok": True, "text": f"{item.name} is pinned: retention leaves it alone"}
 
 
 async def unpin_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
-    """Leave it to retention again; its trial may run."""
+    """Leave it to retention again."""
     await unpin(item.uri, storage_options=source.storage_options, transfer=source.transfer)
-    return {"ok": True, "text": f"{item.name} is left to retention"}
+    return {"ok": True, "text": f"{item.name} is left to retention again"}
 
 
 def found_checkpoint(trial: TrialView, name: str) -> CheckpointView:
@@ -51,10 +51,10 @@ def found_checkpoint(trial: TrialView, name: str) -> CheckpointView:
     raise ConfigError(f"{trial.uri} has no checkpoint {name!r} any more")
 
 
-ACTIONS: Mapping[str, Any] = {
+ACTIONS: Mapping[str, Callable[[LiveExperiment, CheckpointView], Awaitable[dict[str, Any]]]] = {
     "verify": verify_checkpoint,
-    "retire": retire_checkpoint,
     "pin": pin_checkpoint,
     "unpin": unpin_checkpoint,
+    "retire": retire_checkpoint,
 }
 """By the name in the address."""

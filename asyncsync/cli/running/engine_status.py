@@ -18,7 +18,7 @@ from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.status import EngineStatus
 
 RATE_VALID = 10.0
-"""Seconds after which the rate in a status file says nothing about now: the file is written when something happens."""
+"""Seconds after which the rate in a status file is outdated: the file is written only when something happens."""
 
 STATUS = """Show whether the work of running engines is safe now.
 
@@ -70,7 +70,9 @@ async def _experiments(uri: str, settings: Settings) -> Sequence[Experiment | Ex
         return [found]
     if isinstance(found, list):
         return found
-    raise ConfigError(f"invalid URL {uri!r}: it is no experiment and no storage path; asyncsync ls {uri} shows it")
+    raise ConfigError(
+        f"invalid URL {uri!r}: it is neither an experiment nor a storage path; asyncsync ls {uri} shows it"
+    )
 
 
 def _show(
@@ -79,7 +81,7 @@ def _show(
     for engine in engines:
         output.lines(engine_lines(engine, time.time()), before="")
     if not engines:
-        output.line(f"no engine of this machine and user runs{'' if uri is None else f' below {uri}'}")
+        output.line(f"no engine of this user runs on this machine{'' if uri is None else f' below {uri}'}")
     for item in stored:
         output.line(f"{item.name}: {_stored_text(item)}")
     output.document(

@@ -1,4 +1,4 @@
-"""``tree``, ``du`` and ``cat``: look at any prefix, whoever wrote it."""
+"""``tree``, ``du`` and ``cat``: look at any prefix, also one of another program."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Examples:
 Exit codes: 0 done, 1 there is nothing or it cannot be read, 2 usage.
 """
 
-DU = """Show what takes the bytes below a URL, the largest first.
+DU = """Show the sizes of the directories below a URL, the largest first.
 
-Why: before you remove something you want to know what it frees. It lists every object, one request per thousand.
+Why: it shows where the bytes are before you remove something. It lists every object, one request per thousand.
 
 \b
 Examples:

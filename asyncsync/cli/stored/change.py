@@ -86,7 +86,7 @@ async def rm(output: Output, settings: Settings, *, url: str, yes: bool, dry_run
 
 
 def _confirmed(what: str) -> bool:
-    """Ask; where nobody can answer, that is a no."""
+    """Ask the user; no terminal means no."""
     return sys.stdin.isatty() and click.confirm(f"Remove the {what}?", err=True)
 
 

@@ -32,7 +32,7 @@ Exit codes: 0 done, 1 there is no such checkpoint or it cannot be read, 2 usage.
 
 COMPARE = """Compare two trials or two checkpoints: parameters, metrics and files that differ.
 
-Why: it answers what made the difference between two runs. Equal values are left out; --all shows them too.
+Why: it shows why two runs had different results. Equal values are left out; --all shows them too.
 
 \b
 Examples:
@@ -119,7 +119,7 @@ async def compare(output: Output, settings: Settings, *, first: str, second: str
 
 
 async def _facts(uri: str, settings: Settings) -> dict[str, Any]:
-    """What is compared, by name: parameters, metrics, and the files of a checkpoint with their checksums."""
+    """The values to compare, by name: parameters, metrics, and the files of a checkpoint with their checksums."""
     found = await contents_of(uri, storage_options=settings.storage_options, transfer=settings.transfer)
     if isinstance(found, TrialView):
         facts = {"status": shown_status(found), "reports": found.reports, "checkpoints": len(found.checkpoints)}

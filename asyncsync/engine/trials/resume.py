@@ -79,8 +79,8 @@ def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mappi
 
 
 def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
-    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. What
-    that record lists is not given up, whatever became of it here."""
+    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. The
+    checkpoints that it lists are not given up, even if they failed here."""
     given_up = [*late.given_up, *(name for name in ours.given_up if not _lists(late, name))]
     return replace(
         ours,

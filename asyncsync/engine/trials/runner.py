@@ -236,7 +236,7 @@ class CheckpointRunner:
                 self._take_new_name(trial, job, error)
 
     def _nonces(self, trial: TrialState) -> dict[str, str]:
-        """What tells this trial from one of the same name in a deleted experiment."""
+        """The nonces that distinguish this trial from one of the same name in a deleted experiment."""
         return {NONCE: trial.record.nonce, EXPERIMENT_NONCE: self._context.record.nonce}
 
     async def _begin(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport | None:

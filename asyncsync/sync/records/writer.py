@@ -179,7 +179,7 @@ class RecordFile:
         except NotFoundError as error:
             if self.version == MISSING:
                 return
-            self._lost = True  # the record existed: whoever deleted it has deleted more
+            self._lost = True  # the record existed: the process that deleted it has deleted more
             raise self._conflict(store) from error
         if not self._is_ours(data):
             self._lost = True
