@@ -198,7 +198,7 @@ class Journal:
 
     def forget_tree(self, tree: str) -> None:
         """Forget the manifest of ``tree``."""
-        self._record("DELETE FROM trees WHERE tree = ?", _blob(tree))
+        self._record("DELETE FROM trees WHERE tree = ?", _blob(tree), soon=False)
 
     async def load_tree(self, tree: str) -> TreeState:
         """The last saved manifest."""

@@ -239,6 +239,10 @@ class Tree:
         """Know what another object for this tree has known."""
         self._manifest.unpack(packed)
 
+    def forget(self) -> None:
+        """The tree is not synced any more: the journal keeps nothing of it."""
+        self._manifest.forget()
+
     def replace_info(self, info: Mapping[str, Any]) -> None:
         """Replace the info of a manifest that is not written yet."""
         self._manifest.info = info

@@ -76,9 +76,9 @@ class Registry:
         context = self._context
         context.session.locks.take(context.lock_name(name))
         trial = self._make(name, params)
-        _make_directory(context.local_dir, name, context.role)
+        is_new = _make_directory(context.local_dir, name, context.role)
         trial.left_behind = self._left_behind.pop(name, ())
-        context.directories.add_trial(trial.root)
+        context.directories.add_trial(trial.root, is_new=is_new and context.role.leads)
         self.trials[name] = trial
         context.unsettled[name] = None
         context.note_status(name, trial.record.status)
@@ -201,14 +201,17 @@ class Registry:
         return Ranks(self._context, name, resumed=resumed) if self._context.role.world_size > 1 else None
 
 
-def _make_directory(local_dir: Path, trial: str, role: Role) -> None:
-    """Make and mark the trial's directory before it contains files. A driver that shares ``local_dir`` then does not
-    take these files for its own, even if its running scan started before this trial existed."""
-    directory = f"{local_dir}/{trial}"
+def _make_directory(local_dir: Path, trial: str, role: Role) -> bool:
+    """Make and mark the trial's directory before it contains files, and return whether it is new. A driver that shares
+    ``local_dir`` then does not take these files for its own, even if its running scan started before this trial
+    existed."""
+    directory, is_new = f"{local_dir}/{trial}", False
     try:
         os.mkdir(directory)
+        is_new = True
         os.mkdir(f"{directory}/{META_DIR}")
     except OSError:  # it exists, or its parent is missing
         os.makedirs(f"{directory}/{META_DIR}", exist_ok=True)
     if not role.leads:
         os.makedirs(local_dir / role.directory(trial), exist_ok=True)
+    return is_new

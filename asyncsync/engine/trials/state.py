@@ -108,7 +108,7 @@ class TrialState:
         self.predecessor_may_write = False
         """Whether another process that ran this trial may still be running."""
         self.recheck_at: float | None = None
-        """When that process' lease expires, on the lease's clock. Then the artifacts are compared with the store."""
+        """When its lease expires, on the lease's clock. Then the artifacts are compared with the store."""
         self.left_behind: Sequence[LeftBehind] = ()
         """Checkpoints of an earlier process that resume if their directory is reported again."""
         self._suspended: CheckpointJob | None = None
@@ -119,10 +119,9 @@ class TrialState:
         self.dirty_since: float | None = None
         """When the first change that is not durable was made, on the event loop's clock."""
         self._changed_since: float | None = None
-        """When the first change since the start of the last sync was made, on the event loop's clock."""
+        """When the first change since the start of the last sync was made, on that clock."""
         self._reporting: Any = None
         self._preparing: Any = None  # not `_reporting`: a report may hold that while it waits for a checkpoint
-        """Locks while they are used."""
         self._prepared = self._owned = self._synced = False
         self.reported_dirs: frozenset[str] = NO_NAMES
         """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
@@ -154,9 +153,13 @@ class TrialState:
 
     def _pack_tree(self) -> None:
         """The trial has no work: keep only what its tree knows."""
-        if self._tree is not None:
-            self._packed = self._tree.packed()
-            self._tree = self._tree if self._packed is None else None
+        if self._tree is not None and (packed := self._tree.packed()) is not None:
+            self._tree, self._packed = None, packed
+
+    def put_away(self) -> None:
+        """The trial has ended: keep nothing of its tree, here and in the journal."""
+        self.tree.forget()
+        self._tree = None
 
     @property
     def record(self) -> TrialRecord:
@@ -180,7 +183,7 @@ class TrialState:
 
     @property
     def dir(self) -> Path:
-        """The same as a path."""
+        """The same, as Path."""
         return Path(self.root)
 
     @property
@@ -203,7 +206,7 @@ class TrialState:
             await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
 
     def _removed_files(self) -> Collection[str]:
-        """The file of asyncsync that is deleted from the store, too, when it names nothing any more."""
+        """The file of asyncsync that is deleted from the store when it names nothing any more."""
         return () if self.durable_checkpoints() else (str(self._context.latest_file),)
 
     # syncing
@@ -238,8 +241,7 @@ class TrialState:
         return self.tree.progress()
 
     def has_nothing_to_sync(self) -> bool:
-        """Whether the trial is known to be in the store as it is here. Without artifacts only asyncsync writes its
-        files. A sync that somebody asks for looks at them in any case."""
+        """Whether the trial is known to be in the store: without artifacts only asyncsync writes its files."""
         if self._context.run.sync_config.sync_artifacts or self.ranks is not None or not self._synced:
             return False
         return self.is_durable and self.recheck_at is None and self.keeper.file.is_current()
@@ -266,15 +268,13 @@ class TrialState:
             ready=config.ready_rules,
         )
 
-    # ownership
-
     async def take_ownership(self) -> None:
         """Write the record before anything else of the trial. Raises ConcurrentWriterError if another process runs the
         trial."""
         if self._owned:
             return
-        new = not self.keeper.file.exists
-        if await self.keeper.take() and new and self.ranks is None:
+        new = self.ranks is None and not self.keeper.file.exists
+        if await self.keeper.take() and new:
             self.tree.expect_nothing()
         if self.predecessor_may_write:
             self.predecessor_may_write, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
@@ -310,7 +310,7 @@ class TrialState:
 
     async def _prepare(self) -> None:
         if self._prepared:
-            return
+            return  # meanwhile
         params = self.record.params
         if self.resumed:
             await self._restore()
@@ -402,7 +402,7 @@ class TrialState:
         return frozenset(names | set(self.record.given_up))
 
     def unregister(self, job: CheckpointJob) -> None:
-        """Remove the checkpoint from the record, unless the entry of that name is another process'. Synchronous."""
+        """Remove the checkpoint from the record, unless another process registered that name. Synchronous."""
         if job.registered:
             self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
             job.registered = False

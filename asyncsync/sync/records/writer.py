@@ -74,7 +74,7 @@ class RecordFile:
         self.last_write = float("-inf")
         """When this process last wrote it, on the event loop's clock."""
         self._source, self._prepare = source, prepare
-        self._token, self._revision = token(), 0
+        self._token, self._revision = "", 0  # the token is made for the first write
         self._lock: Any = None
         """A lock while it is used."""
         self._written: bytes | None = None
@@ -211,9 +211,10 @@ class RecordFile:
         except (ValueError, RecursionError):
             return False
         stamp = document.get(WRITER) if isinstance(document, dict) else None
-        return isinstance(stamp, str) and stamp.startswith(f"{self._token}/")
+        return isinstance(stamp, str) and bool(self._token) and stamp.startswith(f"{self._token}/")
 
     def _stamp(self) -> str:
+        self._token = self._token or token()
         return f"{self._token}/{self._revision}"
 
     def _digest(self) -> bytes:
