@@ -63,9 +63,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_an_idle_trial_that_is_due_costs_no_scan_and_has_its_events(
-    bench: Bench, scans: list[str]
-) -> None:
+def test_an_idle_trial_that_is_due_costs_no_scan_and_has_its_events(bench: Bench, scans: list[str]) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
             await engine.trial("t").report({"loss": 1.0})
