@@ -117,12 +117,21 @@ def test_the_command_page_has_every_exit_code():
     assert shown == {app.DONE, app.FAILED, app.USAGE, app.DAMAGED, app.TIMEOUT, app.INTERRUPTED}
 
 
-def test_the_stores_page_has_every_s3_option():
-    options = pytest.importorskip("asyncsync.stores.s3.options")
-    text = (ROOT / "docs/stores.md").read_text()
-    shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
-    assert shown
-    assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
+@pytest.mark.parametrize(
+    ("heading", "module", "name"),
+    [
+        ("S3", "s3", "S3Options"),
+        ("Google Cloud Storage", "gcs", "GcsOptions"),
+        ("Azure Blob Storage", "azure", "AzureOptions"),
+    ],
+)
+def test_the_stores_page_has_every_option(heading, module, name):
+    options = getattr(pytest.importorskip(f"asyncsync.stores.{module}.options"), name)
+    section = (ROOT / "docs/stores.md").read_text().partition(f"## {heading}\n")[2]
+    table = section.partition("| `storage_options` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {
+        item.name for item in dataclasses.fields(options)
+    }
 
 
 def test_the_reference_has_every_public_name():
