@@ -19,6 +19,7 @@ BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
     "cli/setup",
+    "cli/running",
     "cli/stored",
     "integrations/ray",
     "testing",

@@ -12,7 +12,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,9 +72,13 @@ class _ClaimFile:
         return self._entries > 2 * held + SPARE_ENTRIES
 
     def close(self, path: str = "") -> None:
-        """Release all trees."""
-        with suppress(FileNotFoundError):
+        """Release all trees. If the file cannot be removed, the next process does: its lock ends here."""
+        try:
             os.unlink(path or self._path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("cannot remove the claims of this process, another one will: %s", error)
         self.forget()
 
     def forget(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.events import RequestEnded
 from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
@@ -291,6 +293,18 @@ class SyncEngine:
         if self._context.running:
             self._context.owning_loop.check()
         return self._context.emitter.listen()
+
+    @contextmanager
+    def on_request(self, listener: Callable[[RequestEnded], None]) -> Iterator[None]:
+        """Call ``listener`` after each attempted request to the store while the block runs, on the event loop. It must
+        be quick: it runs between two requests. One that raises is not called again."""
+        listeners = self._context.session.store.core.meter.listeners
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            if listener in listeners:
+                listeners.remove(listener)
 
     def status(self) -> EngineStatus:
         """The current state: durability lag (seconds) and bytes at risk of each trial, and the queues. Raises

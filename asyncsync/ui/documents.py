@@ -207,6 +207,7 @@ def checkpoint_document(item: CheckpointView, best: str | None, goes: set[str]) 
         "bytes": item.bytes,
         "time": item.time,
         "pinned": item.pinned,
+        "tags": [value(name) for name in item.tags],
         "best": item.name == best,
         "removed_next": item.name in goes,
     }

@@ -12,7 +12,7 @@ import pytest
 from onebench import Bench
 
 from asyncsync import EngineStatus, EngineTotals, RunningEngine, TrialStatus
-from asyncsync.cli.engine_status import engine_lines
+from asyncsync.cli.running.engine_status import engine_lines
 from asyncsync.testing import run_virtual
 
 from .conftest import Invoke

@@ -10,7 +10,8 @@ import click
 from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, human_bytes
+from asyncsync.cli.output import Output
+from asyncsync.planning.units import size_text
 from asyncsync.ui import serve
 from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
 
@@ -75,6 +76,6 @@ async def report(output: Output, settings: Settings, *, url: str, file: str, cur
     size = await write_report(
         uri, file, curves=curves, storage_options=settings.storage_options, transfer=settings.transfer
     )
-    output.line(f"wrote {file} ({human_bytes(size)}): open it in a browser")
+    output.line(f"wrote {file} ({size_text(size)}): open it in a browser")
     output.document({"ok": True, "uri": uri, "file": str(Path(file).resolve()), "bytes": size})
     return DONE

@@ -15,10 +15,11 @@ from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, belongs_to_run, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.planning.retention import by_age
+from asyncsync.planning.retention import by_age, is_marked
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
+from asyncsync.sync.records.marks import adopt_marks
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
@@ -74,7 +75,7 @@ class RecordKeeper:
     ) -> None:
         self._context, self._changed = context, changed
         self.record = record
-        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version)
+        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version, adopt=self._adopt_marks)
         self.replaced_runners = NO_NAMES
         """Runners that this process replaced. Their last write of the record may still land."""
         self.retiring = NO_NAMES
@@ -147,6 +148,12 @@ class RecordKeeper:
         self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)
         return True
+
+    def _adopt_marks(self, stored: bytes) -> None:
+        """Take over what another process marked in the record. A checkpoint that it pinned is not retired."""
+        adopt_marks(self.record, stored)
+        marked = {item.name for item in self.record.checkpoints if is_marked(item)}
+        self.retiring = self.retiring - marked or NO_NAMES
 
     def is_ours(self, info: Mapping[str, Any]) -> bool:
         """Whether a manifest with this info was written in this trial, not in one of a deleted experiment."""

@@ -308,7 +308,7 @@ class CheckpointRunner:
             await retry_transient(trial.keeper.save, hooks)
         finally:
             trial.keeper.retiring -= frozenset(retired)
-        for name in sorted(retired):
+        for name in sorted(frozenset(retired) - {item.name for item in record.checkpoints}):  # not one pinned meanwhile
             self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 

@@ -183,5 +183,6 @@ def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: StoreAcces
         item.time,
         item.step,
         item.pinned,
+        item.tags,
         access,
     )

@@ -31,7 +31,10 @@ from asyncsync.sync.records.heartbeat import is_overdue
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
 :class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
-_HEAD = ("format", "kind", "by", WRITER)
+MARKED = "marked"
+"""Key in a record: the pins and tags that other processes have set, by checkpoint, until its writer has taken them
+over; see :mod:`asyncsync.sync.records.marks`."""
+_HEAD = ("format", "kind", "by", WRITER, MARKED)
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
 
@@ -153,6 +156,8 @@ class CheckpointRecord(_Fields):
     """Training step of the report, if it had one."""
     pinned: bool = False
     """Whether retention leaves it alone, see ``Trial.pin``."""
+    tags: list[str] = field(default_factory=list)
+    """Names that users gave it, see :func:`asyncsync.tag`. Retention leaves a tagged checkpoint alone, too."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ const actions = {
       button.addEventListener("click", () => (!question || window.confirm(question)) && actions.run(button, action, { trial: trial.name, checkpoint: item.name, ...fields }, item));
       return button;
     };
-    return [run("Verify", "verify", {}), run(item.pinned ? "Unpin" : "Pin", "pin", { pinned: !item.pinned }), item.pinned ? null : run("Retire", "retire", {}, `Remove ${item.uri} for ever?`)];
+    return [run("Verify", "verify", {}), item.pinned ? run("Unpin", "unpin", {}) : run("Pin", "pin", {}), item.pinned ? null : run("Retire", "retire", {}, `Remove ${item.uri} for ever?`)];
   },
   async run(button, action, fields, item) {
     button.disabled = true;

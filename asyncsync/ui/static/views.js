@@ -150,6 +150,7 @@ function marks(item, newest) {
   const verified = actions.verified.get(item.uri);
   const texts = [item.best && "best", newest && "latest", item.pinned && "pinned", item.removed_next ? "removed next" : "kept"];
   const found = texts.filter(Boolean).map((text) => el("span", { class: `mark ${text.split(" ")[0]}` }, text));
+  found.push(...item.tags.map((name) => el("span", { class: "mark tag" }, name)));
   if (verified) found.push(el("span", { class: `mark ${verified.ok ? "verified" : "bad"}`, title: verified.text }, verified.ok ? `verified ${show.ago(verified.time)}` : "damaged"));
   return el("span", { class: "marks" }, found);
 }
