@@ -144,6 +144,12 @@ def test_the_reference_has_every_public_name():
     assert missing == {"__version__"}
 
 
+def test_the_reference_names_everything_without_await():
+    text = (ROOT / "docs/configuration.md").read_text().partition("## Without await\n")[2].partition("```")[0]
+    own = {name for name in asyncsync.blocking.__all__ if not name.startswith(("Blocking", "Stored"))}
+    assert own <= set(re.findall(r"`(\w+)`", text))
+
+
 def test_the_ray_page_has_every_field_of_syncconfig():
     text = (ROOT / "docs/from-ray.md").read_text()
     missing = [item.name for item in dataclasses.fields(SyncConfig) if f"`{item.name}`" not in text and item.init]
