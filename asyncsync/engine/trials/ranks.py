@@ -175,7 +175,7 @@ class Ranks:
         await self._newer_generation(store)
 
     async def _newer_generation(self, store: Store) -> TrialRecord | None:
-        """Rank 0's record if it began a new generation that this rank is to join."""
+        """Rank 0's record if it began a new generation that this rank has to join."""
         leader = await self._read_leader(store)
         if leader is None or _generation_of(leader) == self._generation():
             return None
