@@ -413,7 +413,7 @@ class Tree:
     async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
         self._session.copy_sources.remember(self.prefix, manifest.files)
-        self._session.uploads.files_named(self.prefix + path for path in named)
+        self._session.uploads.files_named(self.prefix, named)
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]
