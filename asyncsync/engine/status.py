@@ -31,7 +31,7 @@ def trial_status(trial: TrialState, now: float) -> TrialStatus:
 def engine_status(context: EngineContext, trials: Mapping[str, TrialState]) -> EngineStatus:
     """Status of an engine. Synchronous: it reads only memory."""
     session, now = context.session, asyncio.get_running_loop().time()
-    meter, totals = session.store.core.meter, context.activity.totals
+    meter, totals = session.store.core.meter, context.event_counter.totals
     found = {name: trial_status(trial, now) for name, trial in trials.items()}
     return EngineStatus(
         trials=found,

@@ -26,11 +26,11 @@ from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below
 from asyncsync.sync.records.manifests import find_manifest, get_manifest
-from asyncsync.sync.stored_segments import StoredSegments
+from asyncsync.sync.records.stored_segments import StoredSegments
 from asyncsync.sync.upload.create_only import CollisionError
 
 ID = "id"
-"""Key in a manifest's info: tells a checkpoint from another one of the same name."""
+"""Key in a manifest's info: distinguishes a checkpoint from another one of the same name."""
 IDENTITY = (ID, GENERATION, NONCE)
 """Keys in a manifest's info that must agree if the manifest is ours: a rank may have sent a part to another
 generation."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,7 @@ import pytest
 from asyncsync.config import state_dir
 from asyncsync.disk import database
 from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, PendingCheckpoint, TreeState, journal_path
-from asyncsync.disk.locks import TreeLocks
-from asyncsync.errors import ConcurrentWriterError, EngineClosedError
+from asyncsync.errors import EngineClosedError
 
 URI = "s3://bucket/run"
 
@@ -307,82 +305,3 @@ def test_the_state_directory_is_found_in_order(monkeypatch):
     assert str(state_dir()) == "/xdg/asyncsync"
     monkeypatch.delenv("XDG_STATE_HOME")
     assert str(state_dir()) == os.path.expanduser("~/.local/state/asyncsync")
-
-
-HOLD = """
-import sys
-from asyncsync.disk.locks import TreeLocks
-TreeLocks().take("t")
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def tree_lock(tree):
-    """Be the only process of this machine that works on ``tree``."""
-    locks = TreeLocks()
-    locks.take(tree)
-    try:
-        yield
-    finally:
-        locks.close()
-
-
-def test_a_lock_dies_with_its_holder():
-    with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ConcurrentWriterError, match=f"process {holder.pid}"), tree_lock("t"):
-            pass
-        holder.kill()
-        holder.wait()
-    with tree_lock("t"):
-        pass
-
-
-def test_a_process_holds_a_lock_until_its_last_user_frees_it():
-    one, two = TreeLocks(), TreeLocks()
-    one.take("t")
-    two.take("t")
-    with pytest.raises(ConcurrentWriterError, match=f"process {os.getpid()}"):
-        TreeLocks().take("t", alone=True)
-    one.close()
-    assert not _free_elsewhere("t")
-    two.close()
-    assert _free_elsewhere("t")
-
-
-def test_thousands_of_locks_cost_one_descriptor():
-    locks = TreeLocks()
-    before = len(os.listdir("/proc/self/fd"))
-    for number in range(3000):
-        locks.take(f"t{number}")
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-    locks.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def _free_elsewhere(tree) -> bool:
-    """Whether a child process can take the lock."""
-    child = os.fork()
-    if child == 0:
-        try:
-            TreeLocks().take(tree)
-        except ConcurrentWriterError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_forked_child_neither_has_the_lock_nor_takes_it_away():
-    with tree_lock("t"):
-        assert not _free_elsewhere("t")
-        assert not _free_elsewhere("t")
-    assert _free_elsewhere("t")
-
-
-def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
-    with tree_lock("t"):
-        assert "would not be noticed" in caplog.text

@@ -19,7 +19,8 @@ from asyncsync.events import CheckpointDurable, Event, SyncWarning
 from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
-from asyncsync.sync.activity import Activity, log_event
+from asyncsync.sync.event_counter import EventCounter
+from asyncsync.sync.event_log import log_event
 from asyncsync.sync.event_stream import Emitter
 from asyncsync.sync.janitor import Janitor
 from asyncsync.sync.records.model import ExperimentRecord
@@ -156,14 +157,25 @@ class UsedDirectories:
         self._above: dict[str, str] = {}
         """A trial's directory for each directory that holds one."""
         self._pending: dict[object, DirectoryInUse] = {}
+        self._parent = self._real_parent = ""
+        """The directory that held the last trial, and its real path."""
 
     def add_trial(self, directory: str) -> None:
         """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs."""
-        place = real = os.path.realpath(directory)
+        place = real = self._real_path(directory)
         self._trials.add(real)
         while place not in self._above:
             self._above[place] = real
             place = os.path.dirname(place)
+
+    def _real_path(self, directory: str) -> str:
+        """Trials share a parent, which is resolved once: a call of the system for each part of each path adds up."""
+        parent, name = os.path.split(directory)
+        if not name or os.path.islink(directory):
+            return os.path.realpath(directory)
+        if parent != self._parent:
+            self._parent, self._real_parent = parent, os.path.realpath(parent)
+        return os.path.join(self._real_parent, name)
 
     def trial_within(self, real: str) -> str | None:
         """A trial's directory that is ``real`` or lies in it."""
@@ -207,7 +219,7 @@ class EngineContext:
         """Calls the user's ``on_durable``."""
         self.gate = ReportGate()
         self.emitter = Emitter()
-        self.activity = Activity()
+        self.event_counter = EventCounter()
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
@@ -259,7 +271,7 @@ class EngineContext:
 
     def emit(self, event: Event) -> None:
         """Count and log an event, and send it to the listeners."""
-        self.activity.note(event)
+        self.event_counter.note(event)
         log_event(event)
         self.emitter.emit(event)
         if self.callback is not None and isinstance(event, CheckpointDurable):

@@ -13,9 +13,8 @@ from asyncsync.config import UploadMode, check_name, state_dir
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext, Role
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
-from asyncsync.engine.trials.pending_checkpoints import belongs_to_run
 from asyncsync.engine.trials.ranks import Ranks
-from asyncsync.engine.trials.resume import Predecessor, new_record, take_over_record
+from asyncsync.engine.trials.resume import Predecessor, belongs_to_run, new_record, take_over_record
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import DamagedError
 from asyncsync.planning.manifest import META_DIR
@@ -203,5 +202,11 @@ class Registry:
 def _make_directory(local_dir: Path, trial: str, role: Role) -> None:
     """Make and mark the trial's directory before it contains files. A driver that shares ``local_dir`` then does not
     take these files for its own, even if its running scan started before this trial existed."""
-    os.makedirs(local_dir / trial / META_DIR, exist_ok=True)
-    os.makedirs(local_dir / role.directory(trial), exist_ok=True)
+    directory = f"{local_dir}/{trial}"
+    try:
+        os.mkdir(directory)
+        os.mkdir(f"{directory}/{META_DIR}")
+    except OSError:  # it exists, or its parent is missing
+        os.makedirs(f"{directory}/{META_DIR}", exist_ok=True)
+    if not role.leads:
+        os.makedirs(local_dir / role.directory(trial), exist_ok=True)

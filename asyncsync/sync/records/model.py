@@ -26,14 +26,15 @@ from asyncsync.planning.document import (
     whole,
 )
 from asyncsync.runtime import Presence, wall_time
+from asyncsync.sync.records.heartbeat import is_overdue
 
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
 :class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
-LOST_AFTER_PERIODS = 3
-"""Periods without a heartbeat after which a running experiment counts as lost: one or two writes may fail, and the
-clocks of two machines may differ by a minute."""
-_HEAD = ("format", "kind", "by", WRITER)
+MARKED = "marked"
+"""Key in a record: the pins and tags that other processes have set, by checkpoint, until its writer has taken them
+over; see :mod:`asyncsync.sync.records.marks`."""
+_HEAD = ("format", "kind", "by", WRITER, MARKED)
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
 
@@ -155,6 +156,8 @@ class CheckpointRecord(_Fields):
     """Training step of the report, if it had one."""
     pinned: bool = False
     """Whether retention leaves it alone, see ``Trial.pin``."""
+    tags: list[str] = field(default_factory=list)
+    """Names that users gave it, see :func:`asyncsync.tag`. Retention leaves a tagged checkpoint alone, too."""
 
 
 @dataclass(slots=True)
@@ -278,13 +281,13 @@ class ExperimentRecord(Record):
         return replace(self, heartbeat=0.0).to_bytes()
 
     def is_lost(self, now: float) -> bool:
-        """Whether the driver ended without saying so: it is known to have ended on this machine, or its heartbeat is
-        older than LOST_AFTER_PERIODS periods. ``now``: Unix seconds."""
+        """Whether the driver ended and did not record it: its process has ended on this machine, or its heartbeat is
+        overdue. ``now``: Unix seconds."""
         if self.status != "running":
             return False
         if Presence.has_ended(self.runner):
             return True
-        return bool(self.heartbeat_period) and now - self.heartbeat > LOST_AFTER_PERIODS * self.heartbeat_period
+        return is_overdue(self.heartbeat, self.heartbeat_period, now)
 
 
 CHECKS: dict[str, Check] = {

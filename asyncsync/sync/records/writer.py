@@ -14,12 +14,17 @@ from asyncsync.runtime import lease_time, token
 from asyncsync.stores.base import MISSING, ObjectInfo, Store
 from asyncsync.sync.records.model import WRITER
 
+WRITE_ATTEMPTS = 8
+"""Attempts of one write; between two of them another process has marked the record."""
+
 
 class RecordFile:
     """Writes the output of ``encode`` whenever it differs from the last write. ``encode`` receives the stamp of writer
     and revision that goes into the document as ``WRITER``.
 
-    ``version`` is the version of the object to replace; ``MISSING`` to create it.
+    ``version`` is the version of the object to replace; ``MISSING`` to create it. ``adopt`` is called with the stored
+    document before the next write if another process has marked it, see :mod:`asyncsync.sync.records.marks`: it carries
+    our stamp still, and is replaced with what was adopted.
 
     A write whose response was lost may still succeed later. This is decided by writing one more revision over the
     version that it was to replace. If that succeeds, the store refuses the earlier write from then on. Otherwise the
@@ -27,6 +32,7 @@ class RecordFile:
     """
 
     __slots__ = (
+        "_adopt",
         "_answer",
         "_asked",
         "_encode",
@@ -42,8 +48,16 @@ class RecordFile:
         "version",
     )
 
-    def __init__(self, key: str, encode: Callable[[str], bytes], version: str = MISSING) -> None:
+    def __init__(
+        self,
+        key: str,
+        encode: Callable[[str], bytes],
+        version: str = MISSING,
+        *,
+        adopt: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.key, self.version = key, version
+        self._adopt = adopt
         self.last_write = float("-inf")
         """When this process last wrote it, on the event loop's clock."""
         self._encode = encode
@@ -128,9 +142,11 @@ class RecordFile:
         began = lease_time()
         if self._unsure and not self._lost:
             await self._put(store)
-        elif self._lost or await self._version_there(store) not in (self.version, MISSING):
-            self._lost = True
+        elif self._lost:
             raise self._conflict(store)
+        elif await self._version_there(store) not in (self.version, MISSING):
+            await self._adopt_ours(store)
+            await self._put(store)
         self._heard = began
 
     async def _version_there(self, store: Store) -> str:
@@ -142,44 +158,40 @@ class RecordFile:
     async def _put(self, store: Store) -> None:
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
-        unsure, self._unsure = self._unsure, True
-        self._revision += 1
-        digest, began = self._digest(), lease_time()
-        try:
-            info = await self._replace(store)
-        except PreconditionError as error:
-            if not unsure:
-                self._lost = True
-                raise self._conflict(store) from error
-            await self._adopt_ours(store)
-            info = await self._replace_ours(store)
+        for attempts_left in reversed(range(WRITE_ATTEMPTS)):
+            self._unsure = True
+            self._revision += 1
+            digest, began = self._digest(), lease_time()
+            try:
+                info = await self._replace(store)
+                break
+            except PreconditionError as error:
+                if not attempts_left:
+                    self._lost = True
+                    raise self._conflict(store) from error
+                await self._adopt_ours(store)
         self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
         self.last_write = asyncio.get_running_loop().time()
 
     async def _replace(self, store: Store) -> ObjectInfo:
         return await store.put(self.key, self._encode(self._stamp()), if_version=self.version)
 
-    async def _replace_ours(self, store: Store) -> ObjectInfo:
-        try:
-            return await self._replace(store)
-        except PreconditionError as error:
-            self._lost = True
-            raise self._conflict(store) from error
-
     async def _adopt_ours(self, store: Store) -> None:
-        """Take the version of an earlier write of ours that succeeded after all. ConcurrentWriterError if it is not
-        ours."""
+        """Take the version of an earlier write of ours that succeeded after all, or that another process marked.
+        ConcurrentWriterError if it is not ours."""
         try:
             data, info = await store.get(self.key)
         except NotFoundError as error:
             if self.version == MISSING:
                 return
-            self._lost = True  # the record existed: whoever deleted it has deleted more
+            self._lost = True  # the record existed: the process that deleted it has deleted more
             raise self._conflict(store) from error
         if not self._is_ours(data):
             self._lost = True
             raise self._conflict(store)
         self.version = info.version
+        if self._adopt is not None:
+            self._adopt(data)
 
     def _is_ours(self, data: bytes) -> bool:
         try:

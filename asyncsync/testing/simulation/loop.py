@@ -12,7 +12,7 @@ import contextvars
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from asyncsync.testing.virtual import VirtualTimeLoop
@@ -46,7 +46,7 @@ class Machine:
 
 
 class SimulatedTreeLocks:
-    """Replaces the lock file of :mod:`asyncsync.disk.locks`. A process may take a lock several times."""
+    """Replaces the lock files of :mod:`asyncsync.disk.locks`. A process may take a lock several times."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -63,11 +63,12 @@ class SimulatedTreeLocks:
         holders.append(self._process)
         return tree
 
-    def release(self, tree: str) -> None:
-        """Release the lock once."""
-        holders = self._process.machine.locks.get(tree, [])
-        if self._process in holders:  # a killed process has lost them all
-            holders.remove(self._process)
+    def release(self, trees: Collection[str]) -> None:
+        """Release each of these locks once."""
+        for tree in trees:
+            holders = self._process.machine.locks.get(tree, [])
+            if self._process in holders:  # a killed process has lost them all
+                holders.remove(self._process)
 
 
 class Process:
