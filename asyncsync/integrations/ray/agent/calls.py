@@ -1,4 +1,4 @@
-"""What a worker asks the agent of its node for."""
+"""The requests of a worker to the agent of its node."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Call:
     caller: str
     """The process that waits for it, as :class:`asyncsync.runtime.Presence` names it."""
     place: Place | None = None
-    """What it reads or writes on this machine."""
+    """The directory or file of this machine that it reads or writes."""
     target: str = ""
     """The checkpoint that it uploads."""
     writer: tuple[str, str, int] = ("", "", 0)

@@ -35,7 +35,7 @@ START_SECONDS = 60.0
 PAUSE_SECONDS = 60.0
 """Seconds for which a worker does everything itself after an agent could not be started."""
 SILENCE = 20.0
-"""Seconds after which an agent is asked whether it still works, and for which its answer is awaited."""
+"""Seconds after which an agent is asked whether it still works, and for which its response is awaited."""
 CALLS_AT_ONCE = 1000
 IDENTITY = (
     "AWS_ACCESS_KEY_ID",

@@ -1,4 +1,4 @@
-"""What is asked of a storage, as functions: an agent receives them by name. The first argument is the storage."""
+"""The operations on a storage, as functions: an agent receives them by name. The first argument is the storage."""
 
 from __future__ import annotations
 
