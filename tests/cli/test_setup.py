@@ -126,19 +126,37 @@ def test_the_list_of_options_is_that_of_the_commands() -> None:
     assert {name: {*COMMON, *own} for name, own in OPTIONS.items()} == found
 
 
+def imported(*arguments: str, **variables: str) -> set[str]:
+    """The modules that the command has imported at its end."""
+    program = f"""
+import sys
+from asyncsync.cli.app import cli
+try:
+    cli({list(arguments)!r})
+except SystemExit as error:
+    assert not error.code
+sys.stderr.write(" ".join(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())
+
+
 @pytest.mark.parametrize("variable", ["ASYNCSYNC_PULL_TIMEOUT", "ASYNCSYNC_NOBODY_READS_THIS"])
 def test_a_variable_of_another_command_costs_no_import(variable: str) -> None:
-    code = "import sys; from asyncsync.cli.app import cli; cli(['config'], standalone_mode=False)"
-    shown = "sys.stderr.write(' '.join(name for name in sys.modules if name.startswith('asyncsync.')))"
-    program = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    {shown}"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, variable: "1"},
-        capture_output=True,
-        text=True,
-        check=True,
+    modules = imported("config", **{variable: "1"})
+    assert "asyncsync.cli.setup.config_command" in modules
+    assert not {"asyncsync.sync.tree", "asyncsync.engine.engine", "asyncsync.remote.pull"} & modules
+
+
+def test_ls_imports_neither_the_engine_nor_what_draws(tree: Path) -> None:
+    modules = imported("ls", str(tree))
+    assert "asyncsync.remote.views.contents" in modules
+    assert (
+        not {"asyncsync.engine.engine", "rich.console", "rich.progress", "aiobotocore", "asyncsync.sync.tree"} & modules
     )
-    assert not {"asyncsync.sync.tree", "asyncsync.engine.engine", "asyncsync.remote.pull"} & set(done.stderr.split())
+    assert not {"anyio", "asyncio", "asyncsync.config", "rich"} & imported("--help")
 
 
 @pytest.mark.parametrize(("word", "meant"), [("pul", "pull"), ("list", "ls"), ("verfy", "verify"), ("frobnicate", "")])
