@@ -135,12 +135,21 @@ def test_the_monitoring_page_has_every_metric():
     assert shown == {metric.name for metric in prometheus.EngineCollector(list).describe()}
 
 
-def test_the_stores_page_has_every_s3_option():
-    options = pytest.importorskip("asyncsync.stores.s3.options")
-    text = (ROOT / "docs/stores.md").read_text()
-    shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
-    assert shown
-    assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
+@pytest.mark.parametrize(
+    ("heading", "module", "name"),
+    [
+        ("S3", "s3", "S3Options"),
+        ("Google Cloud Storage", "gcs", "GcsOptions"),
+        ("Azure Blob Storage", "azure", "AzureOptions"),
+    ],
+)
+def test_the_stores_page_has_every_option(heading, module, name):
+    options = getattr(pytest.importorskip(f"asyncsync.stores.{module}.options"), name)
+    section = (ROOT / "docs/stores.md").read_text().partition(f"## {heading}\n")[2]
+    table = section.partition("| `storage_options` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {
+        item.name for item in dataclasses.fields(options)
+    }
 
 
 def test_the_reference_has_every_public_name():
@@ -149,6 +158,12 @@ def test_the_reference_has_every_public_name():
     names = {name: getattr(getattr(asyncsync, name), "__module__", "") for name in asyncsync.__all__}
     missing = {name for name, module in names.items() if not {f"asyncsync.{name}", module} & shown}
     assert missing == {"__version__"}
+
+
+def test_the_reference_names_everything_without_await():
+    text = (ROOT / "docs/configuration.md").read_text().partition("## Without await\n")[2].partition("```")[0]
+    own = {name for name in asyncsync.blocking.__all__ if not name.startswith(("Blocking", "Stored"))}
+    assert own <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_ray_page_has_every_field_of_syncconfig():
