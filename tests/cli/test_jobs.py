@@ -14,7 +14,7 @@ from servers import S3Server
 from asyncsync import CheckpointConfig, RunConfig, SyncEngine, running_engines
 from asyncsync.stores import open_store
 
-from .conftest import Invoke, start
+from .conftest import Invoke, imported, start
 
 Answer = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.server
@@ -122,6 +122,16 @@ def test_a_mistake_is_answered_with_what_was_meant(invoke: Invoke, sweep: str, t
     ):
         result = invoke(*arguments)
         assert (result.exit_code in (1, 2), expected in result.stderr) == (True, True), (arguments, result.stderr)
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("status",), ("best", "loss"), ("ls", "--checkpoints")])
+def test_with_keys_given_no_sdk_is_imported(sweep: str, arguments: tuple[str, ...]) -> None:
+    """It takes three times as long as the rest of the command."""
+    verb, *more = arguments
+    url = f"{sweep}/experiments/sweep"
+    modules = imported(verb, url, *more)
+    assert "asyncsync.stores.s3.listing" in modules
+    assert not {"aiobotocore", "botocore"} & modules
 
 
 def test_a_wrong_secret_is_named_in_plain_words(invoke: Invoke, sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:

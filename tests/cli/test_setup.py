@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from asyncsync.cli.setup.option_names import COMMON, OPTIONS
 from asyncsync.errors import AccessDeniedError
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
-from .conftest import Invoke
+from .conftest import Invoke, imported
 
 Answer = Callable[..., dict[str, Any]]
 FILE = """
@@ -124,23 +123,6 @@ def test_the_list_of_options_is_that_of_the_commands() -> None:
         flags = [flag for item in made.params for flag in item.opts if flag.startswith("--")]
         found[name] = {word_of(flag) for flag in flags}
     assert {name: {*COMMON, *own} for name, own in OPTIONS.items()} == found
-
-
-def imported(*arguments: str, **variables: str) -> set[str]:
-    """The modules that the command has imported at its end."""
-    program = f"""
-import sys
-from asyncsync.cli.app import cli
-try:
-    cli({list(arguments)!r})
-except SystemExit as error:
-    assert not error.code
-sys.stderr.write(" ".join(sys.modules))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **variables}, capture_output=True, text=True, check=True
-    )
-    return set(done.stderr.split())
 
 
 @pytest.mark.parametrize("variable", ["ASYNCSYNC_PULL_TIMEOUT", "ASYNCSYNC_NOBODY_READS_THIS"])
