@@ -33,12 +33,14 @@ def test_what_two_ranks_save_is_loaded_by_two_and_by_one(trainings: Trainings, m
     assert verify(trainings.uri, deep=True, storage_options=trainings.options).ok
 
 
-def test_killed_ranks_leave_whole_checkpoints(trainings: Trainings) -> None:
-    trainings.run(SCRIPT, "local", "kill", code=KILLED, ranks=2)
-    assert steps(trainings)[-1] == 2
-    assert trainings.run(SCRIPT, "fresh", "load", ranks=2) == {"step": 2, "equal": True}
-    trainings.run(SCRIPT, "fresh", "save", ranks=2)  # a new generation of both ranks
-    assert steps(trainings)[-1] == 3
+def test_killed_during_an_upload_and_resumed_elsewhere_the_weights_are_bit_equal(trainings: Trainings) -> None:
+    whole = trainings.run(SCRIPT, "whole", "train", 0, ranks=2, uri=f"{trainings.uri}-whole")
+    trainings.run(SCRIPT, "local", "train", 4, code=KILLED, ranks=2)
+    assert steps(trainings)[-1] in (3, 4)
+    resumed = trainings.run(SCRIPT, "fresh", "train", 0, ranks=2)
+    assert resumed == {"from": resumed["from"], "weights": whole["weights"]}
+    assert resumed["from"] in (3, 4)
+    assert verify(trainings.uri, deep=True, storage_options=trainings.options).ok
 
 
 def test_a_save_that_fails_on_one_rank_does_not_harm_the_next(trainings: Trainings) -> None:
@@ -52,7 +54,7 @@ def test_a_rank_fetches_the_parts_that_hold_its_tensors(tmp_path: Path, monkeypa
     import torch
     import torch.distributed.checkpoint as dcp
 
-    from asyncsync import RunConfig
+    from asyncsync import NotFoundError, RunConfig
     from asyncsync.blocking import SyncEngine
     from asyncsync.integrations.torch_checkpoint import AsyncsyncWriter, asyncsync_reader
     from asyncsync.testing import MemoryStore
@@ -71,6 +73,8 @@ def test_a_rank_fetches_the_parts_that_hold_its_tensors(tmp_path: Path, monkeypa
     with SyncEngine(RunConfig(name="exp", storage_path="memory://ranged"), local_dir=tmp_path) as engine:
         dcp.save(state, checkpoint_id="step-1", storage_writer=AsyncsyncWriter(engine.trial("run")), no_dist=True)
     monkeypatch.setattr(MemoryStore, "read", counted)
+    with pytest.raises(NotFoundError, match="run2 has no checkpoint"):
+        asyncsync_reader("memory://ranged/exp/run2")
     mine = {"c": torch.zeros(24 * mib // 4)}
     dcp.load(mine, storage_reader=asyncsync_reader("memory://ranged/exp/run"), no_dist=True)
     assert torch.equal(mine["c"], state["c"])
