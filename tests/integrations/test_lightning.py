@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,44 @@ def test_lightnings_async_plugin_may_wrap_it(tmp_path: Path) -> None:
     wrapped.teardown()
     io.teardown()
     assert (tmp_path / "store/last.ckpt").read_bytes() == (tmp_path / "ckpts/last.ckpt").read_bytes()
+
+
+def test_a_save_and_a_removal_at_the_same_time_share_one_syncer(tmp_path: Path, monkeypatch) -> None:
+    """AsyncCheckpointIO saves in its thread and removes in the trainer's."""
+    io, started, meet = make(tmp_path), [], threading.Barrier(2)
+    start = Syncer.start
+
+    def counted(syncer: Syncer) -> None:
+        started.append(syncer)
+        start(syncer)
+
+    def remove() -> None:
+        meet.wait(20)
+        io.remove_checkpoint(tmp_path / "ckpts/step=1.ckpt")
+
+    monkeypatch.setattr(Syncer, "start", counted)
+    thread = threading.Thread(target=remove)
+    thread.start()
+    meet.wait(20)
+    io.save_checkpoint({"step": 2}, tmp_path / "ckpts/step=2.ckpt")
+    thread.join()
+    io.teardown()
+    assert len(started) == 1
+    assert (tmp_path / "store/step=2.ckpt").exists()
+
+
+def test_the_inner_plugins_failure_at_the_end_does_not_cost_a_checkpoint(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import TorchCheckpointIO
+
+    class Failing(TorchCheckpointIO):
+        def teardown(self) -> None:
+            raise RuntimeError("the inner plugin failed")
+
+    io = make(tmp_path, checkpoint_io=Failing())
+    io.save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+    with pytest.raises(RuntimeError, match="inner plugin"):
+        io.teardown()
+    assert (tmp_path / "store/last.ckpt").exists()
 
 
 def test_an_inner_plugin_that_writes_later_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_what_two_ranks_save_is_loaded_by_two_and_by_one(trainings: Trainings, m
     assert verify(trainings.uri, deep=True, storage_options=trainings.options).ok
 
 
-def test_killed_during_an_upload_and_resumed_elsewhere_the_weights_are_bit_equal(trainings: Trainings) -> None:
+def test_ranks_killed_during_an_upload_resume_elsewhere_bit_equal(trainings: Trainings) -> None:
     whole = trainings.run(SCRIPT, "whole", "train", 0, ranks=2, uri=f"{trainings.uri}-whole")
     trainings.run(SCRIPT, "local", "train", 4, code=KILLED, ranks=2)
     assert steps(trainings)[-1] in (3, 4)
