@@ -173,7 +173,9 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         """
         self._inside(self.dirpath / name)
         local = [
-            path for path in self.dirpath.glob("**/*") if _is_version(path.relative_to(self.dirpath).as_posix(), name)
+            path
+            for path in self.dirpath.glob("**/*")
+            if _is_version(path.relative_to(self.dirpath).as_posix(), name) and _is_complete(path)
         ]
         if local:
             return str(max(local, key=lambda path: path.stat().st_mtime_ns))
@@ -288,6 +290,11 @@ def _is_version(path: str, name: str) -> bool:
     """Whether Lightning would have written ``path`` for ``name``."""
     stem, suffix = os.path.splitext(name)
     return re.fullmatch(rf"{re.escape(stem)}(-v\d+)?{re.escape(suffix)}", path) is not None
+
+
+def _is_complete(path: Path) -> bool:
+    """A file was renamed when it was complete; a sharded checkpoint has its marker then."""
+    return not path.is_dir() or (path / SHARDED_MARKER).exists()
 
 
 def _checkpoint_of(path: str) -> str:

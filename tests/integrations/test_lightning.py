@@ -115,6 +115,18 @@ def test_sharded_checkpoints_alone_are_stored_by_teardown(tmp_path: Path) -> Non
     assert (tmp_path / "store/last.ckpt/meta.pt").read_bytes() == b"meta.pt"
 
 
+def test_a_sharded_checkpoint_that_a_kill_left_half_written_is_fetched(tmp_path: Path) -> None:
+    io = make(tmp_path)
+    write_shards(tmp_path / "ckpts/last.ckpt")
+    io.teardown()
+    for name in (".metadata", "meta.pt"):
+        (tmp_path / "ckpts/last.ckpt" / name).unlink()
+    (tmp_path / "ckpts/last.ckpt/__0_0.distcp").write_bytes(b"half")
+    fetched = Path(make(tmp_path).fetch("last.ckpt"))
+    assert (fetched / "meta.pt").read_bytes() == b"meta.pt"
+    assert (fetched / "__0_0.distcp").read_bytes() == b"__0_0.distcp"
+
+
 def test_a_process_that_only_reads_writes_nothing(tmp_path: Path) -> None:
     """An evaluation beside a training must not take its place as the writer."""
     writer = make(tmp_path)
