@@ -257,11 +257,9 @@ def main() -> None:
 
 def show(case: str, way: str, found: list[dict[str, float]]) -> None:
     """The medians of the rounds."""
-    blocked, stored, memory = (statistics.median(item[name] for item in found) for name in found[0])
-    print(
-        f"{case:12} {way:18} blocked {blocked:6.3f} s a save, stored after {stored:6.2f} s, {memory:5.0f} MiB",
-        flush=True,
-    )
+    blocked, cpu, stored, memory = (statistics.median(item[name] for item in found) for name in found[0])
+    figures = f"blocked {blocked:6.3f} s a save (CPU {cpu:5.3f}), stored after {stored:6.2f} s, {memory:5.0f} MiB"
+    print(f"{case:12} {way:18} {figures}", flush=True)
 
 
 if __name__ == "__main__":

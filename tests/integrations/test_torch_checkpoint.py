@@ -1,5 +1,6 @@
 """torch.distributed.checkpoint, with two gloo ranks."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,29 @@ def test_a_rank_fetches_the_parts_that_hold_its_tensors(tmp_path: Path, monkeypa
     assert torch.equal(mine["c"], state["c"])
     bytes_of_data = sum(size for name, size in fetched if name == "__0_0.distcp")
     assert bytes_of_data <= 24 * mib + 2 * PART
+
+
+def test_a_writer_for_another_process_is_refused(tmp_path: Path) -> None:
+    """dcp.async_save with AsyncCheckpointerType.PROCESS pickles it; torchtitan's pinned memory mode does so."""
+    from asyncsync import ConfigError, RunConfig
+    from asyncsync.blocking import SyncEngine
+    from asyncsync.integrations.torch_checkpoint import AsyncsyncWriter
+
+    with SyncEngine(RunConfig(name="exp", storage_path="memory://pickled"), local_dir=tmp_path) as engine:
+        writer = AsyncsyncWriter(engine.trial("run"))
+        with pytest.raises(ConfigError, match=r"AsyncCheckpointerType\.THREAD"):
+            pickle.dumps(writer)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_id", "step"), [("step-100", 100), ("/ckpts/step_7/", 7), ("12", 12), ("final", None), (None, None)]
+)
+def test_the_step_is_the_number_at_the_end(checkpoint_id: str | None, step: int | None) -> None:
+    from asyncsync import ConfigError
+    from asyncsync.integrations.torch_checkpoint import step_of
+
+    if step is None:
+        with pytest.raises(ConfigError, match="must end in the training step"):
+            step_of(checkpoint_id)
+    else:
+        assert step_of(checkpoint_id) == step
