@@ -79,8 +79,9 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def ray(session: nox.Session) -> None:
-    """Run Ray Tune and Ray Train on SeaweedFS, kill their processes, stop the store; about 8 minutes on 2 cores, 2 GB
-    to install. Ray is installed for this session only; `-- -k sweep` for some of the tests."""
+    """Run Ray Tune and Ray Train on SeaweedFS and on three nodes, kill their processes, stop the store; about 9 minutes
+    on 2 cores, 2 GB to install. Ray is installed for this session only; `-- -k sweep` for some of the tests, `-- --all`
+    kills at more moments, 20 each."""
     session.install(
         "-e",
         ".[s3]",

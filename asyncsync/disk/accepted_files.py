@@ -150,11 +150,11 @@ class Accepted:
             return -1  # it has changed since its stat, a moment ago
 
 
-def accept(path: str) -> Accepted:
-    """Accept a directory, or one file, as a checkpoint.
+def accept(path: str, *, may_be_empty: bool = False) -> Accepted:
+    """Accept a directory, or one file, as a checkpoint, or as what one of several processes has of it.
 
-    CheckpointIncompleteError if it is missing, holds no file, or holds something that cannot be sent: a broken or
-    circular link, or a name that no store could hold.
+    CheckpointIncompleteError if it is missing, holds no file (unless ``may_be_empty``), or holds something that cannot
+    be sent: a broken or circular link, or a name that no store could hold.
     """
     path, looked = absolute(path), int(wall_time() * 1e9)
     try:
@@ -167,7 +167,7 @@ def accept(path: str) -> Accepted:
         ) from error
     except OSError as error:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be read: {error}") from error
-    _refuse(path, found)
+    _refuse(path, found, may_be_empty=may_be_empty)
     return Accepted(
         path,
         os.path.realpath(path),
@@ -210,13 +210,13 @@ def absolute(path: str) -> str:
     return os.path.abspath(path)
 
 
-def _refuse(path: str, found: Snapshot) -> None:
+def _refuse(path: str, found: Snapshot, *, may_be_empty: bool = False) -> None:
     if found.broken:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {some(found.broken)}")
     if found.refused:
         names = some([repr(name) for name in found.refused])
         raise CheckpointIncompleteError(f"the checkpoint {path!r} has names that are not UTF-8: {names}")
-    if not found.files:
+    if not found.files and not may_be_empty:
         raise CheckpointIncompleteError(
             f"the checkpoint {path!r} holds no file: report a directory after everything has been written to it"
         )

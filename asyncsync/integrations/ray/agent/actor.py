@@ -34,7 +34,7 @@ EVENTS_PATIENCE = 20.0
 
 
 class Agent:
-    """What the actor runs. ``node``: ID of its node."""
+    """The code of the actor. ``node``: ID of its node."""
 
     def __init__(self, address: Address, node: str) -> None:
         self._address, self._node, self._started = address, node, time.time()

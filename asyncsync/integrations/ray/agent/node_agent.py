@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asyncsync import ConcurrentWriterError
+from asyncsync.integrations.ray.agent import operations
 from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.agent.bridge import bridge
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
@@ -34,7 +35,7 @@ START_SECONDS = 60.0
 PAUSE_SECONDS = 60.0
 """Seconds for which a worker does everything itself after an agent could not be started."""
 SILENCE = 20.0
-"""Seconds after which an agent is asked whether it still works, and for which its answer is awaited."""
+"""Seconds after which an agent is asked whether it still works, and for which its response is awaited."""
 CALLS_AT_ONCE = 1000
 IDENTITY = (
     "AWS_ACCESS_KEY_ID",
@@ -61,7 +62,7 @@ def call(
     *arguments: Any,
     local: str | None = None,
     target: str = "",
-    attempt: str = "",
+    writer: tuple[str, str, int] = ("", "", 0),
     outlives: bool = False,
 ) -> T:
     """Do ``work(storage, *arguments)``; blocks. ``local``: what it reads or writes on this machine. For the others see
@@ -69,12 +70,28 @@ def call(
     agent, place = _agents.of(address), None if local is None else Place.of(local)
     if agent is not None and (local is None or place is not None):
         try:
-            result: T = agent.run(Call(work, arguments, _own_name(), place, target, attempt, outlives))
+            result: T = agent.run(Call(work, arguments, _own_name(), place, target, writer, outlives))
         except NotServedError as error:
             log.warning("this process does it itself: %s", error)
         else:
             return result
     return bridge(address).call(lambda storage: work(storage, *arguments))
+
+
+def push_checkpoint(
+    address: Address,
+    local: str,
+    key: str,
+    writer: tuple[str, str, int],
+    *,
+    alone: bool,
+    snapshot: str = "",
+    outlives: bool = False,
+) -> None:
+    """Upload what this process has of a checkpoint; blocks. See :func:`operations.push_checkpoint`."""
+    arguments = (local, key, writer, alone, snapshot, _own_name())
+    options: dict[str, Any] = {"local": local, "target": key, "writer": writer, "outlives": outlives}
+    call(address, operations.push_checkpoint, *arguments, **options)
 
 
 @dataclass(slots=True)

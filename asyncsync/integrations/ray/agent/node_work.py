@@ -1,4 +1,4 @@
-"""What runs on a node: the calls of its worker processes, on one storage. Nothing here imports Ray."""
+"""The calls of the worker processes of a node, on one storage. Nothing here imports Ray."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class NodeWork:
         )
 
     async def live(self, idle_seconds: float) -> None:
-        """What the agent does by itself, until it has been idle for so long."""
+        """Clean up after killed processes and follow a drain, until it has been idle for so long."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -126,8 +126,7 @@ class NodeWork:
     async def _end_earlier_attempts(self, call: Call) -> None:
         """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
         for task, item in list(self._running.items()):
-            other = item.call
-            if call.target and other.target == call.target and other.attempt != call.attempt:
+            if call.replaces(item.call):
                 self._cancel(task)
                 await asyncio.wait([task])
 
