@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from asyncsync.remote.manage.browse import StoredObject, browse, read_object
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
+    from asyncsync.remote.manage.pull_preview import PullPlan, plan_pull
     from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
+    from asyncsync.remote.views.checkpoint_marks import pin, tag, unpin
     from asyncsync.remote.views.checkpoint_view import CheckpointView
     from asyncsync.remote.views.contents import ExperimentSummary, contents
     from asyncsync.remote.views.experiment import Experiment
@@ -93,6 +95,8 @@ _MODULES = {
     "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
+    "asyncsync.remote.views.checkpoint_marks": ("pin", "tag", "unpin"),
+    "asyncsync.remote.manage.pull_preview": ("PullPlan", "plan_pull"),
     "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
     "asyncsync.remote.prune": ("prune",),
     "asyncsync.remote.pull": ("pull",),
@@ -150,6 +154,7 @@ __all__ = [
     "OperationTotals",
     "PreconditionError",
     "PruneReport",
+    "PullPlan",
     "RangeNotSatisfiedError",
     "RemoveReport",
     "RepairReport",
@@ -184,6 +189,8 @@ __all__ = [
     "contents",
     "copy",
     "diagnose",
+    "pin",
+    "plan_pull",
     "prune",
     "pull",
     "push",
@@ -191,6 +198,8 @@ __all__ = [
     "remove",
     "repair",
     "running_engines",
+    "tag",
+    "unpin",
     "verify",
 ]
 

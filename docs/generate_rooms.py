@@ -19,8 +19,10 @@ BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 ROOMS = [
     "cli",
     "cli/setup",
+    "cli/running",
     "cli/stored",
     "integrations/ray",
+    "integrations/ray/agent",
     "testing",
     "ui",
     "blocking",

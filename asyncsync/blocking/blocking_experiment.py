@@ -96,7 +96,7 @@ class StoredCheckpoint:
         self.name, self.trial, self.uri, self.number = view.name, view.trial, view.uri, view.number
         self.metrics, self.metadata = view.metrics, view.metadata
         self.files, self.bytes, self.time = view.files, view.bytes, view.time
-        self.step, self.pinned = view.step, view.pinned
+        self.step, self.pinned, self.tags = view.step, view.pinned, view.tags
 
     def __repr__(self) -> str:
         return repr(self._view).replace("CheckpointView", "StoredCheckpoint", 1)

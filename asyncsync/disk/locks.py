@@ -34,7 +34,7 @@ class _ClaimFile:
     """The trees that this process holds, in a file that every process can read: one entry for each tree that was
     taken, and its complement when it was released.
 
-    The file is locked for as long as the process lives. A claim file without a lock is worth nothing: its process has
+    The file is locked for as long as the process lives. A claim file without a lock does not count: its process has
     ended, also by SIGKILL, or it is a forked child, which inherits no lock. At most 32 KiB more than 8 bytes for each
     tree.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from asyncsync.aio.tasks import within
+from asyncsync.aio.tasks import leave_group, within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
@@ -24,7 +24,7 @@ from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import Tree, TreeOptions
-from asyncsync.sync.upload.tree_upload import Tally
+from asyncsync.sync.upload.tree_upload import Tally, progress_event
 
 KEY = ""
 
@@ -52,6 +52,10 @@ class _Member:
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""
         return self._tree.progress()
+
+    def has_nothing_to_sync(self) -> bool:
+        """Never known: the files are the user's."""
+        return False
 
 
 class Syncer:
@@ -147,8 +151,7 @@ class Syncer:
             self._scheduler.cancel_running()
             self._runner.cancel()
             try:
-                cancelled = error if isinstance(error, asyncio.CancelledError) else None
-                await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+                await leave_group(self._group, error)
             finally:
                 await session.close()
         if kind is None:
@@ -270,15 +273,7 @@ class Syncer:
         )
 
     def _progress(self, tally: Tally) -> None:
-        self._emit(
-            Progress(
-                tree=KEY,
-                files_done=tally.files_done,
-                files_total=tally.files_total,
-                bytes_done=tally.bytes_sent + tally.bytes_reused,
-                bytes_total=tally.bytes_total,
-            )
-        )
+        self._emit(progress_event(KEY, tally))
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, Progress):

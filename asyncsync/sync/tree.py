@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, run_all
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import Accepted
@@ -29,7 +29,7 @@ from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import Session, delete_prefix
-from asyncsync.sync.tree_manifest import TreeManifest
+from asyncsync.sync.tree_manifest import Packed, TreeManifest
 from asyncsync.sync.unstorable_names import leave_out, refused_names, too_long, unstorable
 from asyncsync.sync.upload.create_only import CollisionError, Creating, Replacing
 from asyncsync.sync.upload.tree_upload import OnProgress, Tally, TreeUpload
@@ -38,6 +38,8 @@ KEYS_PER_DELETE = 1000
 DELETE_REQUESTS = 4
 """Delete requests of one tree in flight."""
 MOST_PATHS_IN_ERROR = 5
+QUICK_BYTES = 8 << 20
+"""Up to so many bytes of a checkpoint are sent so quickly that a question asked beside them counts for its manifest."""
 NARROW_PART_SIZE = 5 << 20
 """Bytes per part of an upload that repeatedly ran out of time before any of its parts was done."""
 
@@ -231,12 +233,24 @@ class Tree:
         await self._manifest.fetch(self._store())
         return self._manifest.stored
 
+    def packed(self) -> Packed | None:
+        """All that a new object for this tree would have to know, if that is little and no pass is unfinished."""
+        return None if self._narrow or self._upload is not None else self._manifest.packed()
+
+    def unpack(self, packed: Packed) -> None:
+        """Know what another object for this tree has known."""
+        self._manifest.unpack(packed)
+
+    def forget(self) -> None:
+        """The tree is not synced any more: the journal keeps nothing of it."""
+        self._manifest.forget()
+
     def replace_info(self, info: Mapping[str, Any]) -> None:
         """Replace the info of a manifest that is not written yet."""
         self._manifest.info = info
 
     async def recheck(self) -> None:
-        """Make the next pass send again what the store does not have as the last manifest says. One listing."""
+        """Make the next pass send again each file that the store lacks or has in another version. One listing."""
         await self._manifest.recheck(self._store())
 
     async def has_below(self, name: str) -> bool:
@@ -375,7 +389,7 @@ class Tree:
         self._begun = True
 
     async def _send(
-        self, store: Store, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
+        self, store: GuardedView, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
     ) -> tuple[Tally, list[str]]:
         """Send the files of the pass. Returns the paths, too, that were sent and that no manifest may name yet."""
         session = self._session
@@ -391,20 +405,27 @@ class Tree:
             writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
         self._files = units.files
+        works = [self._send_units(upload, units)]
+        if self._options.fresh and sum(file.size for file in units.files) <= QUICK_BYTES:
+            works.append(store.confirm_again())
         try:
-            for files in units.batches(upload.tally):
-                if files:
-                    await upload.run(files)
+            await run_all(works, "send")
         finally:
             dropped = units.settle(upload.tally)
             if upload.tally.entries:
                 self._manifest.add_sent(upload.tally.entries, scanned)
         return upload.tally, dropped
 
+    @staticmethod
+    async def _send_units(upload: TreeUpload, units: ReadyUnits) -> None:
+        for files in units.batches(upload.tally):
+            if files:
+                await upload.run(files)
+
     async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
         self._session.copy_sources.remember(self.prefix, manifest.files)
-        self._session.uploads.files_named(self.prefix + path for path in named)
+        self._session.uploads.files_named(self.prefix, named)
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]

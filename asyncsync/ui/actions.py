@@ -1,11 +1,11 @@
-"""What the page can do to the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
+"""The actions of the page on the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from asyncsync import CheckpointView, TrialView, remove
+from asyncsync import CheckpointView, TrialView, pin, remove, unpin
 from asyncsync.errors import ConfigError
 from asyncsync.planning.units import size_text
 from asyncsync.ui.live_experiment import LiveExperiment
@@ -31,6 +31,18 @@ async def retire_checkpoint(source: LiveExperiment, item: CheckpointView) -> dic
     return {"ok": True, "text": f"{item.name} was removed: {report.objects:,} objects, {size_text(report.bytes)}"}
 
 
+async def pin_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
+    """Keep it whatever retention says, also while its trial runs."""
+    await pin(item.uri, storage_options=source.storage_options, transfer=source.transfer)
+    return {"ok": True, "text": f"{item.name} is pinned: retention leaves it alone"}
+
+
+async def unpin_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
+    """Leave it to retention again."""
+    await unpin(item.uri, storage_options=source.storage_options, transfer=source.transfer)
+    return {"ok": True, "text": f"{item.name} is left to retention again"}
+
+
 def found_checkpoint(trial: TrialView, name: str) -> CheckpointView:
     """The checkpoint of the trial; ConfigError if its record does not list it now."""
     for item in trial.checkpoints:
@@ -39,5 +51,10 @@ def found_checkpoint(trial: TrialView, name: str) -> CheckpointView:
     raise ConfigError(f"{trial.uri} has no checkpoint {name!r} any more")
 
 
-ACTIONS: Mapping[str, Any] = {"verify": verify_checkpoint, "retire": retire_checkpoint}
+ACTIONS: Mapping[str, Callable[[LiveExperiment, CheckpointView], Awaitable[dict[str, Any]]]] = {
+    "verify": verify_checkpoint,
+    "pin": pin_checkpoint,
+    "unpin": unpin_checkpoint,
+    "retire": retire_checkpoint,
+}
 """By the name in the address."""

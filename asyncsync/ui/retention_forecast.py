@@ -1,4 +1,4 @@
-"""What retention will remove next. Pure: the rule is :func:`asyncsync.planning.retention.to_retire`."""
+"""The checkpoints that retention will remove next. Pure: the rule is :func:`asyncsync.planning.retention.to_retire`."""
 
 from __future__ import annotations
 
@@ -82,8 +82,9 @@ class _Candidate:
     step: int | None = 1
     """Of the next one: not a multiple of ``keep_every`` unless that is 1, and then nothing is removed anyway."""
     pinned: bool = False
+    tags: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, item: CheckpointView) -> _Candidate:
         """A stored checkpoint."""
-        return cls(item.name, item.number, item.metrics, item.step, item.pinned)
+        return cls(item.name, item.number, item.metrics, item.step, item.pinned, item.tags)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import servers
 
-from asyncsync.cli.health import Health
-from asyncsync.cli.watch import _poll
+from asyncsync.cli.running.health import Health
+from asyncsync.cli.running.watch import _poll
 from asyncsync.report import SyncReport
 
 from .conftest import Invoke, start

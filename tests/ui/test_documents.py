@@ -86,7 +86,13 @@ def test_the_forecast_is_what_retention_does_with_a_better_checkpoint(seed: int)
         dice.randint(1, 4), dice.choice([None, "loss"]), dice.choice(["min", "max"]), dice.choice([None, 3])
     )
     items = [
-        checkpoint(n, dice.choice([dice.random(), math.nan]), pinned=dice.random() < 0.2, step=n + 1)
+        checkpoint(
+            n,
+            dice.choice([dice.random(), math.nan]),
+            pinned=dice.random() < 0.2,
+            tags=["x"] * (dice.random() < 0.1),
+            step=n + 1,
+        )
         for n in range(dice.randint(0, 6))
     ]
     better = checkpoint(len(items), -1e9 if rule.order == "min" else 1e9, step=10_000 + len(items) * 3)

@@ -91,7 +91,7 @@ async def change(address: str, action: str, checkpoint: str = "checkpoint_000000
 async def test_without_allow_changes_the_page_only_reads(sweep: Bench) -> None:
     async with serve(URI) as address:
         await wait_until_read(address)
-        for action in ("verify", "retire"):
+        for action in ("verify", "pin", "unpin", "retire"):
             assert (await change(address, action)).status == 403
     assert len((await Experiment.open(URI)).trial("t0").checkpoints) == 6
 
@@ -116,6 +116,16 @@ async def test_a_checkpoint_is_retired_and_the_page_learns_it(sweep: Bench) -> N
     assert [item["name"] for item in trial["checkpoints"]] == [f"checkpoint_{number:06}" for number in range(1, 6)]
     assert "checkpoint_000000" in trial["given_up"]
     assert (again.status, b"any more" in again.body) == (404, True)
+
+
+async def test_a_checkpoint_is_pinned_and_then_not_retired(sweep: Bench) -> None:
+    async with serve(URI, allow_changes=True) as address:
+        await wait_until_read(address)
+        assert (await change(address, "pin")).status == 200
+        assert (await ask(address, "trial?name=t0")).json()["checkpoints"][0]["pinned"]
+        assert (await change(address, "retire")).status == 404
+        assert (await change(address, "unpin")).status == 200
+    assert not (await Experiment.open(URI)).trial("t0").checkpoints[0].pinned
 
 
 @pytest.mark.parametrize("path", ["trial?name=none", "trial", "trial?name=..%2f..", "a/b"])
@@ -193,7 +203,7 @@ async def test_a_cancel_ends_the_server_while_a_page_listens(sweep: Bench) -> No
 
 
 def test_the_scripts_never_make_markup_of_a_text() -> None:
-    code = b"\n".join(static_file(name) for name in SCRIPTS)
+    code = b"\n".join(static_file(name) for name in SCRIPTS).replace(b"http://www.w3.org/2000/svg", b"")
     for word in (
         b"innerHTML",
         b"outerHTML",

@@ -50,6 +50,8 @@ class CheckpointView:
     """Training step of the report, or None."""
     pinned: bool = False
     """Whether retention leaves it alone."""
+    tags: list[str] = field(default_factory=list)
+    """Names that users gave it, see :func:`asyncsync.tag`."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
 
     async def manifest(self) -> Manifest:

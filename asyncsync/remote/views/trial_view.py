@@ -51,14 +51,14 @@ class TrialView:
     updated: float = 0.0
     """Last change of the record, Unix seconds."""
     lost: bool = False
-    """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
+    """The status is ``running``, but the process that ran it has ended, or its experiment is lost."""
     unfinished: bool = False
-    """The record says ``running``, but the driver has left its engine and did not finish the trial."""
+    """The status is ``running``, but the driver has left its engine and did not finish the trial."""
     given_up: list[str] = field(default_factory=list)
     """Names of its checkpoints that do not exist any more: retired ones, and incomplete ones that were given up."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
     _reports: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
-    """What :meth:`history` read last, for the curve in a notebook."""
+    """The last result of :meth:`history`, for the curve in a notebook."""
 
     async def history(self) -> list[dict[str, Any]]:
         """The reports of the trial, oldest first, as its ``result.json`` in the store has them; empty if there is none.
@@ -183,5 +183,6 @@ def _checkpoint(trial: str, uri: str, item: CheckpointRecord, access: StoreAcces
         item.time,
         item.step,
         item.pinned,
+        item.tags,
         access,
     )

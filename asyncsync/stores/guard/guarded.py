@@ -99,7 +99,12 @@ class GuardedView(WrappedStore):
         return self._core.budget.share(self.lane)
 
     def renew_lease(self) -> None:
-        """Confirm the lease again before the next write, however recent the last confirmation. No lease: nothing."""
+        """Confirm the lease again before the next write, however recent the last confirmation, unless
+        :meth:`confirm_again` did so within the last second. No lease: nothing."""
+
+    async def confirm_again(self) -> None:
+        """Confirm the lease once more while the first writes are in flight: far away, the question costs no time there.
+        Raises the errors of the fence. No lease: nothing."""
 
     async def close(self) -> None:
         """Nothing to free: the store belongs to the :class:`GuardedStore`."""
@@ -254,7 +259,7 @@ class GuardedView(WrappedStore):
             raise
         finally:
             moved = sink.delivered - before if sink is not None else operation.size
-            core.meter.ended(operation.name, began, moved if failure is None or sink is not None else 0, failure)
+            core.meter.ended(operation, began, moved if failure is None or sink is not None else 0, failure)
             outcome = self._note_outcome(failure, probe=probe, writes=operation.writes)
             if grant is not None:
                 core.budget.release(grant, moved, outcome)
@@ -274,7 +279,7 @@ class GuardedView(WrappedStore):
             breaker.failing_since[writes] = None
             breaker.responded()
             return AttemptOutcome.DONE
-        if probe:  # a cancel or an expired lease says nothing about the store
+        if probe:  # a cancel or an expired lease is no evidence about the store
             breaker.abandoned(probe=True)
         return AttemptOutcome.FAILED
 

@@ -15,8 +15,7 @@ from asyncsync.errors import ConfigError
 from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
-
-from .conftest import Invoke
+from cli.conftest import Invoke
 
 Answer = Callable[..., dict[str, Any]]
 SWEEP = "memory://b/sweep"
