@@ -46,7 +46,7 @@ async def test_worker_threads_give_way_and_the_loop_does_not() -> None:
     assert niceness() == before
 
 
-async def test_a_thread_stuck_in_a_dead_file_system_does_not_keep_its_cancelled_caller(
+async def test_a_cancelled_caller_does_not_wait_for_a_stuck_thread(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker_threads, "STUCK_SECONDS", 0.05)

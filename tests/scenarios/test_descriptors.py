@@ -74,9 +74,7 @@ def test_a_high_limit_changes_nothing_and_a_low_one_leaves_some(monkeypatch: pyt
         assert within_descriptors(1) == 1
 
 
-async def test_a_store_without_a_descriptor_is_asked_less_often_and_not_called_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_descriptor_is_no_outage_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.EMFILE, "Too many open files")
     async with LocalStore(tmp_path) as store, scripted([OK]) as (bucket, _):
         with monkeypatch.context() as patch:

@@ -319,7 +319,7 @@ async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path,
     assert files(root) == []
 
 
-async def test_an_upload_into_which_a_stuck_thread_may_still_write_is_not_resumed(store, monkeypatch):
+async def test_an_upload_that_a_stuck_thread_may_still_write_is_not_resumed(store, monkeypatch):
     monkeypatch.setattr(threads, "STUCK_SECONDS", 0.05)
     reached, alive, ended = asyncio.Event(), threading.Event(), asyncio.Event()
     loop, sync_to_disk = asyncio.get_running_loop(), os.fsync

@@ -132,3 +132,23 @@ def test_a_target_without_locks_gets_the_files_and_keeps_nothing_temporary(
 
 def _without_locks(*_: object) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_a_file_that_could_not_be_made_is_made_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """And leaves neither a temporary file nor an open one."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/f").write_bytes(os.urandom(size))
+    run_virtual(push(tmp_path / "tree", "memory://b/p"))
+
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(SyncFailedError, match="f: .*Input/output error"):
+            run_virtual(pull("memory://b/p", tmp_path / "copy"))
+    run_virtual(pull("memory://b/p", tmp_path / "copy"))
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["f"]
