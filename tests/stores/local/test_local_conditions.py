@@ -321,7 +321,7 @@ async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path,
 
 async def test_an_upload_that_a_stuck_thread_may_still_write_is_not_resumed(store, monkeypatch):
     monkeypatch.setattr(threads, "STUCK_SECONDS", 0.05)
-    reached, alive, ended = asyncio.Event(), threading.Event(), asyncio.Event()
+    reached, alive = asyncio.Event(), threading.Event()
     loop, sync_to_disk = asyncio.get_running_loop(), os.fsync
     upload = await store.create_multipart("x")
 
@@ -329,7 +329,6 @@ async def test_an_upload_that_a_stuck_thread_may_still_write_is_not_resumed(stor
         loop.call_soon_threadsafe(reached.set)
         alive.wait(60)
         sync_to_disk(descriptor)
-        loop.call_soon_threadsafe(ended.set)
 
     monkeypatch.setattr(os, "fsync", fsync)
     put = asyncio.create_task(store.put_part(upload, 1, 0, b"old"))
@@ -342,9 +341,10 @@ async def test_an_upload_that_a_stuck_thread_may_still_write_is_not_resumed(stor
             await store.list_parts(upload)
     finally:
         alive.set()
-    await ended.wait()
     threads.stop_threads()
-    assert multipart._being_written == []
+    while multipart._being_written:
+        await asyncio.sleep(0)
+    assert await store.list_parts(upload) == []
 
 
 async def test_a_small_put_is_one_thread_hop(store, monkeypatch):
