@@ -80,6 +80,18 @@ def test_the_verdict(case: Any, engines: Any, reading: Reading, level: str, text
     assert (found.level, text in found.text) == (level, True), found
 
 
+def test_trials_on_other_machines_are_not_called_safe() -> None:
+    """An engine lists at most 200 of its trials: then their number decides."""
+    driver = an_engine()  # it lists none of its trials
+    names = [TrialView(f"t{number}", "", "running", updated=1.0) for number in range(3)]
+    assert verdict_of(experiment("running", *names[:1]), [driver], READ, NOW).level == "safe"
+    found = verdict_of(experiment("running", *names), [driver], READ, NOW)
+    assert (found.level, "2 trials on other machines" in found.text) == ("unknown", True)
+    lists = replace(driver, status=replace(driver.status, trials={"t0": None}))
+    found = verdict_of(experiment("running", *names[:2]), [lists], READ, NOW)
+    assert (found.level, "1 trial on other machines" in found.text) == ("unknown", True)
+
+
 def test_nothing_is_safe_that_was_not_read() -> None:
     """Whatever is known, an unread or unavailable store is never called safe."""
     for read in (Reading(), Reading(progress=NOW - 100), Reading(NOW - 5, None, "away")):
