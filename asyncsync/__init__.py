@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from asyncsync.remote.manage.browse import StoredObject, browse, read_object
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
-    from asyncsync.remote.manage.mark import pin, tag, unpin
     from asyncsync.remote.manage.pull_preview import PullPlan, plan_pull
     from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
+    from asyncsync.remote.views.checkpoint_marks import pin, tag, unpin
     from asyncsync.remote.views.checkpoint_view import CheckpointView
     from asyncsync.remote.views.contents import ExperimentSummary, contents
     from asyncsync.remote.views.experiment import Experiment
@@ -95,7 +95,7 @@ _MODULES = {
     "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
-    "asyncsync.remote.manage.mark": ("pin", "tag", "unpin"),
+    "asyncsync.remote.views.checkpoint_marks": ("pin", "tag", "unpin"),
     "asyncsync.remote.manage.pull_preview": ("PullPlan", "plan_pull"),
     "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
     "asyncsync.remote.prune": ("prune",),

@@ -125,6 +125,24 @@ class CheckpointRetired(CheckpointEvent):
     """Retention removed the checkpoint from the trial's record; its data is being deleted."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded:
+    """One attempted request to the store has ended, see :meth:`asyncsync.SyncEngine.on_request`. These are far too many
+    for ``events()``."""
+
+    operation: str
+    """Such as ``put``, ``put_part``, ``complete_multipart``, ``read``, ``list``."""
+    key: str
+    """Below the experiment; of a listing or a batch deletion its prefix or first key."""
+    bytes: int
+    """Bytes of the body that it moved, in either direction."""
+    seconds: float
+    error: str | None = None
+    """Name of the error's class; None after a success."""
+    time: float
+    """Unix seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileProgress:
     """How far one large file is."""

@@ -74,7 +74,7 @@ PURE = {
 """Modules that planning may import. Of ``os`` it uses the type ``os.stat_result`` only."""
 
 DOCUMENTED = {
-    "SyncEngine": {"blocking", "events", "flush", "local_dir", "status", "sync", "trial", "uri"},
+    "SyncEngine": {"blocking", "events", "flush", "local_dir", "on_request", "status", "sync", "trial", "uri"},
     "Trial": {
         "dir",
         "finish",

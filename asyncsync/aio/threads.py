@@ -172,7 +172,7 @@ async def _wait_through_cancels(
     on_cancel: Callable[[], None] = lambda: None,
     limit: float | None = None,
 ) -> asyncio.CancelledError | None:
-    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel. It is raised at once if
+    """Wait until ``future`` is done, through all cancels; returns the last cancel. It is raised at once if
     the thread is given up as stuck: ``limit`` seconds after the first cancel, or by :func:`giving_up_stuck_threads`."""
     cancelled, forks = None, threads.forks
     loop, timer = asyncio.get_running_loop(), None
@@ -212,7 +212,7 @@ STUCK_SECONDS = 20.0
 """How long (s) a cancelled caller waits for its thread. Longer than a lease, so that a thread that wakes later writes
 nothing more."""
 STUCK_MARGIN = 2.0
-"""Seconds after its limit that :func:`giving_up_stuck_threads` waits for threads to notice that they are to stop."""
+"""Seconds after its limit that :func:`giving_up_stuck_threads` waits for threads to notice that they must stop."""
 _STUCK_CHECK = 0.5
 
 

@@ -10,15 +10,15 @@ from asyncsync.aio.loop_thread import run_to_end
 from asyncsync.remote.manage.browse import browse as browse_async
 from asyncsync.remote.manage.copy_objects import copy as copy_async
 from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
-from asyncsync.remote.manage.mark import pin as pin_async
-from asyncsync.remote.manage.mark import tag as tag_async
-from asyncsync.remote.manage.mark import unpin as unpin_async
 from asyncsync.remote.manage.pull_preview import plan_pull as plan_pull_async
 from asyncsync.remote.manage.remove import remove as remove_async
 from asyncsync.remote.prune import prune as prune_async
 from asyncsync.remote.pull import pull as pull_async
 from asyncsync.remote.repair import repair as repair_async
 from asyncsync.remote.verify import verify as verify_async
+from asyncsync.remote.views.checkpoint_marks import pin as pin_async
+from asyncsync.remote.views.checkpoint_marks import tag as tag_async
+from asyncsync.remote.views.checkpoint_marks import unpin as unpin_async
 from asyncsync.sync.syncer import push as push_async
 
 P = ParamSpec("P")

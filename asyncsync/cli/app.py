@@ -60,7 +60,7 @@ SUMMARIES = {
     "watch": "Sync a directory to a URL periodically until Ctrl-C.",
     "ls": "List experiments, trials, checkpoints or files; sort and filter them.",
     "tree": "Show the directories and files below a URL as a tree.",
-    "du": "Show what takes the bytes below a URL.",
+    "du": "Show the sizes of the directories below a URL.",
     "cat": "Write one object to stdout.",
     "best": "Show or fetch the best checkpoint of an experiment by a metric.",
     "compare": "Compare two trials or two checkpoints.",
@@ -144,7 +144,7 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Called by click. A misspelled command is answered with the closest one."""
+        """Called by click. The error for a misspelled command names the closest one."""
         name = args[0]
         if name not in _MODULES and not name.startswith("-"):
             from asyncsync.cli.config_files import suggestion

@@ -12,11 +12,11 @@ from asyncsync import CheckpointView, Experiment, ExperimentSummary, StoredObjec
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, jsonable
+from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.cli.stored.filters import Choice, choice_options
-from asyncsync.cli.units import age, count, human_bytes
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.units import counted, size_text
 
 METRICS_SHOWN = 4
 """Metrics in a row of a table."""
@@ -80,7 +80,7 @@ async def ls(
 async def _contents(
     uri: str, settings: Settings, *, files: bool
 ) -> Experiment | TrialView | Manifest | Sequence[ExperimentSummary | StoredObject]:
-    """What asyncsync has stored there; of a prefix without anything of asyncsync, its directories and objects."""
+    """The records or the manifest there; for a prefix without any, its directories and objects."""
     where: dict[str, Any] = {"storage_options": settings.storage_options, "transfer": settings.transfer}
     try:
         return await contents_of(uri, files=files, **where)
@@ -92,9 +92,7 @@ async def _contents(
 
 
 def _show_objects(output: Output, uri: str, found: Sequence[StoredObject]) -> None:
-    rows = [
-        ("-" if item.path.endswith("/") else human_bytes(item.size), age(item.modified), item.path) for item in found
-    ]
+    rows = [("-" if item.path.endswith("/") else size_text(item.size), age(item.modified), item.path) for item in found]
     output.table(("size", "age", "path"), rows)
     output.document({"ok": True, "kind": "objects", "uri": uri, "objects": jsonable(found)})
 
@@ -156,7 +154,7 @@ _CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age", "marks")
 
 
 def _checkpoint_row(item: CheckpointView) -> tuple[str, ...]:
-    size = human_bytes(item.bytes)
+    size = size_text(item.bytes)
     return (item.name, short_metrics(item.metrics), str(item.files), size, age(item.time), shown_marks(item))
 
 
@@ -205,7 +203,7 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
 
 def _show_trial(output: Output, trial: TrialView) -> None:
     output.line(
-        f"{trial.name}: {shown_status(trial)}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
+        f"{trial.name}: {shown_status(trial)}, {counted(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
     )
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")
@@ -215,9 +213,9 @@ def _show_trial(output: Output, trial: TrialView) -> None:
 
 def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
     entries = [manifest.files[path] for path in sorted(manifest.files)]
-    rows = [(human_bytes(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
+    rows = [(size_text(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
     output.table(("size", "age", "path"), rows)
-    output.line(f"{count(len(entries), 'file')}, {human_bytes(manifest.bytes_total)}")
+    output.line(f"{counted(len(entries), 'file')}, {size_text(manifest.bytes_total)}")
     files = [
         {"path": item.path, "size": item.size, "mtime": item.mtime_ns / 1e9, "crc32c": f"{item.crc32c:08x}"}
         for item in entries

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from asyncsync.cli.units import count, human_bytes, human_seconds
 from asyncsync.events import FileProgress, Progress
+from asyncsync.planning.units import counted, duration_text, size_text
 
 LINE_PERIOD = 10.0
 """Seconds between progress lines if stderr is not a terminal."""
@@ -58,8 +58,8 @@ class Meter:
             return "nothing yet"
         done = self.last
         return (
-            f"{done.files_done:,} of {count(done.files_total, 'file')}, "
-            f"{human_bytes(done.bytes_done)} of {human_bytes(done.bytes_total)}"
+            f"{done.files_done:,} of {counted(done.files_total, 'file')}, "
+            f"{size_text(done.bytes_done)} of {size_text(done.bytes_total)}"
         )
 
     def speed(self) -> str:
@@ -67,7 +67,7 @@ class Meter:
         if not self.rate or self.last is None:
             return ""
         left = (self.last.bytes_total - self.last.bytes_done) / self.rate
-        return f"{human_bytes(self.rate)}/s, {human_seconds(left)} left"
+        return f"{size_text(self.rate)}/s, {duration_text(left)} left"
 
 
 class BarMeter(Meter):
@@ -81,7 +81,7 @@ class BarMeter(Meter):
 
     def show(self, progress: Progress) -> None:
         """Move the bars."""
-        detail = f"{human_bytes(progress.bytes_done)} of {human_bytes(progress.bytes_total)}  {self.speed()}"
+        detail = f"{size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}  {self.speed()}"
         text = f"{self._verb} {progress.files_done:,}/{progress.files_total:,} files"
         self.bars.update(
             self._all, description=text, completed=progress.bytes_done, total=progress.bytes_total, detail=detail
@@ -94,7 +94,7 @@ class BarMeter(Meter):
     def _show_file(self, item: FileProgress) -> None:
         if item.path not in self._files:
             self._files[item.path] = self.bars.add_task(_short(item.path), total=item.size, detail="")
-        detail = f"{human_bytes(item.bytes_done)} of {human_bytes(item.size)}"
+        detail = f"{size_text(item.bytes_done)} of {size_text(item.size)}"
         self.bars.update(self._files[item.path], completed=item.bytes_done, detail=detail)
 
 

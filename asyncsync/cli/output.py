@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncsync.cli.options import in_flags
-from asyncsync.cli.units import count, human_bytes, human_seconds
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
 
 if TYPE_CHECKING:  # most commands show no progress
@@ -28,6 +29,11 @@ if TYPE_CHECKING:  # most commands show no progress
 
 LINES_SHOWN = 20
 """Lines of a list before "and N more"."""
+
+
+def age(moment: float | None) -> str:
+    """The age of a Unix time, for people; ``-`` if there is none."""
+    return f"{duration_text(time.time() - moment)} ago" if moment else "-"
 
 
 def jsonable(value: Any) -> Any:
@@ -137,12 +143,12 @@ def describe(error: BaseException) -> str:
 def summary(report: SyncReport, *, verb: str, where: str) -> str:
     """The report of a push or pull in one line."""
     text = (
-        f"{verb} {count(report.files_sent, 'file')} ({human_bytes(report.bytes_sent)}) {where} in "
-        f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}; "
-        f"{human_bytes(report.bytes_total)} in total"
+        f"{verb} {counted(report.files_sent, 'file')} ({size_text(report.bytes_sent)}) {where} in "
+        f"{duration_text(report.seconds)}; {report.files_skipped:,} unchanged; {counted(report.requests, 'request')}; "
+        f"{size_text(report.bytes_total)} in total"
     )
     if report.bytes_copied:
-        text += f"; {human_bytes(report.bytes_copied)} copied inside the store"
+        text += f"; {size_text(report.bytes_copied)} copied inside the store"
     if report.files_deleted:
         text += f"; {report.files_deleted:,} deleted"
     return text

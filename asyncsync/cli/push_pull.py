@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,10 +22,10 @@ from asyncsync.cli.options import (
     timeout_option,
 )
 from asyncsync.cli.output import Output, jsonable, summary
-from asyncsync.cli.units import count, human_bytes
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
+from asyncsync.planning.units import counted, size_text
 
 PUSH = """Send the new and changed files of a directory, or one file.
 
@@ -106,7 +107,7 @@ async def push(
     ok = skip_bad_names or not report.files_left_out
     if not ok:
         output.note(
-            f"error: {count(report.files_left_out, 'file')} of {local} cannot be stored because of the name. Rename "
+            f"error: {counted(report.files_left_out, 'file')} of {local} cannot be stored because of the name. Rename "
             "what the warnings name, or accept it with --skip-bad-names; the other files are stored"
         )
     output.document({"ok": ok, "uri": uri, **jsonable(report)})
@@ -151,17 +152,17 @@ async def _plan(output: Output, syncer: Syncer) -> int:
         plan = await syncer.plan()
     rows: list[tuple[str, ...]] = []
     for item in plan.todo:
-        sent, copied = human_bytes(item.bytes_sent), human_bytes(item.bytes_copied)
-        rows.append((item.action, human_bytes(item.size), item.path, sent, copied, f"{item.requests:,}"))
+        sent, copied = size_text(item.bytes_sent), size_text(item.bytes_copied)
+        rows.append((item.action, size_text(item.size), item.path, sent, copied, f"{item.requests:,}"))
     rows += [("delete", "-", path, "-", "-", "-") for path in plan.gone]
     output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
     skipped = plan.files_skipped + len(plan.files) - len(plan.todo)
     output.line(
-        f"dry run: {human_bytes(plan.bytes_sent)} of {human_bytes(plan.bytes_total)} would be sent to {syncer.uri} and "
-        f"{human_bytes(plan.bytes_copied)} copied inside the store, in {count(plan.requests, 'request')}; "
-        f"{count(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
+        f"dry run: {size_text(plan.bytes_sent)} of {size_text(plan.bytes_total)} would be sent to {syncer.uri} and "
+        f"{size_text(plan.bytes_copied)} copied inside the store, in {counted(plan.requests, 'request')}; "
+        f"{counted(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
     )
     document = {
         "ok": True,
@@ -203,24 +204,17 @@ async def pull(
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"invalid --timeout {timeout:g}: must be more than 0 seconds")
     uri = resolve_url(url)
+    where = {"transfer": settings.transfer, "storage_options": settings.storage_options}
+    chosen: dict[str, Any] = {"exact": exact, "include": include or None, "exclude": exclude or None, **where}
     if dry_run:
-        return await _plan_pull(output, settings, uri, local, exact=exact, include=include, exclude=exclude)
+        return await _plan_pull(output, uri, local, chosen)
     with output.meter("fetching") as meter:
         output.at_interrupt = lambda: (
             f"{local} is not complete: fetched {meter.text()}. Run the same command again to resume"
         )
         try:
             async with asyncio.timeout(timeout) as limit:
-                report = await fetch(
-                    uri,
-                    local,
-                    transfer=settings.transfer,
-                    storage_options=settings.storage_options,
-                    on_progress=meter.update,
-                    exact=exact,
-                    include=include or None,
-                    exclude=exclude or None,
-                )
+                report = await fetch(uri, local, on_progress=meter.update, **chosen)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -234,29 +228,13 @@ async def pull(
     return DONE
 
 
-async def _plan_pull(
-    output: Output,
-    settings: Settings,
-    uri: str,
-    local: Path,
-    *,
-    exact: bool,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-) -> int:
-    plan = await plan_pull(
-        uri,
-        local,
-        transfer=settings.transfer,
-        storage_options=settings.storage_options,
-        exact=exact,
-        include=include or None,
-        exclude=exclude or None,
-    )
-    rows = [("fetch", human_bytes(size), path) for path, size in plan.fetch.items()]
+async def _plan_pull(output: Output, uri: str, local: Path, chosen: Mapping[str, Any]) -> int:
+    """``chosen``: the options of the pull."""
+    plan = await plan_pull(uri, local, **chosen)
+    rows = [("fetch", size_text(size), path) for path, size in plan.fetch.items()]
     output.table(("action", "size", "path"), [*rows, *(("remove", "-", path) for path in plan.remove)])
     output.line(
-        f"dry run: {count(len(plan.fetch), 'file')} ({human_bytes(plan.bytes_sent)}) would be fetched from {uri} to "
+        f"dry run: {counted(len(plan.fetch), 'file')} ({size_text(plan.bytes_sent)}) would be fetched from {uri} to "
         f"{local}, {len(plan.remove):,} removed; {plan.files_skipped:,} unchanged"
     )
     output.document(

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -36,11 +36,11 @@ class Rules:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     symlinks: Literal["inside", "follow", "skip"] = "inside"
-    skip: frozenset[str] = frozenset()
+    skip: Collection[str] = frozenset()
     only: tuple[str, ...] | None = None
     """Only these files, by relative path; nothing else is visited."""
     always: tuple[str, ...] = ()
-    """Files that are selected whatever the patterns say."""
+    """Files that are selected whether or not the patterns match."""
     skip_numbered: bool = False
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
     whole: bool = False
@@ -74,7 +74,7 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
-    walk.everything(_above(root, all_the_way=rules.whole))
+    walk.everything()
     return walk.found
 
 
@@ -123,7 +123,6 @@ class _Scan:
     def __init__(self, root: str, rules: Rules, same: Same) -> None:
         self.found = Snapshot()
         self._root, self._rules, self._same = root, rules, same
-        self._real_root = os.path.realpath(root)
         self._include = compile_patterns(rules.include) if rules.include else None
         self._exclude = compile_patterns(rules.exclude) if rules.exclude else None
         self._ready = [(compile_patterns([pattern]), markers) for pattern, markers in rules.ready]
@@ -144,10 +143,10 @@ class _Scan:
             else:
                 self.found.refused.append(name)
 
-    def everything(self, above: set[tuple[int, int]]) -> None:
-        """Visit the root and everything below it, without recursion: trees may be deeper than Python's stack.
-        ``above``: the directories on the way to the present one."""
+    def everything(self) -> None:
+        """Visit the root and everything below it, without recursion: trees may be deeper than Python's stack."""
         left = self._again("")
+        above = _above(self._root, all_the_way=self._rules.whole) if left else set()  # on the way to the present one
         while left:
             path, here, before = left.pop()
             if before is not None:
@@ -280,8 +279,8 @@ class _Scan:
         return not self._ready or self._is_ready(path)
 
     def _is_ready(self, path: str) -> bool:
-        """Whether the directory is no unit, or its markers say that it is complete. A unit inside another one belongs
-        to that."""
+        """Whether the directory is not a unit, or its markers show that it is complete. A unit inside another one
+        belongs to that."""
         parents = path.split("/")
         if any("/".join(parents[:count]) in self.found.units for count in range(1, len(parents))):
             return True
@@ -339,7 +338,8 @@ class _Scan:
             self.found.warnings.append(f"{path}: skipped, {why}")
 
     def _inside(self, target: str) -> bool:
-        return target == self._real_root or target.startswith(self._real_root + os.sep)
+        root = os.path.realpath(self._root)
+        return target == root or target.startswith(root + os.sep)
 
 
 def _again(look: Callable[[str], T], path: str) -> T:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import run_all
+from asyncsync.aio.tasks import leave_group, run_all
 from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine import never_left
@@ -20,7 +21,7 @@ from asyncsync.engine.durable_callback import DurableCallback
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
-from asyncsync.engine.status import engine_status
+from asyncsync.engine.status import Statuses
 from asyncsync.engine.status_file import StatusFile
 from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
@@ -30,6 +31,7 @@ from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.events import RequestEnded
 from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
@@ -110,6 +112,7 @@ class SyncEngine:
         self._entered = False
         self._exit = _ExitHook(self, self._context)
         self._registry: Registry | None = None
+        self._statuses: Statuses | None = None
         self._own_files: OwnFiles | None = None
         self._callback: DurableCallback | None = None
         self._trials: dict[str, Trial] = {}
@@ -194,6 +197,7 @@ class SyncEngine:
             await self._take_over(store)
         before = self._predecessor
         registry = self._registry = Registry(context, self._presence.name, before, resume=self._resume)
+        statuses = self._statuses = Statuses(context, registry.trials)
         if self._resume and role.leads:
             registry.add_stored(*await read_trials(store))
         if self._resume and role.is_driver:
@@ -210,7 +214,7 @@ class SyncEngine:
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
-        self._status_file = StatusFile(context, self._presence.name, self.status)
+        self._status_file = StatusFile(context, self._presence.name, statuses.take_worst)
         status = self._status_file.run(context.run.sync_config.heartbeat_seconds)
         self._tasks.append(self._group.create_task(status, name="asyncsync status"))
         log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)
@@ -292,10 +296,24 @@ class SyncEngine:
             self._context.owning_loop.check()
         return self._context.emitter.listen()
 
+    @contextmanager
+    def on_request(self, listener: Callable[[RequestEnded], None]) -> Iterator[None]:
+        """Call ``listener`` after each attempted request to the store while the block runs, on the event loop. It must
+        be quick: it runs between two requests. One that raises is not called again."""
+        listeners = self._context.session.store.core.meter.listeners
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            if listener in listeners:
+                listeners.remove(listener)
+
     def status(self) -> EngineStatus:
         """The current state: durability lag (seconds) and bytes at risk of each trial, and the queues. Raises
         EngineClosedError outside the block."""
-        return engine_status(self._context, self._open_registry.trials)
+        if self._statuses is None:
+            raise EngineClosedError(NOT_RUNNING)
+        return self._statuses.take()
 
     async def sync(self) -> None:
         """Sync the experiment and every trial now, and wait for the end. Raises SyncFailedError, which names the trees
@@ -304,11 +322,11 @@ class SyncEngine:
         raise_failures(await sync_all(self._context.scheduler, self._open_registry.tree_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
-        """Make durable what can be made durable within ``deadline`` seconds, and report what is durable and what is
-        not.
+        """Make as much durable as possible within ``deadline`` seconds, and report the items that are durable and those
+        that are not.
 
         With a deadline, as before a preemption, reports wait until the flush ends. The newest checkpoint of every trial
-        goes first, then records, then artifacts and older checkpoints. What is not done in time is not lost: it resumes
+        goes first, then records, then artifacts and older checkpoints. Unfinished uploads are not lost: they resume
         afterwards, or in the next process.
         """
         self._context.check_open()
@@ -430,8 +448,7 @@ class SyncEngine:
             self._runner.cancel()
             for task in self._tasks:
                 task.cancel()
-            cancelled = error if isinstance(error, asyncio.CancelledError) else None
-            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            await leave_group(self._group, error)
         finally:
             self._presence.leave()
             self._status_file.remove()
@@ -442,7 +459,7 @@ class SyncEngine:
 
 
 class _ExitHook:
-    """How the end of the interpreter leaves an engine. No part of the engine's own names."""
+    """How the end of the interpreter leaves an engine: apart, so that the engine has no names for it."""
 
     def __init__(self, engine: SyncEngine, context: EngineContext) -> None:
         self._engine, self._context = engine, context

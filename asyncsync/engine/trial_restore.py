@@ -53,7 +53,7 @@ async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
     store = context.session.view(Lane.RECORD, trial.key)
     record = await find_record(store, f"{trial.key}/{TRIAL_RECORD}", TrialRecord)
     found = deepcopy(record) if record is not None else TrialRecord(trial.name)
-    ours = partial(belongs_to_run, experiment=context.record.nonce, trial=record and record.nonce)
+    ours = partial(belongs_to_run, experiment=context.record.nonce, trial=None if record is None else record.nonce)
     await adopt_checkpoints(store, found, ours, partial(context.warn, trial.key))
     return found
 

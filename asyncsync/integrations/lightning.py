@@ -78,11 +78,11 @@ class _TorchFile(_TWINS[0].TorchCheckpointIO):  # type: ignore[misc]
 class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
     """Saves checkpoints in ``dirpath``, each with one rename, and keeps ``uri`` equal to it in the background.
 
-    The mirror follows what Lightning keeps: ``save_top_k``, ``last.ckpt``, removed checkpoints. What an earlier run
-    stored and this machine lacks stays in the store. Training stands still for the local save only. ``teardown``, at
-    the end of ``fit``, syncs once more and raises the error if anything is not stored. A sync that fails before is
-    logged, and the next save tries again. Only rank 0 saves and sends. Sharded checkpoints, which FSDP and
-    ModelParallelStrategy write without their plugin, are sent with the next removal and by ``teardown``.
+    The mirror holds the checkpoints that Lightning keeps: ``save_top_k``, ``last.ckpt``; removed ones are removed.
+    Files that an earlier run stored and this machine lacks stay in the store. Training stands still for the local save
+    only. ``teardown``, at the end of ``fit``, syncs once more and raises the error if anything is not stored. A sync
+    that fails before is logged, and the next save tries again. Only rank 0 saves and sends. Sharded checkpoints, which
+    FSDP and ModelParallelStrategy write without their plugin, are sent with the next removal and by ``teardown``.
 
     Lightning's ``AsyncCheckpointIO`` may wrap it; it does not pass ``teardown`` on, so call it after ``fit``.
 
@@ -295,6 +295,6 @@ def _escaped(path: str) -> str:
 
 
 def _is_first_rank() -> bool:
-    """Whether this process is rank 0, as launchers say it."""
+    """Whether this process is rank 0, by the environment variables of launchers."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)

@@ -28,7 +28,7 @@ OnPartial = Callable[["TrialIndex"], None]
 
 @dataclass(slots=True)
 class TrialIndex:
-    """The trials that a store holds, by the name of their directory, whatever the records say."""
+    """The trials that a store holds, by the name of their directory, even if a record has another name."""
 
     experiment: ExperimentRecord | None = None
     """None if only workers have written, or if the store holds a single trial."""
@@ -39,11 +39,11 @@ class TrialIndex:
     """The record of an experiment that is its own only trial."""
 
     def is_lost(self, now: float) -> bool:
-        """Whether the driver's record says that it runs and it does not, see :meth:`ExperimentRecord.is_lost`."""
+        """Whether the driver ended and did not record it, see :meth:`ExperimentRecord.is_lost`."""
         return self.experiment is not None and self.experiment.is_lost(now)
 
     def lost_test(self, now: float) -> Callable[[TrialRecord], bool]:
-        """A function that decides whether a trial is lost: its record says that it runs, and its driver is lost, or
+        """A function that decides whether a trial is lost: its status is ``running``, and its driver is lost, or
         the worker that ran it has ended. Each process is looked up once."""
         ended, driver, driver_lost = cache(Presence.has_ended), self.experiment, self.is_lost(now)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from asyncsync.aio.tasks import within
+from asyncsync.aio.tasks import leave_group, within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
@@ -52,6 +52,10 @@ class _Member:
     def progress(self) -> str:
         """How much of the running or last sync is done, for people."""
         return self._tree.progress()
+
+    def has_nothing_to_sync(self) -> bool:
+        """Never known: the files are the user's."""
+        return False
 
 
 class Syncer:
@@ -147,8 +151,7 @@ class Syncer:
             self._scheduler.cancel_running()
             self._runner.cancel()
             try:
-                cancelled = error if isinstance(error, asyncio.CancelledError) else None
-                await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+                await leave_group(self._group, error)
             finally:
                 await session.close()
         if kind is None:
@@ -248,7 +251,7 @@ class Syncer:
 
     def _rules(self) -> Rules:
         config = self._config
-        only = (self.local_dir.name,) if self.local_dir.is_file() else None
+        only = (self.local_dir.name,) if os.path.isfile(self.local_dir) else None
         ready = config.ready_rules if only is None else ()
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only, ready=ready)
 
@@ -312,6 +315,17 @@ async def push(
         on_event=report_progress,
     )
     async with syncer:
-        if not await in_thread(os.path.exists, local):
+        if await in_thread(_is_missing, local):
             raise ConfigError(f"there is nothing at {os.fspath(local)!r} to push")
         return await syncer.sync_up()
+
+
+def _is_missing(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is there. Any other reason why it cannot be looked at is for the sync to report."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,4 +1,4 @@
-"""What the page can do to the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
+"""The actions of the page on the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncsync import CheckpointView, TrialView, pin, remove, unpin
 from asyncsync.errors import ConfigError
-from asyncsync.planning.amounts import size_text
+from asyncsync.planning.units import size_text
 from asyncsync.ui.live_experiment import LiveExperiment
 
 

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON documents made from the records and status files. Pure.
+"""The content of the page, as JSON documents made from the records and status files. Pure.
 
 Texts stay as they are, whatever they contain: the page writes them as text, never as markup. JSON has no NaN and no
 infinity: they travel as the texts ``NaN``, ``Infinity`` and ``-Infinity``.
@@ -73,7 +73,7 @@ def experiment_document(experiment: Experiment | None) -> dict[str, Any]:
 def live_document(
     experiment: Experiment | None, engines: Sequence[RunningEngine], reading: Reading, now: float
 ) -> dict[str, Any]:
-    """What changes from second to second."""
+    """The part that changes every second."""
     verdict = verdict_of(experiment, engines, reading, now)
     risk = AtRisk.of(holders(experiment, engines), now)
     trials = experiment.trials if experiment is not None else []

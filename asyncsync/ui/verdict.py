@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asyncsync import Experiment, RunningEngine
-from asyncsync.planning.amounts import duration_text, size_text
+from asyncsync.planning.units import duration_text, size_text
 
 NO_RESPONSE_AFTER = 10.0
 """Seconds of reading after which the page says that the store does not respond."""
@@ -44,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class AtRisk:
-    """What the running engines of this machine hold and the store does not."""
+    """The data that the running engines of this machine hold and the store does not."""
 
     checkpoints: int
     bytes: int

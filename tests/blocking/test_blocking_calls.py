@@ -64,7 +64,7 @@ def test_push_pull_verify_and_repair(tmp_path: Path) -> None:
     assert blocking.push(root, uri).files_sent == 2
     (tmp_path / "store/a").write_bytes(b"x" * 1000)
     with pytest.raises(IntegrityError):
-        blocking.pull(uri, tmp_path / "copy")
+        blocking.pull(uri, tmp_path / "copy", transfer=TransferConfig(max_attempts=1))
     assert not blocking.verify(uri, deep=True).ok
     assert blocking.repair(uri, root, deep=True).ok
     blocking.pull(uri, tmp_path / "part", include="a")
@@ -213,3 +213,11 @@ def test_an_async_report_of_a_blocking_trial(tmp_path: Path) -> None:
     handle = engine.trial("t").report({}, tmp_path / "ckpt", upload=UploadMode.ASYNC).checkpoint
     handle.durable()
     engine.close(grace=10)
+
+
+def test_an_experiment_that_is_being_opened_shows_what_is_known_so_far(tmp_path: Path) -> None:
+    experiment(tmp_path, b"data")
+    seen: list[blocking.Experiment] = []
+    whole = blocking.Experiment.open(str(tmp_path / "store/exp"), on_partial=seen.append)
+    assert [type(found) for found in seen] == [type(whole)]
+    assert [[trial.name for trial in found.trials] for found in (*seen, whole)] == [["t"], ["t"]]

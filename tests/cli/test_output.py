@@ -11,8 +11,8 @@ from rich.console import Console
 from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.meters import LineMeter, Meter, bar_meter
 from asyncsync.cli.output import Output, describe, summary
-from asyncsync.cli.units import count, human_bytes, human_seconds
 from asyncsync.events import FileProgress, Progress
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
 
 
@@ -20,18 +20,19 @@ from asyncsync.report import SyncReport
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 52, "4096.0 TiB")]
 )
 def test_bytes_for_people(size: int, text: str) -> None:
-    assert human_bytes(size) == text
+    assert size_text(size) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0.0 s"), (0.84, "0.8 s"), (42, "42 s"), (180, "3 m"), (18_000, "5 h"), (200_000, "2 d")]
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (0.84, "0.8 s"), (42, "42 s"), (180, "3 min"), (18_000, "5 h"), (200_000, "2 d")],
 )
 def test_seconds_for_people(seconds: float, text: str) -> None:
-    assert human_seconds(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_one_file_is_not_one_files() -> None:
-    assert (count(1, "file"), count(1024, "file")) == ("1 file", "1,024 files")
+    assert (counted(1, "file"), counted(1024, "file")) == ("1 file", "1,024 files")
 
 
 def test_an_error_is_one_line_with_its_notes() -> None:
@@ -98,8 +99,8 @@ def test_a_line_names_the_large_files_and_comes_every_ten_seconds() -> None:
         now[0] = float(second)
         meter.update(progress(second << 20, FileProgress("model.bin", second, 50)))
     assert lines == [
-        "sending: 1 of 3 files, 10.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 m left; model.bin 20 %",
-        "sending: 1 of 3 files, 20.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 m left; model.bin 40 %",
+        "sending: 1 of 3 files, 10.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 min left; model.bin 20 %",
+        "sending: 1 of 3 files, 20.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 min left; model.bin 40 %",
     ]
 
 

@@ -66,7 +66,7 @@ def test_a_killed_engine_says_what_is_not_in_the_store() -> None:
 
 
 def test_no_engine_is_said_and_is_no_error(invoke: Invoke, answer: Answer) -> None:
-    assert invoke("status").stdout == "no engine of this machine and user runs\n"
+    assert invoke("status").stdout == "no engine of this user runs on this machine\n"
     assert answer("status") == {"ok": True, "engines": [], "experiments": []}
 
 

@@ -1,5 +1,6 @@
 """Locks of trees: held by one process of a machine at a time, whatever becomes of it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -216,3 +217,16 @@ def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypat
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
     with tree_lock("t"):
         assert "would not be noticed" in caplog.text
+
+
+def test_a_claim_that_cannot_be_removed_is_released_all_the_same(monkeypatch, caplog):
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patch, tree_lock("t"):
+        patch.setattr(os, "unlink", refuse)
+    assert "another one will" in caplog.text
+    assert _free_elsewhere("t")
+    with tree_lock("t"):
+        pass
+    assert os.listdir(state_dir() / "claims") == []

@@ -15,15 +15,15 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
-from asyncsync.cli.units import human_bytes
+from asyncsync.planning.units import size_text
 from asyncsync.ui import serve
 from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
 
 UI = """Show an experiment as a page in the browser, live while it runs.
 
-Why: it answers whether the work is safe now, which trial is best, and what is stored and will be kept. It reads records
-and the status of engines of this machine. It is served on 127.0.0.1 only, and its address holds a token: only who
-knows the address sees the page. It needs asyncsync[ui].
+Why: it shows whether the work is safe now, which trial is best, and which checkpoints are stored and will be kept. It
+reads records and the status of engines of this machine. It is served on 127.0.0.1 only, and its address holds a token:
+without the address nobody sees the page. It needs asyncsync[ui].
 
 \b
 Examples:
@@ -36,7 +36,7 @@ Exit codes: 1 it cannot be served, 2 usage, 130 interrupted.
 
 REPORT = """Write the page of an experiment as one file, to keep or to mail.
 
-Why: it answers whether the work is safe, which trial is best and what is stored, without a server, a network or the
+Why: it shows whether the work is safe, which trial is best and what is stored, without a server, a network or the
 store. Curves are those of the best trials by the score of the retention, else of the last updated ones. It needs
 asyncsync[ui].
 
@@ -90,6 +90,6 @@ async def report(output: Output, settings: Settings, *, url: str, file: str, cur
     size = await write_report(
         uri, file, curves=curves, storage_options=settings.storage_options, transfer=settings.transfer
     )
-    output.line(f"wrote {file} ({human_bytes(size)}): open it in a browser")
+    output.line(f"wrote {file} ({size_text(size)}): open it in a browser")
     output.document({"ok": True, "uri": uri, "file": str(Path(file).resolve()), "bytes": size})
     return DONE

@@ -79,8 +79,8 @@ def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mappi
 
 
 def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
-    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. What
-    that record lists is not given up, whatever became of it here."""
+    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. The
+    checkpoints that it lists are not given up, even if they failed here."""
     given_up = [*late.given_up, *(name for name in ours.given_up if not _lists(late, name))]
     return replace(
         ours,
@@ -207,6 +207,20 @@ async def adopt_checkpoints(
         if not _lists(record, name):  # another task may have given it up, or registered it, meanwhile
             record.checkpoints.append(item)
     record.checkpoints.sort(key=by_age)
+
+
+def skip_used_numbers(record: TrialRecord, rows: list[dict[str, Any]]) -> None:
+    """Never use an iteration or a checkpoint number twice. Synchronous.
+
+    An earlier process may have used numbers, and died before the store received them.
+    """
+    for row in rows:
+        iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
+        if isinstance(iteration, int):
+            record.reports = max(record.reports, iteration)
+        match = NUMBERED.fullmatch(name) if isinstance(name, str) else None
+        if match is not None:
+            record.next_checkpoint = max(record.next_checkpoint, int(match[1]) + 1)
 
 
 def _lists(record: TrialRecord, name: str) -> bool:

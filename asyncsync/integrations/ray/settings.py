@@ -1,4 +1,4 @@
-"""What a program passes to Ray: :func:`storage`, and the options for restoring."""
+"""The arguments that a program passes to Ray: :func:`storage`, and the options for restoring."""
 
 from __future__ import annotations
 
@@ -11,35 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync import ConfigError
-from asyncsync.integrations.ray.bridge import bridge, close
+from asyncsync.integrations.ray.agent.address import PUBLIC_OPTIONS
+from asyncsync.integrations.ray.agent.bridge import bridge, close
 from asyncsync.integrations.ray.filesystem import AsyncsyncFileSystem, rebuild
 
-PUBLIC_OPTIONS = frozenset(
-    {
-        "endpoint_url",
-        "region",
-        "profile",
-        "anonymous",
-        "addressing_style",
-        "verify",
-        "sse",
-        "sse_kms_key_id",
-        "storage_class",
-        "acl",
-        "request_payer",
-        "checksum",
-        "full_object_checksum",
-        "mp_object_size",
-        "conditional_writes",
-        "multi_delete",
-        "equal_parts",
-        "user_project",
-        "kms_key_name",
-        "predefined_acl",
-        "cache_control",
-    }
-)
-"""Storage options that are no secret."""
 _checked: list[bool] = []
 """Holds one entry once this process has checked its version of Ray."""
 
@@ -52,11 +27,11 @@ def storage(uri: str | os.PathLike[str], *, storage_options: Mapping[str, object
 
     Args:
         uri: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
-        storage_options: options of the store that are no secret, such as ``endpoint_url``, ``region`` or ``profile``.
+        storage_options: options that cannot be secret, such as ``endpoint_url``, ``region`` or ``profile``.
 
     Raises:
         ConfigError: the URI or an option is unknown; an option is a secret: Ray stores the file system in the bucket,
-            readable for everybody who may read the results; or this Ray does not go through asyncsync.
+            readable by everybody with access to the results; or this Ray does not go through asyncsync.
     """
     check_no_secrets(storage_options or {})
     filesystem = rebuild(os.fspath(uri), json.dumps(dict(storage_options or {}), sort_keys=True))
@@ -87,7 +62,7 @@ def restore_options(where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_no_secrets(options: Mapping[str, object]) -> None:
-    """ConfigError for an option that is a secret, or that is not known to be none."""
+    """ConfigError for an option that may be secret: every one that is not in PUBLIC_OPTIONS."""
     for name in options:
         if name not in PUBLIC_OPTIONS:
             raise ConfigError(

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asyncsync import CheckpointSummary, Storage, TrialSummary
+if TYPE_CHECKING:
+    from asyncsync import Storage, TrialSummary  # only the driver imports them
 
 NAME = "checkpoint_dir_name"
 """Key of a result: the checkpoint that was reported with it."""
@@ -22,7 +23,7 @@ MOST_ERROR = 2000
 
 @dataclass(slots=True)
 class _Results:
-    """What ``result.json`` of one trial says, read as far as ``offset``."""
+    """The content of ``result.json`` of one trial, up to ``offset``."""
 
     offset: int = 0
     reports: int = 0
@@ -31,7 +32,7 @@ class _Results:
     """Name -> metrics, in the order of the reports."""
 
     def read(self, path: Path) -> None:
-        """Read what has been appended; an incomplete last line is read the next time."""
+        """Read the appended lines; an incomplete last line is read the next time."""
         if not path.exists():
             return
         if path.stat().st_size < self.offset:  # written anew, by a restored experiment
@@ -69,7 +70,8 @@ _sweeps: dict[tuple[str, str], _Sweep] = {}
 
 
 async def update(storage: Storage, local: str, key: str) -> None:
-    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if it is none."""
+    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if there is no state
+    of an experiment."""
     state = newest_state(local)
     if state is None:
         return
@@ -84,8 +86,13 @@ async def update(storage: Storage, local: str, key: str) -> None:
     await storage.save_experiment(key, key.rpartition("/")[2], "finished" if states and over else "running", states)
 
 
+def is_driver(uri: str, key: str) -> bool:
+    """Whether this process is the driver of the experiment that the checkpoint ``key`` belongs to."""
+    return (uri, key.rpartition("/")[0].rpartition("/")[0]) in _sweeps
+
+
 async def retire(storage: Storage, key: str) -> None:
-    """The driver is about to delete the directory ``key``: if a record names it, it names it no more."""
+    """The driver is about to delete the directory ``key``: if a record names it, the record is written without it."""
     above, _, name = key.rpartition("/")
     experiment, _, trial = above.rpartition("/")
     sweep = _sweeps.get((storage.uri, experiment))
@@ -125,6 +132,8 @@ def statuses_in(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _summary(sweep: _Sweep, directory: Path, status: str) -> TrialSummary:
+    from asyncsync import CheckpointSummary, TrialSummary
+
     results = sweep.results.setdefault(directory.name, _Results())
     results.read(directory / "result.json")
     retired = sweep.retired.get(directory.name, set())

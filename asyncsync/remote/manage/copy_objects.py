@@ -64,9 +64,10 @@ async def copy(
 ) -> SyncReport:
     """Copy everything below ``source`` to ``target``: a tree, a checkpoint, a trial, an experiment, or a plain prefix.
 
-    Within one bucket the store copies the bytes itself. Otherwise they pass through this machine, in parts, at most
-    128 MiB of them in memory. Every byte is compared with the CRC32C in the manifest on the way. Objects that no
-    manifest names, such as parts of incomplete checkpoints, are left out. Interrupted, the same call resumes.
+    Within one bucket the store copies the bytes itself, and its CRC32C of the copy, if it reports one, is compared with
+    the manifest. Otherwise they pass through this machine, in parts, at most 128 MiB of them in memory, and every byte
+    is compared with the CRC32C in the manifest on the way. Objects that no manifest names, such as parts of incomplete
+    checkpoints, are left out. If it is interrupted, the same call resumes it.
 
     Args:
         storage_options: options of the source; also of the target, unless ``target_options`` are given.
@@ -75,9 +76,11 @@ async def copy(
     Raises:
         NotFoundError: there is nothing at ``source``.
         ConfigError: one of the two contains the other, or a URI or option is unknown.
-        SyncError: the target holds objects that this copy would not write.
+        SyncError: the target holds objects that this copy would not write, or the source lacks a file of a manifest.
+        DamagedError: a manifest of the source cannot be read.
         SourceChangedError: a file was written again during the copy.
         IntegrityError: a file does not have the checksum in its manifest.
+        StoreError: a store refused or failed a request.
     """
     began = time.monotonic()
     here, options = split_sas(os.fspath(source).rstrip("/"), storage_options)
@@ -229,7 +232,7 @@ class _Copy:
         return _Plan(manifests, entries, files, sorted(documents, key=_document_order))
 
     async def _look_at_target(self, plan: _Plan) -> None:
-        """Refuse a target that holds something else; find what an interrupted copy has left."""
+        """Refuse a target that holds something else; find the results of an interrupted copy."""
         places = self.places
         self.present = _relative(await list_all(places.target, places.target_prefix), places.target_prefix)
         written = plan.files.keys() | {prefix + MANIFEST for prefix in plan.manifests} | set(plan.documents)
@@ -333,7 +336,7 @@ class _Copy:
     async def _finished(
         self, path: str, upload: Upload, ranges: Sequence[tuple[int, int, int | None]]
     ) -> dict[int, Part]:
-        """Parts of an interrupted copy whose checksum the target reports, and which are those of the manifest."""
+        """Parts of an interrupted copy whose checksums, as the target reports them, are those of the manifest."""
         if self.uploads.get(upload.key) is None:
             return {}
         found = {part.number: part for part in await self.places.target.list_parts(upload)}
@@ -381,9 +384,9 @@ class _Copy:
 
     def _damaged(self, path: str, crc: int, expected: int) -> IntegrityError:
         return IntegrityError(
-            f"{self.places.source_uri(path)} is damaged: its bytes have CRC32C {crc:08x}, its manifest says "
+            f"{self.places.source_uri(path)} is damaged: its bytes have CRC32C {crc:08x}, its manifest has "
             f"{expected:08x}. asyncsync verify {self.places.source_uri('')} --deep shows all damage, and --repair DIR "
-            "mends it"
+            "repairs it"
         )
 
     def _sent(self, path: str, written: ObjectInfo, size: int) -> None:
@@ -429,7 +432,7 @@ def _relative(objects: Mapping[str, ObjectInfo], prefix: str) -> dict[str, Objec
 
 
 def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[str, Manifest]) -> bool:
-    """A file that a manifest names, or one that no manifest is responsible for."""
+    """Whether a manifest names the file, or no manifest is responsible for it."""
     if META_DIR in path.split("/"):
         return False
     return path in entries or not any(prefix in manifests for prefix in parents(path))

@@ -44,7 +44,7 @@ class ExperimentSummary:
     error: str | None = None
     """Why the record cannot be read."""
     lost: bool = False
-    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
+    """The status is ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
 
 
 Contents: TypeAlias = list[ExperimentSummary] | Experiment | TrialView | Manifest
@@ -66,6 +66,7 @@ async def contents(
         NotFoundError: asyncsync has stored nothing there.
         DamagedError: the record of the trial, or the manifest, cannot be read.
         ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request.
     """
     where = os.fspath(uri).rstrip("/")
     async with open_for_reading(uri, transfer, storage_options) as store:

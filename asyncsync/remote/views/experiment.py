@@ -45,7 +45,7 @@ class Experiment:
     trials: list[TrialView]
     """Sorted by name."""
     lost: bool = False
-    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
+    """The status is ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
     config: dict[str, Any] = field(default_factory=dict)
     """The settings of the driver: ``sync`` and ``checkpoint``, each with the fields of its class; empty if unknown."""
     started: float = 0.0
@@ -65,12 +65,14 @@ class Experiment:
     ) -> Experiment:
         """Read the records of all trials, in parallel; no manifest and no data.
 
-        ``on_partial``: called with what is known before all records are read, a few times. Trials of which only the
-        driver's record is known then have their name and status, and ``updated`` 0.
+        ``on_partial``: called a few times with an incomplete experiment, before all records are read. Trials of which
+        only the driver's record is known then have their name and status, and ``updated`` 0.
 
         Raises:
             NotFoundError: there is no experiment at ``uri``.
+            DamagedError: the driver's record cannot be read, and there are no trials.
             ConfigError: the URI or an option is unknown.
+            StoreError: the store refused or failed a request.
         """
         address, options = split_sas(os.fspath(uri), storage_options)
         access = StoreAccess(options, transfer)
@@ -199,7 +201,7 @@ class Experiment:
         Raises:
             NotFoundError: there is no checkpoint.
             CheckpointIncompleteError: the current records name no checkpoint that is complete and undamaged.
-            StoreError: the store failed. Like a full disk this raises at once: it is no reason to fall back.
+            StoreError: the store failed. Like a full disk this raises at once: an older checkpoint would not help.
         """
         name = trial.name if isinstance(trial, TrialView) else trial
         if name is not None:

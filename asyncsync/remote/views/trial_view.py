@@ -9,8 +9,8 @@ from typing import Any
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.results import RESULTS, parse_results
 from asyncsync.errors import DamagedError
-from asyncsync.planning.amounts import size_text
 from asyncsync.planning.retention import by_age, lookup
+from asyncsync.planning.units import size_text
 from asyncsync.remote.access import StoreAccess, open_for_reading
 from asyncsync.remote.trial_index import TrialIndex
 from asyncsync.remote.views.checkpoint_view import CheckpointView
@@ -51,14 +51,14 @@ class TrialView:
     updated: float = 0.0
     """Last change of the record, Unix seconds."""
     lost: bool = False
-    """The record says ``running``, but the process that ran it has ended, or its experiment is lost."""
+    """The status is ``running``, but the process that ran it has ended, or its experiment is lost."""
     unfinished: bool = False
-    """The record says ``running``, but the driver has left its engine and did not finish the trial."""
+    """The status is ``running``, but the driver has left its engine and did not finish the trial."""
     given_up: list[str] = field(default_factory=list)
     """Names of its checkpoints that do not exist any more: retired ones, and incomplete ones that were given up."""
     _access: StoreAccess = field(default_factory=StoreAccess, repr=False, compare=False)
     _reports: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
-    """What :meth:`history` read last, for the curve in a notebook."""
+    """The last result of :meth:`history`, for the curve in a notebook."""
 
     async def history(self) -> list[dict[str, Any]]:
         """The reports of the trial, oldest first, as its ``result.json`` in the store has them; empty if there is none.

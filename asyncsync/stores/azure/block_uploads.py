@@ -42,7 +42,7 @@ _KEPT_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class CopiedRange:
-    """A range of another object that is to become a part. ``body``: the same bytes, if they are at hand."""
+    """A range of another object, to be copied as a part. ``body``: the same bytes on this machine, if it has them."""
 
     source: str
     start: int
@@ -197,7 +197,7 @@ class BlockUploads:
         if foreign or None in names:
             raise MissingBlockError(f"{self._requests.where(self._full(upload.key))}: a part is not one of this upload")
         if len(versions) > 1:
-            raise PreconditionError(f"{self._requests.where(self._full(upload.key))}: it was replaced meanwhile")
+            raise PreconditionError(f"{self._requests.where(self._full(upload.key))}: another program has replaced it")
         return blocks, next(iter(versions), "")
 
     async def _close(self, upload: Upload) -> None:

@@ -48,6 +48,9 @@ class LocalUploads:
             os.fsync(fd)
             os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             os.rename(os.path.join(home, f"key{TEMPORARY}"), os.path.join(home, "key"))
+        except BaseException:
+            self._remove(upload)
+            raise
         finally:
             os.close(fd)  # releases the lock that protects the upload from a sweep
         disk.sync_dir(home)
