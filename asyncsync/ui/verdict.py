@@ -120,7 +120,7 @@ def _unread(reading: Reading, now: float) -> str:
 
 def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: float) -> Verdict:
     """Without a running engine on this machine."""
-    if experiment.lost:
+    if experiment.lost or _was_killed(experiment, ended):
         held = AtRisk.of(ended, now).text
         since = f"; last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
         left = f"; it held {held}" if held else ""
@@ -138,6 +138,13 @@ def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: flo
     if experiment.status == "unknown":
         return Verdict("unknown", "The driver's record is missing: only the trials' own records are known")
     return Verdict("safe", f"Ended ({experiment.status}): nothing runs, nothing waits")
+
+
+def _was_killed(experiment: Experiment, ended: Sequence[RunningEngine]) -> bool:
+    """Whether the driver was an engine of this machine that was killed since the records were read. A later heartbeat
+    is that of another driver."""
+    drivers = [engine for engine in ended if engine.role == "driver"]
+    return experiment.status == "running" and any(experiment.heartbeat <= engine.written for engine in drivers)
 
 
 def _trials(number: int) -> str:

@@ -252,5 +252,5 @@ function transfersView({ live }, samples) {
         return el("figure", {}, el("figcaption", {}, title), place);
       })
     : [];
-  return [el("h1", {}, "Transfers"), el("p", { class: "note" }, data.constructor.live ? "One sample a second while the page is open." : "The state when the report was written."), el("div", { class: "curves" }, figures), ...engines.map(engineCard)];
+  return [el("h1", {}, "Transfers"), el("p", { class: "note" }, data.constructor.live ? "One sample a second since the page is served, of the last quarter of an hour at most." : "The state when the report was written."), el("div", { class: "curves" }, figures), ...engines.map(engineCard)];
 }
