@@ -19,7 +19,7 @@ function plotly() {
 
 /** A text for plotly, which takes some markup: nothing of ours is markup. */
 function plain(text) {
-  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return visible(String(text)).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
 function shortened(text, most = 40) {

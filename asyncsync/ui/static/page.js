@@ -50,7 +50,7 @@ const table = new TrialTable(state, {
 });
 
 function say(text, bad = false) {
-  parts.message.textContent = text;
+  parts.message.textContent = visible(text);
   parts.message.classList.toggle("bad", bad);
   parts.message.hidden = !text;
 }
