@@ -35,16 +35,20 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from asyncsync.planning.document import __version__
-    from asyncsync.remote.contents import ExperimentSummary, contents
-    from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
     from asyncsync.remote.manage.browse import StoredObject, browse, read_object
     from asyncsync.remote.manage.copy_objects import copy
     from asyncsync.remote.manage.diagnose import Finding, diagnose
+    from asyncsync.remote.manage.pull_preview import PullPlan, plan_pull
     from asyncsync.remote.manage.remove import RemoveReport, remove
     from asyncsync.remote.prune import prune
     from asyncsync.remote.pull import pull
     from asyncsync.remote.repair import repair
     from asyncsync.remote.verify import verify
+    from asyncsync.remote.views.checkpoint_marks import pin, tag, unpin
+    from asyncsync.remote.views.checkpoint_view import CheckpointView
+    from asyncsync.remote.views.contents import ExperimentSummary, contents
+    from asyncsync.remote.views.experiment import Experiment
+    from asyncsync.remote.views.trial_view import TrialView
     from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
     from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
     from asyncsync.storage.entries import StoredEntry
@@ -86,16 +90,20 @@ _MODULES = {
         "UnsupportedError",
     ),
     "asyncsync.planning.document": ("__version__",),
-    "asyncsync.remote.contents": ("ExperimentSummary", "contents"),
-    "asyncsync.remote.experiment": ("CheckpointView", "Experiment", "TrialView"),
+    "asyncsync.remote.views.contents": ("ExperimentSummary", "contents"),
+    "asyncsync.remote.views.experiment": ("Experiment",),
     "asyncsync.remote.manage.browse": ("StoredObject", "browse", "read_object"),
     "asyncsync.remote.manage.copy_objects": ("copy",),
     "asyncsync.remote.manage.diagnose": ("Finding", "diagnose"),
+    "asyncsync.remote.views.checkpoint_marks": ("pin", "tag", "unpin"),
+    "asyncsync.remote.manage.pull_preview": ("PullPlan", "plan_pull"),
     "asyncsync.remote.manage.remove": ("RemoveReport", "remove"),
     "asyncsync.remote.prune": ("prune",),
     "asyncsync.remote.pull": ("pull",),
     "asyncsync.remote.repair": ("repair",),
     "asyncsync.remote.verify": ("verify",),
+    "asyncsync.remote.views.checkpoint_view": ("CheckpointView",),
+    "asyncsync.remote.views.trial_view": ("TrialView",),
     "asyncsync.report": ("PruneReport", "RepairReport", "SyncReport", "VerifyReport"),
     "asyncsync.status": (
         "EngineStatus",
@@ -115,7 +123,7 @@ _MODULES = {
 """The public names of each module. A module is imported when one of its names is used first: the command shows its help
 without an event loop, and a training process imports no operation on stored experiments."""
 _IMPORTED_ON_FIRST_USE = {name: module for module, names in _MODULES.items() for name in names}
-_PUBLIC_MODULES = ("blocking", "cli", "config", "errors", "events", "report", "status", "stores", "testing")
+_PUBLIC_MODULES = ("blocking", "cli", "config", "errors", "events", "report", "status", "stores", "testing", "ui")
 
 __all__ = [
     "AccessDeniedError",
@@ -146,6 +154,7 @@ __all__ = [
     "OperationTotals",
     "PreconditionError",
     "PruneReport",
+    "PullPlan",
     "RangeNotSatisfiedError",
     "RemoveReport",
     "RepairReport",
@@ -180,6 +189,8 @@ __all__ = [
     "contents",
     "copy",
     "diagnose",
+    "pin",
+    "plan_pull",
     "prune",
     "pull",
     "push",
@@ -187,6 +198,8 @@ __all__ = [
     "remove",
     "repair",
     "running_engines",
+    "tag",
+    "unpin",
     "verify",
 ]
 

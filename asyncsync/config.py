@@ -248,14 +248,14 @@ class CheckpointConfig:
     CheckpointIncompleteError. Only with several ranks. Default 1800, like ``sync_timeout``, which bounds their
     uploads."""
     when_full: Literal["wait", "replace"] = "wait"
-    """What an ASYNC ``report`` does when ``max_pending_checkpoints`` are pending. ``wait``: it waits. ``replace``: its
-    checkpoint takes the place of the oldest ASYNC one whose upload has not begun; if all have begun, it waits. The
+    """Behaviour of an ASYNC ``report`` when ``max_pending_checkpoints`` are pending. ``wait``: it waits. ``replace``:
+    its checkpoint takes the place of the oldest ASYNC one whose upload has not begun; if all have begun, it waits. The
     replaced checkpoint is never stored, and its directory is deleted if asyncsync owns it. Only with one rank."""
     keep_every: int | None = None
-    """Keep every checkpoint whose step is a multiple of this (its number, if it was reported without a step), whatever
-    ``num_to_keep`` says; these do not count. None: no such rule."""
+    """Keep every checkpoint whose step is a multiple of this (its number, if it was reported without a step), beside
+    those of ``num_to_keep``, which do not include them. None: no such rule."""
     keep_pinned: bool = True
-    """Keep pinned checkpoints whatever ``num_to_keep`` says; these do not count. See ``Trial.pin``."""
+    """Keep pinned checkpoints beside those of ``num_to_keep``, which do not include them. See ``Trial.pin``."""
     latest_file: str | None = None
     """Name of a file in the trial's directory, such as ``"latest"``, that holds the name of the newest durable
     checkpoint, for loaders that look for one. It is written after the record, and synced at once. Keep two checkpoints

@@ -126,6 +126,33 @@ class CheckpointRetired(CheckpointEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded:
+    """One attempted request to the store has ended, see :meth:`asyncsync.SyncEngine.on_request`. These are far too many
+    for ``events()``."""
+
+    operation: str
+    """Such as ``put``, ``put_part``, ``complete_multipart``, ``read``, ``list``."""
+    key: str
+    """Below the experiment; of a listing or a batch deletion its prefix or first key."""
+    bytes: int
+    """Bytes of the body that it moved, in either direction."""
+    seconds: float
+    error: str | None = None
+    """Name of the error's class; None after a success."""
+    time: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far one large file is."""
+
+    path: str
+    bytes_done: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
     """The progress of a transfer; at most a few events per second and tree."""
 
@@ -133,3 +160,5 @@ class Progress(Event):
     files_total: int
     bytes_done: int
     bytes_total: int
+    files: tuple[FileProgress, ...] = ()
+    """Large files in flight, at most 8, those that began first."""

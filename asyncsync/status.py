@@ -24,7 +24,7 @@ class OperationTotals:
 
 @dataclass(slots=True)
 class EngineTotals:
-    """What an engine has done since it was entered."""
+    """The work of an engine since it was entered, counted."""
 
     syncs: int = 0
     """Syncs of trees that succeeded."""
@@ -113,7 +113,7 @@ class EngineStatus:
     """Attempted requests to the store by operation: ``put``, ``put_part``, ``read``, ``head`` and so on."""
     errors: dict[str, int] = field(default_factory=dict)
     """Attempts that failed, by ``operation ErrorClass``, such as ``"put ThrottledError"``. A missing object and a
-    precondition that does not hold are answers, not errors."""
+    precondition that does not hold are results, not errors."""
     retries: int = 0
     """Attempts beyond the first of their request."""
     bytes_per_second: float = 0.0

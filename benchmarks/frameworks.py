@@ -1,11 +1,12 @@
 """How long training stands still for a save, how long until it is stored, and memory, beside each framework's own way.
 
     python benchmarks/frameworks.py                     every case with 64 MiB and three saves; a minute
-    python benchmarks/frameworks.py --mib 16 --case dcp
+    python benchmarks/frameworks.py --mib 16 --case dcp --rounds 3
 
-Needs lightning, torch, s3fs and s3torchconnector[dcp] beside asyncsync, and starts SeaweedFS. Each way runs in its own
-process: one save to warm up, then the measured ones, with a pause before each in which a training would compute.
-"Stored" is the time from the first of them until the last one is in the store, pauses included.
+Needs lightning, torch, transformers, s3fs and s3torchconnector[dcp] beside asyncsync, and starts SeaweedFS. Each way
+runs in its own process, or in one for each rank: one save to warm up, then the measured ones, with a pause before each
+in which a training would compute. "Stored" is the time from the first of them until the last one is in the store,
+pauses included; of several ranks the slowest counts. `--rounds` repeats all ways in turn and prints medians.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -61,7 +63,11 @@ def dcp_way(way: str, uri: str, options: dict[str, Any], room: Path) -> tuple[Sa
         from asyncsync.integrations.torch_checkpoint import AsyncsyncWriter
 
         path, _, name = uri.rpartition("/")
-        engine = SyncEngine(RunConfig(name=name, storage_path=path, storage_options=options), local_dir=room)
+        config = RunConfig(name=name, storage_path=path, storage_options=options)
+        ranks: dict[str, Any] = (
+            {"role": "worker", "rank": RANK, "world_size": RANKS, "resume": True} if RANKS > 1 else {}
+        )
+        engine = SyncEngine(config, local_dir=room / str(RANK), **ranks)
         engine.start()
         writer = AsyncsyncWriter(engine.trial("run"))
         return lambda state, step: dcp.save(state, checkpoint_id=f"step-{step}", storage_writer=writer), engine.close
@@ -81,19 +87,30 @@ def dcp_way(way: str, uri: str, options: dict[str, Any], room: Path) -> tuple[Sa
     return lambda state, step: dcp.save(state, storage_writer=make(step)), lambda: None
 
 
-WAYS = {
-    "lightning": (lightning_way, ("local", "s3fs", "async + s3fs", "s3torchconnector", "asyncsync")),
-    "dcp": (dcp_way, ("local", "fsspec", "s3torchconnector", "asyncsync")),
-}
+def transformers_way(way: str, uri: str, options: dict[str, Any]) -> Any:
+    """The callback of one way to send a trainer's checkpoints, or None."""
+    if way == "asyncsync":
+        from asyncsync.integrations.transformers import AsyncsyncCallback
+
+        return AsyncsyncCallback(uri, storage_options=options)
+    if way == "local":
+        return None
+    import s3fs
+    from transformers import TrainerCallback
+
+    class Put(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            name = f"checkpoint-{state.global_step}"
+            s3fs.S3FileSystem().put(f"{args.output_dir}/{name}", f"{uri}/{name}", recursive=True)
+
+    return Put()
 
 
-def measure(case: str, way: str, uri: str, options: dict[str, Any], mib: int) -> dict[str, float]:
-    """One way, in this process."""
-    import torch
-
-    state = {"state_dict": {str(number): torch.randn(mib << 16) for number in range(4)}}
+def measure_saves(case: str, way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float]:
+    """(seconds blocked, seconds until stored) of saves that the benchmark asks for."""
+    state = make_state(mib)
     with tempfile.TemporaryDirectory(prefix="asyncsync-bench-") as room:
-        save, wait = WAYS[case][0](way, uri, options, Path(room))
+        save, wait = WAYS[case](way, uri, options, Path(room))
         save(state, 0)
         began, blocked = time.perf_counter(), 0.0
         for step in range(1, SAVES + 1):
@@ -102,14 +119,90 @@ def measure(case: str, way: str, uri: str, options: dict[str, Any], mib: int) ->
             save(state, step)
             blocked += time.perf_counter() - start
         wait()
-        stored = time.perf_counter() - began
+        return blocked, time.perf_counter() - began
+
+
+def make_state(mib: int) -> dict[str, Any]:
+    """Tensors of ``mib`` MiB; with several ranks, each has its shard of them."""
+    import torch
+
+    if RANKS == 1:
+        return {"state_dict": {str(number): torch.randn(mib << 16) for number in range(4)}}
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+    return {str(number): distribute_tensor(torch.randn(mib << 6, 1024), mesh, [Shard(0)]) for number in range(4)}
+
+
+def measure_trainer(way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float]:
+    """(seconds blocked, seconds until stored) of a trainer that saves at each step."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(mib << 8, 1024)
+
+        def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": self.table(tokens).pow(2).mean()}
+
+    class Clock(TrainerCallback):
+        began = blocked = ended = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step > 1:
+                self.blocked += time.perf_counter() - self.ended
+            if state.global_step == 1:
+                self.began = time.perf_counter()
+            time.sleep(PAUSE)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.ended = time.perf_counter()
+
+    with tempfile.TemporaryDirectory(prefix="asyncsync-bench-") as room:
+        settings: dict[str, Any] = {"max_steps": SAVES + 2, "save_steps": 1, "optim": "sgd", "use_cpu": True}
+        args = TrainingArguments(room, report_to=[], disable_tqdm=True, logging_steps=100, **settings)
+        clock, callback = Clock(), transformers_way(way, uri, options)
+        callbacks = [clock] if callback is None else [clock, callback]
+        Trainer(Model(), args, train_dataset=[{"tokens": 1}] * 64, callbacks=callbacks).train()
+        return clock.blocked, time.perf_counter() - clock.began
+
+
+RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+WAYS: dict[str, Callable[..., Any]] = {
+    "dcp": dcp_way,
+    "dcp-2-ranks": dcp_way,
+    "lightning": lightning_way,
+    "transformers": transformers_way,
+}
+NAMES = {
+    "dcp": ("local", "fsspec", "s3torchconnector", "asyncsync"),
+    "dcp-2-ranks": ("local", "fsspec", "s3torchconnector", "asyncsync"),
+    "lightning": ("local", "s3fs", "async + s3fs", "s3torchconnector", "asyncsync"),
+    "transformers": ("local", "s3fs", "asyncsync"),
+}
+
+
+def measure(case: str, way: str, uri: str, options: dict[str, Any], mib: int) -> dict[str, float]:
+    """One way, in this process."""
+    if RANKS > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+    if case == "transformers":
+        blocked, stored = measure_trainer(way, uri, options, mib)
+    else:
+        blocked, stored = measure_saves(case, way, uri, options, mib)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"blocked": blocked / SAVES, "stored": stored, "memory_mib": peak}
 
 
 def run(case: str, way: str, server: servers.S3Server, mib: int) -> dict[str, float]:
-    """One way, in a process of its own."""
+    """One way, in processes of its own; of several ranks the slowest and the largest."""
     bucket = server.create_bucket(f"b{os.urandom(4).hex()}")
+    arguments = [case, way, f"s3://{bucket}/exp/run", json.dumps(dict(server.storage_options)), str(mib)]
     env = {
         **os.environ,
         "AWS_ENDPOINT_URL": server.endpoint,
@@ -117,14 +210,27 @@ def run(case: str, way: str, server: servers.S3Server, mib: int) -> dict[str, fl
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
         "AWS_REGION": "us-east-1",
     }
-    arguments = [case, way, f"s3://{bucket}/run", json.dumps(dict(server.storage_options)), str(mib)]
-    done = subprocess.run(
-        [sys.executable, __file__, "--inside", *arguments], env=env, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{case}, {way} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    ranks = 2 if case.endswith("2-ranks") else 1
+    port = str(servers._free_ports(1)[0])  # noqa: SLF001
+    started = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, __file__, "--inside", *arguments]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=env | (own if ranks > 1 else {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        if process.returncode:
+            raise SystemExit(f"{case}, {way} failed:\n{errors[-2000:]}")
+    found = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    return {name: max(item[name] for item in found) for name in found[0]}
 
 
 def main() -> None:
@@ -136,13 +242,23 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--case", choices=sorted(WAYS), action="append")
     parser.add_argument("--way", action="append", help="such as asyncsync; default: all")
+    parser.add_argument("--rounds", type=int, default=1)
     chosen = parser.parse_args()
     with servers.running("seaweedfs") as server:
         for case in chosen.case or sorted(WAYS):
-            for way in [way for way in WAYS[case][1] if way in (chosen.way or WAYS[case][1])]:
-                found = run(case, way, server, chosen.mib)
-                figures = f"blocked {found['blocked']:6.3f} s a save, stored after {found['stored']:6.2f} s"
-                print(f"{case:10} {way:18} {figures}, {found['memory_mib']:5.0f} MiB", flush=True)
+            ways = [way for way in NAMES[case] if way in (chosen.way or NAMES[case])]
+            rounds = [{way: run(case, way, server, chosen.mib) for way in ways} for _ in range(chosen.rounds)]
+            for way in ways:
+                show(case, way, [found[way] for found in rounds])
+
+
+def show(case: str, way: str, found: list[dict[str, float]]) -> None:
+    """The medians of the rounds."""
+    blocked, stored, memory = (statistics.median(item[name] for item in found) for name in found[0])
+    print(
+        f"{case:12} {way:18} blocked {blocked:6.3f} s a save, stored after {stored:6.2f} s, {memory:5.0f} MiB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ MODULES = (
     "asyncsync.stores.options",
     "asyncsync.stores.wrapped",
     "asyncsync.testing",
+    "asyncsync.ui",
 )
 """Import paths that stay."""
 SNAPSHOT = Path(__file__).with_suffix(".txt")

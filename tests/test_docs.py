@@ -6,13 +6,16 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import asyncsync
 from asyncsync import SyncConfig
 from asyncsync.cli import app
 
@@ -124,6 +127,14 @@ def test_the_stores_page_has_every_s3_option():
     assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
 
 
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs/configuration.md").read_text()
+    shown = set(re.findall(r"^::: (asyncsync[\w.]+)$", text, re.MULTILINE))
+    names = {name: getattr(getattr(asyncsync, name), "__module__", "") for name in asyncsync.__all__}
+    missing = {name for name, module in names.items() if not {f"asyncsync.{name}", module} & shown}
+    assert missing == {"__version__"}
+
+
 def test_the_ray_page_has_every_field_of_syncconfig():
     text = (ROOT / "docs/from-ray.md").read_text()
     missing = [item.name for item in dataclasses.fields(SyncConfig) if f"`{item.name}`" not in text and item.init]
@@ -159,6 +170,23 @@ def test_the_table_of_rooms_is_that_of_the_packages():
         [sys.executable, str(ROOT / "docs/generate_rooms.py")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_man_page_is_that_of_the_commands():
+    script, here = str(ROOT / "docs/generate_man.py"), {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert built["shared-data"] == {"docs/asyncsync.1": "share/man/man1/asyncsync.1"}
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff, which renders man pages, is not installed")
+def test_the_man_page_is_rendered_without_a_warning():
+    done = subprocess.run(
+        ["groff", "-man", "-ww", "-Tutf8", str(ROOT / "docs/asyncsync.1")], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "asyncsync pull [OPTIONS] URL LOCAL" in re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout)
 
 
 @pytest.mark.parametrize("block", blocks("mermaid"), ids=str)

@@ -15,9 +15,11 @@ import asyncsync
 WITHOUT_EXTRAS = """
 import sys
 
+EXTRAS = ("aiobotocore", "aiohttp", "awscrt", "azure", "botocore", "fsspec", "gcloud", "plotly", "starlette", "uvicorn")
+
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("aiobotocore", "awscrt", "azure", "botocore", "aiohttp", "fsspec", "gcloud"):
+        if name.partition(".")[0] in EXTRAS:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -110,6 +112,12 @@ else:
 """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("ui", "/tmp/x"), ("report", "/tmp/x")])
+def test_the_page_without_its_extra_names_the_package_to_install(tmp_path, arguments):
+    done = run(f"import sys; sys.argv[1:] = {arguments}; import asyncsync.cli; asyncsync.cli.main()", tmp_path)
+    assert (done.returncode, "pip install 'asyncsync[ui]'" in done.stderr) == (2, True), done.stderr
 
 
 def test_importing_it_does_not_import_a_store_client(tmp_path):

@@ -1,6 +1,7 @@
 """Private: retry a whole operation (a sync, a record) while its errors are transient.
 
-Single requests are retried by :mod:`asyncsync.stores.guard.retry_policy`; this is for what still fails after that.
+Single requests are retried by :mod:`asyncsync.stores.guard.retry_policy`; this is for operations that still fail after
+that.
 """
 
 from __future__ import annotations

@@ -40,6 +40,13 @@ async def for_each_limited(items: Iterable[T], work: Callable[[T], Awaitable[Non
     await run_all((worker() for _ in range(workers)), name="worker")
 
 
+async def leave_group(group: asyncio.TaskGroup, error: BaseException | None) -> None:
+    """Leave a task group that was entered by hand: wait for its tasks, and raise their errors. ``error``: of the block.
+    Only a cancel is passed to the group; the caller raises any other error itself."""
+    cancelled = error if isinstance(error, asyncio.CancelledError) else None
+    await group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+
+
 def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     error = errors.exceptions[0]
     return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
@@ -55,7 +62,7 @@ async def within(timeout: float | None, work: Coroutine[Any, Any, T], what: Call
         if isinstance(error, AsyncsyncError):
             raise
         raise SyncTimeoutError(
-            f"{what()} (sync_timeout={timeout:g} s); what was sent is kept for the next sync"
+            f"{what()} (sync_timeout={timeout:g} s); sent bytes are kept for the next sync"
         ) from None
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError  # wait_for can swallow a cancel that comes with the result (cpython#86296)

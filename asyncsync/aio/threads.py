@@ -146,7 +146,7 @@ async def in_thread_stoppable(func: Callable[[threading.Event], T]) -> T:
     """Run ``func`` in a worker thread and never leave it behind: for work that changes something.
 
     If the caller is cancelled, the event is set. ``func`` checks it between pieces and cleans up. The cancel is raised
-    once ``func`` has returned; its result or exception is dropped then.
+    once ``func`` has returned, or is given up after STUCK_SECONDS; its result or exception is dropped then.
     """
     return await _stoppable(_threads, func)
 
@@ -159,7 +159,7 @@ async def in_sender(func: Callable[[], T]) -> T:
 async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) -> T:
     stop = threading.Event()
     future = asyncio.get_running_loop().run_in_executor(threads.get(), func, stop)
-    cancelled = await _wait_through_cancels(threads, future, stop.set)
+    cancelled = await _wait_through_cancels(threads, future, stop.set, STUCK_SECONDS)
     if cancelled is not None:
         future.exception()  # retrieved, so that the loop does not log it
         raise cancelled
@@ -167,12 +167,16 @@ async def _stoppable(threads: _Threads, func: Callable[[threading.Event], T]) ->
 
 
 async def _wait_through_cancels(
-    threads: _Threads, future: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None
+    threads: _Threads,
+    future: asyncio.Future[T],
+    on_cancel: Callable[[], None] = lambda: None,
+    limit: float | None = None,
 ) -> asyncio.CancelledError | None:
-    """Wait until ``future`` is done, whatever is cancelled meanwhile; returns the last cancel. It is raised at once if
-    the thread is given up as stuck (:func:`giving_up_stuck_threads`)."""
+    """Wait until ``future`` is done, through all cancels; returns the last cancel. It is raised at once if
+    the thread is given up as stuck: ``limit`` seconds after the first cancel, or by :func:`giving_up_stuck_threads`."""
     cancelled, forks = None, threads.forks
-    given_up = asyncio.get_running_loop().create_future()
+    loop, timer = asyncio.get_running_loop(), None
+    given_up = loop.create_future()
     try:
         while not future.done():
             try:
@@ -181,6 +185,8 @@ async def _wait_through_cancels(
                 if forks != threads.forks:
                     raise  # the thread is the parent's
                 on_cancel()
+                if cancelled is None and limit is not None:
+                    timer = loop.call_later(limit, _give_up, given_up, threads)
                 cancelled = error
                 _cancelled_waits[given_up] = threads
             if cancelled is not None and given_up.done() and not future.done():
@@ -188,13 +194,25 @@ async def _wait_through_cancels(
                 raise cancelled
     finally:
         _cancelled_waits.pop(given_up, None)
+        if timer is not None:
+            timer.cancel()
     return cancelled
+
+
+def _give_up(given_up: asyncio.Future[None], threads: _Threads) -> None:
+    if not given_up.done():
+        log.warning("a thread is stuck in a call of the file system; it is left behind")
+        given_up.set_result(None)
+        threads.replace()
 
 
 _cancelled_waits: dict[asyncio.Future[None], _Threads] = {}
 """Waits for threads whose waiter is cancelled; completing the future ends the wait."""
+STUCK_SECONDS = 20.0
+"""How long (s) a cancelled caller waits for its thread. Longer than a lease, so that a thread that wakes later writes
+nothing more."""
 STUCK_MARGIN = 2.0
-"""Seconds after its limit that :func:`giving_up_stuck_threads` waits for threads to notice that they are to stop."""
+"""Seconds after its limit that :func:`giving_up_stuck_threads` waits for threads to notice that they must stop."""
 _STUCK_CHECK = 0.5
 
 
@@ -210,10 +228,8 @@ def giving_up_stuck_threads(seconds: float | None) -> Iterator[None]:
     def look() -> None:
         nonlocal timer
         for given_up, threads in list(_cancelled_waits.items()):
-            if given_up.get_loop() is loop and not given_up.done():
-                log.warning("a thread is stuck in a call of the file system; it is left behind")
-                given_up.set_result(None)
-                threads.replace()
+            if given_up.get_loop() is loop:
+                _give_up(given_up, threads)
         timer = loop.call_later(_STUCK_CHECK, look)
 
     if seconds is not None:

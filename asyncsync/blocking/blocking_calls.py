@@ -10,11 +10,15 @@ from asyncsync.aio.loop_thread import run_to_end
 from asyncsync.remote.manage.browse import browse as browse_async
 from asyncsync.remote.manage.copy_objects import copy as copy_async
 from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
+from asyncsync.remote.manage.pull_preview import plan_pull as plan_pull_async
 from asyncsync.remote.manage.remove import remove as remove_async
 from asyncsync.remote.prune import prune as prune_async
 from asyncsync.remote.pull import pull as pull_async
 from asyncsync.remote.repair import repair as repair_async
 from asyncsync.remote.verify import verify as verify_async
+from asyncsync.remote.views.checkpoint_marks import pin as pin_async
+from asyncsync.remote.views.checkpoint_marks import tag as tag_async
+from asyncsync.remote.views.checkpoint_marks import unpin as unpin_async
 from asyncsync.sync.syncer import push as push_async
 
 P = ParamSpec("P")
@@ -33,10 +37,14 @@ def without_await(func: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 push = without_await(push_async)
 pull = without_await(pull_async)
+plan_pull = without_await(plan_pull_async)
 verify = without_await(verify_async)
 repair = without_await(repair_async)
 prune = without_await(prune_async)
 copy = without_await(copy_async)
 remove = without_await(remove_async)
+pin = without_await(pin_async)
+unpin = without_await(unpin_async)
+tag = without_await(tag_async)
 browse = without_await(browse_async)
 diagnose = without_await(diagnose_async)

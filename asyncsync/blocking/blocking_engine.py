@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from asyncsync.engine.engine import LeftWithinError, SyncEngine, not_durable
 from asyncsync.engine.signals import Signals, as_signals, check_thread
 from asyncsync.engine.start import as_seconds
 from asyncsync.errors import EngineClosedError
-from asyncsync.events import Event
+from asyncsync.events import Event, RequestEnded
 from asyncsync.status import EngineStatus, FlushReport
 from asyncsync.sync.event_stream import EventStream
 
@@ -95,6 +96,16 @@ class BlockingEngine:
         """The events from now on; ends with the engine. Iterate in a separate thread."""
         loop = self._running()
         return _iterate(loop, loop.call(self._engine.events))
+
+    @contextmanager
+    def on_request(self, listener: Callable[[RequestEnded], None]) -> Iterator[None]:
+        """See :meth:`asyncsync.SyncEngine.on_request`; ``listener`` is called in the thread of the event loop."""
+        loop, held = self._running(), self._engine.on_request(listener)
+        loop.call(held.__enter__)
+        try:
+            yield
+        finally:
+            held.__exit__(None, None, None)
 
     def status(self) -> EngineStatus:
         """See :meth:`asyncsync.SyncEngine.status`."""

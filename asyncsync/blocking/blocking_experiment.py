@@ -14,8 +14,10 @@ from asyncsync.config import TransferConfig
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER
-from asyncsync.remote.experiment import CheckpointView, Experiment, TrialView
 from asyncsync.remote.restore import RestoreReport
+from asyncsync.remote.views.checkpoint_view import CheckpointView
+from asyncsync.remote.views.experiment import Experiment
+from asyncsync.remote.views.trial_view import TrialView
 from asyncsync.report import VerifyReport
 from asyncsync.sync.download.open_file import CheckpointFile, moved_to
 from asyncsync.sync.download.tree_download import DownloadReport
@@ -86,14 +88,14 @@ class StoredFile(io.RawIOBase):
 
 
 class StoredCheckpoint:
-    """A committed checkpoint; see :class:`asyncsync.remote.experiment.CheckpointView`, whose fields it has."""
+    """A committed checkpoint; see :class:`asyncsync.CheckpointView`, whose fields it has."""
 
     def __init__(self, view: CheckpointView) -> None:
         self._view = view
         self.name, self.trial, self.uri, self.number = view.name, view.trial, view.uri, view.number
         self.metrics, self.metadata = view.metrics, view.metadata
         self.files, self.bytes, self.time = view.files, view.bytes, view.time
-        self.step, self.pinned = view.step, view.pinned
+        self.step, self.pinned, self.tags = view.step, view.pinned, view.tags
 
     def __repr__(self) -> str:
         return repr(self._view).replace("CheckpointView", "StoredCheckpoint", 1)
@@ -110,17 +112,17 @@ class StoredCheckpoint:
         exact: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> DownloadReport:
-        """See :meth:`asyncsync.remote.experiment.CheckpointView.download`."""
+        """See :meth:`asyncsync.CheckpointView.download`."""
         return run_to_end(self._view.download, target, include=include, exact=exact, on_progress=on_progress)
 
     def verify(self, *, deep: bool = True) -> VerifyReport:
-        """See :meth:`asyncsync.remote.experiment.CheckpointView.verify`."""
+        """See :meth:`asyncsync.CheckpointView.verify`."""
         return run_to_end(self._view.verify, deep=deep)
 
     @contextmanager
     def open(self, path: str) -> Iterator[StoredFile]:
         """Open one file for reading: ``with checkpoint.open("model.bin") as file``. Errors as for
-        :meth:`asyncsync.remote.experiment.CheckpointView.open`."""
+        :meth:`asyncsync.CheckpointView.open`."""
         held = HeldContext("asyncsync file", lambda: self._view.open(path))
         try:
             with StoredFile(held) as file:
@@ -133,7 +135,7 @@ class StoredCheckpoint:
 
 
 class StoredTrial:
-    """A trial, as its record describes it; see :class:`asyncsync.remote.experiment.TrialView`, whose fields it has."""
+    """A trial, as its record describes it; see :class:`asyncsync.TrialView`, whose fields it has."""
 
     def __init__(self, view: TrialView) -> None:
         self._view = view
@@ -141,9 +143,13 @@ class StoredTrial:
         self.params, self.metrics, self.reports = view.params, view.metrics, view.reports
         self.checkpoints = [StoredCheckpoint(item) for item in view.checkpoints]
         self.started, self.updated, self.lost = view.started, view.updated, view.lost
+        self.unfinished, self.given_up, self.shown_status = view.unfinished, view.given_up, view.shown_status
 
     def __repr__(self) -> str:
         return repr(self._view).replace("TrialView", "StoredTrial", 1)
+
+    def _repr_html_(self) -> str:
+        return self._view._repr_html_()
 
     def history(self) -> list[dict[str, Any]]:
         """See :meth:`asyncsync.TrialView.history`."""
@@ -156,7 +162,8 @@ class BlockingExperiment:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self.name, self.uri, self.status = experiment.name, experiment.uri, experiment.status
-        self.lost = experiment.lost
+        self.lost, self.config = experiment.lost, experiment.config
+        self.started, self.heartbeat = experiment.started, experiment.heartbeat
         self.trials = [StoredTrial(trial) for trial in experiment.trials]
 
     @classmethod
@@ -172,6 +179,9 @@ class BlockingExperiment:
 
     def __repr__(self) -> str:
         return repr(self._experiment).replace("Experiment", "BlockingExperiment", 1)
+
+    def _repr_html_(self) -> str:
+        return self._experiment._repr_html_()
 
     def to_frame(self) -> Any:
         """See :meth:`asyncsync.Experiment.to_frame`."""

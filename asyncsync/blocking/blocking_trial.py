@@ -12,8 +12,8 @@ from asyncsync.blocking.blocking_experiment import StoredCheckpoint
 from asyncsync.config import UploadMode
 from asyncsync.engine.trial import Report, Trial
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
-from asyncsync.remote.experiment import CheckpointView
 from asyncsync.remote.restore import RestoreReport
+from asyncsync.remote.views.checkpoint_view import CheckpointView
 from asyncsync.report import SyncReport
 
 

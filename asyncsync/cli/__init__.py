@@ -1,7 +1,7 @@
 """The command ``asyncsync``, a module for each verb or pair of verbs.
 
-May import: ``engine``, ``remote``, ``sync``, ``stores``, ``planning``, ``aio``. Begin with ``app.py``, which runs every
-command; ``demo.py`` is an example of the library from start to end.
+May import: the public face, ``planning``, ``aio``. Begin with ``app.py``, which runs every command; ``demo.py`` is an
+example of the library from start to end.
 """
 
 from __future__ import annotations

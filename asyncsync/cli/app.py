@@ -28,7 +28,7 @@ Command = Callable[..., Awaitable[int]]
 _MODULES = {
     "push": "push_pull",
     "pull": "push_pull",
-    "watch": "watch",
+    "watch": "running.watch",
     "ls": "ls",
     "tree": "stored.browse_commands",
     "du": "stored.browse_commands",
@@ -38,8 +38,13 @@ _MODULES = {
     "history": "stored.choose",
     "cp": "stored.change",
     "promote": "stored.change",
+    "pin": "stored.mark_commands",
+    "unpin": "stored.mark_commands",
+    "tag": "stored.mark_commands",
     "rm": "stored.change",
-    "status": "engine_status",
+    "status": "running.engine_status",
+    "ui": "stored.see",
+    "report": "stored.see",
     "verify": "verify_prune",
     "prune": "verify_prune",
     "doctor": "setup.doctor",
@@ -55,15 +60,20 @@ SUMMARIES = {
     "watch": "Sync a directory to a URL periodically until Ctrl-C.",
     "ls": "List experiments, trials, checkpoints or files; sort and filter them.",
     "tree": "Show the directories and files below a URL as a tree.",
-    "du": "Show what takes the bytes below a URL.",
+    "du": "Show the sizes of the directories below a URL.",
     "cat": "Write one object to stdout.",
     "best": "Show or fetch the best checkpoint of an experiment by a metric.",
     "compare": "Compare two trials or two checkpoints.",
     "history": "Show the reports of a trial, one row each.",
     "cp": "Copy a tree, a trial or an experiment from any store to any store.",
     "promote": "Copy one checkpoint to a URL of its own.",
+    "pin": "Keep a checkpoint whatever retention says, also while its trial runs.",
+    "unpin": "Leave a pinned checkpoint to retention again.",
+    "tag": "Give a checkpoint a name; a tagged checkpoint is kept.",
     "rm": "Remove an experiment, a trial, a checkpoint or a tree.",
     "status": "Show whether the work of running engines is safe now.",
+    "ui": "Show an experiment as a page in the browser, live while it runs.",
+    "report": "Write the page of an experiment as one file.",
     "verify": "Check that a store holds every file that its manifests name.",
     "prune": "Remove abandoned data: incomplete uploads, retired checkpoints.",
     "doctor": "Check permissions, clock, checksums and speed of a store.",
@@ -134,7 +144,7 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Called by click. A misspelled command is answered with the closest one."""
+        """Called by click. The error for a misspelled command names the closest one."""
         name = args[0]
         if name not in _MODULES and not name.startswith("-"):
             from asyncsync.cli.config_files import suggestion
@@ -196,14 +206,15 @@ def run(function: Command, values: dict[str, Any]) -> int:
     import anyio
 
     from asyncsync.cli.command_log import command_log
-    from asyncsync.cli.options import take_settings, unknown_settings
+    from asyncsync.cli.options import take_settings
     from asyncsync.cli.output import Output
+    from asyncsync.cli.setup.option_names import unknown_settings
 
     output = Output(as_json=values["as_json"], quiet=values["quiet"], debug=values["debug"])
     log = {"verbose": values["verbose"], "file": values["log_file"], "as_json": values["log_json"]}
     try:
         settings = take_settings(values)
-        for text in unknown_settings(cli):
+        for text in unknown_settings():
             output.note(f"warning: {text}")
         with _interruptible(), command_log(options=settings.storage_options, **log):
             return anyio.run(_main, function, output, settings, values)

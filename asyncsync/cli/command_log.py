@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from asyncsync.errors import ConfigError
 
 SHORTEST_SECRET = 6
-"""Shorter values of options are no secrets, and hiding them would make a log unreadable."""
+"""Shorter values of options are not hidden: that would make a log unreadable."""
 SECRET_NAMES = ("secret", "token", "password", "key", "credential", "signature", "sas")
 """Parts of the names of options whose values are hidden."""
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)

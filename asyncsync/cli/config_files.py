@@ -51,10 +51,10 @@ class FileSettings:
     paths: tuple[str, ...] = ()
     """The files that exist."""
     unknown: tuple[str, ...] = ()
-    """What the files contain and nothing reads, for warnings."""
+    """Entries of the files that nothing reads, for warnings."""
 
     def resolve(self, text: str) -> tuple[str, Mapping[str, Any]] | None:
-        """URL and options for ``name:path``; None if ``text`` is no such address.
+        """URL and options for ``name:path``; None if ``text`` is another kind of address.
 
         ConfigError for an unknown name, unless no store is named at all.
         """

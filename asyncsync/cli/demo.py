@@ -38,7 +38,8 @@ from asyncsync import (
 from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, human_seconds
+from asyncsync.cli.output import Output
+from asyncsync.planning.units import counted, duration_text, size_text
 
 MODEL_WEIGHTS = 32 * 1024
 """Numbers in the model: a checkpoint has 256 KiB."""
@@ -280,8 +281,8 @@ def _checks(board: Board, expected: ExpectedCheckpoints, found: dict[str, Any], 
 def _print_sweep(output: Output, board: Board, seconds: float) -> None:
     totals = board.totals()
     output.line(
-        f"\nall durable after {human_seconds(seconds)}: {totals['checkpoints_durable']} checkpoints "
-        f"({human_bytes(totals['checkpoint_bytes'])}) and {count(totals['syncs'], 'sync')} of artifacts and records; "
+        f"\nall durable after {duration_text(seconds)}: {totals['checkpoints_durable']} checkpoints "
+        f"({size_text(totals['checkpoint_bytes'])}) and {counted(totals['syncs'], 'sync')} of artifacts and records; "
         f"{totals['checkpoints_retired']} retired"
     )
     for failure in board.failures:
@@ -292,8 +293,8 @@ def _print_checks(output: Output, found: dict[str, Any], checks: dict[str, bool]
     if "sha256" in found:
         output.line(
             f"a second process read it back: best is {found['trial']} {found['checkpoint']}, loss {found['loss']:.4g}, "
-            f"SHA-256 {found['sha256'][:16]}...; {count(found['verified_files'], 'file')} "
-            f"({human_bytes(found['verified_bytes'])}) verified"
+            f"SHA-256 {found['sha256'][:16]}...; {counted(found['verified_files'], 'file')} "
+            f"({size_text(found['verified_bytes'])}) verified"
         )
     for text, held in checks.items():
         output.line(f"  {'ok    ' if held else 'FAILED'} {text}")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from asyncsync import EventStream, SyncEngine
 from asyncsync.cli.ls import short_metrics
-from asyncsync.cli.output import Output, human_bytes
+from asyncsync.cli.output import Output
 from asyncsync.events import (
     CheckpointAccepted,
     CheckpointDurable,
@@ -25,6 +25,7 @@ from asyncsync.events import (
     SyncFinished,
     SyncTimedOut,
 )
+from asyncsync.planning.units import size_text
 
 REFRESH = 0.1
 """Seconds between two updates of the table."""
@@ -112,12 +113,12 @@ class Board:
                 short_metrics(trial.metrics),
                 str(self._durable[name]),
                 str(self._retired[name]),
-                human_bytes(trial.bytes_at_risk),
+                size_text(trial.bytes_at_risk),
                 f"{trial.durability_lag:.1f} s",
                 style={"failed": "red", "finished": "green"}.get(trial.status),
             )
         table.caption = (
             f"{status.syncs_running} syncs running, {status.requests_running} requests in flight, "
-            f"{human_bytes(status.bytes_at_risk)} at risk, {human_bytes(self._bytes)} of checkpoints durable"
+            f"{size_text(status.bytes_at_risk)} at risk, {size_text(self._bytes)} of checkpoints durable"
         )
         return table

@@ -12,10 +12,11 @@ from asyncsync import CheckpointView, Experiment, ExperimentSummary, StoredObjec
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.cli.stored.filters import Choice, choice_options
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.units import counted, size_text
 
 METRICS_SHOWN = 4
 """Metrics in a row of a table."""
@@ -91,9 +92,7 @@ async def _contents(
 
 
 def _show_objects(output: Output, uri: str, found: Sequence[StoredObject]) -> None:
-    rows = [
-        ("-" if item.path.endswith("/") else human_bytes(item.size), age(item.modified), item.path) for item in found
-    ]
+    rows = [("-" if item.path.endswith("/") else size_text(item.size), age(item.modified), item.path) for item in found]
     output.table(("size", "age", "path"), rows)
     output.document({"ok": True, "kind": "objects", "uri": uri, "objects": jsonable(found)})
 
@@ -151,11 +150,17 @@ def _show_experiment(output: Output, uri: str, experiment: Experiment, choice: C
     output.document({**head, "status": experiment.status, "lost": experiment.lost, "trials": documents})
 
 
-_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age")
+_CHECKPOINT_COLUMNS = ("checkpoint", "metrics", "files", "size", "age", "marks")
 
 
 def _checkpoint_row(item: CheckpointView) -> tuple[str, ...]:
-    return (item.name, short_metrics(item.metrics), str(item.files), human_bytes(item.bytes), age(item.time))
+    size = size_text(item.bytes)
+    return (item.name, short_metrics(item.metrics), str(item.files), size, age(item.time), shown_marks(item))
+
+
+def shown_marks(item: CheckpointView) -> str:
+    """Pin and tags for people: ``pinned best``."""
+    return " ".join([*(["pinned"] if item.pinned else []), *item.tags]) or "-"
 
 
 def _latest(trial: TrialView) -> tuple[str, str]:
@@ -174,6 +179,9 @@ def _checkpoint_json(item: CheckpointView) -> dict[str, Any]:
         "files": item.files,
         "bytes": item.bytes,
         "time": item.time,
+        "step": item.step,
+        "pinned": item.pinned,
+        "tags": item.tags,
     }
 
 
@@ -195,7 +203,7 @@ def _trial_json(trial: TrialView) -> dict[str, Any]:
 
 def _show_trial(output: Output, trial: TrialView) -> None:
     output.line(
-        f"{trial.name}: {shown_status(trial)}, {count(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
+        f"{trial.name}: {shown_status(trial)}, {counted(trial.reports, 'report')}, {short_metrics(trial.metrics)}"
     )
     if trial.error:
         output.line(f"error: {' '.join(trial.error.split())}")
@@ -205,9 +213,9 @@ def _show_trial(output: Output, trial: TrialView) -> None:
 
 def _show_files(output: Output, uri: str, manifest: Manifest) -> None:
     entries = [manifest.files[path] for path in sorted(manifest.files)]
-    rows = [(human_bytes(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
+    rows = [(size_text(item.size), age(item.mtime_ns / 1e9), item.path) for item in entries]
     output.table(("size", "age", "path"), rows)
-    output.line(f"{count(len(entries), 'file')}, {human_bytes(manifest.bytes_total)}")
+    output.line(f"{counted(len(entries), 'file')}, {size_text(manifest.bytes_total)}")
     files = [
         {"path": item.path, "size": item.size, "mtime": item.mtime_ns / 1e9, "crc32c": f"{item.crc32c:08x}"}
         for item in entries

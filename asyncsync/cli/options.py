@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from asyncsync.cli.config_files import ENV, OWN_VARIABLES, read_files, suggestion
+from asyncsync.cli.config_files import ENV, read_files
 from asyncsync.config import READY_PRESETS, SyncConfig, TransferConfig, split_sas
 from asyncsync.errors import ConfigError
 
@@ -88,6 +88,7 @@ _COMMON = [
     click.option("--storage-class", metavar="CLASS", help="Storage class of new objects, such as STANDARD_IA."),
     click.option(
         "-o",
+        "--option",
         "extra",
         multiple=True,
         metavar="KEY=VALUE",
@@ -113,6 +114,9 @@ def common_options(function: Function) -> Function:
     function.__click_params__ = []  # type: ignore[attr-defined]
     for option in reversed(_COMMON):
         function = option(function)
+    if any("-o" in item.opts for item in own):  # "report -o FILE": the store's options keep their long flag
+        for item in function.__click_params__:  # type: ignore[attr-defined]
+            item.opts = [flag for flag in item.opts if flag != "-o"]
     function.__click_params__ += own  # type: ignore[attr-defined]  # click shows the last one first
     return function
 
@@ -187,10 +191,19 @@ def with_variables(made: click.Command) -> click.Command:
     """Give every option of a command the variables ``ASYNCSYNC_COMMAND_OPTION`` and ``ASYNCSYNC_OPTION``."""
     for option in made.params:
         if isinstance(option, click.Option) and option.envvar is None and option.name not in UNSET_BY_ENVIRONMENT:
-            own = max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
-            verb = str(made.name).replace("-", "_").upper()
-            option.envvar = [f"{ENV}{verb}_{own}", f"{ENV}{own}"]
+            words = [word_of(flag) for flag in option.opts if flag.startswith("--")]
+            option.envvar = [name for word in words for name in variables_of(str(made.name), word)]
     return made
+
+
+def word_of(flag: str) -> str:
+    """An option as it is written in files: ``part_size`` for ``--part-size``."""
+    return flag.lstrip("-").replace("-", "_")
+
+
+def variables_of(command: str, word: str) -> tuple[str, str]:
+    """The variables of an option, such as ``part_size``; the one of the command wins."""
+    return f"{ENV}{word_of(command)}_{word}".upper(), f"{ENV}{word}".upper()
 
 
 def defaults_of(made: click.Command) -> dict[str, Any]:
@@ -207,26 +220,6 @@ def defaults_of(made: click.Command) -> dict[str, Any]:
         for name, value in ((name.replace("-", "_"), value) for name, value in merged.items())
         if name in by_flag and by_flag[name].name not in UNSET_BY_ENVIRONMENT and not isinstance(value, dict)
     }
-
-
-def unknown_settings(group: click.Group) -> list[str]:
-    """What files and environment set and no command reads, each with the closest known name."""
-    found = read_files()
-    given = {name for name in os.environ if name.startswith(ENV)} - set(OWN_VARIABLES)
-    if not (given or found.defaults):
-        return list(found.unknown)
-    known, flags = set(OWN_VARIABLES), set()
-    for name in group.list_commands(click.Context(group)):
-        made = group.get_command(click.Context(group), name)
-        flags.add(name.replace("-", "_"))
-        for item in made.params if made is not None else ():
-            known |= set([item.envvar] if isinstance(item.envvar, str) else item.envvar or ())
-            flags |= {flag.lstrip("-").replace("-", "_") for flag in item.opts}
-    return [
-        *found.unknown,
-        *(f"nothing reads ${name}{suggestion(name, known)}" for name in sorted(given - known)),
-        *(f"no option is named {name!r} (defaults){suggestion(name, flags)}" for name in found.defaults.keys() - flags),
-    ]
 
 
 def _extra_options(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -13,60 +13,27 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from asyncsync.cli.options import in_flags
-from asyncsync.events import Progress
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
 
-LINE_PERIOD = 10.0
-"""Seconds between progress lines if stderr is not a terminal."""
+if TYPE_CHECKING:  # most commands show no progress
+    from asyncsync.cli.meters import Meter
+
 LINES_SHOWN = 20
 """Lines of a list before "and N more"."""
 
 
-def human_bytes(count: float) -> str:
-    """A size for people: ``1536`` is ``1.5 KiB``."""
-    if count < 1024:
-        return f"{count:.0f} B"
-    power = 0
-    while count >= 1024 and power < 4:
-        count, power = count / 1024, power + 1
-    return f"{count:.1f} {'KMGT'[power - 1]}iB"
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration for people: ``0.8 s``, ``42 s``, ``3 m``, ``5 h``, ``2 d``."""
-    if seconds < 10:
-        return f"{max(seconds, 0.0):.1f} s"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def age(moment: float | None) -> str:
     """The age of a Unix time, for people; ``-`` if there is none."""
-    return f"{human_seconds(time.time() - moment)} ago" if moment else "-"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun: ``1 file``, ``1,024 files``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{duration_text(time.time() - moment)} ago" if moment else "-"
 
 
 def jsonable(value: Any) -> Any:
@@ -155,75 +122,15 @@ class Output:
     @contextmanager
     def meter(self, verb: str) -> Iterator[Meter]:
         """Show the progress of a transfer while the block runs."""
+        from asyncsync.cli.meters import LineMeter, Meter, bar_meter
+
         if self.quiet or self.as_json:
             yield Meter()
         elif sys.stderr.isatty():
-            with Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            ) as bars:
-                yield BarMeter(bars, verb)
+            with bar_meter(verb) as meter:
+                yield meter
         else:
-            yield LineMeter(self, verb)
-
-
-class Meter:
-    """Keeps the last progress of a transfer, and shows nothing."""
-
-    def __init__(self) -> None:
-        self.last: Progress | None = None
-
-    def update(self, progress: Progress) -> None:
-        """Take a Progress event."""
-        self.last = progress
-        self.show(progress)
-
-    def show(self, progress: Progress) -> None:
-        """Show the progress; a subclass implements this."""
-
-    def text(self) -> str:
-        """The last progress, for people."""
-        if self.last is None:
-            return "nothing yet"
-        done = self.last
-        return (
-            f"{done.files_done:,} of {count(done.files_total, 'file')}, "
-            f"{human_bytes(done.bytes_done)} of {human_bytes(done.bytes_total)}"
-        )
-
-
-class BarMeter(Meter):
-    """Shows a bar on a terminal."""
-
-    def __init__(self, bars: Bars, verb: str) -> None:
-        super().__init__()
-        self._bars, self._verb = bars, verb
-        self._task: TaskID = bars.add_task(verb, total=None)
-
-    def show(self, progress: Progress) -> None:
-        """Move the bar."""
-        text = f"{self._verb} {progress.files_done:,}/{progress.files_total:,} files"
-        self._bars.update(self._task, description=text, completed=progress.bytes_done, total=progress.bytes_total)
-
-
-class LineMeter(Meter):
-    """Prints a progress line every LINE_PERIOD seconds."""
-
-    def __init__(self, output: Output, verb: str) -> None:
-        super().__init__()
-        self._output, self._verb = output, verb
-        self._next = time.monotonic() + LINE_PERIOD
-
-    def show(self, progress: Progress) -> None:
-        """Print a line, at most one per LINE_PERIOD."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + LINE_PERIOD
-            self._output.note(f"{self._verb}: {self.text()}")
+            yield LineMeter(self.note, verb)
 
 
 def describe(error: BaseException) -> str:
@@ -236,12 +143,12 @@ def describe(error: BaseException) -> str:
 def summary(report: SyncReport, *, verb: str, where: str) -> str:
     """The report of a push or pull in one line."""
     text = (
-        f"{verb} {count(report.files_sent, 'file')} ({human_bytes(report.bytes_sent)}) {where} in "
-        f"{human_seconds(report.seconds)}; {report.files_skipped:,} unchanged; {count(report.requests, 'request')}; "
-        f"{human_bytes(report.bytes_total)} in total"
+        f"{verb} {counted(report.files_sent, 'file')} ({size_text(report.bytes_sent)}) {where} in "
+        f"{duration_text(report.seconds)}; {report.files_skipped:,} unchanged; {counted(report.requests, 'request')}; "
+        f"{size_text(report.bytes_total)} in total"
     )
     if report.bytes_copied:
-        text += f"; {human_bytes(report.bytes_copied)} copied inside the store"
+        text += f"; {size_text(report.bytes_copied)} copied inside the store"
     if report.files_deleted:
         text += f"; {report.files_deleted:,} deleted"
     return text

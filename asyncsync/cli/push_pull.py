@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from asyncsync import Syncer
+from asyncsync import Syncer, plan_pull
 from asyncsync import pull as fetch
-from asyncsync.cli.app import DONE, command
+from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.options import (
     Settings,
     delete_option,
@@ -20,10 +20,11 @@ from asyncsync.cli.options import (
     sync_config,
     timeout_option,
 )
-from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
+from asyncsync.cli.output import Output, jsonable, summary
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
+from asyncsync.planning.units import counted, size_text
 
 PUSH = """Send the new and changed files of a directory, or one file.
 
@@ -55,6 +56,7 @@ Examples:
   asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004 model --exact
   asyncsync pull s3://bucket/sweep/trial_00003/checkpoint_000004/model.bin .
   asyncsync pull s3://bucket/sweep best --include 'checkpoint_*/model*'
+  asyncsync pull s3://bucket/results results --exact --dry-run
 
 Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 """
@@ -67,6 +69,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 4 --timeout, 130 interrupted.
 @delete_option
 @click.option("--checksum", is_flag=True, help="Read every file instead of comparing size and time.")
 @click.option("--check-store", is_flag=True, help="Look whether the store still has every file; send what it lost.")
+@click.option("--skip-bad-names", is_flag=True, help="Succeed without files whose names no store can hold.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent, but send nothing.")
 @timeout_option(None)
 async def push(
@@ -81,6 +84,7 @@ async def push(
     max_delete: int | None,
     checksum: bool,
     check_store: bool,
+    skip_bad_names: bool,
     dry_run: bool,
     timeout: float | None,
 ) -> int:
@@ -99,8 +103,14 @@ async def push(
             report = await syncer.sync_up()
     output.warnings(report)
     output.line(summary(report, verb="sent", where=f"to {uri}"))
-    output.document({"ok": True, "uri": uri, **jsonable(report)})
-    return DONE
+    ok = skip_bad_names or not report.files_left_out
+    if not ok:
+        output.note(
+            f"error: {counted(report.files_left_out, 'file')} of {local} cannot be stored because of the name. Rename "
+            "what the warnings name, or accept it with --skip-bad-names; the other files are stored"
+        )
+    output.document({"ok": ok, "uri": uri, **jsonable(report)})
+    return DONE if ok else FAILED
 
 
 def _prefix_for(local: str, uri: str) -> str:
@@ -141,17 +151,17 @@ async def _plan(output: Output, syncer: Syncer) -> int:
         plan = await syncer.plan()
     rows: list[tuple[str, ...]] = []
     for item in plan.todo:
-        sent, copied = human_bytes(item.bytes_sent), human_bytes(item.bytes_copied)
-        rows.append((item.action, human_bytes(item.size), item.path, sent, copied, f"{item.requests:,}"))
+        sent, copied = size_text(item.bytes_sent), size_text(item.bytes_copied)
+        rows.append((item.action, size_text(item.size), item.path, sent, copied, f"{item.requests:,}"))
     rows += [("delete", "-", path, "-", "-", "-") for path in plan.gone]
     output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
     skipped = plan.files_skipped + len(plan.files) - len(plan.todo)
     output.line(
-        f"dry run: {human_bytes(plan.bytes_sent)} of {human_bytes(plan.bytes_total)} would be sent to {syncer.uri} and "
-        f"{human_bytes(plan.bytes_copied)} copied inside the store, in {count(plan.requests, 'request')}; "
-        f"{count(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
+        f"dry run: {size_text(plan.bytes_sent)} of {size_text(plan.bytes_total)} would be sent to {syncer.uri} and "
+        f"{size_text(plan.bytes_copied)} copied inside the store, in {counted(plan.requests, 'request')}; "
+        f"{counted(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
     )
     document = {
         "ok": True,
@@ -175,6 +185,7 @@ async def _plan(output: Output, syncer: Syncer) -> int:
 @click.argument("local", type=click.Path(path_type=Path))
 @filter_options("Fetch")
 @click.option("--exact", is_flag=True, help="Remove everything else from LOCAL: files, links, empty directories.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be fetched and removed, but change nothing.")
 @timeout_option(None)
 async def pull(
     output: Output,
@@ -185,12 +196,15 @@ async def pull(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     exact: bool,
+    dry_run: bool,
     timeout: float | None,
 ) -> int:
     """See PULL."""
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"invalid --timeout {timeout:g}: must be more than 0 seconds")
     uri = resolve_url(url)
+    if dry_run:
+        return await _plan_pull(output, settings, uri, local, exact=exact, include=include, exclude=exclude)
     with output.meter("fetching") as meter:
         output.at_interrupt = lambda: (
             f"{local} is not complete: fetched {meter.text()}. Run the same command again to resume"
@@ -217,4 +231,35 @@ async def pull(
     output.warnings(report)
     output.line(summary(report, verb="fetched", where=f"from {uri} to {local}"))
     output.document({"ok": True, "uri": uri, "local": str(local), **jsonable(report)})
+    return DONE
+
+
+async def _plan_pull(
+    output: Output,
+    settings: Settings,
+    uri: str,
+    local: Path,
+    *,
+    exact: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> int:
+    plan = await plan_pull(
+        uri,
+        local,
+        transfer=settings.transfer,
+        storage_options=settings.storage_options,
+        exact=exact,
+        include=include or None,
+        exclude=exclude or None,
+    )
+    rows = [("fetch", size_text(size), path) for path, size in plan.fetch.items()]
+    output.table(("action", "size", "path"), [*rows, *(("remove", "-", path) for path in plan.remove)])
+    output.line(
+        f"dry run: {counted(len(plan.fetch), 'file')} ({size_text(plan.bytes_sent)}) would be fetched from {uri} to "
+        f"{local}, {len(plan.remove):,} removed; {plan.files_skipped:,} unchanged"
+    )
+    output.document(
+        {"ok": True, "dry_run": True, "uri": uri, "local": str(local), "bytes": plan.bytes_sent, **jsonable(plan)}
+    )
     return DONE

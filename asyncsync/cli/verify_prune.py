@@ -12,8 +12,9 @@ from asyncsync import repair as repair_tree
 from asyncsync import verify as verify_tree
 from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, human_seconds, jsonable
+from asyncsync.cli.output import Output, jsonable
 from asyncsync.errors import ConfigError
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import VerifyReport
 
 VERIFY = """Check that a store holds every file that its manifests name.
@@ -95,8 +96,8 @@ async def verify(output: Output, settings: Settings, *, url: str, deep: bool, lo
 def _print_findings(output: Output, report: VerifyReport, *, deep: bool) -> None:
     how = "every byte read" if deep else "sizes, versions, and checksums where the store keeps them"
     output.line(
-        f"checked {count(report.files, 'file')} ({human_bytes(report.bytes)}) of {count(report.trees, 'manifest')} "
-        f"in {human_seconds(report.seconds)}: {how}"
+        f"checked {counted(report.files, 'file')} ({size_text(report.bytes)}) of {counted(report.trees, 'manifest')} "
+        f"in {duration_text(report.seconds)}: {how}"
     )
     output.lines([f"damaged: {path}: {problem}" for path, problem in sorted(report.damaged.items())], before="")
     output.lines([f"replaced after its manifest was written: {path}" for path in report.replaced], before="")
@@ -133,8 +134,8 @@ async def prune(output: Output, settings: Settings, *, url: str, yes: bool, dry_
     output.lines([f"{verb} upload {key}" for key in report.uploads], before="")
     output.lines([f"{verb} checkpoint {path}" for path in report.checkpoints], before="")
     output.line(
-        f"{verb} {count(len(report.uploads), 'open upload')} and {count(len(report.checkpoints), 'checkpoint')} "
-        f"({count(report.objects, 'object')}, {human_bytes(report.bytes)})"
+        f"{verb} {counted(len(report.uploads), 'open upload')} and {counted(len(report.checkpoints), 'checkpoint')} "
+        f"({counted(report.objects, 'object')}, {size_text(report.bytes)})"
     )
     output.lines([f"kept, because it cannot be read: {why}" for why in report.unreadable.values()], before="")
     if not yes and (report.uploads or report.checkpoints):

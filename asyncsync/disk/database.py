@@ -186,7 +186,7 @@ class Database:
         self._path = path
         self._inode: int | None = None
         self.durable = path is not None
-        """Whether what is written survives this process."""
+        """Whether written rows survive this process."""
         self._connection = self._open()
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -223,8 +223,8 @@ class Database:
                 connection.execute(f"DELETE {condition} AND CAST(digest AS BLOB) IS ?", (*parameters, digest))
             if bad:
                 log.warning(
-                    "the journal %s is damaged: %d row(s) of %s are not what was written and were dropped; their "
-                    "information is read again from the store or from the files",
+                    "the journal %s is damaged: %d row(s) of %s were altered after they were written, and are dropped; "
+                    "their information is read again from the store or from the files",
                     self._path,
                     len(bad),
                     table,
@@ -234,7 +234,7 @@ class Database:
         return self._do(work)
 
     def close(self) -> None:
-        """Close the file; what was written is on disk."""
+        """Close the file; written rows are on disk."""
         self._connection.close()
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -295,7 +295,7 @@ class Database:
         self._connection = self._open()
 
     def _set_aside(self, error: Exception) -> None:
-        """Keep a file that we cannot use, for whoever wants to look at it, and make room for a new one."""
+        """Keep a file that we cannot use, for a later look, and make room for a new one."""
         assert self._path is not None
         if _inode(self._path) != self._inode:
             return  # another process has been here

@@ -74,7 +74,12 @@ def already_right(target: Beneath, entries: Sequence[FileEntry]) -> list[bool]:
     return [_is_right(target, entry) for entry in entries]
 
 
-def _is_right(target: Beneath, entry: FileEntry) -> bool:
+def same_bytes(target: Beneath, entries: Sequence[FileEntry]) -> list[bool]:
+    """For each entry, whether the file exists with the same bytes. Nothing is changed."""
+    return [_is_right(target, entry, change=False) for entry in entries]
+
+
+def _is_right(target: Beneath, entry: FileEntry, *, change: bool = True) -> bool:
     directory, _, name = entry.path.rpartition("/")
     try:
         with target.opened(directory) as above:
@@ -87,7 +92,7 @@ def _is_right(target: Beneath, entry: FileEntry) -> bool:
             return False
         if _crc32c(descriptor, 0, entry.size) != entry.crc32c:
             return False
-        return _set_mode_and_time(descriptor, entry, target) or info.st_uid == os.geteuid()
+        return not change or _set_mode_and_time(descriptor, entry, target) or info.st_uid == os.geteuid()
     finally:
         os.close(descriptor)
 

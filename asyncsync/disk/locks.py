@@ -12,7 +12,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class _ClaimFile:
     """The trees that this process holds, in a file that every process can read: one entry for each tree that was
     taken, and its complement when it was released.
 
-    The file is locked for as long as the process lives. A claim file without a lock is worth nothing: its process has
+    The file is locked for as long as the process lives. A claim file without a lock does not count: its process has
     ended, also by SIGKILL, or it is a forked child, which inherits no lock. At most 32 KiB more than 8 bytes for each
     tree.
     """
@@ -72,9 +72,13 @@ class _ClaimFile:
         return self._entries > 2 * held + SPARE_ENTRIES
 
     def close(self, path: str = "") -> None:
-        """Release all trees."""
-        with suppress(FileNotFoundError):
+        """Release all trees. If the file cannot be removed, the next process does: its lock ends here."""
+        try:
             os.unlink(path or self._path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("cannot remove the claims of this process, another one will: %s", error)
         self.forget()
 
     def forget(self) -> None:
@@ -207,10 +211,17 @@ class _LockFiles:
     def _holder(self, place: int) -> int | None:
         """The other process that has claimed the tree."""
         assert self._deciding is not None
-        begun = os.fstat(self._deciding).st_size
-        if begun != self._begun:
-            self._find_others()
-            self._begun = begun
+        while True:
+            begun = os.fstat(self._deciding).st_size
+            if begun != self._begun:
+                self._find_others()
+                self._begun = begun
+            pid = self._look(place)
+            if pid is not None or os.fstat(self._deciding).st_size == begun:
+                return pid
+            # a process has replaced its claim file meanwhile: its trees are in the new one
+
+    def _look(self, place: int) -> int | None:
         for name, other in list(self._others.items()):
             try:
                 pid = other.holder(place)

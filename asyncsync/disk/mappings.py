@@ -1,4 +1,4 @@
-"""Files that this process, or one that it started, writes through memory: their mtime does not say when they changed.
+"""Files that this process, or one that it started, writes through memory: their mtime does not show when they changed.
 
 Writing to a page of a shared mapping sets the file's time once, when the page becomes dirty, and not again before the
 kernel has written it back (mmap(2); on tmpfs never). Such a file is therefore read again at every sync, and once more
@@ -69,7 +69,7 @@ def mapped_below(root: str, *, fresh: bool = False) -> frozenset[str]:
 
 
 def mapped_since(root: str) -> frozenset[str]:
-    """The same for mappings that were made after an earlier look, as far as the time of their files does not tell.
+    """The same for mappings that were made after an earlier look, as far as the time of their files does not show them.
     Blocking."""
     return NO_FILES if _sets_time(root) else mapped_below(root, fresh=True)
 

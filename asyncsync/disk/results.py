@@ -19,7 +19,7 @@ from asyncsync.planning.document import MOST_LEVELS, check_depth
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
-"""Always synced, whatever ``sync_artifacts`` says."""
+"""Always synced, also without ``sync_artifacts``."""
 
 LEVELS_ABOVE = 10
 """Levels of a record, or of a journal entry, above the metrics in it; an upper bound."""

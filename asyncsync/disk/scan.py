@@ -40,7 +40,7 @@ class Rules:
     only: tuple[str, ...] | None = None
     """Only these files, by relative path; nothing else is visited."""
     always: tuple[str, ...] = ()
-    """Files that are selected whatever the patterns say."""
+    """Files that are selected whether or not the patterns match."""
     skip_numbered: bool = False
     """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
     whole: bool = False
@@ -279,8 +279,8 @@ class _Scan:
         return not self._ready or self._is_ready(path)
 
     def _is_ready(self, path: str) -> bool:
-        """Whether the directory is no unit, or its markers say that it is complete. A unit inside another one belongs
-        to that."""
+        """Whether the directory is not a unit, or its markers show that it is complete. A unit inside another one
+        belongs to that."""
         parents = path.split("/")
         if any("/".join(parents[:count]) in self.found.units for count in range(1, len(parents))):
             return True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.aio.tasks import run_all
+from asyncsync.aio.tasks import leave_group, run_all
 from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
 from asyncsync.engine import never_left
@@ -30,6 +31,7 @@ from asyncsync.engine.trials.registry import Registry
 from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, restore_files
 from asyncsync.engine.trials.runner import CheckpointRunner
 from asyncsync.errors import ConcurrentWriterError, EngineClosedError, SyncError
+from asyncsync.events import RequestEnded
 from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
@@ -294,6 +296,18 @@ class SyncEngine:
             self._context.owning_loop.check()
         return self._context.emitter.listen()
 
+    @contextmanager
+    def on_request(self, listener: Callable[[RequestEnded], None]) -> Iterator[None]:
+        """Call ``listener`` after each attempted request to the store while the block runs, on the event loop. It must
+        be quick: it runs between two requests. One that raises is not called again."""
+        listeners = self._context.session.store.core.meter.listeners
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            if listener in listeners:
+                listeners.remove(listener)
+
     def status(self) -> EngineStatus:
         """The current state: durability lag (seconds) and bytes at risk of each trial, and the queues. Raises
         EngineClosedError outside the block."""
@@ -308,11 +322,11 @@ class SyncEngine:
         raise_failures(await sync_all(self._context.scheduler, self._open_registry.tree_keys()))
 
     async def flush(self, deadline: float | None = None) -> FlushReport:
-        """Make durable what can be made durable within ``deadline`` seconds, and report what is durable and what is
-        not.
+        """Make as much durable as possible within ``deadline`` seconds, and report the items that are durable and those
+        that are not.
 
         With a deadline, as before a preemption, reports wait until the flush ends. The newest checkpoint of every trial
-        goes first, then records, then artifacts and older checkpoints. What is not done in time is not lost: it resumes
+        goes first, then records, then artifacts and older checkpoints. Unfinished uploads are not lost: they resume
         afterwards, or in the next process.
         """
         self._context.check_open()
@@ -434,8 +448,7 @@ class SyncEngine:
             self._runner.cancel()
             for task in self._tasks:
                 task.cancel()
-            cancelled = error if isinstance(error, asyncio.CancelledError) else None
-            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            await leave_group(self._group, error)
         finally:
             self._presence.leave()
             self._status_file.remove()
@@ -446,7 +459,7 @@ class SyncEngine:
 
 
 class _ExitHook:
-    """How the end of the interpreter leaves an engine. No part of the engine's own names."""
+    """How the end of the interpreter leaves an engine: apart, so that the engine has no names for it."""
 
     def __init__(self, engine: SyncEngine, context: EngineContext) -> None:
         self._engine, self._context = engine, context

@@ -10,25 +10,25 @@ from asyncsync.planning.retention import by_age
 from asyncsync.runtime import wall_time
 from asyncsync.sync.records.model import CheckpointRecord
 
-RETIRE_ATTEMPTS = 4
-"""Saves of a record that may come together with another change which lists the checkpoint again."""
+SAVE_ATTEMPTS = 4
+"""Saves of a record that may come together with another change of the same checkpoint."""
 
 
 async def retire(context: EngineContext, trial: TrialState, name: str) -> None:
     """Store the record without the checkpoint; then its data is deleted. See :meth:`asyncsync.Trial.retire`."""
     await _prepare(trial, f"retire({name!r})")
     item = _listed(trial, name, "retire")
-    if item.pinned:
-        raise ConfigError(f"invalid retire({name!r}): the checkpoint is pinned; call unpin({name!r}) first")
+    _check_unmarked(item)
     if trial.ranks is not None and item is max(trial.record.checkpoints, key=by_age):
         raise ConfigError(
             f"invalid retire({name!r}): it is the newest checkpoint of a trial with several ranks, and a rank that "
             "returns finds the next number by it; retire it after the next checkpoint"
         )
-    for _ in range(RETIRE_ATTEMPTS):
+    for _ in range(SAVE_ATTEMPTS):
         await _save_without(trial, name)
         if name not in {other.name for other in trial.record.checkpoints}:
             break
+        _check_unmarked(item)  # another process may have marked it meanwhile
     else:
         raise SyncError(f"{trial.uri}/{name} was not retired: its record kept changing; call retire again")
     newest = max(trial.durable_checkpoints(), key=by_age, default=None)
@@ -39,6 +39,14 @@ async def retire(context: EngineContext, trial: TrialState, name: str) -> None:
     if context.run.checkpoint_config.latest_file is not None:
         await trial.write_latest()
         await context.scheduler.ask(trial.key, force=True)
+
+
+def _check_unmarked(item: CheckpointRecord) -> None:
+    if item.pinned:
+        raise ConfigError(f"invalid retire({item.name!r}): the checkpoint is pinned; call unpin({item.name!r}) first")
+    if item.tags:
+        text = f"the checkpoint is tagged {', '.join(item.tags)}; call asyncsync.tag(..., remove=True) first"
+        raise ConfigError(f"invalid retire({item.name!r}): {text}")
 
 
 async def _save_without(trial: TrialState, name: str) -> None:
@@ -56,12 +64,15 @@ async def set_pinned(trial: TrialState, name: str, *, pinned: bool) -> None:
     item = _listed(trial, name, verb)
     if name in trial.keeper.retiring:
         raise CheckpointRetiredError(f"{trial.uri}/{name} cannot be {verb}ned: it is being retired")
-    item.pinned, trial.record.updated = pinned, wall_time()
-    try:
-        await trial.keeper.save()
-    except BaseException:
-        trial.touch()  # a later sync stores it
-        raise
+    for _ in range(SAVE_ATTEMPTS):
+        item.pinned, trial.record.updated = pinned, wall_time()
+        try:
+            await trial.keeper.save()
+        except BaseException:
+            trial.touch()  # a later sync stores it
+            raise
+        if item.pinned == pinned:
+            break  # else the save took over what another process had marked before
     if item not in trial.record.checkpoints:
         raise CheckpointRetiredError(f"{trial.uri}/{name} cannot be {verb}ned: it was retired meanwhile")
 

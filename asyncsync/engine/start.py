@@ -79,7 +79,7 @@ def check_role(run: RunConfig, role: Role) -> None:
 
 
 def _config(run: RunConfig) -> dict[str, Any]:
-    checkpoint = asdict(replace(run.checkpoint_config, on_durable=None))  # a function is no data
+    checkpoint = asdict(replace(run.checkpoint_config, on_durable=None))  # a function cannot be stored
     return as_json({"sync": asdict(run.sync_config), "checkpoint": checkpoint})
 
 

@@ -71,7 +71,7 @@ def _engine_status(
     context: EngineContext, at_work: Mapping[str, TrialStatus], trials: dict[str, TrialStatus]
 ) -> EngineStatus:
     session = context.session
-    meter, totals = session.store.core.meter, context.activity.totals
+    meter, totals = session.store.core.meter, context.event_counter.totals
     return EngineStatus(
         trials=trials,
         durability_lag=max((trial.durability_lag for trial in at_work.values()), default=0.0),

@@ -69,7 +69,7 @@ class StatusFile:
         """Write until cancelled. ``period``: longest time between two writes, seconds; None: only after changes."""
         if state_directory() is not None:
             return  # a simulated machine has no other processes that read it
-        changed = self._context.activity.changed
+        changed = self._context.event_counter.changed
         try:
             await in_thread(self._prepare)
             while True:
@@ -86,7 +86,7 @@ class StatusFile:
             log.warning("the status is not visible to 'asyncsync status': %s cannot be written: %s", self._path, error)
 
     def remove(self) -> None:
-        """The engine was left: there is no status any more."""
+        """Remove the file: the engine was left."""
         with suppress(OSError):
             self._path.unlink()
 

@@ -24,8 +24,8 @@ from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.report import SyncReport
 
 if TYPE_CHECKING:
-    from asyncsync.remote.experiment import CheckpointView
     from asyncsync.remote.restore import RestoreReport
+    from asyncsync.remote.views.checkpoint_view import CheckpointView
 
 CheckpointSource = str | os.PathLike[str] | Checkpoint
 RESERVED = re.compile(r"checkpoint_\d|rank_\d")
@@ -210,7 +210,7 @@ class Trial:
         await retire(self._context, self._state, name)
 
     async def pin(self, name: str) -> None:
-        """Keep a durable checkpoint whatever retention says, also in later processes. Returns when that is stored.
+        """Keep a durable checkpoint, exempt from retention, also in later processes. Returns when that is stored.
 
         Raises ConfigError if the trial has no durable checkpoint of this name or on a rank other than 0,
         CheckpointRetiredError if it was retired at the same time, and the errors of the store.

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.resume import adopt_checkpoints
+from asyncsync.engine.trials.resume import adopt_checkpoints, belongs_to_run
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.stores.base import Lane
@@ -18,8 +18,8 @@ from asyncsync.sync.records.manifests import find_record
 from asyncsync.sync.records.model import TrialRecord
 
 if TYPE_CHECKING:  # imported when they are used: most programs restore nothing
-    from asyncsync.remote.experiment import CheckpointView
     from asyncsync.remote.restore import Candidates, RestoreReport
+    from asyncsync.remote.views.checkpoint_view import CheckpointView
 
 
 def latest(context: EngineContext, trial: TrialState) -> CheckpointView | None:
@@ -34,8 +34,8 @@ async def restore_latest(
     include: str | Sequence[str] | None,
 ) -> RestoreReport[CheckpointView]:
     """See :meth:`asyncsync.Trial.restore`."""
-    from asyncsync.remote.experiment import restore_checkpoint
     from asyncsync.remote.restore import Candidates
+    from asyncsync.remote.views.experiment import restore_checkpoint
 
     if trial.ranks is None or trial.ranks.leads:
         await trial.prepare()
@@ -53,7 +53,8 @@ async def _record(context: EngineContext, trial: TrialState) -> TrialRecord:
     store = context.session.view(Lane.RECORD, trial.key)
     record = await find_record(store, f"{trial.key}/{TRIAL_RECORD}", TrialRecord)
     found = deepcopy(record) if record is not None else TrialRecord(trial.name)
-    await adopt_checkpoints(store, found, partial(context.warn, trial.key))
+    ours = partial(belongs_to_run, experiment=context.record.nonce, trial=None if record is None else record.nonce)
+    await adopt_checkpoints(store, found, ours, partial(context.warn, trial.key))
     return found
 
 
@@ -63,7 +64,7 @@ def _known(trial: TrialState) -> TrialRecord:
 
 def _newest_first(context: EngineContext, trial: TrialState, record: TrialRecord) -> list[CheckpointView]:
     from asyncsync.remote.access import StoreAccess
-    from asyncsync.remote.experiment import view_of
+    from asyncsync.remote.views.trial_view import view_of
 
     access = StoreAccess(dict(context.run.storage_options), context.run.transfer)
     return view_of(trial.name, trial.uri, record, access).checkpoints[::-1]

@@ -1,1 +1,1 @@
-"""Public, each optional: asyncsync inside of other frameworks. They import only the public face of asyncsync."""
+"""Public, each optional: asyncsync inside other frameworks. They import only the public face of asyncsync."""

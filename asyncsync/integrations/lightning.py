@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ log = logging.getLogger("asyncsync")
 
 TEMPORARY = ".asyncsync-tmp"
 """Suffix of files that no sync sends."""
+SHARDED_MARKER = "meta.pt"
+"""The file that Lightning writes last into a sharded checkpoint."""
+_OF_LIGHTNING = re.compile(r"\.(temp|lr_find_.*|scale_batch_size_.*)\.ckpt|hpc_ckpt_\d+\.ckpt")
+"""Checkpoints of a moment: of spawned processes and tuners; and the one that a SLURM job leaves for its next run."""
 
 
 def _plugins() -> Iterator[Any]:
@@ -54,21 +59,39 @@ def _plugins() -> Iterator[Any]:
 
 
 _TWINS = tuple(_plugins())
+torch: Any = importlib.import_module("torch")  # a dependency of both twins
 _BASES: tuple[Any, ...] = tuple(dict.fromkeys(twin.CheckpointIO for twin in _TWINS))
+
+
+class _TorchFile(_TWINS[0].TorchCheckpointIO):  # type: ignore[misc]
+    """Lightning's own plugin, without its copy of the checkpoint in memory: that copy makes its save atomic, which the
+    rename of AsyncsyncCheckpointIO does already. Without it, a save takes half of the time."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        """Write a temporary file, which nobody reads before it is complete; other paths are Lightning's own way."""
+        if path.endswith(TEMPORARY):
+            torch.save(checkpoint, path)
+        else:
+            super().save_checkpoint(checkpoint, path, storage_options)
 
 
 class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
     """Saves checkpoints in ``dirpath``, each with one rename, and keeps ``uri`` equal to it in the background.
 
-    The mirror follows what Lightning keeps: ``save_top_k``, ``last.ckpt``, removed checkpoints. What an earlier run
-    stored and this machine lacks stays in the store. Training stands still
-    for the local save only. ``teardown``, at the end of ``fit``, syncs once more and raises the error if anything is
-    not stored. A sync that fails before is logged, and the next save tries again. Only rank 0 saves and sends.
+    The mirror holds the checkpoints that Lightning keeps: ``save_top_k``, ``last.ckpt``; removed ones are removed.
+    Files that an earlier run stored and this machine lacks stay in the store. Training stands still for the local save
+    only. ``teardown``, at the end of ``fit``, syncs once more and raises the error if anything is not stored. A sync
+    that fails before is logged, and the next save tries again. Only rank 0 saves and sends. Sharded checkpoints, which
+    FSDP and ModelParallelStrategy write without their plugin, are sent with the next removal and by ``teardown``.
+
+    Lightning's ``AsyncCheckpointIO`` may wrap it; it does not pass ``teardown`` on, so call it after ``fit``.
 
     Args:
-        dirpath: the directory of ``ModelCheckpoint``; every checkpoint must be saved below it.
+        dirpath: the directory of ``ModelCheckpoint``; every checkpoint must be saved below it. Files that Lightning
+            puts elsewhere for itself (``.temp.ckpt``, ``.lr_find_*.ckpt``, ``hpc_ckpt_*.ckpt``) stay local.
         uri: where it is stored, such as ``s3://bucket/run``. One training at a time.
-        checkpoint_io: the plugin that writes and reads the local files. Default: Lightning's own.
+        checkpoint_io: the plugin that writes and reads the local files. Default: ``torch.save`` and Lightning's
+            own loading.
         storage_options: options of the store.
         transfer: limits and sizes of transfers.
 
@@ -89,10 +112,10 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
                 f"invalid dirpath={os.fspath(dirpath)!r}: must be a local directory; the store is the second argument"
             )
         self.dirpath, self.uri = Path(os.path.abspath(dirpath)), os.fspath(uri)
-        self._inner = checkpoint_io if checkpoint_io is not None else _TWINS[0].TorchCheckpointIO()
+        self._inner = checkpoint_io if checkpoint_io is not None else _TorchFile()
         self._options, self._transfer = dict(storage_options or {}), transfer or TransferConfig()
         self._syncer: Syncer | None = None
-        self._process = os.getpid()
+        self._process, self._made = os.getpid(), time.time()
         if _is_first_rank():
             with self._new_syncer() as syncer:
                 syncer.probe()
@@ -104,16 +127,10 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         ``storage_options``, like Lightning's own plugin."""
         if storage_options is not None:
             raise TypeError("storage_options are not supported here: give them to AsyncsyncCheckpointIO")
-        target = self._inside(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}{TEMPORARY}")
-        try:
-            self._inner.save_checkpoint(checkpoint, str(temporary))
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if self._is_of_lightning(path):
+            self._inner.save_checkpoint(checkpoint, os.fspath(path))
+            return
+        self._save(checkpoint, self._inside(path))
         self._running().request()
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
@@ -123,18 +140,23 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a local checkpoint; the next sync removes it from the store."""
+        if self._is_of_lightning(path):
+            self._inner.remove_checkpoint(path)
+            return
         target = self._inside(path)
         self._inner.remove_checkpoint(path)
-        if self._syncer is not None:
-            self._running().remove(self._name(target))
-            self._running().request()
+        syncer = self._running()
+        syncer.remove(self._name(target))
+        syncer.request()
 
     def teardown(self) -> None:
         """Sync once more and stop. Raises the error if anything is not stored."""
-        syncer, self._syncer = self._syncer, None
         self._inner.teardown()
-        if syncer is None or os.getpid() != self._process:
+        if os.getpid() != self._process:
             return
+        if self._syncer is None and not self._has_new_shards():
+            return
+        syncer, self._syncer = self._running(), None
         try:
             syncer.sync_up()
         finally:
@@ -171,14 +193,44 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
 
     # its parts
 
+    def _save(self, checkpoint: dict[str, Any], target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}{TEMPORARY}")
+        try:
+            self._inner.save_checkpoint(checkpoint, str(temporary))
+            if not temporary.exists():
+                raise ConfigError(
+                    f"invalid checkpoint_io={type(self._inner).__name__}: must have written the file when "
+                    "save_checkpoint returns; to save in the background: AsyncCheckpointIO(AsyncsyncCheckpointIO(...))"
+                )
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _is_of_lightning(self, path: Any) -> bool:
+        """Whether Lightning, not ModelCheckpoint, chose this path outside the mirror, for a moment or for SLURM."""
+        found = Path(os.path.abspath(os.fspath(path)))
+        return not found.is_relative_to(self.dirpath) and _OF_LIGHTNING.fullmatch(found.name) is not None
+
+    def _has_new_shards(self) -> bool:
+        """Whether a strategy has written a sharded checkpoint here, past this plugin."""
+        if not _is_first_rank():
+            return False
+        return any(path.stat().st_mtime >= self._made for path in self.dirpath.glob(f"**/{SHARDED_MARKER}"))
+
     def _candidates(self, name: str) -> list[str]:
         """The versions of the checkpoint, then all others; both newest first."""
         with self._new_syncer() as syncer:
             manifest = syncer.manifest()
         if manifest is None:
             return []
-        newest = sorted(manifest.files.values(), key=lambda entry: entry.mtime_ns, reverse=True)
-        return sorted((entry.path for entry in newest), key=lambda path: not _is_version(path, name))
+        newest: dict[str, int] = {}
+        for entry in manifest.files.values():
+            name_of = _checkpoint_of(entry.path)
+            newest[name_of] = max(newest.get(name_of, 0), entry.mtime_ns)
+        return sorted(newest, key=lambda path: (not _is_version(path, name), -newest[path]))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.dirpath).as_posix()
@@ -231,12 +283,18 @@ def _is_version(path: str, name: str) -> bool:
     return re.fullmatch(rf"{re.escape(stem)}(-v\d+)?{re.escape(suffix)}", path) is not None
 
 
+def _checkpoint_of(path: str) -> str:
+    """The checkpoint that a stored file belongs to: itself, or the directory of a sharded one."""
+    match = re.match(r".*?\.ckpt(?=/)", path)
+    return path if match is None else match[0]
+
+
 def _escaped(path: str) -> str:
     """A path as a gitignore pattern that matches it alone."""
     return "".join(f"\\{sign}" if sign in "*?[]!# \\" else sign for sign in path)
 
 
 def _is_first_rank() -> bool:
-    """Whether this process is rank 0, as launchers say it."""
+    """Whether this process is rank 0, by the environment variables of launchers."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)

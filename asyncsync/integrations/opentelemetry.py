@@ -4,7 +4,7 @@
 
     observe_engines()                                   # metrics of all engines of this machine, read when exported
     async with SyncEngine(run) as engine, trace_engine(engine):
-        ...                                             # one span for each sync and each checkpoint
+        ...                                             # spans for syncs, checkpoints, files and requests
 
 Without these calls nothing of OpenTelemetry is imported, and nothing is measured.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
@@ -26,12 +26,18 @@ from asyncsync.events import (
     CheckpointEvent,
     CheckpointFailed,
     Event,
+    RequestEnded,
     SyncFailed,
     SyncFinished,
     SyncStarted,
     SyncTimedOut,
 )
 
+SYNC, CHECKPOINT, FILE, REQUEST = "asyncsync.sync", "asyncsync.checkpoint", "asyncsync.file", "asyncsync.request"
+LAST_OF_FILE = ("put", "complete_multipart", "copy")
+"""Operations that complete a file."""
+FILE_OPERATIONS = (*LAST_OF_FILE, "create_multipart", "put_part", "copy_part")
+META_DIR = ".asyncsync"
 MAX_OPEN_SPANS = 10_000
 """Spans that may be open at once; of more, the oldest are dropped."""
 
@@ -78,21 +84,26 @@ def _observer(
 
 
 @asynccontextmanager
-async def trace_engine(engine: SyncEngine, provider: TracerProvider | None = None) -> AsyncIterator[None]:
+async def trace_engine(
+    engine: SyncEngine, provider: TracerProvider | None = None, *, requests: bool = True
+) -> AsyncIterator[None]:
     """While the block runs, make a span for each sync (``asyncsync.sync``) and each checkpoint
-    (``asyncsync.checkpoint``, from its report until it is durable) of a running engine. What is open at the end of the
-    block ends unfinished."""
+    (``asyncsync.checkpoint``, from its report until it is durable) of a running engine; inside them, unless
+    ``requests`` is False, one for each file (``asyncsync.file``) and each attempted request
+    (``asyncsync.request``). Spans that are open at the end of the block
+    end unfinished."""
     spans = _Spans(engine.uri, provider)
     stream = engine.events()
     task = asyncio.create_task(spans.follow(stream), name="asyncsync spans")
-    try:
-        yield
-    finally:
-        await asyncio.sleep(0)  # events of this turn are still taken
-        await stream.aclose()
-        task.cancel()
-        await asyncio.wait([task])
-        spans.close()
+    with engine.on_request(spans.take_request) if requests else nullcontext():
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)  # events of this turn are still taken
+            await stream.aclose()
+            task.cancel()
+            await asyncio.wait([task])
+            spans.close()
 
 
 class _Spans:
@@ -104,33 +115,72 @@ class _Spans:
         self._open: dict[tuple[str, str], Span] = {}
 
     async def follow(self, events: AsyncIterator[Event]) -> None:
-        """Take events until there are no more."""
+        """Take events until the stream ends."""
         async for event in events:
             self.take(event)
 
     def take(self, event: Event) -> None:
         """Begin or end the span that an event belongs to."""
         if isinstance(event, CheckpointEvent):
-            key = ("asyncsync.checkpoint", f"{event.trial}/{event.checkpoint}")
+            key = (CHECKPOINT, f"{event.trial}/{event.checkpoint}")
         else:
-            key = ("asyncsync.sync", event.tree)
+            key = (SYNC, event.tree)
         if isinstance(event, SyncStarted | CheckpointAccepted):
             self._begin(key, event.time)
         elif isinstance(event, SyncFinished | CheckpointDurable):
-            self._end(key, event, None)
+            self._end_with_files(key, event, None)
         elif isinstance(event, SyncFailed | SyncTimedOut | CheckpointFailed):
-            self._end(key, event, event.error)
+            self._end_with_files(key, event, event.error)
+
+    def take_request(self, ended: RequestEnded) -> None:
+        """Make the span of a request, inside the one of its file if it writes data."""
+        began, over = _nanoseconds(ended.time - ended.seconds), _nanoseconds(ended.time)
+        file = (FILE, ended.key)
+        if _sends_file(ended) and file not in self._open:
+            self._begin(file, ended.time - ended.seconds)
+        attributes: dict[str, str | int] = {
+            "asyncsync.operation": ended.operation,
+            "asyncsync.key": ended.key,
+            "asyncsync.bytes": ended.bytes,
+        }
+        inside = self._open.get(file) or self._around(ended.key)
+        context = None if inside is None else trace.set_span_in_context(inside)
+        span = self._tracer.start_span(REQUEST, context, start_time=began, attributes=attributes)
+        if ended.error is not None:
+            span.set_status(Status(StatusCode.ERROR, ended.error))
+        span.end(over)
+        if ended.error is None and ended.operation in LAST_OF_FILE and file in self._open:
+            self._open.pop(file).end(over)
 
     def _begin(self, key: tuple[str, str], when: float) -> None:
         attributes = {"asyncsync.uri": self._uri, "asyncsync.name": key[1]}
-        self._open[key] = self._tracer.start_span(key[0], start_time=_nanoseconds(when), attributes=attributes)
+        around = self._around(key[1]) if key[0] == FILE else None
+        context = None if around is None else trace.set_span_in_context(around)
+        span = self._tracer.start_span(key[0], context, start_time=_nanoseconds(when), attributes=attributes)
+        self._open[key] = span
         if len(self._open) > MAX_OPEN_SPANS:
             self._open.pop(next(iter(self._open))).end()
 
-    def _end(self, key: tuple[str, str], event: Event, error: str | None) -> None:
+    def _around(self, path: str) -> Span | None:
+        """The open span of the checkpoint or tree that holds the path, the innermost one."""
+        steps = path.split("/")
+        for count in range(len(steps) - 1, -1, -1):
+            above = "/".join(steps[:count])
+            found = self._open.get((CHECKPOINT, above)) or self._open.get((SYNC, above))
+            if found is not None:
+                return found
+        return None
+
+    def _end_with_files(self, key: tuple[str, str], event: Event, error: str | None) -> None:
+        """End a span, after those of files in it that are not complete."""
         span = self._open.pop(key, None)
         if span is None:
             return  # it began before the block
+        for name in [name for kind, name in self._open if kind == FILE and name.startswith(f"{key[1]}/")]:
+            if self._around(name) is None:
+                left = self._open.pop((FILE, name))
+                left.set_status(Status(StatusCode.ERROR, "incomplete"))
+                left.end(_nanoseconds(event.time))
         for name in ("bytes_total", "bytes_sent", "bytes_copied", "requests"):
             if hasattr(event, name):
                 span.set_attribute(f"asyncsync.{name}", getattr(event, name))
@@ -143,6 +193,11 @@ class _Spans:
         for span in self._open.values():
             span.end()
         self._open.clear()
+
+
+def _sends_file(ended: RequestEnded) -> bool:
+    """Whether a request sends a part of a file, or copies it: not a document of asyncsync."""
+    return ended.operation in FILE_OPERATIONS and META_DIR not in ended.key.split("/")
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -109,7 +109,7 @@ class AsyncsyncWriter(FileSystemWriter):  # type: ignore[misc]
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Report the files. The failure of an earlier checkpoint is raised by the next report: it is no reason to lose
+        """Report the files. The next report raises the failure of an earlier checkpoint; that must not prevent
         this one."""
         try:
             self._report()

@@ -204,7 +204,8 @@ def fetch_last(
     Damaged checkpoints are passed over. Returns None if there is none: a fresh start. With an initialised
     ``torch.distributed``, all ranks call it and get the same checkpoint; one process of each machine downloads.
 
-    Raises ConfigError for an invalid address, CheckpointIncompleteError if all checkpoints are damaged, StoreError.
+    Raises ConfigError for an invalid address, CheckpointIncompleteError if all checkpoints are damaged, StoreError if
+    the store fails.
     """
     address = RunAddress.of(uri)
     options = {"storage_options": storage_options, "transfer": transfer or TransferConfig()}
@@ -308,7 +309,8 @@ def _ranks(args: Any) -> tuple[int, int] | None:
 
 
 def _retention(args: Any, world_size: int) -> CheckpointConfig:
-    """What the trainer keeps on disk is kept in the store. With one rank, training never waits for the store."""
+    """The store keeps the checkpoints that the trainer keeps on disk. With one rank, training never waits for the
+    store."""
     limit = args.save_total_limit if args.save_total_limit and args.save_total_limit > 0 else None
     metric = args.metric_for_best_model if limit is not None and args.load_best_model_at_end else None
     return CheckpointConfig(

@@ -1,7 +1,7 @@
 """Append-only files: which of their parts need not be read again. Pure.
 
 No information of a file system proves that the beginning of a longer file is unchanged. This module is therefore only
-for files whose name says that their writer appends, and only for large ones; all others are read completely (and sent
+for files whose name shows that their writer appends, and only for large ones; all others are read completely (and sent
 in part). Even for append-only files samples are compared. They reveal bytes that moved, and every run of changed bytes
 that is longer than the gap between two samples. A shorter edit in the middle is not noticed.
 """
@@ -28,7 +28,7 @@ def is_sampled(file: FileStat, patterns: Sequence[str]) -> bool:
 
 
 def is_append_only(path: str, patterns: Sequence[str]) -> bool:
-    """Whether the name says that its writer only appends."""
+    """Whether the name shows that its writer only appends."""
     name = path.rpartition("/")[2]
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -84,6 +84,16 @@ def crc32c_of_pieces(pieces: Iterable[tuple[int, int]]) -> int:
     return total
 
 
+def crc32c_if_known(pieces: Iterable[tuple[int | None, int]]) -> int | None:
+    """As :func:`crc32c_of_pieces`; None if the CRC32C of a piece is unknown."""
+    total = 0
+    for crc, size in pieces:
+        if crc is None:
+            return None
+        total = crc32c_combine(total, crc, size)
+    return total
+
+
 def crc32c_of_parts(crcs: Sequence[int], size: int, part_size: int) -> int:
     """CRC32C of ``size`` bytes from those of their parts, all of ``part_size`` bytes but the last. 0.3 us per part."""
     *equal, last = crcs

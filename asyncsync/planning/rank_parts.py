@@ -22,7 +22,7 @@ alive, so its part counts only for rank 0: the holder of the trial's record is a
 STEP = "step"
 """Key in a record's info: the training step that the rank reported. Parts of two steps never mix."""
 OUTCOME = f"{META_DIR}/outcome.json"
-"""Below a checkpoint: the record that says whether it is committed or given up. It is only ever created, so the first
+"""Below a checkpoint: the record of its outcome, committed or given up. It is only ever created, so the first
 rank decides for all."""
 _RANK_FIELDS = ("rank", RETURNED)
 """Fields of a record that describe the rank, not the checkpoint."""

@@ -20,6 +20,7 @@ class Listed(Scored, Protocol):
 
     step: int | None
     pinned: bool
+    tags: list[str]
 
 
 S = TypeVar("S", bound=Scored)
@@ -79,10 +80,15 @@ def to_retire(
     another reason. The latter do not count."""
     if num_to_keep is None or len(checkpoints) <= num_to_keep:
         return []
-    others = [item for item in checkpoints if not (_is_periodic(item, keep_every) or (keep_pinned and item.pinned))]
+    others = [item for item in checkpoints if not (_is_periodic(item, keep_every) or (keep_pinned and is_marked(item)))]
     keep = {item.name for item in ranked(others, attribute, order)[:num_to_keep]}
     keep.add(max(checkpoints, key=by_age).name)
     return [item.name for item in others if item.name not in keep]
+
+
+def is_marked(item: Listed) -> bool:
+    """Whether somebody pinned or tagged it."""
+    return item.pinned or bool(item.tags)
 
 
 def _is_periodic(item: Listed, keep_every: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""Private: operations on stored experiments, from any machine: open, pull, restore, verify, repair, prune.
+"""Private: operations on stored experiments, from any machine: pull, restore, verify, repair, prune.
 
-May import: ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``experiment.py``.
+May import: ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``restore.py``.
 """

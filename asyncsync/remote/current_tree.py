@@ -104,7 +104,7 @@ async def download_current(
 ) -> tuple[Manifest, DownloadReport]:
     """Download the tree that the current manifest of ``prefix`` names. Returns the selected part of that manifest.
 
-    If the download fails and the manifest has been replaced meanwhile, the new one is downloaded instead: all files of
+    If the download fails and the manifest has been replaced since, the new one is downloaded instead: all files of
     ``target`` belong to one manifest, and files that only the earlier one named are removed. If the manifest has been
     deleted, everything that was downloaded is removed.
 
@@ -123,21 +123,13 @@ async def download_current(
     attempt = 0
     try:
         while True:
-            stored = await read_manifest(store, prefix)
-            manifest = selection.pick(stored, prefix)
-            if stored.files and not manifest.files:
-                raise _no_match(store, prefix, selection, stored)
+            stored, manifest = await _read_selected(store, prefix, selection)
+            below = prefix + selection.below
             try:
                 if exact is not None:
                     await _change(target, partial(exact.make_room, [prefix + path for path in manifest.files]))
                 report = await download_tree(
-                    store,
-                    prefix + selection.below,
-                    manifest,
-                    target,
-                    concurrency=concurrency,
-                    on_progress=on_progress,
-                    landed=put,
+                    store, below, manifest, target, concurrency=concurrency, on_progress=on_progress, landed=put
                 )
             except (AsyncsyncError, OSError) as error:
                 attempt += 1
@@ -147,8 +139,7 @@ async def download_current(
                 pause = _pause(error, attempt, changed=now != stored, wait_for_manifest=wait_for_manifest)
                 if pause is None:
                     raise
-                if pause:
-                    await asyncio.sleep(pause)
+                await asyncio.sleep(pause)
             else:
                 if attempt:
                     await in_thread(remove_files, os.fspath(target), set(put) - manifest.files.keys())
@@ -156,6 +147,15 @@ async def download_current(
     finally:
         if landed is not None:
             landed.extend(put)
+
+
+async def _read_selected(store: Store, prefix: str, selection: Selection) -> tuple[Manifest, Manifest]:
+    """The current manifest, and its selected part. NoMatchError if no file of it is selected."""
+    stored = await read_manifest(store, prefix)
+    manifest = selection.pick(stored, prefix)
+    if stored.files and not manifest.files:
+        raise _no_match(store, prefix, selection, stored)
+    return stored, manifest
 
 
 def _pause(error: Exception, attempt: int, *, changed: bool, wait_for_manifest: bool) -> float | None:

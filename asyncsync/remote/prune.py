@@ -61,6 +61,7 @@ async def prune(
     Raises:
         ConfigError: ``older_than`` is negative, not a number, or more than a century.
         SyncError: the store does not report the time.
+        StoreError: the store refused or failed a request.
         SyncFailedError: parts of an upload remain after five aborts: run it again later.
     """
     limit, started = _age(older_than), time.monotonic()

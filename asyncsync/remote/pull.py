@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig, check_name
 from asyncsync.disk.landing import check_parents
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
-from asyncsync.events import Progress
+from asyncsync.events import FileProgress, Progress
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
@@ -25,8 +26,11 @@ from asyncsync.stores.base import Store
 from asyncsync.stores.read import exists, find, list_directories
 from asyncsync.sync.download.exact_target import ExactTarget, remove_empty, remove_files
 from asyncsync.sync.download.tree_download import DownloadReport
+from asyncsync.sync.in_flight import FILES_SHOWN
 from asyncsync.sync.records.manifests import NoManifestError, find_manifest, find_record
 from asyncsync.sync.records.model import TrialRecord
+
+T = TypeVar("T")
 
 TREES_IN_PARALLEL = 16
 MOST_LEVELS_ABOVE = 32
@@ -67,19 +71,31 @@ async def pull(
         IntegrityError: the bytes do not match the manifest.
         SyncFailedError: any other failure, or several trees failed: ``failures`` names them; the others are complete.
         SyncError: a path would leave ``local``; nothing of that tree was written.
-        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.remote.experiment.CheckpointView.download`; or
+        ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.CheckpointView.download`; or
             the patterns match no file, or were given together with ``exact``.
     """
     access = StoreAccess(storage_options or {}, transfer)
     selection = Selection.of(include, exclude, exact=exact)
+
+    async def work(place: str, selected: Selection) -> SyncReport:
+        return await _pull(place, local, selected, access, on_progress)
+
+    return await at_tree(os.fspath(uri), selection, access, work)
+
+
+async def at_tree(
+    uri: str, selection: Selection, access: StoreAccess, work: Callable[[str, Selection], Awaitable[T]]
+) -> T:
+    """Run ``work`` on ``uri``; if nothing complete is stored there, on the tree above that holds it, with the selection
+    of that part. CheckpointIncompleteError if there is none either."""
     try:
-        return await _pull(os.fspath(uri), local, selection, access, on_progress)
+        return await work(uri, selection)
     except NothingStoredError as error:
-        above = await _find_above(os.fspath(uri), access)
+        above = await _find_above(uri, access)
         if above is None:
             raise CheckpointIncompleteError(str(error)) from None
     parent, path, file = above
-    return await _pull(parent, local, selection.inside(path, file=file), access, on_progress)
+    return await work(parent, selection.inside(path, file=file))
 
 
 async def _pull(
@@ -95,13 +111,13 @@ async def _pull(
         open_exact_target(local, selection) as exact_target,
     ):
         target = Path(os.path.abspath(local))
-        job = _Pull(store, target, access.transfer.max_concurrency, on_progress, exact_target, selection)
+        job = PullJob(store, target, access.transfer.max_concurrency, on_progress, exact_target, selection)
         await job.run()
         return job.report(store.requests, time.monotonic() - started)
 
 
 class NothingStoredError(CheckpointIncompleteError):
-    """There is no manifest and no record at the address. Never leaves this module."""
+    """There is no manifest and no record at the address. Never leaves :func:`at_tree`."""
 
 
 async def _find_above(uri: str, access: StoreAccess) -> tuple[str, str, bool] | None:
@@ -123,7 +139,7 @@ async def _find_above(uri: str, access: StoreAccess) -> tuple[str, str, bool] | 
 
 
 @dataclass(frozen=True, slots=True)
-class _Tree:
+class StoredTree:
     """A tree to fetch."""
 
     prefix: str
@@ -134,7 +150,9 @@ class _Tree:
 
 
 @dataclass(slots=True)
-class _Pull:
+class PullJob:
+    """A pull of all trees at one address."""
+
     store: Store
     target: Path
     concurrency: int
@@ -155,11 +173,13 @@ class _Pull:
     failures: dict[str, Exception] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
     """The last progress of each tree."""
+    in_flight: dict[str, tuple[FileProgress, ...]] = field(default_factory=dict)
+    """Large files in flight, by tree."""
     sums: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     """Progress of all trees: files done, files in total, bytes done, bytes in total."""
 
     async def run(self) -> None:
-        trees = await self._trees()
+        trees = await self.trees()
         for _ in range(ROUNDS_FOR_NEWER):
             await self._fetch(trees)
             trees = await self._newer_checkpoints()
@@ -178,13 +198,13 @@ class _Pull:
         if self.exact is not None:
             self.removed = await remove_others(self.exact, self.target, self.named)
 
-    async def _fetch(self, trees: list[_Tree]) -> None:
+    async def _fetch(self, trees: list[StoredTree]) -> None:
         await in_thread(check_parents, str(self.target), [tree.prefix.rstrip("/") for tree in trees if tree.prefix])
         self.known.update(tree.prefix for tree in trees)
         workers = min(TREES_IN_PARALLEL, len(trees))
         each = max(4, self.concurrency // workers)
 
-        async def fetch(tree: _Tree) -> None:
+        async def fetch(tree: StoredTree) -> None:
             try:
                 await self._tree(tree, each)
             except (AsyncsyncError, OSError) as error:
@@ -192,25 +212,26 @@ class _Pull:
 
         await for_each_limited(trees, fetch, workers)
 
-    async def _newer_checkpoints(self) -> list[_Tree]:
+    async def _newer_checkpoints(self) -> list[StoredTree]:
         """The checkpoints that replaced retired ones. Each is optional: the records read first did not name it."""
         retired, self.retired = self.retired, set()
-        found: list[_Tree] = []
+        found: list[StoredTree] = []
         for prefix in sorted(retired):
             for name in await self._checkpoints_now(prefix) or ():
-                tree = _Tree(f"{prefix}{name}/", trial=prefix, optional=True)
+                tree = StoredTree(f"{prefix}{name}/", trial=prefix, optional=True)
                 if tree.prefix not in self.known:
                     found.append(tree)
         return found
 
-    async def _trees(self) -> list[_Tree]:
+    async def trees(self) -> list[StoredTree]:
+        """The trees at the address. NothingStoredError if there is none."""
         if await find(self.store, EXPERIMENT_RECORD) is not None:
             return await self._experiment()
         record = await find_record(self.store, TRIAL_RECORD, TrialRecord)
         if record is not None:
             return await self._trial("", record)
         if await exists(self.store, MANIFEST):
-            return [_Tree("")]
+            return [StoredTree("")]
         try:
             return await self._experiment()  # only workers have written it
         except NotFoundError:
@@ -219,12 +240,12 @@ class _Pull:
                 "address; if a push was interrupted, run it again"
             ) from None
 
-    async def _experiment(self) -> list[_Tree]:
+    async def _experiment(self) -> list[StoredTree]:
         index = await read_trial_index(self.store)
         if index.own is not None:
             return await self._trial("", index.own)
-        trees = [_Tree("", optional=True)]
-        found: dict[str, list[_Tree]] = {}
+        trees = [StoredTree("", optional=True)]
+        found: dict[str, list[StoredTree]] = {}
 
         async def find_trees(name: str) -> None:
             found[name] = await self._trial(f"{check_name('trial', name)}/", index.trials[name])
@@ -235,17 +256,17 @@ class _Pull:
         self.failures.update(index.unreadable)
         return trees
 
-    async def _trial(self, prefix: str, record: TrialRecord) -> list[_Tree]:
+    async def _trial(self, prefix: str, record: TrialRecord) -> list[StoredTree]:
         """The tree of the trial, the trees of its other ranks, and its checkpoints."""
         names = await list_directories(self.store, prefix)
         ranks = [name for name in names if name.startswith("rank_") and name.removeprefix("rank_").isdigit()]
         return [
-            _Tree(prefix, optional=True),
-            *(_Tree(f"{prefix}{name}/", optional=True) for name in ranks),
-            *(_Tree(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
+            StoredTree(prefix, optional=True),
+            *(StoredTree(f"{prefix}{name}/", optional=True) for name in ranks),
+            *(StoredTree(f"{prefix}{item.name}/", trial=prefix) for item in record.checkpoints),
         ]
 
-    async def _tree(self, tree: _Tree, concurrency: int) -> None:
+    async def _tree(self, tree: StoredTree, concurrency: int) -> None:
         def report_progress(progress: Progress) -> None:
             self._add_progress(tree.prefix, progress)
 
@@ -275,7 +296,7 @@ class _Pull:
             if self.exact is not None:
                 self.named.update(tree.prefix + path for path in manifest.files)
 
-    async def _was_retired(self, tree: _Tree) -> bool:
+    async def _was_retired(self, tree: StoredTree) -> bool:
         """Whether a running experiment has retired the checkpoint since its record was read."""
         if tree.trial is None:
             return False
@@ -297,6 +318,9 @@ class _Pull:
         self.progress[prefix] = progress
         for index, name in enumerate(("files_done", "files_total", "bytes_done", "bytes_total")):
             self.sums[index] += getattr(progress, name) - (getattr(old, name) if old is not None else 0)
+        self.in_flight[prefix] = tuple(replace(item, path=prefix + item.path) for item in progress.files)
+        if not progress.files:
+            del self.in_flight[prefix]
         if self.on_progress is not None:
             files_done, files_total, bytes_done, bytes_total = self.sums
             self.on_progress(
@@ -306,6 +330,7 @@ class _Pull:
                     files_total=files_total,
                     bytes_done=bytes_done,
                     bytes_total=bytes_total,
+                    files=tuple(item for files in self.in_flight.values() for item in files)[:FILES_SHOWN],
                 )
             )
 

@@ -43,7 +43,13 @@ async def repair(
     ``local`` has the layout of the prefix: a pushed tree, a checkpoint, a trial or an experiment. A file is sent only
     if its size, and the CRC32C and XXH3-128 of each of its parts, match the manifest. It replaces exactly the object
     that was found, and every byte is then read back. Manifests are not changed. Records and manifests cannot be
-    repaired. The report holds the errors of single files.
+    repaired. The report holds the errors of single files. ``on_progress`` is called on the event loop, about five times
+    a second.
+
+    Raises:
+        NotFoundError: there is nothing at ``uri``.
+        ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request of the check.
     """
     root = os.path.abspath(os.fspath(local))
     address, options = split_sas(os.fspath(uri), storage_options)

@@ -78,9 +78,9 @@ async def restore_newest(
     """Try the ``known`` checkpoints in their order. ``read_again`` reads the records again; ``fetch`` downloads one
     checkpoint and fills the list with the paths that it has put into ``target``.
 
-    If a checkpoint was retired meanwhile, the currently newest one is tried next, never an older one. An error is
+    If a checkpoint was retired since, the currently newest one is tried next, never an older one. An error is
     raised only when the current records name no checkpoint that was not tried. See
-    :meth:`asyncsync.remote.experiment.Experiment.restore` for the errors.
+    :meth:`asyncsync.remote.views.experiment.Experiment.restore` for the errors.
     """
     tried: dict[tuple[str, float], tuple[str, str]] = {}
     for _ in range(RETIREMENTS_IN_A_ROW):

@@ -59,6 +59,8 @@ async def verify(
 
     Raises:
         NotFoundError: there is nothing at ``uri``.
+        ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request. Damage is not an error: the report lists it.
     """
     address, options = split_sas(os.fspath(uri), storage_options)
     async with open_for_reading(address, transfer, options) as store:

@@ -1,4 +1,4 @@
-"""What a storage path holds, as files and directories. A checkpoint without its manifest does not exist here."""
+"""The contents of a storage path as files and directories. A checkpoint without its manifest does not exist here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest
 
 INTENTS = f"{META_DIR}/intents/"
-"""Below a checkpoint: what each process is going to write there, recorded before its first byte."""
+"""Below a checkpoint: the intent of each process to write there, recorded before its first byte."""
 PARTS = f"{META_DIR}/parts/"
 """Below a checkpoint: the files that each process has written there."""
 ATTEMPT = "attempt"

@@ -1,7 +1,7 @@
 """A checkpoint whose directory and name a framework chooses, and that any number of its processes write.
 
-Every process records what it is going to write (an intent) before its first byte, and what it has written (a part)
-after its last one. Whoever knows which processes took part commits the checkpoint: it writes the manifest. A process
+Every process records its intent to write before its first byte, and the files that it has written (its part) after its
+last one. The process that knows which ones took part commits the checkpoint: it writes the manifest. A process
 that writes a checkpoint alone commits it itself. Files are only ever created, so a late request of a replaced process
 changes nothing that a manifest names.
 """
@@ -141,7 +141,7 @@ class CheckpointUpload:
         )
 
     async def _begin(self) -> None:
-        """Record the intent, and remove what an earlier attempt has left where it is in the way."""
+        """Record the intent, and remove objects of an earlier attempt that are in the way."""
         if self.alone:
             await self._begin_alone(self._store)
         else:
@@ -188,7 +188,7 @@ class CheckpointUpload:
         await self._store.put(self._intent, json.dumps(document).encode() + b"\n", if_version=if_version)
 
     async def _replace_manifest(self, store: Store) -> None:
-        """Delete the manifest of an earlier attempt, so that nothing names what this one replaces.
+        """Delete the manifest of an earlier attempt, so that nothing names the objects that this one replaces.
         ConcurrentWriterError if that is not allowed."""
         manifest = await find_manifest(store, self.prefix)
         if manifest is None:
@@ -304,7 +304,7 @@ async def _put_manifest(store: Store, prefix: str, manifest: Manifest) -> None:
 
 
 async def _remove_strays(store: Store, prefix: str, manifest: Manifest, stored: Mapping[str, ObjectInfo]) -> None:
-    """Delete what earlier attempts have left, and the records of this one: the manifest says it all."""
+    """Delete objects of earlier attempts, and the records of this one: the manifest has replaced them."""
     named = {prefix + path for path in manifest.files}
     try:
         await delete_keys(store, prefix, [key for key in stored if key not in named])

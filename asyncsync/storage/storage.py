@@ -15,7 +15,7 @@ import google_crc32c
 from xxhash import xxh3_128_hexdigest
 
 from asyncsync.aio.retry import RetryHooks, retry_transient
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, leave_group
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import accept
@@ -52,7 +52,7 @@ LONGEST_PROBE_PAUSE = 4.0
 MOST_PARTS = 16
 """Parts of checkpoints that may still be amended."""
 CONFLICTS = 3
-"""Times that a directory is synced again because another process has synced it meanwhile."""
+"""Times that a directory is synced again because another process has synced it, too."""
 
 
 @dataclass(slots=True)
@@ -78,8 +78,9 @@ class Storage:
         retry_time: seconds for which uploads are retried while their errors are transient.
 
     Raises:
-        ConfigError: on entering: an unknown URI or option.
-        EngineClosedError: any call outside of the block.
+        ConfigError: on entering: the URI or an option is unknown.
+        EngineClosedError: on any call outside of the block.
+        StoreError: on any call: the store refused or failed a request, and retries did not help.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Storage:
         self._trees: dict[tuple[str, str], _OpenTree] = {}
         self._summaries = SummaryWriter()
         self._plain: set[str] = set()
-        """Directories that are known to be no checkpoint."""
+        """Directories that are known not to be checkpoints."""
         self._parts: dict[str, str] = {}
         """Prefix of a checkpoint -> its part that this process wrote last."""
         self._cleaning = asyncio.Lock()
@@ -117,15 +118,14 @@ class Storage:
         assert session is not None
         self._watch.cancel()
         try:
-            cancelled = error if isinstance(error, asyncio.CancelledError) else None
-            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+            await leave_group(self._group, error)
         finally:
             await session.close()
 
     # -- files
 
     async def stat(self, path: str) -> StoredEntry | None:
-        """The file or directory at ``path``, or None."""
+        """The file or directory at ``path``, or None. An incomplete checkpoint counts as missing."""
         return await entries.stat(self._store, path)
 
     async def is_file(self, path: str) -> bool:
@@ -137,13 +137,13 @@ class Storage:
         return True
 
     async def entries(self, path: str, *, recursive: bool = False) -> list[StoredEntry] | None:
-        """The files and directories below ``path``, or None if it is no directory."""
+        """The files and directories below ``path``, or None if it is not a directory."""
         if recursive:
             return await entries.descendants(self._store, path)
         return await entries.children(self._store, path)
 
     async def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes of a file, in memory. NotFoundError."""
+        """``length`` bytes of a file from ``start`` on, in memory; None: all bytes. NotFoundError if it is missing."""
         if not start and length is None:
             return (await self._store.get(path))[0]
         pieces: list[bytes] = []
@@ -155,7 +155,7 @@ class Storage:
         return b"".join(pieces)
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write one file, atomically. In a committed checkpoint the manifest is amended: the file belongs to it then.
+        """Write one file, atomically. In a committed checkpoint the manifest is amended, so that it names the file.
         ConcurrentWriterError if another process amends it at the same time."""
         prefix = path[: path.rfind("/") + 1]
         if prefix in self._plain or not await self._amend(prefix, path[len(prefix) :], data):
@@ -163,7 +163,7 @@ class Storage:
             await self._store.put(path, data, crc32c=google_crc32c.value(data))
 
     async def write_file(self, local: str | os.PathLike[str], path: str) -> None:
-        """Write one file of this machine, in one request."""
+        """Upload one file of this machine, in one request. OSError if it cannot be read."""
         size = (await in_thread(os.stat, local)).st_size
         await self._store.put(path, FileRange(os.fspath(local), 0, size))
 
@@ -208,7 +208,7 @@ class Storage:
         """Download the directory ``path`` into ``local``; nothing is deleted there. Every byte of a checkpoint or of a
         synced directory is verified against its manifest.
 
-        CheckpointIncompleteError if it is a checkpoint without a manifest; NotFoundError if there is nothing.
+        CheckpointIncompleteError if it is a checkpoint without a manifest; NotFoundError if nothing is stored there.
         """
         store, prefix = self._store, f"{path}/" if path else ""
         manifest = await find_manifest(store, prefix)
@@ -239,7 +239,7 @@ class Storage:
             await download_current(self._store, prefix, local, concurrency=concurrency)
 
     async def pull_file(self, path: str, local: str | os.PathLike[str]) -> None:
-        """Download one file; ``local`` is replaced when every byte has arrived. NotFoundError."""
+        """Download one file; ``local`` is replaced when every byte has arrived. NotFoundError if it is missing."""
         partial = f"{os.fspath(local)}.{os.getpid()}.asyncsync-tmp"
         await in_thread(os.makedirs, os.path.dirname(os.path.abspath(partial)), 0o777, True)
         target = await in_thread(open, partial, "wb")

@@ -33,7 +33,7 @@ class CheckpointSummary:
 
 @dataclass(frozen=True, slots=True)
 class TrialSummary:
-    """What is known of a trial. ``started``: Unix seconds."""
+    """The state of a trial, for its record. ``started``: Unix seconds."""
 
     name: str
     status: str = "running"

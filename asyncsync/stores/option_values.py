@@ -115,7 +115,7 @@ def future_date(value: object) -> str:
 
 
 def matching(pattern: str, wanted: str) -> Callable[[object], str]:
-    """A check of text by a pattern; ``wanted`` says what it accepts."""
+    """A check of text by a pattern; ``wanted`` describes it in errors."""
     compiled = re.compile(pattern)
 
     def check(value: object) -> str:

@@ -11,8 +11,8 @@ from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 
 ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
-"""What an object is, for options that do not apply to all: a file of the user, a file that grows with each report, a
-manifest, or another document of asyncsync (a record, a probe)."""
+"""The kind of an object, for options that do not apply to all: a file of the user, a file that grows with each report,
+a manifest, or another document of asyncsync (a record, a probe)."""
 _REPORT_FILES = frozenset({"result.json", "progress.csv", "params.json"})
 
 

@@ -73,7 +73,7 @@ class Emitter:
             listener.offer(event)
 
     def close(self) -> None:
-        """Tell every listener that there are no more events."""
+        """Send the end to every listener."""
         self._closed = True
         for listener in self._listeners:
             listener.offer(None)

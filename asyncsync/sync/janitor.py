@@ -93,7 +93,7 @@ def _grouped(due: Sequence[Owed]) -> list[list[Owed]]:
 
 
 def _same_work(owed: Owed) -> object:
-    """Equal for the deletions of one checkpoint, whoever recorded them."""
+    """Equal for the deletions of one checkpoint, also if several processes recorded them."""
     if owed.kind != DELETE:
         return owed.id
     payload = json.loads(owed.payload)
@@ -185,7 +185,7 @@ class NotGivenUpError(Exception):
 @dataclass(frozen=True, slots=True)
 class GivenUp:
     """A checkpoint that the record of its trial gives up. A trial never uses a number twice, so any process that finds
-    the name there may delete the checkpoint, whoever runs the trial now."""
+    the name there may delete the checkpoint, also if another one runs the trial now."""
 
     trial: str
     name: str

@@ -1,4 +1,4 @@
-"""Directories that are sent as one unit, once a marker says that they are complete. See ``SyncConfig.ready``."""
+"""Directories that are sent as one unit, once a marker shows that they are complete. See ``SyncConfig.ready``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def really_missing(missing: list[str], snapshot: Snapshot, known: Manifest | Non
     """The paths of ``missing`` that were deleted on purpose.
 
     A unit that lost files while its markers are unchanged is being deleted: it stays in the store until its directory
-    is gone, so that the store never holds a marker beside half a unit.
+    is missing, so that the store never holds a marker beside half a unit.
     """
     if not snapshot.units or known is None:
         return missing
@@ -55,7 +55,7 @@ class ReadyUnits:
             self._of = {path: unit for path, unit in found if unit is not None}
 
     def batches(self, tally: Tally) -> Iterator[list[FileStat]]:
-        """What to send, in two steps: all files but the markers; then the markers of units whose other files are
+        """The files to send, in two steps: all but the markers; then the markers of units whose other files are
         stored."""
         if not self._of:
             yield self.files

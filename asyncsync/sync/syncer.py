@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from asyncsync.aio.tasks import within
+from asyncsync.aio.tasks import leave_group, within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import SyncConfig, TransferConfig, split_sas
 from asyncsync.disk.scan import Rules
@@ -24,7 +24,7 @@ from asyncsync.sync.preview import SyncPlan
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.sync.session import Session
 from asyncsync.sync.tree import Tree, TreeOptions
-from asyncsync.sync.upload.tree_upload import Tally
+from asyncsync.sync.upload.tree_upload import Tally, progress_event
 
 KEY = ""
 
@@ -151,8 +151,7 @@ class Syncer:
             self._scheduler.cancel_running()
             self._runner.cancel()
             try:
-                cancelled = error if isinstance(error, asyncio.CancelledError) else None
-                await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
+                await leave_group(self._group, error)
             finally:
                 await session.close()
         if kind is None:
@@ -252,7 +251,7 @@ class Syncer:
 
     def _rules(self) -> Rules:
         config = self._config
-        only = (self.local_dir.name,) if self.local_dir.is_file() else None
+        only = (self.local_dir.name,) if os.path.isfile(self.local_dir) else None
         ready = config.ready_rules if only is None else ()
         return Rules(tuple(config.include), tuple(config.exclude), config.symlinks, only=only, ready=ready)
 
@@ -274,15 +273,7 @@ class Syncer:
         )
 
     def _progress(self, tally: Tally) -> None:
-        self._emit(
-            Progress(
-                tree=KEY,
-                files_done=tally.files_done,
-                files_total=tally.files_total,
-                bytes_done=tally.bytes_sent + tally.bytes_reused,
-                bytes_total=tally.bytes_total,
-            )
-        )
+        self._emit(progress_event(KEY, tally))
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, Progress):
@@ -324,6 +315,17 @@ async def push(
         on_event=report_progress,
     )
     async with syncer:
-        if not await in_thread(os.path.exists, local):
+        if await in_thread(_is_missing, local):
             raise ConfigError(f"there is nothing at {os.fspath(local)!r} to push")
         return await syncer.sync_up()
+
+
+def _is_missing(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is there. Any other reason why it cannot be looked at is for the sync to report."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

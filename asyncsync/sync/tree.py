@@ -248,7 +248,7 @@ class Tree:
         self._manifest.info = info
 
     async def recheck(self) -> None:
-        """Make the next pass send again what the store does not have as the last manifest says. One listing."""
+        """Make the next pass send again each file that the store lacks or has in another version. One listing."""
         await self._manifest.recheck(self._store())
 
     async def has_below(self, name: str) -> bool:

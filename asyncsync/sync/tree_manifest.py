@@ -26,7 +26,7 @@ from asyncsync.sync.records.manifests import find_manifest, get_manifest
 from asyncsync.sync.upload.create_only import CollisionError
 
 ID = "id"
-"""Key in a manifest's info: tells a checkpoint from another one of the same name."""
+"""Key in a manifest's info: distinguishes a checkpoint from another one of the same name."""
 IDENTITY = (ID, GENERATION, NONCE)
 """Keys in a manifest's info that must agree if the manifest is ours: a rank may have sent a part to another
 generation."""

@@ -12,7 +12,7 @@ Importing it registers ``memory://bucket/prefix`` as a storage path::
 
     run_virtual(main())
 
-May import: ``engine``, ``remote``, ``sync``, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``memory.py``.
+May import: the public face, ``stores``, ``disk``, ``planning``, ``aio``. Begin with ``memory.py``.
 """
 
 from asyncsync.testing.faulty import Fault, Faults, FaultyStore, Hang, inject_faults, reset_memory

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, leave_group
 from asyncsync.testing import run_virtual
 
 
@@ -57,3 +57,20 @@ def test_every_item_is_worked_on_once_by_so_many_at_a_time() -> None:
 
     run_virtual(for_each_limited(range(50), work, 4))
     assert (sorted(done), most) == (list(range(50)), 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "done"), [(None, True), (ValueError("of the block"), True), (asyncio.CancelledError(), False)]
+)
+def test_only_a_cancel_of_the_block_ends_the_tasks_of_a_group(error: BaseException | None, done: bool) -> None:
+    async def main() -> bool:
+        group = asyncio.TaskGroup()
+        await group.__aenter__()
+        task = group.create_task(asyncio.sleep(1))
+        try:
+            await leave_group(group, error)
+        except asyncio.CancelledError:
+            assert isinstance(error, asyncio.CancelledError)
+        return not task.cancelled()
+
+    assert run_virtual(main()) is done

@@ -64,7 +64,7 @@ def test_push_pull_verify_and_repair(tmp_path: Path) -> None:
     assert blocking.push(root, uri).files_sent == 2
     (tmp_path / "store/a").write_bytes(b"x" * 1000)
     with pytest.raises(IntegrityError):
-        blocking.pull(uri, tmp_path / "copy")
+        blocking.pull(uri, tmp_path / "copy", transfer=TransferConfig(max_attempts=1))
     assert not blocking.verify(uri, deep=True).ok
     assert blocking.repair(uri, root, deep=True).ok
     blocking.pull(uri, tmp_path / "part", include="a")

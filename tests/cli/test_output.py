@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from asyncsync.cli.ls import short_metrics
-from asyncsync.cli.output import Meter, Output, count, describe, human_bytes, human_seconds, summary
-from asyncsync.events import Progress
+from asyncsync.cli.meters import LineMeter, Meter, bar_meter
+from asyncsync.cli.output import Output, describe, summary
+from asyncsync.events import FileProgress, Progress
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
 
 
@@ -16,18 +20,19 @@ from asyncsync.report import SyncReport
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 52, "4096.0 TiB")]
 )
 def test_bytes_for_people(size: int, text: str) -> None:
-    assert human_bytes(size) == text
+    assert size_text(size) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0.0 s"), (0.84, "0.8 s"), (42, "42 s"), (180, "3 m"), (18_000, "5 h"), (200_000, "2 d")]
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (0.84, "0.8 s"), (42, "42 s"), (180, "3 min"), (18_000, "5 h"), (200_000, "2 d")],
 )
 def test_seconds_for_people(seconds: float, text: str) -> None:
-    assert human_seconds(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_one_file_is_not_one_files() -> None:
-    assert (count(1, "file"), count(1024, "file")) == ("1 file", "1,024 files")
+    assert (counted(1, "file"), counted(1024, "file")) == ("1 file", "1,024 files")
 
 
 def test_an_error_is_one_line_with_its_notes() -> None:
@@ -70,6 +75,47 @@ def test_a_meter_knows_how_far_a_transfer_came() -> None:
     assert meter.text() == "nothing yet"
     meter.update(Progress(tree="", files_done=1, files_total=3, bytes_done=1024, bytes_total=4096))
     assert meter.text() == "1 of 3 files, 1.0 KiB of 4.0 KiB"
+
+
+def progress(done: int, *files: FileProgress) -> Progress:
+    return Progress(tree="", files_done=1, files_total=3, bytes_done=done, bytes_total=1 << 30, files=files)
+
+
+def test_rate_and_time_left_are_those_of_the_last_seconds() -> None:
+    """In the units of the sizes, and without a jump when a transfer pauses and goes on."""
+    now = [0.0]
+    meter = Meter(lambda: now[0])
+    assert meter.speed() == ""
+    for second in range(31):
+        now[0] = float(second)
+        meter.update(progress(min(second, 20) * (10 << 20) + max(0, second - 20) * (40 << 20)))
+    assert meter.speed() == "40.0 MiB/s, 11 s left"
+
+
+def test_a_line_names_the_large_files_and_comes_every_ten_seconds() -> None:
+    now, lines = [0.0], list[str]()
+    meter = LineMeter(lines.append, "sending", lambda: now[0])
+    for second in range(25):
+        now[0] = float(second)
+        meter.update(progress(second << 20, FileProgress("model.bin", second, 50)))
+    assert lines == [
+        "sending: 1 of 3 files, 10.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 min left; model.bin 20 %",
+        "sending: 1 of 3 files, 20.0 MiB of 1.0 GiB; 1.0 MiB/s, 17 min left; model.bin 40 %",
+    ]
+
+
+def test_each_large_file_has_a_bar_while_it_is_in_flight() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    with bar_meter("sending", console) as meter:
+        meter.update(progress(1 << 20, FileProgress("a" * 60 + "/[bold]", 1 << 20, 8 << 20), FileProgress("b", 5, 9)))
+        meter.update(progress(4 << 20, FileProgress("b", 7, 9)))
+        shown = [(task.description.strip(), task.fields["detail"]) for task in meter.bars.tasks]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [name for name, _ in shown] == ["sending 1/3 files", "b"]
+    assert shown[1][1] == "7 B of 9 B"
+    assert "1.0 MiB of 8.0 MiB" in text
+    assert "aaa/[bold]" in text
+    assert " MB" not in text
 
 
 def test_a_summary_shows_the_transferred_bytes() -> None:

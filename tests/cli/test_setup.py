@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import click
 import pytest
 
 from asyncsync.cli import app
+from asyncsync.cli.options import word_of
+from asyncsync.cli.setup.option_names import COMMON, OPTIONS
 from asyncsync.errors import AccessDeniedError
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
@@ -110,6 +113,32 @@ def test_what_nothing_reads_is_warned_about(invoke: Invoke, here: Path, monkeypa
     assert "[default]" in text
     assert "did you mean 'defaults'?" in text
     assert "'bandwith_limit' (defaults), did you mean 'bandwidth_limit'?" in text
+
+
+def test_the_list_of_options_is_that_of_the_commands() -> None:
+    """It is written down so that a warning about an unknown variable imports no command."""
+    context, found = click.Context(app.cli), {}
+    for name in app.cli.list_commands(context):
+        made = app.cli.get_command(context, name)
+        assert made is not None
+        flags = [flag for item in made.params for flag in item.opts if flag.startswith("--")]
+        found[name] = {word_of(flag) for flag in flags}
+    assert {name: {*COMMON, *own} for name, own in OPTIONS.items()} == found
+
+
+@pytest.mark.parametrize("variable", ["ASYNCSYNC_PULL_TIMEOUT", "ASYNCSYNC_NOBODY_READS_THIS"])
+def test_a_variable_of_another_command_costs_no_import(variable: str) -> None:
+    code = "import sys; from asyncsync.cli.app import cli; cli(['config'], standalone_mode=False)"
+    shown = "sys.stderr.write(' '.join(name for name in sys.modules if name.startswith('asyncsync.')))"
+    program = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    {shown}"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, variable: "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"asyncsync.sync.tree", "asyncsync.engine.engine", "asyncsync.remote.pull"} & set(done.stderr.split())
 
 
 @pytest.mark.parametrize(("word", "meant"), [("pul", "pull"), ("list", "ls"), ("verfy", "verify"), ("frobnicate", "")])

@@ -12,7 +12,7 @@ import pytest
 from onebench import Bench
 
 from asyncsync import EngineStatus, EngineTotals, RunningEngine, TrialStatus
-from asyncsync.cli.engine_status import engine_lines
+from asyncsync.cli.running.engine_status import engine_lines
 from asyncsync.testing import run_virtual
 
 from .conftest import Invoke
@@ -66,7 +66,7 @@ def test_a_killed_engine_says_what_is_not_in_the_store() -> None:
 
 
 def test_no_engine_is_said_and_is_no_error(invoke: Invoke, answer: Answer) -> None:
-    assert invoke("status").stdout == "no engine of this machine and user runs\n"
+    assert invoke("status").stdout == "no engine of this user runs on this machine\n"
     assert answer("status") == {"ok": True, "engines": [], "experiments": []}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import servers
 
-from asyncsync.cli.health import Health
-from asyncsync.cli.watch import _poll
+from asyncsync.cli.running.health import Health
+from asyncsync.cli.running.watch import _poll
 from asyncsync.report import SyncReport
 
 from .conftest import Invoke, start
@@ -98,6 +98,20 @@ def test_a_failed_command_is_reported_and_harms_nothing(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "ended with code 3" in output + errors
     assert (tmp_path / "store/a").exists()
+
+
+def test_the_end_of_a_watch_ends_every_process_of_its_command(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a").write_bytes(b"a")
+    done, runs = tmp_path / "done", tmp_path / "runs"
+    command = f"sleep 600 & echo run >> {runs}; sleep 600; true"
+    options = ["--until-file", done, "--on-durable", command, "--grace", "0.5"]
+    process = start("watch", tmp_path / "tree", tmp_path / "store", *options)
+    wait_for(runs.exists)
+    done.touch()
+    process.communicate(timeout=SECONDS)  # reads until no process has the output open any more
+    assert process.returncode == 130
+    assert runs.read_text() == "run\nrun\n"
 
 
 def test_bad_options_are_refused(invoke: Invoke, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ async def test_a_row_with_invalid_text_is_dropped_alone(path, caplog):
     await fill(path)
     edit(path, "UPDATE trees SET version = CAST(x'ff80' AS TEXT) WHERE tree = ?", b"t0")
     assert await look(path) == ROWS - 1
-    assert "1 row(s) of trees are not what was written and were dropped" in caplog.text
+    assert "1 row(s) of trees were altered after they were written, and are dropped" in caplog.text
     caplog.clear()
     assert await look(path) == ROWS - 1
     assert caplog.text == ""

@@ -1,5 +1,6 @@
 """Locks of trees: held by one process of a machine at a time, whatever becomes of it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync.config import state_dir
-from asyncsync.disk.locks import TreeLocks
+from asyncsync.disk.locks import TreeLocks, _LockFiles
 from asyncsync.errors import ConcurrentWriterError
 
 
@@ -61,7 +62,7 @@ def test_a_process_holds_a_lock_until_its_last_user_frees_it():
     assert _free_elsewhere("t")
 
 
-def test_thousands_of_locks_cost_two_descriptors_and_one_lock_of_the_kernel():
+def test_thousands_of_locks_cost_two_descriptors_and_one_kernel_lock():
     """The kernel walks through all locks of a file for each new one."""
     locks = TreeLocks()
     descriptors, held = len(os.listdir("/proc/self/fd")), _kernel_locks()
@@ -97,7 +98,7 @@ sys.stdin.read()
 """
 
 
-def test_of_several_processes_at_once_each_tree_is_held_by_exactly_one():
+def test_each_tree_is_held_by_exactly_one_of_several_processes():
     with ExitStack() as stack:
         command, pipe = [sys.executable, "-c", SCRAMBLE], subprocess.PIPE
         all_of_them = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe)) for _ in range(4)]
@@ -112,7 +113,7 @@ def test_of_several_processes_at_once_each_tree_is_held_by_exactly_one():
         assert len(list((state_dir() / "claims").iterdir())) == 1  # nothing of the killed ones is left
 
 
-def test_what_was_released_is_free_while_the_process_holds_others_and_the_file_stays_short():
+def test_a_released_lock_is_free_while_others_are_held_in_a_short_file():
     with tree_lock("t"):
         for number in range(10_000):
             with tree_lock(f"t{number}"):
@@ -123,7 +124,39 @@ def test_what_was_released_is_free_while_the_process_holds_others_and_the_file_s
         assert not _free_elsewhere("t")
 
 
-def test_another_process_sees_what_is_taken_and_released_after_its_first_look():
+ROTATE = """
+import sys
+from asyncsync.disk.locks import SPARE_ENTRIES, TreeLocks
+TreeLocks().take("t")
+print("held", flush=True)
+sys.stdin.readline()
+for number in range(SPARE_ENTRIES):
+    locks = TreeLocks()
+    locks.take(f"other {number}")
+    locks.close()
+print("replaced", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_is_seen_although_its_file_is_replaced_at_that_moment(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ROTATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        look = _LockFiles._look
+
+        def replaced_first(files, place):
+            monkeypatch.setattr(_LockFiles, "_look", look)
+            holder.stdin.write(b"now\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == b"replaced\n"
+            return look(files, place)
+
+        monkeypatch.setattr(_LockFiles, "_look", replaced_first)
+        with pytest.raises(ConcurrentWriterError, match=f"process {holder.pid}"), tree_lock("t"):
+            pass
+
+
+def test_another_process_sees_what_is_taken_and_released_later():
     with subprocess.Popen([sys.executable, "-c", FOLLOW], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
 
         def is_free() -> bytes:
@@ -184,3 +217,16 @@ def test_without_a_writable_directory_it_warns_and_continues(tmp_path, monkeypat
     monkeypatch.setenv("ASYNCSYNC_STATE_DIR", str(tmp_path / "file"))
     with tree_lock("t"):
         assert "would not be noticed" in caplog.text
+
+
+def test_a_claim_that_cannot_be_removed_is_released_all_the_same(monkeypatch, caplog):
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patch, tree_lock("t"):
+        patch.setattr(os, "unlink", refuse)
+    assert "another one will" in caplog.text
+    assert _free_elsewhere("t")
+    with tree_lock("t"):
+        pass
+    assert os.listdir(state_dir() / "claims") == []

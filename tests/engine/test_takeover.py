@@ -164,6 +164,25 @@ def test_a_name_that_a_late_record_gives_up_is_not_used(bench: Bench) -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("trial_exists", [True, False])
+def test_a_checkpoint_of_a_deleted_experiment_is_not_adopted(bench: Bench, *, trial_exists: bool) -> None:
+    async def main() -> None:
+        one = Machine(bench, "one")
+        async with one.engine(NEVER, KEEP, resume=False) as engine:
+            await engine.trial("t").report({}, bench.checkpoint("a"))
+        late = {key: bench.store.contents[key] for key in bench.store.contents if "checkpoint_000000/" in key}
+        await bench.store.delete(list(bench.store.contents))
+        async with Machine(bench, "two").engine(NEVER, KEEP, resume=False) as engine:
+            await engine.trial("t" if trial_exists else "other").report({}, None)
+        for key, data in late.items():
+            await bench.store.put(key, data)
+        async with Machine(bench, "three").engine(NEVER, KEEP, resume=True) as engine:
+            await engine.trial("t").report({}, bench.checkpoint("b"))
+        assert names(bench) == ["checkpoint_000001"]
+
+    run_virtual(main())
+
+
 class GivesUp(WrappedStore):
     """Another task gives the checkpoint up while this one compares its files with its manifest."""
 
@@ -184,7 +203,7 @@ def test_what_is_given_up_while_it_is_adopted_is_not_listed(bench: Bench) -> Non
         async with one.engine(NEVER, KEEP, resume=False) as engine:
             await engine.trial("t").report({}, bench.checkpoint("a"))
         unregistered = replace(record(bench), checkpoints=[])
-        await adopt_checkpoints(GivesUp(bench.store, unregistered), unregistered, warnings.append)
+        await adopt_checkpoints(GivesUp(bench.store, unregistered), unregistered, lambda _info: True, warnings.append)
         assert (unregistered.checkpoints, unregistered.given_up) == ([], ["checkpoint_000000"])
 
     warnings: list[str] = []

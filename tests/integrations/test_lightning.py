@@ -78,3 +78,95 @@ def test_the_newest_version_of_a_name_is_fetched(trainings: Trainings, tmp_path:
     (store / "last.ckpt").write_bytes(b"damaged")
     shutil.rmtree(root)
     assert io.fetch("last.ckpt") == str(root / "step=[2].ckpt")
+
+
+def make(tmp_path: Path, **options):
+    from asyncsync.integrations.lightning import AsyncsyncCheckpointIO
+
+    return AsyncsyncCheckpointIO(tmp_path / "ckpts", tmp_path / "store", **options)
+
+
+def write_shards(directory: Path) -> None:
+    """As FSDPStrategy does: past the plugin, its marker last."""
+    directory.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp", "meta.pt"):
+        (directory / name).write_bytes(name.encode())
+
+
+def test_sharded_checkpoints_are_stored_removed_and_fetched(tmp_path: Path) -> None:
+    io = make(tmp_path)
+    for name in ("step=1.ckpt", "step=2.ckpt"):
+        write_shards(tmp_path / "ckpts" / name)
+    io.remove_checkpoint(tmp_path / "ckpts/step=1.ckpt")
+    write_shards(tmp_path / "ckpts/last.ckpt")
+    io.teardown()
+    shutil.rmtree(tmp_path / "ckpts")
+    later = make(tmp_path)
+    assert later.fetch("last.ckpt") == str(tmp_path / "ckpts/last.ckpt")
+    assert sorted(os.listdir(tmp_path / "ckpts/last.ckpt")) == [".metadata", "__0_0.distcp", "meta.pt"]
+    assert sorted(path.name for path in (tmp_path / "store").glob("*.ckpt")) == ["last.ckpt", "step=2.ckpt"]
+
+
+def test_sharded_checkpoints_alone_are_stored_by_teardown(tmp_path: Path) -> None:
+    io = make(tmp_path)
+    write_shards(tmp_path / "ckpts/last.ckpt")
+    io.teardown()
+    assert (tmp_path / "store/last.ckpt/meta.pt").read_bytes() == b"meta.pt"
+
+
+def test_a_process_that_only_reads_writes_nothing(tmp_path: Path) -> None:
+    """An evaluation beside a training must not take its place as the writer."""
+    writer = make(tmp_path)
+    writer.save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+    writer.teardown()
+    shutil.rmtree(tmp_path / "ckpts")
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    reader = make(tmp_path)
+    assert reader.load_checkpoint(reader.fetch("last.ckpt"))["step"] == 1
+    reader.teardown()
+    assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [".temp.ckpt", ".lr_find_1.ckpt", ".scale_batch_size_1.ckpt", "hpc_ckpt_1.ckpt"])
+def test_what_lightning_puts_elsewhere_for_itself_stays_local(tmp_path: Path, name: str) -> None:
+    io, path = make(tmp_path), tmp_path / "elsewhere" / name
+    io.save_checkpoint({"step": 1}, path)
+    assert io.load_checkpoint(path)["step"] == 1
+    io.remove_checkpoint(path)
+    assert not path.exists()
+    io.teardown()
+    assert not list((tmp_path / "store").rglob("*.ckpt"))
+
+
+def test_lightnings_async_plugin_may_wrap_it(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import AsyncCheckpointIO
+
+    io = make(tmp_path)
+    wrapped = AsyncCheckpointIO(io)
+    wrapped.save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+    wrapped.teardown()
+    io.teardown()
+    assert (tmp_path / "store/last.ckpt").read_bytes() == (tmp_path / "ckpts/last.ckpt").read_bytes()
+
+
+def test_an_inner_plugin_that_writes_later_is_refused(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import TorchCheckpointIO
+
+    from asyncsync import ConfigError
+
+    class Later(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            pass
+
+    with pytest.raises(ConfigError, match="checkpoint_io=Later"):
+        make(tmp_path, checkpoint_io=Later()).save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+
+
+def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    io = make(tmp_path)
+    io.save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+    with pytest.raises(AttributeError, match="pickle"):
+        io.save_checkpoint({"step": lambda: 2}, tmp_path / "ckpts/last.ckpt")
+    io.teardown()
+    assert os.listdir(tmp_path / "ckpts") == ["last.ckpt"]
+    assert io.load_checkpoint(tmp_path / "ckpts/last.ckpt")["step"] == 1

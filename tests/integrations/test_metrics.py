@@ -15,11 +15,13 @@ from asyncsync import (
     EngineTotals,
     OperationTotals,
     RunningEngine,
+    TransferConfig,
     TrialStatus,
     UploadMode,
     running_engines,
 )
-from asyncsync.errors import AccessDeniedError, SyncFailedError
+from asyncsync.errors import AccessDeniedError, SyncFailedError, UnavailableError
+from asyncsync.events import RequestEnded
 
 NAME = re.compile(r"asyncsync_[a-z_]+(_seconds|_bytes|_total|_sum|_count|_bucket)?")
 
@@ -158,6 +160,55 @@ async def test_a_checkpoint_is_a_span_and_a_failure_is_its_status(bench: Bench) 
     assert spans["t/checkpoint_000000"].attributes["asyncsync.bytes_sent"] == 1000
     assert spans["t/checkpoint_000000"].end_time >= spans["t/checkpoint_000000"].start_time
     assert any(not span.status.is_ok for span in spans.values())
+
+
+async def test_files_and_requests_are_spans_inside_their_checkpoint(bench: Bench) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from asyncsync.integrations.opentelemetry import trace_engine
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    bench.transfer = TransferConfig(part_size=5 << 20, multipart_threshold=5 << 20)
+    async with bench.engine() as running:
+        async with trace_engine(running, provider):
+            bench.faults.fail(1, UnavailableError("lost"), operation="put_part")
+            await running.trial("t").report({}, bench.checkpoint("a", large=bytes(12 << 20), small=b"x"))
+        first = len(exporter.get_finished_spans())
+        await running.trial("t").report({}, bench.checkpoint("b"))
+    provider.shutdown()
+    spans = exporter.get_finished_spans()
+    assert len(spans) == first, "nothing is traced after the block"
+    by_id = {span.context.span_id: span for span in spans}
+    files = {span.attributes["asyncsync.name"]: span for span in spans if span.name == "asyncsync.file"}
+    assert files.keys() >= {"t/checkpoint_000000/large", "t/checkpoint_000000/small"}
+    parts = [span for span in spans if span.attributes.get("asyncsync.operation") == "put_part"]
+    assert len(parts) == 4
+    assert [not span.status.is_ok for span in parts].count(True) == 1
+    assert {by_id[span.parent.span_id].name for span in parts} == {"asyncsync.file"}
+    large = files["t/checkpoint_000000/large"]
+    assert by_id[large.parent.span_id].name == "asyncsync.checkpoint"
+    assert large.start_time <= min(span.start_time for span in parts)
+    assert large.end_time >= max(span.end_time for span in parts)
+    assert not any(".asyncsync" in name for name in files)
+
+
+async def test_a_listener_that_raises_ends_no_transfer(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    def listen(ended: RequestEnded) -> None:
+        seen.append(ended)
+        raise ZeroDivisionError
+
+    async with bench.engine() as running:
+        with running.on_request(listen):
+            await running.trial("t").report({}, bench.checkpoint("a"))
+    assert len(seen) == 1
+    assert seen[0].seconds >= 0
+    assert "is not called again" in caplog.text
 
 
 # the files beside the documentation

@@ -1,5 +1,7 @@
 """torch.distributed.checkpoint, with two gloo ranks."""
 
+from pathlib import Path
+
 import pytest
 import servers
 from trainings import KILLED, Trainings, needs
@@ -41,3 +43,34 @@ def test_a_save_that_fails_on_one_rank_does_not_harm_the_next(trainings: Trainin
     trainings.run(SCRIPT, "local", "failing", ranks=2)
     assert steps(trainings) == [1, 3]
     assert trainings.run(SCRIPT, "fresh", "load", ranks=2) == {"step": 3, "equal": True}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_rank_fetches_the_parts_that_hold_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    from asyncsync import RunConfig
+    from asyncsync.blocking import SyncEngine
+    from asyncsync.integrations.torch_checkpoint import AsyncsyncWriter, asyncsync_reader
+    from asyncsync.testing import MemoryStore
+
+    mib, fetched = 1 << 20, []
+    read = MemoryStore.read
+
+    async def counted(self, key: str, sink, **options):
+        async def counting(data) -> None:
+            fetched.append((key.rpartition("/")[2], len(data)))
+            await sink(data)
+
+        return await read(self, key, counting, **options)
+
+    state = {name: torch.randn(24 * mib // 4) for name in "abcd"}  # one file of 96 MiB
+    with SyncEngine(RunConfig(name="exp", storage_path="memory://ranged"), local_dir=tmp_path) as engine:
+        dcp.save(state, checkpoint_id="step-1", storage_writer=AsyncsyncWriter(engine.trial("run")), no_dist=True)
+    monkeypatch.setattr(MemoryStore, "read", counted)
+    mine = {"c": torch.zeros(24 * mib // 4)}
+    dcp.load(mine, storage_reader=asyncsync_reader("memory://ranged/exp/run"), no_dist=True)
+    assert torch.equal(mine["c"], state["c"])
+    bytes_of_data = sum(size for name, size in fetched if name == "__0_0.distcp")
+    print(bytes_of_data / mib)

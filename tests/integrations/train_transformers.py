@@ -55,6 +55,26 @@ class Timed(AsyncsyncCallback):
         Timed.blocked += time.perf_counter() - began
 
 
+def fine_tuning(model, settings, callbacks):
+    """trl's trainer with an adapter of peft, on tokens that need no text."""
+    from datasets import Dataset as Table
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    words = {"<pad>": 0, **{f"w{number}": number for number in range(1, 64)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<pad>"
+    )
+    args = SFTConfig(OUTPUT, bf16=False, **settings)
+    data = Table.from_dict({"input_ids": [item["input_ids"].tolist() for item in Tokens()]})
+    adapter = LoraConfig(target_modules=["c_attn"], r=2)
+    return args, SFTTrainer(
+        model, args, train_dataset=data, processing_class=tokenizer, peft_config=adapter, callbacks=callbacks
+    )
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
@@ -63,21 +83,25 @@ def main() -> None:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(target_modules=["c_attn"], r=2))
-    args = TrainingArguments(
-        OUTPUT,
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        save_steps=4 if MODE != "jit" else 100,
-        save_total_limit=1,
-        logging_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        seed=7,
+    settings = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "save_steps": 4 if MODE != "jit" else 100,
+        "save_total_limit": 1,
+        "logging_steps": 2,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 7,
         **({"enable_jit_checkpoint": True} if MODE == "jit" else {}),
-    )
+    }
     callback = Timed(URI, storage_options=OPTIONS)
-    trainer = Trainer(model=model, args=args, train_dataset=Tokens(), callbacks=[callback, Ends(callback)])
+    callbacks = [callback, Ends(callback)]
+    if MODE == "trl":
+        args, trainer = fine_tuning(model, settings, callbacks)
+    else:
+        args = TrainingArguments(OUTPUT, **settings)
+        trainer = Trainer(model=model, args=args, train_dataset=Tokens(), callbacks=callbacks)
     last = fetch_last(URI, args.output_dir, storage_options=OPTIONS)
     trainer.train(resume_from_checkpoint=last)
     digest = hashlib.sha256()

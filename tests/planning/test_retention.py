@@ -17,6 +17,7 @@ class Item:
     metrics: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
     pinned: bool = False
+    tags: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:

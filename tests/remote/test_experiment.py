@@ -19,8 +19,8 @@ from asyncsync.errors import (
     SyncFailedError,
 )
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.remote.experiment import Experiment
 from asyncsync.remote.pull import pull
+from asyncsync.remote.views.experiment import Experiment
 from asyncsync.stores import open_store
 from asyncsync.sync.records.model import TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults

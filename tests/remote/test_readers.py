@@ -8,7 +8,7 @@ from stored import entry_of, files_of, put_experiment, put_trial
 from asyncsync import CheckpointIncompleteError, CheckpointRetiredError, NotFoundError, pull
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.views.experiment import Experiment
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 

@@ -36,6 +36,25 @@ def test_opening_makes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [None, "", "no certificate"], ids=["missing", "empty", "of something else"])
+@pytest.mark.parametrize(
+    ("uri", "options"),
+    [
+        ("gs://bucket/x", {"token": "t"}),
+        ("az://container/x", {"account": "account", "account_key": "a2V5"}),
+        ("s3://bucket/x", {"endpoint_url": "https://127.0.0.1:1", "access_key": "a", "secret_key": "s"}),
+    ],
+    ids=["gs", "az", "s3"],
+)
+async def test_a_ca_bundle_that_cannot_be_used_is_a_config_error(tmp_path, uri, options, content):
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content)
+    with pytest.raises(ConfigError, match=r"storage option verify.*CA bundle"):
+        async with open_store(uri, options=options | {"verify": str(bundle)}) as store:
+            await store.head("key")
+
+
 @pytest.mark.parametrize("uri", ["", "  ", "relative/path", "./x", "ftp://host/x", "x://", "file://host/x", "file://x"])
 def test_anything_else_is_refused_with_a_list_of_known_schemes(uri):
     with pytest.raises(ConfigError, match=r"known are an absolute path and .*s3://"):

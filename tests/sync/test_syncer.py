@@ -1,8 +1,10 @@
 """One directory and one prefix."""
 
 import asyncio
+import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +315,42 @@ def test_progress_is_reported(faults: Faults, tree: Path) -> None:
     assert seen[-1].files_total == 3
 
 
+def test_a_tree_that_cannot_be_looked_at_once_is_pushed(
+    faults: Faults, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a stale handle of a network file system."""
+    look, stale = os.stat, [str(tree)]
+
+    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, str | os.PathLike) and os.fspath(path) in stale:
+            stale.clear()
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return look(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert run_virtual(push(tree, "memory://b/p")).files_sent == 3
+    assert stale == []
+
+
 def test_a_missing_path_cannot_be_pushed(faults: Faults, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing at"):
         run_virtual(push(tmp_path / "nowhere", "memory://b/p"))
+
+
+def test_a_path_that_cannot_be_looked_at_is_not_called_missing(
+    faults: Faults, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, listed = os.stat, os.scandir
+
+    def fail(really: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *args: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and os.fspath(path) == str(tree):
+                raise OSError(errno.EIO, "Input/output error", path)
+            return really(path, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", fail(look))
+    monkeypatch.setattr(os, "scandir", fail(listed))
+    with pytest.raises(SyncFailedError, match="Input/output error"):
+        run_virtual(push(tree, "memory://b/p"))

@@ -1,4 +1,4 @@
-"""``doctor``: what works between this machine and a store."""
+"""``doctor``: checks this machine and a store."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from asyncsync.config import state_dir
 
 DOCTOR = """Check reach, permissions, clock, checksums, conditional writes, multipart uploads and speed of a store.
 
-Why: it says in plain words what a run on this store would meet, before the run. It writes a few small objects below
-.asyncsync/doctor-... and removes them; about 16 MiB travel. Without URL it checks this machine only.
+Why: it shows the problems of a run on this store, and how to solve them, before the run. It writes a few small objects
+below .asyncsync/doctor-... and removes them; about 16 MiB travel. Without URL it checks this machine only.
 
 \b
 Examples:

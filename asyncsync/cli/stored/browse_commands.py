@@ -1,4 +1,4 @@
-"""``tree``, ``du`` and ``cat``: look at any prefix, whoever wrote it."""
+"""``tree``, ``du`` and ``cat``: look at any prefix, also one of another program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from asyncsync import StoredObject, browse, read_object
 from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes
+from asyncsync.cli.output import Output
+from asyncsync.planning.units import counted, size_text
 
 TREE = """Show the directories and files below a URL as a tree.
 
@@ -27,9 +28,9 @@ Examples:
 Exit codes: 0 done, 1 there is nothing or it cannot be read, 2 usage.
 """
 
-DU = """Show what takes the bytes below a URL, the largest first.
+DU = """Show the sizes of the directories below a URL, the largest first.
 
-Why: before you remove something you want to know what it frees. It lists every object, one request per thousand.
+Why: it shows where the bytes are before you remove something. It lists every object, one request per thousand.
 
 \b
 Examples:
@@ -93,9 +94,9 @@ class _Branch:
             last = place == len(inner)
             branch = before + ("`-- " if last else "|-- ")
             if isinstance(item, StoredObject):
-                yield f"{branch}{item.path.rpartition('/')[2]} ({human_bytes(item.size)})"
+                yield f"{branch}{item.path.rpartition('/')[2]} ({size_text(item.size)})"
                 continue
-            yield f"{branch}{item.name}/ ({count(item.files, 'file')}, {human_bytes(item.size)})"
+            yield f"{branch}{item.name}/ ({counted(item.files, 'file')}, {size_text(item.size)})"
             if depth > 1:
                 yield from item.lines(depth - 1, before + ("    " if last else "|   "))
 
@@ -111,7 +112,7 @@ async def tree(output: Output, settings: Settings, *, url: str, depth: int) -> i
     output.line(uri)
     for line in root.lines(depth):
         output.line(line)
-    output.line(f"{count(root.files, 'file')}, {human_bytes(root.size)}")
+    output.line(f"{counted(root.files, 'file')}, {size_text(root.size)}")
     output.document({"ok": True, "uri": uri, "files": objects, "bytes": root.size})
     return DONE
 
@@ -124,8 +125,8 @@ async def du(output: Output, settings: Settings, *, url: str, depth: int) -> int
     uri = resolve_url(url)
     root = _Branch.of(await browse(uri, storage_options=settings.storage_options, transfer=settings.transfer))
     found = sorted(root.walk(depth), key=lambda pair: -pair[1].size)
-    rows = [(human_bytes(item.size), f"{item.files:,}", path) for path, item in found]
-    output.table(("size", "files", "path"), [*rows, (human_bytes(root.size), f"{root.files:,}", ".")])
+    rows = [(size_text(item.size), f"{item.files:,}", path) for path, item in found]
+    output.table(("size", "files", "path"), [*rows, (size_text(root.size), f"{root.files:,}", ".")])
     directories = [{"path": path, "bytes": item.size, "files": item.files} for path, item in found]
     output.document({"ok": True, "uri": uri, "bytes": root.size, "files": root.files, "directories": directories})
     return DONE

@@ -13,8 +13,9 @@ from asyncsync import copy as copy_all
 from asyncsync import remove as remove_all
 from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, count, human_bytes, jsonable, summary
+from asyncsync.cli.output import Output, jsonable, summary
 from asyncsync.errors import ConfigError
+from asyncsync.planning.units import counted, size_text
 
 RM = """Remove an experiment, a trial, a checkpoint or a pushed tree from a store.
 
@@ -70,7 +71,7 @@ async def rm(output: Output, settings: Settings, *, url: str, yes: bool, dry_run
     uri = resolve_url(url)
     where: dict[str, Any] = {"storage_options": settings.storage_options, "transfer": settings.transfer, "force": force}
     report = await remove_all(uri, dry_run=True, **where)
-    what = f"{report.kind} {uri} ({count(report.objects, 'object')}, {human_bytes(report.bytes)})"
+    what = f"{report.kind} {uri} ({counted(report.objects, 'object')}, {size_text(report.bytes)})"
     if dry_run:
         output.line(f"would remove the {what}")
     elif not yes and not _confirmed(what):
@@ -85,7 +86,7 @@ async def rm(output: Output, settings: Settings, *, url: str, yes: bool, dry_run
 
 
 def _confirmed(what: str) -> bool:
-    """Ask; where nobody can answer, that is a no."""
+    """Ask the user; no terminal means no."""
     return sys.stdin.isatty() and click.confirm(f"Remove the {what}?", err=True)
 
 

@@ -13,8 +13,9 @@ from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.ls import flatten, short_metrics, shown_status, shown_value
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, jsonable
+from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError, NotFoundError
+from asyncsync.planning.units import counted, size_text
 
 BEST = """Show the best checkpoint of an experiment by a metric, and fetch it with --pull.
 
@@ -31,7 +32,7 @@ Exit codes: 0 done, 1 there is no such checkpoint or it cannot be read, 2 usage.
 
 COMPARE = """Compare two trials or two checkpoints: parameters, metrics and files that differ.
 
-Why: it answers what made the difference between two runs. Equal values are left out; --all shows them too.
+Why: it shows why two runs had different results. Equal values are left out; --all shows them too.
 
 \b
 Examples:
@@ -84,7 +85,7 @@ async def best(
             await found.download(local, on_progress=meter.update)
     output.line(f"{found.uri}")
     output.line(
-        f"{short_metrics(found.metrics)}; {count(found.files, 'file')}, {human_bytes(found.bytes)}, {age(found.time)}"
+        f"{short_metrics(found.metrics)}; {counted(found.files, 'file')}, {size_text(found.bytes)}, {age(found.time)}"
     )
     if local is not None:
         output.line(f"fetched into {local}, every byte verified")
@@ -111,14 +112,14 @@ async def compare(output: Output, settings: Settings, *, first: str, second: str
     ]
     equal = [(name, _cell(left[name]), "=") for name in names if name in right and left.get(name) == right[name]]
     output.table(("", "A", "B"), [*rows, *(equal if everything else [])])
-    output.line(f"{count(len(rows), 'difference')}, {len(equal):,} equal; A is {here}, B is {there}")
+    output.line(f"{counted(len(rows), 'difference')}, {len(equal):,} equal; A is {here}, B is {there}")
     differ = {row[0]: [jsonable(left.get(row[0])), jsonable(right.get(row[0]))] for row in rows}
     output.document({"ok": True, "a": here, "b": there, "different": differ, "equal": [row[0] for row in equal]})
     return DONE
 
 
 async def _facts(uri: str, settings: Settings) -> dict[str, Any]:
-    """What is compared, by name: parameters, metrics, and the files of a checkpoint with their checksums."""
+    """The values to compare, by name: parameters, metrics, and the files of a checkpoint with their checksums."""
     found = await contents_of(uri, storage_options=settings.storage_options, transfer=settings.transfer)
     if isinstance(found, TrialView):
         facts = {"status": shown_status(found), "reports": found.reports, "checkpoints": len(found.checkpoints)}
@@ -127,7 +128,7 @@ async def _facts(uri: str, settings: Settings) -> dict[str, Any]:
         raise ConfigError(
             f"invalid URL {uri!r}: compare takes two trials or two checkpoints; asyncsync ls {uri} shows them"
         )
-    files = {path: f"{human_bytes(item.size)} crc32c {item.crc32c:08x}" for path, item in sorted(found.files.items())}
+    files = {path: f"{size_text(item.size)} crc32c {item.crc32c:08x}" for path, item in sorted(found.files.items())}
     return {**_prefixed("metrics", found.info.get("metrics", {})), "bytes": found.bytes_total, **files}
 
 
@@ -159,6 +160,6 @@ async def history(output: Output, settings: Settings, *, url: str, metrics: tupl
     hidden = (
         f"; {len(known) - len(columns)} more columns, see --metric" if not metrics and len(known) > len(columns) else ""
     )
-    output.line(f"{count(len(reports), 'report')} of {found.name}{hidden}")
+    output.line(f"{counted(len(reports), 'report')} of {found.name}{hidden}")
     output.document({"ok": True, "uri": uri, "name": found.name, "reports": reports[-(last or len(reports) or 1) :]})
     return DONE

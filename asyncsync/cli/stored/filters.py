@@ -31,6 +31,8 @@ FIELDS = (
     "bytes",
     "time",
     "trial",
+    "pinned",
+    "tags",
 )
 """Names that mean a field of a trial, a checkpoint or an experiment; every other name is a metric, and ``params.X`` a
 parameter."""
@@ -102,7 +104,8 @@ def value_of(item: CheckpointView | ExperimentSummary | TrialView, name: str) ->
     if name == "status" and getattr(item, "lost", False):
         return "lost"
     if name in FIELDS and hasattr(item, name):
-        return getattr(item, name)
+        value = getattr(item, name)
+        return " ".join(value) if isinstance(value, list) else value
     if name.startswith("params."):
         return lookup(getattr(item, "params", {}), name.removeprefix("params."))
     return lookup(getattr(item, "metrics", {}), name.removeprefix("metrics."))

@@ -19,7 +19,8 @@ from asyncsync.events import CheckpointDurable, Event, SyncWarning
 from asyncsync.planning.rank_parts import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
-from asyncsync.sync.activity import Activity, log_event
+from asyncsync.sync.event_counter import EventCounter
+from asyncsync.sync.event_log import log_event
 from asyncsync.sync.event_stream import Emitter
 from asyncsync.sync.janitor import Janitor
 from asyncsync.sync.records.model import ExperimentRecord
@@ -221,7 +222,7 @@ class EngineContext:
         """Calls the user's ``on_durable``."""
         self.gate = ReportGate()
         self.emitter = Emitter()
-        self.activity = Activity()
+        self.event_counter = EventCounter()
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
@@ -275,7 +276,7 @@ class EngineContext:
 
     def emit(self, event: Event) -> None:
         """Count and log an event, and send it to the listeners."""
-        self.activity.note(event)
+        self.event_counter.note(event)
         log_event(event)
         self.emitter.emit(event)
         if self.callback is not None and isinstance(event, CheckpointDurable):

@@ -15,7 +15,9 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.accepted_files import Accepted, accept
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import RESUMES_BY_ITSELF, CheckpointJob, LeftBehind
+from asyncsync.engine.trials.resume import EXPERIMENT_NONCE
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
+from asyncsync.planning.rank_parts import NONCE
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store
@@ -54,8 +56,8 @@ def add_to_journal(context: EngineContext, record: TrialRecord, job: CheckpointJ
         "params": record.params,
         "role": context.role.name,
         "lock": context.lock_name(record.name),
-        "nonce": record.nonce,
-        "experiment": context.record.nonce,
+        NONCE: record.nonce,
+        EXPERIMENT_NONCE: context.record.nonce,
     }
     context.session.journal.checkpoint_accepted(context.uri, record.name, job.name, json.dumps(payload))
 
@@ -73,13 +75,6 @@ async def find_left_behind(session: Session, role: str) -> list[LeftBehind]:
         if trials[item.trial]:
             found.append(LeftBehind(item.trial, item.name, payload, *await in_thread(_check_files, payload)))
     return found
-
-
-def belongs_to_run(payload: Mapping[str, Any], experiment: str, trial: str | None) -> bool:
-    """Whether it was accepted in this experiment, not in an earlier one of the same name. ``experiment`` and ``trial``:
-    nonces of the stored records; None if the store has no record of the trial."""
-    known, key = (experiment, "experiment") if trial is None else (trial, "nonce")
-    return not payload.get(key) or payload[key] == known
 
 
 def _can_lock(session: Session, lock: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,13 +12,14 @@ from asyncsync.aio.lazy import LazyLock, Notification
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.results import write_pointer
 from asyncsync.engine.trials.context import EngineContext
-from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, merge_late_record
+from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints, belongs_to_run, merge_late_record
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.planning.retention import by_age
+from asyncsync.planning.retention import by_age, is_marked
 from asyncsync.stores.base import MISSING, Lane
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
+from asyncsync.sync.records.marks import adopt_marks
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
@@ -147,11 +148,23 @@ class RecordKeeper:
         if found is None or found[0].runner not in self.replaced_runners:
             return False
         late, version = found
-        await adopt_checkpoints(store, late, partial(self._context.warn, self.record.name))
+        ours = partial(belongs_to_run, experiment=self._context.record.nonce, trial=late.nonce)
+        await adopt_checkpoints(store, late, ours, partial(self._context.warn, self.record.name))
         self.record = merge_late_record(self.record, late)
         self.inherited_names |= frozenset(late.given_up)
         self.file.replace(version)
         return True
+
+    def adopt(self, stored: bytes) -> None:
+        """Take over what another process marked in the record. A checkpoint that it pinned is not retired."""
+        adopt_marks(self.record, stored)
+        marked = {item.name for item in self.record.checkpoints if is_marked(item)}
+        self.retiring = self.retiring - marked or NO_NAMES
+
+    def is_ours(self, info: Mapping[str, Any]) -> bool:
+        """Whether a manifest with this info was written in this trial, not in one of a deleted experiment."""
+        was_stored = self.record.epoch > 1
+        return belongs_to_run(info, self._context.record.nonce, self.record.nonce if was_stored else None)
 
     def recorded_names(self) -> RecordedNames:
         """The names in the record as it would be written now."""

@@ -15,9 +15,8 @@ from asyncsync.config import UploadMode, check_name, state_dir
 from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext, Role
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
-from asyncsync.engine.trials.pending_checkpoints import belongs_to_run
 from asyncsync.engine.trials.ranks import Ranks
-from asyncsync.engine.trials.resume import Predecessor, new_record, take_over_record
+from asyncsync.engine.trials.resume import Predecessor, belongs_to_run, new_record, take_over_record
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import DamagedError
 from asyncsync.planning.manifest import META_DIR

@@ -19,6 +19,7 @@ from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.rank_parts import NONCE
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store
@@ -29,6 +30,8 @@ from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 
 TAKEOVER_ATTEMPTS = 8
 """Attempts to replace a record whose last writer may still write it: until its lease expires it may at each sync."""
+EXPERIMENT_NONCE = "experiment"
+"""Key in a journal row and in the info of a checkpoint's manifest: the nonce of the experiment's record."""
 NUMBERED = re.compile(r"checkpoint_([0-9]{1,18})")
 """Directories of checkpoints. Numbers have 63 bits, so more digits cannot be one of ours."""
 RESTORE_ATTEMPTS = 3
@@ -76,8 +79,8 @@ def take_over_record(record: TrialRecord, role: Role, runner: str, params: Mappi
 
 
 def merge_late_record(ours: TrialRecord, late: TrialRecord) -> TrialRecord:
-    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. What
-    that record lists is not given up, whatever became of it here."""
+    """Merge ``ours``, which was never stored, into the record that a replaced process stored after we read it. The
+    checkpoints that it lists are not given up, even if they failed here."""
     given_up = [*late.given_up, *(name for name in ours.given_up if not _lists(late, name))]
     return replace(
         ours,
@@ -162,9 +165,21 @@ def _existing_paths(root: str, paths: list[str]) -> set[str]:
     return {path for path in paths if os.path.lexists(f"{root}/{path}")}
 
 
-async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[str], None]) -> None:
+def belongs_to_run(info: Mapping[str, Any], experiment: str, trial: str | None) -> bool:
+    """Whether this journal row or manifest was written in this experiment, not in a deleted one of the same name.
+    ``experiment`` and ``trial``: nonces of the stored records; None if the store has no record of the trial."""
+    known, key = (experiment, EXPERIMENT_NONCE) if trial is None else (trial, NONCE)
+    return not info.get(key) or info[key] == known
+
+
+async def adopt_checkpoints(
+    store: Store, record: TrialRecord, ours: Callable[[Mapping[str, Any]], bool], warn: Callable[[str], None]
+) -> None:
     """Choose numbers above all stored ones, and adopt checkpoints that were committed but not registered when their
     writer died.
+
+    ``ours``: whether a manifest with this info was written in this experiment. One that a process of a deleted
+    experiment left keeps its number and is not adopted.
 
     Only complete checkpoints are adopted, because an adopted one may retire another. A directory without a manifest
     keeps its number for ever, so two checkpoints never mix. Checkpoints older than the newest in the record were
@@ -183,6 +198,9 @@ async def adopt_checkpoints(store: Store, record: TrialRecord, warn: Callable[[s
         if found is None:
             continue
         item, manifest = found
+        if not ours(manifest.info):
+            warn(f"{record.name}/{name} is not adopted: it was written in a deleted experiment of the same name")
+            continue
         record.next_checkpoint = max(record.next_checkpoint, item.number + 1)
         if item.number <= newest or await first_difference(store, f"{record.name}/{name}/", manifest):
             continue

@@ -15,7 +15,7 @@ from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import MAX_STALLED_ATTEMPTS, CheckpointJob, record_of, remove_local
 from asyncsync.engine.trials.pending_checkpoints import find_committed
 from asyncsync.engine.trials.registry import Registry
-from asyncsync.engine.trials.resume import first_difference
+from asyncsync.engine.trials.resume import EXPERIMENT_NONCE, first_difference
 from asyncsync.engine.trials.state import RankShare, TrialState
 from asyncsync.engine.trials.upload import LAST_ATTEMPTS, upload_checkpoint
 from asyncsync.errors import EngineClosedError, SyncTimeoutError
@@ -27,6 +27,7 @@ from asyncsync.events import (
     SyncFailed,
 )
 from asyncsync.planning.manifest import MANIFEST
+from asyncsync.planning.rank_parts import NONCE
 from asyncsync.planning.retention import to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
@@ -226,11 +227,17 @@ class CheckpointRunner:
         await self._add_copy_sources(trial, job)
         while True:
             try:
-                return await upload_checkpoint(session, f"{trial.key}/", job, hooks, trial.confirm)
+                return await upload_checkpoint(
+                    session, f"{trial.key}/", job, hooks, trial.confirm, more=self._nonces(trial)
+                )
             except CollisionError as error:
                 if job.user_named:
                     raise
                 self._take_new_name(trial, job, error)
+
+    def _nonces(self, trial: TrialState) -> dict[str, str]:
+        """The nonces that distinguish this trial from one of the same name in a deleted experiment."""
+        return {NONCE: trial.record.nonce, EXPERIMENT_NONCE: self._context.record.nonce}
 
     async def _begin(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport | None:
         """Choose a free name and take the trial over. The report of a checkpoint that is stored already, else None."""
@@ -300,7 +307,7 @@ class CheckpointRunner:
             await retry_transient(trial.keeper.save, hooks)
         finally:
             trial.keeper.retiring -= frozenset(retired)
-        for name in sorted(retired):
+        for name in sorted(frozenset(retired) - {item.name for item in record.checkpoints}):  # not one pinned meanwhile
             self._context.session.copy_sources.forget(f"{trial.key}/{name}/")
             self._context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
 

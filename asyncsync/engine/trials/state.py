@@ -250,7 +250,7 @@ class TrialState:
         """The record has changed and is not stored yet."""
         self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
         self.dirty_since = now if self.dirty_since is None else self.dirty_since
-        self._context.activity.changed.set()
+        self._context.event_counter.changed.set()
         self._context.unsettled[self.key] = None
         self._changed_since = now if self._changed_since is None else self._changed_since
 
@@ -330,7 +330,7 @@ class TrialState:
     async def _restore(self) -> None:
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
         if self._context.role.leads:
-            await adopt_checkpoints(store, self.record, warn)
+            await adopt_checkpoints(store, self.record, self.keeper.is_ours, warn)
         await restore_files(store, f"{self._context.role.directory(self.key)}/", self.dir, warn)
 
     def _abandon_uploads(self) -> None:

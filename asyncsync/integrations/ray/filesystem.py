@@ -15,8 +15,9 @@ from asyncsync.integrations.ray.handler import StorageHandler
 class AsyncsyncFileSystem(pyarrow.fs.PyFileSystem):  # type: ignore[misc]
     """One storage path as a file system of pyarrow. Made by :func:`asyncsync.integrations.ray.storage`.
 
-    It pickles to its address. Wherever it is unpickled, directory copies go through asyncsync from then on. What a
-    worker of Ray Train pickles also says which worker it is: see :mod:`asyncsync.integrations.ray.attempts`.
+    It pickles to its address. Wherever it is unpickled, directory copies go through asyncsync from then on. A file
+    system that a worker of Ray Train pickles also identifies the worker: see
+    :mod:`asyncsync.integrations.ray.attempts`.
     """
 
     def __init__(self, handler: StorageHandler) -> None:

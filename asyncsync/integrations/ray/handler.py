@@ -1,4 +1,4 @@
-"""asyncsync as a file system of pyarrow: what Ray does with single files, listings and deletions."""
+"""asyncsync as a file system of pyarrow, for Ray's calls on single files, listings and deletions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ_AHEAD = 1 << 20
 
 
 class UploadSequence(threading.local):
-    """Tells an upload of a checkpoint from one of artifacts, by what Ray does on one thread.
+    """Tells an upload of a checkpoint from one of artifacts, by the order of Ray's calls on one thread.
 
     Before it uploads a checkpoint, and only then, Ray looks for the marker of the experiment, then creates the
     directory, then copies; nothing comes in between. So the name of a checkpoint does not matter. (It also looks for a
@@ -183,7 +183,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
         return pa.PythonFile(_NewFile(self, path), mode="w")
 
     def open_append_stream(self, path: str, metadata: object = None) -> pa.NativeFile:
-        raise NotImplementedError("an object of a store cannot be appended to: write it as a whole")
+        raise NotImplementedError("an object of a store cannot be appended to: write the complete file")
 
     # -- inside
 
@@ -250,7 +250,7 @@ class _StoredFile(io.RawIOBase):
 
 
 class _NewFile(io.RawIOBase):
-    """Collects what is written, and publishes it when it is closed; unless an exception that was raised since it was
+    """Collects the written bytes, and stores them when it is closed; unless an exception that was raised since it was
     opened closes it: then it would be torn."""
 
     def __init__(self, handler: StorageHandler, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What Ray registers, and asyncsync's records of it.
+"""The checkpoints that Ray registers, and asyncsync's records of them.
 
 Ray Train registers checkpoints in one file of the run, which its controller writes: just before, everything that the
 file names is committed. Ray Tune's driver stores the state of all trials in a directory that it syncs: just after, the

@@ -1,4 +1,4 @@
-"""What a program passes to Ray: :func:`storage`, and the options for restoring."""
+"""The arguments that a program passes to Ray: :func:`storage`, and the options for restoring."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLIC_OPTIONS = frozenset(
         "cache_control",
     }
 )
-"""Storage options that are no secret."""
+"""Storage options that cannot be secret."""
 _checked: list[bool] = []
 """Holds one entry once this process has checked its version of Ray."""
 
@@ -52,11 +52,11 @@ def storage(uri: str | os.PathLike[str], *, storage_options: Mapping[str, object
 
     Args:
         uri: ``s3://bucket/prefix``, ``gs://...``, an absolute path, ``file:///...``.
-        storage_options: options of the store that are no secret, such as ``endpoint_url``, ``region`` or ``profile``.
+        storage_options: options that cannot be secret, such as ``endpoint_url``, ``region`` or ``profile``.
 
     Raises:
         ConfigError: the URI or an option is unknown; an option is a secret: Ray stores the file system in the bucket,
-            readable for everybody who may read the results; or this Ray does not go through asyncsync.
+            readable by everybody with access to the results; or this Ray does not go through asyncsync.
     """
     check_no_secrets(storage_options or {})
     filesystem = rebuild(os.fspath(uri), json.dumps(dict(storage_options or {}), sort_keys=True))
@@ -87,7 +87,7 @@ def restore_options(where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_no_secrets(options: Mapping[str, object]) -> None:
-    """ConfigError for an option that is a secret, or that is not known to be none."""
+    """ConfigError for an option that may be secret: every one that is not in PUBLIC_OPTIONS."""
     for name in options:
         if name not in PUBLIC_OPTIONS:
             raise ConfigError(

@@ -22,7 +22,7 @@ MOST_ERROR = 2000
 
 @dataclass(slots=True)
 class _Results:
-    """What ``result.json`` of one trial says, read as far as ``offset``."""
+    """The content of ``result.json`` of one trial, up to ``offset``."""
 
     offset: int = 0
     reports: int = 0
@@ -31,7 +31,7 @@ class _Results:
     """Name -> metrics, in the order of the reports."""
 
     def read(self, path: Path) -> None:
-        """Read what has been appended; an incomplete last line is read the next time."""
+        """Read the appended lines; an incomplete last line is read the next time."""
         if not path.exists():
             return
         if path.stat().st_size < self.offset:  # written anew, by a restored experiment
@@ -69,7 +69,8 @@ _sweeps: dict[tuple[str, str], _Sweep] = {}
 
 
 async def update(storage: Storage, local: str, key: str) -> None:
-    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if it is none."""
+    """Write the records of the experiment ``key``, whose driver's files are in ``local``; nothing if there is no state
+    of an experiment."""
     state = newest_state(local)
     if state is None:
         return
@@ -85,7 +86,7 @@ async def update(storage: Storage, local: str, key: str) -> None:
 
 
 async def retire(storage: Storage, key: str) -> None:
-    """The driver is about to delete the directory ``key``: if a record names it, it names it no more."""
+    """The driver is about to delete the directory ``key``: if a record names it, the record is written without it."""
     above, _, name = key.rpartition("/")
     experiment, _, trial = above.rpartition("/")
     sweep = _sweeps.get((storage.uri, experiment))

@@ -22,7 +22,7 @@ log = logging.getLogger("asyncsync")
 
 
 class UploadedCheckpoint(ray.train.Checkpoint):  # type: ignore[misc]
-    """A checkpoint that says, when it arrives somewhere, which worker has uploaded it."""
+    """A checkpoint that, when it is unpickled, notes which worker has uploaded it."""
 
     token: Token
 
@@ -59,7 +59,7 @@ def upload(checkpoint: ray.train.Checkpoint, checkpoint_dir_name: str) -> ray.tr
 
 
 class Commit(ray.train.UserCallback):  # type: ignore[misc]
-    """Commits what :func:`upload` has uploaded; for ``ray.train.RunConfig(callbacks=[Commit()])``."""
+    """Commits the checkpoints that :func:`upload` has uploaded; for ``ray.train.RunConfig(callbacks=[Commit()])``."""
 
     def after_report(self, run_context: Any, metrics: Any, checkpoint: ray.train.Checkpoint | None) -> None:
         """All ranks have reported. An error ends the run: its checkpoint would be incomplete."""

@@ -35,13 +35,14 @@ async def browse(
     storage_options: Mapping[str, object] | None = None,
     transfer: TransferConfig = DEFAULT_TRANSFER,
 ) -> list[StoredObject]:
-    """The objects below ``uri``, sorted by path, whoever wrote them. The documents of asyncsync are left out.
+    """The objects below ``uri``, sorted by path, also those of other programs. asyncsync's documents are left out.
 
     ``recursive=False``: one level, with its directories. One request for each thousand objects.
 
     Raises:
         NotFoundError: there is nothing below ``uri``.
         ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request.
     """
     address, options = split_sas(os.fspath(uri), storage_options)
     async with open_for_reading(address, transfer, options) as store:
@@ -73,8 +74,9 @@ async def read_object(
     """Pass the bytes of one object to ``sink``, in pieces of about 1 MiB; returns how many there were.
 
     Raises:
-        NotFoundError: there is no such object.
-        ConfigError: the URI names no object.
+        NotFoundError: the object does not exist.
+        ConfigError: the URI or an option is unknown, or the URI names no object.
+        StoreError: the store refused or failed a request.
     """
     address, options = split_sas(os.fspath(uri), storage_options)
     parent, _, name = address.rpartition("/")

@@ -36,6 +36,7 @@ from asyncsync.report import SyncReport
 from asyncsync.stores.base import ObjectInfo, Part, Piece, Store, Upload
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import list_all
+from asyncsync.sync.in_flight import FilesInFlight
 from asyncsync.sync.records.manifests import read_manifest
 from asyncsync.sync.session import PROBE
 
@@ -63,9 +64,10 @@ async def copy(
 ) -> SyncReport:
     """Copy everything below ``source`` to ``target``: a tree, a checkpoint, a trial, an experiment, or a plain prefix.
 
-    Within one bucket the store copies the bytes itself. Otherwise they pass through this machine, in parts, at most
-    128 MiB of them in memory. Every byte is compared with the CRC32C in the manifest on the way. Objects that no
-    manifest names, such as parts of incomplete checkpoints, are left out. Interrupted, the same call resumes.
+    Within one bucket the store copies the bytes itself, and its CRC32C of the copy, if it reports one, is compared with
+    the manifest. Otherwise they pass through this machine, in parts, at most 128 MiB of them in memory, and every byte
+    is compared with the CRC32C in the manifest on the way. Objects that no manifest names, such as parts of incomplete
+    checkpoints, are left out. If it is interrupted, the same call resumes it.
 
     Args:
         storage_options: options of the source; also of the target, unless ``target_options`` are given.
@@ -74,9 +76,11 @@ async def copy(
     Raises:
         NotFoundError: there is nothing at ``source``.
         ConfigError: one of the two contains the other, or a URI or option is unknown.
-        SyncError: the target holds objects that this copy would not write.
+        SyncError: the target holds objects that this copy would not write, or the source lacks a file of a manifest.
+        DamagedError: a manifest of the source cannot be read.
         SourceChangedError: a file was written again during the copy.
         IntegrityError: a file does not have the checksum in its manifest.
+        StoreError: a store refused or failed a request.
     """
     began = time.monotonic()
     here, options = split_sas(os.fspath(source).rstrip("/"), storage_options)
@@ -172,28 +176,32 @@ class _Copy:
     uploads: dict[str, Upload] = field(default_factory=dict)
     """Open uploads at the target, by key: those of an interrupted copy."""
     memory: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARTS_IN_MEMORY))
+    in_flight: FilesInFlight = field(default_factory=FilesInFlight)
+    files_total: int = 0
+    bytes_total: int = 0
     _reported: float = 0.0
 
     async def run(self) -> SyncReport:
         plan = await self._plan()
-        total = sum(item.size for item in plan.files.values())
+        self.files_total = len(plan.files)
+        self.bytes_total = sum(item.size for item in plan.files.values())
         await self._look_at_target(plan)
 
         async def one(path: str) -> None:
             await self._file(path, plan.files[path], plan.entries.get(path))
             self.files_done += 1
-            self._show(plan, total)
+            self._show()
 
         await for_each_limited(sorted(plan.files), one, COPY_WORKERS)
         for prefix in sorted(plan.manifests, key=len, reverse=True):  # a checkpoint's before its trial's
             await self._manifest(prefix, plan.manifests[prefix])
         for path in plan.documents:
             await self._document(path)
-        self._show(plan, total, last=True)
+        self._show(last=True)
         return SyncReport(
             files_sent=self.files_sent,
             files_skipped=self.skipped,
-            bytes_total=total,
+            bytes_total=self.bytes_total,
             bytes_sent=self.bytes_sent,
             bytes_copied=self.bytes_copied,
             files_copied=self.files_copied,
@@ -224,7 +232,7 @@ class _Copy:
         return _Plan(manifests, entries, files, sorted(documents, key=_document_order))
 
     async def _look_at_target(self, plan: _Plan) -> None:
-        """Refuse a target that holds something else; find what an interrupted copy has left."""
+        """Refuse a target that holds something else; find the results of an interrupted copy."""
         places = self.places
         self.present = _relative(await list_all(places.target, places.target_prefix), places.target_prefix)
         written = plan.files.keys() | {prefix + MANIFEST for prefix in plan.manifests} | set(plan.documents)
@@ -286,7 +294,8 @@ class _Copy:
         target, key = self.places.target, self.places.target_prefix + path
         ranges = self._ranges(info.size, entry)
         upload = self.uploads.get(key) or await target.create_multipart(key)
-        finished = await self._finished(upload, ranges)
+        self.in_flight.begin(path, info.size)
+        finished = await self._finished(path, upload, ranges)
         parts: dict[int, tuple[Part, int]] = {}
 
         async def one(number: int) -> None:
@@ -303,8 +312,13 @@ class _Copy:
                 parts[number] = await target.put_part(upload, number, offset, data, crc32c=found), found
             self.bytes_sent += size
             self.bytes_done += size
+            self.in_flight.add(path, size)
+            self._show()
 
-        await for_each_limited(range(1, len(ranges) + 1), one, PARTS_IN_MEMORY)
+        try:
+            await for_each_limited(range(1, len(ranges) + 1), one, PARTS_IN_MEMORY)
+        finally:
+            self.in_flight.end(path)
         ordered = [parts[number] for number in sorted(parts)]
         whole = crc32c_of_pieces((crc, size) for (_, crc), (_, size, _) in zip(ordered, ranges, strict=True))
         self._check(path, whole, info, entry)
@@ -319,8 +333,10 @@ class _Copy:
         step = max(MAX_WHOLE, traits.min_part_size, -(-size // traits.max_parts))
         return [(start, min(step, size - start), None) for start in range(0, size, step)]
 
-    async def _finished(self, upload: Upload, ranges: Sequence[tuple[int, int, int | None]]) -> dict[int, Part]:
-        """Parts of an interrupted copy whose checksum the target reports, and which are those of the manifest."""
+    async def _finished(
+        self, path: str, upload: Upload, ranges: Sequence[tuple[int, int, int | None]]
+    ) -> dict[int, Part]:
+        """Parts of an interrupted copy whose checksums, as the target reports them, are those of the manifest."""
         if self.uploads.get(upload.key) is None:
             return {}
         found = {part.number: part for part in await self.places.target.list_parts(upload)}
@@ -330,6 +346,7 @@ class _Copy:
             if part is not None and part.size == size and crc is not None and part.crc32c == crc:
                 same[number] = part
                 self.bytes_done += size
+                self.in_flight.add(path, size)
         return same
 
     async def _server_copy(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> None:
@@ -367,9 +384,9 @@ class _Copy:
 
     def _damaged(self, path: str, crc: int, expected: int) -> IntegrityError:
         return IntegrityError(
-            f"{self.places.source_uri(path)} is damaged: its bytes have CRC32C {crc:08x}, its manifest says "
+            f"{self.places.source_uri(path)} is damaged: its bytes have CRC32C {crc:08x}, its manifest has "
             f"{expected:08x}. asyncsync verify {self.places.source_uri('')} --deep shows all damage, and --repair DIR "
-            "mends it"
+            "repairs it"
         )
 
     def _sent(self, path: str, written: ObjectInfo, size: int) -> None:
@@ -395,16 +412,17 @@ class _Copy:
         data, _ = await self.places.source.get(self.places.source_prefix + path)
         await self.places.target.put(self.places.target_prefix + path, data, crc32c=google_crc32c.value(data))
 
-    def _show(self, plan: _Plan, total: int, *, last: bool = False) -> None:
+    def _show(self, *, last: bool = False) -> None:
         now = time.monotonic()
         if self.on_progress is not None and (last or now - self._reported >= PROGRESS_PERIOD):
             self._reported = now
             progress = Progress(
                 tree="",
                 files_done=self.files_done,
-                files_total=len(plan.files),
+                files_total=self.files_total,
                 bytes_done=self.bytes_done,
-                bytes_total=total,
+                bytes_total=self.bytes_total,
+                files=self.in_flight.shown(),
             )
             self.on_progress(progress)
 
@@ -414,7 +432,7 @@ def _relative(objects: Mapping[str, ObjectInfo], prefix: str) -> dict[str, Objec
 
 
 def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[str, Manifest]) -> bool:
-    """A file that a manifest names, or one that no manifest is responsible for."""
+    """Whether a manifest names the file, or no manifest is responsible for it."""
     if META_DIR in path.split("/"):
         return False
     return path in entries or not any(prefix in manifests for prefix in parents(path))

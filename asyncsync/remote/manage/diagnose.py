@@ -1,4 +1,4 @@
-"""``diagnose``: what works between this machine and a store, in plain words."""
+"""``diagnose``: checks what a run needs of a store, and describes each result in plain words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Finding:
     ``delete`` or ``speed``."""
     ok: bool
     text: str
-    """What was found, and what to do about it."""
+    """The result in words, and what to do about it."""
 
 
 async def diagnose(
@@ -60,7 +60,7 @@ async def _findings(store: Store, key: str) -> list[Finding]:
     first = await _check("write", lambda: _write(store, key))
     if not first.ok:
         return [first]
-    reach = f"{store.uri} answers within {(time.monotonic() - begun) * 1000:.0f} ms"
+    reach = f"{store.uri} responds within {(time.monotonic() - begun) * 1000:.0f} ms"
     checks: list[tuple[str, Callable[[], Awaitable[str]]]] = [
         ("read", lambda: _read_back(store, key)),
         ("list", lambda: _list(store, key)),
@@ -89,7 +89,7 @@ async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Finding:
 
 
 class _ProblemError(Exception):
-    """The store responds, but not as needed; the text says what follows from it."""
+    """The store responds, but not as needed; the text describes the consequence."""
 
 
 async def _write(store: Store, key: str) -> str:

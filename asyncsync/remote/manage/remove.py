@@ -25,7 +25,7 @@ LISTINGS = 5
 
 @dataclass(frozen=True)
 class RemoveReport:
-    """What :func:`remove` removed or, in a dry run, would remove."""
+    """The data that :func:`remove` removed or, in a dry run, would remove."""
 
     kind: str
     """``experiment``, ``trial``, ``checkpoint`` or ``tree``."""
@@ -48,14 +48,16 @@ async def remove(
     """Remove the experiment, trial, checkpoint or tree at ``uri``. With ``dry_run`` (the default) nothing is removed.
 
     Records go first: a checkpoint leaves its trial's record, a trial its experiment's, then manifests and data are
-    deleted. Interrupted, the rest is invisible to readers, and the same call removes it. A plain prefix without record
-    or manifest is refused: asyncsync did not write it.
+    deleted. After an interruption the rest is invisible to readers, and the same call removes it. A plain prefix
+    without record or manifest is refused: asyncsync did not write it.
 
     ``force``: also if a process seems to run it. A process that really runs it will fail with ConcurrentWriterError.
 
     Raises:
         NotFoundError: asyncsync has stored nothing there.
         ConcurrentWriterError: a process runs it, or its record was written in between.
+        ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request.
     """
     began = time.monotonic()
     address, options = split_sas(os.fspath(uri), storage_options)
@@ -64,20 +66,20 @@ async def remove(
     if not above or above.endswith("/"):  # a bucket, or the root
         above, name = where, ""
     async with open_for_reading(above, transfer, options) as store:
-        doomed = await _Doomed.find(store, f"{name}/" if name else "", where)
+        removal = await _Removal.find(store, f"{name}/" if name else "", where)
         if not force:
-            await doomed.check_idle()
+            await removal.check_idle()
         if not dry_run:
-            await doomed.leave_record()
-            await doomed.delete()
-        size = sum(item.size for item in doomed.objects.values())
+            await removal.leave_record()
+            await removal.delete()
+        size = sum(item.size for item in removal.objects.values())
         seconds = time.monotonic() - began
-        return RemoveReport(doomed.kind, where, dry_run, len(doomed.objects), size, store.requests, seconds)
+        return RemoveReport(removal.kind, where, dry_run, len(removal.objects), size, store.requests, seconds)
 
 
 @dataclass(slots=True)
-class _Doomed:
-    """A prefix to remove. ``store`` is that of the prefix above it."""
+class _Removal:
+    """The removal of one prefix. ``store`` is that of the prefix above it."""
 
     store: Store
     prefix: str
@@ -86,7 +88,7 @@ class _Doomed:
     objects: dict[str, ObjectInfo]
 
     @classmethod
-    async def find(cls, store: Store, prefix: str, uri: str) -> _Doomed:
+    async def find(cls, store: Store, prefix: str, uri: str) -> _Removal:
         objects = await list_all(store, prefix)
         trial = await find_record(store, TRIAL_RECORD, TrialRecord) if prefix else None
         listed = trial is not None and prefix.rstrip("/") in {item.name for item in trial.checkpoints}

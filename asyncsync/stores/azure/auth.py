@@ -1,4 +1,4 @@
-"""What authorizes requests: signatures, a SAS, or access tokens. azure-identity finds credentials and requests tokens;
+"""Authorization of requests: signatures, a SAS, or access tokens. azure-identity finds credentials and requests tokens;
 this module keeps and renews them. It is imported when the first token is needed: that takes 0.4 s."""
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class AzureAccess:
             raise ConfigError(f"{self._where}: credential {credential!r} cannot be used: {error}") from None
 
     def _named(self, option: str) -> str | None:
-        """An option, else its environment variable: not every class of azure-identity reads that."""
+        """An option, else its environment variable: not every class of azure-identity reads it."""
         value: str | None = getattr(self._options, option)
         return value or os.environ.get(f"AZURE_{option.upper()}")
 
@@ -117,5 +117,5 @@ class AzureAccess:
 
 
 def _first_line(error: Exception) -> str:
-    """The beginning of the text of an error of azure-identity. What follows may be the response of a token server."""
+    """The first line of an error of azure-identity. The other lines may hold the response of a token server."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,7 +1,7 @@
 """Names of blocks, and where uploads are recorded. No I/O.
 
 A block's name is 27 bytes, 36 characters of base64: a mark, the upload, the number of the part, the CRC32C and the
-offset of its bytes. So Get Block List alone tells which parts an interrupted upload has, and blocks of two uploads of
+offset of its bytes. So Get Block List alone shows which parts an interrupted upload has, and blocks of two uploads of
 one blob cannot be confused: the service drops uncommitted blocks when any block list of the blob is committed, and then
 refuses the other upload's list.
 
@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
 
 UPLOADS_PREFIX = ".asyncsync/parts/"
@@ -37,7 +36,7 @@ _REUSED = "committed:"
 
 @dataclass(frozen=True, slots=True)
 class BlockName:
-    """What a block's name tells. ``crc32c`` None: of a copied range whose bytes were not at hand."""
+    """The data in a block's name. ``crc32c`` is None for a copied range whose bytes this process did not have."""
 
     upload_id: str
     number: int
@@ -61,7 +60,7 @@ class BlockName:
 
 
 def block_name_of(text: str) -> BlockName | None:
-    """What a name in base64 tells; None for blocks of other programs."""
+    """The data in a name in base64; None for blocks of other programs."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -142,16 +141,6 @@ def reused_blocks(etag: str) -> tuple[str, list[str]] | None:
     return version, names.split(",")
 
 
-def crc32c_of(parts: Sequence[Part]) -> int | None:
-    """CRC32C of the whole object; None if that of a part is unknown."""
-    combined = 0
-    for part in parts:
-        if part.crc32c is None:
-            return None
-        combined = crc32c_combine(combined, part.crc32c, part.size)
-    return combined
-
-
 # Markers
 
 
@@ -181,5 +170,5 @@ def key_metadata(key: str) -> dict[str, str]:
 
 
 def key_in(metadata: str) -> str:
-    """The key in the metadata of a marker; empty if it is none."""
+    """The key in the metadata of a marker; empty if the blob is not a marker."""
     return unquote(metadata) if metadata.isascii() else ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from asyncsync.disk.files import check_lease
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, UnsupportedError
+from asyncsync.planning.crc32c import crc32c_if_known
 from asyncsync.runtime import token as random_token
 from asyncsync.stores.azure import block_ids
 from asyncsync.stores.azure.block_ids import Block, BlockList, BlockName, block_name_of
@@ -41,7 +42,7 @@ _KEPT_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class CopiedRange:
-    """A range of another object that is to become a part. ``body``: the same bytes, if they are at hand."""
+    """A range of another object, to be copied as a part. ``body``: the same bytes on this machine, if it has them."""
 
     source: str
     start: int
@@ -147,8 +148,10 @@ class BlockUploads:
         if known.version != copied.if_version or not known.complete:
             return None
         blocks = known.between(copied.start, copied.length)
-        crc32c = None if blocks is None else block_ids.crc32c_of([_as_part(block) for block in blocks])
-        if blocks is None or crc32c is None:
+        if blocks is None:
+            return None
+        crc32c = crc32c_if_known((_crc32c_of(block), block.size) for block in blocks)
+        if crc32c is None:
             return None
         return Part(number, offset, copied.length, block_ids.reused_etag(known.version, blocks), crc32c)
 
@@ -163,7 +166,7 @@ class BlockUploads:
         self, upload: Upload, parts: Sequence[Part], crc32c: int | None, if_version: str | None
     ) -> ObjectInfo:
         key = self._full(upload.key)
-        combined = block_ids.crc32c_of(parts)
+        combined = crc32c_if_known((part.crc32c, part.size) for part in parts)
         if None not in (crc32c, combined) and crc32c != combined:
             raise IntegrityError(f"{self._requests.where(key)}: the parts have CRC32C {combined:08x}, not {crc32c:08x}")
         blocks, version = self._blocks_of(upload, parts)
@@ -194,7 +197,7 @@ class BlockUploads:
         if foreign or None in names:
             raise MissingBlockError(f"{self._requests.where(self._full(upload.key))}: a part is not one of this upload")
         if len(versions) > 1:
-            raise PreconditionError(f"{self._requests.where(self._full(upload.key))}: it was replaced meanwhile")
+            raise PreconditionError(f"{self._requests.where(self._full(upload.key))}: another program has replaced it")
         return blocks, next(iter(versions), "")
 
     async def _close(self, upload: Upload) -> None:
@@ -249,9 +252,9 @@ class BlockUploads:
         return kept | condition
 
 
-def _as_part(block: Block) -> Part:
+def _crc32c_of(block: Block) -> int | None:
     name = block_name_of(block.name)
-    return Part(0, 0, block.size, "", None if name is None else name.crc32c)
+    return None if name is None else name.crc32c
 
 
 def _is_foreign(name: BlockName | None, upload: Upload) -> bool:

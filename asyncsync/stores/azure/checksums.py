@@ -1,7 +1,7 @@
 """CRC64-NVME, which the service computes of every body and compares (Azure documentation: ``x-ms-content-crc64``),
 together with CRC32C, by which asyncsync knows the bytes.
 
-Both are computed in one pass over the bytes: so bytes that have the wrong CRC32C never get a right CRC64.
+Both are computed in one pass over the bytes, so bytes with a wrong CRC32C never get a correct CRC64.
 """
 
 from __future__ import annotations

@@ -130,5 +130,5 @@ def _code_and_message(headers: Mapping[str, str], body: bytes) -> tuple[str, str
 
 
 def without_secrets(text: str) -> str:
-    """A server's text without signatures: services repeat the address of a refused request, and what it signs."""
+    """A server's text without signatures: services repeat the address of a refused request, and the text it signs."""
     return _SECRET.sub(r"\1***", _SIGNED_TEXT.sub(r"\1 ***", text))

@@ -1,4 +1,4 @@
-"""The ``storage_options`` of an Azure store, the environment, and what a storage path says; resolved to an account."""
+"""The ``storage_options`` of an Azure store, the environment, and the storage path, resolved to an account."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
+from asyncsync.stores.http.tls import client_context
 from asyncsync.stores.options import StoreOptions, given
 
 DEVELOPMENT_ACCOUNT = "devstoreaccount1"
@@ -36,7 +37,7 @@ Credential = Literal["default", "workload", "managed", "cli"]
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What a storage path says. ``endpoint``: address of the account; empty: not said."""
+    """The parts of a storage path. ``endpoint``: address of the account; empty if the path does not name it."""
 
     container: str
     prefix: str
@@ -47,8 +48,8 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where requests go, and what authorizes them: the first of ``key``, ``sas``, ``token`` and ``credential`` that is
-    set; none: requests are anonymous."""
+    """The address of requests, and their authorization: the first of ``key``, ``sas``, ``token`` and ``credential``
+    that is set. Without any of them requests are anonymous."""
 
     name: str
     endpoint: str
@@ -110,7 +111,7 @@ class AzureOptions(StoreOptions):
             raise ConfigError("storage option token must be one word: the access token, without 'Bearer'")
         if self.account is not None and not _ACCOUNT.fullmatch(self.account):
             raise ConfigError(
-                f"storage option account={self.account!r} must be 3 to 24 small letters and digits, without the host"
+                f"storage option account={self.account!r} must be 3 to 24 lowercase letters and digits, without host"
             )
 
     @classmethod
@@ -133,23 +134,15 @@ class AzureOptions(StoreOptions):
         return given({"x-ms-encryption-scope": self.encryption_scope})
 
     def ssl_context(self) -> ssl.SSLContext:
-        """How TLS verifies certificates. Blocking: reads them. ConfigError for an unreadable CA bundle."""
-        try:
-            context = ssl.create_default_context(cafile=self.verify if isinstance(self.verify, str) else None)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"storage option verify={self.verify!r}: the CA bundle cannot be read: {error}"
-            ) from error
-        if self.verify is False:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
+        """How TLS verifies certificates. Blocking: reads them. ConfigError for a CA bundle that cannot be used."""
+        return client_context(self.verify, "storage option verify")
 
 
 # Storage paths
 
 
 def location_of(uri: str) -> Location:
-    """What a storage path says. ConfigError, which never shows its query: that may be a SAS."""
+    """The parts of a storage path. ConfigError, which never shows the query: it may be a SAS."""
     address, _, query = uri.partition("?")
     scheme, _, rest = address.partition("://")
     if query and not _SAS.fullmatch(query):
@@ -179,7 +172,7 @@ def _from_host(address: str, container: str, server: str, path: str, sas: str) -
     if known is None:
         raise ConfigError(
             f"storage path {_hidden(address)!r} must be abfss://container@ACCOUNT.dfs.core.windows.net/prefix; keys "
-            "and other servers belong into storage_options"
+            "and other servers belong in storage_options"
         )
     endpoint = f"https://{server.lower().replace('.dfs.', '.blob.', 1)}"
     return _located(address, container, path, known[1], endpoint, sas)
@@ -190,14 +183,14 @@ def _located(
 ) -> Location:
     if not _CONTAINER.fullmatch(container) or "--" in container:
         raise ConfigError(
-            f"storage path {_hidden(address)!r} has no valid container: a name has 3 to 63 small letters, digits and "
-            "single dashes, as in az://container/prefix"
+            f"storage path {_hidden(address)!r} has no valid container: a name has 3 to 63 lowercase letters, digits "
+            "and single dashes, as in az://container/prefix"
         )
     return Location(container, prefix.strip("/"), account, endpoint, sas)
 
 
 def _hidden(address: str) -> str:
-    """An address for messages: without what may be a password."""
+    """An address for messages, without a part that may be a password."""
     scheme, separator, rest = address.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}{separator}***@{host}" if at and (":" in user or "/" in user) else address
@@ -273,7 +266,8 @@ def _endpoint(
         usable = False
     if name and (not usable or server.query or "@" in server.netloc):
         raise ConfigError(
-            f"the address of the account {name!r} is not http://host:port or https://host, without a query"
+            f"the address of the account {name!r} must be http://host:port or https://host, without a query: check "
+            f"endpoint_url, {_ENDPOINT_VARIABLE} and the connection string"
         )
     return found
 
@@ -320,7 +314,7 @@ def _authorized(
 
 
 def _with_identity(account: Account, options: AzureOptions) -> Account:
-    """Tokens would travel readable over plain HTTP, so nothing gets one there that was not asked to."""
+    """Only over https: over plain HTTP everybody on the way could read the tokens."""
     if account.endpoint.startswith("https:"):
         return Account(account.name, account.endpoint, credential=options.credential or "default")
     if options.credential:

@@ -83,7 +83,7 @@ def range_length(where: str, response: Response, start: int, length: int | None)
     first, last, total = map(int, found.groups())
     end = total if length is None else min(start + length, total)
     if (first, last + 1) != (start, end):
-        raise StoreError(f"{where}: the range {text!r} came, bytes {start}-{end - 1} were requested")
+        raise StoreError(f"{where}: requested bytes {start}-{end - 1}, received the range {text!r}")
     return end - start, total
 
 

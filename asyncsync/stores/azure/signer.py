@@ -72,7 +72,7 @@ class SharedKeySigner:
 
 
 def _sort_key(name: str) -> str:
-    """The service does not sort by bytes, as its documentation says, but by words: a dash counts nothing, and an
+    """The service does not sort by bytes, unlike its documentation, but by words: a dash counts nothing, and an
     underscore comes before digits (azure-storage-blob sorts so, too)."""
     return name.replace("-", "").replace("_", "!")
 

@@ -191,11 +191,11 @@ class AzureStore(Store):
         try:
             response = await requests.get(self._full(key), headers, checked or sink, expect)
         except RangeNotSatisfiedError:
-            return await self._head(key, if_version)  # the range starts behind the end and has no bytes
+            return await self._head(key, if_version)  # the range starts beyond the end and has no bytes
         info = info_of(where, key, response, total)
         if checked is not None and info.crc32c not in (None, checked.crc32c):
             raise IntegrityError(
-                f"{where}: received data has CRC32C {checked.crc32c:08x}, its metadata say {info.crc32c:08x}",
+                f"{where}: received data has CRC32C {checked.crc32c:08x}, its metadata have {info.crc32c:08x}",
                 retryable=True,
             )
         return info

@@ -18,7 +18,7 @@ from asyncsync.stores.azure.auth import SAS_SECONDS, AzureAccess
 from asyncsync.stores.azure.errors import failure
 from asyncsync.stores.azure.signer import date_of
 from asyncsync.stores.base import Sink
-from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.client import USER_AGENT, HttpClient
 from asyncsync.stores.http.dates import unix_of
 from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.pool import Host, port_of
@@ -35,7 +35,7 @@ PATIENT_CONNECTIONS = 16
 CLOCK_TOLERANCE = 300.0
 """Seconds by which a refused request's clock must differ from the service's to be the likely cause (the service accepts
 15 minutes)."""
-_UNSIGNED_LINES = "accept: */*\r\naccept-encoding: identity\r\nuser-agent: asyncsync\r\n"
+_UNSIGNED_LINES = f"accept: */*\r\naccept-encoding: identity\r\nuser-agent: {USER_AGENT}\r\n"
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class AzureTransport:
         self._date = (-1, "")
         """The current second, and the same as ``x-ms-date``."""
         self._source_sas = (0.0, "")
-        """When the SAS for copy sources is to be renewed, and the SAS."""
+        """The time from which the SAS for copy sources is renewed, and the SAS."""
         self.skew = 0.0
         """Seconds by which the service's clock is ahead of ours."""
 

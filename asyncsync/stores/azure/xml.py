@@ -126,7 +126,7 @@ def _listed(where: str, entry: Element) -> ListedBlob:
 
 
 def _name(where: str, entry: Element) -> str:
-    """The name of a blob. One that XML cannot contain is percent-encoded, and says so."""
+    """The name of a blob. One that XML cannot contain is percent-encoded and marked so."""
     found = children(entry, "Name")
     name = (found[0].text or "") if found else ""  # leading and trailing blanks are part of it
     if found and found[0].get("Encoded", "").lower() == "true":
@@ -146,5 +146,5 @@ def _number(where: str, element: Element, name: str) -> int:
 def _root(where: str, content: bytes, name: str) -> Element:
     root = document(content.removeprefix(b"\xef\xbb\xbf"))
     if root is None or local_name(root) != name:
-        raise undocumented(where, f"the body {content[:40]!r} came instead of {name}")
+        raise undocumented(where, f"received {content[:40]!r} instead of the document {name}")
     return root

@@ -1,7 +1,7 @@
 """Addresses of file systems of fsspec, and connections to them. Blocking: for worker threads.
 
 A file system of fsspec may not be used by two threads at once (the connection of an SFTP client, for example, mixes up
-the responses). So each connection is a file system of its own, and serves one call at a time.
+their responses). So each connection is a file system of its own, and serves one call at a time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ NATIVE = {
     "local": "an absolute path",
 }
 """Protocols that asyncsync has a store of its own for, and its addresses."""
+CONNECTIONS = 4
+"""Connections of one store; further calls wait."""
 IN_PROCESS = frozenset({"memory"})
 """Protocols whose files all instances share without a lock: one connection serves them."""
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*")
@@ -69,13 +71,18 @@ class FileSystemAddress:
         missing = [name for name in _required(found) if not given.get(name)]
         if missing:
             raise ConfigError(
-                f"a storage path {SCHEME}{protocol}:// needs {' and '.join(missing)}: give it as an option"
+                f"a storage path {SCHEME}{protocol}:// needs {' and '.join(missing)}: add it to the storage options"
             )
         path = str(found._strip_protocol(address)).rstrip("/")  # noqa: SLF001  fsspec has no public name for it
         return FileSystemAddress(protocol, path, f"{SCHEME}{address}".rstrip("/"), given)
 
+    @property
+    def most_connections(self) -> int:
+        """Connections that one store may have open."""
+        return 1 if self.protocol in IN_PROCESS else CONNECTIONS
+
     def connect(self) -> Any:
-        """A file system of its own. StoreError."""
+        """Open a file system of its own. StoreError if that fails."""
         try:
             return _class_of(self.protocol)(**self.options, skip_instance_cache=True)
         except TypeError as error:

@@ -30,7 +30,7 @@ from asyncsync.stores.base import MISSING, Body, ObjectInfo
 from asyncsync.stores.fsspec.connections import FileSystemAddress
 
 TEMPORARY = ".asyncsync-tmp-"
-"""Begins the names of temporary files, which are no objects."""
+"""Prefix of the names of temporary files, which listings leave out."""
 _TIMES = ("mtime", "LastModified", "last_modified", "modified", "modify", "updated", "created")
 """Names under which file systems give the time of the last change."""
 
@@ -43,14 +43,14 @@ class Stop:
     lease: Lease | None = None
 
     def check(self) -> None:
-        """Raise if it must. The error of a cancel is dropped: the caller raises the cancel itself."""
+        """Raise if the write must stop. The error of a cancel is dropped: the caller raises the cancel itself."""
         if self.event.is_set():
             raise UnavailableError("cancelled")
         check_lease(self.lease)
 
 
 class Files:
-    """The files below one directory. ``connection``: a file system that nobody else uses meanwhile."""
+    """The files below one directory. ``connection``: a file system that only this object uses."""
 
     def __init__(self, address: FileSystemAddress, connection: Any) -> None:
         self._address, self._fs = address, connection
@@ -74,7 +74,7 @@ class Files:
             raise self._address.failure(verb, key, error) from error
 
     def info(self, key: str, if_version: str | None = None) -> ObjectInfo:
-        """Metadata of a file. NotFoundError, PreconditionError."""
+        """Metadata of a file. NotFoundError if it is missing, PreconditionError if it has another version."""
         with self._mapped("info", key):
             found = self._fs.info(self.path(key))
             if found.get("type") != "file":
@@ -85,7 +85,7 @@ class Files:
         return info
 
     def check_condition(self, key: str, if_version: str | None) -> None:
-        """PreconditionError if the condition does not hold now. It may not hold any more a moment later."""
+        """PreconditionError if the condition does not hold now. Another writer may change that a moment later."""
         if if_version is None:
             return
         try:

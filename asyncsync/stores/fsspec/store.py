@@ -19,17 +19,15 @@ from asyncsync.aio.threads import in_thread_stoppable
 from asyncsync.disk.files import PIECE, check_lease, lease_of
 from asyncsync.errors import NotFoundError, StoreError, UnavailableError, UnsupportedError
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload
-from asyncsync.stores.fsspec.connections import IN_PROCESS, FileSystemAddress, disconnect
+from asyncsync.stores.fsspec.connections import FileSystemAddress, disconnect
 from asyncsync.stores.fsspec.files import Files, Stop, info_of
 
 log = logging.getLogger("asyncsync")
 T = TypeVar("T")
 
-CONNECTIONS = 4
-"""Connections of one store; further calls wait."""
 PAGE_SIZE = 1000
 MAX_COPIED = 64 << 20
-"""Largest file (bytes) that is copied: it is in memory meanwhile."""
+"""Largest file (bytes) that is copied; the copy holds it in memory."""
 NOT_KEPT = (
     "it has no conditional writes: two processes that write the same prefix are not stopped",
     "it keeps no checksums: a file is read back after it is written, and damage that comes later shows when it is read",
@@ -63,7 +61,7 @@ class FsspecStore(Store):
         self.uri = self._address.shown
         self.traits = TRAITS
         self._idle: list[Any] = []
-        self._slots = asyncio.Semaphore(1 if self._address.protocol in IN_PROCESS else CONNECTIONS)
+        self._slots = asyncio.Semaphore(self._address.most_connections)
         self._closed = self._warned = False
 
     async def close(self) -> None:
@@ -77,7 +75,7 @@ class FsspecStore(Store):
 
     @asynccontextmanager
     async def _files(self) -> AsyncIterator[Files]:
-        """The files through a connection that nobody else uses meanwhile. One that broke is not used again."""
+        """The files, through a connection of this call alone. A connection that broke is not used again."""
         async with self._slots:
             if self._closed:
                 raise StoreError(f"{self.uri} is closed")
@@ -253,8 +251,8 @@ def _read(files: Files, file: Any, key: str, at: int, size: int, _: threading.Ev
 
 
 def _entries(files: Files, prefix: str, delimiter: str) -> list[tuple[str, ObjectInfo | None]]:
-    """Keys and their metadata, or common prefixes and None, in byte order. Directories without a file are no
-    prefixes."""
+    """Keys and their metadata, or common prefixes and None, in byte order. Directories without a file are
+    left out."""
     directory = prefix.rpartition("/")[0]
     directory = f"{directory}/" if directory else ""
     found: dict[str, ObjectInfo | None] = {}

@@ -11,11 +11,10 @@ tail), but not of a range.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part
 
 PARTS_PREFIX = ".asyncsync/parts/"
@@ -83,16 +82,6 @@ def source_of(part: Part, own_name: str) -> ComposeSource:
     """The object to compose for a part; ``own_name`` is its full name if it was sent rather than copied."""
     generation, mark, name = part.etag.partition("=")
     return ComposeSource(name if mark else own_name, generation)
-
-
-def combined_crc32c(parts: Iterable[Part]) -> int | None:
-    """CRC32C of the whole object; None if that of a part is unknown."""
-    combined = 0
-    for part in parts:
-        if part.crc32c is None:
-            return None
-        combined = crc32c_combine(combined, part.crc32c, part.size)
-    return combined
 
 
 def groups(sources: Sequence[ComposeSource]) -> list[Sequence[ComposeSource]]:

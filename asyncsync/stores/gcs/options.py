@@ -12,6 +12,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from asyncsync.errors import ConfigError
 from asyncsync.stores import option_values as forms
+from asyncsync.stores.http.tls import client_context
 from asyncsync.stores.options import ObjectKind, StoreOptions, given
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
@@ -120,15 +121,12 @@ class GcsOptions(StoreOptions):
         return not (urlsplit(self.endpoint()).hostname or "").endswith(".googleapis.com")
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """None for plain HTTP. Blocking: reads certificates."""
+        """As :meth:`tls`; None for plain HTTP."""
         return self.tls() if self.endpoint().startswith("https://") else None
 
     def tls(self) -> ssl.SSLContext:
-        """How TLS verifies certificates. Blocking."""
-        context = ssl.create_default_context(cafile=self.verify if isinstance(self.verify, str) else None)
-        if self.verify is False:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
+        """How TLS verifies certificates. Blocking: reads them. ConfigError for a CA bundle that cannot be used."""
+        return client_context(self.verify, "storage option verify")
 
     def token_tls(self) -> ssl.SSLContext:
         """The same for token requests, whose certificates are always verified. Blocking."""

@@ -24,6 +24,7 @@ from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.stores.base import Sink
 from asyncsync.stores.gcs.transport import MAX_RESPONSE_BYTES, PATIENT_STALL_TIMEOUT, RESUME_INCOMPLETE, GcsRequest
 from asyncsync.stores.http.body import source_too_short
+from asyncsync.stores.http.client import USER_AGENT
 from asyncsync.stores.http.connection import COLLECT_STALL_TIMEOUTS
 from asyncsync.stores.http.errors import BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.response import Response
@@ -61,7 +62,7 @@ class ProxyTransport:
 
     async def _open(self, request: GcsRequest, authorization: str | None) -> aiohttp.ClientResponse:
         headers = dict(line.split(": ", 1) for line in request.headers.splitlines())
-        headers["user-agent"] = "asyncsync"
+        headers["user-agent"] = USER_AGENT
         if authorization is not None:
             headers["authorization"] = authorization
         data = _RequestBody(request, self._limit_of(request)) if request.size else None
@@ -135,7 +136,7 @@ async def _receive(response: aiohttp.ClientResponse, expected: int | None, sink:
         got += len(piece)
         await sink(piece)
     if expected not in (None, got):
-        raise BrokenError(f"{got} bytes came instead of {expected}")
+        raise BrokenError(f"received {got} bytes instead of {expected}")
 
 
 async def _collect(response: aiohttp.ClientResponse) -> bytes:

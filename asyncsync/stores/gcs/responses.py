@@ -74,7 +74,7 @@ def range_bytes(where: str, headers: Mapping[str, str], start: int, length: int 
     first, last, total = int(part[1]), int(part[2]), int(part[3])
     end = total if length is None else min(start + length, total)
     if (first, last + 1) != (start, end):
-        raise StoreError(f"get {where}: bytes {first}-{last} came instead of {start}-{end - 1}")
+        raise StoreError(f"get {where}: received bytes {first}-{last} instead of {start}-{end - 1}")
     return end - start, total
 
 

@@ -9,8 +9,8 @@ request can resume it; the journal keeps a fingerprint of the request for this.
 The parts of one file are sent in parallel and share an upload window. A crash loses the bytes that were not
 acknowledged, and a server that persists nothing of a broken request loses whole chunks; so all parts of a file together
 have only as much in flight as one chunk. With a distant service this would leave the network idle while responses
-travel: there each part has its own chunk in flight, and the service persists what arrived of it (Cloud Storage
-documentation, "Resumable uploads").
+travel: there each part has its own chunk in flight, and the service persists the bytes of it that arrived (Cloud
+Storage documentation, "Resumable uploads").
 """
 
 from __future__ import annotations

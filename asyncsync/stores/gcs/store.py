@@ -25,6 +25,7 @@ from asyncsync.errors import (
     StoreError,
     UnavailableError,
 )
+from asyncsync.planning.crc32c import crc32c_if_known
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.gcs import multipart_layout as layout
 from asyncsync.stores.gcs.auth import GcsAccess
@@ -377,7 +378,7 @@ class GcsStore(Store):
     async def complete_multipart(
         self, upload: Upload, parts: Sequence[Part], *, crc32c: int | None = None, if_version: str | None = None
     ) -> ObjectInfo:
-        combined = layout.combined_crc32c(parts)
+        combined = crc32c_if_known((part.crc32c, part.size) for part in parts)
         if None not in (crc32c, combined) and crc32c != combined:
             raise IntegrityError(
                 f"{self.uri}: the parts of {upload.key!r} have CRC32C {combined:08x}, not {crc32c:08x}"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from asyncsync.disk.files import FileRange, Lease
 from asyncsync.stores.base import Sink
-from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.client import USER_AGENT, HttpClient
 from asyncsync.stores.http.pool import Host, port_of
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.options import ConnectionLimits
@@ -94,7 +94,7 @@ class DirectTransport:
         length = f"content-length: {request.size}\r\n" if request.method != "GET" else ""
         return (
             f"{request.method} {self._base}{request.target} HTTP/1.1\r\nhost: {self._host}\r\n"
-            f"user-agent: asyncsync\r\naccept: */*\r\n{request.headers}{signed}{length}\r\n"
+            f"user-agent: {USER_AGENT}\r\naccept: */*\r\n{request.headers}{signed}{length}\r\n"
         ).encode()
 
     async def send(self, request: GcsRequest, authorization: str | None) -> Response:

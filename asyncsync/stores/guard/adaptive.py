@@ -75,7 +75,7 @@ class Adaptive:
         self.ceiling = ceiling
         self.limit = min(INITIAL_SLOTS, ceiling)
         self.saturated = False
-        """Whether a request had to wait in this window: only then does the window say anything about the limit."""
+        """Whether a request had to wait in this window: only then is the window evidence about the limit."""
         self._delays = (_Delay(), _Delay())
         self._doubling = True
         self._fell = False
@@ -100,7 +100,7 @@ class Adaptive:
             self._window = started
         self._work += size + REQUEST_COST_BYTES
         if started < self._window:
-            return  # started under another limit: its delay says nothing about this one
+            return  # started under another limit: its delay is no evidence about this one
         self._samples += 1
         self._delays[size > SMALL_BODY].add(now - started)
         elapsed = now - self._window
@@ -148,7 +148,7 @@ class Climb:
         self.ceiling = ceiling
         self.limit = min(INITIAL_BULK_SLOTS, ceiling)
         self.saturated = False
-        """Whether a request had to wait in this window: only then does the window say anything about the limit."""
+        """Whether a request had to wait in this window: only then is the window evidence about the limit."""
         self._before = 0
         """Limit to return to if more turn out to be useless; 0: no trial is running."""
         self._hold = 0

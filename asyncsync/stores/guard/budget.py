@@ -33,7 +33,7 @@ class AttemptOutcome(Enum):
     THROTTLED = "throttled"
     """The store asked for fewer requests."""
     FAILED = "failed"
-    """Anything else, also a cancel: says nothing about the right number of requests."""
+    """Anything else, also a cancel: no evidence about the right number of requests."""
 
 
 class Grant(NamedTuple):

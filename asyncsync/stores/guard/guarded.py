@@ -254,7 +254,7 @@ class GuardedView(WrappedStore):
             raise
         finally:
             moved = sink.delivered - before if sink is not None else operation.size
-            core.meter.ended(operation.name, began, moved if failure is None or sink is not None else 0, failure)
+            core.meter.ended(operation, began, moved if failure is None or sink is not None else 0, failure)
             outcome = self._note_outcome(failure, probe=probe, writes=operation.writes)
             if grant is not None:
                 core.budget.release(grant, moved, outcome)
@@ -274,7 +274,7 @@ class GuardedView(WrappedStore):
             breaker.failing_since[writes] = None
             breaker.responded()
             return AttemptOutcome.DONE
-        if probe:  # a cancel or an expired lease says nothing about the store
+        if probe:  # a cancel or an expired lease is no evidence about the store
             breaker.abandoned(probe=True)
         return AttemptOutcome.FAILED
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import TypeVar
 
 from asyncsync.errors import NotFoundError, PreconditionError
+from asyncsync.events import RequestEnded
+from asyncsync.runtime import wall_time
 from asyncsync.status import OperationTotals
 from asyncsync.stores.base import ObjectInfo, Piece, Sink, Store
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore
 
 T = TypeVar("T")
+log = logging.getLogger("asyncsync")
 
 EXPECTED = (NotFoundError, PreconditionError)
 """Answers that callers ask for: whether something is there, and whether it is still the same."""
@@ -28,23 +33,44 @@ class RequestMeter:
         self.errors: Counter[str] = Counter()
         """Failed attempts by ``operation ErrorClass``."""
         self.retries = 0
+        self.listeners: list[Callable[[RequestEnded], None]] = []
+        """Called after each attempt. One that raises is removed: it must not end a transfer."""
         self._samples: deque[tuple[float, int]] = deque()
         """Event loop's clock and all bytes so far, at least a second apart."""
         self._bytes = 0
 
-    def ended(self, name: str, began: float, size: int, error: BaseException | None) -> None:
+    def ended(self, operation: Operation, began: float, size: int, error: BaseException | None) -> None:
         """An attempt that ``began`` (event loop's clock) has ended; ``size``: bytes of bodies that it moved."""
+        name, seconds = operation.name, asyncio.get_running_loop().time() - began
         totals = self.operations.get(name)
         if totals is None:
             totals = self.operations[name] = OperationTotals()
         totals.requests += 1
-        totals.seconds += asyncio.get_running_loop().time() - began
+        totals.seconds += seconds
         totals.bytes += size
         self._bytes += size
         if error is not None:
             totals.failures += 1
         if error is not None and not isinstance(error, EXPECTED):
             self.errors[f"{name} {type(error).__name__}"] += 1
+        if self.listeners:
+            self._tell(operation, size, seconds, error)
+
+    def _tell(self, operation: Operation, size: int, seconds: float, error: BaseException | None) -> None:
+        ended = RequestEnded(
+            operation=operation.name,
+            key=operation.key.partition("\n")[0],
+            bytes=size,
+            seconds=seconds,
+            error=None if error is None else type(error).__name__,
+            time=wall_time(),
+        )
+        for listener in list(self.listeners):
+            try:
+                listener(ended)
+            except Exception:
+                log.exception("a listener to requests has failed and is not called again")
+                self.listeners.remove(listener)
 
     def rate(self) -> float:
         """Bytes per second since the oldest of the samples that the last RATE_WINDOW seconds of calls left."""

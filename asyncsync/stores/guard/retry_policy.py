@@ -7,7 +7,9 @@ from random import Random
 
 from asyncsync.errors import IntegrityError, NotFoundError, PreconditionError, StoreError, ThrottledError
 from asyncsync.stores.guard.breaker import StillUnavailableError
-from asyncsync.stores.http.dates import MAX_RETRY_AFTER
+
+MAX_RETRY_AFTER = 60.0
+"""Longest Retry-After (s) that is obeyed; after this time the request is retried anyway."""
 
 
 @dataclass(frozen=True, slots=True)

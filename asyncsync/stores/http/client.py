@@ -21,6 +21,8 @@ from asyncsync.stores.http.response import Response
 from asyncsync.stores.http.watchdog import Watchdog
 from asyncsync.stores.options import ConnectionLimits
 
+USER_AGENT = "asyncsync"
+"""How every request names its client."""
 SENDFILE_STEP = 1 << 22
 """Bytes of a file that a worker thread offers to a socket in one call; the socket takes what fits."""
 WRITE_STEP = 1 << 18

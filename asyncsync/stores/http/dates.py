@@ -9,8 +9,6 @@ from email.utils import parsedate_to_datetime
 
 from asyncsync.runtime import wall_time
 
-MAX_RETRY_AFTER = 60.0
-"""Longest Retry-After (s) that is obeyed; after this time the request is retried anyway."""
 _MAX_DATE_LENGTH = 64
 """In characters; a valid date has 29."""
 _YEAR_9999 = 253_370_764_800.0
@@ -31,13 +29,13 @@ def unix_of(text: str) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait according to Retry-After, at most MAX_RETRY_AFTER; None without one. A date is compared with the
-    response's own ``Date``, because our clock may be wrong, and with our clock only if there is no ``Date``."""
+    """Seconds to wait according to Retry-After, however many; None without one. A date is compared with the response's
+    own ``Date``, because our clock may be wrong, and with our clock only if there is no ``Date``."""
     value = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(value):
-        return min(float(value), MAX_RETRY_AFTER)
+        return float(value)
     until = unix_of(value)
     if until is None:
         return None
     now = unix_of(headers.get("date", ""))
-    return min(max(0.0, until - (wall_time() if now is None else now)), MAX_RETRY_AFTER)
+    return max(0.0, until - (wall_time() if now is None else now))

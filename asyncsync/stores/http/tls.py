@@ -16,6 +16,7 @@ from functools import partial
 
 from asyncsync.aio.threads import in_sender
 from asyncsync.disk.files import FileRange, Lease
+from asyncsync.errors import ConfigError
 from asyncsync.stores.http.sendfile import FileSocket, set_result
 
 FILE_READ_SIZE = 1 << 18
@@ -23,6 +24,23 @@ FILE_READ_SIZE = 1 << 18
 RECORDS_PER_TURN = 16
 """TLS records, of at most 16 KiB, decrypted in one turn of the loop."""
 _WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def client_context(verify: bool | str, origin: str) -> ssl.SSLContext:
+    """How a client verifies certificates. Blocking: reads them.
+
+    ``verify``: True; False to verify nothing; or the path of a CA bundle, a file or a directory. ConfigError, which
+    begins with ``origin``, for a bundle that cannot be used.
+    """
+    bundle = verify if isinstance(verify, str) else None
+    directory = bundle is not None and os.path.isdir(bundle)
+    try:
+        context = ssl.create_default_context(cafile=None if directory else bundle, capath=bundle if directory else None)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"{origin}: the CA bundle {bundle!r} cannot be used: {error}") from error
+    if verify is False:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 async def secure(

@@ -95,10 +95,22 @@ def create(path: str) -> int:
         make_dirs(os.path.dirname(path))
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            if lock_temporary(fd, path) or os.fstat(fd).st_nlink:  # else a sweep has removed it
+            if _keeps_its_name(fd, path):
                 return fd
-            os.close(fd)
     raise FileNotFoundError(errno.ENOENT, "directory keeps being removed by another process", os.path.dirname(path))
+
+
+def _keeps_its_name(fd: int, path: str) -> bool:
+    """Lock a new file; whether it still has its name. Closes it if a sweep has removed it, or an error is raised."""
+    try:
+        if lock_temporary(fd, path) or os.fstat(fd).st_nlink:
+            return True
+    except BaseException:
+        os.close(fd)
+        unlink(path)
+        raise
+    os.close(fd)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

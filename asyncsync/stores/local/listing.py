@@ -42,7 +42,7 @@ class Listings:
         self._lock = threading.Lock()
         self._begun = count()
         self._open: OrderedDict[tuple[str, bool, str], _Suspended] = OrderedDict()
-        """The walks, by what they list and the last key that they returned."""
+        """The walks, by prefix, delimiter and the last key that they returned."""
 
     def page(self, prefix: str, *, folded: bool, token: str | None) -> Page:
         """One page of the keys below ``prefix`` that come after ``token``. ``folded``: with the delimiter ``/``.
@@ -72,7 +72,7 @@ class Listings:
         return Page(tuple(objects), tuple(prefixes))
 
     def _suspended(self, prefix: str, folded: bool, token: str) -> tuple[int, Walk | None]:
-        """The number of the walk, and the walk itself if it goes on where an earlier page ended."""
+        """The number of the walk, and the walk itself if it continues where an earlier page ended."""
         with self._lock:
             found = self._open.pop((prefix, folded, token), None)
             if found is not None and time.monotonic() - found.at < WALK_SECONDS:

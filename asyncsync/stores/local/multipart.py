@@ -26,6 +26,10 @@ from asyncsync.stores.local.keys import CONTROL_DIR, UPLOADS_NAME
 _ID = re.compile(r"[0-9a-f]{32}")
 _MARKER = re.compile(r"part-(\d+)-(\d+)-(\d+)-([0-9a-f]{8}|none)")
 
+_being_written: list[str] = []
+"""The directory of an upload, for each part of it that a thread of this process is writing. An upload is resumed only
+once all its threads have ended: one that is stuck in a dead file system may write when it wakes."""
+
 
 class LocalUploads:
     """The open uploads of one root. All methods block, and raise errors of the system for the store to map."""
@@ -44,6 +48,9 @@ class LocalUploads:
             os.fsync(fd)
             os.close(os.open(os.path.join(home, "data"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             os.rename(os.path.join(home, f"key{TEMPORARY}"), os.path.join(home, "key"))
+        except BaseException:
+            self._remove(upload)
+            raise
         finally:
             os.close(fd)  # releases the lock that protects the upload from a sweep
         disk.sync_dir(home)
@@ -63,7 +70,7 @@ class LocalUploads:
                 f"{upload.key}: invalid part {number} at offset {offset}: numbers count from 1, offsets from 0"
             )
         size = len(body) if isinstance(body, bytes) else body.size
-        with self._data(upload) as fd:
+        with _writing(self._dir(upload)), self._data(upload) as fd:
             permit.check()
             self._remove_marker(upload, number)
             if isinstance(body, bytes):
@@ -78,6 +85,8 @@ class LocalUploads:
         return Part(number, offset, size, name, crc32c)
 
     def parts(self, upload: Upload) -> list[Part]:
+        if self._dir(upload) in _being_written:
+            raise NotFoundError(f"upload {upload.upload_id} of {upload.key}: a thread is stuck in one of its parts")
         with self._data(upload):
             return sorted(self._markers(upload), key=lambda part: part.number)
 
@@ -194,3 +203,12 @@ class LocalUploads:
             if stat.S_ISREG(os.lstat(os.path.join(home, name)).st_mode):
                 disk.unlink(os.path.join(home, name))
         publish.prune(home, self._root)
+
+
+@contextlib.contextmanager
+def _writing(directory: str) -> Iterator[None]:
+    _being_written.append(directory)
+    try:
+        yield
+    finally:
+        _being_written.remove(directory)

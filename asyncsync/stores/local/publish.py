@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 
@@ -14,9 +15,16 @@ from asyncsync.stores.base import MISSING, Body
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import CONTROL_DIR, LOCK_NAME
 
+log = logging.getLogger("asyncsync")
+
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 _CANNOT_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _CANNOT_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_LONGEST_PAUSE = 0.05
+"""Seconds between two tries to get a lock."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_warned_devices: set[int] = set()
+"""File systems without locks that the log names already."""
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}
 
 
@@ -60,7 +68,7 @@ def publish(temporary: str, target: str, where: str, if_version: str | None, per
     elif if_version == MISSING:
         _publish_new(temporary, target, where, permit)
     else:
-        with _locked(target):
+        with _locked(target, permit):
             have = _current(target)
             if have != if_version:
                 raise PreconditionError(f"{where} has version {have!r}, not {if_version!r}")
@@ -95,7 +103,7 @@ def _rename_new(temporary: str, target: str, where: str, permit: disk.WritePermi
     except OSError as error:
         if error.errno not in _CANNOT_RENAME:
             raise
-        with _locked(target):
+        with _locked(target, permit):
             if os.path.lexists(target):
                 raise PreconditionError(f"{where} already exists") from error
             permit.check()
@@ -121,7 +129,7 @@ def _current(target: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(target: str) -> Iterator[None]:
+def _locked(target: str, permit: disk.WritePermit) -> Iterator[None]:
     """Hold the lock for conditional replaces in one directory. Stores with other roots use the same lock file."""
     parent = os.path.dirname(target)
     home = parent if os.path.basename(parent) == CONTROL_DIR else os.path.join(parent, CONTROL_DIR)
@@ -133,12 +141,47 @@ def _locked(target: str) -> Iterator[None]:
         except FileNotFoundError:
             continue  # a concurrent delete has removed the directory
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _wait_for_lock(fd, path, permit)
             if _is_same_file(fd, path):
                 yield
                 return
         finally:
             os.close(fd)
+
+
+def _wait_for_lock(fd: int, path: str, permit: disk.WritePermit) -> None:
+    """Lock ``fd``. Its holder may be stopped, or cut off from a file server, so the wait ends with the permit."""
+    pause = 0.001
+    while not _try_lock(fd, path):
+        permit.stop.wait(pause)
+        permit.check()
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _try_lock(fd: int, path: str) -> bool:
+    """Lock ``fd`` unless somebody else holds its lock. Where the file system has no locks, nobody does: only a write in
+    the moment between a check and its rename goes unnoticed then."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn_without_locks(fd, path, os.strerror(error.errno))
+    return True
+
+
+def _warn_without_locks(fd: int, path: str, reason: str) -> None:
+    device = os.fstat(fd).st_dev
+    if device not in _warned_devices:
+        _warned_devices.add(device)
+        log.warning(
+            "the file system of %s has no locks (%s): two processes that replace the same record or manifest at the "
+            "same moment may not notice each other",
+            path,
+            reason,
+        )
 
 
 def _is_same_file(fd: int, path: str) -> bool:
@@ -165,18 +208,16 @@ def prune(path: str, root: str) -> None:
 
 def _remove_unused_lock(control: str) -> None:
     """Remove a control directory that contains only an unlocked lock file."""
+    path = os.path.join(control, LOCK_NAME)
     try:
         if os.listdir(control) != [LOCK_NAME]:
             return
-        fd = os.open(os.path.join(control, LOCK_NAME), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_same_file(fd, os.path.join(control, LOCK_NAME)):
-            os.unlink(os.path.join(control, LOCK_NAME))
+        if _try_lock(fd, path) and _is_same_file(fd, path):
+            os.unlink(path)
             os.rmdir(control)
-    except BlockingIOError:
-        return
     finally:
         os.close(fd)

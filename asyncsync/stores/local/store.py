@@ -98,9 +98,12 @@ class LocalStore(Store):
         first = PIECE if length is None else min(PIECE, length)
         opened: list[int] = []
 
-        def begin(_: threading.Event) -> tuple[ObjectInfo, bytes]:
+        def begin(stop: threading.Event) -> tuple[ObjectInfo, bytes]:
             with self._mapped(key):
                 fd, found = disk.open_object(path, self.root)
+                if stop.is_set():
+                    os.close(fd)  # the caller may not wait any more
+                    raise disk.StoppedError
                 opened.append(fd)
                 info = _info(key, found)
                 if if_version is not None and if_version != info.version:

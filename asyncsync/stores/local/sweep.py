@@ -1,4 +1,4 @@
-"""Removes what killed writers leave in a local store: temporary files, and uploads without a key."""
+"""Removes remains of killed writers from a local store: temporary files, and uploads without a key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A bucket and its open connections: signed requests on our own HTTP client, or aiobotocore.
 
-aiobotocore takes half a second to import. So it is opened only for what needs it: buckets and endpoints that
+aiobotocore takes half a second to import. So it is opened only where it is needed: for buckets and endpoints that
 :mod:`asyncsync.stores.s3.requests` cannot address, credentials from its chain, and listings.
 """
 

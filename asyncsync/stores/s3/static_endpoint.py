@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from asyncsync.errors import ConfigError
+from asyncsync.stores.http.tls import client_context
 from asyncsync.stores.s3.endpoint import DEFAULT_REGION, Endpoint, Keys, S3Access
 from asyncsync.stores.s3.options import S3Options
 
@@ -129,20 +130,7 @@ def ca_bundle(options: S3Options, named: str | None) -> str | bool:
 
 def tls_context(ca_bundle: str | bool, options: S3Options) -> ssl.SSLContext:
     """Blocking. ``ca_bundle``: a path, or False to verify nothing. ConfigError for an unusable file."""
-    if isinstance(ca_bundle, str):
-        directory = os.path.isdir(ca_bundle)
-        try:
-            context = ssl.create_default_context(
-                cafile=None if directory else ca_bundle, capath=ca_bundle if directory else None
-            )
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(
-                f"invalid CA bundle {ca_bundle!r} (storage option verify or AWS_CA_BUNDLE): {error}"
-            ) from error
-    else:
-        context = ssl.create_default_context()
-        if not ca_bundle:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context = client_context(ca_bundle, "storage option verify or AWS_CA_BUNDLE")
     _load_client_certificate(context, options)
     return context
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from asyncsync.disk.files import FileRange, Lease
 from asyncsync.errors import AsyncsyncError, ConfigError, StoreError, UnavailableError
 from asyncsync.stores.base import Sink
-from asyncsync.stores.http.client import HttpClient
+from asyncsync.stores.http.client import USER_AGENT, HttpClient
 from asyncsync.stores.http.connection import MAX_COLLECTED_BODY
 from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, UntrustedCertificateError
 from asyncsync.stores.http.pool import Host
@@ -34,7 +34,7 @@ from asyncsync.stores.s3.errors import (
 )
 from asyncsync.stores.s3.signer import UNSIGNED_PAYLOAD, Signer, timestamp_of
 
-_UNSIGNED_HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "asyncsync"}
+_UNSIGNED_HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
 
 
 @dataclass(slots=True)

@@ -90,6 +90,11 @@ class ExactTarget:
                         os.rename(aside.rpartition("/")[2], name, src_dir_fd=above, dst_dir_fd=above)
             self._aside.clear()
 
+    def others(self, named: Set[str]) -> list[str]:
+        """The files and links that :meth:`clear` would remove, sorted."""
+        found = [f"{directory}{name}" for directory, names, _ in self._walk() for name in names]
+        return sorted(path for path in found if path not in named)
+
     def clear(self, named: Set[str]) -> int:
         """Remove all files and links that are not ``named``, then empty directories; returns the number of files and
         links.

@@ -47,6 +47,7 @@ from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import list_all
 from asyncsync.sync.download.ranged_file import Intake, RangedFile, WrongSizeError, damaged
 from asyncsync.sync.download.small_files import SmallFileWriter
+from asyncsync.sync.in_flight import FilesInFlight
 
 log = logging.getLogger("asyncsync")
 
@@ -146,6 +147,7 @@ class _Download:
         self._skipped = self._skipped_bytes = self._bytes = 0
         self._large = asyncio.Semaphore(SEGMENT_REQUESTS)
         self._shelf = SmallFileWriter()
+        self._in_flight = FilesInFlight()
 
     @property
     def _uri(self) -> str:
@@ -230,7 +232,8 @@ class _Download:
         for entry in wanted:
             if entry.size > PIECE:
                 landing = self._land(entry)
-                file = RangedFile(self._store, self._prefix, landing, self._part_size, self._account, self._reuse)
+                counted = partial(self._account_part, entry.path), partial(self._reuse, entry.path)
+                file = RangedFile(self._store, self._prefix, landing, self._part_size, *counted)
                 for segment in file.segments:
                     yield entry, partial(self._segment, file, landing, segment)
 
@@ -282,9 +285,12 @@ class _Download:
 
     async def _segment(self, file: RangedFile, landing: Landing, segment: tuple[int, int, int]) -> None:
         async with self._large:
+            if segment == file.segments[0]:
+                self._in_flight.begin(file.entry.path, file.entry.size)
             is_whole = await file.fetch(*segment)
         if is_whole:
             self._landings.discard(landing)
+            self._in_flight.end(file.entry.path)
             self._done(file.entry.path, 0)
 
     def _done(self, path: str, size: int) -> None:
@@ -296,8 +302,13 @@ class _Download:
         transient."""
         return all(getattr(error, "retryable", False) for error in self._failures.values())
 
-    def _reuse(self, size: int) -> None:
+    def _reuse(self, path: str, size: int) -> None:
+        self._in_flight.add(path, size)
         self._skipped_bytes += size
+
+    def _account_part(self, path: str, size: int) -> None:
+        self._in_flight.add(path, size)
+        self._account(size)
 
     def _account(self, size: int) -> None:
         self._bytes += size
@@ -315,6 +326,7 @@ class _Download:
                 files_total=len(self._manifest.files),
                 bytes_done=self._bytes + self._skipped_bytes,
                 bytes_total=self._manifest.bytes_total,
+                files=self._in_flight.shown(),
             )
         )
 

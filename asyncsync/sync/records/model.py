@@ -28,16 +28,19 @@ from asyncsync.planning.document import (
 )
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, wall_time
+from asyncsync.sync.records.heartbeat import is_overdue
 
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see
 :class:`asyncsync.sync.records.writer.RecordFile`. It carries no information about the trial or experiment."""
-LOST_AFTER_PERIODS = 3
-"""Periods without a heartbeat after which a running experiment counts as lost: one or two writes may fail, and the
-clocks of two machines may differ by a minute."""
+MARKED = "marked"
+"""Key in a record: the pins and tags that other processes have set, by checkpoint, until its writer has taken them
+over; see :mod:`asyncsync.sync.records.marks`."""
 TRIALS_PER_SLICE = 2000
 """Trials of an experiment's record that are encoded in one turn of the event loop."""
-_HEAD = ("format", "kind", "by", WRITER)
+_HEAD = ("format", "kind", "by", WRITER, MARKED)
+UNMARKED: tuple[bool, list[str]] = (False, [])
+"""Shared by all checkpoints without pin and tags."""
 Json = bytes
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
@@ -94,6 +97,9 @@ class Record(_Fields):
     def encode(self, stamp: str) -> bytes:
         """See :class:`asyncsync.sync.records.writer.Encoding`."""
         return self.to_bytes(stamp) if stamp else self.fingerprint()
+
+    def adopt(self, stored: bytes) -> None:
+        """See :class:`asyncsync.sync.records.writer.Encoding`. Only the record of a trial has marks."""
 
     def fingerprint(self) -> bytes:
         """Differs if the record differs."""
@@ -182,14 +188,17 @@ class CheckpointRecord(_Fields):
     """Training step of the report, if it had one."""
     pinned: bool = False
     """Whether retention leaves it alone, see ``Trial.pin``."""
+    tags: list[str] = field(default_factory=list)
+    """Names that users gave it, see :func:`asyncsync.tag`. Retention leaves a tagged checkpoint alone, too."""
     text: Json = field(default=b"", init=False, repr=False, compare=False)
-    """Its JSON, made for an earlier write. Only ``pinned`` changes after a checkpoint is recorded."""
-    text_pinned: bool | None = field(default=None, init=False, repr=False, compare=False)
-    """``pinned`` in the text; None without one."""
+    """Its JSON, made for an earlier write. Only the marks change after a checkpoint is recorded."""
+    text_marks: tuple[bool, list[str]] | None = field(default=None, init=False, repr=False, compare=False)
+    """``pinned`` and ``tags`` in the text; None without one."""
 
     def as_text(self) -> Json:
         """Its JSON, and keep that."""
-        self.text, self.text_pinned = _dumps(self.as_object()).encode(), self.pinned
+        self.text_marks = UNMARKED if (self.pinned, self.tags) == UNMARKED else (self.pinned, [*self.tags])
+        self.text = _dumps(self.as_object()).encode()
         return self.text
 
 
@@ -238,14 +247,16 @@ class TrialRecord(Record):
             self.checkpoints.sort(key=by_age)  # a newer one was uploaded first
 
     def fingerprint(self) -> bytes:
-        """Of a checkpoint only ``pinned`` changes after it is recorded, and no name is used twice."""
+        """Of a checkpoint only the marks change after it is recorded, and no name is used twice."""
         names = [item.name for item in self.checkpoints]
-        pinned = [item.name for item in self.checkpoints if item.pinned]
-        return _dumps([self.as_object(without=self.LONG), ",".join(names), pinned]).encode()
+        marked = [(item.name, item.pinned, item.tags) for item in self.checkpoints if item.pinned or item.tags]
+        return _dumps([self.as_object(without=self.LONG), ",".join(names), marked]).encode()
 
     def long_text(self) -> bytes:
         """The checkpoints, each from the text that was made for an earlier write."""
-        texts = [item.text if item.pinned is item.text_pinned else item.as_text() for item in self.checkpoints]
+        texts = [
+            item.text if item.text_marks == (item.pinned, item.tags) else item.as_text() for item in self.checkpoints
+        ]
         return b"[%b]" % b",".join(texts)
 
 
@@ -373,13 +384,13 @@ class ExperimentRecord(Record):
         return text or _dumps(self.trials).encode()
 
     def is_lost(self, now: float) -> bool:
-        """Whether the driver ended without saying so: it is known to have ended on this machine, or its heartbeat is
-        older than LOST_AFTER_PERIODS periods. ``now``: Unix seconds."""
+        """Whether the driver ended and did not record it: its process has ended on this machine, or its heartbeat is
+        overdue. ``now``: Unix seconds."""
         if self.status != "running":
             return False
         if Presence.has_ended(self.runner):
             return True
-        return bool(self.heartbeat_period) and now - self.heartbeat > LOST_AFTER_PERIODS * self.heartbeat_period
+        return is_overdue(self.heartbeat, self.heartbeat_period, now)
 
 
 CHECKS: dict[str, Check] = {

@@ -16,6 +16,9 @@ from asyncsync.runtime import lease_time, token
 from asyncsync.stores.base import MISSING, ObjectInfo, Store
 from asyncsync.sync.records.model import WRITER
 
+WRITE_ATTEMPTS = 8
+"""Attempts of one write; between two of them another process has marked the record."""
+
 
 class Encoding(Protocol):
     """The content of a record."""
@@ -24,13 +27,18 @@ class Encoding(Protocol):
         """The document to store with this stamp of writer and revision as its WRITER. Without a stamp: anything that
         differs if the content differs."""
 
+    def adopt(self, stored: bytes) -> None:
+        """Called with the stored document before the next write if another process may have marked it, see
+        :mod:`asyncsync.sync.records.marks`."""
+
 
 class RecordFile:
     """Writes what ``source`` encodes whenever it differs from the last write.
 
     ``prepare`` is called before a write, and does in portions what would take ``encode`` long.
 
-    ``version`` is the version of the object to replace; ``MISSING`` to create it.
+    ``version`` is the version of the object to replace; ``MISSING`` to create it. A record that another process has
+    marked carries our stamp still: the source adopts the marks, and it is replaced.
 
     A write whose response was lost may still succeed later. This is decided by writing one more revision over the
     version that it was to replace. If that succeeds, the store refuses the earlier write from then on. Otherwise the
@@ -103,11 +111,11 @@ class RecordFile:
         """Write if anything changed, if the outcome of an earlier write is unknown, or with ``force``. Returns whether
         it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
         async with LazyLock(self, "_lock"):
-            digest = self._digest()
-            if digest == self._written and not (self._unsure or force):
+            if self.is_current() and not force:
                 return False
             if self._lost:
                 raise self._conflict(store)
+            digest = self._digest()
             if self._prepare is not None:
                 await self._prepare()
             await self._put(store, digest)
@@ -143,10 +151,12 @@ class RecordFile:
     async def _ask(self, store: Store) -> None:
         began = lease_time()
         if self._unsure and not self._lost:
-            await self._put(store, self._digest())
-        elif self._lost or await self._version_there(store) not in (self.version, MISSING):
-            self._lost = True
+            await self._put(store)
+        elif self._lost:
             raise self._conflict(store)
+        elif await self._version_there(store) not in (self.version, MISSING):
+            await self._adopt_ours(store)
+            await self._put(store)
         self._heard = began
 
     async def _version_there(self, store: Store) -> str:
@@ -155,48 +165,43 @@ class RecordFile:
         except NotFoundError:
             return MISSING
 
-    async def _put(self, store: Store, digest: bytes) -> None:
-        """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
+    async def _put(self, store: Store, prepared: bytes | None = None) -> None:
+        """``prepared``: digest of the content before :attr:`_prepare`. What has changed since is written next time."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
-        unsure, self._unsure = self._unsure, True
-        self._revision += 1
-        began = lease_time()
-        try:
-            info = await self._replace(store)
-        except PreconditionError as error:
-            if not unsure:
-                self._lost = True
-                raise self._conflict(store) from error
-            await self._adopt_ours(store)
-            info = await self._replace_ours(store)
+        for attempts_left in reversed(range(WRITE_ATTEMPTS)):
+            self._unsure = True
+            self._revision += 1
+            digest, began, prepared = prepared or self._digest(), lease_time(), None
+            try:
+                info = await self._replace(store)
+                break
+            except PreconditionError as error:
+                if not attempts_left:
+                    self._lost = True
+                    raise self._conflict(store) from error
+                await self._adopt_ours(store)
         self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
         self.last_write = asyncio.get_running_loop().time()
 
     async def _replace(self, store: Store) -> ObjectInfo:
         return await store.put(self.key, self._source.encode(self._stamp()), if_version=self.version)
 
-    async def _replace_ours(self, store: Store) -> ObjectInfo:
-        try:
-            return await self._replace(store)
-        except PreconditionError as error:
-            self._lost = True
-            raise self._conflict(store) from error
-
     async def _adopt_ours(self, store: Store) -> None:
-        """Take the version of an earlier write of ours that succeeded after all. ConcurrentWriterError if it is not
-        ours."""
+        """Take the version of an earlier write of ours that succeeded after all, or that another process marked.
+        ConcurrentWriterError if it is not ours."""
         try:
             data, info = await store.get(self.key)
         except NotFoundError as error:
             if self.version == MISSING:
                 return
-            self._lost = True  # the record existed: whoever deleted it has deleted more
+            self._lost = True  # the record existed: the process that deleted it has deleted more
             raise self._conflict(store) from error
         if not self._is_ours(data):
             self._lost = True
             raise self._conflict(store)
         self.version = info.version
+        self._source.adopt(data)
 
     def _is_ours(self, data: bytes) -> bool:
         try:

@@ -31,7 +31,7 @@ def appended_to(file: FileStat, known: FileEntry | None, config: TransferConfig,
     if known is None or known.inode != file.inode or not least <= known.size <= file.size:
         return None
     if known.size == file.size and not known.part_size:
-        return None  # unchanged or rewritten: its checksum tells
+        return None  # unchanged or rewritten: its checksum decides
     if not is_append_only(file.path, config.append_only):
         return None
     return known if known.part_size else replace(known, part_size=known.size)

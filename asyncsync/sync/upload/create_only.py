@@ -70,7 +70,7 @@ class Replacing:
             raise LostSourceError(f"{origin.key} could not be copied to {key}: {error}") from error
         if info.size != origin.total or info.crc32c not in (None, crc32c):
             raise LostSourceError(
-                f"{origin.key} was copied to {key}, but the copy has other bytes than its manifest says"
+                f"{origin.key} was copied to {key}, but the copy does not have the bytes of its manifest"
             )
         return info.version
 

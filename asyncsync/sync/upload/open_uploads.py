@@ -40,7 +40,7 @@ class OpenUploads:
         """Large files that are in the store and that no manifest names yet, by key."""
 
     async def load(self) -> None:
-        """Read what earlier processes left open."""
+        """Read the uploads that earlier processes left open."""
         for upload in await self._journal.open_uploads(self._uri):
             self._open[upload.key] = replace(upload, parts=())
             self._parts[upload.key] = {part.number: part for part in upload.parts}

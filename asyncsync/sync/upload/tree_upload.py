@@ -24,6 +24,7 @@ from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.stores.guard.breaker import StillUnavailableError
+from asyncsync.sync.in_flight import FilesInFlight
 from asyncsync.sync.upload.assembly import FileOutcome
 from asyncsync.sync.upload.copy_sources import CopySources, TreeCopySources
 from asyncsync.sync.upload.create_only import LostSourceError, Replacing
@@ -62,6 +63,7 @@ class Tally:
     entries: dict[str, FileEntry] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
     vanished: list[str] = field(default_factory=list)
+    in_flight: FilesInFlight = field(default_factory=FilesInFlight)
 
     @property
     def files_done(self) -> int:
@@ -253,21 +255,28 @@ class TreeUpload:
             return None
 
     async def _send_large(self, file: FileStat) -> None:
+        def account(sent: int, reused: int, copied: int) -> None:
+            self.tally.in_flight.add(file.path, sent + reused + copied)
+            self._account(sent, reused, copied)
+
         large = LargeFile(
             self._store,
             self._prefix,
             self._root,
             self._config,
             self._uploads,
-            self._account,
+            account,
             self._sources,
             self._writes,
         )
+        self.tally.in_flight.begin(file.path, file.size)
         try:
             entry, outcome = await large.send(file, self._known.get(file.path))
         except (StoreError, SyncError, OSError) as error:
             self._failed(file.path, error)
             return
+        finally:
+            self.tally.in_flight.end(file.path)
         if outcome == "unchanged":
             self._unchanged(file, entry)
         else:
@@ -307,4 +316,5 @@ def progress_event(key: str, tally: Tally) -> Progress:
         files_total=tally.files_total,
         bytes_done=tally.bytes_sent + tally.bytes_reused,
         bytes_total=tally.bytes_total,
+        files=tally.in_flight.shown(),
     )

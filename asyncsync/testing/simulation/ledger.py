@@ -236,18 +236,10 @@ class Ledger:
         """Check that the checkpoints that retire another one were reported later, or by a process that started later
         and so took the trial over. A higher number alone is not enough."""
         stored = {part.stored_as: part for part in self.reports if part.complete and part.trial == trial}
-        later = [
-            other
-            for other in newer
-            if _is_later(stored.get(other), stored.get(name)) or self._is_of_deleted_experiment(stored.get(other))
-        ]
+        later = [other for other in newer if _is_later(stored.get(other), stored.get(name))]
         acknowledged = any((item.trial, item.name) == (trial, name) for item in self.acknowledged)
         if acknowledged and len(later) < (self._keep or 0):
             self.violate("retired by an older one", f"{trial}/{name} by {sorted(set(newer) - set(later))}")
-
-    def _is_of_deleted_experiment(self, part: Reported | None) -> bool:
-        """Whether the experiment was deleted beneath the process that left this checkpoint in the next one."""
-        return part is not None and self._process_eras.get(part.by, self.era) < self.era
 
     def _manifest_landed(self, trial: str, name: str) -> None:
         problem = self.problem(trial, name)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -31,13 +32,18 @@ def equal(who: str, step: int) -> Files:
 
 
 def parts(who: str, step: int) -> Files:
-    return {"weights": random.Random(f"{who} {step}").randbytes(5 * MIB + 10), "config": b"the same for all"}
+    return {"weights": _random_bytes(f"{who} {step}", 5 * MIB + 10), "config": b"the same for all"}
 
 
 def copied(who: str, step: int) -> Files:
     """Most of each is in an earlier one: the store copies it."""
-    first = random.Random(who).randbytes(11 * MIB)
+    first = _random_bytes(who, 11 * MIB)
     return {"weights": first if step < 2 else first[: 10 * MIB] + b"%d" % step, "config": who.encode() * 100}
+
+
+@cache
+def _random_bytes(seed: str, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
 
 
 class Driver:

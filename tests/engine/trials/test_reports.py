@@ -34,10 +34,11 @@ def test_a_report_cancelled_at_any_turn_is_recorded_whole_or_not_at_all(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, mode: UploadMode, *, slow: bool
 ) -> None:
     """The report and its checkpoint are recorded together."""
-    append = results.append_result
+    append, disk_responds = results.append_result, threading.Event()
+    disk_responds.set()
 
     def slowly(directory: Path, row: dict[str, object]) -> None:
-        time.sleep(0.002)
+        assert disk_responds.wait(60)
         append(directory, row)
 
     if slow:
@@ -49,12 +50,14 @@ def test_a_report_cancelled_at_any_turn_is_recorded_whole_or_not_at_all(
             await trial.report({"turn": -1})
             for turn in range(TURNS):
                 source = bench.checkpoint(f"c{turn}")
+                disk_responds.clear()
                 task = asyncio.create_task(trial.report({"turn": turn}, Checkpoint.take(source), upload=mode))
-                for _ in range(turn):
+                for past in range(turn):
+                    if past == 8:
+                        disk_responds.set()
                     await asyncio.sleep(0)
-                    if slow:
-                        time.sleep(0.0005)
                 task.cancel()
+                disk_responds.set()
                 await asyncio.wait([task])
                 rows, table = rows_of(trial.dir)
                 assert len(rows) == table == trial._state.record.reports

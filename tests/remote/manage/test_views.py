@@ -43,7 +43,7 @@ def test_every_object_says_what_it_is_and_how_it_stands(bench: Bench, tmp_path: 
         "<SyncEngine memory://b/exp not running, 1 trials>",
     ]
     assert repr(found) == "<Experiment memory://b/exp finished, 1 trials>"
-    assert repr(found.trials[0]) == "<TrialView memory://b/exp/t running, 1 reports, 1 checkpoints>"
+    assert repr(found.trials[0]) == "<TrialView memory://b/exp/t unfinished, 1 reports, 1 checkpoints>"
     assert repr(Syncer(tmp_path, "memory://b/x")) == f"<Syncer {tmp_path} -> memory://b/x, closed>"
 
 

@@ -10,9 +10,9 @@ from yarl import URL
 
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import NotFoundError, PreconditionError
+from asyncsync.planning.crc32c import crc32c_of_pieces
 from asyncsync.stores import open_store
 from asyncsync.stores.base import MISSING
-from asyncsync.stores.gcs.multipart_layout import combined_crc32c
 
 pytest.importorskip("gcloud.aio.auth")
 from gcs_fake import Fault, reading
@@ -27,6 +27,10 @@ MIB = 1 << 20
 async def upload_of(store, key, bodies):
     upload = await store.create_multipart(key)
     return upload, [await store.put_part(upload, number, -1, body) for number, body in enumerate(bodies, 1)]
+
+
+def combined_crc32c(parts):
+    return crc32c_of_pieces((part.crc32c, part.size) for part in parts)
 
 
 @pytest.mark.parametrize(("count", "composes"), [(1, 1), (32, 1), (33, 3), (70, 4), (1025, 36)])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from asyncsync.errors import ThrottledError
 from asyncsync.stores.gcs import errors as gcs_errors
-from asyncsync.stores.guard.guarded import RetryPolicy
-from asyncsync.stores.http.dates import MAX_RETRY_AFTER, retry_after, unix_of
+from asyncsync.stores.guard.retry_policy import MAX_RETRY_AFTER, RetryPolicy
+from asyncsync.stores.http.dates import retry_after, unix_of
 from asyncsync.stores.s3 import errors as s3_errors
 
 NOW = 1_700_000_000
@@ -18,7 +18,8 @@ NOW = 1_700_000_000
 
 @pytest.mark.parametrize("asked", ["3600", "86400", "1000000000", "9" * 12, "9" * 12 + "." + "9" * 12])
 def test_a_pause_is_at_most_a_minute(asked):
-    assert retry_after({"retry-after": asked}) == MAX_RETRY_AFTER == 60
+    error = ThrottledError("slow", retry_after({"retry-after": asked}))
+    assert RetryPolicy(base=0.5).pause(1, error, Random(1)) <= MAX_RETRY_AFTER + 0.5 == 60.5
 
 
 @pytest.mark.parametrize("asked", [61.0, 3600.0, 1e300, float("inf")])
@@ -34,7 +35,7 @@ def test_a_short_pause_is_kept(asked, seconds):
 @pytest.mark.parametrize("ahead", [-1e6, 0, 1e6])
 def test_a_date_is_read_against_the_clock_of_the_response(ahead):
     date = formatdate(NOW + ahead, usegmt=True)
-    for seconds, kept in ((-5, 0), (20, 20), (9000, 60)):
+    for seconds, kept in ((-5, 0), (20, 20), (9000, 9000)):
         until = formatdate(NOW + ahead + seconds, usegmt=True)
         assert retry_after({"retry-after": until, "date": date}) == kept
 
@@ -61,4 +62,4 @@ def test_any_text_is_a_date_or_none(value, date):
     seconds = unix_of(value)
     assert seconds is None or 0 <= seconds < 1e12
     pause = retry_after({"retry-after": value, "date": date})
-    assert pause is None or 0 <= pause <= MAX_RETRY_AFTER
+    assert pause is None or 0 <= pause < 1e12

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -206,6 +207,37 @@ async def test_the_lock_file_goes_with_the_last_object(store, root):
     await store.put("trial/.asyncsync/trial.json", b"1", if_version=old.version)
     await store.delete(["trial/.asyncsync/trial.json"])
     assert tree(root) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+async def test_a_file_system_without_locks_keeps_conditions_and_is_told_once(store, root, monkeypatch, caplog, code):
+    def refuse(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(local_publish.fcntl, "flock", refuse)
+    monkeypatch.setattr(local_publish, "_warned_devices", set())
+    old = await store.put("t/.asyncsync/trial.json", b"0")
+    new = await store.put("t/.asyncsync/trial.json", b"1", if_version=old.version)
+    with pytest.raises(PreconditionError):
+        await store.put("t/.asyncsync/trial.json", b"2", if_version=old.version)
+    await store.put("t/.asyncsync/trial.json", b"3", if_version=new.version)
+    await store.delete(["t/.asyncsync/trial.json"])
+    assert tree(root) == []
+    assert caplog.text.count("has no locks") == 1
+
+
+async def test_a_lock_of_a_stopped_process_is_waited_for_as_long_as_the_caller(store, root):
+    old = await store.put("x", b"old")
+    (root / ".asyncsync").mkdir()
+    with (root / ".asyncsync/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        put = asyncio.create_task(store.put("x", b"new", if_version=old.version))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(put, 0.1)
+        with pytest.raises(LeaseExpiredError):
+            await store.put("x", leased("memory", b"new", CountedLease(9), None), if_version=old.version)
+    assert (root / "x").read_bytes() == b"old"
+    assert (await store.put("x", b"new", if_version=old.version)).size == 3
 
 
 # atomic

@@ -67,11 +67,19 @@ def result(call, inner=None, attribute="", encoding="utf-8"):
 
 async def failure(call, raw):
     """The error that the store raises if one of its requests gets ``raw`` as response."""
-    async with scripted(lambda request: raw) as (store, script):
-        with pytest.raises(StoreError) as caught:
-            await CALLS[call](store)
-        assert len(script.requests) == 1
-    return caught.value
+    return (await failures(call, [raw]))[0]
+
+
+async def failures(call, responses):
+    """The errors that one store raises if its requests get these responses."""
+    errors = []
+    async with scripted(list(responses)) as (store, script):
+        for _ in responses:
+            with pytest.raises(StoreError) as caught:
+                await CALLS[call](store)
+            errors.append(caught.value)
+        assert len(script.requests) == len(responses)
+    return errors
 
 
 FOREIGN = {
@@ -91,8 +99,8 @@ FOREIGN = {
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("call", RESULTS)
 async def test_a_200_with_a_foreign_body_is_a_transient_failure(via, call, body):
-    for raw in (reply(body=body), chunked(body), reply(body=body, ETag='"abc"', Content_Type="application/xml")):
-        error = await failure(call, raw)
+    as_document = reply(body=body, ETag='"abc"', Content_Type="application/xml")
+    for error in await failures(call, [reply(body=body), chunked(body), as_document]):
         assert type(error) is UnavailableError
         assert "s3://bucket/" in str(error)
 
@@ -100,30 +108,35 @@ async def test_a_200_with_a_foreign_body_is_a_transient_failure(via, call, body)
 @pytest.mark.parametrize("call", RESULTS)
 async def test_a_200_whose_document_was_cut_is_a_transient_failure(via, call):
     whole = result(call)
-    for size in (len(whole) - 1, len(whole) // 2, 30):
-        assert type(await failure(call, reply(body=whole[:size]))) is UnavailableError
+    sizes = (len(whole) - 1, len(whole) // 2, 30)
+    for error in await failures(call, [reply(body=whole[:size]) for size in sizes]):
+        assert type(error) is UnavailableError
 
 
 @pytest.mark.parametrize("call", NEEDED)
 async def test_a_200_without_its_documented_result_is_a_transient_failure(via, call):
     elsewhere = f"<Other>{RESULTS[call][1]}</Other>"
     hidden = f"<!-- {RESULTS[call][1]} -->"
-    for inner in ("", "<ETag/><UploadId/>", "<ETag> </ETag><UploadId> </UploadId>", elsewhere, hidden):
-        assert type(await failure(call, reply(body=result(call, inner)))) is UnavailableError
+    inners = ("", "<ETag/><UploadId/>", "<ETag> </ETag><UploadId> </UploadId>", elsewhere, hidden)
+    for error in await failures(call, [reply(body=result(call, inner)) for inner in inners]):
+        assert type(error) is UnavailableError
 
 
-@pytest.mark.parametrize("status", ["201 Created", "202 Accepted", "203 Elsewhere", "204 No Content", "206 Partial"])
 @pytest.mark.parametrize("call", [*RESULTS, *HEADER])
-async def test_another_2xx_than_200_is_a_transient_failure(via, call, status):
-    body = b"" if call in HEADER or status.startswith("204") else result(call)
-    error = await failure(call, reply(status, body, ETag='"abc"'))
-    assert type(error) is UnavailableError
+async def test_another_2xx_than_200_is_a_transient_failure(via, call):
+    body = b"" if call in HEADER else result(call)
+    replies = [
+        reply(status, b"" if status.startswith("204") else body, ETag='"abc"')
+        for status in ("201 Created", "202 Accepted", "203 Elsewhere", "204 No Content", "206 Partial")
+    ]
+    for error in await failures(call, replies):
+        assert type(error) is UnavailableError
 
 
 @pytest.mark.parametrize("call", HEADER)
 async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(via, call):
-    for raw in (reply(), reply(ETag=""), reply(ETag='""'), chunked(b""), reply(body=FOREIGN["a page"])):
-        error = await failure(call, raw)
+    replies = [reply(), reply(ETag=""), reply(ETag='""'), chunked(b""), reply(body=FOREIGN["a page"])]
+    for error in await failures(call, replies):
         assert type(error) is UnavailableError
         assert "without an ETag" in str(error)
         assert "proxy" in str(error)
@@ -131,10 +144,12 @@ async def test_a_200_without_etag_is_a_transient_failure_with_a_hint(via, call):
 
 @pytest.mark.parametrize("call", EMPTY)
 async def test_a_delete_gets_an_empty_response(via, call):
-    for raw in (reply(body=FOREIGN["a page"]), reply(body=FOREIGN["foreign JSON"]), reply("202 Accepted")):
-        assert type(await failure(call, raw)) is UnavailableError
-    for raw in (reply("204 No Content"), reply("200 OK"), reply("200 OK", b"\n")):
-        async with scripted([raw]) as (store, _):
+    replies = [reply(body=FOREIGN["a page"]), reply(body=FOREIGN["foreign JSON"]), reply("202 Accepted")]
+    for error in await failures(call, replies):
+        assert type(error) is UnavailableError
+    replies = [reply("204 No Content"), reply("200 OK"), reply("200 OK", b"\n")]
+    async with scripted(replies) as (store, _):
+        for _ in replies:
             await CALLS[call](store)
 
 
@@ -151,8 +166,8 @@ async def test_a_delete_gets_an_empty_response(via, call):
 )
 @pytest.mark.parametrize("call", RESULTS)
 async def test_an_error_inside_a_200_is_that_error(via, call, document):
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
-        error = await failure(call, reply(body=document.encode(encoding)))
+    encodings = ("utf-8", "utf-8-sig", "utf-16")
+    for error in await failures(call, [reply(body=document.encode(encoding)) for encoding in encodings]):
         assert type(error) is AccessDeniedError
         assert "not you" in str(error)
 
@@ -169,11 +184,11 @@ async def test_a_result_is_read_as_xml_is_read(via, call):
     prefixed = re.sub(r"<(/?)(?=[A-Z][A-Za-z]+>)", r"<\1s:", f"<{name}>{inner}</{name}>")
     forms = [plain, b"\n  \n" + plain, b"\xef\xbb\xbf" + plain, result(call, attribute=f' xmlns="{NAMESPACE}"')]
     forms += [prefixed.replace(">", f' xmlns:s="{NAMESPACE}">', 1).encode(), result(call, encoding="utf-16")]
-    for form in forms:
-        async with scripted([reply(body=form)]) as (store, _):
+    async with scripted([reply(body=form) for form in forms]) as (store, _):
+        for _ in forms:
             made = await CALLS[call](store)
-        if call in NEEDED:
-            assert "abc" in (getattr(made, "version", ""), getattr(made, "etag", "")) or made.upload_id == "u"
+            if call in NEEDED:
+                assert "abc" in (getattr(made, "version", ""), getattr(made, "etag", "")) or made.upload_id == "u"
 
 
 async def test_a_truncated_error_document_still_shows_its_code():

@@ -7,7 +7,7 @@ import pytest
 from stored import files_of, put_experiment, put_tree, put_trial
 
 from asyncsync import ConfigError, IntegrityError, SyncFailedError, pull
-from asyncsync.remote.experiment import Experiment
+from asyncsync.remote.views.experiment import Experiment
 from asyncsync.sync.download.exact_target import remove_files
 from asyncsync.testing import MemoryStore, inject_faults
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 
 import pytest
 from machines import Network, told
@@ -94,6 +95,9 @@ class Document:
     def encode(self, stamp: str) -> bytes:
         return f'{{"{WRITER}": "{stamp}", "value": "{self.value}"}}'.encode()
 
+    def adopt(self, stored: bytes) -> None:
+        """It has no marks."""
+
     def lose(self, *, lose: bool = True) -> None:
         self.network.late = lambda request: lose and request.operation == "put"
 
@@ -135,6 +139,85 @@ async def test_the_last_save_counts_in_any_order_of_lost_writes(exists: bool, co
             await document.network.land()
         assert document.stored() == document.value, acts
         await document.file.confirm(document.store)
+
+
+class MarkedDocument(Document):
+    """A record in which other processes set marks. As with pins, its writer keeps those that it has adopted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: set[str] = set()
+
+    def encode(self, stamp: str) -> bytes:
+        return json.dumps({WRITER: stamp, "marks": sorted(self.marks), "value": self.value}).encode()
+
+    def adopt(self, stored: bytes) -> None:
+        self.marks |= set(json.loads(stored)["marks"])
+
+    async def mark(self, name: str) -> bool:
+        """Mark as another process does: over exactly the version that was read, with the stamp of the writer."""
+        data, info = await self.inner.get("record")
+        document = json.loads(data)
+        document["marks"].append(name)
+        document[WRITER] += "+1"
+        await self.inner.put("record", json.dumps(document).encode(), if_version=info.version)
+        return True
+
+
+async def test_marks_and_saves_are_kept_in_any_order_of_lost_writes() -> None:
+    """Whatever is lost, late or marked in between: each mark and the last save are stored, and nobody is suspected."""
+    for acts in itertools.product(("lost save", "save", "land", "confirm", "lost confirm", "mark"), repeat=4):
+        document, marked = MarkedDocument(), set()
+        await document.file.save(document.store)
+        for number, act in enumerate(acts):
+            document.lose(lose=act.startswith("lost"))
+            if act.endswith("save"):
+                document.value = f"value {number}"
+                assert not isinstance(await told(document.file.save(document.store)), ConcurrentWriterError), acts
+            elif act.endswith("confirm"):
+                assert not isinstance(await told(document.file.confirm(document.store)), ConcurrentWriterError), acts
+            elif act == "land":
+                await document.network.land()
+            elif act == "mark":
+                await document.mark(f"mark {number}")
+                marked.add(f"mark {number}")
+        document.lose(lose=False)
+        document.value = "last"
+        await document.file.save(document.store)
+        await document.network.land()
+        await document.file.confirm(document.store)
+        stored = json.loads(document.inner.contents["record"])
+        assert (stored["value"], set(stored["marks"])) == ("last", marked), acts
+
+
+async def test_a_mark_is_adopted_by_the_confirmation_of_the_fence() -> None:
+    document = MarkedDocument()
+    await document.file.save(document.store)
+    await document.mark("pinned")
+    await document.file.confirm(document.store)
+    assert document.marks == {"pinned"}
+    assert not document.file.lost
+    assert await document.file.save(document.store) is False, "the confirmation has stored it"
+
+
+async def test_a_record_that_is_marked_without_end_stops_its_writer_in_the_end() -> None:
+    """A bound: each attempt is refused by one more mark."""
+    document = MarkedDocument()
+    await document.file.save(document.store)
+    document.value = "second"
+    read = document.inner.get
+
+    async def get(key: str) -> object:
+        found = await read(key)
+        document.inner.get = read  # type: ignore[method-assign]
+        await document.mark("again")
+        document.inner.get = get  # type: ignore[method-assign, assignment]
+        return found
+
+    await document.mark("first")
+    document.inner.get = get  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConcurrentWriterError):
+        await document.file.save(document.store)
 
 
 async def test_a_save_is_never_skipped_while_a_write_is_unsure() -> None:
@@ -191,7 +274,7 @@ async def test_a_save_that_is_cancelled_on_its_way_is_unsure() -> None:
     assert document.stored() == "first"
 
 
-def test_many_trials_are_encoded_in_slices_and_a_change_meanwhile_is_stored_by_the_next_write():
+def test_a_change_while_many_trials_are_encoded_is_stored_next():
     async def main():
         record = ExperimentRecord("e")
         for number in range(3 * TRIALS_PER_SLICE):

@@ -68,12 +68,12 @@ def test_unknown_fields_are_written_back_and_known_ones_win(kind, record):
 
 def test_unknown_fields_of_a_checkpoint_stay_with_it():
     raw = raw_of(RECORDS[0])
-    raw["checkpoints"][0]["tags"] = True
+    raw["checkpoints"][0]["labels"] = True
     record = parse(TrialRecord, raw)
     record.checkpoints.append(CheckpointRecord("checkpoint_000001", 1))
     first, second = raw_of(record)["checkpoints"]
-    assert first["tags"] is True
-    assert "tags" not in second
+    assert first["labels"] is True
+    assert "labels" not in second
 
 
 @both

@@ -102,7 +102,7 @@ class AiobotocoreRequests:
                 got += len(piece)
                 await sink(piece)
         if expected not in (None, got):
-            raise UnavailableError(f"GetObject {self.where(key)}: {got} bytes came instead of {expected}")
+            raise UnavailableError(f"GetObject {self.where(key)}: received {got} bytes instead of {expected}")
         return found
 
     async def head(self, key: str, headers: dict[str, str]) -> Mapping[str, str]:

@@ -12,12 +12,13 @@ import click
 from asyncsync import Experiment, ExperimentSummary, RunningEngine, contents, running_engines
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
-from asyncsync.cli.output import Output, age, count, human_bytes, human_seconds, jsonable
+from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError
+from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.status import EngineStatus
 
 RATE_VALID = 10.0
-"""Seconds after which the rate in a status file says nothing about now: the file is written when something happens."""
+"""Seconds after which the rate in a status file is outdated: the file is written only when something happens."""
 
 STATUS = """Show whether the work of running engines is safe now.
 
@@ -69,7 +70,9 @@ async def _experiments(uri: str, settings: Settings) -> Sequence[Experiment | Ex
         return [found]
     if isinstance(found, list):
         return found
-    raise ConfigError(f"invalid URL {uri!r}: it is no experiment and no storage path; asyncsync ls {uri} shows it")
+    raise ConfigError(
+        f"invalid URL {uri!r}: it is neither an experiment nor a storage path; asyncsync ls {uri} shows it"
+    )
 
 
 def _show(
@@ -78,7 +81,7 @@ def _show(
     for engine in engines:
         output.lines(engine_lines(engine, time.time()), before="")
     if not engines:
-        output.line(f"no engine of this machine and user runs{'' if uri is None else f' below {uri}'}")
+        output.line(f"no engine of this user runs on this machine{'' if uri is None else f' below {uri}'}")
     for item in stored:
         output.line(f"{item.name}: {_stored_text(item)}")
     output.document(
@@ -94,10 +97,10 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
     """The state of one engine, for people: one line for the verdict, one for the work, then what is wrong."""
     status, since = engine.status, now - engine.written
     lines = [f"{engine.uri}: {_verdict(engine, since)}"]
-    rate = f"{human_bytes(status.bytes_per_second)}/s" if since < RATE_VALID else "idle"
+    rate = f"{size_text(status.bytes_per_second)}/s" if since < RATE_VALID else "idle"
     lines.append(
-        f"  {count(engine.trials, 'trial')}, {_last_step(status)}; sent {human_bytes(status.totals.bytes_sent)} at "
-        f"{rate}, {count(status.requests, 'request')}, {count(sum(status.errors.values()), 'error')}; "
+        f"  {counted(engine.trials, 'trial')}, {_last_step(status)}; sent {size_text(status.totals.bytes_sent)} at "
+        f"{rate}, {counted(status.requests, 'request')}, {counted(sum(status.errors.values()), 'error')}; "
         f"pid {engine.pid}, {engine.role}, started {age(engine.started)}"
     )
     if status.waiting_for:
@@ -111,14 +114,14 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
 
 def _verdict(engine: RunningEngine, since: float) -> str:
     status = engine.status
-    risk = f"{count(status.pending_checkpoints, 'checkpoint')} pending ({human_bytes(status.bytes_at_risk)})"
+    risk = f"{counted(status.pending_checkpoints, 'checkpoint')} pending ({size_text(status.bytes_at_risk)})"
     if not engine.alive:
         lost = "everything was in the store" if status.is_safe else f"not in the store: {risk}"
         return f"lost: its process has ended; {lost}. The same program with resume=True continues it"
     if status.is_safe:
         return "safe: everything is in the store"
     store = "" if status.store_healthy else "; the store is unavailable"
-    return f"at risk: {risk}, not in the store for {human_seconds(status.durability_lag + since)}{store}"
+    return f"at risk: {risk}, not in the store for {duration_text(status.durability_lag + since)}{store}"
 
 
 def _last_step(status: EngineStatus) -> str:
@@ -129,8 +132,8 @@ def _last_step(status: EngineStatus) -> str:
 def _trial_lines(status: EngineStatus, since: float) -> list[str]:
     worst = sorted(status.trials.values(), key=lambda trial: -trial.durability_lag)
     return [
-        f"  {trial.name}: {count(trial.pending_checkpoints, 'checkpoint')} pending, "
-        f"{human_bytes(trial.bytes_at_risk)}, lag {human_seconds(trial.durability_lag + since)}, "
+        f"  {trial.name}: {counted(trial.pending_checkpoints, 'checkpoint')} pending, "
+        f"{size_text(trial.bytes_at_risk)}, lag {duration_text(trial.durability_lag + since)}, "
         f"last durable {'none' if trial.last_durable is None else trial.last_durable}"
         for trial in worst[:5]
         if trial.durability_lag
@@ -148,7 +151,7 @@ def _stored_text(item: Experiment | ExperimentSummary) -> str:
         trials = ", ".join(f"{number} {status}" for status, number in item.trials.items()) or "no trials"
         return f"{state}, {trials}, record written {age(item.updated)}"
     lost = sum(trial.lost for trial in item.trials)
-    return f"{state}, {count(len(item.trials), 'trial')}{f', {lost} of them lost' if lost else ''}"
+    return f"{state}, {counted(len(item.trials), 'trial')}{f', {lost} of them lost' if lost else ''}"
 
 
 def _stored_json(item: Experiment | ExperimentSummary) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import click
 
 from asyncsync import Syncer
 from asyncsync.cli.app import DONE, INTERRUPTED, command
-from asyncsync.cli.health import Health, serving
 from asyncsync.cli.options import (
     Settings,
     delete_option,
@@ -27,9 +26,11 @@ from asyncsync.cli.options import (
     sync_config,
     timeout_option,
 )
-from asyncsync.cli.output import Output, describe, human_seconds, jsonable, summary
+from asyncsync.cli.output import Output, describe, jsonable, summary
+from asyncsync.cli.running.health import Health, serving
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
+from asyncsync.planning.units import duration_text
 from asyncsync.report import SyncReport
 
 POLL_SECONDS = 0.5
@@ -79,7 +80,13 @@ Exit codes: 0 stopped and everything is durable, 2 usage, 130 the last sync fail
 @click.option("--ready", multiple=True, metavar="PRESET|PATTERN=MARKER", help="Send a directory once complete.")
 @click.option("--until-file", metavar="FILE", help="Stop after a last sync once this file exists.")
 @click.option("--on-durable", metavar="COMMAND", help="Run this in a shell after each sync that stored something.")
-@click.option("--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve /healthz and /metrics.")
+@click.option(
+    "--health-port",
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve /healthz, and /metrics for Prometheus.",
+)
 @click.option(
     "--health-host",
     default="0.0.0.0",  # noqa: S104  probes come from outside the pod
@@ -225,7 +232,7 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 (a watch survives; the error is reported)
             self._failures += 1
             self._health.count("sync_failures_total")
-            self._output.failure(error, f"the sync failed, retrying in {human_seconds(self._retry_in())}")
+            self._output.failure(error, f"the sync failed, retrying in {duration_text(self._retry_in())}")
         else:
             self._failures = 0
 
@@ -258,13 +265,15 @@ class _Watcher:
         if self._on_durable is None:
             return
         env = {**os.environ, "ASYNCSYNC_URL": self._syncer.uri, "ASYNCSYNC_LOCAL": str(self._syncer.local_dir)}
-        process = await asyncio.create_subprocess_shell(self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env)
+        process = await asyncio.create_subprocess_shell(
+            self._on_durable, stdin=asyncio.subprocess.DEVNULL, env=env, process_group=0
+        )
         try:
             code = await process.wait()
         except asyncio.CancelledError:
             self._stored.set()  # it did not run to its end
             with suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # the shell, and the programs that it started
             await process.wait()
             raise
         if code:

@@ -27,7 +27,7 @@ _METRICS = (
 
 @dataclass(slots=True)
 class Health:
-    """What a watch has done. ``max_lag``: seconds after which it is no longer healthy; None: it always is."""
+    """The results of a watch. ``max_lag``: seconds after which it is no longer healthy; None: it always is."""
 
     max_lag: float | None = None
     waiting: bool = False
@@ -89,14 +89,14 @@ async def serving(health: Health, host: str, port: int | None) -> AsyncIterator[
         yield
         return
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
             async with asyncio.timeout(REQUEST_SECONDS):
-                await _answer(health, reader, writer)
+                await _respond(health, reader, writer)
         writer.close()
 
     try:
-        server = await asyncio.start_server(answer, host, port, limit=MAX_REQUEST_BYTES)
+        server = await asyncio.start_server(serve, host, port, limit=MAX_REQUEST_BYTES)
     except OSError as error:
         raise ConfigError(f"invalid --health-port {port}: {host}:{port} cannot be opened: {error}") from error
     try:
@@ -106,7 +106,7 @@ async def serving(health: Health, host: str, port: int | None) -> AsyncIterator[
         await server.wait_closed()
 
 
-async def _answer(health: Health, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _respond(health: Health, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     method, path, _ = head.split(" ", 2)
     status, body = health.response(path.partition("?")[0])

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from stored import put_experiment, put_tree, put_trial
 
+from asyncsync import TrialView
 from asyncsync.cli.stored.filters import Choice
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import EXPERIMENT_RECORD
-from asyncsync.remote.experiment import TrialView
 from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
-
-from .conftest import Invoke
+from cli.conftest import Invoke
 
 Answer = Callable[..., dict[str, Any]]
 SWEEP = "memory://b/sweep"

@@ -14,8 +14,9 @@ from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
-from asyncsync.remote.experiment import Experiment, TrialView, view_of
 from asyncsync.remote.trial_index import TrialIndex
+from asyncsync.remote.views.experiment import Experiment
+from asyncsync.remote.views.trial_view import TrialView, view_of
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
@@ -43,7 +44,7 @@ class ExperimentSummary:
     error: str | None = None
     """Why the record cannot be read."""
     lost: bool = False
-    """The record says ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
+    """The status is ``running``, but the driver has ended, or has sent no heartbeat for three periods."""
 
 
 Contents: TypeAlias = list[ExperimentSummary] | Experiment | TrialView | Manifest
@@ -65,6 +66,7 @@ async def contents(
         NotFoundError: asyncsync has stored nothing there.
         DamagedError: the record of the trial, or the manifest, cannot be read.
         ConfigError: the URI or an option is unknown.
+        StoreError: the store refused or failed a request.
     """
     where = os.fspath(uri).rstrip("/")
     async with open_for_reading(uri, transfer, storage_options) as store:

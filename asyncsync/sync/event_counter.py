@@ -1,9 +1,8 @@
-"""What an engine has done so far, counted from its events; and one log line for each event that people look for."""
+"""Counts the events of an engine, for its status and its metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from bisect import bisect_left
 
 from asyncsync.events import (
@@ -13,21 +12,17 @@ from asyncsync.events import (
     CheckpointFailed,
     CheckpointRetired,
     Event,
-    Progress,
     SyncFailed,
     SyncFinished,
     SyncTimedOut,
-    SyncWarning,
 )
 from asyncsync.status import DURABLE_BOUNDS, EngineTotals
-
-log = logging.getLogger("asyncsync")
 
 MAX_ACCEPTED = 10_000
 """Accepted checkpoints whose time is remembered; of more, the oldest are forgotten and not in the histogram."""
 
 
-class Activity:
+class EventCounter:
     """Counts the events of one engine. Plain calls only."""
 
     def __init__(self) -> None:
@@ -74,20 +69,3 @@ class Activity:
 
     def _note_error(self, event: Event, error: str) -> None:
         self.totals.last_error, self.totals.last_error_time = error, event.time
-
-
-def log_event(event: Event) -> None:
-    """Log an event: durable and retired checkpoints at INFO, failures at WARNING, everything else at DEBUG.
-
-    Progress is not logged, and whoever warns also logs the warning."""
-    if isinstance(event, CheckpointFailed):
-        log.warning("%s/%s failed: %s", event.trial, event.checkpoint, event.error)
-    elif isinstance(event, SyncFailed | SyncTimedOut):
-        log.warning("%s: the sync failed: %s", event.tree or "the experiment", event.error)
-    elif isinstance(event, CheckpointDurable):
-        text = "%s/%s is durable: %d of %d bytes sent, %.1f s"
-        log.info(text, event.trial, event.checkpoint, event.bytes_sent, event.bytes_total, event.seconds)
-    elif isinstance(event, CheckpointRetired):
-        log.info("%s/%s is retired", event.trial, event.checkpoint)
-    elif not isinstance(event, Progress | SyncWarning):
-        log.debug("%s", event)

@@ -1,0 +1,81 @@
+"""``ui`` and ``report``: look at an experiment in a browser, or in one file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from asyncsync.aio.threads import in_thread
+from asyncsync.cli.app import DONE, command
+from asyncsync.cli.options import Settings, resolve_url
+from asyncsync.cli.output import Output
+from asyncsync.planning.units import size_text
+from asyncsync.ui import serve
+from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
+
+UI = """Show an experiment as a page in the browser, live while it runs.
+
+Why: it answers whether the work is safe now, which trial is best, and what is stored and will be kept. It reads records
+and the status of engines of this machine. It is served on 127.0.0.1 only, and its address holds a token: only who
+knows the address sees the page. It needs asyncsync[ui].
+
+\b
+Examples:
+  asyncsync ui s3://bucket/experiments/sweep --open
+  asyncsync ui ./results/sweep --port 8765
+  asyncsync ui s3://bucket/experiments/sweep --allow-changes
+
+Exit codes: 1 it cannot be served, 2 usage, 130 interrupted.
+"""
+
+REPORT = """Write the page of an experiment as one file, to keep or to mail.
+
+Why: it answers whether the work is safe, which trial is best and what is stored, without a server, a network or the
+store. Curves are those of the best trials by the score of the retention, else of the last updated ones. It needs
+asyncsync[ui].
+
+\b
+Examples:
+  asyncsync report s3://bucket/experiments/sweep
+  asyncsync report s3://bucket/experiments/sweep -o sweep.html --curves 100
+
+Exit codes: 0 done, 1 there is no experiment or it cannot be read, 2 usage.
+"""
+
+
+@command(help=UI)
+@click.argument("url")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
+@click.option("--allow-changes", is_flag=True, help="Let the page verify, pin and retire checkpoints.")
+async def ui(
+    output: Output, settings: Settings, *, url: str, port: int, open_browser: bool, allow_changes: bool
+) -> int:
+    """See UI."""
+    uri = resolve_url(url)
+    options, transfer = settings.storage_options, settings.transfer
+    serving = serve(uri, port=port, allow_changes=allow_changes, storage_options=options, transfer=transfer)
+    async with serving as address:
+        output.line(f"the page of {uri} is at {address} until Ctrl-C")
+        output.document({"ok": True, "uri": uri, "address": address})
+        if open_browser:
+            await in_thread(click.launch, address)
+        await asyncio.Event().wait()
+    return DONE
+
+
+@command(help=REPORT)
+@click.argument("url")
+@click.option("-o", "--output", "file", type=click.Path(dir_okay=False), default="report.html", show_default=True)
+@click.option("--curves", type=click.IntRange(min=0), default=MOST_TRIALS_WITH_CURVES, help="Trials with curves.")
+async def report(output: Output, settings: Settings, *, url: str, file: str, curves: int) -> int:
+    """See REPORT."""
+    uri = resolve_url(url)
+    size = await write_report(
+        uri, file, curves=curves, storage_options=settings.storage_options, transfer=settings.transfer
+    )
+    output.line(f"wrote {file} ({size_text(size)}): open it in a browser")
+    output.document({"ok": True, "uri": uri, "file": str(Path(file).resolve()), "bytes": size})
+    return DONE

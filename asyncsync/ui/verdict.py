@@ -1,0 +1,131 @@
+"""Is everything safe: one line and one level. Pure: what the store and the status files say decides, in this order.
+
+1. The store cannot be read, or does not respond: ``unknown``, or ``danger`` if an engine holds what is not stored.
+2. An engine of this machine runs: ``safe`` if everything reported is in the store, ``risk`` if not, ``danger`` if its
+   store is unavailable.
+3. Not all records are read yet: ``unknown``.
+4. The driver was killed or sends no heartbeat: ``danger``.
+5. It runs elsewhere: ``unknown``, because only its own machine knows what it has not sent.
+6. It has ended: ``safe`` if it finished, ``risk`` if it was interrupted, or if records are damaged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asyncsync import Experiment, RunningEngine
+from asyncsync.planning.units import duration_text, size_text
+
+NO_RESPONSE_AFTER = 10.0
+"""Seconds of reading after which the page says that the store does not respond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the last attempt to read the store went. Times are Unix seconds."""
+
+    read_at: float = 0.0
+    """When the shown records were read; 0: none have been."""
+    progress: float | None = None
+    """When the attempt that runs now began, or last read something."""
+    error: str | None = None
+    """Why the last attempt failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``level``: safe, risk, danger or unknown."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtRisk:
+    """What the running engines of this machine hold and the store does not."""
+
+    checkpoints: int
+    bytes: int
+    lag: float
+    """Age of the oldest, seconds."""
+
+    @classmethod
+    def of(cls, engines: Sequence[RunningEngine], now: float) -> AtRisk:
+        """The sum over engines. The lag has grown since the status files were written."""
+        statuses = [engine.status for engine in engines]
+        lags = [
+            engine.status.durability_lag + (max(0.0, now - engine.written) if engine.alive else 0.0)
+            for engine in engines
+            if engine.status.durability_lag
+        ]
+        pending = sum(status.pending_checkpoints for status in statuses)
+        return cls(pending, sum(status.bytes_at_risk for status in statuses), max(lags, default=0.0))
+
+    @property
+    def text(self) -> str:
+        """For people; empty: nothing is at risk."""
+        if not (self.checkpoints or self.bytes or self.lag):
+            return ""
+        if not self.checkpoints:
+            return f"reports of the last {duration_text(self.lag)} are not in the store yet"
+        noun = "checkpoint" if self.checkpoints == 1 else "checkpoints"
+        return f"{self.checkpoints:,} {noun} ({size_text(self.bytes)}) not in the store for {duration_text(self.lag)}"
+
+
+def verdict_of(
+    experiment: Experiment | None, engines: Sequence[RunningEngine], reading: Reading, now: float
+) -> Verdict:
+    """The verdict; see the rules above."""
+    alive = [engine for engine in engines if engine.alive]
+    at_risk = AtRisk.of(alive, now).text
+    if (unread := _unread(reading, now)) and not alive:
+        return Verdict("unknown", unread)
+    if unread:
+        return Verdict("danger" if at_risk else "unknown", "; ".join(filter(None, (unread, at_risk))))
+    if any(not engine.status.store_healthy for engine in alive):
+        return Verdict("danger", f"The store is unavailable to the running engine; {at_risk or 'nothing waits for it'}")
+    if at_risk:
+        return Verdict("risk", f"At risk: {at_risk}")
+    if alive:
+        return Verdict("safe", "Safe: everything that was reported is in the store")
+    if experiment is None or not reading.read_at:
+        return Verdict("unknown", "Reading the records")
+    return _of_records(experiment, [engine for engine in engines if not engine.alive], now)
+
+
+def _unread(reading: Reading, now: float) -> str:
+    """Why the shown state may be old; empty: it is not."""
+    shown = f"; this is its state {duration_text(now - reading.read_at)} ago" if reading.read_at else ""
+    if reading.error is not None:
+        return f"The store cannot be read: {reading.error}{shown}"
+    if reading.progress is not None and now - reading.progress > NO_RESPONSE_AFTER:
+        return f"The store has not responded for {duration_text(now - reading.progress)}{shown}"
+    return ""
+
+
+def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: float) -> Verdict:
+    """Without a running engine on this machine."""
+    if experiment.lost:
+        held = AtRisk.of(ended, now).text
+        since = f"; last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
+        left = f"; it held {held}" if held else ""
+        return Verdict("danger", f"Lost: the driver has ended without leaving its engine{left}{since}. Resume it")
+    counts = Counter(trial.shown_status for trial in experiment.trials)
+    if counts["lost"]:
+        return Verdict("danger", f"Lost: the process of {_trials(counts['lost'])} has ended. Resume them")
+    if experiment.status == "running":
+        since = f": last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
+        return Verdict("unknown", f"Running on another machine{since}. What it has not sent is not visible here")
+    if counts["unreadable"]:
+        return Verdict("risk", f"The records of {_trials(counts['unreadable'])} cannot be read")
+    if experiment.status == "interrupted":
+        return Verdict("risk", f"Interrupted: {_trials(counts['unfinished'])} unfinished. Resume it")
+    if experiment.status == "unknown":
+        return Verdict("unknown", "The driver's record is missing: only the trials' own records are known")
+    return Verdict("safe", f"Ended ({experiment.status}): nothing runs, nothing waits")
+
+
+def _trials(number: int) -> str:
+    return f"{number:,} {'trial' if number == 1 else 'trials'}"
