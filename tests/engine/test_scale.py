@@ -63,7 +63,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_an_idle_trial_that_is_due_costs_no_look_at_the_disk(bench: Bench, scans: list[str]) -> None:
+def test_an_idle_trial_that_is_due_costs_no_scan_and_has_its_events(bench: Bench, scans: list[str]) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
             await engine.trial("t").report({"loss": 1.0})
@@ -98,7 +98,7 @@ def test_artifacts_of_an_idle_trial_are_looked_at_each_period(bench: Bench, scan
     assert scans
 
 
-def test_a_record_that_changed_without_a_report_is_stored(bench: Bench) -> None:
+def test_a_record_that_changed_without_a_report_is_stored_when_due(bench: Bench) -> None:
     """The deletion of a retired checkpoint ends long after the report that retired it."""
 
     async def main() -> None:

@@ -39,8 +39,8 @@ over; see :mod:`asyncsync.sync.records.marks`."""
 TRIALS_PER_SLICE = 2000
 """Trials of an experiment's record that are encoded in one turn of the event loop."""
 _HEAD = ("format", "kind", "by", WRITER, MARKED)
-UNMARKED: tuple[bool, list[str]] = (False, [])
-"""Shared by all checkpoints without pin and tags."""
+_NO_MARKS = (False, ())
+"""Shared by all checkpoints without marks."""
 Json = bytes
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
@@ -98,12 +98,12 @@ class Record(_Fields):
         """See :class:`asyncsync.sync.records.writer.Encoding`."""
         return self.to_bytes(stamp) if stamp else self.fingerprint()
 
-    def adopt(self, stored: bytes) -> None:
-        """See :class:`asyncsync.sync.records.writer.Encoding`. Only the record of a trial has marks."""
-
     def fingerprint(self) -> bytes:
         """Differs if the record differs."""
         return self.to_bytes()
+
+    def adopt(self, stored: bytes) -> None:
+        """See :class:`asyncsync.sync.records.writer.Encoding`: only records of trials are marked."""
 
     def long_text(self) -> bytes:
         """The JSON of the LONG field, of which a record that is stored often should not encode all again."""
@@ -192,13 +192,17 @@ class CheckpointRecord(_Fields):
     """Names that users gave it, see :func:`asyncsync.tag`. Retention leaves a tagged checkpoint alone, too."""
     text: Json = field(default=b"", init=False, repr=False, compare=False)
     """Its JSON, made for an earlier write. Only the marks change after a checkpoint is recorded."""
-    text_marks: tuple[bool, list[str]] | None = field(default=None, init=False, repr=False, compare=False)
-    """``pinned`` and ``tags`` in the text; None without one."""
+    text_marks: tuple[bool, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    """The marks in the text; None without one."""
+
+    @property
+    def marks(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether it is pinned, and its tags."""
+        return (self.pinned, tuple(self.tags)) if self.pinned or self.tags else _NO_MARKS
 
     def as_text(self) -> Json:
         """Its JSON, and keep that."""
-        self.text_marks = UNMARKED if (self.pinned, self.tags) == UNMARKED else (self.pinned, [*self.tags])
-        self.text = _dumps(self.as_object()).encode()
+        self.text, self.text_marks = _dumps(self.as_object()).encode(), self.marks
         return self.text
 
 
@@ -249,14 +253,12 @@ class TrialRecord(Record):
     def fingerprint(self) -> bytes:
         """Of a checkpoint only the marks change after it is recorded, and no name is used twice."""
         names = [item.name for item in self.checkpoints]
-        marked = [(item.name, item.pinned, item.tags) for item in self.checkpoints if item.pinned or item.tags]
+        marked = [(item.name, *item.marks) for item in self.checkpoints if item.marks is not _NO_MARKS]
         return _dumps([self.as_object(without=self.LONG), ",".join(names), marked]).encode()
 
     def long_text(self) -> bytes:
         """The checkpoints, each from the text that was made for an earlier write."""
-        texts = [
-            item.text if item.text_marks == (item.pinned, item.tags) else item.as_text() for item in self.checkpoints
-        ]
+        texts = [item.text if item.marks == item.text_marks else item.as_text() for item in self.checkpoints]
         return b"[%b]" % b",".join(texts)
 
 

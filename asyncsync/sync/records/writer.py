@@ -28,8 +28,7 @@ class Encoding(Protocol):
         differs if the content differs."""
 
     def adopt(self, stored: bytes) -> None:
-        """Called with the stored document before the next write if another process may have marked it, see
-        :mod:`asyncsync.sync.records.marks`."""
+        """Take over what other processes have marked in the stored document."""
 
 
 class RecordFile:
@@ -37,8 +36,9 @@ class RecordFile:
 
     ``prepare`` is called before a write, and does in portions what would take ``encode`` long.
 
-    ``version`` is the version of the object to replace; ``MISSING`` to create it. A record that another process has
-    marked carries our stamp still: the source adopts the marks, and it is replaced.
+    ``version`` is the version of the object to replace; ``MISSING`` to create it. If another process has marked the
+    record, see :mod:`asyncsync.sync.records.marks`, the stored document still carries our stamp: ``source`` adopts the
+    marks, and is written over it.
 
     A write whose response was lost may still succeed later. This is decided by writing one more revision over the
     version that it was to replace. If that succeeds, the store refuses the earlier write from then on. Otherwise the
@@ -95,6 +95,11 @@ class RecordFile:
         return self.version != MISSING
 
     @property
+    def unsure(self) -> bool:
+        """Whether the outcome of the last write is unknown. The next :meth:`confirm` writes then."""
+        return self._unsure
+
+    @property
     def lost(self) -> bool:
         """Whether another process writes the record now."""
         return self._lost
@@ -111,11 +116,11 @@ class RecordFile:
         """Write if anything changed, if the outcome of an earlier write is unknown, or with ``force``. Returns whether
         it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
         async with LazyLock(self, "_lock"):
-            if self.is_current() and not force:
+            digest = self._digest()
+            if digest == self._written and not (self._unsure or force):
                 return False
             if self._lost:
                 raise self._conflict(store)
-            digest = self._digest()
             if self._prepare is not None:
                 await self._prepare()
             await self._put(store, digest)
@@ -151,12 +156,12 @@ class RecordFile:
     async def _ask(self, store: Store) -> None:
         began = lease_time()
         if self._unsure and not self._lost:
-            await self._put(store)
+            await self._put(store, self._digest())
         elif self._lost:
             raise self._conflict(store)
         elif await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)
-            await self._put(store)
+            await self._put(store, self._digest())
         self._heard = began
 
     async def _version_there(self, store: Store) -> str:
@@ -165,14 +170,15 @@ class RecordFile:
         except NotFoundError:
             return MISSING
 
-    async def _put(self, store: Store, prepared: bytes | None = None) -> None:
-        """``prepared``: digest of the content before :attr:`_prepare`. What has changed since is written next time."""
+    async def _put(self, store: Store, digest: bytes) -> None:
+        """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
+            digest = self._digest() if self._prepare is None else digest  # what is prepared has no marks to adopt
         for attempts_left in reversed(range(WRITE_ATTEMPTS)):
             self._unsure = True
             self._revision += 1
-            digest, began, prepared = prepared or self._digest(), lease_time(), None
+            began = lease_time()
             try:
                 info = await self._replace(store)
                 break
@@ -181,6 +187,7 @@ class RecordFile:
                     self._lost = True
                     raise self._conflict(store) from error
                 await self._adopt_ours(store)
+                digest = self._digest()
         self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
         self.last_write = asyncio.get_running_loop().time()
 

@@ -18,6 +18,9 @@ class Ours:
     def encode(self, stamp: str) -> bytes:
         return b"ours"
 
+    def adopt(self, stored: bytes) -> None:
+        raise AssertionError("nobody has marked it")
+
 
 async def test_another_version_in_the_store_is_another_writers():
     store, record = MemoryStore(), RecordFile("record", Ours())
@@ -96,7 +99,7 @@ class Document:
         return f'{{"{WRITER}": "{stamp}", "value": "{self.value}"}}'.encode()
 
     def adopt(self, stored: bytes) -> None:
-        """It has no marks."""
+        """A write of its own, whose response was lost, is adopted as it is."""
 
     def lose(self, *, lose: bool = True) -> None:
         self.network.late = lambda request: lose and request.operation == "put"
@@ -274,7 +277,7 @@ async def test_a_save_that_is_cancelled_on_its_way_is_unsure() -> None:
     assert document.stored() == "first"
 
 
-def test_a_change_while_many_trials_are_encoded_is_stored_next():
+def test_many_trials_are_encoded_in_slices_between_which_they_may_change():
     async def main():
         record = ExperimentRecord("e")
         for number in range(3 * TRIALS_PER_SLICE):
