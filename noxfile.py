@@ -196,6 +196,12 @@ def bench_delta(session: nox.Session) -> None:
 
 
 @nox.session
+def scale(session: nox.Session) -> None:
+    """How the engine's cost grows with trials and checkpoints, with the limits; `-- --full` for 100,000 trials."""
+    session.run("python", "benchmarks/scale/trials.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel, check its contents, install it in a fresh environment, and run its demo from there."""
     with tempfile.TemporaryDirectory(prefix="asyncsync-build-") as room:
