@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import asyncsync
-from asyncsync import SyncConfig
+from asyncsync import SyncConfig, errors
 from asyncsync.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +117,22 @@ def test_the_command_page_has_every_exit_code():
     text = (ROOT / "docs/command.md").read_text()
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert shown == {app.DONE, app.FAILED, app.USAGE, app.DAMAGED, app.TIMEOUT, app.INTERRUPTED}
+
+
+def test_the_troubleshooting_page_has_every_error():
+    """What it means and what to do: three cells, none of them empty."""
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+ \| .+) \|$", text, re.MULTILINE))
+    known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert rows.keys() == known
+    assert [name for name, row in rows.items() if min(map(len, row.split(" | "))) < 10] == []
+
+
+def test_the_monitoring_page_has_every_metric():
+    prometheus = pytest.importorskip("asyncsync.integrations.prometheus")
+    text = (ROOT / "docs/monitoring.md").read_text()
+    shown = {name.removesuffix("_total") for name in re.findall(r"`(asyncsync_[a-z_]+)", text)}
+    assert shown == {metric.name for metric in prometheus.EngineCollector(list).describe()}
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,7 @@ class Trial:
         self._context.note_status(self.name, status)
         await self.sync()
         self._context.scheduler.remove(state.key)
+        state.put_away()
         state.raise_failures()
 
 

@@ -75,7 +75,7 @@ def live_document(
 ) -> dict[str, Any]:
     """The part that changes every second."""
     verdict = verdict_of(experiment, engines, reading, now)
-    risk = AtRisk.of([engine for engine in engines if engine.alive], now)
+    risk = AtRisk.of(holders(experiment, engines), now)
     trials = experiment.trials if experiment is not None else []
     return {
         "now": now,
@@ -88,6 +88,12 @@ def live_document(
         "records": sum(trial.updated > 0 or trial.status == "unreadable" for trial in trials),
         "engines": [engine_document(engine) for engine in engines],
     }
+
+
+def holders(experiment: Experiment | None, engines: Sequence[RunningEngine]) -> list[RunningEngine]:
+    """The engines that hold work: those that run; of a lost experiment the killed ones."""
+    alive = [engine for engine in engines if engine.alive]
+    return alive or (list(engines) if experiment is not None and experiment.lost else [])
 
 
 def engine_document(engine: RunningEngine) -> dict[str, Any]:
