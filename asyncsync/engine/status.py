@@ -11,6 +11,7 @@ from itertools import islice
 from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.status import EngineStatus, TrialStatus
+from asyncsync.sync.session import session_status
 
 
 def trial_status(trial: TrialState, now: float) -> TrialStatus:
@@ -70,38 +71,14 @@ class Statuses:
 def _engine_status(
     context: EngineContext, at_work: Mapping[str, TrialStatus], trials: dict[str, TrialStatus]
 ) -> EngineStatus:
-    session = context.session
-    meter, totals = session.store.core.meter, context.event_counter.totals
-    return EngineStatus(
+    totals = context.event_counter.totals
+    return replace(
+        session_status(context.session),
         trials=trials,
         durability_lag=max((trial.durability_lag for trial in at_work.values()), default=0.0),
         bytes_at_risk=sum(trial.bytes_at_risk for trial in at_work.values()),
         syncs_running=context.scheduler.running,
         inbox=context.scheduler.inbox.qsize(),
-        requests_running=session.budget.in_use,
-        requests_waiting=session.budget.waiting,
-        request_limit=session.budget.limit,
-        store_healthy=session.store.healthy,
-        conditional_writes=session.store.traits.conditional_writes,
-        checks=session.store.traits.checks,
-        not_kept=session.store.traits.not_kept,
-        operations={name: replace(item) for name, item in meter.operations.items()},
-        errors=dict(meter.errors),
-        retries=meter.retries,
-        bytes_per_second=meter.rate(),
-        waiting_for=_waiting_for(context),
         pending_checkpoints=sum(trial.pending_checkpoints for trial in at_work.values()),
         totals=replace(totals, durable_counts=list(totals.durable_counts)),
     )
-
-
-def _waiting_for(context: EngineContext) -> str:
-    """The reason why requests or syncs wait now; empty if nothing waits."""
-    session = context.session
-    breaker, budget = session.breaker, session.budget
-    if breaker.open:
-        seconds = asyncio.get_running_loop().time() - breaker.since
-        return f"the store, unavailable for {seconds:.0f} s: {breaker.last_error}"
-    if budget.waiting:
-        return f"{budget.waiting} requests for a slot ({budget.in_use} of {budget.limit} in flight)"
-    return f"{budget.in_use} requests for the store" if budget.in_use else ""
