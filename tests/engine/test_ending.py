@@ -119,7 +119,7 @@ def rows() -> dict[str, int]:
         return {name: journal.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
 
 
-def test_a_finished_trial_has_no_row_in_the_journal_and_its_checkpoints_are_at_hand(bench: Bench) -> None:
+def test_a_finished_trial_has_no_journal_row_and_its_checkpoints_are_known(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
             trial = engine.trial("t", params={"rate": 1})
