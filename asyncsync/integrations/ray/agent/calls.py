@@ -1,4 +1,4 @@
-"""What a worker asks the agent of its node for."""
+"""The calls of a worker to the agent of its node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NotServedError(AsyncsyncError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A local directory or file, so that another process can tell whether it sees the same one."""
+    """A local directory or file, by which another process recognises the same one."""
 
     path: str
     device: int
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``work(storage, *arguments)``, asked for by a process."""
+    """``work(storage, *arguments)``, requested by a process."""
 
     work: Callable[..., Awaitable[Any]]
     """A function of a module, see ``operations.py``."""
@@ -46,7 +46,7 @@ class Call:
     caller: str
     """The process that waits for it, as :class:`asyncsync.runtime.Presence` names it."""
     place: Place | None = None
-    """What it reads or writes on this machine."""
+    """The directory or file that it reads or writes on this machine."""
     target: str = ""
     """The checkpoint that it uploads."""
     attempt: str = ""

@@ -1,4 +1,4 @@
-"""What is asked of a storage, as functions: an agent receives them by name. The first argument is the storage."""
+"""Operations on a storage, as functions: an agent receives them by name. The first argument is the storage."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ async def pull(storage: Storage, key: str, local: str, is_file: bool | None) -> 
 async def push_checkpoint(
     storage: Storage, local: str, key: str, writer: tuple[str, str, int], alone: bool, snapshot: str
 ) -> SyncReport:
-    """Upload what one process has of a checkpoint. ``snapshot``: the file in which Ray Train registers checkpoints; one
-    that it names is not replaced. Empty: any is."""
+    """Upload the files of one process of a checkpoint. ``snapshot``: the file in which Ray Train registers checkpoints;
+    one that it names is not replaced. Empty: any is."""
     from asyncsync import Writer
 
     async def may_replace() -> bool:
