@@ -26,11 +26,11 @@ def agents(where: Mapping[str, Any]) -> list[RunningEngine]:
     For ``EngineCollector(lambda: agents(where))``, which gives their metrics to Prometheus. ``where``: the result of
     :func:`asyncsync.integrations.ray.storage`.
     """
-    answers = [handle.status.remote() for handle in _handles(where).values()]
+    statuses = [handle.status.remote() for handle in _handles(where).values()]
     found = []
-    for answer in answers:
+    for status in statuses:
         try:
-            found.append(ray.get(answer, timeout=RESPONSE_SECONDS))
+            found.append(ray.get(status, timeout=RESPONSE_SECONDS))
         except (RayError, GetTimeoutError):
             continue  # it has ended since, or its node is lost
     return sorted(found, key=lambda engine: engine.role)
@@ -67,16 +67,16 @@ class _Listener:
             time.sleep(LOOK_SECONDS)
             return []
         ready, _ = ray.wait(list(self._asked), timeout=LOOK_SECONDS)
-        return [event for answer in ready for event in self._take(answer)]
+        return [event for pending in ready for event in self._take(pending)]
 
     def _ask(self, name: str, handle: Any) -> None:
         self._asked[handle.events.remote(self._next.get(name, 0))] = name, handle
 
-    def _take(self, answer: Any) -> list[Event]:
-        name, handle = self._asked.pop(answer)
+    def _take(self, pending: Any) -> list[Event]:
+        name, handle = self._asked.pop(pending)
         found: list[Event]
         try:
-            found, self._next[name] = ray.get(answer)
+            found, self._next[name] = ray.get(pending)
         except RayError:  # it has ended; a later one of that name begins anew
             self._next.pop(name, None)
             return []
