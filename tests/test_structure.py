@@ -55,6 +55,7 @@ SAME_BASENAME = {
 
 PURE = {
     "__future__",
+    "bisect",
     "collections",
     "contextlib",
     "dataclasses",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from asyncsync.errors import AsyncsyncError, SyncTimeoutError
@@ -27,6 +27,24 @@ async def run_all(works: Iterable[Coroutine[Any, Any, None]], name: str = "run_a
         if task.cancelling() > before:
             raise asyncio.CancelledError from None
         raise _first_of(errors) from None
+
+
+async def results_of(calls: Sequence[Callable[[], Awaitable[T]]], name: str = "results_of") -> list[T]:
+    """Make all of ``calls`` at once and wait until each has ended. The results, in order, or the error of the first one
+    that failed: the others are not cancelled."""
+    results: dict[int, T] = {}
+    errors: dict[int, Exception] = {}
+
+    async def make(number: int) -> None:
+        try:
+            results[number] = await calls[number]()
+        except Exception as error:  # noqa: BLE001  # raised below
+            errors[number] = error
+
+    await run_all((make(number) for number in range(len(calls))), name)
+    if errors:
+        raise errors[min(errors)]
+    return [results[number] for number in range(len(calls))]
 
 
 async def for_each_limited(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:

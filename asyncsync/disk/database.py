@@ -97,11 +97,16 @@ MIGRATIONS: tuple[str, ...] = (
     DROP TABLE parts;
     ALTER TABLE parts_4 RENAME TO parts;
     """,
+    """
+    CREATE TABLE segments (
+        tree BLOB, name TEXT, document BLOB NOT NULL, digest BLOB, PRIMARY KEY (tree, name));
+    """,
 )
 """``MIGRATIONS[n]`` leads from format n to n + 1; the format is ``PRAGMA user_version``. Only ever append."""
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "trees": ("tree", "manifest", "version", "saved"),
+    "segments": ("tree", "name", "document"),
     "uploads": (
         "uri",
         "key",

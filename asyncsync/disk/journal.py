@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -196,9 +196,24 @@ class Journal:
         """Record the last manifest of ``tree``, and the version that the store gave it."""
         self._put("trees", _blob(tree), manifest, version, wall_time())
 
+    def save_segment(self, tree: str, name: str, document: bytes) -> None:
+        """Record a segment of the manifest of ``tree``, before the manifest that names it."""
+        self._put("segments", _blob(tree), name, document)
+
+    def forget_segments(self, tree: str, names: Iterable[str]) -> None:
+        """Forget segments that the manifest of ``tree`` does not name any more."""
+        for name in names:
+            self._record("DELETE FROM segments WHERE tree = ? AND name = ?", _blob(tree), name)
+
+    async def load_segment(self, tree: str, name: str) -> bytes | None:
+        """A segment of the last saved manifest."""
+        rows = await self._rows("segments", tree=_blob(tree), name=name)
+        return rows[0][2] if rows else None
+
     def forget_tree(self, tree: str) -> None:
         """Forget the manifest of ``tree``."""
-        self._record("DELETE FROM trees WHERE tree = ?", _blob(tree), soon=False)
+        for table in ("trees", "segments"):
+            self._record(f"DELETE FROM {table} WHERE tree = ?", _blob(tree), soon=False)  # noqa: S608
 
     async def load_tree(self, tree: str) -> TreeState:
         """The last saved manifest."""

@@ -189,12 +189,12 @@ class SyncEngine:
     async def _start_services(self, session: Session) -> None:
         context, role = self._context, self._context.role
         store = session.view(Lane.RECORD, EXPERIMENT_KEY)
-        await run_all((session.probe(), self._open_record(store)), "start")
-        if limits := write_safety_warning(session.store):
-            context.warn(EXPERIMENT_KEY, limits)
+        await run_all((session.probe_write(), self._open_record(store)), "start")
         if role.is_driver:
             session.locks.take(pair(str(self.local_dir), self.uri, ""))
-            await self._take_over(store)
+        await run_all((session.probe_read(), self._take_over(store)), "take over")
+        if limits := write_safety_warning(session.store):
+            context.warn(EXPERIMENT_KEY, limits)
         before = self._predecessor
         registry = self._registry = Registry(context, self._presence.name, before, resume=self._resume)
         statuses = self._statuses = Statuses(context, registry.trials)
@@ -220,11 +220,11 @@ class SyncEngine:
         log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)
 
     async def _take_over(self, store: Store) -> None:
-        """Take the experiment's record over. A replaced driver starts no more writes from then on.
+        """Take the experiment's record over, as a driver. A replaced driver starts no more writes from then on.
 
         A write that the replaced driver had in flight may land between our read and our write. Then we read again.
         """
-        for attempts_left in reversed(range(TAKEOVER_ATTEMPTS)):
+        for attempts_left in reversed(range(TAKEOVER_ATTEMPTS if self._context.role.is_driver else 0)):
             replaced = self._predecessor.runner
             try:
                 await self._context.record_file.save(store)

@@ -79,18 +79,18 @@ def check_depth(value: Any, most: int = MOST_LEVELS) -> None:
         ]
 
 
-def check_format(raw: Mapping[str, Any]) -> None:
+def check_format(raw: Mapping[str, Any], newest: int = FORMAT) -> None:
     """DocumentError if a later asyncsync wrote the document in a format that this one cannot read; ValueError if
-    ``format`` is invalid."""
+    ``format`` is invalid. ``newest``: the last format that can be read."""
     version = raw["format"]
     if type(version) is not int or version < 1:
         raise ValueError(f"format {shown(version)} is not a whole number from 1 on")
-    if version > FORMAT:
+    if version > newest:
         by = raw.get("by")
         writer = f" ({by[:40]})" if isinstance(by, str) and by.isprintable() else ""
         raise DocumentError(
             f"is of format {version if version < NUMBER_LIMIT else '(huge)'}, written by a newer asyncsync{writer}; "
-            f"this one (asyncsync {__version__}, format {FORMAT}) cannot read it: upgrade asyncsync"
+            f"this one (asyncsync {__version__}, format {newest}) cannot read it: upgrade asyncsync"
         )
 
 

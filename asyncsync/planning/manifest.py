@@ -182,6 +182,22 @@ def _compact(value: object, *, sort_keys: bool = False) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=sort_keys)
 
 
+@dataclass(frozen=True, slots=True)
+class ManifestSegment:
+    """A part of a large manifest: a document of its own with the files from ``first`` on, in the order of paths, see
+    :mod:`asyncsync.planning.segments`."""
+
+    name: str
+    """Unique: no document is ever written twice under one name."""
+    first: str
+    """Path of its first file."""
+    files: int
+    size: int
+    """Bytes of its document."""
+    xxh3: str
+    """XXH3-128 (hex) of its document."""
+
+
 @dataclass(slots=True)
 class Manifest:
     """The files of a prefix, by path, and further information (``info``: a checkpoint's metrics...)."""
@@ -192,6 +208,8 @@ class Manifest:
     """Fields that a later asyncsync wrote: they are written back."""
     by: str = f"asyncsync {__version__}"
     """The version that wrote it."""
+    segments: tuple[ManifestSegment, ...] = ()
+    """Its segments in the store, by first path; none for a manifest that is one document."""
 
     @property
     def bytes_total(self) -> int:
@@ -238,11 +256,7 @@ class Manifest:
 
     @classmethod
     def _of(cls, head: dict[str, Any], entries: Iterable[dict[str, Any]]) -> Manifest:
-        info = mapping("info", head.get("info", {}))
-        for name, check in _INFO.items():
-            if name in info:
-                check(name, info[name])
-        extra = {key: value for key, value in head.items() if key not in ("format", "by", "info", "files")}
+        info, extra = info_of(head), extra_of(head, "files")
         files: dict[str, FileEntry] = {}
         for raw in entries:
             entry = FileEntry.parse(raw)
@@ -250,6 +264,20 @@ class Manifest:
                 raise ValueError(f"{shown(entry.path)} is listed twice")
             files[entry.path] = entry
         return cls(files, info, extra, text("by", head.get("by", "")))
+
+
+def info_of(head: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``info`` of a document. ValueError or TypeError for a field that is wrong."""
+    info = mapping("info", head.get("info", {}))
+    for name, check in _INFO.items():
+        if name in info:
+            check(name, info[name])
+    return info
+
+
+def extra_of(head: Mapping[str, Any], content: str) -> dict[str, Any]:
+    """The fields of a document that a later asyncsync wrote. ``content``: the field with its lines."""
+    return {key: value for key, value in head.items() if key not in ("format", "by", "info", content)}
 
 
 def _by_lines(data: bytes) -> tuple[dict[str, Any], Iterator[bytes]]:

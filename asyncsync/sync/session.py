@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from asyncsync.aio.tasks import run_all
 from asyncsync.aio.threads import worker_threads
@@ -150,9 +151,17 @@ class Session:
 
     async def probe(self) -> None:
         """Write and read a small object, so that a wrong bucket or a missing permission shows at the start."""
-        store = self.view(Lane.RECORD, "")
-        await self._require("write", store.put(PROBE, PROBE_CONTENT))
-        await run_all((self._require("read", store.get(PROBE)), self._probe_checksums()), "probe")
+        await self.probe_write()
+        await self.probe_read()
+
+    async def probe_write(self) -> None:
+        """The first half of :meth:`probe`."""
+        await self._require("write", partial(self.view(Lane.RECORD, "").put, PROBE, PROBE_CONTENT))
+
+    async def probe_read(self) -> None:
+        """The second half of :meth:`probe`, which also finds out how the store checks what it receives."""
+        read = self._require("read", partial(self.view(Lane.RECORD, "").get, PROBE))
+        await run_all((read, self._probe_checksums()), "probe")
 
     async def _probe_checksums(self) -> None:
         checks = await probe_checks(self.inner, PROBE, PROBE_CONTENT)
@@ -160,9 +169,9 @@ class Session:
             instead = "the MD5 in its response is compared" if checks == "etag" else "files are checked when read back"
             log.warning("%s does not check the CRC32C of uploads: %s instead", self.uri, instead)
 
-    async def _require(self, verb: str, request: Awaitable[object]) -> None:
+    async def _require(self, verb: str, request: Callable[[], Awaitable[object]]) -> None:
         try:
-            await request
+            await request()
         except (AccessDeniedError, NotFoundError) as error:
             error.add_note(f"asyncsync must be able to {verb} below {self.uri}: check the address and the permissions")
             raise

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, run_all
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import Accepted
@@ -38,6 +38,8 @@ KEYS_PER_DELETE = 1000
 DELETE_REQUESTS = 4
 """Delete requests of one tree in flight."""
 MOST_PATHS_IN_ERROR = 5
+QUICK_BYTES = 8 << 20
+"""Up to so many bytes of a checkpoint are sent so quickly that a question asked beside them counts for its manifest."""
 NARROW_PART_SIZE = 5 << 20
 """Bytes per part of an upload that repeatedly ran out of time before any of its parts was done."""
 
@@ -389,7 +391,7 @@ class Tree:
         self._begun = True
 
     async def _send(
-        self, store: Store, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
+        self, store: GuardedView, units: ReadyUnits, scanned: int, on_progress: OnProgress | None
     ) -> tuple[Tally, list[str]]:
         """Send the files of the pass. Returns the paths, too, that were sent and that no manifest may name yet."""
         session = self._session
@@ -405,20 +407,27 @@ class Tree:
             writes=Replacing(store) if self._options.accepted is None else Creating(store),
         )
         self._files = units.files
+        works = [self._send_units(upload, units)]
+        if self._options.fresh and sum(file.size for file in units.files) <= QUICK_BYTES:
+            works.append(store.confirm_again())
         try:
-            for files in units.batches(upload.tally):
-                if files:
-                    await upload.run(files)
+            await run_all(works, "send")
         finally:
             dropped = units.settle(upload.tally)
             if upload.tally.entries:
                 self._manifest.add_sent(upload.tally.entries, scanned)
         return upload.tally, dropped
 
+    @staticmethod
+    async def _send_units(upload: TreeUpload, units: ReadyUnits) -> None:
+        for files in units.batches(upload.tally):
+            if files:
+                await upload.run(files)
+
     async def _commit(self, store: GuardedView, deleted: list[str], scanned: int) -> None:
         manifest, named = await self._manifest.commit(store, deleted, scanned, self._mapped)
         self._session.copy_sources.remember(self.prefix, manifest.files)
-        self._session.uploads.files_named(self.prefix + path for path in named)
+        self._session.uploads.files_named(self.prefix, named)
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
         keys = [self.prefix + path for path in paths]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from asyncsync.aio.threads import in_hasher
@@ -17,12 +18,15 @@ from asyncsync.disk.journal import Journal
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError
 from asyncsync.planning.changes import SCANNED
 from asyncsync.planning.document import DocumentError
-from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest, ManifestSegment
 from asyncsync.planning.rank_parts import GENERATION, NONCE
+from asyncsync.planning.segments import Draft, divide, encode_head, is_segmented, names_with, parse_head
+from asyncsync.runtime import token
 from asyncsync.stores.base import MISSING, Store
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import exists, versions_below
 from asyncsync.sync.records.manifests import find_manifest, get_manifest
+from asyncsync.sync.records.stored_segments import StoredSegments
 from asyncsync.sync.upload.create_only import CollisionError
 
 ID = "id"
@@ -65,6 +69,19 @@ MAX_PACKED_FILES = 16
 """Files of a manifest that is kept as a document. Parsing as many takes 0.1 ms."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """The manifest to write next."""
+
+    manifest: Manifest
+    parts: Sequence[ManifestSegment | Draft]
+    """Its segments, if it has any; drafts have to be written before."""
+    outdated: Collection[str]
+    """Segments of the journal in which only times have changed."""
+    differs: bool
+    """Whether more than times differ from the last manifest."""
+
+
 class TreeManifest:
     """The manifest of one tree. One pass at a time uses it.
 
@@ -82,6 +99,7 @@ class TreeManifest:
         "_prefix",
         "_record",
         "_reduced",
+        "_segments",
         "info",
         "state",
         "stored",
@@ -109,6 +127,8 @@ class TreeManifest:
         """The last manifest that was read or written. It may be outdated while the state is Unknown."""
         self.unnamed: Manifest | None = None
         """Files that are in the store and that no manifest names yet: earlier passes that were cut short sent them."""
+        self._segments: StoredSegments | None = None
+        """Only for a manifest that has segments, or had some."""
         self._reduced = False
         """Whether ``stored`` has lost entries because the store did not have their versions."""
 
@@ -145,10 +165,13 @@ class TreeManifest:
         self.stored, self.state = None, Unknown()
         self._journal.forget_tree(self._identity)
 
-    def add_sent(self, entries: Mapping[str, FileEntry], scanned: int) -> None:
-        """Files are in the store. ``scanned``: time of their scan (ns)."""
-        earlier = self.unnamed or Manifest({}, {SCANNED: scanned})
-        self.unnamed = Manifest({**earlier.files, **entries}, earlier.info)
+    def add_sent(self, entries: dict[str, FileEntry], scanned: int) -> None:
+        """Files are in the store; the caller changes ``entries`` no more. ``scanned``: time of their scan (ns)."""
+        earlier = self.unnamed
+        if earlier is None:
+            self.unnamed = Manifest(entries, {SCANNED: scanned})
+        else:
+            self.unnamed = Manifest({**earlier.files, **entries}, earlier.info)
 
     def packed(self) -> Packed | None:
         """The last manifest of an idle tree, if it is small: a document costs less memory than its objects."""
@@ -174,12 +197,21 @@ class TreeManifest:
         if saved.manifest is None or saved.version is None:
             return False
         try:
-            self.stored = await in_hasher(Manifest.from_bytes, saved.manifest)
+            head = await in_hasher(parse_head, saved.manifest)
+            whole = in_hasher(Manifest.from_bytes, saved.manifest) if head is None else self._segmented().load(head)
+            stored = await whole
         except DocumentError:
+            stored = None
+        if stored is None:
             self._journal.forget_tree(self._identity)
             return False
-        self.state = FromJournal(saved.version)
+        self.stored, self.state = stored, FromJournal(saved.version)
         return True
+
+    def _segmented(self) -> StoredSegments:
+        journal = None if self._once else self._journal
+        self._segments = self._segments or StoredSegments(journal, self._identity, self._prefix)
+        return self._segments
 
     async def fetch(self, store: Store) -> None:
         """Read the manifest from the store."""
@@ -229,13 +261,16 @@ class TreeManifest:
             return {}
         there = await versions_below(store, self._prefix)
         files = {path: entry for path, entry in self.stored.files.items() if there.get(path) == entry.version}
-        self._reduced = self._reduced or len(files) < len(self.stored.files)
-        self.stored = Manifest(files, self.stored.info, self.stored.extra)
+        if len(files) < len(self.stored.files):
+            self._reduced = True
+            if self.stored.segments:  # nobody knows which: all are written again
+                self._segmented().replaced(self.stored.segments)
+            self.stored = Manifest(files, self.stored.info, self.stored.extra)
         return there
 
     async def commit(
         self, store: GuardedView, deleted: Sequence[str], scanned: int, mapped: Collection[str]
-    ) -> tuple[Manifest, list[str]]:
+    ) -> tuple[Manifest, Collection[str]]:
         """Replace the manifest, after everything that it names; nothing is written if only times have changed.
 
         ``deleted``: paths that it no longer names. ``mapped``: paths of files that are written through memory. Returns
@@ -243,11 +278,12 @@ class TreeManifest:
         has written it.
         """
         while True:
-            manifest, data, differs = await in_hasher(self._next, deleted, scanned, mapped)
+            following = await in_hasher(self._next, store, deleted, scanned, mapped)
             before = self.state
             assert not isinstance(before, Unknown)
             version = MISSING if isinstance(before, Absent) else before.version
-            if not differs:
+            manifest, data = await self._encode(store, following)
+            if not following.differs:
                 break
             self.state = Unknown()
             try:
@@ -257,23 +293,39 @@ class TreeManifest:
                 if before != Absent(assumed=True):
                     raise
                 await self.fetch(store)  # there was a manifest after all: its files count too
-        named = list(self.unnamed.files) if self.unnamed is not None else []
+        named = self.unnamed.files if self.unnamed is not None else ()
         self.stored, self.state, self.unnamed, self._reduced = manifest, Present(version), None, False
+        if self._segments is not None:
+            await self._segments.complete_journal(manifest, following.outdated)
         if not self._once:
             self._journal.save_tree(self._identity, data, version)
+        if self._segments is not None:
+            await self._segments.delete_strays(store, manifest.segments)
         return manifest, named
 
-    def _next(self, deleted: Sequence[str], scanned: int, mapped: Collection[str]) -> tuple[Manifest, bytes, bool]:
-        """In a worker thread: the next manifest, its document, and whether more than times differ from the last."""
+    async def _encode(self, store: GuardedView, following: _Following) -> tuple[Manifest, bytes]:
+        """The next manifest and its document, or its head once its new segments are stored."""
+        manifest, parts = following.manifest, following.parts
+        if self.stored is not None and self.stored.segments:
+            self._segmented().replaced(self.stored.segments)
+        if not parts:
+            return manifest, await in_hasher(manifest.to_bytes)
+        manifest.segments = await self._segmented().write(store, manifest.files, parts)
+        return manifest, encode_head(manifest)
+
+    def _next(self, store: Store, deleted: Sequence[str], scanned: int, mapped: Collection[str]) -> _Following:
+        """In a worker thread: the next manifest, and whether more than times differ from the last."""
         last = self.stored
         old = last.files if last is not None else {}
         fresh = self.unnamed.files if self.unnamed is not None else {}
-        files = {**old, **fresh}
+        files = {**old, **fresh} if old else dict(fresh)  # such a copy of a large mapping takes a tenth of the time
+        changed = {*fresh, *deleted}
         for path in deleted:
             files.pop(path, None)
         for path in mapped:
-            if path in files:  # its mtime proves nothing while it is written through memory
+            if path in files and files[path].inode:  # its mtime proves nothing while it is written through memory
                 files[path] = replace(files[path], inode=0)
+                changed.add(path)
         info = last.info if last is not None else self.info or {}
         differs = (
             last is None
@@ -282,7 +334,18 @@ class TreeManifest:
             or any(_differs(old.get(path), entry) for path, entry in fresh.items())
         )
         new = Manifest(files, {**info, SCANNED: scanned}, last.extra if last is not None else {})
-        return new, new.to_bytes(), differs
+        return self._divided(store, new, changed, differs=differs)
+
+    def _divided(self, store: Store, new: Manifest, changed: Collection[str], *, differs: bool) -> _Following:
+        """Only the tree's own manifest has segments, and only where the store refuses to replace a head that somebody
+        else wrote: its segments would be deleted."""
+        segments = self.stored.segments if self.stored is not None else ()
+        wanted = self._record == MANIFEST and store.traits.conditional_writes and is_segmented(len(new.files), segments)
+        if not wanted or not (differs or segments):
+            return _Following(new, (), frozenset(), differs)
+        if not differs:  # the store keeps its segments, the journal learns the times
+            return _Following(new, segments, names_with(segments, changed), differs)
+        return _Following(new, divide(new.files, segments, changed, partial(token, 12)), frozenset(), differs)
 
     async def _write(self, store: GuardedView, data: bytes, version: str) -> str:
         """Write the document over ``version``; the new version."""

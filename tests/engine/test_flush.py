@@ -167,7 +167,7 @@ def test_leaving_by_an_exception_saves_the_newest_checkpoints_first(bench: Bench
 
     async def main() -> list[str]:
         with pytest.raises(ZeroDivisionError) as caught:
-            async with bench.engine(ARTIFACTS, KEEP, exit_grace=33) as engine:
+            async with bench.engine(ARTIFACTS, KEEP, exit_grace=27) as engine:
                 await busy(bench, engine)
                 raise ZeroDivisionError
         return caught.value.__notes__

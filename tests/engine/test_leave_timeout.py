@@ -11,6 +11,7 @@ from onebench import Bench
 from asyncsync import ConfigError, RunConfig, SyncConfig, SyncEngine, SyncFailedError, UploadMode
 from asyncsync.aio import threads
 from asyncsync.errors import StoreError, ThrottledError, UnavailableError
+from asyncsync.stores.guard.fenced import LEASE_SECONDS
 from asyncsync.testing import inject_faults, reset_memory
 from asyncsync.testing.virtual import run_virtual
 
@@ -29,6 +30,7 @@ async def leave(
             for trial in every:
                 await trial.report({"a": 0})
             await engine.sync()
+            await asyncio.sleep(LEASE_SECONDS)  # then the first request of each is a question, which has a time limit
             if error is None:
                 faults.hang(times=None, operation=operation)
             else:

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 
 from asyncsync.errors import AsyncsyncError
 from asyncsync.planning.document import DocumentError
-from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.manifest import FileEntry, Manifest, ManifestSegment
+from asyncsync.planning.segments import encode_head
+from asyncsync.planning.segments import parse_head as parse_manifest_head
 from asyncsync.stores.azure.batch_delete import batch_results
 from asyncsync.stores.azure.block_ids import BlockName, block_name_of
 from asyncsync.stores.azure.errors import failure as azure_failure
@@ -191,6 +193,14 @@ def _manifest() -> tuple[bytes, bytes]:
     return data, json.dumps(json.loads(data), indent=1).encode()
 
 
+def _segmented() -> tuple[bytes, bytes]:
+    """Of two segments; as asyncsync writes it, and in another layout."""
+    first = ManifestSegment("0" * 24, "a/b.bin", 4096, 1 << 20, "0" * 32)
+    second = ManifestSegment("1" * 24, "c", 1, 250, "1" * 32)
+    data = encode_head(Manifest({}, {"scanned_ns": 5}, segments=(first, second)))
+    return data, json.dumps(json.loads(data), indent=1).encode()
+
+
 def _targets() -> Iterator[Target]:
     yield from _http_targets()
     yield from _s3_targets()
@@ -258,6 +268,7 @@ def _azure_targets() -> Iterator[Target]:
 
 def _document_targets() -> Iterator[Target]:
     yield Target("manifest", Manifest.from_bytes, _manifest())
+    yield Target("head of a manifest in segments", parse_manifest_head, _segmented())
     trial = TrialRecord("t", "e", params={"a": 1}, metrics={"loss": 0.1}, started=1.0, updated=2.0)
     experiment = ExperimentRecord("e", config={"sync": {}}, started=1.0, updated=2.0)
     ranks = (RankRecord("t", 1, 2), FailureRecord(1, 1, "r"), OutcomeRecord(1, 1, 1, committed=True))

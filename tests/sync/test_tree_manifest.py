@@ -55,7 +55,7 @@ async def test_a_committed_manifest_is_present_and_later_from_the_journal(sessio
     await manifest.load(view(session))
     manifest.add_sent({"a": entry("a")}, 7)
     _, named = await manifest.commit(view(session), [], 7, ())
-    assert (named, manifest.unnamed, manifest.scanned) == (["a"], None, 7)
+    assert ([*named], manifest.unnamed, manifest.scanned) == (["a"], None, 7)
     later = known(session)
     await later.load(view(session))
     assert later.state == FromJournal(manifest.state.version)

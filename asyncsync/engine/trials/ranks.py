@@ -48,7 +48,7 @@ from asyncsync.planning.rank_parts import (
     part_name,
 )
 from asyncsync.report import SyncReport
-from asyncsync.runtime import dice, wall_time
+from asyncsync.runtime import dice, lease_time, wall_time
 from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.read import list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record, get_record
@@ -170,9 +170,12 @@ class Ranks:
         self._generation_begun = self._generation_begun or record is not None
         return record
 
-    async def check(self, store: Store) -> None:
-        """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to."""
+    async def check(self, store: Store) -> float:
+        """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to. Returns when
+        the store was asked, on the lease's clock."""
+        asked = lease_time()
         await self._newer_generation(store)
+        return asked
 
     async def _newer_generation(self, store: Store) -> TrialRecord | None:
         """Rank 0's record if it began a new generation that this rank has to join."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from asyncsync.aio.lazy import LazyLock, Notification
+from asyncsync.aio.tasks import results_of
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.results import write_pointer
 from asyncsync.engine.trials.context import EngineContext
@@ -16,13 +17,15 @@ from asyncsync.engine.trials.resume import TAKEOVER_ATTEMPTS, adopt_checkpoints,
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.retention import by_age, is_marked
-from asyncsync.stores.base import MISSING, Lane
+from asyncsync.stores.base import MISSING, Lane, Store
 from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.manifests import get_record
 from asyncsync.sync.records.marks import adopt_marks
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 
+Question = Callable[[Store], Awaitable[float]]
+"""Returns when the store was asked, on the lease's clock; raises ConcurrentWriterError."""
 NO_NAMES = frozenset[str]()
 """Shared by all trials: an empty set per field would be a twentieth of the memory of an idle trial."""
 
@@ -54,6 +57,7 @@ class RecordKeeper:
         "_changed",
         "_context",
         "_saving",
+        "_taken",
         "_written",
         "file",
         "freed_names",
@@ -88,6 +92,8 @@ class RecordKeeper:
         self._saving: Any = None
         """A lock while it is used."""
         self._changed: Any = None
+        self._taken = False
+        """Whether this process has saved it."""
         self._written = NOTHING_RECORDED
         """Names in the record that is being written."""
         self._being_deleted = NO_NAMES
@@ -102,12 +108,28 @@ class RecordKeeper:
         """Write the record if it has changed, and return whether it was written. Then drop retired checkpoints from
         memory and schedule the deletion of those given up. Raises ConcurrentWriterError."""
         async with LazyLock(self, "_saving"):
-            store = self._context.session.view(Lane.RECORD, self.record.name, self._context.confirm)
-            saved = await self.file.save(store)
-            if self._context.role.leads:
-                written, self._written = self._written if saved else self.recorded_names(), NOTHING_RECORDED
-                self._note_stored(written)
+            return await self._save()
+
+    async def _save(self) -> bool:
+        store = self._context.session.view(Lane.RECORD, self.record.name, self._context.confirm)
+        saved = await self.file.save(store)
+        if self._context.role.leads:
+            written, self._written = self._written if saved else self.recorded_names(), NOTHING_RECORDED
+            self._note_stored(written)
+        self._taken = True
         return saved
+
+    async def confirm(self, store: Store, since: float, more: Sequence[Question] = ()) -> float:
+        """Ask all at once whether this process still runs the experiment and the trial, and ``more``. Returns when the
+        store was asked; raises ConcurrentWriterError.
+
+        After a lost response the question to the record is a write: it comes after the answer about the experiment.
+        """
+        if self.file.unsure:
+            await self._context.confirm(store, since)
+        questions: list[Callable[[], Awaitable[float]]] = [partial(question, store) for question in more]
+        questions += [partial(self._context.confirm, store, since), partial(self.file.confirm, store, since)]
+        return min(await results_of(questions, "fence"))
 
     def without_unstored(self, registered: Iterable[str]) -> list[CheckpointRecord]:
         """The checkpoints of the record, without those of ``registered`` that the stored record does not list."""
@@ -127,7 +149,7 @@ class RecordKeeper:
             self._context.warn(name, f"latest_file of trial {name!r} was not written: {error}")
 
     async def take(self) -> bool:
-        """Save the record for the first time.
+        """Save the record for the first time, unless another task just did. Returns whether it was written.
 
         Writes of a replaced process may land after this process read the record, for as long as its lease lasts. Their
         content is merged into ours, and ours is saved again.
@@ -135,7 +157,8 @@ class RecordKeeper:
         attempts_left = TAKEOVER_ATTEMPTS
         while True:
             try:
-                return await self.save()
+                async with LazyLock(self, "_saving"):
+                    return False if self._taken else await self._save()
             except ConcurrentWriterError:
                 attempts_left -= 1
                 if not attempts_left or not await self._merge_late_record():

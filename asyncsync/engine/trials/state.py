@@ -45,8 +45,8 @@ class RankShare(Protocol):
     async def join(self, trial: TrialState) -> None:
         """Become this rank. Called before the first report."""
 
-    async def check(self, store: Store) -> None:
-        """Raise ConcurrentWriterError if rank 0 began a new generation that this rank does not belong to."""
+    async def check(self, store: Store) -> float:
+        """When the store was asked. ConcurrentWriterError if rank 0 began a new generation without this rank."""
 
     async def make_durable(self, trial: TrialState, job: CheckpointJob, hooks: RetryHooks) -> SyncReport:
         """Upload this rank's part and wait for the other ranks."""
@@ -283,14 +283,12 @@ class TrialState:
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
         """The trial's fence. Returns when the store was asked, on the lease's clock.
 
-        Confirmations from before ``since`` are not reused. Ranks never reuse one. Raises ConcurrentWriterError if
-        another process runs the trial or the experiment.
+        Confirmations from before ``since`` are not reused, and never by ranks. ConcurrentWriterError if another process
+        runs the trial or the experiment.
         """
         since = float("inf") if self.ranks is not None else since
-        asked = min(await self._context.confirm(store, since), await self.keeper.file.confirm(store, since))
-        if self.ranks is not None and not self.ranks.leads:
-            await self.ranks.check(store)
-        return asked
+        more = [self.ranks.check] if self.ranks is not None and not self.ranks.leads else []
+        return await self.keeper.confirm(store, since, more)
 
     async def wait_for_predecessor(self) -> None:
         """Wait until no request of the process that ran the trial before can be in flight."""

@@ -30,6 +30,7 @@ from asyncsync.events import Progress
 from asyncsync.planning.crc32c import crc32c_of_pieces
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
+from asyncsync.planning.segments import SEGMENTS
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import parents, prefixes_with
 from asyncsync.report import SyncReport
@@ -228,7 +229,7 @@ class _Copy:
                 f"{places.source_uri(missing[0])} is missing, although a manifest names it, and {len(missing) - 1} "
                 f"more. asyncsync verify {places.source_uri('')} lists them"
             )
-        documents = [path for path in objects if META_DIR in path.split("/") and not path.endswith(MANIFEST)]
+        documents = [path for path in objects if META_DIR in path.split("/") and not _is_of_a_manifest(path)]
         return _Plan(manifests, entries, files, sorted(documents, key=_document_order))
 
     async def _look_at_target(self, plan: _Plan) -> None:
@@ -436,6 +437,11 @@ def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[s
     if META_DIR in path.split("/"):
         return False
     return path in entries or not any(prefix in manifests for prefix in parents(path))
+
+
+def _is_of_a_manifest(path: str) -> bool:
+    """A manifest or a segment of one: manifests are written anew, as one document."""
+    return path.endswith(MANIFEST) or f"/{SEGMENTS}" in f"/{path}"
 
 
 def _document_order(path: str) -> tuple[int, str]:

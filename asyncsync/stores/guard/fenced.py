@@ -3,8 +3,8 @@
 A process that was stopped for a while may have a successor by now. So each attempt of a write needs a lease: the
 store confirmed less than ``LEASE_SECONDS`` ago that this process is the writer, on a clock that keeps running while
 the process is stopped. The lease is checked when the attempt begins, when the first byte of a body is handed to the
-socket, and before its last piece. A confirmation that another view or the write of a record got shortly before the pass
-counts too.
+socket, and before its last piece. A confirmation that another view or the write of a record got before the pass counts
+too, as long as it is valid.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ LEASE_OUTLIVED = LEASE_SECONDS + 5.0
 LEASE_RENEWAL_AGE = 5.0
 """Age in seconds from which a body that is still being sent renews the lease."""
 
-LEASE_HEAD_START = 1.0
-"""A confirmation up to so many seconds older than the pass counts for it."""
+LEASE_HEAD_START = LEASE_SECONDS - 0.5
+"""A confirmation up to so many seconds older than the pass counts for it: what is left suffices to begin its writes."""
+
+LEASE_RENEWED_AGE = 1.0
+"""Seconds for which :meth:`FencedView.confirm_again` spares :meth:`FencedView.renew_lease` a question."""
 
 Fence = Callable[[Store, float], Awaitable[float]]
 """Reads the current writer from the store. Returns the time of the request by :func:`asyncsync.runtime.lease_time`;
@@ -46,6 +49,8 @@ class FencedView(GuardedView):
         self._asker = GuardedView(store.core, lane, owner, slots=False)
         self._asking = asyncio.Lock()
         self._confirmed, self._not_before = float("-inf"), self._now() - LEASE_HEAD_START
+        self._renewed = float("-inf")
+        """When :meth:`confirm_again` asked."""
         self._failures = 0
         """How often the fence failed."""
         self._last_failure: StoreError | None = None
@@ -55,7 +60,14 @@ class FencedView(GuardedView):
         return self
 
     def renew_lease(self) -> None:
-        self._confirmed, self._not_before = float("-inf"), self._now()
+        now = self._now()
+        if now - self._renewed >= LEASE_RENEWED_AGE:
+            self._confirmed, self._not_before = float("-inf"), now
+
+    async def confirm_again(self) -> None:
+        await self._confirm(LEASE_SECONDS)
+        await self._confirm(0.0)
+        self._renewed = self._confirmed
 
     def check(self) -> None:
         """LeaseExpiredError if the last confirmation is too old. Plain call, from any thread."""

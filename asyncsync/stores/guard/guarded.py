@@ -99,7 +99,12 @@ class GuardedView(WrappedStore):
         return self._core.budget.share(self.lane)
 
     def renew_lease(self) -> None:
-        """Confirm the lease again before the next write, however recent the last confirmation. No lease: nothing."""
+        """Confirm the lease again before the next write, however recent the last confirmation, unless
+        :meth:`confirm_again` did so within the last second. No lease: nothing."""
+
+    async def confirm_again(self) -> None:
+        """Confirm the lease once more while the first writes are in flight: far away, the question costs no time there.
+        Raises the errors of the fence. No lease: nothing."""
 
     async def close(self) -> None:
         """Nothing to free: the store belongs to the :class:`GuardedStore`."""

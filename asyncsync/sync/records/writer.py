@@ -95,6 +95,11 @@ class RecordFile:
         return self.version != MISSING
 
     @property
+    def unsure(self) -> bool:
+        """Whether the outcome of the last write is unknown. The next :meth:`confirm` writes then."""
+        return self._unsure
+
+    @property
     def lost(self) -> bool:
         """Whether another process writes the record now."""
         return self._lost

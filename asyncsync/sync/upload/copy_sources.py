@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from asyncsync.errors import AsyncsyncError, DamagedError
@@ -50,7 +51,8 @@ class CopySources:
     def remember(self, prefix: str, files: Mapping[str, FileEntry]) -> None:
         """The store holds exactly ``files`` below ``prefix``."""
         self.forget(prefix)
-        found = [Candidate(prefix + path, entry) for path, entry in files.items() if entry.size >= LEAST_COPIED_SIZE]
+        large = (Candidate(prefix + path, entry) for path, entry in files.items() if entry.size >= LEAST_COPIED_SIZE)
+        found = list(islice(large, MOST_REMEMBERED_FILES + 1))
         if not found or len(found) > MOST_REMEMBERED_FILES:
             return
         self._trees[prefix] = found

@@ -344,7 +344,7 @@ class LargeFile:
                 entry = self._entry(file, crc, part_size, digests, info.version)
                 self._uploads.file_sent(key, entry)
                 return entry
-        self._uploads.files_named([key])
+        self._uploads.file_named(key)
         return None
 
     @staticmethod

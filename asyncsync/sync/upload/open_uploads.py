@@ -6,7 +6,7 @@ Plain calls write to the journal before anything else is awaited. A crash theref
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -77,11 +77,15 @@ class OpenUploads:
         self._sent[key] = entry
         self._journal.file_sent(self._uri, key, entry.line())
 
-    def files_named(self, keys: Iterable[str]) -> None:
-        """Forget files that a manifest names now, or that are no longer in the store."""
-        for key in keys:
-            if self._sent.pop(key, None) is not None:
-                self._journal.file_named(self._uri, key)
+    def files_named(self, prefix: str, paths: Container[str]) -> None:
+        """Forget the files below ``prefix`` that a manifest names now."""
+        for key in [key for key in self._sent if key.startswith(prefix) and key[len(prefix) :] in paths]:
+            self.file_named(key)
+
+    def file_named(self, key: str) -> None:
+        """Forget a file that a manifest names now, or that is no longer in the store."""
+        if self._sent.pop(key, None) is not None:
+            self._journal.file_named(self._uri, key)
 
     def opened(self, upload: Upload, path: str, file: FileStat, part_size: int, kind: UploadKind = "multipart") -> None:
         """Record a new upload of the local file ``path``."""
@@ -185,7 +189,7 @@ class OpenUploads:
         for key in [*self._open, *self._sent]:
             if key.startswith(prefix) and not key.startswith(keep):
                 self.abandon_key(key)
-                self.files_named([key])
+                self.file_named(key)
 
     def abandon(self, upload: Upload) -> None:
         """Give up an upload: the janitor aborts it in the store."""
