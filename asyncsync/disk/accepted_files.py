@@ -15,7 +15,7 @@ from asyncsync.disk.digests import digest_range, stat_file
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.mappings import mapped_below, mapped_since
 from asyncsync.disk.scan import OWN_NAME, Rules, is_own_name, is_text, scan
-from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
+from asyncsync.errors import CheckpointIncompleteError, SourceChangedError, SyncFailedError
 from asyncsync.planning.changes import RACY_NS
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.runtime import wall_time
@@ -65,18 +65,24 @@ class Accepted:
         return identity.hexdigest()
 
     def check(self, crcs: Mapping[str, int] | None = None) -> None:
-        """Check that no file has changed. SourceChangedError or CheckpointIncompleteError names the files that have.
+        """Check that no file has changed. SourceChangedError or CheckpointIncompleteError names the files that have;
+        SyncFailedError if it cannot be seen.
 
         ``crcs``: CRC32C of the bytes sent of each file, if all of them were sent. Files that were written just before
         they were accepted, or that are written through memory, are read once more: they may have changed without a new
         mtime.
         """
-        if not self._is_same():
-            self._compare()
-        if crcs is not None:
-            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
-            if other:
-                raise self.changed(other)
+        try:
+            if not self._is_same():
+                self._compare()
+            if crcs is not None:
+                other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
+                if other:
+                    raise self.changed(other)
+        except OSError as error:
+            raise SyncFailedError(
+                f"the checkpoint {self.path!r} cannot be read: {error}", {self.path: error}
+            ) from error
 
     def _compare(self) -> None:
         now, broken = self._now()

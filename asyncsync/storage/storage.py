@@ -105,6 +105,9 @@ class Storage:
         """Prefix of a checkpoint -> its part that this process wrote last."""
         self._cleaning = asyncio.Lock()
 
+    def __repr__(self) -> str:
+        return f"<Storage {self.uri} {'closed' if self._session is None else 'open'}>"
+
     async def __aenter__(self) -> Storage:
         session = await Session.open(self.uri, self._transfer, self._options, patience=READ_PATIENCE)
         session.breaker.longest_pause = LONGEST_PROBE_PAUSE
