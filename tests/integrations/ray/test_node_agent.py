@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: run nox -s ray")
 pytestmark = pytest.mark.filterwarnings("default")
 
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RaySystemError, RayTaskError, TaskCancelledError
 
 from asyncsync import ConcurrentWriterError, NotFoundError
 from asyncsync.integrations.ray.agent import bridge, node_agent, operations
+from asyncsync.integrations.ray.agent.actor import is_draining
 from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError
 from asyncsync.integrations.ray.agent.node_agent import KnownAgents, NodeAgent, agent_name
@@ -75,6 +77,15 @@ def test_an_error_of_the_agent_is_that_of_the_storage(fake_ray):
     fake_ray["run"] = RayTaskError("run", "traceback", NotFoundError("there is nothing"))
     with pytest.raises(NotFoundError, match="there is nothing"):
         NodeAgent(Handle(), "").run(CALL)
+
+
+def test_a_head_out_of_reach_drains_no_node(monkeypatch):
+    def get_draining_nodes():
+        raise RaySystemError("the head is restarted")
+
+    state = SimpleNamespace(state=SimpleNamespace(get_draining_nodes=get_draining_nodes))
+    monkeypatch.setattr("ray._private.state", state)
+    assert is_draining("node") is False
 
 
 def test_an_attempt_that_was_replaced_hears_of_it(fake_ray):

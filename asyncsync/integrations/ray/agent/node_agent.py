@@ -116,7 +116,7 @@ class NodeAgent:
         except TaskCancelledError as error:
             raise ConcurrentWriterError(f"{request.target} is written by a later attempt: end this one") from error
         except RayTaskError as error:
-            raise error.cause from None
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except BaseException:
             ray.cancel(reference)
             raise
@@ -131,9 +131,14 @@ class NodeAgent:
 
     def end(self) -> None:
         """End the agent, if it still runs."""
+        import ray
+
         _agents.forget(self)
         pid = Presence.pid_of(self.name)
-        if pid is None or Presence.has_ended(self.name):
+        if pid is None:
+            ray.kill(self.handle)
+            return
+        if Presence.has_ended(self.name):
             return
         descriptor = os.pidfd_open(pid)
         try:
