@@ -35,6 +35,10 @@ class StoredFile(io.RawIOBase):
         self._held, self._file, self._position = held, held.value, 0
         self.name, self.size = held.value.name, held.value.size
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at byte {self._position:,}"
+        return f"<StoredFile {self.name}, {self._file.size:,} bytes, {state}>"
+
     def readable(self) -> bool:
         """True."""
         return True

@@ -28,13 +28,12 @@ from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
-from asyncsync.sync.session import Session, delete_prefix
+from asyncsync.sync.session import KEYS_PER_DELETE, Session, delete_prefix
 from asyncsync.sync.tree_manifest import Packed, TreeManifest
 from asyncsync.sync.unstorable_names import leave_out, refused_names, too_long, unstorable
 from asyncsync.sync.upload.create_only import CollisionError, Creating, Replacing
 from asyncsync.sync.upload.tree_upload import OnProgress, Tally, TreeUpload
 
-KEYS_PER_DELETE = 1000
 DELETE_REQUESTS = 4
 """Delete requests of one tree in flight."""
 MOST_PATHS_IN_ERROR = 5

@@ -210,6 +210,10 @@ class RecordKeeper:
         self._context.schedule_deletions(self.record.name, to_delete, record.nonce)
         self._being_deleted = self._being_deleted | frozenset(to_delete) or NO_NAMES
 
+    def gives_up(self, name: str) -> bool:
+        """Whether the stored record, written by this process, gives up a checkpoint of this name."""
+        return name in self._being_deleted and name not in self.stored_names
+
     def note_deleted(self, name: str) -> None:
         """The store holds nothing of this checkpoint any more."""
         self._being_deleted = self._being_deleted - {name} or NO_NAMES

@@ -174,7 +174,7 @@ class RecordFile:
         """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
-            digest = self._digest()
+            digest = self._digest() if self._prepare is None else digest  # what is prepared has no marks to adopt
         for attempts_left in reversed(range(WRITE_ATTEMPTS)):
             self._unsure = True
             self._revision += 1

@@ -1,4 +1,4 @@
-"""The agents of all nodes, for a driver: their status and their events."""
+"""The agents of all nodes, as a driver sees them: their status and their events."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from asyncsync import RunningEngine
 from asyncsync.events import Event
 from asyncsync.integrations.ray.agent.node_agent import NAMESPACE, names_of
 
-RESPONSE_SECONDS = 10.0
-"""Seconds to wait for the status of an agent; one that does not respond is left out."""
+STATUS_SECONDS = 10.0
+"""Seconds for which the status of an agent is awaited; one that does not respond is left out."""
 LOOK_SECONDS = 2.0
 """Seconds after which a listener looks for new agents."""
 
@@ -26,11 +26,11 @@ def agents(where: Mapping[str, Any]) -> list[RunningEngine]:
     For ``EngineCollector(lambda: agents(where))``, which gives their metrics to Prometheus. ``where``: the result of
     :func:`asyncsync.integrations.ray.storage`.
     """
-    statuses = [handle.status.remote() for handle in _handles(where).values()]
+    requested = [handle.status.remote() for handle in _handles(where).values()]
     found = []
-    for status in statuses:
+    for reference in requested:
         try:
-            found.append(ray.get(status, timeout=RESPONSE_SECONDS))
+            found.append(ray.get(reference, timeout=STATUS_SECONDS))
         except (RayError, GetTimeoutError):
             continue  # it has ended since, or its node is lost
     return sorted(found, key=lambda engine: engine.role)
@@ -39,8 +39,8 @@ def agents(where: Mapping[str, Any]) -> list[RunningEngine]:
 def events(where: Mapping[str, Any]) -> Iterator[Event]:
     """The events of all nodes, as they happen; ``tree`` and ``trial`` of an event are relative to the storage path.
 
-    Blocks between events and never ends; leave it at any time. For an agent that already runs, it begins with the
-    events that the agent has kept. Use it in a thread of its own.
+    Blocks between events and never ends; leave it whenever you like. Of an agent that is there already, it begins with
+    the last events that it has kept. Use it in a thread of its own.
     """
     listener = _Listener(where)
     while True:
@@ -55,7 +55,7 @@ class _Listener:
         self._next: dict[str, int] = {}
         """Agent -> number of its next event."""
         self._asked: dict[Any, tuple[str, Any]] = {}
-        """Pending call -> name and handle of the agent."""
+        """Question -> name and handle of the agent."""
 
     def hear(self) -> list[Event]:
         """The events of the agents that respond within LOOK_SECONDS."""
@@ -67,16 +67,16 @@ class _Listener:
             time.sleep(LOOK_SECONDS)
             return []
         ready, _ = ray.wait(list(self._asked), timeout=LOOK_SECONDS)
-        return [event for pending in ready for event in self._take(pending)]
+        return [event for reference in ready for event in self._take(reference)]
 
     def _ask(self, name: str, handle: Any) -> None:
         self._asked[handle.events.remote(self._next.get(name, 0))] = name, handle
 
-    def _take(self, pending: Any) -> list[Event]:
-        name, handle = self._asked.pop(pending)
+    def _take(self, reference: Any) -> list[Event]:
+        name, handle = self._asked.pop(reference)
         found: list[Event]
         try:
-            found, self._next[name] = ray.get(pending)
+            found, self._next[name] = ray.get(reference)
         except RayError:  # it has ended; a later one of that name begins anew
             self._next.pop(name, None)
             return []
