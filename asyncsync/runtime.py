@@ -139,11 +139,15 @@ class Presence:
             return name not in cls._there
         if process_identity() is not None:
             return process_ended(process)
-        here, _, which = process.rpartition(" ")
+        number = cls.pid_of(name)
+        return number is not None and _identity(number) != process
+
+    @staticmethod
+    def pid_of(name: str) -> int | None:
+        """The process ID in a name; None if it is one of another machine or container."""
+        here, _, which = name.rpartition(" ")[0].rpartition(" ")
         number, _, _ = which.partition("/")
-        if not number.isdecimal() or not here or here != _here():
-            return False
-        return _identity(int(number)) != process
+        return int(number) if number.isdecimal() and here and here == _here() else None
 
 
 def _process() -> str:

@@ -22,6 +22,7 @@ ROOMS = [
     "cli/running",
     "cli/stored",
     "integrations/ray",
+    "integrations/ray/agent",
     "testing",
     "ui",
     "blocking",

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import asyncsync
-from asyncsync import SyncConfig
+from asyncsync import SyncConfig, errors
 from asyncsync.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -119,12 +119,37 @@ def test_the_command_page_has_every_exit_code():
     assert shown == {app.DONE, app.FAILED, app.USAGE, app.DAMAGED, app.TIMEOUT, app.INTERRUPTED}
 
 
-def test_the_stores_page_has_every_s3_option():
-    options = pytest.importorskip("asyncsync.stores.s3.options")
-    text = (ROOT / "docs/stores.md").read_text()
-    shown = re.findall(r"^\| `(\w+)` \| `-", text, re.MULTILINE)
-    assert shown
-    assert set(shown) == {item.name for item in dataclasses.fields(options.S3Options)}
+def test_the_troubleshooting_page_has_every_error():
+    """What it means and what to do: three cells, none of them empty."""
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+ \| .+) \|$", text, re.MULTILINE))
+    known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert rows.keys() == known
+    assert [name for name, row in rows.items() if min(map(len, row.split(" | "))) < 10] == []
+
+
+def test_the_monitoring_page_has_every_metric():
+    prometheus = pytest.importorskip("asyncsync.integrations.prometheus")
+    text = (ROOT / "docs/monitoring.md").read_text()
+    shown = {name.removesuffix("_total") for name in re.findall(r"`(asyncsync_[a-z_]+)", text)}
+    assert shown == {metric.name for metric in prometheus.EngineCollector(list).describe()}
+
+
+@pytest.mark.parametrize(
+    ("heading", "module", "name"),
+    [
+        ("S3", "s3", "S3Options"),
+        ("Google Cloud Storage", "gcs", "GcsOptions"),
+        ("Azure Blob Storage", "azure", "AzureOptions"),
+    ],
+)
+def test_the_stores_page_has_every_option(heading, module, name):
+    options = getattr(pytest.importorskip(f"asyncsync.stores.{module}.options"), name)
+    section = (ROOT / "docs/stores.md").read_text().partition(f"## {heading}\n")[2]
+    table = section.partition("| `storage_options` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {
+        item.name for item in dataclasses.fields(options)
+    }
 
 
 def test_the_reference_has_every_public_name():
@@ -133,6 +158,12 @@ def test_the_reference_has_every_public_name():
     names = {name: getattr(getattr(asyncsync, name), "__module__", "") for name in asyncsync.__all__}
     missing = {name for name, module in names.items() if not {f"asyncsync.{name}", module} & shown}
     assert missing == {"__version__"}
+
+
+def test_the_reference_names_everything_without_await():
+    text = (ROOT / "docs/configuration.md").read_text().partition("## Without await\n")[2].partition("```")[0]
+    own = {name for name in asyncsync.blocking.__all__ if not name.startswith(("Blocking", "Stored"))}
+    assert own <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_ray_page_has_every_field_of_syncconfig():

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from asyncsync.aio.held_context import HeldContext
@@ -173,9 +174,12 @@ class BlockingExperiment:
         *,
         storage_options: Mapping[str, object] | None = None,
         transfer: TransferConfig = DEFAULT_TRANSFER,
+        on_partial: Callable[[BlockingExperiment], None] | None = None,
     ) -> BlockingExperiment:
-        """See :meth:`asyncsync.Experiment.open`."""
-        return cls(run_to_end(Experiment.open, uri, storage_options=storage_options, transfer=transfer))
+        """See :meth:`asyncsync.Experiment.open`; ``on_partial`` is called on the event loop."""
+        hear = None if on_partial is None else lambda found: on_partial(cls(found))
+        opening = partial(Experiment.open, uri, storage_options=storage_options, transfer=transfer, on_partial=hear)
+        return cls(run_to_end(opening))
 
     def __repr__(self) -> str:
         return repr(self._experiment).replace("Experiment", "BlockingExperiment", 1)

@@ -80,7 +80,7 @@ async def ls(
 async def _contents(
     uri: str, settings: Settings, *, files: bool
 ) -> Experiment | TrialView | Manifest | Sequence[ExperimentSummary | StoredObject]:
-    """What asyncsync has stored there; of a prefix without anything of asyncsync, its directories and objects."""
+    """The records or the manifest there; for a prefix without any, its directories and objects."""
     where: dict[str, Any] = {"storage_options": settings.storage_options, "transfer": settings.transfer}
     try:
         return await contents_of(uri, files=files, **where)

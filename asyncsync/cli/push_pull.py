@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -203,24 +204,17 @@ async def pull(
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"invalid --timeout {timeout:g}: must be more than 0 seconds")
     uri = resolve_url(url)
+    where = {"transfer": settings.transfer, "storage_options": settings.storage_options}
+    chosen: dict[str, Any] = {"exact": exact, "include": include or None, "exclude": exclude or None, **where}
     if dry_run:
-        return await _plan_pull(output, settings, uri, local, exact=exact, include=include, exclude=exclude)
+        return await _plan_pull(output, uri, local, chosen)
     with output.meter("fetching") as meter:
         output.at_interrupt = lambda: (
             f"{local} is not complete: fetched {meter.text()}. Run the same command again to resume"
         )
         try:
             async with asyncio.timeout(timeout) as limit:
-                report = await fetch(
-                    uri,
-                    local,
-                    transfer=settings.transfer,
-                    storage_options=settings.storage_options,
-                    on_progress=meter.update,
-                    exact=exact,
-                    include=include or None,
-                    exclude=exclude or None,
-                )
+                report = await fetch(uri, local, on_progress=meter.update, **chosen)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -234,25 +228,9 @@ async def pull(
     return DONE
 
 
-async def _plan_pull(
-    output: Output,
-    settings: Settings,
-    uri: str,
-    local: Path,
-    *,
-    exact: bool,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-) -> int:
-    plan = await plan_pull(
-        uri,
-        local,
-        transfer=settings.transfer,
-        storage_options=settings.storage_options,
-        exact=exact,
-        include=include or None,
-        exclude=exclude or None,
-    )
+async def _plan_pull(output: Output, uri: str, local: Path, chosen: Mapping[str, Any]) -> int:
+    """``chosen``: the options of the pull."""
+    plan = await plan_pull(uri, local, **chosen)
     rows = [("fetch", size_text(size), path) for path, size in plan.fetch.items()]
     output.table(("action", "size", "path"), [*rows, *(("remove", "-", path) for path in plan.remove)])
     output.line(

@@ -25,6 +25,8 @@ from asyncsync.errors import EngineClosedError
 from asyncsync.runtime import token, wall_time
 
 T = TypeVar("T")
+DELAY = 0.1
+"""Seconds for which a row may wait for others, see :meth:`Journal._record`."""
 _PUT = {table: put(table) for table in TABLES}
 
 
@@ -124,6 +126,7 @@ class Journal:
         self._executor: ThreadPoolExecutor | None = None
         self._queue: deque[Row] = deque()
         self._writing = False
+        self._later: asyncio.TimerHandle | None = None
         self._crash: BaseException | None = None
         self._process = os.getpid()
 
@@ -151,6 +154,8 @@ class Journal:
         database = self._database
         if database is None or os.getpid() != self._process:
             return  # thread and connection are the parent's
+        if self._later is not None:
+            self._later.cancel()
         self._database = None
         open_ = [database]
 
@@ -208,7 +213,7 @@ class Journal:
     def forget_tree(self, tree: str) -> None:
         """Forget the manifest of ``tree``."""
         for table in ("trees", "segments"):
-            self._record(f"DELETE FROM {table} WHERE tree = ?", _blob(tree))  # noqa: S608
+            self._record(f"DELETE FROM {table} WHERE tree = ?", _blob(tree), soon=False)  # noqa: S608
 
     async def load_tree(self, tree: str) -> TreeState:
         """The last saved manifest."""
@@ -296,7 +301,7 @@ class Journal:
 
     def checkpoint_closed(self, uri: str, trial: str, name: str) -> None:
         """Forget a checkpoint: it is durable, or given up."""
-        self._record("DELETE FROM checkpoints WHERE (uri, trial, name) = (?, ?, ?)", uri, trial, name)
+        self._record("DELETE FROM checkpoints WHERE (uri, trial, name) = (?, ?, ?)", uri, trial, name, soon=False)
 
     async def pending_checkpoints(self, uri: str) -> list[PendingCheckpoint]:
         """Checkpoints that are accepted and not closed, oldest first."""
@@ -314,13 +319,22 @@ class Journal:
     def _put(self, table: str, *values: Any) -> None:
         self._record(_PUT[table], *values)
 
-    def _record(self, statement: str, *parameters: Any) -> None:
+    def _record(self, statement: str, *parameters: Any, soon: bool = True) -> None:
+        """Queue a row for the thread. Unless ``soon``, it waits up to DELAY seconds for other rows, to be written with
+        them: right for a row that says only that nothing is left to do, which the next process also finds out."""
         database = self._opened()
         self._queue.append((statement, parameters))
         if self._executor is None:
             self._drain(database)
-        elif not self._writing:
+        elif not self._writing and soon:
             self._write_behind(database)
+        elif not self._writing and self._later is None:
+            self._later = asyncio.get_running_loop().call_later(DELAY, self._write_delayed)
+
+    def _write_delayed(self) -> None:
+        self._later = None
+        if self._queue and not self._writing and self._database is not None:
+            self._write_behind(self._database)
 
     def _write_behind(self, database: Database) -> None:
         self._writing = True

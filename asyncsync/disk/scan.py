@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -36,7 +36,7 @@ class Rules:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     symlinks: Literal["inside", "follow", "skip"] = "inside"
-    skip: frozenset[str] = frozenset()
+    skip: Collection[str] = frozenset()
     only: tuple[str, ...] | None = None
     """Only these files, by relative path; nothing else is visited."""
     always: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snaps
     if rules.only is not None:
         walk.only(rules.only)
         return walk.found
-    walk.everything(_above(root, all_the_way=rules.whole))
+    walk.everything()
     return walk.found
 
 
@@ -123,7 +123,6 @@ class _Scan:
     def __init__(self, root: str, rules: Rules, same: Same) -> None:
         self.found = Snapshot()
         self._root, self._rules, self._same = root, rules, same
-        self._real_root = os.path.realpath(root)
         self._include = compile_patterns(rules.include) if rules.include else None
         self._exclude = compile_patterns(rules.exclude) if rules.exclude else None
         self._ready = [(compile_patterns([pattern]), markers) for pattern, markers in rules.ready]
@@ -144,10 +143,10 @@ class _Scan:
             else:
                 self.found.refused.append(name)
 
-    def everything(self, above: set[tuple[int, int]]) -> None:
-        """Visit the root and everything below it, without recursion: trees may be deeper than Python's stack.
-        ``above``: the directories on the way to the present one."""
+    def everything(self) -> None:
+        """Visit the root and everything below it, without recursion: trees may be deeper than Python's stack."""
         left = self._again("")
+        above = _above(self._root, all_the_way=self._rules.whole) if left else set()  # on the way to the present one
         while left:
             path, here, before = left.pop()
             if before is not None:
@@ -339,7 +338,8 @@ class _Scan:
             self.found.warnings.append(f"{path}: skipped, {why}")
 
     def _inside(self, target: str) -> bool:
-        return target == self._real_root or target.startswith(self._real_root + os.sep)
+        root = os.path.realpath(self._root)
+        return target == root or target.startswith(root + os.sep)
 
 
 def _again(look: Callable[[str], T], path: str) -> T:

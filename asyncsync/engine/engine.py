@@ -21,7 +21,7 @@ from asyncsync.engine.durable_callback import DurableCallback
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
-from asyncsync.engine.status import engine_status
+from asyncsync.engine.status import Statuses
 from asyncsync.engine.status_file import StatusFile
 from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
@@ -112,6 +112,7 @@ class SyncEngine:
         self._entered = False
         self._exit = _ExitHook(self, self._context)
         self._registry: Registry | None = None
+        self._statuses: Statuses | None = None
         self._own_files: OwnFiles | None = None
         self._callback: DurableCallback | None = None
         self._trials: dict[str, Trial] = {}
@@ -196,6 +197,7 @@ class SyncEngine:
             context.warn(EXPERIMENT_KEY, limits)
         before = self._predecessor
         registry = self._registry = Registry(context, self._presence.name, before, resume=self._resume)
+        statuses = self._statuses = Statuses(context, registry.trials)
         if self._resume and role.leads:
             registry.add_stored(*await read_trials(store))
         if self._resume and role.is_driver:
@@ -212,7 +214,7 @@ class SyncEngine:
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
-        self._status_file = StatusFile(context, self._presence.name, self.status)
+        self._status_file = StatusFile(context, self._presence.name, statuses.take_worst)
         status = self._status_file.run(context.run.sync_config.heartbeat_seconds)
         self._tasks.append(self._group.create_task(status, name="asyncsync status"))
         log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)
@@ -309,7 +311,9 @@ class SyncEngine:
     def status(self) -> EngineStatus:
         """The current state: durability lag (seconds) and bytes at risk of each trial, and the queues. Raises
         EngineClosedError outside the block."""
-        return engine_status(self._context, self._open_registry.trials)
+        if self._statuses is None:
+            raise EngineClosedError(NOT_RUNNING)
+        return self._statuses.take()
 
     async def sync(self) -> None:
         """Sync the experiment and every trial now, and wait for the end. Raises SyncFailedError, which names the trees

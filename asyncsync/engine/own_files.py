@@ -59,6 +59,10 @@ class OwnFiles:
                 log.info("a heartbeat failed, the next one follows in %.0f s: %s", period, error)
                 await asyncio.sleep(period)
 
+    def has_nothing_to_sync(self) -> bool:
+        """Never known: the files are the user's."""
+        return False
+
     def progress(self) -> str:
         """The progress of the running or last sync, for people."""
         return self._tree.progress()

@@ -53,7 +53,7 @@ async def open_record(
     elif resume:
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
         record.nonce = driver.nonce if driver is not None else ""
-    return record, RecordFile(EXPERIMENT_RECORD, record.encode, version), predecessor
+    return record, RecordFile(EXPERIMENT_RECORD, record, version, prepare=record.make_text), predecessor
 
 
 async def _find_stored(store: Store, run: RunConfig, *, resume: bool) -> tuple[ExperimentRecord, str] | None:

@@ -46,11 +46,12 @@ def status_directory() -> Path:
 class StatusFile:
     """Writes the status of one engine until it is removed.
 
-    ``name``: of the engine's :class:`asyncsync.runtime.Presence`. A file of an ended engine of the same experiment,
+    ``name``: of the engine's :class:`asyncsync.runtime.Presence`. ``take`` returns the status with at most so many
+    trials, and the number of all. A file of an ended engine of the same experiment,
     directory and rank is replaced. If the disk refuses a write, that is logged once and nothing more is written.
     """
 
-    def __init__(self, context: EngineContext, name: str, take: Callable[[], EngineStatus]) -> None:
+    def __init__(self, context: EngineContext, name: str, take: Callable[[int], tuple[EngineStatus, int]]) -> None:
         self._context, self._take = context, take
         self._head = {
             "format": STATUS_FORMAT,
@@ -90,10 +91,9 @@ class StatusFile:
             self._path.unlink()
 
     def _document(self) -> bytes:
-        status = self._take()
-        worst = sorted(status.trials.values(), key=lambda trial: -trial.durability_lag)[:TRIALS_WRITTEN]
-        shown = replace(status, trials={trial.name: replace(trial, metrics={}) for trial in worst})
-        document = {**self._head, "written": wall_time(), "trials": len(status.trials), "status": asdict(shown)}
+        status, trials = self._take(TRIALS_WRITTEN)
+        shown = replace(status, trials={name: replace(trial, metrics={}) for name, trial in status.trials.items()})
+        document = {**self._head, "written": wall_time(), "trials": trials, "status": asdict(shown)}
         return json.dumps(document, separators=(",", ":")).encode()
 
     def _prepare(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.config import UploadMode, check_name
 from asyncsync.disk.results import OWN_FILES, as_json
 from asyncsync.disk.scan import is_own_name
-from asyncsync.engine.pinning import retire, set_pinned
+from asyncsync.engine.retire_pin import retire, set_pinned
 from asyncsync.engine.trial_restore import latest, restore_latest
 from asyncsync.engine.trials.acceptance import ReportAcceptance, ReportRequest
 from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
@@ -246,6 +246,7 @@ class Trial:
         self._context.note_status(self.name, status)
         await self.sync()
         self._context.scheduler.remove(state.key)
+        state.put_away()
         state.raise_failures()
 
 

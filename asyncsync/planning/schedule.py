@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -46,6 +47,8 @@ class Schedule(Generic[K]):
     _entries: dict[K, _Entry] = field(default_factory=dict)
     _heap: list[tuple[float, int, K]] = field(default_factory=list)
     _tickets: int = 0
+    _failed: dict[K, None] = field(default_factory=dict)
+    """Trees whose last sync failed."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,6 +65,7 @@ class Schedule(Generic[K]):
     def remove(self, key: K) -> None:
         """Remove a tree; a running sync of it continues."""
         self._entries.pop(key, None)
+        self._failed.pop(key, None)
 
     def request(self, key: K, now: float, *, force: bool = False) -> None:
         """Request a sync: at once if ``force``, otherwise as soon as the period allows."""
@@ -92,7 +96,7 @@ class Schedule(Generic[K]):
         if entry is None:
             return
         entry.running = False
-        entry.failures = 0 if ok else entry.failures + 1
+        self._count(key, entry, ok=ok)
         times = []
         if entry.wanted:
             times.append(now if entry.forced else max(now, entry.last_start + entry.period))
@@ -103,6 +107,13 @@ class Schedule(Generic[K]):
         entry.wanted = False
         if times:
             self._set(key, entry, max(now, min(times)))
+
+    def _count(self, key: K, entry: _Entry, *, ok: bool) -> None:
+        entry.failures = 0 if ok else entry.failures + 1
+        if not ok:
+            self._failed[key] = None
+        elif self._failed:
+            self._failed.pop(key, None)
 
     def backoff(self, key: K) -> float:
         """Seconds until a failed tree is retried."""
@@ -115,13 +126,19 @@ class Schedule(Generic[K]):
         if entry.due is not None and when < entry.due:
             self._set(key, entry, when)
 
-    def forgive(self) -> list[K]:
-        """Reset all counts of failures, those of running syncs too, because the store is reachable again. Returns the
-        trees that back off."""
-        waiting = [key for key, entry in self._entries.items() if entry.failures and entry.due is not None]
-        for entry in self._entries.values():
-            entry.failures = 0
-        return waiting
+    @property
+    def failed(self) -> int:
+        """Number of trees whose last sync failed."""
+        return len(self._failed)
+
+    def forgive(self, most: int) -> list[K]:
+        """Reset the counts of failures of up to ``most`` trees, running ones too, because the store is reachable again.
+        Returns those of them that back off."""
+        keys = list(islice(self._failed, most))
+        for key in keys:
+            self._entries[key].failures = 0
+            del self._failed[key]
+        return [key for key in keys if self._entries[key].due is not None]
 
     def next_time(self) -> float | None:
         """When the next tree is due."""

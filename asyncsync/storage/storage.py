@@ -32,6 +32,7 @@ from asyncsync.errors import (
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
 from asyncsync.remote.current_tree import download_current
 from asyncsync.report import SyncReport
+from asyncsync.status import EngineStatus
 from asyncsync.storage import entries, shared
 from asyncsync.storage.entries import StoredEntry
 from asyncsync.storage.shared import CheckpointUpload, Writer
@@ -41,7 +42,7 @@ from asyncsync.stores.read import list_all, uri_of
 from asyncsync.sync.download.tree_download import download_tree
 from asyncsync.sync.janitor import clean_up
 from asyncsync.sync.records.manifests import find_manifest, get_manifest
-from asyncsync.sync.session import READ_PATIENCE, Session
+from asyncsync.sync.session import READ_PATIENCE, Session, session_status
 from asyncsync.sync.tree import Tree, TreeOptions
 
 RETRY_TIME = 1800.0
@@ -49,6 +50,8 @@ RETRY_TIME = 1800.0
 FILES_IN_PARALLEL = 16
 LONGEST_PROBE_PAUSE = 4.0
 """Seconds between two tests whether an unavailable store is back: a training loop waits for it."""
+MOST_TREES = 1000
+"""Synced directories whose state is remembered; the one that was synced longest ago is forgotten first."""
 MOST_PARTS = 16
 """Parts of checkpoints that may still be amended."""
 CONFLICTS = 3
@@ -194,7 +197,9 @@ class Storage:
         """
         rules = Rules(exclude=tuple(exclude), symlinks="follow" if links else "inside")
         key = (os.path.abspath(local), f"{path}/" if path else "")
-        opened = self._trees.get(key) or self._add_tree(key, rules)
+        opened = self._trees.pop(key, None) or self._new_opened_tree(key, rules)
+        self._trees[key] = opened  # the newest
+        self._forget_trees()
         async with opened.lock:
             opened.rules[0] = rules
             for _ in range(CONFLICTS):
@@ -325,6 +330,14 @@ class Storage:
         prefix = f"{path}/" if path else ""
         await self._summaries.save_experiment(self._view(Lane.RECORD), prefix, name, status, trials, started)
 
+    def status(self) -> EngineStatus:
+        """How its requests do; it has no trials. A plain call that reads only memory."""
+        return session_status(self._open())
+
+    def prefer(self, paths: Sequence[str]) -> None:
+        """Send these checkpoints (``path/``) before all others, in this order: time is short."""
+        self._open().budget.prefer(paths)
+
     async def clean_up(self) -> int:
         """Abort the uploads that killed processes of this machine have left open; returns how many clean-ups were
         done. One that fails is retried by the next call."""
@@ -355,10 +368,16 @@ class Storage:
         give_up = time.monotonic() + self._retry_time
         return RetryHooks(lambda _: time.monotonic() < give_up, self._open().breaker.wait_to_retry)
 
-    def _add_tree(self, key: tuple[str, str], rules: Rules) -> _OpenTree:
+    def _new_opened_tree(self, key: tuple[str, str], rules: Rules) -> _OpenTree:
         current = [rules]
-        opened = self._trees[key] = _OpenTree(self._new_tree(key, current), current)
-        return opened
+        return _OpenTree(self._new_tree(key, current), current)
+
+    def _forget_trees(self) -> None:
+        while len(self._trees) > MOST_TREES:
+            key = next((key for key, opened in self._trees.items() if not opened.lock.locked()), None)
+            if key is None or key == next(reversed(self._trees)):
+                return
+            del self._trees[key]
 
     def _new_tree(self, key: tuple[str, str], rules: list[Rules]) -> Tree:
         return Tree(self._open(), *key, TreeOptions(lambda: rules[0], Lane.ARTIFACT))

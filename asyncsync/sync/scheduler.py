@@ -26,6 +26,10 @@ log = logging.getLogger("asyncsync")
 T = TypeVar("T")
 RUNNING_SYNCS = 64
 """Most syncs that run at once. Their requests share one budget, so more would only cost memory."""
+FORGIVEN_AT_ONCE = 500
+"""Trees that are scheduled anew in one turn of the event loop when the store is back."""
+SKIPPED_AT_ONCE = 50
+"""Trees with nothing to sync that are looked at in one turn of the event loop."""
 INBOX_REQUESTS = 1024
 """Most sync requests that wait for the scheduler; further callers wait."""
 
@@ -40,6 +44,9 @@ class Member(Protocol):
 
     def progress(self) -> str:
         """How much is done and what is missing, for the timeout's message."""
+
+    def has_nothing_to_sync(self) -> bool:
+        """Whether it is known without a look at the disk that a sync would find nothing."""
 
 
 def reportable(error: Exception, what: str) -> Exception:
@@ -216,11 +223,16 @@ class Scheduler:
         self.inbox.wake_up()
 
     def hurry(self) -> None:
-        """The store is reachable again: retry trees that back off soon, spread over SPREAD seconds."""
+        """The store is reachable again: retry trees that back off soon, spread over RETURN_SPREAD seconds."""
+        self._forgive(self._schedule.failed)
+
+    def _forgive(self, left: int) -> None:
         now = self._loop.time()
-        for key in self._schedule.forgive():
+        for key in self._schedule.forgive(min(left, FORGIVEN_AT_ONCE)):
             self._schedule.hasten(key, now + dice().uniform(0, RETURN_SPREAD))
         self.inbox.wake_up()
+        if left > FORGIVEN_AT_ONCE:
+            self._loop.call_soon(self._forgive, left - FORGIVEN_AT_ONCE)
 
     def cancel_running(self) -> None:
         """Cancel the running syncs."""
@@ -244,15 +256,29 @@ class Scheduler:
         return None if when is None or full else self._loop.call_at(when, self.inbox.wake_up)
 
     def _start_due(self) -> None:
+        skipped = 0
         while len(self._running) < RUNNING_SYNCS and not self._paused:
+            if skipped == SKIPPED_AT_ONCE:
+                self._loop.call_soon(self.inbox.wake_up)
+                return
             due = self._schedule.pop_due(self._loop.time())
             if due is None:
                 return
             key, forced = due
-            waiters = self._waiting.pop(key, [])
+            member, waiters = self._members[key], self._waiting.pop(key, [])
+            if not (forced or waiters) and member.has_nothing_to_sync():
+                skipped += 1
+                self._skip(key)
+                continue
             self._running[key] = self._group.create_task(
-                self._sync(self._members[key], waiters, forced=forced), name=f"sync {key or '.'}"
+                self._sync(member, waiters, forced=forced), name=f"sync {key or '.'}"
             )
+
+    def _skip(self, key: str) -> None:
+        """End a sync with nothing to do before it begins: it costs neither a task nor a look at the disk."""
+        self._emit(SyncStarted(tree=key, forced=False))
+        self._schedule.finished(key, self._loop.time(), ok=True)
+        self._succeeded(key, SyncReport(), [])
 
     async def _sync(self, member: Member, waiters: list[asyncio.Future[SyncReport]], *, forced: bool) -> None:
         self._emit(SyncStarted(tree=member.key, forced=forced))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from asyncsync.aio.tasks import run_all
@@ -17,6 +18,7 @@ from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.runtime import need_asyncio, process_id
+from asyncsync.status import EngineStatus
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane, Store
 from asyncsync.stores.guard.breaker import Breaker
@@ -213,3 +215,38 @@ async def delete_prefix(store: Store, prefix: str) -> int:
         deleted += len(keys)
         if page.token is None:
             return deleted
+
+
+def session_status(session: Session) -> EngineStatus:
+    """Status of an engine with this session that has no trials. Synchronous: it reads only memory."""
+    meter, traits = session.store.core.meter, session.store.traits
+    return EngineStatus(
+        trials={},
+        durability_lag=0.0,
+        bytes_at_risk=0,
+        syncs_running=0,
+        inbox=0,
+        requests_running=session.budget.in_use,
+        requests_waiting=session.budget.waiting,
+        request_limit=session.budget.limit,
+        store_healthy=session.store.healthy,
+        conditional_writes=traits.conditional_writes,
+        checks=traits.checks,
+        not_kept=traits.not_kept,
+        operations={name: replace(item) for name, item in meter.operations.items()},
+        errors=dict(meter.errors),
+        retries=meter.retries,
+        bytes_per_second=meter.rate(),
+        waiting_for=_waiting_for(session),
+    )
+
+
+def _waiting_for(session: Session) -> str:
+    """The reason why requests or syncs wait now; empty if nothing waits."""
+    breaker, budget = session.breaker, session.budget
+    if breaker.open:
+        seconds = asyncio.get_running_loop().time() - breaker.since
+        return f"the store, unavailable for {seconds:.0f} s: {breaker.last_error}"
+    if budget.waiting:
+        return f"{budget.waiting} requests for a slot ({budget.in_use} of {budget.limit} in flight)"
+    return f"{budget.in_use} requests for the store" if budget.in_use else ""

@@ -53,6 +53,10 @@ class _Member:
         """How much of the running or last sync is done, for people."""
         return self._tree.progress()
 
+    def has_nothing_to_sync(self) -> bool:
+        """Never known: the files are the user's."""
+        return False
+
 
 class Syncer:
     """Keeps ``local_dir`` and ``uri`` in sync; use it as ``async with Syncer(...) as syncer``.

@@ -29,7 +29,7 @@ from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import KEYS_PER_DELETE, Session, delete_prefix
-from asyncsync.sync.tree_manifest import TreeManifest
+from asyncsync.sync.tree_manifest import Packed, TreeManifest
 from asyncsync.sync.unstorable_names import leave_out, refused_names, too_long, unstorable
 from asyncsync.sync.upload.create_only import CollisionError, Creating, Replacing
 from asyncsync.sync.upload.tree_upload import OnProgress, Tally, TreeUpload
@@ -231,6 +231,18 @@ class Tree:
         """The prefix's manifest as the store has it now."""
         await self._manifest.fetch(self._store())
         return self._manifest.stored
+
+    def packed(self) -> Packed | None:
+        """All that a new object for this tree would have to know, if that is little and no pass is unfinished."""
+        return None if self._narrow or self._upload is not None else self._manifest.packed()
+
+    def unpack(self, packed: Packed) -> None:
+        """Know what another object for this tree has known."""
+        self._manifest.unpack(packed)
+
+    def forget(self) -> None:
+        """The tree is not synced any more: the journal keeps nothing of it."""
+        self._manifest.forget()
 
     def replace_info(self, info: Mapping[str, Any]) -> None:
         """Replace the info of a manifest that is not written yet."""

@@ -63,6 +63,10 @@ class Present:
 
 
 State = Unknown | FromJournal | Absent | Present
+Packed = tuple[bytes, str]
+"""A manifest that the store has, and its version."""
+MAX_PACKED_FILES = 16
+"""Files of a manifest that is kept as a document. Parsing as many takes 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,18 @@ class TreeManifest:
             self.unnamed = Manifest(entries, {SCANNED: scanned})
         else:
             self.unnamed = Manifest({**earlier.files, **entries}, earlier.info)
+
+    def packed(self) -> Packed | None:
+        """What an idle tree needs to know, if that is little: a document costs less memory than its objects."""
+        if not isinstance(self.state, Present) or self.is_outdated or self.stored is None:
+            return None
+        if len(self.stored.files) > MAX_PACKED_FILES:
+            return None
+        return self.stored.to_bytes(), self.state.version
+
+    def unpack(self, packed: Packed) -> None:
+        """Know what another object for the same tree has known."""
+        self.stored, self.state = Manifest.from_bytes(packed[0]), Present(packed[1])
 
     async def load(self, store: Store) -> None:
         """Know the last manifest: from memory, else from the journal, else from the store."""

@@ -1,10 +1,10 @@
-"""Who may talk to the page's server: only who knows the token in its address, from this machine, under its own name.
+"""Access to the page's server: only with the token in its address, from this machine, under its own name.
 
 1. The Host header is that of this server: a page of another site that lets its name point here is refused.
 2. The address begins with the token. It is compared in constant time; a wrong one is a missing page.
 3. A POST also carries this server's own Origin: a form or script of another site is refused.
 
-Every response forbids scripts and styles of anyone else, framing, caching, and telling the address to other sites.
+Every response forbids scripts and styles of anyone else, framing, caching, and sending the address to other sites.
 """
 
 from __future__ import annotations

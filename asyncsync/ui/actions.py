@@ -1,4 +1,4 @@
-"""What the page can do to the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
+"""The actions of the page on the store: verify, pin and retire a checkpoint. Only if the server allows changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON documents made from the records and status files. Pure.
+"""The content of the page, as JSON documents made from the records and status files. Pure.
 
 Texts stay as they are, whatever they contain: the page writes them as text, never as markup. JSON has no NaN and no
 infinity: they travel as the texts ``NaN``, ``Infinity`` and ``-Infinity``.
@@ -73,9 +73,9 @@ def experiment_document(experiment: Experiment | None) -> dict[str, Any]:
 def live_document(
     experiment: Experiment | None, engines: Sequence[RunningEngine], reading: Reading, now: float
 ) -> dict[str, Any]:
-    """What changes from second to second."""
+    """The part that changes every second."""
     verdict = verdict_of(experiment, engines, reading, now)
-    risk = AtRisk.of([engine for engine in engines if engine.alive], now)
+    risk = AtRisk.of(holders(experiment, engines), now)
     trials = experiment.trials if experiment is not None else []
     return {
         "now": now,
@@ -88,6 +88,12 @@ def live_document(
         "records": sum(trial.updated > 0 or trial.status == "unreadable" for trial in trials),
         "engines": [engine_document(engine) for engine in engines],
     }
+
+
+def holders(experiment: Experiment | None, engines: Sequence[RunningEngine]) -> list[RunningEngine]:
+    """The engines that hold work: those that run; of a lost experiment the killed ones."""
+    alive = [engine for engine in engines if engine.alive]
+    return alive or (list(engines) if experiment is not None and experiment.lost else [])
 
 
 def engine_document(engine: RunningEngine) -> dict[str, Any]:

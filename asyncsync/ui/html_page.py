@@ -18,7 +18,7 @@ from pathlib import Path
 
 from asyncsync.errors import ConfigError
 
-SCRIPTS = ("base.js", "charts.js", "table.js", "views.js", "page.js")
+SCRIPTS = ("base.js", "charts.js", "parallel.js", "table.js", "views.js", "page.js")
 EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
 """plotly adds an empty style element and inserts its rules with a function; its drawings have style attributes."""
 NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'"

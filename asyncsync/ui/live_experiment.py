@@ -76,7 +76,7 @@ class LiveExperiment:
         return b'{"live":' + as_json(self.live()["live"]) + b"," + self._table[1][1:]
 
     def live(self) -> dict[str, Any]:
-        """What a listener is told every second."""
+        """The document that a listener receives every second."""
         live = live_document(self.experiment, self.engines, self.reading, wall_time())
         return {"generation": self.generation, "allow": self.allow, "live": live}
 

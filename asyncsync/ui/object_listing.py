@@ -1,4 +1,4 @@
-"""What takes the bytes: every object of an experiment, beside what its records name. Pure."""
+"""Where the bytes are: every object of an experiment, beside what its records name. Pure."""
 
 from __future__ import annotations
 

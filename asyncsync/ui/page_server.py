@@ -32,7 +32,7 @@ async def serve(
 ) -> AsyncIterator[str]:
     """Serve the page of the experiment at ``uri`` during the block; ``async with serve(uri) as address``.
 
-    The address contains a token: whoever knows it and works on this machine sees the page. The store is first read when
+    The address contains a token: every user of this machine who knows it sees the page. The store is first read when
     the block begins, and a store that cannot be read is shown on the page.
 
     Args:

@@ -1,4 +1,4 @@
-"""What retention will remove next. Pure: the rule is :func:`asyncsync.planning.retention.to_retire`."""
+"""The checkpoints that retention will remove next. Pure: the rule is :func:`asyncsync.planning.retention.to_retire`."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class AtRisk:
-    """What the running engines of this machine hold and the store does not."""
+    """The data that the running engines of this machine hold and the store does not."""
 
     checkpoints: int
     bytes: int

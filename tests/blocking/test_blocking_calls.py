@@ -213,3 +213,11 @@ def test_an_async_report_of_a_blocking_trial(tmp_path: Path) -> None:
     handle = engine.trial("t").report({}, tmp_path / "ckpt", upload=UploadMode.ASYNC).checkpoint
     handle.durable()
     engine.close(grace=10)
+
+
+def test_an_experiment_that_is_being_opened_shows_what_is_known_so_far(tmp_path: Path) -> None:
+    experiment(tmp_path, b"data")
+    seen: list[blocking.Experiment] = []
+    whole = blocking.Experiment.open(str(tmp_path / "store/exp"), on_partial=seen.append)
+    assert [type(found) for found in seen] == [type(whole)]
+    assert [[trial.name for trial in found.trials] for found in (*seen, whole)] == [["t"], ["t"]]

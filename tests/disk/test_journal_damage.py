@@ -18,7 +18,7 @@ from asyncsync.disk.journal import Journal, OpenPart, OpenUpload, TreeState, jou
 
 URI = "s3://bucket/run"
 UPLOAD = OpenUpload(URI, "k", "id", "multipart", "/data/\udcff", 30, 1_700_000_000_000_000_000, 2**64 - 1, 16)
-ROWS = 13
+ROWS = 14
 STEP = 1009
 """Bytes between two that are damaged: prime, so that every column of every row has its turn."""
 
@@ -32,6 +32,7 @@ async def fill(path: Path) -> None:
     async with Journal.open(path) as journal:
         for number in range(8):
             journal.save_tree(f"t{number}", b"manifest %d" % number * 50, f"v{number}")
+        journal.save_segment("t0", "s", b"segment")
         journal.upload_opened(UPLOAD)
         journal.part_recorded(URI, UPLOAD, OpenPart(1, 0, 16, "e1", 7))
         journal.file_sent(URI, "s", '{"path":"s"}')
@@ -54,13 +55,16 @@ async def look(path: Path) -> int:
         assert owed in ([], [("delete", '{"prefix":"p/"}')])
         pending = [(item.name, item.payload) for item in await journal.pending_checkpoints(URI)]
         assert pending in ([], [("c", '{"number":1}')])
+        segment = await journal.load_segment("t0", "s")
+        assert segment in (None, b"segment")
         journal.save_tree("new", b"new", "v")
         assert await journal.load_tree("new") == TreeState(b"new", "v")
         assert journal.durable
         parts = sum(len(upload.parts) for upload in uploads)
     async with Journal.open(path) as journal:
         assert await journal.load_tree("new") == TreeState(b"new", "v")
-    return sum(tree.manifest is not None for tree in trees) + sum(map(len, (uploads, sent, owed, pending))) + parts
+    found = sum(tree.manifest is not None for tree in trees) + (segment is not None) + parts
+    return found + sum(map(len, (uploads, sent, owed, pending)))
 
 
 def aside(path: Path) -> list[str]:
@@ -209,7 +213,7 @@ OLD_ROWS = (
 @pytest.mark.parametrize("version", [2, 3])
 async def test_all_rows_of_an_earlier_journal_are_migrated(path, version):
     make(path, version, *OLD_ROWS)
-    assert await look(path) == ROWS
+    assert await look(path) == ROWS - 1  # none had segments
     assert aside(path) == []
 
 
@@ -246,7 +250,7 @@ async def test_a_migration_drops_damaged_rows(path):
     make(path, 3, *OLD_ROWS)
     edit(path, "UPDATE uploads SET part_size = 17")
     edit(path, "UPDATE parts SET etag = 'e2'")
-    assert await look(path) == ROWS - 2
+    assert await look(path) == ROWS - 3
     assert aside(path) == []
 
 

@@ -1,6 +1,8 @@
 """However an engine ends, every waiter gets a result or an error, and nothing is left behind."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import pytest
 from machines import Machine, names, stored, told
@@ -8,6 +10,7 @@ from onebench import Bench
 from stored import check_complete
 
 from asyncsync import CheckpointConfig, EngineClosedError, SyncConfig, UploadMode
+from asyncsync.disk.journal import journal_path
 from asyncsync.errors import AsyncsyncError
 from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.sync.records.model import ExperimentRecord
@@ -105,5 +108,51 @@ def test_a_successor_does_not_wait_for_a_predecessor_that_ended(bench: Bench) ->
             await engine.trial("t").report({})
             await engine.trial("t").finish()
         assert asyncio.get_running_loop().time() - began < 1
+
+    run_virtual(main())
+
+
+def rows() -> dict[str, int]:
+    """The rows of each table of the journal."""
+    with closing(sqlite3.connect(journal_path())) as journal:
+        tables = [name for (name,) in journal.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: journal.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+
+
+def test_a_finished_trial_has_no_row_in_the_journal_and_its_checkpoints_are_at_hand(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
+            trial = engine.trial("t", params={"rate": 1})
+            for _ in range(2):
+                await trial.report({"loss": 1.0}, checkpoint=bench.checkpoint())
+            await trial.finish()
+            await asyncio.sleep(10)  # the row that says so waits for others
+            assert rows()["trees"] == 1  # the experiment's own files
+            assert rows()["checkpoints"] == 0
+            await trial.pin("checkpoint_000000")
+            found = await trial.restore(bench.tmp_path / "found")
+            assert found.checkpoint.name == "checkpoint_000001"
+            await trial.retire("checkpoint_000001")
+            await asyncio.sleep(50)
+            assert bench.keys("checkpoint_000001/weights") == []
+            assert trial.status == engine.status().trials["t"].status == "finished"
+        check_complete(bench.store.contents)
+
+    run_virtual(main())
+
+
+def test_a_finished_trial_that_is_resumed_sends_only_what_is_new(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.engine() as engine:
+            await engine.trial("t", params={"rate": 1}).report({"loss": 1.0})
+            await engine.trial("t").finish()
+        before = dict(bench.store.contents)
+        bench.faults.requests.clear()
+        async with bench.engine(resume=True) as engine:
+            await engine.trial("t").sync()
+            assert bench.puts("t/result.json") == bench.puts("t/params.json") == 0
+            await engine.trial("t").report({"loss": 0.5})
+        assert bench.store.contents["t/result.json"].startswith(before["t/result.json"])
+        assert bench.puts("t/result.json") == 1
 
     run_virtual(main())

@@ -2,14 +2,22 @@
 
 import asyncio
 import gc
+import json
 import sys
 import time
 import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
 
+import pytest
 from onebench import Bench
 
-from asyncsync import SyncConfig, SyncReport
-from asyncsync.events import Event
+from asyncsync import CheckpointConfig, SyncConfig, SyncReport
+from asyncsync.disk.scan import scan as disk_scan
+from asyncsync.events import Event, SyncFinished
+from asyncsync.planning.snapshot import Snapshot
+from asyncsync.sync import tree
 from asyncsync.sync.scheduler import Scheduler
 from asyncsync.testing import run_virtual
 
@@ -42,6 +50,76 @@ def test_an_idle_trial_has_no_task_and_takes_less_than_four_kib(bench: Bench) ->
     assert size < 4096
 
 
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that were scanned."""
+    found: list[str] = []
+
+    def scan(root: str, *args: Any) -> Snapshot:
+        found.append(root)
+        return disk_scan(root, *args)
+
+    monkeypatch.setattr(tree, "scan", scan)
+    return found
+
+
+def test_an_idle_trial_that_is_due_costs_no_scan_and_has_its_events(bench: Bench, scans: list[str]) -> None:
+    async def main() -> None:
+        async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
+            await engine.trial("t").report({"loss": 1.0})
+            await engine.sync()
+            scans.clear()
+            bench.faults.requests.clear()
+            async with aclosing(engine.events()) as events:
+                await asyncio.sleep(450)
+                ended = [event.tree async for event in first(events, 16) if isinstance(event, SyncFinished)]
+            assert ended.count("t") == 4
+            assert [root for root in scans if root.endswith("/t")] == []
+            assert bench.faults.requests == []
+            await engine.trial("t").report({"loss": 0.5})
+            await asyncio.sleep(100)
+            assert len([root for root in scans if root.endswith("/t")]) == 1
+            await engine.trial("t").sync()  # a file may have been changed by somebody else
+            assert len([root for root in scans if root.endswith("/t")]) == 2
+
+    run_virtual(main())
+
+
+def test_artifacts_of_an_idle_trial_are_looked_at_each_period(bench: Bench, scans: list[str]) -> None:
+    async def main() -> None:
+        async with bench.engine(SyncConfig(sync_period=100, sync_artifacts=True)) as engine:
+            trial = engine.trial("t")
+            await engine.sync()
+            (trial.dir / "artifact").write_text("new")
+            await asyncio.sleep(150)
+            assert bench.store.contents["t/artifact"] == b"new"
+
+    run_virtual(main())
+    assert scans
+
+
+def test_a_record_that_changed_without_a_report_is_stored_when_due(bench: Bench) -> None:
+    """The deletion of a retired checkpoint ends long after the report that retired it."""
+
+    async def main() -> None:
+        keep = CheckpointConfig(num_to_keep=1)
+        async with bench.engine(SyncConfig(sync_period=100, heartbeat=None), keep) as engine:
+            trial = engine.trial("t")
+            for _ in range(2):
+                await trial.report({"loss": 1.0}, checkpoint=bench.checkpoint())
+            await trial.sync()
+            await asyncio.sleep(250)
+            assert json.loads(bench.store.contents["t/.asyncsync/trial.json"])["given_up"] == []
+            await asyncio.sleep(100)
+
+    run_virtual(main())
+
+
+async def first(events: AsyncIterator[Event], count: int) -> AsyncIterator[Event]:
+    for _ in range(count):
+        yield await anext(events)
+
+
 class Nothing:
     """A tree with nothing to do."""
 
@@ -55,6 +133,9 @@ class Nothing:
 
     def progress(self) -> str:
         return ""
+
+    def has_nothing_to_sync(self) -> bool:
+        return False
 
 
 def test_every_tree_of_thousands_is_synced_each_period_and_only_then() -> None:

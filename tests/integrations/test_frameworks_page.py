@@ -1,4 +1,4 @@
-"""The programs of docs/frameworks.md run."""
+"""The programs of the pages about frameworks run."""
 
 import re
 import subprocess
@@ -9,13 +9,19 @@ import pytest
 import servers
 from trainings import ROOT, needs
 
-PAGE = ROOT / "docs/frameworks.md"
+PAGES = [ROOT / "docs" / name for name in ("frameworks.md", "torch.md", "ddp.md")]
 PROGRAM = re.compile(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = {match[1]: match[2] for match in PROGRAM.finditer(PAGE.read_text(encoding="utf-8"))}
+PROGRAMS = {match[1]: match[2] for page in PAGES for match in PROGRAM.finditer(page.read_text(encoding="utf-8"))}
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+TWO_RANKS = ("One rank reports", "Every rank reports")
+"""Programs that torchrun starts in two processes."""
 STORED = {
     "transformers": ("transformers", r"language/run1/checkpoint_\d+/model.safetensors"),
     "Lightning": ("lightning", r"lightning/run1/last.ckpt"),
     "torch.distributed.checkpoint": ("torch", r"sharded/run1/checkpoint_\d+/__0_0.distcp"),
+    "A training loop": ("torch", r"plain/run1/checkpoint_000002/state.pt"),
+    "One rank reports": ("torch", r"ddp/run1/checkpoint_000002/state.pt"),
+    "Every rank reports": ("torch", r"shards/run1/checkpoint_000002/shard-1-of-2.pt"),
     "Keras": ("keras", r"keras/run1/checkpoint_\d+/model.keras"),
     "Optuna": ("optuna", r"study/trial_00005/checkpoint_\d+/weights"),
     "accelerate": ("accelerate", r"accelerate/run1/checkpoint_\d+/model.safetensors"),
@@ -50,8 +56,9 @@ def test_its_program_runs_and_resumes(
         room = tmp_path / str(run)
         room.mkdir()
         (room / "program.py").write_text(PROGRAMS[name].replace("s3://my-bucket", f"s3://{bucket}"))
+        launcher = (*TORCHRUN, environment["MASTER_PORT"]) if name in TWO_RANKS else ()
         done = subprocess.run(
-            [sys.executable, "program.py"],
+            [sys.executable, *launcher, "program.py"],
             cwd=room,
             env=environment | {"ASYNCSYNC_STATE_DIR": str(room / "state")},
             capture_output=True,

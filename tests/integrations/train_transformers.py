@@ -68,7 +68,7 @@ def fine_tuning(model, settings, callbacks):
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<pad>"
     )
     args = SFTConfig(OUTPUT, bf16=False, **settings)
-    data = Table.from_dict({"input_ids": [item["input_ids"].tolist() for item in Tokens()]})
+    data = Table.from_dict({"input_ids": [item["input_ids"].tolist() for item in map(Tokens().__getitem__, range(64))]})
     adapter = LoraConfig(target_modules=["c_attn"], r=2)
     return args, SFTTrainer(
         model, args, train_dataset=data, processing_class=tokenizer, peft_config=adapter, callbacks=callbacks

@@ -165,7 +165,9 @@ def test_forgiving_failures_names_the_waiting_trees_so_they_can_hasten() -> None
                 schedule.finished(key, float(now), ok=key == "well")
     assert schedule.is_running("runs")
     assert schedule.next_time() > 80
-    assert schedule.forgive() == ["waits"]
+    assert schedule.failed == 2
+    assert schedule.forgive(10) == ["waits"]
+    assert schedule.failed == 0
     schedule.hasten("waits", 71.5)
     assert schedule.next_time() == 71.5
     schedule.hasten("waits", 300.0)
@@ -173,3 +175,15 @@ def test_forgiving_failures_names_the_waiting_trees_so_they_can_hasten() -> None
     schedule.finished("runs", 70.0, ok=False)  # it began before: its failure does not count
     assert schedule.backoff("runs") == 1.0
     assert schedule.next_time() == 71.0
+
+
+def test_failures_are_forgiven_in_portions_and_a_removed_tree_has_none() -> None:
+    schedule: Schedule[int] = Schedule()
+    for key in range(5):
+        schedule.add(key, 0.0, period=1000)
+        schedule.pop_due(0.0)
+        schedule.finished(key, 0.0, ok=False)
+    schedule.remove(1)
+    assert schedule.forgive(2) == [0, 2]
+    assert schedule.forgive(2) == [3, 4]
+    assert schedule.forgive(2) == []

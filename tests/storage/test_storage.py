@@ -344,3 +344,17 @@ async def test_it_is_used_inside_its_block_only():
     storage = Storage(URI)
     with pytest.raises(EngineClosedError):
         await storage.read("x")
+
+
+async def test_directories_that_were_not_synced_for_long_are_forgotten(monkeypatch, tmp_path):
+    monkeypatch.setattr("asyncsync.storage.storage.MOST_TREES", 2)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_bytes(b"1")
+    async with opened() as storage:
+        for path in ("a", "b", "a", "c"):
+            await storage.push(tmp_path / "source", path)
+        assert [path for _, path in storage._trees] == ["a/", "c/"]
+        before = storage.status().requests
+        await storage.push(tmp_path / "source", "a")
+        assert storage.status().requests == before
+        assert (await storage.push(tmp_path / "source", "b")).bytes_sent == 0  # its manifest says what is there

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from onebench import Bench
 
+from asyncsync import pin
 from asyncsync.ui import serve, write_report
 
 from .conftest import ATTACK, URI, wait_until_read
@@ -77,7 +78,37 @@ async def test_chosen_trials_are_compared(sweep: Bench, chromium: Any) -> None:
                 await page.get_by_label(f"Compare {name}").check()
             await page.get_by_role("link", name="Compare (2)").click()
             await page.wait_for_selector(".plot .main-svg .scatterlayer .trace >> nth=1")
-            await page.wait_for_selector(".plot.tall .parcoords, .plot.tall .main-svg, .plot.tall .note")
+            assert await page.locator(".parallel polyline").count() == 2
+
+
+async def test_a_range_on_an_axis_leaves_out_the_other_trials(sweep: Bench, chromium: Any) -> None:
+    async with serve(URI) as address:
+        await wait_until_read(address)
+        async with chromium(f"{address}#compare") as page:
+            await page.wait_for_selector(".parallel polyline")
+            place = await page.locator(".grip").first.bounding_box()
+            await page.mouse.move(place["x"] + 5, place["y"] + 1)
+            await page.mouse.down()
+            await page.mouse.move(place["x"] + 5, place["y"] + place["height"] / 4)
+            await page.mouse.up()
+            assert await page.locator(".parallel polyline.off").count() == 2
+            await page.mouse.click(place["x"] + 5, place["y"] + 5)
+            assert await page.locator(".parallel polyline.off").count() == 0
+
+
+async def test_what_the_user_does_outlives_new_data(sweep: Bench, chromium: Any) -> None:
+    """An option, the focus and an open part stay when the records are read again; the checkpoints are the new ones."""
+    async with serve(URI, allow_changes=True) as address:
+        await wait_until_read(address)
+        async with chromium(f"{address}#trial=t0") as page:
+            await page.wait_for_selector(".plot .main-svg .scatterlayer .trace")
+            await page.get_by_label("log scale").check()
+            await page.get_by_label("log scale").focus()
+            await pin(f"{URI}/t0/checkpoint_000000")
+            await page.get_by_role("button", name="Read again").dispatch_event("click")
+            await page.wait_for_selector(".mark.pinned")
+            assert await page.get_by_label("log scale").is_checked()
+            assert await page.evaluate("document.activeElement.type") == "checkbox"
 
 
 async def test_ten_thousand_trials_are_a_few_elements(many: int, chromium: Any) -> None:

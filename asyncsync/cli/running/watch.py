@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -123,49 +125,52 @@ async def watch(
     max_lag: float | None,
 ) -> int:
     """See WATCH."""
-    if not all(0 < seconds < math.inf for seconds in (period, grace, 1.0 if max_lag is None else max_lag)):
-        raise ConfigError("invalid --period, --grace or --max-lag: must be more than 0 seconds")
-    if not wait_for_directory and not os.path.isdir(local):
-        raise ConfigError(f"there is no directory {local!r} to watch; --wait-for-directory waits for it")
-    uri = resolve_url(url)
-    config = sync_config(
-        timeout=timeout, include=include, exclude=exclude, delete=delete, max_delete=max_delete, period=period
-    )
-    config = replace(config, ready=ready_rules(ready))
-    health, stop = Health(max_lag, waiting=not os.path.isdir(local)), asyncio.Event()
-    stored = asyncio.Event()
-
-    def note(event: Event) -> None:
-        """Notice a sync that stored something, also one whose caller has ended."""
-        if isinstance(event, SyncFinished) and (event.files_sent or event.bytes_copied):
-            stored.set()
-
-    syncer = Syncer(
-        local,
-        uri,
-        config,
-        transfer=settings.transfer,
-        storage_options=settings.storage_options,
-        on_event=note,
-    )
+    _check(period, grace, max_lag, needed=None if wait_for_directory else local)
+    selected: dict[str, Any] = {"include": include, "exclude": exclude, "delete": delete, "max_delete": max_delete}
+    config = replace(sync_config(timeout=timeout, period=period, **selected), ready=ready_rules(ready))
+    health, stop, stored = Health(max_lag, waiting=not os.path.isdir(local)), asyncio.Event(), asyncio.Event()
+    where: dict[str, Any] = {"transfer": settings.transfer, "storage_options": settings.storage_options}
+    syncer = Syncer(local, resolve_url(url), config, on_event=partial(_notice, stored), **where)
     output.at_interrupt = lambda: f"the last sync was interrupted; {syncer.progress()}"
     watcher = _Watcher(output, syncer, period, health, on_durable, stored)
+    with _first_interrupt(stop):
+        async with serving(health, health_host, health_port):
+            if not await _directory(output, local, until_file, stop):
+                return DONE
+            health.begin()
+            return await _watch(output, syncer, watcher, stop, until_file, grace)
+
+
+async def _watch(
+    output: Output, syncer: Syncer, watcher: _Watcher, stop: asyncio.Event, until_file: str | None, grace: float
+) -> int:
+    """Sync until ``stop``, then once more; returns the exit code."""
     try:
-        with _first_interrupt(stop):
-            async with serving(health, health_host, health_port):
-                if not await _directory(output, local, until_file, stop):
-                    return DONE
-                health.begin()
-                async with syncer:
-                    output.note(
-                        f"watching {local}: syncing to {uri} every {period:g} s; Ctrl-C syncs once more, then stops"
-                    )
-                    await watcher.run(stop, until_file)
-                    await _last_sync(output, watcher, grace)
+        async with syncer:
+            output.note(
+                f"watching {syncer.local_dir}: syncing to {syncer.uri} every {watcher.period:g} s; Ctrl-C syncs once "
+                "more, then stops"
+            )
+            await watcher.run(stop, until_file)
+            await _last_sync(output, watcher, grace)
     except _LastSyncError as error:
         output.error(error, INTERRUPTED)
         return INTERRUPTED
     return DONE
+
+
+def _check(period: float, grace: float, max_lag: float | None, *, needed: str | None) -> None:
+    """ConfigError for an invalid duration, and if the directory ``needed`` is missing."""
+    if not all(0 < seconds < math.inf for seconds in (period, grace, 1.0 if max_lag is None else max_lag)):
+        raise ConfigError("invalid --period, --grace or --max-lag: must be more than 0 seconds")
+    if needed is not None and not os.path.isdir(needed):
+        raise ConfigError(f"there is no directory {needed!r} to watch; --wait-for-directory waits for it")
+
+
+def _notice(stored: asyncio.Event, event: Event) -> None:
+    """Notice a sync that stored something, also one whose caller has ended."""
+    if isinstance(event, SyncFinished) and (event.files_sent or event.bytes_copied):
+        stored.set()
 
 
 async def _poll(path: Path, stop: asyncio.Event) -> None:
@@ -200,7 +205,7 @@ class _Watcher:
         on_durable: str | None,
         stored: asyncio.Event,
     ) -> None:
-        self._output, self._syncer, self._period = output, syncer, period
+        self._output, self._syncer, self.period = output, syncer, period
         self._health, self._on_durable = health, on_durable
         self._stored = stored
         """Set by a sync that stored something, for the next run of ``--on-durable``."""
@@ -223,7 +228,7 @@ class _Watcher:
         while True:
             started = clock.time()
             await self._sync()
-            pause = self._retry_in() if self._failures else started + self._period - clock.time()
+            pause = self._retry_in() if self._failures else started + self.period - clock.time()
             await asyncio.sleep(max(pause, 0.0))
 
     async def _sync(self) -> None:
@@ -281,7 +286,7 @@ class _Watcher:
             self._output.failure(SyncError(f"it ended with code {code}"), f"--on-durable {self._on_durable!r} failed")
 
     def _retry_in(self) -> float:
-        longest = max(LONGEST_PAUSE, self._period)
+        longest = max(LONGEST_PAUSE, self.period)
         return random.uniform(0.5, 1.0) * min(2.0 ** min(self._failures, 16), longest)  # noqa: S311 (jitter)
 
 

@@ -83,7 +83,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def unknown_settings() -> list[str]:
-    """What files and environment set and no command reads, each with the closest known name."""
+    """Settings in files and environment that no command reads, each with the closest known name."""
     found = read_files()
     given = {name for name in os.environ if name.startswith(ENV)}
     known = set(OWN_VARIABLES)

@@ -17,9 +17,9 @@ from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
 
 UI = """Show an experiment as a page in the browser, live while it runs.
 
-Why: it answers whether the work is safe now, which trial is best, and what is stored and will be kept. It reads records
-and the status of engines of this machine. It is served on 127.0.0.1 only, and its address holds a token: only who
-knows the address sees the page. It needs asyncsync[ui].
+Why: it shows whether the work is safe now, which trial is best, and which checkpoints are stored and will be kept. It
+reads records and the status of engines of this machine. It is served on 127.0.0.1 only, and its address holds a token:
+without the address nobody sees the page. It needs asyncsync[ui].
 
 \b
 Examples:
@@ -32,7 +32,7 @@ Exit codes: 1 it cannot be served, 2 usage, 130 interrupted.
 
 REPORT = """Write the page of an experiment as one file, to keep or to mail.
 
-Why: it answers whether the work is safe, which trial is best and what is stored, without a server, a network or the
+Why: it shows whether the work is safe, which trial is best and what is stored, without a server, a network or the
 store. Curves are those of the best trials by the score of the retention, else of the last updated ones. It needs
 asyncsync[ui].
 

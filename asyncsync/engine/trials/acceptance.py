@@ -142,7 +142,7 @@ class ReportAcceptance:
         if job is None:
             return None
         if job.source is not None:
-            relative = os.path.relpath(job.source.path, trial.tree.root)
+            relative = os.path.relpath(job.source.path, trial.root)
             if not relative.startswith(".."):
                 trial.reported_dirs |= {relative}
         trial.record.next_checkpoint = max(trial.record.next_checkpoint, job.number + 1)
@@ -213,7 +213,7 @@ class ReportAcceptance:
             raise ConfigError(
                 f"invalid report(name={name!r}): trial {trial.name!r} already has a checkpoint of this name"
             )
-        there = await in_thread(os.path.lexists, f"{trial.tree.root}/{name}")
+        there = await in_thread(os.path.lexists, f"{trial.root}/{name}")
         if there or await trial.tree.has_below(name):
             raise ConfigError(
                 f"invalid report(name={name!r}): trial {trial.name!r} has an artifact of this name; use another one"

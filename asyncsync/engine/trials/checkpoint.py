@@ -1,14 +1,16 @@
-"""The public classes of a checkpoint: the argument of report(), and the handle that report() returns."""
+"""The public classes of a checkpoint: the argument of report(), and the handle that report() returns; and the failures
+that the next report() raises."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from asyncsync.aio.retry import is_transient
 from asyncsync.disk.copying import copy_tree
-from asyncsync.errors import EngineClosedError
+from asyncsync.errors import EngineClosedError, SyncError, SyncFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +111,66 @@ class CheckpointHandle:
     def __repr__(self) -> str:
         state = "durable" if self.is_durable else "failed" if self.error else "pending"
         return f"<checkpoint {self.uri} {state}>"
+
+
+TOLERATED_FAILURE_SECONDS = 300.0
+"""How long (s) background syncs may keep failing with transient errors before the trial's next report() raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFailure:
+    """A failure since the last report. ``handle``: of the checkpoint that failed, None for a background sync."""
+
+    key: str
+    error: BaseException
+    handle: CheckpointHandle | None = None
+
+
+@dataclass(slots=True)
+class TrialFailures:
+    """The failures of one trial since its last report. ``trial``: its key."""
+
+    trial: str
+    _failing_since: float | None = None
+    """When the current run of failing background syncs began, on the event loop's clock."""
+    _found: list[TrialFailure] = field(default_factory=list)
+
+    def note_sync(self, error: BaseException) -> None:
+        """A background sync failed and will be retried. The next report raises the error.
+
+        A transient error is raised only after TOLERATED_FAILURE_SECONDS: a short outage of the store must not end a
+        training loop.
+        """
+        now = asyncio.get_running_loop().time()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if not is_transient(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
+            self._forget_syncs()
+            self._found.append(TrialFailure(self.trial, error))
+
+    def note_checkpoint(self, name: str, error: BaseException, handle: CheckpointHandle) -> None:
+        """A checkpoint failed for good."""
+        self._found.append(TrialFailure(f"{self.trial}/{name}", error, handle))
+
+    def sync_succeeded(self) -> None:
+        """Failures of earlier syncs are of no interest any more."""
+        self._failing_since = None
+        self._forget_syncs()
+
+    def _forget_syncs(self) -> None:
+        self._found = [failure for failure in self._found if failure.key != self.trial]
+
+    def take(self) -> dict[str, BaseException]:
+        """Failures that were not raised yet, by name. They count as raised from now on."""
+        found, self._found = self._found, []
+        return {item.key: item.error for item in found if item.handle is None or not item.handle.error_raised}
+
+    def raise_all(self) -> None:
+        """Raise the failures since the last report."""
+        found = self.take()
+        if not found:
+            return
+        error = next(iter(found.values()))
+        if len(found) == 1 and isinstance(error, SyncError):
+            raise error
+        text = "; ".join(f"{name}: {error}" for name, error in found.items())
+        raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.trial}: {text}", found)

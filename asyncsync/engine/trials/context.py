@@ -160,22 +160,25 @@ class UsedDirectories:
         self._parent = self._real_parent = ""
         """The directory that held the last trial, and its real path."""
 
-    def add_trial(self, directory: str) -> None:
-        """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs."""
-        place = real = self._real_path(directory)
+    def add_trial(self, directory: str, *, is_new: bool = False) -> None:
+        """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs.
+
+        ``is_new``: it was just made, so it is no link.
+        """
+        place = real = self._real_path(directory, is_new=is_new)
         self._trials.add(real)
         while place not in self._above:
             self._above[place] = real
             place = os.path.dirname(place)
 
-    def _real_path(self, directory: str) -> str:
+    def _real_path(self, directory: str, *, is_new: bool) -> str:
         """Trials share a parent, which is resolved once: a call of the system for each part of each path adds up."""
-        parent, name = os.path.split(directory)
-        if not name or os.path.islink(directory):
+        parent, _, name = directory.rpartition("/")
+        if not (parent and name) or (not is_new and os.path.islink(directory)):
             return os.path.realpath(directory)
         if parent != self._parent:
             self._parent, self._real_parent = parent, os.path.realpath(parent)
-        return os.path.join(self._real_parent, name)
+        return f"{self._real_parent.rstrip('/')}/{name}"
 
     def trial_within(self, real: str) -> str | None:
         """A trial's directory that is ``real`` or lies in it."""
@@ -223,6 +226,8 @@ class EngineContext:
         self.directories = UsedDirectories()
         self.recording: set[asyncio.Future[None]] = set()
         """Reports whose row is being written. The engine waits for them before it ends."""
+        self.unsettled: dict[str, None] = {}
+        """Names of the trials that may have changed since the last look at them, or are not durable."""
         self.running = False
         """True from the end of entering to the beginning of leaving."""
         self.leaving_normally = False
@@ -293,8 +298,7 @@ class EngineContext:
 
     def note_status(self, trial: str, status: str) -> None:
         """Record a trial's status in the experiment's record, which is stored at its next sync."""
-        if self.record.trials.get(trial) != status:
-            self.record.trials[trial] = status
+        if self.record.set_status(trial, status):
             self.record.updated = wall_time()
 
     def schedule_deletions(self, trial: str, names: Sequence[str], nonce: str) -> None:

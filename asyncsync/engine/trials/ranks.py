@@ -79,7 +79,7 @@ class Ranks:
         role = context.role
         self.rank, self.world_size = role.rank, role.world_size
         self.record = RankRecord(name, role.rank, role.world_size, updated=wall_time())
-        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.record.to_bytes)
+        self.file = RecordFile(f"{name}/{claim_name(role.rank)}", self.record)
         self._context, self._name = context, name
         self._resumed = self._may_join = resumed
         """Whether this rank may join a generation that rank 0 begins: from its return until a checkpoint is
@@ -178,7 +178,7 @@ class Ranks:
         return asked
 
     async def _newer_generation(self, store: Store) -> TrialRecord | None:
-        """Rank 0's record if it began a new generation that this rank is to join."""
+        """Rank 0's record if it began a new generation that this rank has to join."""
         leader = await self._read_leader(store)
         if leader is None or _generation_of(leader) == self._generation():
             return None

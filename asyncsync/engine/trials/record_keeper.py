@@ -72,14 +72,12 @@ class RecordKeeper:
         self,
         context: EngineContext,
         record: TrialRecord,
-        changed: Notification,
         version: str = MISSING,
         *,
         file: RecordFile | None = None,
     ) -> None:
-        self._context, self._changed = context, changed
-        self.record = record
-        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self._encode, version, adopt=self._adopt_marks)
+        self._context, self.record = context, record
+        self.file = file or RecordFile(f"{record.name}/{TRIAL_RECORD}", self, version)
         self.replaced_runners = NO_NAMES
         """Runners that this process replaced. Their last write of the record may still land."""
         self.retiring = NO_NAMES
@@ -91,25 +89,33 @@ class RecordKeeper:
         record is saved."""
         self.inherited_names = frozenset(record.given_up) or NO_NAMES
         """Names that an earlier process gave up: it may still be deleting their data."""
-        self._saving = LazyLock()
+        self._saving: Any = None
+        """A lock while it is used."""
+        self._changed: Any = None
         self._taken = False
         """Whether this process has saved it."""
         self._written = NOTHING_RECORDED
-        """Names in the record that was written last or is being written."""
+        """Names in the record that is being written."""
         self._being_deleted = NO_NAMES
         """Names in ``record.given_up`` whose deletion is scheduled."""
+
+    @property
+    def changed(self) -> Notification:
+        """Sent when a checkpoint ends, or its data is deleted."""
+        return Notification(self, "_changed")
 
     async def save(self) -> bool:
         """Write the record if it has changed, and return whether it was written. Then drop retired checkpoints from
         memory and schedule the deletion of those given up. Raises ConcurrentWriterError."""
-        async with self._saving:
+        async with LazyLock(self, "_saving"):
             return await self._save()
 
     async def _save(self) -> bool:
         store = self._context.session.view(Lane.RECORD, self.record.name, self._context.confirm)
         saved = await self.file.save(store)
         if self._context.role.leads:
-            self._note_stored(self._written if saved else self.recorded_names())
+            written, self._written = self._written if saved else self.recorded_names(), NOTHING_RECORDED
+            self._note_stored(written)
         self._taken = True
         return saved
 
@@ -151,7 +157,7 @@ class RecordKeeper:
         attempts_left = TAKEOVER_ATTEMPTS
         while True:
             try:
-                async with self._saving:
+                async with LazyLock(self, "_saving"):
                     return False if self._taken else await self._save()
             except ConcurrentWriterError:
                 attempts_left -= 1
@@ -172,7 +178,7 @@ class RecordKeeper:
         self.file.replace(version)
         return True
 
-    def _adopt_marks(self, stored: bytes) -> None:
+    def adopt(self, stored: bytes) -> None:
         """Take over what another process marked in the record. A checkpoint that it pinned is not retired."""
         adopt_marks(self.record, stored)
         marked = {item.name for item in self.record.checkpoints if is_marked(item)}
@@ -186,7 +192,7 @@ class RecordKeeper:
     def recorded_names(self) -> RecordedNames:
         """The names in the record as it would be written now."""
         retiring = self.retiring
-        names = frozenset(item.name for item in self.record.checkpoints if item.name not in retiring) or NO_NAMES
+        names = frozenset([item.name for item in self.record.checkpoints]) - retiring or NO_NAMES
         return RecordedNames(names, retiring, (*self.record.given_up, *sorted(retiring)))
 
     def _note_stored(self, written: RecordedNames) -> None:
@@ -197,9 +203,9 @@ class RecordKeeper:
         """
         record, self.stored_names = self.record, written.names
         self.freed_names = self.freed_names & frozenset(written.given_up) or NO_NAMES
-        retired = written.retiring if written.names <= {item.name for item in record.checkpoints} else NO_NAMES
-        record.checkpoints = [item for item in record.checkpoints if item.name not in retired]
-        record.given_up += [name for name in sorted(retired) if name not in record.given_up]
+        if written.retiring and written.names <= {item.name for item in record.checkpoints}:
+            record.checkpoints = [item for item in record.checkpoints if item.name not in written.retiring]
+            record.given_up += [name for name in sorted(written.retiring) if name not in record.given_up]
         to_delete = [name for name in written.given_up if name in record.given_up and name not in self._being_deleted]
         self._context.schedule_deletions(self.record.name, to_delete, record.nonce)
         self._being_deleted = self._being_deleted | frozenset(to_delete) or NO_NAMES
@@ -214,12 +220,12 @@ class RecordKeeper:
         if name in self.record.given_up:
             self.record.given_up.remove(name)
             self.freed_names |= {name}
-            self._changed.notify()
+            self.changed.notify()
 
     async def wait_deleted(self, name: str) -> None:
         """Wait until the data that the record gives up under this name is deleted."""
         while name in self.record.given_up:
-            await self._changed.wait()
+            await self.changed.wait()
 
     async def wait_for_other_deletions(self, name: str) -> None:
         """Wait until no other process can delete under this name any more. The stored record must not give it up now.
@@ -231,7 +237,7 @@ class RecordKeeper:
             await asyncio.sleep(LEASE_OUTLIVED)
             self.inherited_names = self.inherited_names - {name} or NO_NAMES
 
-    def _encode(self, stamp: str) -> bytes:
+    def encode(self, stamp: str) -> bytes:
         """The document to store: without the retiring checkpoints, which stay in memory until it is stored."""
         record = self.record
         if stamp:
@@ -239,4 +245,4 @@ class RecordKeeper:
         if self.retiring:
             kept = [item for item in record.checkpoints if item.name not in self.retiring]
             record = replace(record, checkpoints=kept, given_up=[*record.given_up, *sorted(self.retiring)])
-        return record.to_bytes(stamp)
+        return record.encode(stamp)

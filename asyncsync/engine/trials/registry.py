@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class Registry:
         """Trials whose record cannot be read, and the errors. Nothing is written to them."""
         self._left_behind: dict[str, list[LeftBehind]] = {}
         """Checkpoints that resume when they are reported again, by trial that was not opened yet."""
+        self._copy_origins: list[str] = []
+        """The newest checkpoints of stored trials when this process began."""
         self._resumed_unasked: set[str] = set()
         """Trials that run because of pending checkpoints, and that the user has not asked for yet."""
         context.directories.add_trial(str(state_dir()))
@@ -44,6 +48,9 @@ class Registry:
     def add_stored(self, known: dict[str, tuple[TrialRecord, str]], damaged: dict[str, DamagedError]) -> None:
         """Add the trials that are in the store."""
         self._stored, self._damaged = known, damaged
+        newest = [(record.checkpoints[-1], record.name) for record, _ in known.values() if record.checkpoints]
+        newest = nlargest(MAX_COPY_ORIGINS, newest, key=lambda item: (item[0].time, item[1]))
+        self._copy_origins = [f"{trial}/{checkpoint.name}/" for checkpoint, trial in newest]
         for name, error in damaged.items():
             message = (
                 f"trial {name!r} is not resumed, the others are: {error}. Nothing is written to it. Restore an earlier "
@@ -69,11 +76,13 @@ class Registry:
         context = self._context
         context.session.locks.take(context.lock_name(name))
         trial = self._make(name, params)
-        _make_directory(context.local_dir, name, context.role)
+        is_new = _make_directory(context.local_dir, name, context.role)
         trial.left_behind = self._left_behind.pop(name, ())
-        context.directories.add_trial(trial.tree.root)
+        context.directories.add_trial(trial.root, is_new=is_new and context.role.leads)
         self.trials[name] = trial
+        context.unsettled[name] = None
         context.note_status(name, trial.record.status)
+        self._stored.pop(name, None)  # last: a scan in a thread must know the name all the time
         context.scheduler.add(trial)
         return trial
 
@@ -141,7 +150,7 @@ class Registry:
     def rules(self) -> Rules:
         """Rules that exclude the trials' files from the experiment's own."""
         config = self._context.run.sync_config
-        skip = frozenset((*self.trials, *self._stored, *self._damaged, *self._context.record.trials))
+        skip = ChainMap[str, Any](self._context.record.trials, self._stored, self._damaged)  # copying would take long
         patterns, ready = (tuple(config.include), tuple(config.exclude)), config.ready_rules
         return Rules(*patterns, config.symlinks, skip, skip_marked=True, ready=ready)
 
@@ -152,14 +161,7 @@ class Registry:
         """
         if trial.record.checkpoints:
             return [f"{trial.key}/{trial.record.checkpoints[-1].name}/"]
-        records = [other.record for other in self.trials.values() if other.resumed]
-        records += [record for record, _ in self._stored.values()]
-        last = [
-            (record.checkpoints[-1].time, f"{record.name}/{record.checkpoints[-1].name}/")
-            for record in records
-            if record.checkpoints
-        ]
-        return [prefix for _, prefix in sorted(last, reverse=True)[:MAX_COPY_ORIGINS]]
+        return self._copy_origins
 
     def fence_of(self, key: str) -> Fence | None:
         """The fence of writes below this key; None if this process may not write there."""
@@ -182,10 +184,10 @@ class Registry:
     def note_sync_failure(self, key: str, error: BaseException) -> None:
         """A background sync failed and will be retried."""
         if key in self.trials:
-            self.trials[key].note_failure(error)
+            self.trials[key].failures.note_sync(error)
 
     def _make(self, name: str, params: Mapping[str, Any] | None) -> TrialState:
-        context, known = self._context, self._stored.pop(name, None)
+        context, known = self._context, self._stored.get(name)
         if known is None:
             resumed = self._resume and not context.role.leads
             record = new_record(context.run, context.role, self._runner, name, params)
@@ -205,14 +207,17 @@ class Registry:
         return Ranks(self._context, name, resumed=resumed) if self._context.role.world_size > 1 else None
 
 
-def _make_directory(local_dir: Path, trial: str, role: Role) -> None:
-    """Make and mark the trial's directory before it contains files. A driver that shares ``local_dir`` then does not
-    take these files for its own, even if its running scan started before this trial existed."""
-    directory = f"{local_dir}/{trial}"
+def _make_directory(local_dir: Path, trial: str, role: Role) -> bool:
+    """Make and mark the trial's directory before it contains files, and return whether it is new. A driver that shares
+    ``local_dir`` then does not take these files for its own, even if its running scan started before this trial
+    existed."""
+    directory, is_new = f"{local_dir}/{trial}", False
     try:
         os.mkdir(directory)
+        is_new = True
         os.mkdir(f"{directory}/{META_DIR}")
     except OSError:  # it exists, or its parent is missing
         os.makedirs(f"{directory}/{META_DIR}", exist_ok=True)
     if not role.leads:
         os.makedirs(local_dir / role.directory(trial), exist_ok=True)
+    return is_new

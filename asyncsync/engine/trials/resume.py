@@ -209,6 +209,20 @@ async def adopt_checkpoints(
     record.checkpoints.sort(key=by_age)
 
 
+def skip_used_numbers(record: TrialRecord, rows: list[dict[str, Any]]) -> None:
+    """Never use an iteration or a checkpoint number twice. Synchronous.
+
+    An earlier process may have used numbers, and died before the store received them.
+    """
+    for row in rows:
+        iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
+        if isinstance(iteration, int):
+            record.reports = max(record.reports, iteration)
+        match = NUMBERED.fullmatch(name) if isinstance(name, str) else None
+        if match is not None:
+            record.next_checkpoint = max(record.next_checkpoint, int(match[1]) + 1)
+
+
 def _lists(record: TrialRecord, name: str) -> bool:
     return name in record.given_up or any(item.name == name for item in record.checkpoints)
 

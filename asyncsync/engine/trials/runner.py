@@ -28,7 +28,7 @@ from asyncsync.events import (
 )
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.planning.rank_parts import NONCE
-from asyncsync.planning.retention import by_age, to_retire
+from asyncsync.planning.retention import to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import read_manifest
@@ -294,9 +294,8 @@ class CheckpointRunner:
         """List the checkpoint in the record, and leave out those that it retires in the same write. Once that is
         stored, they leave our memory and their data is deleted."""
         record, keep = trial.record, self._context.run.checkpoint_config
-        if job.name not in {item.name for item in record.checkpoints}:
-            record.checkpoints.append(record_of(job, report))
-            record.checkpoints.sort(key=by_age)  # the newest may have been uploaded first
+        if not record.lists(job.name):
+            record.add(record_of(job, report))
         job.registered = True
         score = keep.checkpoint_score_attribute, keep.checkpoint_score_order
         periodic, pinned = keep.keep_every, keep.keep_pinned

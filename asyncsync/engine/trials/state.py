@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from asyncsync.aio.lazy import LazyLock, Notification
-from asyncsync.aio.retry import RetryHooks, is_transient
+from asyncsync.aio.lazy import LazyLock
+from asyncsync.aio.retry import RetryHooks
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import existing_directories
 from asyncsync.disk.results import as_json, last_rows, write_params
 from asyncsync.disk.scan import Rules
-from asyncsync.engine.trials.checkpoint import CheckpointHandle
+from asyncsync.engine.trials.checkpoint import TrialFailures
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
-from asyncsync.engine.trials.resume import NUMBERED, adopt_checkpoints, restore_files
-from asyncsync.errors import SyncError, SyncFailedError
+from asyncsync.engine.trials.resume import adopt_checkpoints, restore_files, skip_used_numbers
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store
@@ -30,9 +29,7 @@ from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
 from asyncsync.sync.records.writer import RecordFile
 from asyncsync.sync.tree import Tree, TreeOptions
-
-TOLERATED_FAILURE_SECONDS = 300.0
-"""How long (s) background syncs may keep failing with transient errors before the trial's next report() raises."""
+from asyncsync.sync.tree_manifest import Packed
 
 
 class RankShare(Protocol):
@@ -58,28 +55,21 @@ class RankShare(Protocol):
         """Report to the other ranks that this one gives a checkpoint up."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialFailure:
-    """A failure since the last report. ``handle``: of the checkpoint that failed, None for a background sync."""
-
-    key: str
-    error: BaseException
-    handle: CheckpointHandle | None = None
-
-
 class TrialState:
     """One trial of an engine. Users see it through :class:`asyncsync.Trial`."""
 
     __slots__ = (
-        "_changed",
         "_changed_since",
         "_context",
-        "_failing_since",
         "_failures",
         "_owned",
+        "_packed",
         "_prepared",
         "_preparing",
+        "_reporting",
         "_suspended",
+        "_synced",
+        "_tree",
         "dirty_since",
         "jobs",
         "keeper",
@@ -91,9 +81,7 @@ class TrialState:
         "ranks",
         "recheck_at",
         "reported_dirs",
-        "reporting",
         "resumed",
-        "tree",
     )
 
     def __init__(
@@ -110,40 +98,43 @@ class TrialState:
         self.resumed = resumed
         self.ranks = ranks
         """Only for a trial that several processes train."""
-        self._changed = Notification()
-        """Sent when a checkpoint ends, or its data is deleted."""
         file = None if ranks is None or ranks.leads else ranks.file
-        self.keeper = RecordKeeper(context, record, self._changed, version, file=file)
-        self.tree = self._make_tree()
-        self.jobs: list[CheckpointJob] = []
+        self.keeper = RecordKeeper(context, record, version, file=file)
+        self._tree: Tree | None = None
+        self._packed: Packed | None = None
+        """What the tree knows, while the trial is idle and has none."""
+        self.jobs: tuple[CheckpointJob, ...] = ()
         """Accepted checkpoints that are not durable yet, in the order of reports."""
         self.predecessor_may_write = False
         """Whether another process that ran this trial may still be running."""
         self.recheck_at: float | None = None
-        """When that process' lease expires, on the lease's clock. Then the artifacts are compared with the store."""
+        """When its lease expires, on the lease's clock. Then the artifacts are compared with the store."""
         self.left_behind: Sequence[LeftBehind] = ()
         """Checkpoints of an earlier process that resume if their directory is reported again."""
         self._suspended: CheckpointJob | None = None
         """The checkpoint of a SYNC report that timed out while it made progress."""
-        self._failures: list[TrialFailure] = []
+        self._failures: TrialFailures | None = None
         self.last_durable: int | None = record.checkpoints[-1].number if record.checkpoints else None
         self.last_durable_time: float | None = record.checkpoints[-1].time if record.checkpoints else None
         self.dirty_since: float | None = None
         """When the first change that is not durable was made, on the event loop's clock."""
         self._changed_since: float | None = None
-        """When the first change since the start of the last sync was made, on the event loop's clock."""
-        self._failing_since: float | None = None
-        """When the current run of failing background syncs began, on the event loop's clock."""
-        self.reporting = LazyLock()
-        """Held by one report at a time."""
-        self._preparing = LazyLock()  # not `reporting`: a report may hold that while it waits for a checkpoint
-        self._prepared = self._owned = False
+        """When the first change since the start of the last sync was made, on that clock."""
+        self._reporting: Any = None
+        self._preparing: Any = None  # not `_reporting`: a report may hold that while it waits for a checkpoint
+        self._prepared = self._owned = self._synced = False
         self.reported_dirs: frozenset[str] = NO_NAMES
         """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
 
+    @property
+    def tree(self) -> Tree:
+        """The directory with its prefix. It exists only while it is needed: a trial without work has none."""
+        if self._tree is None:
+            self._tree = self._make_tree()
+        return self._tree
+
     def _make_tree(self) -> Tree:
         context = self._context
-        where = context.role.directory(self.key)
         options = TreeOptions(
             self._rules,
             Lane.ARTIFACT,
@@ -154,7 +145,21 @@ class TrialState:
             doubted=True,
             max_delete=context.run.sync_config.max_delete,
         )
-        return Tree(context.session, f"{context.local_dir}/{where}", f"{where}/", options)
+        tree = Tree(context.session, self.root, f"{context.role.directory(self.key)}/", options)
+        if self._packed is not None:
+            tree.unpack(self._packed)
+            self._packed = None
+        return tree
+
+    def _pack_tree(self) -> None:
+        """The trial has no work: keep only what its tree knows."""
+        if self._tree is not None and (packed := self._tree.packed()) is not None:
+            self._tree, self._packed = None, packed
+
+    def put_away(self) -> None:
+        """The trial has ended: keep nothing of its tree, here and in the journal."""
+        self.tree.forget()
+        self._tree = None
 
     @property
     def record(self) -> TrialRecord:
@@ -162,14 +167,29 @@ class TrialState:
         return self.keeper.record
 
     @property
+    def reporting(self) -> LazyLock:
+        """Held by one report at a time."""
+        return LazyLock(self, "_reporting")
+
+    @property
     def name(self) -> str:
         """The trial's name, unique in its experiment."""
         return self.key
 
     @property
-    def dir(self) -> Path:
+    def root(self) -> str:
         """The trial's directory on this machine. Each rank has one of its own."""
-        return Path(self.tree.root)
+        return f"{self._context.local_dir}/{self._context.role.directory(self.key)}"
+
+    @property
+    def dir(self) -> Path:
+        """The same, as Path."""
+        return Path(self.root)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether everything that was reported is in the store."""
+        return not self.jobs and self.dirty_since is None
 
     @property
     def uri(self) -> str:
@@ -182,10 +202,11 @@ class TrialState:
 
     async def write_latest(self) -> None:
         """Write ``latest_file``, if it is wanted. A failure, such as a full disk, is a warning."""
-        await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
+        if self._context.latest_file is not None:
+            await self.keeper.write_latest(str(self.dir), self.durable_checkpoints())
 
     def _removed_files(self) -> Collection[str]:
-        """The file of asyncsync that is deleted from the store, too, when it names nothing any more."""
+        """The file of asyncsync that is deleted from the store when it names nothing any more."""
         return () if self.durable_checkpoints() else (str(self._context.latest_file),)
 
     # syncing
@@ -199,13 +220,15 @@ class TrialState:
             self.recheck_at = None
         self._changed_since = None
         if self.reported_dirs:
-            self.reported_dirs = await in_thread(existing_directories, self.tree.root, self.reported_dirs)
+            self.reported_dirs = await in_thread(existing_directories, self.root, self.reported_dirs)
         report = await self._sync_files()
         saved = await self.keeper.save()
+        self._synced = True
         self.dirty_since = self._changed_since  # changes made before the sync began are durable
-        self._failing_since = None
-        if self._failures:
-            self._failures = [failure for failure in self._failures if failure.key != self.key]
+        if self._failures is not None:
+            self._failures.sync_succeeded()
+        if self.is_durable:
+            self._pack_tree()
         return replace(report, requests=report.requests + 1) if saved else report
 
     async def _sync_files(self) -> SyncReport:
@@ -217,11 +240,18 @@ class TrialState:
         """The progress of the running or last sync, for people."""
         return self.tree.progress()
 
+    def has_nothing_to_sync(self) -> bool:
+        """Whether the trial is known to be in the store: without artifacts only asyncsync writes its files."""
+        if self._context.run.sync_config.sync_artifacts or self.ranks is not None or not self._synced:
+            return False
+        return self.is_durable and self.recheck_at is None and self.keeper.file.is_current()
+
     def touch(self) -> None:
         """The record has changed and is not stored yet."""
         self.record.updated, now = wall_time(), asyncio.get_running_loop().time()
         self.dirty_since = now if self.dirty_since is None else self.dirty_since
         self._context.event_counter.changed.set()
+        self._context.unsettled[self.key] = None
         self._changed_since = now if self._changed_since is None else self._changed_since
 
     def _rules(self) -> Rules:
@@ -238,15 +268,13 @@ class TrialState:
             ready=config.ready_rules,
         )
 
-    # ownership
-
     async def take_ownership(self) -> None:
         """Write the record before anything else of the trial. Raises ConcurrentWriterError if another process runs the
         trial."""
         if self._owned:
             return
-        new = not self.keeper.file.exists
-        if await self.keeper.take() and new and self.ranks is None:
+        new = self.ranks is None and not self.keeper.file.exists
+        if await self.keeper.take() and new:
             self.tree.expect_nothing()
         if self.predecessor_may_write:
             self.predecessor_may_write, self.recheck_at = False, lease_time() + LEASE_OUTLIVED
@@ -275,17 +303,17 @@ class TrialState:
     async def prepare(self) -> None:
         """On first use: restore what a resumed trial needs, and write params.json."""
         if not self._prepared:
-            async with self._preparing:
+            async with LazyLock(self, "_preparing"):
                 await self._prepare()
 
     async def _prepare(self) -> None:
         if self._prepared:
-            return
+            return  # meanwhile
         params = self.record.params
         if self.resumed:
             await self._restore()
             if self._context.role.leads:
-                self._skip_used_numbers(await in_thread(last_rows, self.dir))
+                skip_used_numbers(self.record, await in_thread(last_rows, self.dir))
                 self.record.first_checkpoint = self.record.next_checkpoint
             self._abandon_uploads()
             self.resumed = False
@@ -301,7 +329,7 @@ class TrialState:
         store, warn = self._context.session.view(Lane.RECORD, self.key), partial(self._context.warn, self.key)
         if self._context.role.leads:
             await adopt_checkpoints(store, self.record, self.keeper.is_ours, warn)
-        await restore_files(store, self.tree.prefix, self.dir, warn)
+        await restore_files(store, f"{self._context.role.directory(self.key)}/", self.dir, warn)
 
     def _abandon_uploads(self) -> None:
         """Abort the uploads of earlier processes, except those of pending checkpoints."""
@@ -310,19 +338,6 @@ class TrialState:
         names = [*(item.name for item in self.left_behind), *(job.name for job in self.jobs)]
         keep = tuple(f"{self.key}/{name}/" for name in names)
         self._context.session.uploads.abandon_below(f"{self.key}/checkpoint_", keep=keep)
-
-    def _skip_used_numbers(self, rows: list[dict[str, Any]]) -> None:
-        """Never use an iteration or a checkpoint number twice. Synchronous.
-
-        An earlier process may have used numbers, and died before the store received them.
-        """
-        for row in rows:
-            iteration, name = row.get("training_iteration"), row.get("checkpoint_dir_name")
-            if isinstance(iteration, int):
-                self.record.reports = max(self.record.reports, iteration)
-            match = NUMBERED.fullmatch(name) if isinstance(name, str) else None
-            if match is not None:
-                self.record.next_checkpoint = max(self.record.next_checkpoint, int(match[1]) + 1)
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
         """Set the parameters of a trial that was resumed before the user asked for it."""
@@ -333,61 +348,45 @@ class TrialState:
 
     # failures
 
-    def note_failure(self, error: BaseException) -> None:
-        """A background sync failed and will be retried. The next report raises the error.
-
-        A transient error is raised only after TOLERATED_FAILURE_SECONDS: a short outage of the store must not end a
-        training loop.
-        """
-        now = asyncio.get_running_loop().time()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if not is_transient(error) or now - self._failing_since >= TOLERATED_FAILURE_SECONDS:
-            self._failures = [failure for failure in self._failures if failure.key != self.key]
-            self._failures.append(TrialFailure(self.key, error))
+    @property
+    def failures(self) -> TrialFailures:
+        """The failures since the last report."""
+        self._failures = found = self._failures or TrialFailures(self.key)
+        return found
 
     def take_failures(self) -> dict[str, BaseException]:
         """Failures that were not raised yet, by name. They count as raised from now on."""
-        found = {
-            failure.key: failure.error
-            for failure in self._failures
-            if failure.handle is None or not failure.handle.error_raised
-        }
-        self._failures.clear()
-        return found
+        return {} if self._failures is None else self._failures.take()
 
     def raise_failures(self) -> None:
         """Raise the failures since the last report."""
-        found = self.take_failures()
-        if not found:
-            return
-        error = next(iter(found.values()))
-        if len(found) == 1 and isinstance(error, SyncError):
-            raise error
-        text = "; ".join(f"{name}: {error}" for name, error in found.items())
-        raise SyncFailedError(f"{len(found)} failure(s) since the last report of trial {self.key}: {text}", found)
+        if self._failures is not None:
+            self._failures.raise_all()
 
     # pending checkpoints
 
     async def wait_durable(self, at_most: int = 0) -> None:
         """Wait until at most so many checkpoints are pending."""
         while len(self.jobs) > at_most:
-            await self._changed.wait()
+            await self.keeper.changed.wait()
 
     def add_job(self, job: CheckpointJob) -> None:
         """A checkpoint was accepted, by this process or an earlier one."""
-        self.jobs.append(job)
+        self.jobs = (*self.jobs, job)
+        self._context.unsettled[self.key] = None
         if job.source is not None:
             used = DirectoryInUse(job.source.real_path, f"{self.key}/{job.name}", job.delete_local)
             self._context.directories.add_pending(job.token, used)
 
     def job_ended(self, job: CheckpointJob, error: BaseException | None = None) -> None:
         """A checkpoint is durable, or has failed for good with ``error``."""
-        self.jobs.remove(job)
+        assert job in self.jobs
+        self.jobs = tuple(other for other in self.jobs if other is not job)
         self._context.directories.drop_pending(job.token)
-        self._changed.notify()
+        self.keeper.changed.notify()
         job.handle.resolve(error)
         if error is not None and not job.handle.error_raised and not job.given_up:
-            self._failures.append(TrialFailure(f"{self.key}/{job.name}", error, job.handle))
+            self.failures.note_checkpoint(job.name, error, job.handle)
         if error is None:
             if self.last_durable is None or job.number > self.last_durable:
                 self.last_durable, self.last_durable_time = job.number, wall_time()
@@ -401,7 +400,7 @@ class TrialState:
         return frozenset(names | set(self.record.given_up))
 
     def unregister(self, job: CheckpointJob) -> None:
-        """Remove the checkpoint from the record, unless the entry of that name is another process'. Synchronous."""
+        """Remove the checkpoint from the record, unless another process registered that name. Synchronous."""
         if job.registered:
             self.record.checkpoints = [item for item in self.record.checkpoints if item.name != job.name]
             job.registered = False

@@ -14,13 +14,17 @@ except ModuleNotFoundError as error:
 
 from asyncsync.integrations.ray.settings import address, restore_options, storage, uri
 
-__all__ = ["Commit", "address", "restore_options", "storage", "upload", "uri"]
+__all__ = ["Commit", "address", "agents", "events", "restore_options", "storage", "upload", "uri"]
 
 
 def __getattr__(name: str) -> Any:
-    """``upload`` and ``Commit`` are classes and functions of Ray, which is imported with the first of them."""
+    """``upload``, ``Commit`` and the like use Ray, which is imported with the first of them."""
     if name in {"Commit", "upload"}:
         from asyncsync.integrations.ray import uploading
 
         return getattr(uploading, name)
+    if name in {"agents", "events"}:
+        from asyncsync.integrations.ray.agent import monitor
+
+        return getattr(monitor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ import threading
 import uuid
 from dataclasses import dataclass, field
 
-from asyncsync import ConfigError, Writer
+from asyncsync import ConfigError
 
 Token = tuple[str, str, int]
 """Attempt, process and rank of a worker of Ray Train."""
@@ -45,7 +45,15 @@ def train_token() -> Token | None:
     return context.get_placement_group_id() or process, process, rank
 
 
-def lone_writer() -> Writer:
+def is_asynchronous() -> bool:
+    """Whether this is an upload that Ray Train does in the background (``CheckpointUploadMode.ASYNC``)."""
+    module = sys.modules.get("ray.train.v2._internal.execution.context")
+    context = getattr(module, "_train_context", None)
+    pool = getattr(context, "checkpoint_upload_threadpool", None)
+    return threading.current_thread() in getattr(pool, "_threads", ())
+
+
+def lone_writer() -> Token:
     """The identity of a process that writes a checkpoint alone, such as a trial of Ray Tune.
 
     ConfigError in a worker of the first Ray Train with several ranks: nobody would commit their checkpoint.
@@ -57,7 +65,7 @@ def lone_writer() -> Writer:
             f"{session.world_size} ranks of the first version of Ray Train write one checkpoint, which asyncsync "
             "cannot commit: set RAY_TRAIN_V2_ENABLED=1"
         )
-    return Writer(process_identity(), process_identity())
+    return process_identity(), process_identity(), 0
 
 
 @dataclass(slots=True)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow.fs
 
-from asyncsync import Storage, Writer
 from asyncsync.integrations.ray import attempts, registration
+from asyncsync.integrations.ray.agent import operations
+from asyncsync.integrations.ray.agent.registered import SNAPSHOT
 from asyncsync.integrations.ray.handler import StorageHandler
 
 _SPECIAL = re.compile(r"([\\*?\[\]!# ])")
@@ -67,59 +68,48 @@ def _excluding(filesystem: object) -> Any:
 
 
 def _upload(local: str, filesystem: object, handler: StorageHandler, destination: str) -> None:
-    key = handler.key(destination)
+    key, local = handler.key(destination), os.path.abspath(local)
     experiment = handler.begins_checkpoint(key)
     if experiment is not None:
         push_checkpoint(handler, local, key, experiment)
-        return
-    if os.path.isfile(local):
-        handler.call(lambda storage: storage.write_file(local, key))
-        return
-    inner = _excluding(filesystem)
-    exclude = () if inner is None else exclude_all_but(local, inner.find(local))
-
-    async def push(storage: Storage) -> None:
-        await storage.push(local, key, exclude=exclude)
-        await registration.directory_pushed(storage, local, key)
-
-    handler.call(push)
+    elif os.path.isfile(local):
+        handler.call(operations.write_file, local, key, local=local)
+    else:
+        inner = _excluding(filesystem)
+        exclude = () if inner is None else exclude_all_but(local, inner.find(local))
+        handler.call(operations.push, local, key, exclude, local=local)
+        registration.directory_pushed(handler.address, local, key)
 
 
 def push_checkpoint(handler: StorageHandler, local: str, key: str, experiment: str) -> None:
     """Upload the checkpoint of this process. A worker of Ray Train uploads its part; any other process is its only
     writer and commits it."""
     token = attempts.train_token()
-    writer = attempts.lone_writer() if token is None else Writer(*token)
-
-    async def may_replace(storage: Storage) -> bool:
-        return not await registration.is_registered(storage, experiment, key)
-
-    async def push(storage: Storage) -> None:
-        await storage.push_checkpoint(
-            local,
-            key,
-            writer,
-            alone=token is None,
-            may_replace=None if token is None else lambda: may_replace(storage),
-        )
-        await storage.clean_up()
-
-    handler.call(push)
+    writer = attempts.lone_writer() if token is None else token
+    snapshot = f"{experiment}/{SNAPSHOT}" if token is not None else ""
+    handler.call(
+        operations.push_checkpoint,
+        local,
+        key,
+        writer,
+        token is None,
+        snapshot,
+        local=local,
+        target=key,
+        attempt=writer[0],
+        outlives=attempts.is_asynchronous(),
+    )
 
 
 def download(handler: StorageHandler, source: str, local: Any) -> None:
     """Download a directory or a file; FileNotFoundError if there is none."""
-    key, known = handler.key(source), handler.sequence.kinds
+    key, known, local = handler.key(source), handler.sequence.kinds, os.path.abspath(local)
     handler.sequence.reset()
-
-    async def pull(storage: Storage) -> None:
-        is_file = known[1] if known is not None and known[0] == key else await storage.is_file(key)
-        if is_file:
-            await storage.pull_file(key, local)
-        else:
-            await storage.pull(key, local)
-
-    handler.call(pull)
+    is_file = known[1] if known is not None and known[0] == key else None
+    if is_file is False:
+        os.makedirs(local, exist_ok=True)
+    place = local if os.path.exists(local) else os.path.dirname(local)
+    handler.call(operations.pull, key, local, is_file, local=place if os.path.isdir(place) else None)
 
 
 def _copy_inside(source: StorageHandler, path: str, target: StorageHandler, destination: str) -> None:

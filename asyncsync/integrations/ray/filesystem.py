@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.fs
 
 from asyncsync.integrations.ray import attempts, copy_hook
+from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.attempts import Token
-from asyncsync.integrations.ray.bridge import Address
 from asyncsync.integrations.ray.handler import StorageHandler
 
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs
 
-from asyncsync import ConfigError, NotFoundError, Storage, StoredEntry
+from asyncsync import ConfigError, StoredEntry
 from asyncsync.integrations.ray import registration
-from asyncsync.integrations.ray.bridge import Address, bridge
+from asyncsync.integrations.ray.agent import node_agent, operations
+from asyncsync.integrations.ray.agent.address import Address
 
 T = TypeVar("T")
 MARKER = ".validate_storage_marker"
@@ -80,9 +81,9 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
     def __hash__(self) -> int:
         return hash(self.address)
 
-    def call(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work`` on the storage; blocks."""
-        return bridge(self.address).call(work)
+    def call(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+        """Do ``work(storage, *arguments)``; blocks. See :func:`node_agent.call`."""
+        return node_agent.call(self.address, work, *arguments, **options)
 
     def key(self, path: str) -> str:
         """The path relative to the storage. ConfigError for one outside of it."""
@@ -124,7 +125,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
     def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
         self.sequence.reset()
         key = self.key(selector.base_dir)
-        found = self.call(lambda storage: storage.entries(key, recursive=selector.recursive))
+        found = self.call(operations.entries, key, selector.recursive)
         if found is None and not selector.allow_not_found and key not in self._created:
             raise FileNotFoundError(f"there is no directory {selector.base_dir!r}")
         return [self._as_info(self.path(item.path), item) for item in found or ()]
@@ -138,7 +139,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
         self.sequence.reset()
         key = self.key(path)
         self._created.discard(key)
-        self.call(lambda storage: registration.delete(storage, key))
+        registration.delete(self.address, key)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
         self.delete_dir(path)
@@ -149,26 +150,14 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
 
     def delete_file(self, path: str) -> None:
         self.sequence.reset()
-        key = self.key(path)
-
-        async def delete(storage: Storage) -> None:
-            if not await storage.is_file(key):
-                raise NotFoundError(f"there is no file {path!r}")
-            await storage.delete(key)
-
-        self.call(delete)
+        self.call(operations.delete_file, self.key(path))
 
     def move(self, src: str, dest: str) -> None:
         raise NotImplementedError("a store cannot move objects: copy the file, then delete it")
 
     def copy_file(self, src: str, dest: str) -> None:
         self.sequence.reset()
-        source, target = self.key(src), self.key(dest)
-
-        async def copy(storage: Storage) -> None:
-            await storage.write(target, await storage.read(source))
-
-        self.call(copy)
+        self.call(operations.copy_file, self.key(src), self.key(dest))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
@@ -191,7 +180,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
         key = self.key(path)
         if key.endswith(f"/{MARKER}"):
             return self._marker(path, key)
-        found = self.call(lambda storage: storage.stat(key))
+        found = self.call(operations.stat, key)
         if found is None and key in self._created:
             found = StoredEntry(key, None)
         self.sequence.kinds = None if found is None else (key, found.is_file)
@@ -199,7 +188,7 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
 
     def _marker(self, path: str, key: str) -> pyarrow.fs.FileInfo:
         """Looked for once a process, in one request: Ray asks before every upload."""
-        if key not in self._markers and not self.call(lambda storage: storage.is_file(key)):
+        if key not in self._markers and not self.call(operations.is_file, key):
             return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.NotFound)
         self._markers.add(key)
         return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File, size=0)
@@ -219,7 +208,7 @@ class _StoredFile(io.RawIOBase):
 
     def __init__(self, handler: StorageHandler, path: str) -> None:
         self._handler, self._key = handler, handler.key(path)
-        found = handler.call(lambda storage: storage.stat(self._key))
+        found = handler.call(operations.stat, self._key)
         if found is None or found.size is None:
             raise FileNotFoundError(f"there is no file {path!r} in {handler.address.uri}")
         self._size, self._position = found.size, 0
@@ -243,7 +232,7 @@ class _StoredFile(io.RawIOBase):
         if length <= 0:
             return 0
         start = self._position
-        data = self._handler.call(lambda storage: storage.read(self._key, start, length))
+        data = self._handler.call(operations.read, self._key, start, length)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -282,9 +271,8 @@ class _NewFile(io.RawIOBase):
 
     def _publish(self) -> None:
         if isinstance(self._data, io.BytesIO):
-            data = self._data.getvalue()
-            self._handler.call(lambda storage: registration.write(storage, self._key, data))
+            registration.write(self._handler.address, self._key, self._data.getvalue())
             return
         self._data.flush()
         name = self._data.name
-        self._handler.call(lambda storage: storage.write_file(name, self._key))
+        self._handler.call(operations.write_file, name, self._key, local=name)

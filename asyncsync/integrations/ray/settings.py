@@ -11,35 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync import ConfigError
-from asyncsync.integrations.ray.bridge import bridge, close
+from asyncsync.integrations.ray.agent.address import PUBLIC_OPTIONS
+from asyncsync.integrations.ray.agent.bridge import bridge, close
 from asyncsync.integrations.ray.filesystem import AsyncsyncFileSystem, rebuild
 
-PUBLIC_OPTIONS = frozenset(
-    {
-        "endpoint_url",
-        "region",
-        "profile",
-        "anonymous",
-        "addressing_style",
-        "verify",
-        "sse",
-        "sse_kms_key_id",
-        "storage_class",
-        "acl",
-        "request_payer",
-        "checksum",
-        "full_object_checksum",
-        "mp_object_size",
-        "conditional_writes",
-        "multi_delete",
-        "equal_parts",
-        "user_project",
-        "kms_key_name",
-        "predefined_acl",
-        "cache_control",
-    }
-)
-"""Storage options that cannot be secret."""
 _checked: list[bool] = []
 """Holds one entry once this process has checked its version of Ray."""
 

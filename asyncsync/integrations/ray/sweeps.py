@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asyncsync import CheckpointSummary, Storage, TrialSummary
+if TYPE_CHECKING:
+    from asyncsync import Storage, TrialSummary  # only the driver imports them
 
 NAME = "checkpoint_dir_name"
 """Key of a result: the checkpoint that was reported with it."""
@@ -85,6 +86,11 @@ async def update(storage: Storage, local: str, key: str) -> None:
     await storage.save_experiment(key, key.rpartition("/")[2], "finished" if states and over else "running", states)
 
 
+def is_driver(uri: str, key: str) -> bool:
+    """Whether this process is the driver of the experiment that the checkpoint ``key`` belongs to."""
+    return (uri, key.rpartition("/")[0].rpartition("/")[0]) in _sweeps
+
+
 async def retire(storage: Storage, key: str) -> None:
     """The driver is about to delete the directory ``key``: if a record names it, the record is written without it."""
     above, _, name = key.rpartition("/")
@@ -126,6 +132,8 @@ def statuses_in(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _summary(sweep: _Sweep, directory: Path, status: str) -> TrialSummary:
+    from asyncsync import CheckpointSummary, TrialSummary
+
     results = sweep.results.setdefault(directory.name, _Results())
     results.read(directory / "result.json")
     retired = sweep.retired.get(directory.name, set())

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow.fs
 import ray.train
 
-from asyncsync import AsyncsyncError, ConfigError, Writer
+from asyncsync import AsyncsyncError, ConfigError
 from asyncsync.integrations.ray import attempts, registration
+from asyncsync.integrations.ray.agent import node_agent, operations
+from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.attempts import SEEN, Token
-from asyncsync.integrations.ray.bridge import Address, bridge
 
 log = logging.getLogger("asyncsync")
 
@@ -50,8 +51,18 @@ def upload(checkpoint: ray.train.Checkpoint, checkpoint_dir_name: str) -> ray.tr
     storage = ray.train.get_context().get_storage()
     path = str(PurePosixPath(storage.experiment_fs_path, checkpoint_dir_name))
     address = address_of(storage.storage_filesystem, storage.experiment_fs_path)
-    bridge(address).call(
-        lambda opened: opened.push_checkpoint(checkpoint.path, checkpoint_dir_name, Writer(*token), alone=False)
+    node_agent.call(
+        address,
+        operations.push_checkpoint,
+        checkpoint.path,
+        checkpoint_dir_name,
+        token,
+        False,
+        "",
+        local=checkpoint.path,
+        target=checkpoint_dir_name,
+        attempt=token[0],
+        outlives=attempts.is_asynchronous(),
     )
     uploaded = UploadedCheckpoint(path, storage.storage_filesystem)
     uploaded.token = token
@@ -69,7 +80,7 @@ class Commit(ray.train.UserCallback):  # type: ignore[misc]
         experiment, _, name = checkpoint.path.rstrip("/").rpartition("/")
         address = address_of(checkpoint.filesystem, experiment)
         try:
-            bridge(address).call(lambda storage: registration.commit(storage, name))
+            registration.commit(address, name)
         except AsyncsyncError:
             log.exception("%s was registered by Ray and could not be committed", checkpoint.path)
             raise

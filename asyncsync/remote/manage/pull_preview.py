@@ -50,7 +50,7 @@ async def plan_pull(
     include: Patterns = None,
     exclude: Patterns = None,
 ) -> PullPlan:
-    """What :func:`asyncsync.pull` would do if it ran now, with the same arguments and errors. Local files of the right
+    """The actions of :func:`asyncsync.pull` if it ran now, with the same arguments and errors. Local files of the right
     size are read and compared with their checksum."""
     access = StoreAccess(storage_options or {}, transfer)
     selection = Selection.of(include, exclude, exact=exact)

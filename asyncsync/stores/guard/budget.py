@@ -10,6 +10,7 @@ State changes are plain functions; only waiting awaits. Times are ``loop.time()`
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -87,6 +88,10 @@ class Budget:
     def waiting(self) -> int:
         """Requests that wait for a slot."""
         return self._slots.waiting + self._bulk.waiting
+
+    def prefer(self, owners: Sequence[str]) -> None:
+        """From now on the requests of these owners get free slots before all others of their lane, in this order."""
+        self._slots.queue.first = self._bulk.queue.first = tuple(owners)
 
     def share(self, lane: Lane) -> int:
         """Requests in flight that are useful to one owner.

@@ -72,6 +72,8 @@ class WaitQueue:
         self._sizes = [0 for _ in Lane]
         self._grants = 0
         self.size = 0
+        self.first: tuple[str, ...] = ()
+        """Owners that come before all others of their lane, in this order; few, they are looked through each time."""
 
     def add(self, waiter: Waiter) -> None:
         owners = self._lanes[waiter.lane]
@@ -97,7 +99,8 @@ class WaitQueue:
         for lane in order:
             if owners := self._lanes[lane]:
                 break
-        owner, queue = next(iter(owners.items()))
+        owner = next((name for name in self.first if name in owners), None) or next(iter(owners))
+        queue = owners[owner]
         waiter = queue.pop()
         if not queue:
             del owners[owner]

@@ -27,7 +27,7 @@ class Marks:
 
 
 Change = Callable[[Marks], Marks]
-"""Returns the marks that a checkpoint is to have."""
+"""Takes the marks of a checkpoint, and returns its new ones."""
 
 
 def has_writer(stored: bytes) -> bool:
@@ -52,7 +52,7 @@ def with_marks(stored: bytes, changes: dict[str, Change]) -> bytes:
 
 def _next_stamp(stamp: str) -> str:
     """The stamp of the next version: no two versions of a record are equal, or a store with ETags of contents could not
-    tell them apart."""
+    distinguish them."""
     written, _, count = stamp.partition("+")
     return f"{written}+{int(count or 0) + 1}"
 

@@ -6,9 +6,10 @@ seconds, sizes bytes.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,7 @@ from asyncsync.planning.document import (
     text,
     whole,
 )
+from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.sync.records.heartbeat import is_overdue
 
@@ -34,7 +36,12 @@ WRITER = "writer"
 MARKED = "marked"
 """Key in a record: the pins and tags that other processes have set, by checkpoint, until its writer has taken them
 over; see :mod:`asyncsync.sync.records.marks`."""
+TRIALS_PER_SLICE = 2000
+"""Trials of an experiment's record that are encoded in one turn of the event loop."""
 _HEAD = ("format", "kind", "by", WRITER, MARKED)
+_NO_MARKS = (False, ())
+"""Shared by all checkpoints without marks."""
+Json = bytes
 Check = Callable[[str, Any], Any]
 """Returns the checked value of a field, or raises a ValueError that names the field."""
 
@@ -56,15 +63,16 @@ class _Fields:
         except TypeError as error:
             raise KeyError(next(name for name in known if name not in raw)) from error
 
-    def as_object(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
-        return {**self.extra, **{name: _plain(getattr(self, name)) for name in _checks(type(self))}}  # type: ignore[arg-type]
+    def as_object(self, *, without: str = "") -> dict[str, Any]:
+        """The fields as a JSON object, ``without`` one of them."""
+        names = (name for name in _checks(type(self)) if name != without)  # type: ignore[arg-type]
+        return {**self.extra, **{name: _plain(getattr(self, name)) for name in names}}
 
 
 @cache
 def _checks(kind: type[_Fields]) -> dict[str, Check]:
     """The check of each field of the class, by name."""
-    known = [item for item in fields(kind) if item.name != "extra"]
+    known = [item for item in fields(kind) if item.name != "extra" and item.init]
     return {item.name: item.metadata.get("check") or CHECKS[str(item.type)] for item in known}
 
 
@@ -73,13 +81,33 @@ class Record(_Fields):
     """A record that is a document of its own."""
 
     KIND: ClassVar[str]
+    LONG: ClassVar[str] = ""
+    """The field that may become long. It is the last of the document."""
 
     def to_bytes(self, stamp: str = "") -> bytes:
         """The record as JSON; ``stamp`` is its WRITER."""
         head = {"format": FORMAT, "kind": self.KIND, "by": f"asyncsync {__version__}"}
         if stamp:
             head[WRITER] = stamp
-        return json.dumps({**head, **self.as_object()}, separators=(",", ":"), default=str).encode() + b"\n"
+        document = _dumps({**head, **self.as_object(without=self.LONG)})
+        if self.LONG:
+            return b"".join((document[:-1].encode(), f',"{self.LONG}":'.encode(), self.long_text(), b"}\n"))
+        return document.encode() + b"\n"
+
+    def encode(self, stamp: str) -> bytes:
+        """See :class:`asyncsync.sync.records.writer.Encoding`."""
+        return self.to_bytes(stamp) if stamp else self.fingerprint()
+
+    def fingerprint(self) -> bytes:
+        """Differs if the record differs."""
+        return self.to_bytes()
+
+    def adopt(self, stored: bytes) -> None:
+        """See :class:`asyncsync.sync.records.writer.Encoding`: only records of trials are marked."""
+
+    def long_text(self) -> bytes:
+        """The JSON of the LONG field, of which a record that is stored often should not encode all again."""
+        return _dumps(_plain(getattr(self, self.LONG))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -90,6 +118,10 @@ class Record(_Fields):
             if raw["kind"] != cls.KIND:
                 raise ValueError(f"its kind is {shown(raw['kind'])}")
             return cls.of({name: value for name, value in raw.items() if name not in _HEAD})
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _plain(value: Any) -> Any:
@@ -158,6 +190,20 @@ class CheckpointRecord(_Fields):
     """Whether retention leaves it alone, see ``Trial.pin``."""
     tags: list[str] = field(default_factory=list)
     """Names that users gave it, see :func:`asyncsync.tag`. Retention leaves a tagged checkpoint alone, too."""
+    text: Json = field(default=b"", init=False, repr=False, compare=False)
+    """Its JSON, made for an earlier write. Only the marks change after a checkpoint is recorded."""
+    text_marks: tuple[bool, tuple[str, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    """The marks in the text; None without one."""
+
+    @property
+    def marks(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether it is pinned, and its tags."""
+        return (self.pinned, tuple(self.tags)) if self.pinned or self.tags else _NO_MARKS
+
+    def as_text(self) -> Json:
+        """Its JSON, and keep that."""
+        self.text, self.text_marks = _dumps(self.as_object()).encode(), self.marks
+        return self.text
 
 
 @dataclass(slots=True)
@@ -165,6 +211,7 @@ class TrialRecord(Record):
     """The record of a trial. ``status``: running, finished, failed, or the argument of ``Trial.finish``."""
 
     KIND = "trial"
+    LONG = "checkpoints"
 
     name: str
     experiment: str = ""
@@ -191,6 +238,28 @@ class TrialRecord(Record):
     """The process that runs it, see :class:`asyncsync.runtime.Presence`."""
     started: float = 0.0
     updated: float = 0.0
+
+    def lists(self, name: str) -> bool:
+        """Whether a checkpoint has this name."""
+        return name in [item.name for item in self.checkpoints]
+
+    def add(self, checkpoint: CheckpointRecord) -> None:
+        """List a checkpoint, in the order of age."""
+        newest = self.checkpoints[-1] if self.checkpoints else None
+        self.checkpoints.append(checkpoint)
+        if newest is not None and by_age(newest) > by_age(checkpoint):
+            self.checkpoints.sort(key=by_age)  # a newer one was uploaded first
+
+    def fingerprint(self) -> bytes:
+        """Of a checkpoint only the marks change after it is recorded, and no name is used twice."""
+        names = [item.name for item in self.checkpoints]
+        marked = [(item.name, *item.marks) for item in self.checkpoints if item.marks is not _NO_MARKS]
+        return _dumps([self.as_object(without=self.LONG), ",".join(names), marked]).encode()
+
+    def long_text(self) -> bytes:
+        """The checkpoints, each from the text that was made for an earlier write."""
+        texts = [item.text if item.marks == item.text_marks else item.as_text() for item in self.checkpoints]
+        return b"[%b]" % b",".join(texts)
 
 
 @dataclass(slots=True)
@@ -254,10 +323,15 @@ class ExperimentRecord(Record):
     """The driver's record: the configuration, and the trials that it started with their status."""
 
     KIND = "experiment"
+    LONG = "trials"
 
     name: str
     trials: dict[str, str] = field(default_factory=dict)
-    """Trial name -> status."""
+    """Trial name -> status; changed by :meth:`set_status`."""
+    changes: int = field(default=0, init=False, compare=False)
+    """Number of changes of a status."""
+    trials_text: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """The JSON of ``trials`` for the next write, if they are many."""
     config: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
     epoch: int = 1
@@ -272,13 +346,44 @@ class ExperimentRecord(Record):
     heartbeat_period: float = 0.0
     """Longest time between two heartbeats, seconds; 0: none are promised."""
 
+    def set_status(self, trial: str, status: str) -> bool:
+        """Whether the status is another one than before."""
+        if self.trials.get(trial) == status:
+            return False
+        self.trials[trial] = status
+        self.changes += 1
+        return True
+
     def encode(self, stamp: str) -> bytes:
         """The document to store. With a ``stamp`` it is written now, and carries the time; without one it is only
         compared, and the time makes no difference."""
         if stamp:
             self.heartbeat = wall_time()
             return self.to_bytes(stamp)
-        return replace(self, heartbeat=0.0).to_bytes()
+        return self.fingerprint()
+
+    def fingerprint(self) -> bytes:
+        """Without the time of the heartbeat."""
+        return _dumps([{**self.as_object(without=self.LONG), "heartbeat": 0}, self.changes]).encode()
+
+    async def make_text(self) -> None:
+        """Encode many trials in slices, between which the event loop runs: 100,000 at once would stop it for 20 ms.
+
+        A status that changes meanwhile is in the text or in that of the next write.
+        """
+        names, texts = list(self.trials), []
+        if len(names) <= TRIALS_PER_SLICE:
+            return
+        for first in range(0, len(names), TRIALS_PER_SLICE):
+            page = {name: self.trials[name] for name in names[first : first + TRIALS_PER_SLICE]}
+            texts.append(_dumps(page)[1:-1].encode())
+            await asyncio.sleep(0)
+        self.trials_text = b"{%b}" % b",".join(texts)
+
+    def long_text(self) -> bytes:
+        """From the text that was made for this write, if there is one."""
+        text, self.trials_text = self.trials_text, b""
+        return text or _dumps(self.trials).encode()
 
     def is_lost(self, now: float) -> bool:
         """Whether the driver ended and did not record it: its process has ended on this machine, or its heartbeat is

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import copy
+from typing import Any, Protocol
 
 from xxhash import xxh3_128_digest
 
+from asyncsync.aio.lazy import LazyLock
 from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionError, StoreError
 from asyncsync.runtime import lease_time, token
 from asyncsync.stores.base import MISSING, ObjectInfo, Store
@@ -18,13 +20,25 @@ WRITE_ATTEMPTS = 8
 """Attempts of one write; between two of them another process has marked the record."""
 
 
-class RecordFile:
-    """Writes the output of ``encode`` whenever it differs from the last write. ``encode`` receives the stamp of writer
-    and revision that goes into the document as ``WRITER``.
+class Encoding(Protocol):
+    """The content of a record."""
 
-    ``version`` is the version of the object to replace; ``MISSING`` to create it. ``adopt`` is called with the stored
-    document before the next write if another process has marked it, see :mod:`asyncsync.sync.records.marks`: it carries
-    our stamp still, and is replaced with what was adopted.
+    def encode(self, stamp: str) -> bytes:
+        """The document to store with this stamp of writer and revision as its WRITER. Without a stamp: anything that
+        differs if the content differs."""
+
+    def adopt(self, stored: bytes) -> None:
+        """Take over what other processes have marked in the stored document."""
+
+
+class RecordFile:
+    """Writes what ``source`` encodes whenever it differs from the last write.
+
+    ``prepare`` is called before a write, and does in portions what would take ``encode`` long.
+
+    ``version`` is the version of the object to replace; ``MISSING`` to create it. If another process has marked the
+    record, see :mod:`asyncsync.sync.records.marks`, the stored document still carries our stamp: ``source`` adopts the
+    marks, and is written over it.
 
     A write whose response was lost may still succeed later. This is decided by writing one more revision over the
     version that it was to replace. If that succeeds, the store refuses the earlier write from then on. Otherwise the
@@ -32,14 +46,14 @@ class RecordFile:
     """
 
     __slots__ = (
-        "_adopt",
         "_answer",
         "_asked",
-        "_encode",
         "_heard",
         "_lock",
         "_lost",
+        "_prepare",
         "_revision",
+        "_source",
         "_token",
         "_unsure",
         "_written",
@@ -51,18 +65,18 @@ class RecordFile:
     def __init__(
         self,
         key: str,
-        encode: Callable[[str], bytes],
+        source: Encoding,
         version: str = MISSING,
         *,
-        adopt: Callable[[bytes], None] | None = None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.key, self.version = key, version
-        self._adopt = adopt
         self.last_write = float("-inf")
         """When this process last wrote it, on the event loop's clock."""
-        self._encode = encode
-        self._token, self._revision = token(), 0
-        self._lock: asyncio.Lock | None = None
+        self._source, self._prepare = source, prepare
+        self._token, self._revision = "", 0  # the token is made for the first write
+        self._lock: Any = None
+        """A lock while it is used."""
         self._written: bytes | None = None
         """Digest of the record in the store: the record itself would double the memory of an idle trial."""
         self._unsure = False
@@ -95,19 +109,21 @@ class RecordFile:
         self.version, self._lost, self._unsure = version, False, False
 
     def is_current(self) -> bool:
-        """Whether the store has the present output of ``encode``."""
+        """Whether the store has the present content."""
         return not self._unsure and self._written == self._digest()
 
     async def save(self, store: Store, *, force: bool = False) -> bool:
         """Write if anything changed, if the outcome of an earlier write is unknown, or with ``force``. Returns whether
         it was written. ConcurrentWriterError if another process wrote the record: nothing is written from then on."""
-        self._lock = lock = self._lock or asyncio.Lock()
-        async with lock:
-            if self.is_current() and not force:
+        async with LazyLock(self, "_lock"):
+            digest = self._digest()
+            if digest == self._written and not (self._unsure or force):
                 return False
             if self._lost:
                 raise self._conflict(store)
-            await self._put(store)
+            if self._prepare is not None:
+                await self._prepare()
+            await self._put(store, digest)
             return True
 
     async def confirm(self, store: Store, since: float = float("inf")) -> float:
@@ -122,8 +138,7 @@ class RecordFile:
         if self._heard > since and not self._unsure and not self._lost:
             return self._heard
         before = self._asked
-        self._lock = lock = self._lock or asyncio.Lock()
-        async with lock:
+        async with LazyLock(self, "_lock"):
             asked, failure = self._answer
             if asked > before and failure is not None:
                 raise copy(failure) from failure
@@ -141,12 +156,12 @@ class RecordFile:
     async def _ask(self, store: Store) -> None:
         began = lease_time()
         if self._unsure and not self._lost:
-            await self._put(store)
+            await self._put(store, self._digest())
         elif self._lost:
             raise self._conflict(store)
         elif await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)
-            await self._put(store)
+            await self._put(store, self._digest())
         self._heard = began
 
     async def _version_there(self, store: Store) -> str:
@@ -155,13 +170,15 @@ class RecordFile:
         except NotFoundError:
             return MISSING
 
-    async def _put(self, store: Store) -> None:
+    async def _put(self, store: Store, digest: bytes) -> None:
+        """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
+            digest = self._digest()
         for attempts_left in reversed(range(WRITE_ATTEMPTS)):
             self._unsure = True
             self._revision += 1
-            digest, began = self._digest(), lease_time()
+            began = lease_time()
             try:
                 info = await self._replace(store)
                 break
@@ -170,11 +187,12 @@ class RecordFile:
                     self._lost = True
                     raise self._conflict(store) from error
                 await self._adopt_ours(store)
+                digest = self._digest()
         self.version, self._written, self._heard, self._unsure = info.version, digest, began, False
         self.last_write = asyncio.get_running_loop().time()
 
     async def _replace(self, store: Store) -> ObjectInfo:
-        return await store.put(self.key, self._encode(self._stamp()), if_version=self.version)
+        return await store.put(self.key, self._source.encode(self._stamp()), if_version=self.version)
 
     async def _adopt_ours(self, store: Store) -> None:
         """Take the version of an earlier write of ours that succeeded after all, or that another process marked.
@@ -190,8 +208,7 @@ class RecordFile:
             self._lost = True
             raise self._conflict(store)
         self.version = info.version
-        if self._adopt is not None:
-            self._adopt(data)
+        self._source.adopt(data)
 
     def _is_ours(self, data: bytes) -> bool:
         try:
@@ -199,13 +216,14 @@ class RecordFile:
         except (ValueError, RecursionError):
             return False
         stamp = document.get(WRITER) if isinstance(document, dict) else None
-        return isinstance(stamp, str) and stamp.startswith(f"{self._token}/")
+        return isinstance(stamp, str) and bool(self._token) and stamp.startswith(f"{self._token}/")
 
     def _stamp(self) -> str:
+        self._token = self._token or token()
         return f"{self._token}/{self._revision}"
 
     def _digest(self) -> bytes:
-        return xxh3_128_digest(self._encode(""))
+        return xxh3_128_digest(self._source.encode(""))
 
     def _conflict(self, store: Store) -> ConcurrentWriterError:
         return ConcurrentWriterError(

@@ -122,6 +122,36 @@ function copyButton(label, text) {
   return button;
 }
 
+/** Make the children of `parent` equal to `wanted`, and keep what is equal already: focus, selection, drawings. */
+function patch(parent, wanted) {
+  const present = [...parent.childNodes];
+  wanted.forEach((node, place) => patchNode(parent, present[place], typeof node === "string" ? document.createTextNode(node) : node));
+  present.slice(wanted.length).forEach((node) => node.remove());
+}
+
+function patchNode(parent, old, node) {
+  if (!old) return parent.append(node);
+  if (old.isEqualNode(node) && node.nodeType === Node.TEXT_NODE) return;
+  const samePlot = old.classList?.contains("plot") === node.classList?.contains("plot");
+  if (!samePlot || old.nodeName !== node.nodeName || old.nodeType !== Node.ELEMENT_NODE || OWN_STATE.has(node.nodeName)) {
+    if (!old.isEqualNode(node)) old.replaceWith(node);
+    return;
+  }
+  const isPlot = node.classList.contains("plot");
+  if (isPlot) node.standIn = old; // its content and attributes are plotly's
+  else patchElement(old, node);
+}
+
+function patchElement(old, node) {
+  for (const { name } of [...old.attributes]) if (!node.hasAttribute(name) && !KEPT.has(name)) old.removeAttribute(name);
+  for (const { name, value } of [...node.attributes]) if (!KEPT.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  if (old.style.cssText !== node.style.cssText) old.style.cssText = node.style.cssText;
+  patch(old, [...node.childNodes]);
+}
+
+const OWN_STATE = new Set(["BUTTON", "INPUT", "SELECT"]);
+const KEPT = new Set(["style", "open"]);
+
 /** Call it when the elements that are being made are in the page. */
 function later(draw) {
   setTimeout(draw);

@@ -38,6 +38,7 @@ function layout(more = {}) {
     font: { color: themed("--text"), family: "system-ui, sans-serif", size: 12 },
     margin: { l: 48, r: 12, t: 12, b: 40 },
     hovermode: "closest",
+    uirevision: "same",
     showlegend: false,
     ...more,
     xaxis: { ...axis, ...more.xaxis },
@@ -47,7 +48,8 @@ function layout(more = {}) {
 
 const SETTINGS = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
-async function draw(place, traces, more = {}) {
+async function draw(made, traces, more = {}) {
+  const place = made.standIn ?? made;
   if (!place.isConnected) return;
   try {
     const library = await plotly();
@@ -85,23 +87,6 @@ function drawCurves(place, series, options = {}) {
     xaxis: { title: { text: plain(options.step ?? "training iteration") } },
     yaxis: { type: options.log ? "log" : "linear" },
   });
-}
-
-/** Parallel coordinates. `rows`: arrays of values, one for each of `columns` (names); `color`: a column. */
-function drawParallel(place, rows, columns, color) {
-  const dimensions = columns.map((name, number) => {
-    const values = rows.map((row) => row[number]);
-    const label = plain(shortened(name, 18));
-    if (values.every((value) => typeof value === "number")) return { label, values };
-    const texts = [...new Set(values.map(String))];
-    const shown = texts.map((text) => plain(shortened(text, 16)));
-    return { label, values: values.map((value) => texts.indexOf(String(value))), tickvals: texts.map((_, place) => place), ticktext: shown };
-  });
-  const by = dimensions[Math.max(0, columns.indexOf(color))];
-  const line = { color: by.values, colorscale: "Viridis", showscale: true, colorbar: { title: { text: by.label }, thickness: 10 } };
-  const text = { color: themed("--text") };
-  const trace = { type: "parcoords", dimensions, line, labelfont: text, tickfont: text, rangefont: text, labelangle: -12 };
-  return draw(place, [trace], { margin: { l: 60, r: 50, t: 70, b: 24 } });
 }
 
 /** Bars from one moment to another: [{name, from, to}], Unix seconds. */

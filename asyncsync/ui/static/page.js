@@ -93,16 +93,21 @@ async function route() {
   drawTabs();
   const [name, trial] = place();
   if (!state.document.experiment) return parts.main.replaceChildren(el("p", { class: "note" }, state.document.live.error ?? "Nothing has been read yet."));
-  const made = name === "trial" ? await oneTrial(trial) : VIEWS[name]();
+  const made = name === "trial" ? await oneTrial(trial) : await VIEWS[name]();
   if (String(place()) !== String([name, trial])) return;
-  if (made) parts.main.replaceChildren(...made.filter(Boolean));
+  if (made) {
+    const shown = String(place());
+    if (state.shown === shown && name !== "trials") patch(parts.main, made.flat().filter(Boolean));
+    else parts.main.replaceChildren(...made.flat().filter(Boolean));
+    state.shown = shown;
+  }
   if (name === "trials") table.update(new Columns(state.document.table));
 }
 
 const VIEWS = {
   overview: () => overview(state.document),
   trials: () => (parts.main.contains(table.box) ? null : trialsView()),
-  compare: () => compareView([...state.selected], state.document.table, Object.assign(state.options, { filter: state.filter }), fetchTrial),
+  compare: () => compareView([...state.selected], state.document.table, { ...state.options, filter: state.filter, score: state.document.experiment.score }, fetchTrial, setOption),
   storage: () => storageView(state.document, listing()),
   transfers: () => transfersView(state.document, state.samples),
 };
@@ -114,14 +119,12 @@ function trialsView() {
     state.place = 0;
     table.box.scrollTop = 0;
     table.update(new Columns(state.document.table));
-    counts();
   });
   const found = el("span", { class: "note", role: "status" });
-  const counts = () => (found.textContent = `${table.shown.length.toLocaleString("en")} of ${state.document.table.values.trial.length.toLocaleString("en")}`);
+  table.onupdate = () => (found.textContent = `${table.shown.length.toLocaleString("en")} of ${state.document.table.values.trial.length.toLocaleString("en")}`);
   const statuses = statusCounts(state.document.table.values.status).map(([status]) => el("button", { type: "button", onclick: () => ((search.value = `status=${status}`), search.dispatchEvent(new Event("input"))) }, status));
   const clear = el("button", { type: "button", onclick: () => ((search.value = ""), search.dispatchEvent(new Event("input"))) }, "all");
   const hidden = state.document.table.left_out ? el("p", { class: "note" }, `${show.count(state.document.table.left_out, "rare column")} not shown.`) : null;
-  later(counts);
   return [el("div", { class: "options" }, search, clear, statuses.slice(0, 8), found), hidden, table.box];
 }
 
@@ -133,39 +136,44 @@ async function fetchTrial(name) {
 async function oneTrial(name) {
   try {
     const trial = await fetchTrial(name);
-    return trial ? trialView(trial, state.options) : [el("h1", {}, name), el("p", { class: "note" }, "The report has no details of this trial; the page (asyncsync ui) has.")];
+    return trial ? trialView(trial, state.options, setOption) : [el("h1", {}, name), el("p", { class: "note" }, "The report has no details of this trial; the page (asyncsync ui) has.")];
   } catch (error) {
     return [el("h1", {}, name), el("p", { class: "note bad" }, error.message)];
   }
 }
 
-function listing() {
-  if (!data.constructor.live) return null;
-  const box = el("section", {}, el("h2", {}, "Every object"));
-  const button = el("button", { type: "button" }, "List every object (a request for each thousand)");
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      button.replaceWith(...listingView(await data.get("objects")));
-    } catch (error) {
-      button.disabled = false;
-      say(error.message, true);
-    }
-  });
-  box.append(button);
-  return box;
+function setOption(name, value) {
+  state.options[name] = value;
+  route();
 }
 
-/** Take a new document; the parts that only show it are drawn again, those with inputs stay. */
+function listing() {
+  if (!data.constructor.live) return null;
+  const list = async () => {
+    button.disabled = true;
+    try {
+      state.listing = { ...(await data.get("objects")), time: clock.now() };
+    } catch (error) {
+      say(error.message, true);
+    }
+    button.disabled = false;
+    route();
+  };
+  const button = el("button", { type: "button", onclick: list }, "List every object (a request for each thousand)");
+  return el("section", {}, el("h2", {}, "Every object"), button, state.listing ? listingView(state.listing) : null);
+}
+
+/** Take a new document, or the same with a new live part, and draw what shows it. */
 async function take(document) {
+  const fresh = document.table !== state.document?.table;
   state.document = document;
+  if (fresh) state.trials.clear();
   if (document.experiment?.score) state.order[`metric:${document.experiment.score}`] = document.experiment.order;
   clock.set(document.live.now);
   const [name] = place();
   drawHead();
-  if (name === "trials" && parts.main.contains(table.box)) table.update(new Columns(document.table));
-  else if (name === "trial" || name === "compare") state.trials.clear();
-  if (["overview", "transfers"].includes(name) || !parts.main.childElementCount || !document.experiment) await route();
+  if (name === "trials" && parts.main.contains(table.box)) return fresh ? table.update(new Columns(document.table)) : null;
+  if (fresh || ["overview", "transfers"].includes(name)) await route();
 }
 
 async function refresh() {

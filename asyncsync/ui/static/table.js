@@ -97,6 +97,7 @@ class TrialTable {
     this.drawHead();
     this.from = null;
     this.render();
+    this.onupdate?.();
   }
   drawHead() {
     const sort = this.state.sort;

@@ -30,11 +30,13 @@ function overview({ live, experiment, table }) {
   const moved = (name) => (engines.length ? show.bytes(total(engines.map((engine) => engine[name]))) : "-");
   const why = engines.length ? "since the engine was entered" : "only a running engine knows";
   const risk = live.at_risk;
+  const known = engines.length || risk.lag || risk.bytes;
+  const then = engines.length ? "" : ", when it was killed";
   const latest = values["last durable"].reduce((best, time) => Math.max(best, time ?? 0), 0);
   return [
     el("section", { class: "tiles", "aria-label": "Overview" },
-      tile("Worst lag", engines.length ? show.seconds(risk.lag) : "-", engines.length ? "age of the oldest report not in the store" : why, risk.lag ? "risk" : ""),
-      tile("At risk", engines.length ? show.bytes(risk.bytes) : "-", engines.length ? show.count(risk.checkpoints, "pending checkpoint") : why, risk.bytes ? "risk" : ""),
+      tile("Worst lag", known ? show.seconds(risk.lag) : "-", known ? `age of the oldest report not in the store${then}` : why, risk.lag ? "risk" : ""),
+      tile("At risk", known ? show.bytes(risk.bytes) : "-", known ? `${show.count(risk.checkpoints, "pending checkpoint")}${then}` : why, risk.bytes ? "risk" : ""),
       tile("Last durable", show.ago(latest), "newest checkpoint in the store"),
       tile("Stored", show.bytes(total(values.size)), show.count(total(values.checkpoints), "checkpoint")),
       tile("Sent", moved("sent"), why),
@@ -84,27 +86,34 @@ function engineCard(engine) {
 
 // One trial
 
-function trialView(trial, options) {
+function trialView(trial, options, change) {
   const names = Object.keys(trial.curves ?? {});
-  const grid = el("div", { class: "curves" });
-  const redraw = () => {
-    const shown = options.all ? names : names.slice(0, 6);
-    grid.replaceChildren(...shown.map((name) => el("figure", {}, el("figcaption", {}, name, notFinite(trial, name)), el("div", { class: "plot" }))));
-    shown.forEach((name, place) => drawCurves(grid.children[place].lastChild, [{ name, ...trial.curves[name] }], options));
-  };
-  later(redraw);
   return [
     el("h1", {}, trial.name, el("span", { class: `status ${statusClass(trial.status)}` }, trial.status)),
     trial.error ? el("pre", { class: "failure" }, trial.error) : null,
     el("p", { class: "note" }, `${show.count(trial.reports, "report")}, started ${show.moment(trial.started)}, record of ${show.moment(trial.updated)}. ${trial.rows !== undefined ? `${show.count(trial.rows, "row")} of result.json in the store.` : ""}`),
     trial.unread ? el("p", { class: "note bad" }, `The curves cannot be read: ${trial.unread}`) : null,
-    names.length ? el("section", {}, el("h2", {}, "Curves"), curveOptions(options, redraw, names.length), grid) : null,
+    names.length ? el("section", {}, el("h2", {}, "Curves"), curveOptions(options, change, names.length), curveGrid(names, [trial], options)) : null,
     ...Object.keys(trial.not_finite ?? {}).filter((name) => !names.includes(name)).map((name) => el("p", { class: "note bad" }, `${name}: no curve,`, notFinite(trial, name))),
     el("section", {}, el("h2", {}, "Checkpoints"), checkpointTable(trial)),
     trial.durable?.length ? el("section", {}, el("h2", {}, "Durability lag"), el("p", { class: "note" }, "From the report of each listed checkpoint until it was durable; reports are dated to the second."), durationPlot(trial.durable)) : null,
     el("section", { class: "columns" }, el("div", {}, el("h2", {}, "Parameters"), facts(trial.params)), el("div", {}, el("h2", {}, "Last report"), facts(trial.metrics))),
   ];
 }
+
+/** A drawing for each metric, with the curves of all trials that have it. */
+function curveGrid(names, trials, options) {
+  const shown = options.all ? names : names.slice(0, MOST_CURVES);
+  const figures = shown.map((name) => {
+    const place = el("div", { class: "plot" });
+    const series = trials.filter((trial) => trial.curves?.[name]).map((trial) => ({ name: trials.length > 1 ? trial.name : name, ...trial.curves[name] }));
+    later(() => drawCurves(place, series, options));
+    return el("figure", {}, el("figcaption", {}, name, trials.length > 1 ? null : notFinite(trials[0], name)), place);
+  });
+  return el("div", { class: "curves" }, figures);
+}
+
+const MOST_CURVES = 6;
 
 function notFinite(trial, name) {
   const count = trial.not_finite?.[name];
@@ -117,17 +126,12 @@ function durationPlot(durable) {
   return place;
 }
 
-/** Log scale, smoothing, and whether all curves are shown. */
-function curveOptions(options, redraw, curves = 0) {
-  const change = (name, value) => {
-    options[name] = value;
-    redraw();
-  };
-  const log = el("input", { type: "checkbox", onchange: () => change("log", log.checked) });
-  const all = el("input", { type: "checkbox", onchange: () => change("all", all.checked) });
-  const smoothing = el("input", { type: "range", min: "0", max: "0.98", step: "0.02", oninput: () => change("smoothing", Number(smoothing.value)) });
-  [log.checked, all.checked, smoothing.value] = [Boolean(options.log), Boolean(options.all), options.smoothing ?? 0];
-  return el("div", { class: "options" }, el("label", {}, log, "log scale"), el("label", {}, "smoothing", smoothing), curves > 6 ? el("label", {}, all, `all ${curves} curves`) : null);
+/** Log scale, smoothing, and whether all curves are shown. `change(name, value)` sets an option. */
+function curveOptions(options, change, curves = 0) {
+  const log = el("input", { type: "checkbox", checked: Boolean(options.log), onchange: () => change("log", log.checked) });
+  const all = el("input", { type: "checkbox", checked: Boolean(options.all), onchange: () => change("all", all.checked) });
+  const smoothing = el("input", { type: "range", min: "0", max: "0.98", step: "0.02", value: options.smoothing ?? 0, oninput: () => change("smoothing", Number(smoothing.value)) });
+  return el("div", { class: "options" }, el("label", {}, log, "log scale"), el("label", {}, "smoothing", smoothing), curves > MOST_CURVES ? el("label", {}, all, `all ${curves} curves`) : null);
 }
 
 function checkpointTable(trial) {
@@ -157,54 +161,45 @@ function marks(item, newest) {
 
 // Comparison
 
-function compareView(names, table, options, fetchTrial) {
-  const place = el("div");
-  const known = names.filter((name) => table.values.trial.includes(name));
-  if (known.length) Promise.all(known.slice(0, 20).map(fetchTrial)).then((trials) => place.replaceChildren(...compared(trials.filter(Boolean), options)));
-  const note = known.length ? `${show.count(known.length, "trial")} chosen${known.length > 20 ? "; the curves of the first 20 are shown" : ""}.` : "Choose trials in the table with their boxes, or with the space bar. Without a choice the drawing shows the trials of the filter.";
-  return [el("h1", {}, "Comparison"), el("p", { class: "note" }, note), place, parallelSection(known, table, options)];
-}
+const MOST_COMPARED = 20;
 
-function compared(trials, options) {
-  const names = [...new Set(trials.flatMap((trial) => Object.keys(trial.curves ?? {})))];
-  if (!names.length) return [el("p", { class: "note" }, data.constructor.live ? "These trials have no curves in the store." : "The report holds no curves of these trials.")];
-  const grid = el("div", { class: "curves" });
-  const redraw = () => {
-    const shown = options.all ? names : names.slice(0, 6);
-    grid.replaceChildren(...shown.map((name) => el("figure", {}, el("figcaption", {}, name), el("div", { class: "plot" }))));
-    shown.forEach((name, number) => {
-      const series = trials.filter((trial) => trial.curves?.[name]).map((trial) => ({ name: trial.name, ...trial.curves[name] }));
-      drawCurves(grid.children[number].lastChild, series, options);
-    });
-  };
-  later(redraw);
-  return [curveOptions(options, redraw, names.length), grid];
+async function compareView(names, table, options, fetchTrial, change) {
+  const present = new Set(table.values.trial);
+  const known = names.filter((name) => present.has(name));
+  const trials = (await Promise.all(known.slice(0, MOST_COMPARED).map(fetchTrial))).filter((trial) => trial?.curves);
+  const metrics = [...new Set(trials.flatMap((trial) => Object.keys(trial.curves)))];
+  const many = known.length > MOST_COMPARED ? `; the curves of the first ${MOST_COMPARED} are shown` : "";
+  const none = data.constructor.live ? "These trials have no curves in the store." : "The report holds no curves of these trials.";
+  return [
+    el("h1", {}, "Comparison"),
+    el("p", { class: "note" }, known.length ? `${show.count(known.length, "trial")} chosen${many}.` : "Choose trials in the table with their boxes, or with the space bar. Without a choice the drawing shows the trials of the filter."),
+    metrics.length ? el("section", {}, el("h2", {}, "Curves"), curveOptions(options, change, metrics.length), curveGrid(metrics, trials, options)) : null,
+    known.length && !metrics.length ? el("p", { class: "note" }, none) : null,
+    parallelSection(known, table, options, change),
+  ];
 }
 
 const MOST_LINES = 2000;
 
-function parallelSection(known, table, options) {
-  const params = table.columns.filter((column) => column.kind === "param").map((column) => column.id);
-  const metrics = table.columns.filter((column) => column.kind === "metric" && !/training_iteration|time_/.test(column.id)).map((column) => column.id);
-  const place = el("div", { class: "plot tall" });
+function parallelSection(known, table, options, change) {
   const columns = new Columns(table);
   const byName = new Map(table.values.trial.map((name, row) => [name, row]));
   const rows = known.length > 1 ? known.map((name) => byName.get(name)) : columns.rows(new Filter(options.filter, columns), {});
+  const ofKind = (kind) => table.columns.filter((column) => column.kind === kind).map((column) => column.id);
   const common = (id) => rows.filter((row) => table.values[id][row] !== null).length > rows.length / 2;
-  const varied = params.filter((id) => common(id) && new Set(rows.map((row) => table.values[id][row])).size > 1).slice(0, 9);
+  const varied = ofKind("param").filter((id) => common(id) && new Set(rows.map((row) => table.values[id][row])).size > 1).slice(0, 9);
   if (!varied.length) return el("p", { class: "note" }, "No parameter differs between these trials.");
-  const choice = el("select", { onchange: () => ((options.parallel = choice.value), redraw()) }, metrics.map((id) => el("option", { value: id }, shortened(titleOf(id)))));
-  choice.value = metrics.includes(options.parallel) ? options.parallel : (metrics[0] ?? "");
-  const redraw = () => {
-    const ids = [...varied, choice.value].filter(Boolean);
-    const there = (id, row) => table.values[id][row] !== null && Number.isFinite(numberOf(table.values[id][row]) ?? 0);
-    const whole = rows.filter((row) => ids.every((id) => there(id, row))).slice(0, MOST_LINES);
-    if (!whole.length) return place.replaceChildren(el("p", { class: "note" }, "No trial has all of these values."));
-    drawParallel(place, whole.map((row) => ids.map((id) => table.values[id][row])), ids.map(titleOf), titleOf(choice.value));
-  };
-  later(redraw);
-  const more = rows.length > MOST_LINES ? ` The first ${MOST_LINES.toLocaleString("en")} of ${rows.length.toLocaleString("en")} are drawn.` : "";
-  return el("section", {}, el("h2", {}, "Parameters"), el("div", { class: "options" }, el("label", {}, "metric", choice), el("span", { class: "note" }, `Drag along an axis to choose a range.${more}`)), place);
+  const metrics = ofKind("metric");
+  const metric = metrics.includes(options.parallel) ? options.parallel : (metrics.find((id) => id === `metric:${options.score}`) ?? metrics[0]);
+  const choice = el("select", { onchange: () => change("parallel", choice.value) }, metrics.map((id) => el("option", { value: id, selected: id === metric }, shortened(titleOf(id)))));
+  const ids = [...varied, metric].filter(Boolean);
+  const there = (id, row) => table.values[id][row] !== null && Number.isFinite(numberOf(table.values[id][row]) ?? 0);
+  const drawn = rows.filter((row) => ids.every((id) => there(id, row))).slice(0, MOST_LINES);
+  const place = el("div", { class: "plot tall parallel" });
+  const titles = drawn.map((row) => `${table.values.trial[row]}: ${ids.map((id) => `${titleOf(id)}=${show.number(table.values[id][row])}`).join(", ")}`);
+  if (drawn.length) later(() => drawParallel(place, drawn.map((row) => ids.map((id) => table.values[id][row])), ids.map(titleOf), titles));
+  const note = `${show.count(drawn.length, "trial")} of ${rows.length.toLocaleString("en")}. Drag along an axis to choose a range; a click removes it.`;
+  return el("section", {}, el("h2", {}, "Parameters"), el("div", { class: "options" }, metrics.length ? el("label", {}, "metric", choice) : null, el("span", { class: "note" }, note)), drawn.length ? place : el("p", { class: "note" }, "No trial has all of these values."));
 }
 
 // Storage
@@ -236,7 +231,7 @@ function bar(value, most) {
 /** What a listing of every object found, beside what the records name. */
 function listingView(found) {
   const rows = found.rows.map((row) => [row.name, bar(row.bytes, found.rows[0].bytes), show.bytes(row.bytes), show.bytes(row.checkpoints), show.bytes(row.other), show.bytes(row.unlisted || null)]);
-  return [el("p", { class: "note" }, `${show.count(found.objects, "object")}, ${show.bytes(found.bytes)} in all. "Not listed" is data of checkpoints that no record names: uploads that run, or remains that asyncsync prune removes.`), simpleTable("Every object", ["below", "", "all", "checkpoints", "other files", "not listed"], rows)];
+  return [el("p", { class: "note" }, `${show.count(found.objects, "object")}, ${show.bytes(found.bytes)} in all, listed ${show.moment(found.time)}. "Not listed" is data of checkpoints that no record names: uploads that run, or remains that asyncsync prune removes.`), simpleTable("Every object", ["below", "", "all", "checkpoints", "other files", "not listed"], rows)];
 }
 
 // Transfers

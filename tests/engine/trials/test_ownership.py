@@ -72,7 +72,7 @@ def test_asyncsyncs_own_files_cannot_be_a_checkpoint(
             }[which]
             with pytest.raises(ConfigError, match="directory of its own"):
                 await trial.report({"x": 2}, Checkpoint.take(path) if owned else path)
-            assert (trial._state.record.reports, trial._state.jobs) == (1, [])
+            assert (trial._state.record.reports, trial._state.jobs) == (1, ())
 
     run_virtual(main())
 

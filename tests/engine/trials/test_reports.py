@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_no_row_and_accepts_nothing(
                 await trial.report({"x": 2}, bench.checkpoint())
             monkeypatch.delattr(results, "open")
             assert {name: (trial.dir / name).read_bytes() for name in before} == before
-            assert (trial._state.record.reports, trial._state.jobs) == (1, [])
+            assert (trial._state.record.reports, trial._state.jobs) == (1, ())
             await trial.report({"x": 3}, bench.checkpoint())
             assert [row["training_iteration"] for row in rows_of(trial.dir)[0]] == [1, 2]
         assert bench.keys("weights") == ["t/checkpoint_000000/weights"]

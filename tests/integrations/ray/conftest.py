@@ -91,16 +91,31 @@ class RayBench:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"exps/{prefix}")
             return [item["Key"].removeprefix("exps/") for page in pages for item in page.get("Contents", ())]
 
+    def contents(self, keys: list[str]) -> dict[str, bytes]:
+        """Objects below the storage path."""
+        with self.server.client() as client:
+            found = {key: client.get_object(Bucket=self.bucket, Key=f"exps/{key}") for key in keys}
+            return {key: response["Body"].read() for key, response in found.items()}
+
     def open_uploads(self) -> list[str]:
         with self.server.client() as client:
             return [item["Key"] for item in client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())]
 
 
-@pytest.fixture
-def ray_bench(seaweedfs, tmp_path, request):
+@pytest.fixture(scope="session")
+def make_ray_bench(seaweedfs):
+    """Makes a bench: ``make_ray_bench(name, directory)``."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.train") is None:
         pytest.skip("Ray is not installed: run nox -s ray")  # this directory may be found as an empty package `ray`
-    name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
-    bucket = f"ray-{name[:30]}-{name[-15:]}".strip("-")
-    seaweedfs.create_bucket(bucket)
-    return RayBench(seaweedfs, tmp_path, bucket)
+
+    def make(name, room):
+        bucket = f"ray-{name[:30]}-{name[-15:]}".strip("-")
+        seaweedfs.create_bucket(bucket)
+        return RayBench(seaweedfs, room, bucket)
+
+    return make
+
+
+@pytest.fixture
+def ray_bench(make_ray_bench, tmp_path, request):
+    return make_ray_bench(re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()), tmp_path)

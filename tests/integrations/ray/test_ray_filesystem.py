@@ -19,7 +19,8 @@ from ray.train.v2._internal.execution import storage as train_storage
 
 from asyncsync import ConcurrentWriterError, ConfigError
 from asyncsync.integrations import ray as asyncsync_ray
-from asyncsync.integrations.ray import attempts, bridge, copy_hook, settings
+from asyncsync.integrations.ray import attempts, copy_hook, settings
+from asyncsync.integrations.ray.agent import bridge
 from asyncsync.integrations.ray.filesystem import rebuild
 
 

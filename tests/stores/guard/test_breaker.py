@@ -12,6 +12,7 @@ from asyncsync.stores.base import Lane
 from asyncsync.stores.guard.breaker import FAILURES_TO_OPEN, LONGEST_PROBE_PAUSE, RETURN_SPREAD, StillUnavailableError
 from asyncsync.stores.guard.fenced import FencedView
 from asyncsync.stores.guard.retry_policy import RetryPolicy
+from asyncsync.sync.records.model import RankRecord
 from asyncsync.sync.records.writer import RecordFile
 
 pytestmark = pytest.mark.virtual_time
@@ -30,7 +31,7 @@ async def test_writes_wait_for_an_unreachable_store_together_not_in_turn():
     """Each asks first whether it still may write."""
     world = World(slots=64, retry=RetryPolicy(patience=20.0))
     await asyncio.gather(*await gone(world), return_exceptions=True)
-    record = RecordFile("record", lambda _: b"ours")
+    record = RecordFile("record", RankRecord("t", 0, 1))
     fenced = FencedView(world.guarded, Lane.CHECKPOINT, "tree", record.confirm)
     for _ in range(2):
         began = world.now

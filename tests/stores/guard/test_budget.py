@@ -17,9 +17,10 @@ virtual = pytest.mark.virtual_time
 LARGE = SMALL_BODY + 1
 
 
-async def order_of(requests):
+async def order_of(requests, preferred=()):
     """The order in which waiters for the only slot are served; ``requests`` are (lane, owner, size)."""
     budget = Budget(max_concurrency=1)
+    budget.prefer(preferred)
     first = await budget.acquire(Lane.ARTIFACT, "", 0)
     served = []
 
@@ -54,6 +55,11 @@ async def test_checkpoints_go_before_records_and_records_before_artifacts():
 async def test_owners_are_served_in_turn():
     requests = [(Lane.ARTIFACT, owner, 0) for owner in "aaabbc"]
     assert "".join(owner for _, owner, _ in await order_of(requests)) == "abcaba"
+
+
+async def test_preferred_owners_come_first_within_their_lane():
+    requests = [(Lane.ARTIFACT, owner, 0) for owner in "aabbcc"] + [(Lane.CHECKPOINT, "d", 0)]
+    assert "".join(owner for _, owner, _ in await order_of(requests, ["c", "x", "b"])) == "dccbbaa"
 
 
 async def test_an_owner_is_served_in_order():

@@ -9,13 +9,21 @@ from machines import Network, told
 
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, UnavailableError
 from asyncsync.stores.base import Traits
-from asyncsync.sync.records.model import WRITER
+from asyncsync.sync.records.model import TRIALS_PER_SLICE, WRITER, ExperimentRecord
 from asyncsync.sync.records.writer import RecordFile
-from asyncsync.testing import FaultyStore, MemoryStore
+from asyncsync.testing import FaultyStore, MemoryStore, run_virtual
+
+
+class Ours:
+    def encode(self, stamp: str) -> bytes:
+        return b"ours"
+
+    def adopt(self, stored: bytes) -> None:
+        raise AssertionError("nobody has marked it")
 
 
 async def test_another_version_in_the_store_is_another_writers():
-    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    store, record = MemoryStore(), RecordFile("record", Ours())
     await record.save(store)
     await record.confirm(store)
     await store.put("record", b"theirs")
@@ -25,7 +33,7 @@ async def test_another_version_in_the_store_is_another_writers():
 
 async def test_a_missing_record_has_no_owner():
     """A successor leaves its record; neither a deletion nor a server that keeps nothing is a successor."""
-    store, record = MemoryStore(), RecordFile("record", lambda _: b"ours")
+    store, record = MemoryStore(), RecordFile("record", Ours())
     await record.save(store)
     await store.delete(["record"])
     await record.confirm(store)
@@ -33,7 +41,7 @@ async def test_a_missing_record_has_no_owner():
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
 async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exception | None) -> None:
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", Ours())
     await record.save(store)
     hang = store.faults.hang(operation="head")
     first = asyncio.create_task(record.confirm(store))
@@ -54,7 +62,7 @@ async def test_concurrent_confirms_share_one_response_or_its_failure(error: Exce
 @pytest.mark.virtual_time
 async def test_a_confirm_since_then_is_not_repeated() -> None:
     """A write counts as well; requests before ``since`` do not, nor does one with a lost response."""
-    store, record = FaultyStore(MemoryStore()), RecordFile("record", lambda _: b"ours")
+    store, record = FaultyStore(MemoryStore()), RecordFile("record", Ours())
     loop = asyncio.get_running_loop()
     before = loop.time()
     await asyncio.sleep(1)
@@ -85,10 +93,13 @@ class Document:
             self.inner.traits = Traits("memory", conditional_writes=False)
         self.store = FaultyStore(self.inner, self.network)
         self.value = "first"
-        self.file = RecordFile("record", self.encode)
+        self.file = RecordFile("record", self)
 
     def encode(self, stamp: str) -> bytes:
         return f'{{"{WRITER}": "{stamp}", "value": "{self.value}"}}'.encode()
+
+    def adopt(self, stored: bytes) -> None:
+        """A write of its own, whose response was lost, is adopted as it is."""
 
     def lose(self, *, lose: bool = True) -> None:
         self.network.late = lambda request: lose and request.operation == "put"
@@ -139,7 +150,6 @@ class MarkedDocument(Document):
     def __init__(self) -> None:
         super().__init__()
         self.marks: set[str] = set()
-        self.file = RecordFile("record", self.encode, adopt=self.adopt)
 
     def encode(self, stamp: str) -> bytes:
         return json.dumps({WRITER: stamp, "marks": sorted(self.marks), "value": self.value}).encode()
@@ -265,3 +275,45 @@ async def test_a_save_that_is_cancelled_on_its_way_is_unsure() -> None:
     document.value = "first"
     await document.file.save(document.store)
     assert document.stored() == "first"
+
+
+def test_many_trials_are_encoded_in_slices_between_which_they_may_change():
+    async def main():
+        record = ExperimentRecord("e")
+        for number in range(3 * TRIALS_PER_SLICE):
+            record.set_status(f"t{number}", "running")
+        store, file = MemoryStore(), RecordFile("record", record, prepare=record.make_text)
+        saving = asyncio.create_task(file.save(store))
+        await asyncio.sleep(0)  # the first slice is encoded
+        record.set_status("t0", "finished")
+        record.set_status("new", "running")
+        assert await saving
+        assert not file.is_current()
+        stored = ExperimentRecord.from_bytes(store.contents["record"])
+        assert list(stored.trials) == list(record.trials)[:-1]
+        assert await file.save(store)
+        assert file.is_current()
+        stored = ExperimentRecord.from_bytes(store.contents["record"])
+        assert (stored.trials, list(stored.trials)) == (record.trials, list(record.trials))
+        assert not await file.save(store)
+
+    run_virtual(main())
+
+
+def test_no_slice_is_longer_than_the_others():
+    async def main():
+        record = ExperimentRecord("e", {f"t{number}": "running" for number in range(10 * TRIALS_PER_SLICE)})
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while not record.trials_text:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await record.make_text()
+        await counting
+        assert turns >= 10
+
+    run_virtual(main())

@@ -13,28 +13,16 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from asyncsync import Storage
+from asyncsync.integrations.ray.agent.address import Address
+
+if TYPE_CHECKING:
+    from asyncsync import Storage  # imports what a worker process that has an agent does not need
 
 T = TypeVar("T")
 CLOSE_SECONDS = 5.0
 """How long the end of the process waits for connections to close."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a storage is. ``options`` is JSON, so that the address can be a key and costs few bytes when pickled."""
-
-    uri: str
-    options: str = "{}"
-
-    @property
-    def root(self) -> str:
-        """The storage path as Ray sees it: without a scheme, ``bucket/prefix`` or ``/directory``."""
-        scheme, separator, rest = self.uri.partition("://")
-        return (rest if separator else scheme).rstrip("/") or "/"
 
 
 class Bridge:
@@ -48,13 +36,17 @@ class Bridge:
 
     def call(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` on the storage and return its result. Blocks; call it from any other thread."""
-        loop, storage = self._ready.result()
-        future = asyncio.run_coroutine_threadsafe(work(storage), loop)
+        future = self.submit(work)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def submit(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run ``work`` on the storage. Blocks only until that is open. Cancelling the result cancels the work."""
+        loop, storage = self._ready.result()
+        return asyncio.run_coroutine_threadsafe(work(storage), loop)
 
     def close(self) -> None:
         """Close connections, within CLOSE_SECONDS."""
@@ -70,6 +62,8 @@ class Bridge:
                 self._ready.set_exception(error)
 
     async def _live(self) -> None:
+        from asyncsync import Storage
+
         self._stop = asyncio.Event()
         options = json.loads(self._address.options)
         async with Storage(self._address.uri, storage_options=options) as storage:

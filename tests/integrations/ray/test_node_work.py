@@ -1,0 +1,253 @@
+"""The work of a node's agent, without Ray: whose calls run, and which end when a process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="Ray is not installed: run nox -s ray")
+
+from asyncsync import ConcurrentWriterError, Storage, SyncFailedError
+from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, SyncFinished, SyncWarning
+from asyncsync.integrations.ray.agent import node_work, operations
+from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
+from asyncsync.integrations.ray.agent.node_work import NodeWork, urgency
+from asyncsync.integrations.ray.agent.process_watch import ProcessWatch
+from asyncsync.runtime import Presence
+
+ME = Presence().name
+PROGRAM = "from asyncsync.runtime import Presence; print(Presence().name, flush=True); input()"
+
+
+@asynccontextmanager
+async def other_process():
+    """Another process; yields it and its name, and kills it at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        yield process, (await process.stdout.readline()).decode().strip()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def node(uri="memory://bucket/exps", draining=lambda: False):
+    async with Storage(uri) as storage:
+        work = NodeWork(storage, draining)
+        life = asyncio.create_task(work.live(1e9))
+        try:
+            yield work
+        finally:
+            life.cancel()
+            await asyncio.wait([life])
+
+
+class Upload:
+    """A call that runs until it is let go."""
+
+    def __init__(self):
+        self.started, self.let_go, self.ended = asyncio.Event(), asyncio.Event(), None
+
+    async def __call__(self, storage):
+        self.started.set()
+        try:
+            await self.let_go.wait()
+            self.ended = "done"
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+
+
+async def begun(work, upload, caller=ME, **options):
+    task = asyncio.create_task(work.run(Call(upload, (), caller, **options)))
+    await upload.started.wait()
+    return task
+
+
+async def test_a_call_runs_on_the_storage_of_the_node():
+    async with node() as work:
+        await work.run(Call(operations.write, ("a/b", b"hello"), ME))
+        assert await work.run(Call(operations.read, ("a/b",), ME)) == b"hello"
+
+
+async def test_the_upload_of_a_killed_process_ends():
+    upload = Upload()
+    async with node() as work, other_process() as (process, name):
+        task = await begun(work, upload, name)
+        process.kill()
+        await asyncio.wait([task])
+        assert task.cancelled() and upload.ended == "cancelled"
+
+
+async def test_an_upload_in_the_background_outlives_its_process():
+    upload = Upload()
+    async with node() as work, other_process() as (process, name):
+        task = await begun(work, upload, name, outlives=True)
+        process.kill()
+        await process.wait()
+        upload.let_go.set()
+        await task
+        assert upload.ended == "done"
+
+
+async def test_a_later_attempt_ends_the_earlier_one_before_it_begins():
+    first, second = Upload(), Upload()
+    async with node() as work:
+        earlier = await begun(work, first, target="exp/c", attempt="1")
+        later = await begun(work, second, target="exp/c", attempt="2")
+        assert earlier.cancelled() and first.ended == "cancelled"
+        second.let_go.set()
+        await later
+
+
+async def test_ranks_of_one_attempt_upload_at_the_same_time():
+    first, second = Upload(), Upload()
+    async with node() as work:
+        tasks = [await begun(work, upload, target="exp/c", attempt="1") for upload in (first, second)]
+        first.let_go.set()
+        second.let_go.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_what_was_cut_off_is_cleaned_up(monkeypatch):
+    cleaned = asyncio.Event()
+
+    async def clean_up(storage):
+        cleaned.set()
+
+    monkeypatch.setattr(Storage, "clean_up", clean_up)
+    async with node() as work, other_process() as (process, name):
+        task = await begun(work, Upload(), name)
+        process.kill()
+        await cleaned.wait()
+        assert task.done()
+
+
+async def test_a_directory_that_the_agent_does_not_see_is_refused(tmp_path):
+    other = Place(str(tmp_path), 1, 1)
+    async with node() as work:
+        with pytest.raises(NotServedError):
+            await work.run(Call(operations.push, (str(tmp_path), "a", ()), ME, other))
+        await work.run(Call(operations.push, (str(tmp_path), "a", ()), ME, Place.of(str(tmp_path))))
+
+
+@pytest.mark.parametrize("name", ["", "another-machine 4026531836 7/1 abc"])
+async def test_a_process_that_cannot_be_watched_is_refused(name):
+    async with node() as work:
+        with pytest.raises(NotServedError):
+            await work.run(Call(operations.is_file, ("a",), name))
+
+
+async def test_a_node_that_is_drained_ends_what_nobody_waits_for(monkeypatch):
+    drained, orphan, waited_for = False, Upload(), Upload()
+    monkeypatch.setattr(node_work, "DRAIN_INTERVAL", 0.01)
+    async with node(draining=lambda: drained) as work, other_process() as (process, name):
+        first = await begun(work, orphan, name, outlives=True)
+        second = await begun(work, waited_for, target="exp/c")
+        process.kill()
+        await process.wait()
+        drained = True
+        await asyncio.wait([first])
+        assert orphan.ended == "cancelled" and not second.done()
+        found, _ = await work.events.after(0, 1.0)
+        assert isinstance(found[-1], SyncWarning)
+        waited_for.let_go.set()
+        await second
+
+
+async def test_a_node_that_is_drained_prefers_the_newest_checkpoints(monkeypatch):
+    preferred = asyncio.Queue()
+    monkeypatch.setattr(Storage, "prefer", lambda storage, paths: preferred.put_nowait(paths))
+    uploads = [Upload(), Upload(), Upload()]
+    async with node(draining=lambda: True) as work:
+        tasks = [await begun(work, uploads[0], target="t/1")]
+        assert await preferred.get() == ["t/1/"]
+        async with other_process() as (_, name):
+            tasks += [await begun(work, upload, name, target=f"u/{n}") for n, upload in enumerate(uploads[1:])]
+            assert await preferred.get() == ["u/0/", "t/1/"]
+            assert await preferred.get() == ["u/0/", "u/1/", "t/1/"]
+            for upload in uploads:
+                upload.let_go.set()
+            await asyncio.gather(*tasks)
+
+
+def test_one_process_sends_in_the_order_in_which_ray_registers():
+    assert urgency([("p", "a"), ("q", "b"), ("p", "c")]) == ["a", "c", "b"]
+    assert urgency([("p", "a"), ("q", "a")]) == ["a"]
+    assert urgency([]) == []
+
+
+async def test_an_agent_is_idle_when_no_process_lives_that_used_it():
+    async with node() as work:
+        async with other_process() as (process, name):
+            await work.run(Call(operations.is_file, ("a",), name))
+            assert work.idle == 0.0
+            ended = asyncio.Event()
+            watch = ProcessWatch(lambda _: ended.set())
+            watch.add(name)
+            process.kill()
+            await ended.wait()
+        while not work.idle:  # both watches hear of it in the same turn of the loop, in any order
+            await asyncio.sleep(0)
+        assert work.idle > 0.0
+
+
+async def test_an_idle_agent_ends():
+    async with Storage("memory://bucket/exps") as storage:
+        await asyncio.wait_for(NodeWork(storage).live(0.0), 10)
+
+
+async def test_listeners_hear_of_checkpoints(tmp_path):
+    source = tmp_path / "checkpoint"
+    source.mkdir()
+    (source / "weights").write_bytes(b"w" * 100)
+    alone = (str(source), "exp/trial/c_1", ("a", "p", 0), True, "")
+    part = (str(source), "run/c_2", ("a", "p", 0), False, "")
+    async with node() as work:
+        await work.run(Call(operations.push_checkpoint, alone, ME))
+        await work.run(Call(operations.push_checkpoint, part, ME))
+        await work.run(Call(operations.commit, ("run/c_2", "a", {0: "p"}), ME))
+        await work.run(Call(operations.commit, ("run/c_2", "a", {0: "p"}), ME))  # is complete already
+        found, number = await work.events.after(0, 1.0)
+        kinds = [CheckpointAccepted, CheckpointDurable, CheckpointAccepted, SyncFinished, CheckpointDurable]
+        assert [type(event) for event in found] == kinds
+        assert (found[1].trial, found[1].checkpoint, found[1].bytes_total) == ("exp/trial", "c_1", 100)
+        assert await work.events.after(number, 0.01) == ([], number)
+        waiting = asyncio.create_task(work.events.after(number, 60.0))
+        with pytest.raises((SyncFailedError, ConcurrentWriterError)):
+            await work.run(Call(operations.push_checkpoint, part, ME))
+        found, _ = await waiting
+        more, _ = await work.events.after(number, 1.0)
+        assert [type(event) for event in more] == [CheckpointAccepted, CheckpointFailed]
+
+
+def test_a_process_that_has_ended_is_not_watched():
+    async def watch():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        name = (await process.stdout.readline()).decode().strip()
+        await process.communicate(b"\n")
+        watched = ProcessWatch(lambda _: None)
+        return watched.add(name), len(watched)
+
+    assert asyncio.run(watch()) == (False, 0)
+
+
+async def test_without_descriptors_of_processes_they_are_asked_about(monkeypatch):
+    monkeypatch.delattr("os.pidfd_open", raising=False)
+    monkeypatch.setattr("asyncsync.integrations.ray.agent.process_watch.INTERVAL", 0.01)
+    ended = asyncio.Queue()
+    watch = ProcessWatch(ended.put_nowait)
+    async with other_process() as (process, name):
+        assert watch.add(name) and watch.add(name)
+        process.kill()
+        assert await ended.get() == name
+    assert len(watch) == 0
