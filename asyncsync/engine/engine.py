@@ -327,7 +327,7 @@ class SyncEngine:
 
         With a deadline, as before a preemption, reports wait until the flush ends. The newest checkpoint of every trial
         goes first, then records, then artifacts and older checkpoints. Unfinished uploads are not lost: they resume
-        afterwards, or in the next process.
+        afterwards, or in the next process. Raises EngineClosedError outside the block.
         """
         self._context.check_open()
         drain = self._new_drain()

@@ -17,7 +17,7 @@ from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
-from asyncsync.runtime import need_asyncio, process_id
+from asyncsync.runtime import need_asyncio, process_id, within_descriptors
 from asyncsync.status import EngineStatus
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane, Store
@@ -58,7 +58,7 @@ def open_guarded(
     need_asyncio()
     inner = open_store(uri, options=dict(storage_options or {}), transfer=transfer)
     budget = Budget(
-        max_concurrency=transfer.max_concurrency,
+        max_concurrency=within_descriptors(transfer.max_concurrency),
         bandwidth_limit=transfer.bandwidth_limit,
         memory_limit=transfer.memory_limit,
     )

@@ -341,8 +341,10 @@ class Tree:
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
         if self._options.delete:
             return changes.missing
-        gone = tuple(f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ())))
-        return [path for path in changes.missing if f"{path}/".startswith(gone)] if gone else []
+        removed = tuple(
+            f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ()))
+        )
+        return [path for path in changes.missing if f"{path}/".startswith(removed)] if removed else []
 
     def _in_the_way(self, changes: Changes) -> list[str]:
         """Objects that are deleted in any case: a directory took the place of the file, or the reverse."""

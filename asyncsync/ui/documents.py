@@ -136,6 +136,25 @@ def engine_document(engine: RunningEngine) -> dict[str, Any]:
     }
 
 
+RATE_VALID = 10.0
+"""Seconds after which the rate in a status file says nothing about now: the file is written when something happens."""
+
+
+def sample_of(engines: Sequence[RunningEngine], now: float) -> dict[str, float]:
+    """The transfers of the running engines at this moment."""
+    alive = [engine for engine in engines if engine.alive]
+    risk = AtRisk.of(alive, now)
+    return {
+        "now": now,
+        "rate": sum(engine.status.bytes_per_second for engine in alive if now - engine.written < RATE_VALID),
+        "in_flight": sum(engine.status.requests_running for engine in alive),
+        "waiting": sum(engine.status.requests_waiting for engine in alive),
+        "limit": sum(engine.status.request_limit for engine in alive),
+        "lag": risk.lag,
+        "bytes_at_risk": risk.bytes,
+    }
+
+
 def table_document(trials: Sequence[TrialView], rule: RetentionRule) -> dict[str, Any]:
     """Columns of the same length: ``{"columns": [{"id", "kind"}], "values": {id: [...]}}``."""
     params = [flat(trial.params) for trial in trials]

@@ -7,6 +7,7 @@ a slow store are read seldom. The status files are local and are read every seco
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from asyncsync import Experiment, RunningEngine, TransferConfig, running_engines
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError
 from asyncsync.runtime import wall_time
-from asyncsync.ui.documents import as_json, experiment_document, live_document
+from asyncsync.ui.documents import as_json, experiment_document, live_document, sample_of
 from asyncsync.ui.engines import engines_of
 from asyncsync.ui.verdict import Reading
 
@@ -25,6 +26,8 @@ LIVE_PERIOD = 1.0
 READ_PERIOD_RUNNING = 5.0
 READ_PERIOD_ENDED = 30.0
 """Seconds between two readings of the store, if they are quick."""
+SAMPLES_KEPT = 900
+"""A quarter of an hour."""
 SHARE_OF_TIME = 0.05
 """Largest share of the time that readings take."""
 
@@ -43,6 +46,8 @@ class LiveExperiment:
     generation: int = 0
     """Increased when the records that are shown change."""
     listeners: int = 0
+    samples: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
+    """The transfers of its engines, one sample for each look at them."""
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: read the store without waiting for the period."""
     _stale: bool = False
@@ -81,12 +86,16 @@ class LiveExperiment:
         return {"generation": self.generation, "allow": self.allow, "live": live}
 
     async def updates(self) -> AsyncGenerator[dict[str, Any], None]:
-        """:meth:`live`, now and whenever something may have changed, until it is closed."""
+        """:meth:`live`, now and whenever something may have changed, until it is closed. The first one has all samples,
+        the others those that are new."""
         self.listeners += 1
+        sent = 0.0
         try:
             while not self._closed:
                 changed = self._change
-                yield self.live()
+                fresh = [sample for sample in self.samples if sample["now"] > sent]
+                sent = fresh[-1]["now"] if fresh else sent
+                yield {**self.live(), "samples": fresh}
                 await changed.wait()
         finally:
             self.listeners -= 1
@@ -97,9 +106,12 @@ class LiveExperiment:
 
     async def _look_at_engines(self) -> None:
         while True:
-            before = {engine.pid: engine.status.totals for engine in self.engines}
+            before = [(engine.pid, engine.alive, engine.status.totals) for engine in self.engines]
             self.engines = engines_of(self.uri, await in_thread(running_engines))
-            self._stale |= before != {engine.pid: engine.status.totals for engine in self.engines}
+            now = [(engine.pid, engine.alive, engine.status.totals) for engine in self.engines]
+            self._stale |= before != now  # something became durable, or an engine came or went
+            if any(engine.alive for engine in self.engines):
+                self.samples.append(sample_of(self.engines, wall_time()))
             self._tell()
             await asyncio.sleep(LIVE_PERIOD)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import ConfigError
+from asyncsync.stores import open_store
 from asyncsync.ui.access_gate import AccessGate
 from asyncsync.ui.html_page import plotly_script
 from asyncsync.ui.live_experiment import LiveExperiment
@@ -45,6 +46,7 @@ async def serve(
     """
     plotly_script()
     address, options = split_sas(os.fspath(uri), storage_options)
+    open_store(address, options=options)  # raises if it never can
     source = LiveExperiment(address.rstrip("/"), options, transfer or TransferConfig(), allow_changes)
     token = secrets.token_urlsafe(24)
     with _listening(port) as listener:

@@ -2,7 +2,7 @@
 
 1. The store cannot be read, or does not respond: ``unknown``, or ``danger`` if an engine holds what is not stored.
 2. An engine of this machine runs: ``safe`` if everything reported is in the store, ``risk`` if not, ``danger`` if its
-   store is unavailable.
+   store is unavailable; ``unknown`` if other trials run on other machines.
 3. Not all records are read yet: ``unknown``.
 4. The driver was killed or sends no heartbeat: ``danger``.
 5. It runs elsewhere: ``unknown``, because only its own machine knows what it has not sent.
@@ -89,10 +89,23 @@ def verdict_of(
     if at_risk:
         return Verdict("risk", f"At risk: {at_risk}")
     if alive:
-        return Verdict("safe", "Safe: everything that was reported is in the store")
+        return _of_engines(experiment, alive)
     if experiment is None or not reading.read_at:
         return Verdict("unknown", "Reading the records")
     return _of_records(experiment, [engine for engine in engines if not engine.alive], now)
+
+
+def _of_engines(experiment: Experiment | None, alive: Sequence[RunningEngine]) -> Verdict:
+    """The engines of this machine have stored everything. Trials that run on other machines are not known here."""
+    here = {name for engine in alive for name in engine.status.trials}
+    running = [trial.name for trial in (experiment.trials if experiment else ()) if trial.shown_status == "running"]
+    complete = all(len(engine.status.trials) == engine.trials for engine in alive)
+    others = len(running) - sum(engine.trials for engine in alive)
+    elsewhere = sum(name not in here for name in running) if complete else others
+    if elsewhere > 0:
+        text = f"Safe on this machine. What {_trials(elsewhere)} on other machines have not sent is not visible here"
+        return Verdict("unknown", text)
+    return Verdict("safe", "Safe: everything that was reported is in the store")
 
 
 def _unread(reading: Reading, now: float) -> str:
@@ -107,7 +120,7 @@ def _unread(reading: Reading, now: float) -> str:
 
 def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: float) -> Verdict:
     """Without a running engine on this machine."""
-    if experiment.lost:
+    if experiment.lost or _was_killed(experiment, ended):
         held = AtRisk.of(ended, now).text
         since = f"; last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
         left = f"; it held {held}" if held else ""
@@ -125,6 +138,13 @@ def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: flo
     if experiment.status == "unknown":
         return Verdict("unknown", "The driver's record is missing: only the trials' own records are known")
     return Verdict("safe", f"Ended ({experiment.status}): nothing runs, nothing waits")
+
+
+def _was_killed(experiment: Experiment, ended: Sequence[RunningEngine]) -> bool:
+    """Whether the driver was an engine of this machine that was killed since the records were read. A later heartbeat
+    is that of another driver."""
+    drivers = [engine for engine in ended if engine.role == "driver"]
+    return experiment.status == "running" and any(experiment.heartbeat <= engine.written for engine in drivers)
 
 
 def _trials(number: int) -> str:

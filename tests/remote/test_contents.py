@@ -7,6 +7,7 @@ from asyncsync import Experiment, ExperimentSummary, TrialView, contents
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 from asyncsync.testing import MemoryStore
 
 CHECKPOINT = ({"model.bin": b"weights"}, {"loss": 0.5})
@@ -75,3 +76,16 @@ async def test_an_address_that_holds_nothing_is_an_error(files):
     MemoryStore("lab", "x")
     with pytest.raises(NotFoundError, match="memory://lab/x holds no experiment"):
         await contents("memory://lab/x/", files=files)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "finished"])
+async def test_a_trial_alone_has_the_status_that_it_has_in_its_experiment(status):
+    """Also if nothing is known of its process: it ran on another machine, and the heartbeat is old."""
+    store = MemoryStore("lab", "exps/other")
+    driver = ExperimentRecord("other", {"t": "running"}, status=status, runner="elsewhere/1", heartbeat=1.0)
+    driver.heartbeat_period = 60.0
+    await store.put(EXPERIMENT_RECORD, driver.to_bytes())
+    await store.put(f"t/{TRIAL_RECORD}", TrialRecord("t", "other", runner="elsewhere/1").to_bytes())
+    alone = await contents("memory://lab/exps/other/t")
+    together = (await Experiment.open("memory://lab/exps/other")).trial("t")
+    assert alone.shown_status == together.shown_status == ("lost" if status == "running" else "unfinished")

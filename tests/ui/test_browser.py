@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from onebench import Bench
+from stored import put_tree
 
 from asyncsync import pin
+from asyncsync.planning.document import TRIAL_RECORD
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.ui import serve, write_report
 
 from .conftest import ATTACK, URI, wait_until_read
@@ -34,6 +37,25 @@ async def test_no_text_of_a_record_runs(sweep: Bench, chromium: Any) -> None:
             assert ATTACK in await page.locator("pre.failure").inner_text()
             await page.wait_for_selector(".plot .main-svg")
             assert await page.evaluate("window.hacked") is None
+
+
+async def test_no_name_looks_like_another(bench: Bench, chromium: Any) -> None:
+    """A character that turns the direction of writing is shown, not obeyed; a name of JavaScript is a name."""
+    turned, own = "\u202eevil\u202c", "__proto__"
+    for name in (turned, own):
+        record = TrialRecord(name, "exp", "finished", params={own: 1.0 if name == own else 2.0}, metrics={own: 1.0})
+        await bench.store.put(f"{name}/{TRIAL_RECORD}", record.to_bytes())
+        await put_tree(bench.store, f"{name}/", {"result.json": b'{"__proto__": 1.0}\n{"__proto__": 0.5}\n'})
+    async with serve(URI) as address:
+        await wait_until_read(address)
+        async with chromium(f"{address}#trials") as page:
+            await page.wait_for_selector(".trials tbody td.name")
+            assert await names(page) == [own, "\\u202eevil\\u202c"]
+            await page.get_by_role("link", name="evil").click()
+            await page.wait_for_selector(".plot .main-svg .scatterlayer .trace")
+            await page.goto(f"{address}#compare")
+            await page.wait_for_selector(".parallel polyline")
+            assert await page.locator(".parallel polyline.off").count() == 0
 
 
 async def test_the_curves_of_a_trial_are_drawn(sweep: Bench, chromium: Any) -> None:

@@ -177,6 +177,29 @@ async def test_a_running_engine_is_live_and_its_end_is_seen(bench: Bench) -> Non
     assert event["live"]["level"] == "safe"
 
 
+async def test_a_page_that_opens_late_has_the_earlier_samples(bench: Bench) -> None:
+    async with serve(URI) as address, bench.engine() as engine:
+        await engine.trial("t").report({"loss": 1.0}, checkpoint=bench.checkpoint())
+        early: list[float] = []
+        async with event_stream(address) as events:
+            async for event in events:
+                early += [sample["now"] for sample in event["samples"]]
+                if len(early) >= 3:
+                    break
+            await events.aclose()
+        late = await wait_for_event(address, lambda event: event["samples"])
+    assert early == sorted(set(early))
+    assert [sample["now"] for sample in late["samples"]][: len(early)] == early
+    assert {"rate", "in_flight", "waiting", "limit", "lag", "bytes_at_risk"} < late["samples"][0].keys()
+
+
+@pytest.mark.parametrize("uri", ["nowhere://b/e", "s3://", "relative"])
+async def test_an_address_that_never_works_is_refused_at_once(uri: str) -> None:
+    with pytest.raises(ConfigError):
+        async with serve(uri):
+            pass
+
+
 async def test_the_port_is_taken(sweep: Bench) -> None:
     async with serve(URI) as address:
         port = int(address.split(":")[2].split("/")[0])

@@ -32,7 +32,7 @@ CASES = {
         "risk",
         "2 checkpoints (2.0 KiB)",
     ),
-    "reports not synced": (experiment("running"), [an_engine(lag=5)], READ, "risk", "reports of the last 5 s"),
+    "reports not synced": (experiment("running"), [an_engine(lag=5)], READ, "risk", "reports of the last 5.0 s"),
     "the engine's store is away": (
         experiment("running"),
         [an_engine(healthy=False, lag=5)],
@@ -46,6 +46,20 @@ CASES = {
         READ,
         "danger",
         "it held 2",
+    ),
+    "killed since it was read": (
+        experiment("running", heartbeat=NOW - 9),
+        [an_engine(alive=False, lag=5, written=NOW - 8)],
+        READ,
+        "danger",
+        "Lost",
+    ),
+    "killed here, resumed elsewhere": (
+        experiment("running", heartbeat=NOW - 1),
+        [an_engine(alive=False, lag=5, written=NOW - 8)],
+        READ,
+        "unknown",
+        "another machine",
     ),
     "no heartbeat": (experiment("running", lost=True, heartbeat=400.0), [], READ, "danger", "heartbeat 10 min ago"),
     "a lost worker": (experiment("running", trial("running", lost=True)), [], READ, "danger", "process of 1 trial"),
@@ -78,6 +92,18 @@ CASES = {
 def test_the_verdict(case: Any, engines: Any, reading: Reading, level: str, text: str) -> None:
     found = verdict_of(case, engines, reading, NOW)
     assert (found.level, text in found.text) == (level, True), found
+
+
+def test_trials_on_other_machines_are_not_called_safe() -> None:
+    """An engine lists at most 200 of its trials: then their number decides."""
+    driver = an_engine()  # it lists none of its trials
+    names = [TrialView(f"t{number}", "", "running", updated=1.0) for number in range(3)]
+    assert verdict_of(experiment("running", *names[:1]), [driver], READ, NOW).level == "safe"
+    found = verdict_of(experiment("running", *names), [driver], READ, NOW)
+    assert (found.level, "2 trials on other machines" in found.text) == ("unknown", True)
+    lists = replace(driver, status=replace(driver.status, trials={"t0": None}))
+    found = verdict_of(experiment("running", *names[:2]), [lists], READ, NOW)
+    assert (found.level, "1 trial on other machines" in found.text) == ("unknown", True)
 
 
 def test_nothing_is_safe_that_was_not_read() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -60,10 +64,20 @@ async def ui(
     async with serving as address:
         output.line(f"the page of {uri} is at {address} until Ctrl-C")
         output.document({"ok": True, "uri": uri, "address": address})
-        if open_browser:
-            await in_thread(click.launch, address)
-        await asyncio.Event().wait()
+        with _redirection(address) as file:
+            if open_browser and not await in_thread(webbrowser.open, f"file://{file}"):
+                output.note("no browser was found: open the address in one")
+            await asyncio.Event().wait()
     return DONE
+
+
+@contextmanager
+def _redirection(address: str) -> Iterator[str]:
+    """A file that leads a browser to the address. Other users can see a command line, but not the file."""
+    with tempfile.NamedTemporaryFile("w", prefix="asyncsync-", suffix=".html") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">')
+        file.flush()
+        yield file.name
 
 
 @command(help=REPORT)

@@ -120,10 +120,10 @@ class RecordKeeper:
         return saved
 
     async def confirm(self, store: Store, since: float, more: Sequence[Question] = ()) -> float:
-        """Ask all at once whether this process still runs the experiment and the trial, and ``more``. Returns when the
-        store was asked; raises ConcurrentWriterError.
+        """Check in parallel whether this process still runs the experiment and the trial, and ``more``. Returns when
+        the store was asked; raises ConcurrentWriterError.
 
-        After a lost response the question to the record is a write: it comes after the answer about the experiment.
+        After a lost response the request for the record is a write: it is sent after the experiment is confirmed.
         """
         if self.file.unsure:
             await self._context.confirm(store, since)

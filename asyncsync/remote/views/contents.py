@@ -17,7 +17,7 @@ from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_read
 from asyncsync.remote.trial_index import TrialIndex
 from asyncsync.remote.views.experiment import Experiment
 from asyncsync.remote.views.trial_view import TrialView, view_of
-from asyncsync.runtime import Presence, wall_time
+from asyncsync.runtime import wall_time
 from asyncsync.stores.base import Store
 from asyncsync.stores.read import find, list_directories
 from asyncsync.sync.records.manifests import find_manifest, find_record
@@ -76,8 +76,9 @@ async def contents(
         return await Experiment.open(uri, storage_options=storage_options, transfer=transfer)
     if isinstance(found, TrialRecord):
         access = StoreAccess(dict(storage_options or {}), transfer)
-        lost = await _is_lost(found, where, transfer, storage_options)
-        return view_of(found.name, where, found, access, lost=lost)
+        index = await _index_above(found, where, transfer, storage_options)
+        lost, unfinished = index.lost_test(wall_time())(found), index.is_unfinished(found)
+        return view_of(found.name, where, found, access, lost=lost, unfinished=unfinished)
     if found is None or found == []:
         raise NotFoundError(
             f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
@@ -85,18 +86,17 @@ async def contents(
     return found
 
 
-async def _is_lost(
+async def _index_above(
     trial: TrialRecord, uri: str, transfer: TransferConfig, storage_options: Mapping[str, object] | None
-) -> bool:
-    """Whether the process of the trial has ended and did not leave its engine: the driver's record decides."""
-    if trial.status != "running" or not Presence.has_ended(trial.runner):
-        return False
+) -> TrialIndex:
+    """The driver's record, which decides whether a trial that says that it runs does; read for such a trial only."""
+    if trial.status != "running":
+        return TrialIndex()
     async with open_for_reading(uri.rpartition("/")[0] or "/", transfer, storage_options) as store:
         try:
-            driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
+            return TrialIndex(await find_record(store, EXPERIMENT_RECORD, ExperimentRecord))
         except DamagedError:
-            driver = None  # the trial's own process is all that is known then
-    return TrialIndex(driver).lost_test(wall_time())(trial)
+            return TrialIndex()  # the trial's own process is all that is known then
 
 
 async def _below(store: Store, uri: str, *, files: bool) -> list[ExperimentSummary] | TrialRecord | Manifest:

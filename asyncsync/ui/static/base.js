@@ -9,8 +9,14 @@ function el(tag, attributes = {}, ...children) {
     else if (value === true) made.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  const present = children.flat().filter((child) => child !== null && child !== undefined && child !== "");
+  made.append(...present.map((child) => (typeof child === "string" ? visible(child) : child)));
   return made;
+}
+
+/** The text with its invisible characters shown: one that turns the direction of writing makes a name look like another. */
+function visible(text) {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 const show = {

@@ -19,7 +19,7 @@ function plotly() {
 
 /** A text for plotly, which takes some markup: nothing of ours is markup. */
 function plain(text) {
-  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return visible(String(text)).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
 function shortened(text, most = 40) {
@@ -46,6 +46,7 @@ function layout(more = {}) {
   };
 }
 
+const LEGEND = { legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 48, r: 12, t: 34, b: 40 } };
 const SETTINGS = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 async function draw(made, traces, more = {}) {
@@ -83,7 +84,7 @@ function drawCurves(place, series, options = {}) {
   });
   return draw(place, traces, {
     showlegend: series.length > 1,
-    legend: { orientation: "h", y: -0.2 },
+    ...LEGEND,
     xaxis: { title: { text: plain(options.step ?? "training iteration") } },
     yaxis: { type: options.log ? "log" : "linear" },
   });
@@ -116,7 +117,7 @@ function drawTimeline(place, series, title) {
   }));
   return draw(place, traces, {
     showlegend: series.length > 1,
-    legend: { orientation: "h", y: -0.25 },
+    ...LEGEND,
     yaxis: { title: { text: title }, rangemode: "tozero" },
   });
 }

@@ -50,7 +50,7 @@ const table = new TrialTable(state, {
 });
 
 function say(text, bad = false) {
-  parts.message.textContent = text;
+  parts.message.textContent = visible(text);
   parts.message.classList.toggle("bad", bad);
   parts.message.hidden = !text;
 }
@@ -192,21 +192,16 @@ function serverLost(error) {
 function listen() {
   const events = new EventSource("events");
   events.onmessage = async (event) => {
-    const { generation, live, allow } = JSON.parse(event.data);
+    const { generation, live, allow, samples } = JSON.parse(event.data);
     const stale = generation !== state.generation;
     [state.generation, state.allow] = [generation, allow];
-    if (live.engines.some((engine) => engine.alive)) state.samples = [...state.samples, sample(live)].slice(-900);
+    state.samples = [...state.samples, ...samples].slice(-900);
     if (stale) return refresh();
     if (!state.document) return;
     await take({ ...state.document, live });
   };
+  events.onopen = () => (state.samples = []); // the first event has all samples
   events.onerror = () => serverLost(new Error("the connection is closed"));
-}
-
-function sample(live) {
-  const sum = (name) => total(live.engines.filter((engine) => engine.alive).map((engine) => engine[name]));
-  const fresh = (engine) => (live.now - engine.written < 10 ? engine.rate : 0);
-  return { now: live.now, rate: total(live.engines.filter((engine) => engine.alive).map(fresh)), in_flight: sum("in_flight"), waiting: sum("waiting"), limit: sum("limit"), lag: live.at_risk.lag, bytes_at_risk: live.at_risk.bytes };
 }
 
 function start() {

@@ -8,7 +8,7 @@ const AXIS = { top: 46, bottom: 18, side: 70, label: 17 };
 function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
+  made.append(...children.map((child) => (typeof child === "string" ? visible(child) : child)));
   return made;
 }
 
@@ -54,8 +54,8 @@ function drawParallel(made, rows, columns, titles) {
     line.parts = axes.map((axis, column) => axis.at(row[column]));
     return line;
   });
-  place.ranges = Object.fromEntries(Object.entries(place.ranges ?? {}).filter(([name]) => columns.includes(name)));
-  const choose = () => lines.forEach((line) => line.classList.toggle("off", !axes.every(({ name }, column) => inRange(place.ranges[name], line.parts[column]))));
+  place.ranges = new Map([...(place.ranges ?? [])].filter(([name]) => columns.includes(name)));
+  const choose = () => lines.forEach((line) => line.classList.toggle("off", !axes.every(({ name }, column) => inRange(place.ranges.get(name), line.parts[column]))));
   const picture = svg("svg", { width: size.width, height: size.height, class: "parallel", role: "img" }, svg("title", {}, `Parallel coordinates of ${columns.join(", ")}`), svg("g", {}, ...lines), ...axes.map((axis, column) => drawAxis(axis, x(column), y, place.ranges, choose)));
   place.replaceChildren(picture);
   choose();
@@ -71,7 +71,7 @@ function drawAxis(axis, x, y, ranges, choose) {
   const brush = svg("rect", { class: "brush", x: x - 7, width: 14 });
   const grip = svg("rect", { class: "grip", x: x - 12, width: 24, y: y(1) - 6, height: y(0) - y(1) + 12 });
   const move = () => {
-    const [low, high] = ranges[axis.name] ?? [0, 0];
+    const [low, high] = ranges.get(axis.name) ?? [0, 0];
     brush.setAttribute("y", y(high));
     brush.setAttribute("height", y(low) - y(high));
     choose();
@@ -86,12 +86,12 @@ function drawAxis(axis, x, y, ranges, choose) {
   grip.addEventListener("pointermove", (event) => {
     if (from === null) return;
     const to = partOf(event);
-    if (Math.abs(to - from) > 0.01) ranges[axis.name] = [Math.min(from, to), Math.max(from, to)];
-    else delete ranges[axis.name];
+    if (Math.abs(to - from) > 0.01) ranges.set(axis.name, [Math.min(from, to), Math.max(from, to)]);
+    else ranges.delete(axis.name);
     move();
   });
   grip.addEventListener("pointerup", (event) => {
-    if (Math.abs(partOf(event) - from) <= 0.01) delete ranges[axis.name];
+    if (Math.abs(partOf(event) - from) <= 0.01) ranges.delete(axis.name);
     from = null;
     move();
   });

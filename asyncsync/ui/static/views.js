@@ -44,7 +44,7 @@ function overview({ live, experiment, table }) {
       tile("Saved by delta", moved("saved"), "bytes that did not travel"),
       tile("Trials", values.trial.length.toLocaleString("en"), statusCounts(values.status).map(([status, count]) => `${count.toLocaleString("en")} ${status}`).join(", ")),
     ),
-    bestTrial(experiment, table),
+    bestTrials(experiment, table),
     failures(table),
     ...live.engines.map(engineCard),
     el("section", {}, el("h2", {}, "Experiment"), facts({ Address: experiment.uri, Status: experiment.status, Started: show.moment(experiment.started), "Last heartbeat": show.moment(experiment.heartbeat), Retention: experiment.retention })),
@@ -57,13 +57,18 @@ function statusCounts(statuses) {
   return [...counts].sort((a, b) => b[1] - a[1]);
 }
 
-function bestTrial(experiment, table) {
+const BEST_SHOWN = 5;
+
+function bestTrials(experiment, table) {
   const id = experiment.score && `metric:${experiment.score}`;
   const values = id && table.values[id];
   if (!values) return null;
-  const [best] = Columns.sorted([...values.keys()], values, experiment.order === "max");
-  if (best === undefined || Number.isNaN(numberOf(values[best]) ?? NaN)) return null;
-  return el("section", {}, el("h2", {}, "Best trial now"), el("p", {}, trialLink(table.values.trial[best]), `: ${experiment.score} = ${show.number(values[best])} (${experiment.order}, by the last report)`));
+  const ordered = Columns.sorted([...values.keys()], values, experiment.order === "max");
+  const best = ordered.filter((row) => !Number.isNaN(numberOf(values[row]) ?? NaN)).slice(0, BEST_SHOWN);
+  if (!best.length) return null;
+  const params = table.columns.filter((column) => column.kind === "param").slice(0, 5).map((column) => column.id);
+  const rows = best.map((row) => [trialLink(table.values.trial[row]), show.number(values[row]), table.values.status[row], ...params.map((param) => show.number(table.values[param][row])), show.ago(table.values["last durable"][row])]);
+  return el("section", {}, el("h2", {}, `Best trials now, by the last ${experiment.score} (${experiment.order})`), simpleTable("Best trials", ["trial", experiment.score, "status", ...params.map(titleOf), "last durable"], rows));
 }
 
 function failures(table) {
@@ -247,5 +252,5 @@ function transfersView({ live }, samples) {
         return el("figure", {}, el("figcaption", {}, title), place);
       })
     : [];
-  return [el("h1", {}, "Transfers"), el("p", { class: "note" }, data.constructor.live ? "One sample a second while the page is open." : "The state when the report was written."), el("div", { class: "curves" }, figures), ...engines.map(engineCard)];
+  return [el("h1", {}, "Transfers"), el("p", { class: "note" }, data.constructor.live ? "One sample a second since the page is served, of the last quarter of an hour at most." : "The state when the report was written."), el("div", { class: "curves" }, figures), ...engines.map(engineCard)];
 }
