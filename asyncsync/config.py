@@ -299,7 +299,8 @@ class TransferConfig:
 
     max_concurrency: int = 256
     """Maximum number of requests in flight. The engine finds the useful number below it: it starts with 64, of which 4
-    may carry bodies of more than 1 MiB."""
+    may carry bodies of more than 1 MiB. Fewer, and fewer threads, where the process may open few files (``ulimit -n``):
+    a request holds up to 3 descriptors."""
     part_size: int | None = None
     """Size of the parts of a large file, bytes. None: 16 MiB (Google Cloud Storage: 8 MiB), more where a file would
     have 10,000 parts."""

@@ -99,8 +99,10 @@ class PruneReport:
     """Keys of abandoned multipart uploads."""
     checkpoints: list[str] = field(default_factory=list)
     """Directories of checkpoints that were never completed or were retired."""
+    segments: list[str] = field(default_factory=list)
+    """Keys of segments of manifests that no manifest names any more."""
     objects: int = 0
-    """Number of objects in these directories."""
+    """Number of these segments and of the objects in these directories."""
     bytes: int = 0
     """Size of these objects, bytes; parts of open uploads are not counted."""
     requests: int = 0

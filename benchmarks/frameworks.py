@@ -6,7 +6,8 @@
 Needs lightning, torch, transformers, s3fs and s3torchconnector[dcp] beside asyncsync, and starts SeaweedFS. Each way
 runs in its own process, or in one for each rank: one save to warm up, then the measured ones, with a pause before each
 in which a training would compute. "Stored" is the time from the first of them until the last one is in the store,
-pauses included; of several ranks the slowest counts. `--rounds` repeats all ways in turn and prints medians.
+pauses included; of several ranks the slowest counts. "CPU" is the time of the training's own thread in a save, which
+other work on the machine hardly changes. `--rounds` repeats all ways in turn and prints medians.
 """
 
 from __future__ import annotations
@@ -106,20 +107,21 @@ def transformers_way(way: str, uri: str, options: dict[str, Any]) -> Any:
     return Put()
 
 
-def measure_saves(case: str, way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float]:
-    """(seconds blocked, seconds until stored) of saves that the benchmark asks for."""
+def measure_saves(case: str, way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float, float]:
+    """Seconds blocked, CPU of them, and seconds until stored, of saves that the benchmark asks for."""
     state = make_state(mib)
     with tempfile.TemporaryDirectory(prefix="asyncsync-bench-") as room:
         save, wait = WAYS[case](way, uri, options, Path(room))
         save(state, 0)
-        began, blocked = time.perf_counter(), 0.0
+        began, blocked, cpu = time.perf_counter(), 0.0, 0.0
         for step in range(1, SAVES + 1):
             time.sleep(PAUSE)
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.thread_time()
             save(state, step)
             blocked += time.perf_counter() - start
+            cpu += time.thread_time() - start_cpu
         wait()
-        return blocked, time.perf_counter() - began
+        return blocked, cpu, time.perf_counter() - began
 
 
 def make_state(mib: int) -> dict[str, Any]:
@@ -135,8 +137,8 @@ def make_state(mib: int) -> dict[str, Any]:
     return {str(number): distribute_tensor(torch.randn(mib << 6, 1024), mesh, [Shard(0)]) for number in range(4)}
 
 
-def measure_trainer(way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float]:
-    """(seconds blocked, seconds until stored) of a trainer that saves at each step."""
+def measure_trainer(way: str, uri: str, options: dict[str, Any], mib: int) -> tuple[float, float, float]:
+    """Seconds blocked, CPU of them, and seconds until stored, of a trainer that saves at each step."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -149,17 +151,18 @@ def measure_trainer(way: str, uri: str, options: dict[str, Any], mib: int) -> tu
             return {"loss": self.table(tokens).pow(2).mean()}
 
     class Clock(TrainerCallback):
-        began = blocked = ended = 0.0
+        began = blocked = cpu = ended = ended_cpu = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step > 1:
                 self.blocked += time.perf_counter() - self.ended
+                self.cpu += time.thread_time() - self.ended_cpu
             if state.global_step == 1:
                 self.began = time.perf_counter()
             time.sleep(PAUSE)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.ended = time.perf_counter()
+            self.ended, self.ended_cpu = time.perf_counter(), time.thread_time()
 
     with tempfile.TemporaryDirectory(prefix="asyncsync-bench-") as room:
         settings: dict[str, Any] = {"max_steps": SAVES + 2, "save_steps": 1, "optim": "sgd", "use_cpu": True}
@@ -167,7 +170,7 @@ def measure_trainer(way: str, uri: str, options: dict[str, Any], mib: int) -> tu
         clock, callback = Clock(), transformers_way(way, uri, options)
         callbacks = [clock] if callback is None else [clock, callback]
         Trainer(Model(), args, train_dataset=[{"tokens": 1}] * 64, callbacks=callbacks).train()
-        return clock.blocked, time.perf_counter() - clock.began
+        return clock.blocked, clock.cpu, time.perf_counter() - clock.began
 
 
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -192,11 +195,11 @@ def measure(case: str, way: str, uri: str, options: dict[str, Any], mib: int) ->
 
         dist.init_process_group("gloo")
     if case == "transformers":
-        blocked, stored = measure_trainer(way, uri, options, mib)
+        blocked, cpu, stored = measure_trainer(way, uri, options, mib)
     else:
-        blocked, stored = measure_saves(case, way, uri, options, mib)
+        blocked, cpu, stored = measure_saves(case, way, uri, options, mib)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"blocked": blocked / SAVES, "stored": stored, "memory_mib": peak}
+    return {"blocked": blocked / SAVES, "cpu": cpu / SAVES, "stored": stored, "memory_mib": peak}
 
 
 def run(case: str, way: str, server: servers.S3Server, mib: int) -> dict[str, float]:
@@ -254,11 +257,9 @@ def main() -> None:
 
 def show(case: str, way: str, found: list[dict[str, float]]) -> None:
     """The medians of the rounds."""
-    blocked, stored, memory = (statistics.median(item[name] for item in found) for name in found[0])
-    print(
-        f"{case:12} {way:18} blocked {blocked:6.3f} s a save, stored after {stored:6.2f} s, {memory:5.0f} MiB",
-        flush=True,
-    )
+    blocked, cpu, stored, memory = (statistics.median(item[name] for item in found) for name in found[0])
+    figures = f"blocked {blocked:6.3f} s a save (CPU {cpu:5.3f}), stored after {stored:6.2f} s, {memory:5.0f} MiB"
+    print(f"{case:12} {way:18} {figures}", flush=True)
 
 
 if __name__ == "__main__":

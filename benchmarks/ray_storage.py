@@ -14,11 +14,12 @@ import argparse
 import asyncio
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -31,18 +32,28 @@ BUCKET = "ray-bench"
 
 
 class Network:
-    """Relays TCP connections; every byte takes half the round trip in each direction, and connecting takes one."""
+    """Relays TCP connections; every byte takes half the round trip in each direction, and connecting takes one. It has
+    a process of its own: in ours it would compete with the uploads for the interpreter."""
 
     def __init__(self, port: int, trip: float) -> None:
         self._port, self._delay = port, trip / 2
-        self._ready = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
-        self._ready.wait()
 
-    async def _serve(self) -> None:
+    @classmethod
+    def start(cls, port: int, trip: float) -> tuple[multiprocessing.Process, str]:
+        """A relay to ``port``, and its endpoint. It ends with this process."""
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=cls._main, args=(port, trip, there), daemon=True)
+        process.start()
+        return process, here.recv()
+
+    @classmethod
+    def _main(cls, port: int, trip: float, pipe: multiprocessing.connection.Connection) -> None:
+        asyncio.run(cls(port, trip).serve(pipe))
+
+    async def serve(self, pipe: multiprocessing.connection.Connection) -> None:
         server = await asyncio.start_server(self._relay, "127.0.0.1", 0, limit=1 << 20)
-        self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self._ready.set()
+        pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         await server.serve_forever()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,31 +99,41 @@ def storages(endpoint: str) -> dict[str, dict]:
     return {"ray": {"storage_path": f"{BUCKET}/plain", "storage_filesystem": plain}, "asyncsync": ours}
 
 
-def measure(where: dict, name: str, room: Path, sizes: list[int], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each upload and of each download, the first of each left out."""
-    from ray.train import Checkpoint
-    from ray.train._internal.storage import StorageContext
+class Measured:
+    """One storage: seconds of its uploads and of its downloads."""
 
-    context = StorageContext(experiment_dir_name=name, trial_dir_name="trial", **where)
-    up, down = [], []
-    for number in range(rounds + 1):
-        directory = checkpoint(room, sizes)
-        context.current_checkpoint_index = number
+    def __init__(self, where: dict, name: str) -> None:
+        from ray.train._internal.storage import StorageContext
+
+        self._context = StorageContext(experiment_dir_name=name, trial_dir_name="trial", **where)
+        self.up: list[float] = []
+        self.down: list[float] = []
+
+    def measure(self, number: int, directory: str) -> None:
+        """Upload a checkpoint and download it again. The first one of all opens connections and does not count."""
+        from ray.train import Checkpoint
+
+        self._context.current_checkpoint_index = number
         began = time.perf_counter()
-        stored = context.persist_current_checkpoint(Checkpoint.from_directory(directory))
-        up.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        stored = self._context.persist_current_checkpoint(Checkpoint.from_directory(directory))
+        durable = time.perf_counter()
         copy = stored.to_directory(f"{directory}-copy")
-        down.append(time.perf_counter() - began)
+        ended = time.perf_counter()
         for path in Path(directory).iterdir():
             assert path.read_bytes() == Path(copy, path.name).read_bytes()
-    return up[1:], down[1:]
+        if number:
+            self.up.append(durable - began)
+            self.down.append(ended - durable)
+
+    def medians(self) -> list[float]:
+        """Milliseconds up and down."""
+        return [1000 * statistics.median(each) for each in (self.up, self.down)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trip", type=float, default=30.0, help="round trip in ms")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     with servers.running("seaweedfs") as server, tempfile.TemporaryDirectory() as scratch:
@@ -122,19 +143,18 @@ def main() -> None:
             "AWS_SECRET_ACCESS_KEY": server.secret_key,
             "ASYNCSYNC_STATE_DIR": f"{scratch}/state",
         }
-        where = storages(Network(server.port, arguments.trip / 1000).endpoint)
+        relay, endpoint = Network.start(server.port, arguments.trip / 1000)
+        where = storages(endpoint)
         for case, sizes in CASES.items():
-            found = {}
-            for turn in range(2):
-                for name, options in where.items():
-                    up, down = measure(options, f"{name}-{turn}-{len(sizes)}", Path(scratch), sizes, arguments.rounds)
-                    earlier = found.setdefault(name, ([], []))
-                    earlier[0].extend(up)
-                    earlier[1].extend(down)
-            medians = {name: [1000 * statistics.median(each) for each in both] for name, both in found.items()}
+            measured = {name: Measured(options, f"{name}-{len(sizes)}") for name, options in where.items()}
+            for number in range(arguments.rounds + 1):
+                for each in measured.values():
+                    each.measure(number, checkpoint(Path(scratch), sizes))
+            medians = {name: each.medians() for name, each in measured.items()}
             shown = {name: [round(value) for value in each] for name, each in medians.items()}
             ratios = [round(medians["asyncsync"][at] / medians["ray"][at], 2) for at in range(2)]
             print(json.dumps({"case": case, "ms up, down": shown, "asyncsync / ray": ratios}), flush=True)
+        relay.terminate()
 
 
 if __name__ == "__main__":

@@ -189,6 +189,14 @@ def test_every_link_between_pages_leads_somewhere():
     assert broken == []
 
 
+def test_every_page_can_be_found():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    index, readme, nav = ((ROOT / name).read_text() for name in ("docs/index.md", "README.md", "mkdocs.yml"))
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    assert pages <= set(re.findall(r"\]\(docs/([\w-]+\.md)\)", readme))
+    assert pages <= set(re.findall(r"^  - .*: ([\w-]+\.md)$", nav, re.MULTILINE))
+
+
 def test_the_design_page_has_every_room_of_the_house():
     text = (ROOT / "docs/design.md").read_text()
     rooms = {path.stem for path in (ROOT / "asyncsync").iterdir() if path.is_dir() or path.suffix == ".py"}

@@ -1,4 +1,4 @@
-"""Docstrings and messages use the words of the field: see the habits in CONTRIBUTING.md."""
+"""Docstrings, messages and pages use the words of the field: see the habits in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ PLAIN_WORDS = {
 
 @cache
 def sentences() -> list[tuple[str, str]]:
-    """Place and text of every docstring and message of the package."""
-    return [
-        (f"{path.relative_to(package_source.ROOT)}:{node.lineno}", node.value)
+    """Place and text of every docstring and message of the package, and of every line of the pages."""
+    root = package_source.ROOT
+    texts = [
+        (f"{path.relative_to(root)}:{node.lineno}", node.value)
         for path in package_source.modules().values()
         for node in ast.walk(package_source.tree(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" ") > 1
     ]
+    lines = [
+        (f"{path.relative_to(root)}:{number}", f" {line}")
+        for path in (*root.glob("*.md"), *root.glob("docs/*.md"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    ]
+    return texts + lines
 
 
 @pytest.mark.parametrize(("word", "instead"), PLAIN_WORDS.items())

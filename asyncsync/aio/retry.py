@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
-from asyncsync.runtime import dice
+from asyncsync.runtime import dice, out_of_descriptors
 
 T = TypeVar("T")
 
@@ -50,4 +50,4 @@ def is_transient(error: BaseException) -> bool:
     """Whether the error is transient: a retry may succeed. A failed sync is transient if each of its causes is."""
     if isinstance(error, SyncFailedError):
         return bool(error.failures) and all(is_transient(cause) for cause in error.failures.values())
-    return bool(getattr(error, "retryable", False))
+    return bool(getattr(error, "retryable", False)) or out_of_descriptors(error)

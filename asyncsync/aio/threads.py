@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from asyncsync.runtime import within_descriptors
+
 log = logging.getLogger("asyncsync")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +56,8 @@ class _Threads:
     def get(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._count, self._name, lower_priority)
+                count = within_descriptors(self._count)
+                self._executor = ThreadPoolExecutor(count, self._name, lower_priority)
             return self._executor
 
     def hold(self, count: int | None = None) -> None:

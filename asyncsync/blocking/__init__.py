@@ -15,6 +15,7 @@ from asyncsync.blocking.blocking_calls import (
     prune,
     pull,
     push,
+    read_object,
     remove,
     repair,
     tag,
@@ -22,7 +23,13 @@ from asyncsync.blocking.blocking_calls import (
     verify,
 )
 from asyncsync.blocking.blocking_engine import BlockingEngine
-from asyncsync.blocking.blocking_experiment import BlockingExperiment, StoredCheckpoint, StoredFile, StoredTrial
+from asyncsync.blocking.blocking_experiment import (
+    BlockingExperiment,
+    StoredCheckpoint,
+    StoredFile,
+    StoredTrial,
+    contents,
+)
 from asyncsync.blocking.blocking_syncer import BlockingSyncer
 from asyncsync.blocking.blocking_trial import BlockingCheckpoint, BlockingReport, BlockingTrial
 
@@ -44,6 +51,7 @@ __all__ = [
     "SyncEngine",
     "Syncer",
     "browse",
+    "contents",
     "copy",
     "diagnose",
     "pin",
@@ -51,6 +59,7 @@ __all__ = [
     "prune",
     "pull",
     "push",
+    "read_object",
     "remove",
     "repair",
     "tag",

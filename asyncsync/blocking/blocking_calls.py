@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asyncsync.aio.loop_thread import run_to_end
+from asyncsync.config import TransferConfig
+from asyncsync.remote.access import DEFAULT_TRANSFER
 from asyncsync.remote.manage.browse import browse as browse_async
+from asyncsync.remote.manage.browse import read_object as read_object_async
 from asyncsync.remote.manage.copy_objects import copy as copy_async
 from asyncsync.remote.manage.diagnose import diagnose as diagnose_async
 from asyncsync.remote.manage.pull_preview import plan_pull as plan_pull_async
@@ -48,3 +52,18 @@ unpin = without_await(unpin_async)
 tag = without_await(tag_async)
 browse = without_await(browse_async)
 diagnose = without_await(diagnose_async)
+
+
+def read_object(
+    uri: str | os.PathLike[str],
+    sink: Callable[[bytes], object],
+    *,
+    storage_options: Mapping[str, object] | None = None,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
+) -> int:
+    """As :func:`asyncsync.read_object`. ``sink`` is a plain function; the next piece is read when it returns."""
+
+    async def take(piece: bytes) -> None:
+        sink(piece)
+
+    return run_to_end(read_object_async, uri, take, storage_options=storage_options, transfer=transfer)

@@ -55,6 +55,9 @@ class BlockingEngine:
         self.local_dir: Path = self._engine.local_dir
         self.uri = self._engine.uri
 
+    def __repr__(self) -> str:
+        return repr(self._engine).replace("SyncEngine", "BlockingEngine", 1)
+
     def __enter__(self) -> BlockingEngine:
         self.start()
         return self

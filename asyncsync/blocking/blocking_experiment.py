@@ -17,6 +17,8 @@ from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER
 from asyncsync.remote.restore import RestoreReport
 from asyncsync.remote.views.checkpoint_view import CheckpointView
+from asyncsync.remote.views.contents import ExperimentSummary
+from asyncsync.remote.views.contents import contents as contents_async
 from asyncsync.remote.views.experiment import Experiment
 from asyncsync.remote.views.trial_view import TrialView
 from asyncsync.report import VerifyReport
@@ -32,6 +34,10 @@ class StoredFile(io.RawIOBase):
         super().__init__()
         self._held, self._file, self._position = held, held.value, 0
         self.name, self.size = held.value.name, held.value.size
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at byte {self._position:,}"
+        return f"<StoredFile {self.name}, {self._file.size:,} bytes, {state}>"
 
     def readable(self) -> bool:
         """True."""
@@ -231,6 +237,20 @@ class BlockingExperiment:
             self._experiment.restore, target, name, include=include, exact=exact, on_progress=on_progress
         )
         return RestoreReport(StoredCheckpoint(report.checkpoint), report.passed_over, report.download)
+
+
+def contents(
+    uri: str | os.PathLike[str],
+    *,
+    files: bool = False,
+    storage_options: Mapping[str, object] | None = None,
+    transfer: TransferConfig = DEFAULT_TRANSFER,
+) -> list[ExperimentSummary] | BlockingExperiment | StoredTrial | Manifest:
+    """See :func:`asyncsync.contents`."""
+    found = run_to_end(contents_async, uri, files=files, storage_options=storage_options, transfer=transfer)
+    if isinstance(found, Experiment):
+        return BlockingExperiment(found)
+    return StoredTrial(found) if isinstance(found, TrialView) else found
 
 
 def _name_of(trial: str | StoredTrial) -> str:

@@ -39,6 +39,9 @@ class BlockingSyncer:
         self._held: HeldContext[Syncer] | None = None
         self._leaving = threading.Lock()
 
+    def __repr__(self) -> str:
+        return repr(self._syncer).replace("Syncer", "BlockingSyncer", 1)
+
     def __enter__(self) -> Self:
         self.start()
         return self

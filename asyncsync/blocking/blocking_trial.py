@@ -24,6 +24,9 @@ class BlockingCheckpoint:
         self._loop, self._handle = loop, handle
         self.name, self.uri = handle.name, handle.uri
 
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
     @property
     def is_durable(self) -> bool:
         """Whether the store holds the complete checkpoint."""
@@ -43,6 +46,9 @@ class BlockingReport:
     def __init__(self, loop: HeldContext[Any], report: Report) -> None:
         self.metrics = report.metrics
         self.checkpoint = None if report.checkpoint is None else BlockingCheckpoint(loop, report.checkpoint)
+
+    def __repr__(self) -> str:
+        return f"BlockingReport(metrics={self.metrics!r}, checkpoint={self.checkpoint!r})"
 
 
 class BlockingTrial:
@@ -78,6 +84,9 @@ class BlockingTrial:
             )
         )
         return BlockingReport(self._loop, report)
+
+    def __repr__(self) -> str:
+        return repr(self._trial).replace("Trial", "BlockingTrial", 1)
 
     @property
     def status(self) -> str:

@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from asyncsync.cli.options import in_flags
 from asyncsync.planning.units import counted, duration_text, size_text
@@ -105,6 +102,10 @@ class Output:
             for row in (columns, *rows):
                 click.echo("\t".join(" ".join(cell.split()) for cell in row))
             return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(column, overflow="fold")

@@ -154,7 +154,7 @@ async def _plan(output: Output, syncer: Syncer) -> int:
     for item in plan.todo:
         sent, copied = size_text(item.bytes_sent), size_text(item.bytes_copied)
         rows.append((item.action, size_text(item.size), item.path, sent, copied, f"{item.requests:,}"))
-    rows += [("delete", "-", path, "-", "-", "-") for path in plan.gone]
+    rows += [("delete", "-", path, "-", "-", "-") for path in plan.delete]
     output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
@@ -162,7 +162,7 @@ async def _plan(output: Output, syncer: Syncer) -> int:
     output.line(
         f"dry run: {size_text(plan.bytes_sent)} of {size_text(plan.bytes_total)} would be sent to {syncer.uri} and "
         f"{size_text(plan.bytes_copied)} copied inside the store, in {counted(plan.requests, 'request')}; "
-        f"{counted(len(plan.todo), 'file')} changed, {len(plan.gone):,} deleted, {skipped:,} unchanged"
+        f"{counted(len(plan.todo), 'file')} changed, {len(plan.delete):,} deleted, {skipped:,} unchanged"
     )
     document = {
         "ok": True,
@@ -174,7 +174,7 @@ async def _plan(output: Output, syncer: Syncer) -> int:
         "requests": plan.requests,
         "files_skipped": skipped,
         "send": plan.todo,
-        "delete": plan.gone,
+        "delete": plan.delete,
         "warnings": plan.warnings,
     }
     output.document(document)

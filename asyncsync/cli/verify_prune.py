@@ -133,12 +133,13 @@ async def prune(output: Output, settings: Settings, *, url: str, yes: bool, dry_
     verb = "removed" if yes else "would remove"
     output.lines([f"{verb} upload {key}" for key in report.uploads], before="")
     output.lines([f"{verb} checkpoint {path}" for path in report.checkpoints], before="")
+    output.lines([f"{verb} segment of a manifest {path}" for path in report.segments], before="")
     output.line(
         f"{verb} {counted(len(report.uploads), 'open upload')} and {counted(len(report.checkpoints), 'checkpoint')} "
         f"({counted(report.objects, 'object')}, {size_text(report.bytes)})"
     )
     output.lines([f"kept, because it cannot be read: {why}" for why in report.unreadable.values()], before="")
-    if not yes and (report.uploads or report.checkpoints):
+    if not yes and (report.uploads or report.checkpoints or report.segments):
         output.line("dry run: nothing was removed; run it with --yes to remove this")
     output.document({"ok": True, "uri": uri, **jsonable(report)})
     return DONE

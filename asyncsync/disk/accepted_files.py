@@ -15,7 +15,7 @@ from asyncsync.disk.digests import digest_range, stat_file
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.mappings import mapped_below, mapped_since
 from asyncsync.disk.scan import OWN_NAME, Rules, is_own_name, is_text, scan
-from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
+from asyncsync.errors import CheckpointIncompleteError, SourceChangedError, SyncFailedError
 from asyncsync.planning.changes import RACY_NS
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.runtime import wall_time
@@ -65,18 +65,24 @@ class Accepted:
         return identity.hexdigest()
 
     def check(self, crcs: Mapping[str, int] | None = None) -> None:
-        """Check that no file has changed. SourceChangedError or CheckpointIncompleteError names the files that have.
+        """Check that no file has changed. SourceChangedError or CheckpointIncompleteError names the files that have;
+        SyncFailedError if it cannot be seen.
 
         ``crcs``: CRC32C of the bytes sent of each file, if all of them were sent. Files that were written just before
         they were accepted, or that are written through memory, are read once more: they may have changed without a new
         mtime.
         """
-        if not self._is_same():
-            self._compare()
-        if crcs is not None:
-            other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
-            if other:
-                raise self.changed(other)
+        try:
+            if not self._is_same():
+                self._compare()
+            if crcs is not None:
+                other = [file.path for file in self._just_written() if self._crc(file) != crcs.get(file.path)]
+                if other:
+                    raise self.changed(other)
+        except OSError as error:
+            raise SyncFailedError(
+                f"the checkpoint {self.path!r} cannot be read: {error}", {self.path: error}
+            ) from error
 
     def _compare(self) -> None:
         now, broken = self._now()
@@ -150,11 +156,11 @@ class Accepted:
             return -1  # it has changed since its stat, a moment ago
 
 
-def accept(path: str) -> Accepted:
-    """Accept a directory, or one file, as a checkpoint.
+def accept(path: str, *, may_be_empty: bool = False) -> Accepted:
+    """Accept a directory, or one file, as a checkpoint, or as what one of several processes has of it.
 
-    CheckpointIncompleteError if it is missing, holds no file, or holds something that cannot be sent: a broken or
-    circular link, or a name that no store could hold.
+    CheckpointIncompleteError if it is missing, holds no file (unless ``may_be_empty``), or holds something that cannot
+    be sent: a broken or circular link, or a name that no store could hold.
     """
     path, looked = absolute(path), int(wall_time() * 1e9)
     try:
@@ -167,7 +173,7 @@ def accept(path: str) -> Accepted:
         ) from error
     except OSError as error:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be read: {error}") from error
-    _refuse(path, found)
+    _refuse(path, found, may_be_empty=may_be_empty)
     return Accepted(
         path,
         os.path.realpath(path),
@@ -210,13 +216,13 @@ def absolute(path: str) -> str:
     return os.path.abspath(path)
 
 
-def _refuse(path: str, found: Snapshot) -> None:
+def _refuse(path: str, found: Snapshot, *, may_be_empty: bool = False) -> None:
     if found.broken:
         raise CheckpointIncompleteError(f"the checkpoint {path!r} cannot be sent as it is: {some(found.broken)}")
     if found.refused:
         names = some([repr(name) for name in found.refused])
         raise CheckpointIncompleteError(f"the checkpoint {path!r} has names that are not UTF-8: {names}")
-    if not found.files:
+    if not found.files and not may_be_empty:
         raise CheckpointIncompleteError(
             f"the checkpoint {path!r} holds no file: report a directory after everything has been written to it"
         )

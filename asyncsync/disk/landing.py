@@ -242,10 +242,20 @@ class Landing:
                 if not resume or not self._open(name, above, alone=True):
                     while not self._open(f".{os.urandom(8).hex()}{TEMPORARY}", above, alone=False):
                         continue
-            assert self._descriptor is not None
-            there = os.fstat(self._descriptor).st_size
-            os.ftruncate(self._descriptor, self.entry.size)
-            return 0 < there == self.entry.size
+                try:
+                    return self._has_its_size()
+                except BaseException:
+                    if self._temporary != name:
+                        os.unlink(self._temporary, dir_fd=above)  # the next download cannot find it
+                    self._close()
+                    raise
+
+    def _has_its_size(self) -> bool:
+        """Give the temporary file its size; whether it had that already."""
+        assert self._descriptor is not None
+        there = os.fstat(self._descriptor).st_size
+        os.ftruncate(self._descriptor, self.entry.size)
+        return 0 < there == self.entry.size
 
     def _open(self, name: str, above: int, *, alone: bool) -> bool:
         """``alone``: fail without the lock. A random name belongs to nobody else, but a sweep may have been faster."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,21 +150,41 @@ def append_result(directory: Path, row: Mapping[str, Any]) -> None:
 
     Each row of the CSV is one line. For new columns the file is rewritten, with empty cells in the earlier rows.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     results, progress = directory / RESULTS, directory / PROGRESS
-    _repair_lines(results)
-    _repair_rows(progress)
-    before = {path: path.stat().st_size if path.exists() else 0 for path in (results, progress)}
+    before = {results: _complete_size(results, _repair_lines), progress: _complete_size(progress, _repair_rows)}
+    if not before[results]:
+        directory.mkdir(parents=True, exist_ok=True)
     try:
-        with open(results, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+        _append(results, json.dumps(row) + "\n")
         _append_csv(progress, {_csv_text(key): _csv_text(value) for key, value in flatten(row).items()})
     except BaseException:
         for path, size in before.items():
             with suppress(OSError):  # the first error is raised; the next call repairs the file
                 os.truncate(path, size)
         raise
+
+
+def _complete_size(path: Path, repair: Callable[[Path], None]) -> int:
+    """Bytes of the file, after the repair if its last line is not complete; 0 if it is missing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = os.fstat(descriptor).st_size
+        if not size or os.pread(descriptor, 1, size - 1) == b"\n":
+            return size
+    finally:
+        os.close(descriptor)
+    repair(path)
+    return os.stat(path).st_size
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "ab", buffering=0) as file:
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
 
 
 TAIL_BYTES = 1 << 16
@@ -236,11 +257,12 @@ def _append_csv(path: Path, row: Mapping[str, Any]) -> None:
     columns = _columns(path)
     if columns is not None and (more := [name for name in row if name not in columns]) and _widen(path, row, more):
         return
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore", lineterminator="\n")
-        if columns is None:
-            writer.writeheader()
-        writer.writerow(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns or list(row), extrasaction="ignore", lineterminator="\n")
+    if columns is None:
+        writer.writeheader()
+    writer.writerow(row)
+    _append(path, text.getvalue())
 
 
 def _columns(path: Path) -> list[str] | None:

@@ -247,7 +247,7 @@ class SyncEngine:
         sync_config = context.run.sync_config
         context.scheduler = Scheduler(sync_config, self._group, context.emit, on_failure=registry.note_sync_failure)
         session.on_deleted, session.on_warning = registry.note_deleted, partial(context.warn, EXPERIMENT_KEY)
-        session.fence_of = registry.fence_of
+        session.fence_of, session.fence_of_given_up = registry.fence_of, registry.fence_of_given_up
         session.nonce = session.uploads.nonce = context.record.nonce
         self._tasks = [
             self._group.create_task(context.scheduler.run(), name="asyncsync scheduler"),
@@ -327,7 +327,7 @@ class SyncEngine:
 
         With a deadline, as before a preemption, reports wait until the flush ends. The newest checkpoint of every trial
         goes first, then records, then artifacts and older checkpoints. Unfinished uploads are not lost: they resume
-        afterwards, or in the next process.
+        afterwards, or in the next process. Raises EngineClosedError outside the block.
         """
         self._context.check_open()
         drain = self._new_drain()

@@ -55,7 +55,7 @@ def _leave_all() -> None:
     _open.clear()
     for engine, (loop, thread) in engines.items():
         if loop.is_closed():
-            _print(f"the engine of {engine.uri} was never left, and its event loop is closed; {_fate(engine)}")
+            _print(f"the engine of {engine.uri} was never left, and its event loop is closed; {_open_items(engine)}")
         elif thread.daemon or not loop.is_running():
             _print(f"the engine of {engine.uri} was never left; leaving it now, within exit_grace")
             _leave(engine, loop)
@@ -69,13 +69,13 @@ def _leave(engine: Leavable, loop: asyncio.AbstractEventLoop) -> None:
         else:
             failures = loop.run_until_complete(engine.leave_at_exit())
     except BaseException as error:  # noqa: BLE001  the interpreter is ending; nobody else can report it
-        _print(f"leaving the engine of {engine.uri} failed with {error!r}; {_fate(engine)}")
+        _print(f"leaving the engine of {engine.uri} failed with {error!r}; {_open_items(engine)}")
         return
     if failures:
         _print(f"not durable in {engine.uri}: " + "; ".join(f"{key}: {why}" for key, why in failures.items()))
 
 
-def _fate(engine: Leavable) -> str:
+def _open_items(engine: Leavable) -> str:
     items = engine.open_items()
     if not items:
         return "everything that was reported is durable"

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,9 @@ SHARDED_MARKER = "meta.pt"
 """The file that Lightning writes last into a sharded checkpoint."""
 _OF_LIGHTNING = re.compile(r"\.(temp|lr_find_.*|scale_batch_size_.*)\.ckpt|hpc_ckpt_\d+\.ckpt")
 """Checkpoints of a moment: of spawned processes and tuners; and the one that a SLURM job leaves for its next run."""
+
+_starting = threading.Lock()
+"""Held while a syncer starts: with AsyncCheckpointIO, saves come from its thread and removals from the trainer's."""
 
 
 def _plugins() -> Iterator[Any]:
@@ -151,16 +155,11 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
 
     def teardown(self) -> None:
         """Sync once more and stop. Raises the error if anything is not stored."""
-        self._inner.teardown()
-        if os.getpid() != self._process:
-            return
-        if self._syncer is None and not self._has_new_shards():
-            return
-        syncer, self._syncer = self._running(), None
         try:
-            syncer.sync_up()
+            self._inner.teardown()
         finally:
-            syncer.close()
+            if os.getpid() == self._process and (self._syncer is not None or self._has_new_shards()):
+                self._sync_and_stop()
 
     # called by the user
 
@@ -174,7 +173,9 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         """
         self._inside(self.dirpath / name)
         local = [
-            path for path in self.dirpath.glob("**/*") if _is_version(path.relative_to(self.dirpath).as_posix(), name)
+            path
+            for path in self.dirpath.glob("**/*")
+            if _is_version(path.relative_to(self.dirpath).as_posix(), name) and _is_complete(path)
         ]
         if local:
             return str(max(local, key=lambda path: path.stat().st_mtime_ns))
@@ -208,6 +209,13 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _sync_and_stop(self) -> None:
+        syncer, self._syncer = self._running(), None
+        try:
+            syncer.sync_up()
+        finally:
+            syncer.close()
 
     def _is_of_lightning(self, path: Any) -> bool:
         """Whether Lightning, not ModelCheckpoint, chose this path outside the mirror, for a moment or for SLURM."""
@@ -250,12 +258,13 @@ class AsyncsyncCheckpointIO(*_BASES):  # type: ignore[misc]
         return found
 
     def _running(self) -> Syncer:
-        if self._syncer is None or self._process != os.getpid():
-            self._process = os.getpid()
-            syncer = self._new_syncer()
-            syncer.start()
-            self._syncer = syncer
-        return self._syncer
+        with _starting:
+            if self._syncer is None or self._process != os.getpid():
+                self._process = os.getpid()
+                syncer = self._new_syncer()
+                syncer.start()
+                self._syncer = syncer
+            return self._syncer
 
     def _new_syncer(self) -> Syncer:
         config = SyncConfig(ready="lightning")
@@ -281,6 +290,11 @@ def _is_version(path: str, name: str) -> bool:
     """Whether Lightning would have written ``path`` for ``name``."""
     stem, suffix = os.path.splitext(name)
     return re.fullmatch(rf"{re.escape(stem)}(-v\d+)?{re.escape(suffix)}", path) is not None
+
+
+def _is_complete(path: Path) -> bool:
+    """A file was renamed when it was complete; a sharded checkpoint has its marker then."""
+    return not path.is_dir() or (path / SHARDED_MARKER).exists()
 
 
 def _checkpoint_of(path: str) -> str:

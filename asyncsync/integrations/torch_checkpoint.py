@@ -142,7 +142,8 @@ def asyncsync_reader(
     Each rank fetches the parts of files that hold its own tensors, verified; the world size may differ from that of the
     save.
 
-    Raises ConfigError for an invalid address or a step that was not stored, NotFoundError if there is no checkpoint.
+    Raises ConfigError for an invalid address or a step that was not stored, and NotFoundError if the run has no
+    checkpoint yet: a fresh start, on all ranks alike. (``trial.latest()`` knows less on ranks other than 0.)
     """
     address, options = RunAddress.of(uri), {"storage_options": storage_options, "transfer": transfer}
     return AsyncsyncReader(address, step, {name: value for name, value in options.items() if value is not None})
@@ -178,8 +179,9 @@ class AsyncsyncReader(FileSystemReader):  # type: ignore[misc]
 
     def _choose(self, step: int | None) -> None:
         experiment = Experiment.open(self._address.experiment_uri, **self._options)
-        name = self._address.trial
-        found = experiment.latest_checkpoint(name) if step is None else experiment.checkpoint(name, step=step)
+        name, found = self._address.trial, None
+        if name in {trial.name for trial in experiment.trials}:
+            found = experiment.latest_checkpoint(name) if step is None else experiment.checkpoint(name, step=step)
         if found is None:
             raise NotFoundError(f"{self._address.experiment_uri}/{name} has no checkpoint")
         self.checkpoint = found

@@ -44,6 +44,15 @@ def lookup(metrics: Mapping[str, Any], attribute: str) -> object:
     return value
 
 
+def metric_names(metrics: Mapping[str, Any], before: str = "") -> list[str]:
+    """The names that :func:`lookup` takes, those of nested values as ``a/b``."""
+    found: list[str] = []
+    for name, value in metrics.items():
+        inner = isinstance(value, Mapping)
+        found += metric_names(value, f"{before}{name}/") if inner else [f"{before}{name}"]
+    return found
+
+
 def score(metrics: Mapping[str, Any], attribute: str, order: str) -> float | None:
     """The score; larger is better for both orders. None for a missing or non-numeric value and for NaN: these rank
     worst."""

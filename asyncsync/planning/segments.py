@@ -3,7 +3,7 @@
 A change then costs the segments in which it lies, not the whole manifest: files of one directory are neighbours. A
 segment is a manifest of its files, without info. The head is of format 2, which an asyncsync that knows no segments
 refuses. It replaces the manifest, by the same conditional write, after its segments are stored. A document is never
-written twice under one name: whoever deletes an old segment deletes nothing that another head names.
+written twice under one name, so deleting an old segment removes nothing that another head names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SAMPLED = 64
 
 
 def segment_key(name: str) -> str:
-    """Where a segment is, below the prefix of its manifest."""
+    """The key of a segment, below the prefix of its manifest."""
     return f"{SEGMENTS}{name}.json"
 
 
@@ -165,7 +165,7 @@ def join(head: Manifest, parts: Iterable[Mapping[str, FileEntry]]) -> Manifest:
     with parsing("manifest"):
         for segment, part in zip(head.segments, parts, strict=True):
             if len(part) != segment.files or min(part, default="") != segment.first or segment.first in files:
-                raise ValueError(f"its segment from {shown(segment.first)} on has other files than it says")
+                raise ValueError(f"its segment from {shown(segment.first)} on has other files than the head lists")
             files.update(part)
     if len(files) != sum(segment.files for segment in head.segments):
         with parsing("manifest"):

@@ -13,13 +13,14 @@ from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
+from asyncsync.planning.segments import SEGMENTS
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
 from asyncsync.report import PruneReport
 from asyncsync.stores.base import ObjectInfo, Store, Upload
 from asyncsync.stores.read import exists, list_all
-from asyncsync.sync.records.manifests import find_manifest, find_record
+from asyncsync.sync.records.manifests import find_manifest, find_record, segments_named
 from asyncsync.sync.records.model import TrialRecord
 
 DAY = 86400.0
@@ -29,6 +30,8 @@ ABORT_ATTEMPTS = 5
 ABORTS_IN_PARALLEL = 16
 DIRECTORIES_IN_PARALLEL = 8
 KEYS_PER_DELETE = 1000
+LEAST_SEGMENT_AGE = 3600.0
+"""Age in seconds below which a segment of a manifest stays: the manifest that names it may be about to be written."""
 
 
 async def prune(
@@ -46,7 +49,8 @@ async def prune(
     - multipart uploads that were never completed;
     - checkpoint directories of a trial or experiment that have no manifest and that no record names;
     - retired checkpoint directories whose process died before it had deleted them: the trial's record does not name
-      them and names a newer one.
+      them and names a newer one;
+    - segments of a large manifest that it does not name any more, once they are an hour old.
 
     The store's clock alone decides about age. Reading it takes a small object that is written and removed, also in a
     dry run (for a directory: a temporary file). An object without a time stays, and one young object or upload protects
@@ -55,8 +59,9 @@ async def prune(
     artifacts. Each directory is checked again just before it is deleted.
 
     Never removed: anything that a manifest or a record names; anything that an unreadable one may name (the report
-    lists these); any object outside checkpoint directories. With ``dry_run`` (the default) nothing is removed, and the
-    report lists what would be. Use a longer ``older_than`` if the upload of a single file takes longer than a day.
+    lists these); any other object outside checkpoint directories. With ``dry_run`` (the default) nothing is removed,
+    and the report lists what would be. Use a longer ``older_than`` if the upload of a single file takes longer than a
+    day.
 
     Raises:
         ConfigError: ``older_than`` is negative, not a number, or more than a century.
@@ -71,20 +76,25 @@ async def prune(
         garbage: list[_Directory] = []
         uploads: list[Upload] = []
         unreadable: dict[str, str] = {}
-        if open_uploads or any(map(checkpoint_directory, objects)):  # otherwise no age matters
-            ownership = _Ownership(store, objects, await store_time(store) - limit)
+        segments: list[ObjectInfo] = []
+        if open_uploads or any(map(_may_be_old, objects)):  # otherwise no age matters
+            now = await store_time(store)
+            ownership = _Ownership(store, objects, now - limit)
+            segments = await ownership.stray_segments(now - max(limit, LEAST_SEGMENT_AGE))
             unreadable = ownership.unreadable
             garbage = await ownership.garbage(open_uploads)
             uploads = [item for item in open_uploads if await ownership.is_abandoned(item, open_uploads)]
             if not dry_run:
                 garbage = await _delete_all(store, ownership, garbage)
                 await _abort_all(store, uploads)
+                await _delete_keys(store, [item.key for item in segments])
         return PruneReport(
             dry_run=dry_run,
             uploads=sorted(upload.key for upload in uploads),
             checkpoints=sorted(item.prefix for item in garbage),
-            objects=sum(len(item.keys) for item in garbage),
-            bytes=sum(item.size for item in garbage),
+            segments=sorted(item.key for item in segments),
+            objects=sum(len(item.keys) for item in garbage) + len(segments),
+            bytes=sum(item.size for item in garbage) + sum(item.size for item in segments),
             requests=store.requests,
             seconds=time.monotonic() - started,
             unreadable=unreadable,
@@ -169,6 +179,22 @@ class _Ownership:
             if item.is_old and item.prefix not in busy and _is_of_a_trial(item.prefix, self.objects)
         ]
         return [item for item in found if await self.is_garbage(item)]
+
+    async def stray_segments(self, before: float) -> list[ObjectInfo]:
+        """Segments that the manifest of their prefix does not name. Without a manifest they stay: it may follow."""
+        old: dict[str, list[ObjectInfo]] = {}
+        for key, info in self.objects.items():
+            prefix = _segmented(key)
+            if prefix is not None and not checkpoint_directory(key) and _is_old(info.modified, before):
+                old.setdefault(prefix, []).append(info)
+        found: list[ObjectInfo] = []
+        for prefix, items in old.items():
+            try:
+                named = await segments_named(self.store, prefix)
+            except DamagedError as error:
+                self.unreadable[prefix + MANIFEST], named = str(error), None
+            found += [item for item in items if named is not None and item.key not in named]
+        return found
 
     async def is_abandoned(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
         """Whether no process will complete the upload."""
@@ -263,6 +289,21 @@ class _Ownership:
             except DamagedError as error:
                 self.unreadable[prefix + MANIFEST], self.paths[prefix] = str(error), None
         return self.paths[prefix]
+
+
+def _may_be_old(key: str) -> bool:
+    return bool(checkpoint_directory(key)) or _segmented(key) is not None
+
+
+def _segmented(key: str) -> str | None:
+    """The prefix of the manifest to which a segment belongs; None for any other key."""
+    before, found, _ = f"/{key}".rpartition(f"/{SEGMENTS}")
+    return f"{before[1:]}/".lstrip("/") if found else None
+
+
+async def _delete_keys(store: Store, keys: Sequence[str]) -> None:
+    for start in range(0, len(keys), KEYS_PER_DELETE):
+        await store.delete(keys[start : start + KEYS_PER_DELETE])
 
 
 def _newest(record: TrialRecord) -> int:

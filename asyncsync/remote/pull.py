@@ -235,9 +235,10 @@ class PullJob:
         try:
             return await self._experiment()  # only workers have written it
         except NotFoundError:
+            where = self.store.uri.rstrip("/")
             raise NothingStoredError(
-                f"there is nothing complete at {self.store.uri}: no manifest, no experiment and no trial. Check the "
-                "address; if a push was interrupted, run it again"
+                f"there is nothing complete at {where}: no manifest, no experiment and no trial. Check the address, "
+                f"asyncsync ls {where.rpartition('/')[0]} shows what is there; if a push was interrupted, run it again"
             ) from None
 
     async def _experiment(self) -> list[StoredTree]:

@@ -89,7 +89,7 @@ class CheckpointUpload:
     patience: float
     """Seconds for which transient errors are retried."""
     may_replace: Callable[[], Awaitable[bool]] | None = None
-    """Asked if an earlier attempt has committed a checkpoint there; None: it is replaced."""
+    """Asked before anything of an earlier attempt is replaced, apart from what it never completed; None: it is."""
 
     async def run(self) -> SyncReport:
         """Upload, and commit if ``alone``.
@@ -224,6 +224,10 @@ class CheckpointUpload:
                 f"{max(rank, self.writer.rank)} both wrote {path!r} with different content: give the files of the "
                 "ranks different names"
             ) from collision
+        if self.may_replace is not None and not await self.may_replace():
+            raise ConcurrentWriterError(
+                f"{uri_of(store, collision.key)} was written by a process that must not be replaced: end this one"
+            ) from collision
         await store.delete([collision.key])
 
     async def _ranks_that_write(self, path: str) -> list[int]:
@@ -260,6 +264,10 @@ async def commit(session: Session, prefix: str, attempt: str, processes: Mapping
         manifest = merge(parts)
     except SameFileError as error:
         raise ConcurrentWriterError(f"{where} was not committed: {error}") from error
+    if not manifest.files:
+        raise CheckpointIncompleteError(
+            f"checkpoint {where} is incomplete: no rank of attempt {attempt} reported a file. Report files"
+        )
     _check_stored(where, prefix, manifest, stored)
     await _put_manifest(store, prefix, manifest)
     session.copy_sources.remember(prefix, manifest.files)

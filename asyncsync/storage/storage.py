@@ -105,6 +105,9 @@ class Storage:
         """Prefix of a checkpoint -> its part that this process wrote last."""
         self._cleaning = asyncio.Lock()
 
+    def __repr__(self) -> str:
+        return f"<Storage {self.uri} {'closed' if self._session is None else 'open'}>"
+
     async def __aenter__(self) -> Storage:
         session = await Session.open(self.uri, self._transfer, self._options, patience=READ_PATIENCE)
         session.breaker.longest_pause = LONGEST_PROBE_PAUSE
@@ -279,10 +282,10 @@ class Storage:
         ``alone``: no other process takes part; the checkpoint is committed when this returns, and whatever an earlier
         attempt has left there is removed first. Otherwise the checkpoint exists after :meth:`commit_checkpoint`.
         Content that it shares with checkpoints which this object has pushed or pulled is copied inside the store.
-        ``may_replace`` is asked if an earlier attempt has committed a checkpoint of that name.
+        ``may_replace`` is asked before a checkpoint or a file of an earlier attempt is replaced.
 
         Raises:
-            CheckpointIncompleteError: ``local`` is missing or holds no file.
+            CheckpointIncompleteError: ``local`` is missing; or it holds no file and ``alone``.
             ConcurrentWriterError: another rank of the same attempt wrote a file of the same name with different
                 content; the checkpoint is committed already; or ``may_replace`` refused.
             SourceChangedError: files changed while they were sent.
@@ -290,7 +293,7 @@ class Storage:
         """
         session, prefix = self._open(), f"{path}/"
         self._summaries.forget(prefix)
-        source = await in_thread(accept, os.fspath(local))
+        source = await in_thread(accept, os.fspath(local), may_be_empty=not alone)
         upload = CheckpointUpload(
             session, prefix, source, writer, alone, dict(info or {}), self._retry_time, may_replace
         )
@@ -308,7 +311,7 @@ class Storage:
         left out. Committing it again changes nothing.
 
         Raises:
-            CheckpointIncompleteError: no part of the attempt is complete, or a file is missing.
+            CheckpointIncompleteError: no part of the attempt is complete, or none holds a file, or a file is missing.
             ConcurrentWriterError: two ranks wrote one file with different content; the error names them. Or another
                 attempt has committed the checkpoint.
         """

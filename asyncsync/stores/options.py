@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
+from asyncsync.runtime import within_descriptors
 
 ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
 """The kind of an object, for options that do not apply to all: a file of the user, a file that grows with each report,
@@ -101,7 +102,7 @@ class ConnectionLimits:
     def of(cls, transfer: TransferConfig) -> Self:
         """The limits in the transfer settings."""
         stall, connect = _seconds(transfer.stall_timeout), _seconds(transfer.connect_timeout)
-        return cls(stall, connect, transfer.max_concurrency)
+        return cls(stall, connect, within_descriptors(transfer.max_concurrency))
 
 
 DEFAULT_LIMITS = ConnectionLimits()

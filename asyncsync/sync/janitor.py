@@ -8,24 +8,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
-from asyncsync.aio.tasks import for_each_limited
+from asyncsync.aio.tasks import for_each_limited, results_of
 from asyncsync.disk.journal import Owed
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, StoreError
 from asyncsync.planning.document import TRIAL_RECORD
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane, Store, Upload
-from asyncsync.stores.read import find
+from asyncsync.stores.guard.fenced import Fence
+from asyncsync.stores.read import find, list_all
 from asyncsync.sync.records.model import TrialRecord
-from asyncsync.sync.session import ABANDON, DELETE, SWEEP, Session, delete_prefix
+from asyncsync.sync.session import ABANDON, DELETE, KEYS_PER_DELETE, SWEEP, Session
 from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
 
-CLEAN_UPS_AT_ONCE = 16
-"""Behind 30 ms, one after the other is 14 deletions of checkpoints a second, 16 at once are 72."""
+CLEAN_UPS_AT_ONCE = 8
+"""Clean-ups that are done at the same time, and groups of deletions."""
+DELETED_TOGETHER = 16
+"""Checkpoints that are deleted by the same requests: at most two for all of them, and one listing each."""
 JANITOR_OWNER = "janitor"
 """Owner of its requests, see :meth:`Session.view`."""
 
@@ -62,25 +68,49 @@ async def clean_up(session: Session) -> int:
     """Do every clean-up that is due in the session's store; returns how many are done. One that fails remains due."""
     done = 0
 
-    async def pay(equal: Sequence[Owed]) -> None:
+    async def pay(due: Sequence[Sequence[Owed]]) -> None:
         nonlocal done
-        try:
-            deleted = await _clean_up(session, equal[0])
-        except (StoreError, ConcurrentWriterError) as error:
-            session.on_warning(f"cleaning up {session.uri} ({equal[0].kind}) failed, it remains due: {error}")
-            return
-        if deleted is not None:  # recorded once more meanwhile, by a trial that has just been resumed
-            recorded = _due(session, await session.journal.owed(session.uri))
-            equal = [*equal, *(other for other in recorded if _same_work(other) == _same_work(equal[0]))]
-        for owed in {owed.id: owed for owed in equal}.values():
-            session.journal.paid(owed.id)
-            done += 1
-        if deleted is not None:
-            session.on_deleted(*deleted)  # the name may be used again from now on
+        done += await _pay(session, due)
 
     due = _grouped(_due(session, await session.journal.owed(session.uri)))
-    await for_each_limited(due, pay, min(CLEAN_UPS_AT_ONCE, len(due)))
+    together = _together(due)
+    await for_each_limited(together, pay, min(CLEAN_UPS_AT_ONCE, len(together)))
     return done
+
+
+def _together(due: Sequence[Sequence[Owed]]) -> list[Sequence[Sequence[Owed]]]:
+    """Deletions of checkpoints by DELETED_TOGETHER, everything else alone."""
+    deletions = [equal for equal in due if equal[0].kind == DELETE]
+    starts = range(0, len(deletions), DELETED_TOGETHER)
+    return [
+        *([equal] for equal in due if equal[0].kind != DELETE),
+        *(deletions[start : start + DELETED_TOGETHER] for start in starts),
+    ]
+
+
+async def _pay(session: Session, due: Sequence[Sequence[Owed]]) -> int:
+    """Do one clean-up, or several deletions of checkpoints together. Returns how many are done."""
+    kind = due[0][0].kind
+    try:
+        if kind == DELETE:
+            deleted = await _delete(session, [json.loads(equal[0].payload) for equal in due])
+        else:
+            await _clean_up(session, due[0][0])
+            deleted = []
+    except (StoreError, ConcurrentWriterError) as error:
+        if len(due) > 1 and not getattr(error, "retryable", False):  # one of them may be at fault
+            return sum([await _pay(session, [equal]) for equal in due])
+        session.on_warning(f"cleaning up {session.uri} ({kind}) failed, it remains due: {error}")
+        return 0
+    # recorded once more meanwhile, by a trial that has just been resumed
+    recorded = _due(session, await session.journal.owed(session.uri)) if deleted else []
+    work = {_same_work(equal[0]) for equal in due}
+    paid = {owed.id for equal in due for owed in equal} | {owed.id for owed in recorded if _same_work(owed) in work}
+    for number in paid:
+        session.journal.paid(number)
+    for trial, name in deleted:
+        session.on_deleted(trial, name)  # the name may be used again from now on
+    return len(paid)
 
 
 def _grouped(due: Sequence[Owed]) -> list[list[Owed]]:
@@ -113,18 +143,14 @@ def _due(session: Session, recorded: Sequence[Owed]) -> list[Owed]:
     return [owed for owed in due if owed.kind != ABANDON or json.loads(owed.payload)["prefix"] not in sent_now]
 
 
-async def _clean_up(session: Session, owed: Owed) -> tuple[str, str] | None:
-    """Do one clean-up. Returns trial and name of a checkpoint that it deleted."""
+async def _clean_up(session: Session, owed: Owed) -> None:
     payload = json.loads(owed.payload)
-    if owed.kind == DELETE:
-        return await _delete(session, payload)
     if owed.kind == ABORT:
         await _abort(session, payload)
     elif owed.kind == ABANDON:
         await _abandon(session, payload["prefix"])
     elif owed.kind == SWEEP and session.store.traits.local:
         await session.inner.sweep()
-    return None
 
 
 async def _abandon(session: Session, prefix: str) -> None:
@@ -139,20 +165,39 @@ async def _abandon(session: Session, prefix: str) -> None:
     session.uploads.abandon_below(prefix)
 
 
-async def _delete(session: Session, payload: Mapping[str, str]) -> tuple[str, str] | None:
-    """Delete a checkpoint, but only if its trial's record gives it up: the experiment may be another one by now, or
-    another process may have registered the checkpoint again. Returns trial and name if it is deleted."""
-    trial, name = payload.get("trial"), payload.get("name")
-    if trial is None or name is None:
-        return None  # written by a version that recorded no owner: prune finds it
-    given_up = GivenUp(trial, name, payload["nonce"])
-    store = session.view(Lane.ARTIFACT, JANITOR_OWNER, given_up.confirm)
+async def _delete(session: Session, payloads: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Delete checkpoints, but only those that their trials' records give up: the experiment may be another one by now,
+    or another process may have registered a checkpoint again. Returns trial and name of those that are deleted."""
+    due = [
+        GivenUp(payload["trial"], payload["name"], payload["nonce"], session.fence_of_given_up)
+        for payload in payloads
+        if payload.get("trial") is not None and payload.get("name") is not None  # else prune finds it: an old version
+    ]
     try:
-        await delete_prefix(store, f"{trial}/{name}/")
+        if due:
+            await _delete_together(session, due)
     except NotGivenUpError as error:
-        log.info("%s/%s/%s is not deleted: %s", session.uri, trial, name, error)
-        return None
-    return trial, name
+        if len(due) > 1:
+            return [found for payload in payloads for found in await _delete(session, [payload])]
+        log.info("%s/%s/%s is not deleted: %s", session.uri, due[0].trial, due[0].name, error)
+        return []
+    return [(item.trial, item.name) for item in due]
+
+
+async def _delete_together(session: Session, due: Sequence[GivenUp]) -> None:
+    """Delete the manifests first, so that no reader trusts the rest, then everything else. Far away a request takes as
+    long for all of them as for one."""
+
+    async def confirm(store: Store, since: float) -> float:
+        return min(await results_of([partial(item.confirm, store, since) for item in due], "given up"))
+
+    store = session.view(Lane.ARTIFACT, JANITOR_OWNER, confirm)
+    found = await results_of([partial(list_all, store, item.prefix) for item in due], "list")
+    manifests = [item.prefix + MANIFEST for item in due]
+    keys = [key for listing in found for key in listing if not key.endswith(MANIFEST) or key not in manifests]
+    await store.delete(manifests)
+    for start in range(0, len(keys), KEYS_PER_DELETE):
+        await store.delete(keys[start : start + KEYS_PER_DELETE])
 
 
 async def _abort(session: Session, payload: Mapping[str, str]) -> None:
@@ -185,14 +230,31 @@ class NotGivenUpError(Exception):
 @dataclass(frozen=True, slots=True)
 class GivenUp:
     """A checkpoint that the record of its trial gives up. A trial never uses a number twice, so any process that finds
-    the name there may delete the checkpoint, also if another one runs the trial now."""
+    the name there may delete the checkpoint, also if another one runs the trial now.
+
+    ``fence_of``: returns the fence of the trial, if this process has written the stored record, which gives it up.
+    """
 
     trial: str
     name: str
     nonce: str
+    fence_of: Callable[[str, str, str], Fence | None] = lambda _trial, _name, _nonce: None
+
+    @property
+    def prefix(self) -> str:
+        """Where the checkpoint is."""
+        return f"{self.trial}/{self.name}/"
 
     async def confirm(self, store: Store, since: float) -> float:
-        """The time of the request, if the trial's record still gives the checkpoint up; else NotGivenUpError."""
+        """When the store was asked, if the trial's record still gives the checkpoint up; else NotGivenUpError. The
+        version of the record suffices for a record that this process has written."""
+        fence = self.fence_of(self.trial, self.name, self.nonce)
+        if fence is not None:
+            with suppress(ConcurrentWriterError):  # whoever writes the record now may give it up, too
+                return await fence(store, since)
+        return await self._read(store)
+
+    async def _read(self, store: Store) -> float:
         asked = lease_time()
         data = await find(store, f"{self.trial}/{TRIAL_RECORD}")
         if data is None:

@@ -45,7 +45,7 @@ class SyncPlan:
 
     files: list[FilePlan]
     """One plan for each file that may have changed, by path."""
-    gone: list[str]
+    delete: list[str]
     """Files that would be deleted from the store."""
     files_skipped: int
     """Files that are unchanged according to the manifest: they are not even read."""

@@ -28,7 +28,7 @@ RUNNING_SYNCS = 64
 """Most syncs that run at once. Their requests share one budget, so more would only cost memory."""
 FORGIVEN_AT_ONCE = 500
 """Trees that are scheduled anew in one turn of the event loop when the store is back."""
-SKIPPED_AT_ONCE = 50
+SKIPPED_AT_ONCE = 20
 """Trees with nothing to sync that are looked at in one turn of the event loop."""
 INBOX_REQUESTS = 1024
 """Most sync requests that wait for the scheduler; further callers wait."""

@@ -17,7 +17,7 @@ from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
-from asyncsync.runtime import need_asyncio, process_id
+from asyncsync.runtime import need_asyncio, process_id, within_descriptors
 from asyncsync.status import EngineStatus
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane, Store
@@ -38,6 +38,8 @@ SYNC_PATIENCE = 20.0
 """Seconds, see :func:`open_guarded`."""
 READ_PATIENCE = RetryPolicy().patience
 """Seconds, see :func:`open_guarded`."""
+KEYS_PER_DELETE = 1000
+"""Keys in one delete request: as many as S3 allows."""
 PROBE = f"{META_DIR}/probe"
 """Key of the object that :meth:`Session.probe` writes and reads."""
 PROBE_CONTENT = b"asyncsync was here to see whether it may write and read\n"
@@ -56,7 +58,7 @@ def open_guarded(
     need_asyncio()
     inner = open_store(uri, options=dict(storage_options or {}), transfer=transfer)
     budget = Budget(
-        max_concurrency=transfer.max_concurrency,
+        max_concurrency=within_descriptors(transfer.max_concurrency),
         bandwidth_limit=transfer.bandwidth_limit,
         memory_limit=transfer.memory_limit,
     )
@@ -83,6 +85,9 @@ class Session:
     """Nonce of the experiment; empty outside of one."""
     fence_of: Callable[[str], Fence | None] = field(default=lambda _: None)
     """Returns the fence that confirms our right to write a key; None if no fence is known."""
+    fence_of_given_up: Callable[[str, str, str], Fence | None] = field(default=lambda _trial, _name, _nonce: None)
+    """Returns the fence of the trial of this nonce, if this process wrote its stored record and that gives up the
+    checkpoint of this name."""
     on_deleted: Callable[[str, str], None] = field(default=lambda _trial, _name: None)
     """Called with trial and name when the janitor has deleted a checkpoint."""
     on_warning: Callable[[str], None] = field(default=lambda message: log.warning("%s", message))

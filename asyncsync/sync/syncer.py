@@ -63,7 +63,8 @@ class Syncer:
 
     One sync runs at a time. All calls during a running sync are served by one more sync after it. Each sync is limited
     by ``sync_config.sync_timeout``. Entering raises ConcurrentWriterError if another process of this machine has the
-    same directory and ``uri`` open.
+    same directory and ``uri`` open, and ConfigError for an unknown URI or option. Calls that use the store raise
+    EngineClosedError outside of the block.
 
     Args:
         local_dir: a directory, or a single file.
@@ -174,7 +175,8 @@ class Syncer:
     async def sync_up(self) -> SyncReport:
         """Bring the prefix in sync with the directory, now or right after the running sync.
 
-        SyncFailedError names the files that are not durable; SyncTimeoutError; ConcurrentWriterError.
+        Raises SyncFailedError, which names the files that are not durable; SyncTimeoutError after ``sync_timeout``
+        seconds; ConcurrentWriterError if another process writes the prefix.
         """
         self._open()
         return await self._scheduler.sync(KEY)
@@ -207,13 +209,15 @@ class Syncer:
     async def sync_down(self) -> SyncReport:
         """Bring the directory in sync with the prefix: files that differ are fetched and verified, nothing is deleted.
 
-        CheckpointIncompleteError if the prefix has no manifest; IntegrityError; SyncTimeoutError.
+        Raises CheckpointIncompleteError if the prefix has no manifest, IntegrityError if the stored bytes are damaged,
+        SyncTimeoutError after ``sync_timeout`` seconds, and SyncFailedError for any other failure.
         """
         session = self._open()
         return await within(self._config.timeout, self._down(session), lambda: f"{self.uri} -> {self.local_dir}")
 
     async def delete(self) -> int:
-        """Delete everything below the prefix, the manifest first. Returns the number of deleted objects."""
+        """Delete everything below the prefix, the manifest first. Returns the number of deleted objects. StoreError if
+        the store refuses."""
         self._open()
         await self.wait()
         return await self._tree.delete_remote()
@@ -226,7 +230,8 @@ class Syncer:
         self._raise_unseen()
 
     async def plan(self) -> SyncPlan:
-        """The actions of :meth:`sync_up` if it ran now, with a plan for each file that may have changed."""
+        """The actions of :meth:`sync_up` if it ran now, with a plan for each file that may have changed.
+        SyncFailedError if the directory cannot be read."""
         self._open()
         return await self._tree.plan()
 

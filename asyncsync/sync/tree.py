@@ -28,13 +28,12 @@ from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
-from asyncsync.sync.session import Session, delete_prefix
+from asyncsync.sync.session import KEYS_PER_DELETE, Session, delete_prefix
 from asyncsync.sync.tree_manifest import Packed, TreeManifest
 from asyncsync.sync.unstorable_names import leave_out, refused_names, too_long, unstorable
 from asyncsync.sync.upload.create_only import CollisionError, Creating, Replacing
 from asyncsync.sync.upload.tree_upload import OnProgress, Tally, TreeUpload
 
-KEYS_PER_DELETE = 1000
 DELETE_REQUESTS = 4
 """Delete requests of one tree in flight."""
 MOST_PATHS_IN_ERROR = 5
@@ -342,8 +341,10 @@ class Tree:
     def _to_delete(self, changes: Changes, rules: Rules) -> list[str]:
         if self._options.delete:
             return changes.missing
-        gone = tuple(f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ())))
-        return [path for path in changes.missing if f"{path}/".startswith(gone)] if gone else []
+        removed = tuple(
+            f"{path}/" for path in (*self._options.removed(), *(rules.skip if self._options.disown else ()))
+        )
+        return [path for path in changes.missing if f"{path}/".startswith(removed)] if removed else []
 
     def _in_the_way(self, changes: Changes) -> list[str]:
         """Objects that are deleted in any case: a directory took the place of the file, or the reverse."""

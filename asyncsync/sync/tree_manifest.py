@@ -174,7 +174,7 @@ class TreeManifest:
             self.unnamed = Manifest({**earlier.files, **entries}, earlier.info)
 
     def packed(self) -> Packed | None:
-        """What an idle tree needs to know, if that is little: a document costs less memory than its objects."""
+        """The last manifest of an idle tree, if it is small: a document costs less memory than its objects."""
         if not isinstance(self.state, Present) or self.is_outdated or self.stored is None:
             return None
         if len(self.stored.files) > MAX_PACKED_FILES:
@@ -182,7 +182,7 @@ class TreeManifest:
         return self.stored.to_bytes(), self.state.version
 
     def unpack(self, packed: Packed) -> None:
-        """Know what another object for the same tree has known."""
+        """Take over the manifest that another object for the same tree has packed."""
         self.stored, self.state = Manifest.from_bytes(packed[0]), Present(packed[1])
 
     async def load(self, store: Store) -> None:

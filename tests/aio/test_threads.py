@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync import SyncConfig, Syncer, SyncTimeoutError, TransferConfig
+from asyncsync import Syncer, TransferConfig
 from asyncsync.aio import threads as worker_threads
-from asyncsync.aio.threads import WORKER_NICENESS, in_hasher, in_sender, in_thread
+from asyncsync.aio.threads import THREADS, WORKER_NICENESS, in_hasher, in_sender, in_thread, in_thread_stoppable
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -46,34 +46,29 @@ async def test_worker_threads_give_way_and_the_loop_does_not() -> None:
     assert niceness() == before
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="finds the file of a descriptor in /proc")
-@pytest.mark.parametrize(("size", "stuck"), [(1, ".asyncsync-tmp"), (6 << 20, "/data")])
-async def test_a_thread_in_a_dead_file_system_does_not_keep_a_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int, stuck: str
+async def test_a_cancelled_caller_does_not_wait_for_a_stuck_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Later work gets other threads, and does not resume an upload into which the stuck thread may still write."""
-    monkeypatch.setattr(worker_threads, "STUCK_SECONDS", 0.1)
-    alive, sync_to_disk = threading.Event(), os.fsync
-    dead = [True]
+    monkeypatch.setattr(worker_threads, "STUCK_SECONDS", 0.05)
+    begun, alive = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
-    def fsync(descriptor: int) -> None:
-        if dead and os.readlink(f"/proc/self/fd/{descriptor}").endswith(stuck):
-            dead.pop()
-            alive.wait(60)
-        sync_to_disk(descriptor)
+    def stuck(stop: threading.Event) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        alive.wait(60)
 
-    (tmp_path / "local").mkdir()
-    (tmp_path / "local/f").write_bytes(b"f" * size)
-    transfer = TransferConfig(part_size=5 << 20, multipart_threshold=5 << 20)
+    stuck_calls = [asyncio.create_task(in_thread_stoppable(stuck)) for _ in range(THREADS)]
     try:
-        config = SyncConfig(sync_timeout=0.5)
-        async with Syncer(tmp_path / "local", tmp_path / "store", config, transfer=transfer) as syncer:
-            monkeypatch.setattr(os, "fsync", fsync)
-            with pytest.raises(SyncTimeoutError):
-                await syncer.sync_up()
-            assert (await syncer.sync_up()).files_sent == 1
+        await begun.wait()
+        for call in stuck_calls:
+            call.cancel()
+        assert all(isinstance(end, asyncio.CancelledError) for end in await _ends(stuck_calls))
+        assert await in_thread(int, "7") == 7  # another thread
     finally:
         alive.set()
         worker_threads.stop_threads()
     assert "left behind" in caplog.text
-    assert (tmp_path / "store/f").read_bytes() == b"f" * size
+
+
+async def _ends(tasks: list[asyncio.Task[None]]) -> list[BaseException | None]:
+    return await asyncio.gather(*tasks, return_exceptions=True)

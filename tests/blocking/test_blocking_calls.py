@@ -35,11 +35,35 @@ def tree(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["push", "pull", "verify", "repair", "prune"])
+COROUTINES = [name for name in asyncsync.__all__ if inspect.iscoroutinefunction(getattr(asyncsync, name))]
+
+
+@pytest.mark.parametrize("name", COROUTINES)
 def test_functions_have_the_signatures_of_their_twins(name: str) -> None:
     twin, function = getattr(asyncsync, name), getattr(blocking, name)
-    assert inspect.signature(function).parameters == inspect.signature(twin).parameters
+    assert name in blocking.__all__
+    assert list(inspect.signature(function).parameters) == list(inspect.signature(twin).parameters)
     assert not inspect.iscoroutinefunction(function)
+
+
+def test_the_contents_of_any_address_are_read(tmp_path: Path) -> None:
+    run = RunConfig(name="exp", storage_path=tmp_path / "store")
+    with blocking.SyncEngine(run, local_dir=tmp_path / "local") as engine:
+        engine.trial("t").report({"loss": 1.0}, checkpoint=tree(tmp_path / "checkpoint"))
+    assert [found.name for found in blocking.contents(tmp_path / "store")] == ["exp"]  # type: ignore[union-attr]
+    experiment, trial = blocking.contents(run.uri), blocking.contents(f"{run.uri}/t")
+    assert isinstance(experiment, blocking.Experiment)
+    assert isinstance(trial, blocking.StoredTrial)
+    assert [checkpoint.manifest().bytes_total for checkpoint in trial.checkpoints] == [1001]
+    assert set(blocking.contents(f"{run.uri}/t/checkpoint_000000").files) == {"a", "sub/b"}  # type: ignore[union-attr]
+
+
+def test_an_object_is_read_piece_by_piece(tmp_path: Path) -> None:
+    (tmp_path / "object").write_bytes(b"a" * (2 * MIB + 1))
+    pieces: list[bytes] = []
+    assert blocking.read_object(tmp_path / "object", pieces.append) == 2 * MIB + 1
+    assert b"".join(pieces) == b"a" * (2 * MIB + 1)
+    assert len(pieces) > 1
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,20 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     """The command as a process."""
     command = [sys.executable, "-m", "asyncsync", *(str(argument) for argument in arguments)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def imported(*arguments: str, **variables: str) -> set[str]:
+    """The modules that the command has imported at its end."""
+    program = f"""
+import sys
+from asyncsync.cli.app import cli
+try:
+    cli({list(arguments)!r})
+except SystemExit as error:
+    assert not error.code
+sys.stderr.write(" ".join(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())

@@ -14,7 +14,7 @@ from servers import S3Server
 from asyncsync import CheckpointConfig, RunConfig, SyncEngine, running_engines
 from asyncsync.stores import open_store
 
-from .conftest import Invoke, start
+from .conftest import Invoke, imported, start
 
 Answer = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.server
@@ -78,6 +78,21 @@ def test_jobs_of_a_new_user(invoke: Invoke, answer: Answer, sweep: str, tmp_path
         "copy within the bucket": (("cp", experiment, f"{sweep}/second"), "copied inside the store"),
         "copy to a directory": (("cp", experiment, tmp_path / "copy"), "copied "),
         "promote": (("promote", f"{first}/checkpoint_000000", f"{sweep}/models/v1"), "copied"),
+        "keep one for good": (("pin", f"{first}/checkpoint_000000"), "is kept; marks: pinned"),
+        "leave it to retention again": (("unpin", f"{first}/checkpoint_000000"), "is left to retention"),
+        "name one": (("tag", f"{first}/checkpoint_000000", "production"), "marks: production"),
+        "find it by its name": (
+            ("ls", experiment, "--checkpoints", "--where", "tags~production"),
+            "trial_00001\tcheckpoint_000000",
+        ),
+        "one file of a checkpoint": (
+            ("pull", f"{first}/checkpoint_000000/model.pt", tmp_path / "file"),
+            "fetched 1 file",
+        ),
+        "what would a pull change": (
+            ("pull", f"{first}/checkpoint_000000", tmp_path / "new", "--dry-run"),
+            "1 file (293.0 KiB) would be fetched",
+        ),
         "send a directory": (("push", tmp_path / "best", f"{sweep}/pushed"), "sent 1 file"),
         "did the store lose anything": (("push", tmp_path / "best", f"{sweep}/pushed", "--check-store"), "1 unchanged"),
         "what would be removed": (("rm", f"{sweep}/second", "--dry-run"), "would remove the experiment"),
@@ -93,6 +108,30 @@ def test_jobs_of_a_new_user(invoke: Invoke, answer: Answer, sweep: str, tmp_path
     assert len(jobs) >= 25
     assert answer("verify", tmp_path / "copy", "--deep")["ok"]
     assert (tmp_path / "best/model.pt").read_bytes() == b"\x01" * 300_000
+
+
+def test_a_mistake_is_answered_with_what_was_meant(invoke: Invoke, sweep: str, tmp_path: Path) -> None:
+    experiment = f"{sweep}/experiments/sweep"
+    for arguments, expected in (
+        (("best", experiment, "los"), "did you mean 'loss'?"),
+        (("ls", experiment, "--sort", "lr"), "did you mean 'params.lr'?"),
+        (("pin", f"{experiment}/trial_00001"), f"ls {experiment}/trial_00001 lists those"),
+        (("pull", f"{experiment}/trial_9", tmp_path / "x"), f"asyncsync ls {experiment} shows what is there"),
+        (("ls", f"{sweep}-nowhere/x"), "there is no bucket"),
+        (("restore", experiment, tmp_path / "x"), "did you mean 'pull'?"),
+    ):
+        result = invoke(*arguments)
+        assert (result.exit_code in (1, 2), expected in result.stderr) == (True, True), (arguments, result.stderr)
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("status",), ("best", "loss"), ("ls", "--checkpoints")])
+def test_with_keys_given_no_sdk_is_imported(sweep: str, arguments: tuple[str, ...]) -> None:
+    """It takes three times as long as the rest of the command."""
+    verb, *more = arguments
+    url = f"{sweep}/experiments/sweep"
+    modules = imported(verb, url, *more)
+    assert "asyncsync.stores.s3.listing" in modules
+    assert not {"aiobotocore", "botocore"} & modules
 
 
 def test_a_wrong_secret_is_named_in_plain_words(invoke: Invoke, sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:

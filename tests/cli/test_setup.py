@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from asyncsync.cli.setup.option_names import COMMON, OPTIONS
 from asyncsync.errors import AccessDeniedError
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 
-from .conftest import Invoke
+from .conftest import Invoke, imported
 
 Answer = Callable[..., dict[str, Any]]
 FILE = """
@@ -128,17 +127,18 @@ def test_the_list_of_options_is_that_of_the_commands() -> None:
 
 @pytest.mark.parametrize("variable", ["ASYNCSYNC_PULL_TIMEOUT", "ASYNCSYNC_NOBODY_READS_THIS"])
 def test_a_variable_of_another_command_costs_no_import(variable: str) -> None:
-    code = "import sys; from asyncsync.cli.app import cli; cli(['config'], standalone_mode=False)"
-    shown = "sys.stderr.write(' '.join(name for name in sys.modules if name.startswith('asyncsync.')))"
-    program = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    {shown}"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, variable: "1"},
-        capture_output=True,
-        text=True,
-        check=True,
+    modules = imported("config", **{variable: "1"})
+    assert "asyncsync.cli.setup.config_command" in modules
+    assert not {"asyncsync.sync.tree", "asyncsync.engine.engine", "asyncsync.remote.pull"} & modules
+
+
+def test_ls_imports_neither_the_engine_nor_what_draws(tree: Path) -> None:
+    modules = imported("ls", str(tree))
+    assert "asyncsync.remote.views.contents" in modules
+    assert (
+        not {"asyncsync.engine.engine", "rich.console", "rich.progress", "aiobotocore", "asyncsync.sync.tree"} & modules
     )
-    assert not {"asyncsync.sync.tree", "asyncsync.engine.engine", "asyncsync.remote.pull"} & set(done.stderr.split())
+    assert not {"anyio", "asyncio", "asyncsync.config", "rich"} & imported("--help")
 
 
 @pytest.mark.parametrize(("word", "meant"), [("pul", "pull"), ("list", "ls"), ("verfy", "verify"), ("frobnicate", "")])

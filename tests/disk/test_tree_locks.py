@@ -98,7 +98,7 @@ sys.stdin.read()
 """
 
 
-def test_of_several_processes_at_once_each_tree_is_held_by_exactly_one():
+def test_each_tree_is_held_by_exactly_one_of_several_processes():
     with ExitStack() as stack:
         command, pipe = [sys.executable, "-c", SCRAMBLE], subprocess.PIPE
         all_of_them = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe)) for _ in range(4)]

@@ -119,7 +119,7 @@ def rows() -> dict[str, int]:
         return {name: journal.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
 
 
-def test_a_finished_trial_has_no_row_in_the_journal_and_its_checkpoints_are_at_hand(bench: Bench) -> None:
+def test_a_finished_trial_has_no_row_and_keeps_its_checkpoints(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine(SyncConfig(sync_period=100, heartbeat=None)) as engine:
             trial = engine.trial("t", params={"rate": 1})
@@ -141,7 +141,7 @@ def test_a_finished_trial_has_no_row_in_the_journal_and_its_checkpoints_are_at_h
     run_virtual(main())
 
 
-def test_a_finished_trial_that_is_resumed_sends_only_what_is_new(bench: Bench) -> None:
+def test_a_finished_trial_that_is_resumed_sends_only_news(bench: Bench) -> None:
     async def main() -> None:
         async with bench.engine() as engine:
             await engine.trial("t", params={"rate": 1}).report({"loss": 1.0})

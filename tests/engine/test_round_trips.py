@@ -8,7 +8,7 @@ import pytest
 from machines import Machine, names
 from onebench import Bench
 
-from asyncsync import SyncConfig
+from asyncsync import CheckpointConfig, SyncConfig
 from asyncsync.errors import AsyncsyncError, UnavailableError
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.stores.guard.fenced import LEASE_HEAD_START, LEASE_SECONDS
@@ -155,3 +155,31 @@ def test_a_question_beside_the_files_that_fails_is_retried_with_the_rest(far: Be
         return names(far)
 
     assert run_virtual(main()) == ["checkpoint_000000"]
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_a_retired_checkpoint_costs_at_most_three_requests(far: Bench, number: int) -> None:
+    """Its listing, and a part in the deletions of manifests and files; the record of this process is known."""
+
+    async def main() -> tuple[float, int]:
+        async with far.engine(QUIET, CheckpointConfig(num_to_keep=1)) as engine:
+            trials = [engine.trial(f"t{at}") for at in range(number)]
+            held = far.faults.hang(operation="list", key="checkpoint_000000", times=None)
+            for step in range(2):
+                for trial in trials:
+                    await trial.report({}, three_files(far, f"{trial.name} {step}"))
+            await held.reached.wait()
+            await asyncio.sleep(1)
+            listed = sum(request.operation == "list" for request in far.faults.requests)
+            before, began = far.faults.calls - listed, asyncio.get_running_loop().time()
+            far.faults.clear()
+            held.release.set()
+            await engine._context.janitor.clean_up()
+            assert not [key for key in far.keys() if "checkpoint_000000" in key]
+            trips = (asyncio.get_running_loop().time() - began) / ROUND_TRIP
+            return trips, far.faults.calls - before
+
+    trips, requests = run_virtual(main())
+    print(f"{number} in {trips:.1f} round trips, {number / trips / ROUND_TRIP:.0f} a second, {requests} requests")
+    assert number / (trips * ROUND_TRIP) >= (80 if number > 1 else 5)
+    assert requests <= 3 * number

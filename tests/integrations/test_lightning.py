@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,18 @@ def test_sharded_checkpoints_alone_are_stored_by_teardown(tmp_path: Path) -> Non
     assert (tmp_path / "store/last.ckpt/meta.pt").read_bytes() == b"meta.pt"
 
 
+def test_a_sharded_checkpoint_that_a_kill_left_half_written_is_fetched(tmp_path: Path) -> None:
+    io = make(tmp_path)
+    write_shards(tmp_path / "ckpts/last.ckpt")
+    io.teardown()
+    for name in (".metadata", "meta.pt"):
+        (tmp_path / "ckpts/last.ckpt" / name).unlink()
+    (tmp_path / "ckpts/last.ckpt/__0_0.distcp").write_bytes(b"half")
+    fetched = Path(make(tmp_path).fetch("last.ckpt"))
+    assert (fetched / "meta.pt").read_bytes() == b"meta.pt"
+    assert (fetched / "__0_0.distcp").read_bytes() == b"__0_0.distcp"
+
+
 def test_a_process_that_only_reads_writes_nothing(tmp_path: Path) -> None:
     """An evaluation beside a training must not take its place as the writer."""
     writer = make(tmp_path)
@@ -147,6 +160,44 @@ def test_lightnings_async_plugin_may_wrap_it(tmp_path: Path) -> None:
     wrapped.teardown()
     io.teardown()
     assert (tmp_path / "store/last.ckpt").read_bytes() == (tmp_path / "ckpts/last.ckpt").read_bytes()
+
+
+def test_a_save_and_a_removal_at_the_same_time_share_one_syncer(tmp_path: Path, monkeypatch) -> None:
+    """AsyncCheckpointIO saves in its thread and removes in the trainer's."""
+    io, started, meet = make(tmp_path), [], threading.Barrier(2)
+    start = Syncer.start
+
+    def counted(syncer: Syncer) -> None:
+        started.append(syncer)
+        start(syncer)
+
+    def remove() -> None:
+        meet.wait(20)
+        io.remove_checkpoint(tmp_path / "ckpts/step=1.ckpt")
+
+    monkeypatch.setattr(Syncer, "start", counted)
+    thread = threading.Thread(target=remove)
+    thread.start()
+    meet.wait(20)
+    io.save_checkpoint({"step": 2}, tmp_path / "ckpts/step=2.ckpt")
+    thread.join()
+    io.teardown()
+    assert len(started) == 1
+    assert (tmp_path / "store/step=2.ckpt").exists()
+
+
+def test_the_inner_plugins_failure_at_the_end_does_not_cost_a_checkpoint(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import TorchCheckpointIO
+
+    class Failing(TorchCheckpointIO):
+        def teardown(self) -> None:
+            raise RuntimeError("the inner plugin failed")
+
+    io = make(tmp_path, checkpoint_io=Failing())
+    io.save_checkpoint({"step": 1}, tmp_path / "ckpts/last.ckpt")
+    with pytest.raises(RuntimeError, match="inner plugin"):
+        io.teardown()
+    assert (tmp_path / "store/last.ckpt").exists()
 
 
 def test_an_inner_plugin_that_writes_later_is_refused(tmp_path: Path) -> None:

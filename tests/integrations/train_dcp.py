@@ -1,4 +1,4 @@
-"""Save and load with torch.distributed.checkpoint: URI OPTIONS LOCAL_DIR MODE [STEP]."""
+"""Save and load with torch.distributed.checkpoint: URI OPTIONS LOCAL_DIR MODE [PORT or STEP]."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from asyncsync import RunConfig
 from asyncsync.blocking import SyncEngine
-from asyncsync.errors import CheckpointIncompleteError
+from asyncsync.errors import CheckpointIncompleteError, NotFoundError
 from asyncsync.integrations.torch_checkpoint import AsyncsyncWriter, asyncsync_reader
 
 URI, OPTIONS, LOCAL, MODE = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -59,12 +59,32 @@ def save(engine: SyncEngine) -> dict[str, object]:
         else:
             dcp.save(state(step), checkpoint_id=f"step-{step}", storage_writer=writer)
         times.append(time.perf_counter() - began)
-        if MODE == "kill" and step == 2:
+    writer.checkpoint.durable()
+    return {"times": times, "weights": digest(state(3))}
+
+
+def train(engine: SyncEngine, kill_at: int) -> dict[str, object]:
+    """Six steps, each saved; from the newest stored one on. Killed at a step, whose upload has begun."""
+    found, first = state(0), 1
+    try:
+        reader = asyncsync_reader(URI, storage_options=OPTIONS)
+    except NotFoundError:
+        pass
+    else:
+        dcp.load(found, storage_reader=reader)
+        first = found["step"] + 1
+    writer = AsyncsyncWriter(engine.trial(URI.rpartition("/")[2]))
+    for step in range(first, 7):
+        new = state(step)
+        found = {"sharded": found["sharded"] * 0.5 + new["sharded"], "replicated": new["replicated"], "step": step}
+        if step == kill_at:
             writer.checkpoint.durable()
+        dcp.save(found, checkpoint_id=f"step-{step}", storage_writer=writer)
+        if step == kill_at:
             dist.barrier()
             os.kill(os.getpid(), signal.SIGKILL)
     writer.checkpoint.durable()
-    return {"times": times, "weights": digest(state(3))}
+    return {"from": first - 1, "weights": digest(found)}
 
 
 class Unpicklable:
@@ -96,7 +116,7 @@ def main() -> None:
         engine = SyncEngine(run, local_dir=f"{LOCAL}/{RANK}", role="worker", rank=RANK, world_size=WORLD, resume=True)
         try:
             with engine:
-                result = save(engine)
+                result = train(engine, int(sys.argv[5])) if MODE == "train" else save(engine)
         except CheckpointIncompleteError as error:  # the other rank gave the step up after the last report here
             if MODE != "failing" or "gave up step 2" not in str(error):
                 raise

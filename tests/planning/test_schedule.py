@@ -177,7 +177,7 @@ def test_forgiving_failures_names_the_waiting_trees_so_they_can_hasten() -> None
     assert schedule.next_time() == 71.0
 
 
-def test_failures_are_forgiven_in_portions_and_a_removed_tree_has_none() -> None:
+def test_failures_are_forgiven_in_portions() -> None:
     schedule: Schedule[int] = Schedule()
     for key in range(5):
         schedule.add(key, 0.0, period=1000)

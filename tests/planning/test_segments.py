@@ -175,7 +175,7 @@ def test_a_segment_of_another_content_is_refused() -> None:
     head = parse_head(stored.head)
     assert head is not None
     parts = [parse_segment(stored.documents[item.name], item, xxh3).files for item in head.segments]
-    with pytest.raises(DocumentError, match="other files than it says"):
+    with pytest.raises(DocumentError, match="other files than the head lists"):
         join(head, [parts[1], *parts[1:]])
     with pytest.raises(DocumentError, match="damaged"):
         join(head, parts[:-1])

@@ -192,7 +192,7 @@ async def test_nan_and_text_are_never_best(store):
 
 async def test_an_unknown_metric_is_reported_with_those_that_exist(store):
     experiment = await Experiment.open(URI)
-    with pytest.raises(SyncError, match="'accuracy'; metrics there are: eval, loss"):
+    with pytest.raises(SyncError, match="'accuracy'; metrics there are: eval/acc, loss"):
         experiment.best_checkpoint("accuracy")
     with pytest.raises(ConfigError, match="max"):
         experiment.best_checkpoint("loss", order="least")

@@ -358,3 +358,15 @@ async def test_directories_that_were_not_synced_for_long_are_forgotten(monkeypat
         await storage.push(tmp_path / "source", "a")
         assert storage.status().requests == before
         assert (await storage.push(tmp_path / "source", "b")).bytes_sent == 0  # its manifest says what is there
+
+
+async def test_a_rank_may_report_an_empty_directory_but_not_all(bench, tmp_path):
+    (tmp_path / "empty").mkdir()
+    async with opened() as storage:
+        await storage.push_checkpoint(tmp_path / "empty", "run/step", Writer("g", "p0", 0), alone=False)
+        with pytest.raises(CheckpointIncompleteError, match="reported a file"):
+            await storage.commit_checkpoint("run/step", "g", {0: "p0"})
+        await storage.push_checkpoint(bench.checkpoint(a=b"1"), "run/step", Writer("g", "p1", 1), alone=False)
+        await storage.commit_checkpoint("run/step", "g", {0: "p0", 1: "p1"})
+        assert await pulled(storage, "run/step", tmp_path / "to") == {"a": b"1"}
+    assert (await verify(URI, deep=True)).ok

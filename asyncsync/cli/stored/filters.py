@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
 from asyncsync import CheckpointView, ExperimentSummary, TrialView
+from asyncsync.cli.config_files import suggestion
 from asyncsync.errors import ConfigError
-from asyncsync.planning.retention import lookup
+from asyncsync.planning.retention import lookup, metric_names
 
 View = TypeVar("View", bound=CheckpointView | ExperimentSummary | TrialView)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -91,7 +92,7 @@ class Choice:
         values = [(value_of(item, name), item) for item in items]
         there = [(value, item) for value, item in values if _is_there(value)]
         if items and not there:
-            raise ConfigError(f"invalid --sort {name}: no row has it; {_known(items)}")
+            raise ConfigError(f"invalid --sort {name}: no row has it{_close(name, items)}; {_known(items)}")
         numbers = all(isinstance(value, int | float) for value, _ in there)
         order = self.order or ("min" if name in FIELDS or name.startswith("params.") else "max")
         key: Callable[[tuple[Any, View]], Any] = lambda pair: pair[0] if numbers else str(pair[0])  # noqa: E731
@@ -138,10 +139,21 @@ def _holds(value: Any, test: str, expected: str) -> bool:
     return _TESTS[test](str(value).lower(), expected.lower())
 
 
-def _known(items: Sequence[CheckpointView | ExperimentSummary | TrialView]) -> str:
+def _names(items: Sequence[CheckpointView | ExperimentSummary | TrialView]) -> set[str]:
+    """Metrics and parameters, as they are written in a condition."""
     names: set[str] = set()
     for item in items:
-        metrics: Mapping[str, Any] = getattr(item, "metrics", {})
-        params: Mapping[str, Any] = getattr(item, "params", {})
-        names |= set(metrics) | {f"params.{name}" for name in params}
+        names |= set(metric_names(getattr(item, "metrics", {})))
+        names |= {f"params.{name}" for name in getattr(item, "params", {})}
+    return names
+
+
+def _close(name: str, items: Sequence[CheckpointView | ExperimentSummary | TrialView]) -> str:
+    """``, did you mean 'x'?`` for a misspelled name, also for a parameter without its ``params.``."""
+    known = {*_names(items), *FIELDS}
+    return f", did you mean 'params.{name}'?" if f"params.{name}" in known else suggestion(name, known)
+
+
+def _known(items: Sequence[CheckpointView | ExperimentSummary | TrialView]) -> str:
+    names = _names(items)
     return f"there are {', '.join(sorted(names)[:20]) or 'no metrics'}, and the fields {', '.join(FIELDS)}"

@@ -120,10 +120,10 @@ class RecordKeeper:
         return saved
 
     async def confirm(self, store: Store, since: float, more: Sequence[Question] = ()) -> float:
-        """Ask all at once whether this process still runs the experiment and the trial, and ``more``. Returns when the
-        store was asked; raises ConcurrentWriterError.
+        """Check in parallel whether this process still runs the experiment and the trial, and ``more``. Returns when
+        the store was asked; raises ConcurrentWriterError.
 
-        After a lost response the question to the record is a write: it comes after the answer about the experiment.
+        After a lost response the request for the record is a write: it is sent after the experiment is confirmed.
         """
         if self.file.unsure:
             await self._context.confirm(store, since)
@@ -209,6 +209,10 @@ class RecordKeeper:
         to_delete = [name for name in written.given_up if name in record.given_up and name not in self._being_deleted]
         self._context.schedule_deletions(self.record.name, to_delete, record.nonce)
         self._being_deleted = self._being_deleted | frozenset(to_delete) or NO_NAMES
+
+    def gives_up(self, name: str) -> bool:
+        """Whether the stored record, written by this process, gives up a checkpoint of this name."""
+        return name in self._being_deleted and name not in self.stored_names
 
     def note_deleted(self, name: str) -> None:
         """The store holds nothing of this checkpoint any more."""

@@ -170,6 +170,12 @@ class Registry:
             return trial.confirm
         return self._context.confirm if self._context.role.is_driver else None
 
+    def fence_of_given_up(self, key: str, name: str, nonce: str) -> Fence | None:
+        """The fence of a trial, if the record that this process stored gives up the checkpoint of this name."""
+        trial = self.trials.get(key)
+        given_up = trial is not None and trial.record.nonce == nonce and trial.keeper.gives_up(name)
+        return trial.confirm if trial is not None and given_up else None
+
     def note_deleted(self, trial: str, name: str) -> None:
         """The store holds nothing of this checkpoint any more."""
         if trial in self.trials:

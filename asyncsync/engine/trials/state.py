@@ -102,7 +102,7 @@ class TrialState:
         self.keeper = RecordKeeper(context, record, version, file=file)
         self._tree: Tree | None = None
         self._packed: Packed | None = None
-        """What the tree knows, while the trial is idle and has none."""
+        """The last manifest of the tree, packed, while the trial is idle and has no tree."""
         self.jobs: tuple[CheckpointJob, ...] = ()
         """Accepted checkpoints that are not durable yet, in the order of reports."""
         self.predecessor_may_write = False

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs
 
 from asyncsync.integrations.ray import attempts, registration
-from asyncsync.integrations.ray.agent import operations
+from asyncsync.integrations.ray.agent import node_agent, operations
 from asyncsync.integrations.ray.agent.registered import SNAPSHOT
 from asyncsync.integrations.ray.handler import StorageHandler
 
@@ -84,20 +84,14 @@ def _upload(local: str, filesystem: object, handler: StorageHandler, destination
 def push_checkpoint(handler: StorageHandler, local: str, key: str, experiment: str) -> None:
     """Upload the checkpoint of this process. A worker of Ray Train uploads its part; any other process is its only
     writer and commits it."""
+    if not os.path.exists(local):
+        raise FileNotFoundError(f"the checkpoint {local!r} is missing: keep its directory until report returns")
     token = attempts.train_token()
     writer = attempts.lone_writer() if token is None else token
     snapshot = f"{experiment}/{SNAPSHOT}" if token is not None else ""
-    handler.call(
-        operations.push_checkpoint,
-        local,
-        key,
-        writer,
-        token is None,
-        snapshot,
-        local=local,
-        target=key,
-        attempt=writer[0],
-        outlives=attempts.is_asynchronous(),
+    outlives = attempts.is_asynchronous()
+    node_agent.push_checkpoint(
+        handler.address, local, key, writer, alone=token is None, snapshot=snapshot, outlives=outlives
     )
 
 

@@ -13,6 +13,7 @@ import google_crc32c
 from asyncsync.config import TransferConfig
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, PreconditionError
 from asyncsync.planning.manifest import META_DIR
+from asyncsync.planning.units import size_text
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.store_clock import store_time
 from asyncsync.runtime import token
@@ -167,8 +168,8 @@ async def _speed(store: Store, key: str) -> str:
     written = time.monotonic()
     await store.get(f"{key}-speed")
     read = time.monotonic()
-    up, down = (SPEED_BYTES / max(seconds, 1e-6) / 1e6 for seconds in (written - begun, read - written))
-    return f"one connection: {up:.0f} MB/s to the store, {down:.0f} MB/s from it; transfers use many"
+    up, down = (size_text(SPEED_BYTES / max(seconds, 1e-6)) for seconds in (written - begun, read - written))
+    return f"one connection: {up}/s to the store, {down}/s from it; transfers use many"
 
 
 async def _delete(store: Store, key: str) -> str:

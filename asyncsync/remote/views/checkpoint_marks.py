@@ -112,7 +112,10 @@ async def _read(store: Store, name: str) -> tuple[bytes, str, TrialRecord]:
     try:
         data, info = await store.get(TRIAL_RECORD)
     except NotFoundError as error:
-        text = f"{where}/{name} is not a checkpoint: the prefix above it holds no trial; asyncsync ls {where} shows it"
+        text = (
+            f"{where}/{name} is not a checkpoint: the prefix above it holds no trial. Give the address of one; "
+            f"asyncsync ls {where}/{name} lists those of a trial"
+        )
         raise NotFoundError(text) from error
     record = parse(store, TRIAL_RECORD, data, TrialRecord.from_bytes)
     if name not in {item.name for item in record.checkpoints}:

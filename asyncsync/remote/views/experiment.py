@@ -10,6 +10,7 @@ import heapq
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.planning.retention import score
+from asyncsync.planning.retention import metric_names, score
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.restore import Candidates, RestoreReport, restore_newest
 from asyncsync.remote.selection import Selection
@@ -176,9 +177,11 @@ class Experiment:
             if value is not None and (best is None or value > best_score):
                 best, best_score = item, value
         if best is None:
-            known = ", ".join(sorted({name for item in candidates for name in item.metrics})) or "none"
+            known = sorted({name for item in candidates for name in metric_names(item.metrics)})
+            close = "".join(f", did you mean {name!r}?" for name in get_close_matches(metric, known, n=1))
             raise SyncError(
-                f"no checkpoint of {self.uri} has a number as metric {metric!r}; metrics there are: {known}"
+                f"no checkpoint of {self.uri} has a number as metric {metric!r}{close}; metrics there are: "
+                f"{', '.join(known) or 'none'}"
             )
         return best
 

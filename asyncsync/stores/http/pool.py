@@ -12,6 +12,8 @@ from urllib.parse import SplitResult
 
 import aiohappyeyeballs
 
+from asyncsync.errors import ThrottledError
+from asyncsync.runtime import out_of_descriptors
 from asyncsync.stores.http.accept_limit import AcceptLimit
 from asyncsync.stores.http.byte_stream import ByteStream
 from asyncsync.stores.http.connection import Connection
@@ -205,7 +207,11 @@ class ConnectionPool:
             raise UntrustedCertificateError(f"the certificate of {self._host.name} is not trusted: {error}") from error
         except OSError as error:
             self._give_back(None)
-            raise BrokenError(f"no connection: {type(error).__name__}: {error}") from error
+            text = f"no connection: {type(error).__name__}: {error}"
+            if out_of_descriptors(error):
+                text += ": fewer requests at a time follow; 'ulimit -n' allows more"
+                raise ThrottledError(f"{self._host.name}: {text}") from error
+            raise BrokenError(text) from error
         except BaseException:
             self._give_back(None)
             raise

@@ -19,8 +19,10 @@ from asyncsync.errors import (
     NotFoundError,
     PreconditionError,
     StoreError,
+    ThrottledError,
     UnavailableError,
 )
+from asyncsync.runtime import out_of_descriptors
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import check_key, check_prefix
@@ -50,8 +52,9 @@ class LocalStore(Store):
     - Symbolic links that lead out of the root are refused.
 
     Errors: AccessDeniedError for missing permissions, UnavailableError for a disk that does not respond (EIO, ESTALE,
-    ETIMEDOUT), StoreError with the system's text for anything else, including a full disk. A missing source file raises
-    Python's plain ``FileNotFoundError``, which is not a StoreError.
+    ETIMEDOUT), ThrottledError if this process has no free file descriptor (EMFILE), StoreError with the system's text
+    for anything else, including a full disk. A missing source file raises Python's plain ``FileNotFoundError``, which
+    is not a StoreError.
     """
 
     def __init__(self, root: Path) -> None:
@@ -327,4 +330,6 @@ def _store_error(error: OSError, where: str) -> StoreError:
         return NotFoundError(text)
     if error.errno in _UNAVAILABLE_ERRNOS:
         return UnavailableError(text)
+    if out_of_descriptors(error):
+        return ThrottledError(f"{text}: fewer requests at a time follow; 'ulimit -n' allows more")
     return StoreError(text)

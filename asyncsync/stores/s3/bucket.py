@@ -1,7 +1,7 @@
 """A bucket and its open connections: signed requests on our own HTTP client, or aiobotocore.
 
 aiobotocore takes half a second to import. So it is opened only where it is needed: for buckets and endpoints that
-:mod:`asyncsync.stores.s3.requests` cannot address, credentials from its chain, and listings.
+:mod:`asyncsync.stores.s3.requests` cannot address, credentials from its chain, and listings of parts and uploads.
 """
 
 from __future__ import annotations

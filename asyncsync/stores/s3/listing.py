@@ -70,13 +70,9 @@ class S3Listings:
 
     async def objects(self, prefix: str, delimiter: str, token: str | None) -> Page:
         """One page of objects. See :meth:`asyncsync.stores.base.Store.list`."""
-        params: dict[str, Any] = {"Prefix": self._prefix + prefix}
-        if delimiter:
-            params["Delimiter"] = delimiter
         position = ListingPosition.parse(token)
-        if position.token:
-            params["ContinuationToken"] = position.token
-        page = await self._bucket.call("list_objects_v2", params["Prefix"], **params)
+        requests = await self._bucket.requests()
+        page = await requests.list_objects(self._prefix + prefix, delimiter, position.token)
         where = f"ListObjectsV2 {self._bucket.uri}/{prefix}"
         named = [(below(where, text_in(where, one, "Key"), self._prefix), one) for one in page.get("Contents", ())]
         folded = [text_in(where, one, "Prefix") for one in page.get("CommonPrefixes", ())]

@@ -1,7 +1,8 @@
 """Requests to S3 for one bucket: PutObject, GetObject, HeadObject, copies, deletes and multipart uploads.
 
 Endpoint, addressing and credentials come from :mod:`asyncsync.stores.s3.static_endpoint` or
-:mod:`asyncsync.stores.s3.sdk.aiobotocore_client`. Listings are rare and go through aiobotocore.
+:mod:`asyncsync.stores.s3.sdk.aiobotocore_client`. Listings of parts and uploads are rare and go
+through aiobotocore.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from asyncsync.disk.files import PIECE, FileRange, Lease
+from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import MISSING, Body, Part, Sink, Upload
 from asyncsync.stores.http.body import read_body
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.s3.optional_headers import OptionalHeaders
 from asyncsync.stores.s3.responses import check_result, has_etag
 from asyncsync.stores.s3.transport import S3Request, SignedTransport
-from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes
+from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes, object_page
 from asyncsync.stores.xml_reader import text_of
 
 _MAX_DELETE_RESPONSE = 8 << 20
 """Bytes of a response that names a thousand keys."""
+_MAX_LIST_RESPONSE = 16 << 20
+"""The same with each byte of a key as three, and everything else that a listing has of an object."""
 
 
 class S3Requests:
@@ -104,6 +109,20 @@ class S3Requests:
         headers["x-amz-content-sha256"] = sha256(body).hexdigest()
         request = S3Request("DeleteObjects", "POST", "", "delete=", headers, body, lease)
         return failed_deletes(self._document(request, await self.transport.send(request, _MAX_DELETE_RESPONSE)))
+
+    async def list_objects(self, prefix: str, delimiter: str, token: str) -> Mapping[str, Any]:
+        """ListObjectsV2: one page below ``prefix``, which is the bucket's, as botocore gives it."""
+        given = {"continuation-token": token, "delimiter": delimiter, "prefix": prefix}
+        named = {"encoding-type": "url", "list-type": "2", **{name: text for name, text in given.items() if text}}
+        query = "&".join(f"{name}={quote(text, safe='-_.~')}" for name, text in sorted(named.items()))
+        request = S3Request("ListObjectsV2", "GET", "", query, {}, None)
+        document = self._document(request, await self.transport.send(request, _MAX_LIST_RESPONSE))
+        try:
+            return object_page(document)
+        except ValueError as error:
+            raise UnavailableError(
+                f"ListObjectsV2 {self.where(prefix)}: an entry of the list is unreadable: {error}"
+            ) from error
 
     async def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""

@@ -1,6 +1,7 @@
 """The S3 store: AWS, or any server that speaks its protocol.
 
-Most operations use :mod:`asyncsync.stores.s3.requests`; listings use aiobotocore, which is imported on first use.
+Most operations use :mod:`asyncsync.stores.s3.requests`; listings of parts and uploads use aiobotocore, which is
+imported on first use.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
@@ -45,9 +48,42 @@ def _is_forbidden(char: str) -> bool:
 
 def failed_deletes(result: Element) -> list[tuple[str, str, str]]:
     """Key, code and message of each object that could not be deleted."""
-    return [(_key_of(error), text_of(error, "Code"), text_of(error, "Message")) for error in children(result, "Error")]
+    return [
+        (_raw_text(error, "Key"), text_of(error, "Code"), text_of(error, "Message"))
+        for error in children(result, "Error")
+    ]
 
 
-def _key_of(element: Element) -> str:
-    found = children(element, "Key")
-    return found[0].text or "" if found else ""  # leading and trailing blanks are part of the key
+def object_page(result: Element) -> dict[str, Any]:
+    """A page of ListObjectsV2, with the names and types that botocore gives it. ValueError for a number or a time that
+    cannot be read."""
+    decode = unquote_plus if text_of(result, "EncodingType") == "url" else str
+    page: dict[str, Any] = {
+        "Contents": [_object_of(item, decode) for item in children(result, "Contents")],
+        "CommonPrefixes": [
+            {"Prefix": decode(_raw_text(item, "Prefix"))} for item in children(result, "CommonPrefixes")
+        ],
+    }
+    if truncated := text_of(result, "IsTruncated"):
+        page["IsTruncated"] = truncated.lower() == "true"
+    if token := text_of(result, "NextContinuationToken"):
+        page["NextContinuationToken"] = token
+    return page
+
+
+def _object_of(item: Element, decode: Callable[[str], str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"Key": decode(_raw_text(item, "Key"))}
+    if size := text_of(item, "Size"):
+        found["Size"] = int(size)
+    if etag := text_of(item, "ETag"):
+        found["ETag"] = etag
+    if modified := text_of(item, "LastModified"):
+        when = datetime.fromisoformat(modified)
+        found["LastModified"] = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return found
+
+
+def _raw_text(element: Element, name: str) -> str:
+    """The text with all blanks, which are part of a key; empty if there is none."""
+    found = children(element, name)
+    return found[0].text or "" if found else ""

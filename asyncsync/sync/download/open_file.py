@@ -38,6 +38,10 @@ class CheckpointFile:
         self.closed = False
         """True after the block that opened it."""
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at byte {self._position:,}"
+        return f"<CheckpointFile {self.name}, {self.size:,} bytes, {state}>"
+
     @property
     def name(self) -> str:
         """Path of the file in its tree."""

@@ -43,6 +43,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.runtime import within_descriptors
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import list_all
 from asyncsync.sync.download.ranged_file import Intake, RangedFile, WrongSizeError, damaged
@@ -139,7 +140,7 @@ class _Download:
     ) -> None:
         self._store, self._prefix, self._manifest = store, prefix, manifest
         self._target = os.path.abspath(target)
-        self._concurrency, self._part_size = max(1, concurrency), part_size
+        self._concurrency, self._part_size = within_descriptors(max(1, concurrency)), part_size
         self._on_progress, self._reported_at = on_progress, 0.0
         self._failures: dict[str, Exception] = {}
         self._landings: set[Landing] = set()

@@ -49,6 +49,15 @@ async def find_manifest(store: Store, prefix: str, name: str = MANIFEST) -> Mani
     return None if found is None else found[0]
 
 
+async def segments_named(store: Store, prefix: str) -> frozenset[str] | None:
+    """The keys of the segments that the manifest of a prefix names; None if there is no manifest. DamagedError."""
+    found = await _get(store, prefix + MANIFEST)
+    if found is None:
+        return None
+    head = await in_hasher(parse, store, prefix + MANIFEST, found[0], parse_head)
+    return frozenset(prefix + segment_key(item.name) for item in (head.segments if head is not None else ()))
+
+
 async def get_manifest(store: Store, key: str) -> tuple[Manifest, str] | None:
     """A manifest and its version; None if there is none. DamagedError if it cannot be read."""
     missing = ""

@@ -23,7 +23,7 @@ SEGMENTS_AT_ONCE = 4
 
 
 class StoredSegments:
-    """Where the segments of one tree's manifest are. One pass at a time uses it.
+    """The segments of one tree's manifest. One pass at a time uses them.
 
     ``identity``: names the tree in the journal. ``journal``: None for a manifest that is written once.
     """
@@ -80,7 +80,7 @@ class StoredSegments:
         self._journaled &= names
 
     def replaced(self, segments: Iterable[ManifestSegment]) -> None:
-        """No head will name these any more."""
+        """Note that no head names these from now on."""
         self._strays |= {segment.name for segment in segments}
 
     async def delete_strays(self, store: Store, named: Iterable[ManifestSegment]) -> None:

@@ -46,9 +46,9 @@ class RecordFile:
     """
 
     __slots__ = (
-        "_answer",
         "_asked",
         "_heard",
+        "_last_check",
         "_lock",
         "_lost",
         "_prepare",
@@ -86,7 +86,7 @@ class RecordFile:
         """When the store last confirmed that it has our version, on the lease's clock."""
         self._asked = 0
         """Number of requests that checked whether the store still has our version."""
-        self._answer: tuple[int, StoreError | None] = (0, None)
+        self._last_check: tuple[int, StoreError | None] = (0, None)
         """The number of the last such request whose outcome is known, and its error, if it failed."""
 
     @property
@@ -139,7 +139,7 @@ class RecordFile:
             return self._heard
         before = self._asked
         async with LazyLock(self, "_lock"):
-            asked, failure = self._answer
+            asked, failure = self._last_check
             if asked > before and failure is not None:
                 raise copy(failure) from failure
             if asked > before:
@@ -148,9 +148,9 @@ class RecordFile:
             try:
                 await self._ask(store)
             except StoreError as error:
-                self._answer = asking, copy(error)  # without the traceback, which would keep much alive
+                self._last_check = asking, copy(error)  # without the traceback, which would keep much alive
                 raise
-            self._answer = asking, None
+            self._last_check = asking, None
             return self._heard
 
     async def _ask(self, store: Store) -> None:
@@ -174,7 +174,7 @@ class RecordFile:
         """``digest``: of the record that is written. It may change while this waits; then it is not current after."""
         if not store.traits.conditional_writes and await self._version_there(store) not in (self.version, MISSING):
             await self._adopt_ours(store)  # the store itself would not refuse the write
-            digest = self._digest()
+            digest = self._digest() if self._prepare is None else digest  # what is prepared has no marks to adopt
         for attempts_left in reversed(range(WRITE_ATTEMPTS)):
             self._unsure = True
             self._revision += 1

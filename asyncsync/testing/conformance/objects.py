@@ -154,7 +154,7 @@ class ObjectConformance(ConformanceBase):
 
     async def test_a_missing_local_file_raises_plain_file_not_found(self, store: Store, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
-            await store.put("x", FileRange(str(tmp_path / "gone"), 0, 5), crc32c=1)
+            await store.put("x", FileRange(str(tmp_path / "missing"), 0, 5), crc32c=1)
         assert not isinstance(caught.value, StoreError)
 
     async def test_a_local_file_that_became_shorter_is_refused(self, store: Store, tmp_path: Path) -> None:

@@ -35,9 +35,8 @@ def checkpoint(number: int) -> list[str]:
 def retired(number: int) -> list[str]:
     prefix = f"t/checkpoint_{number:06d}/"
     return [
-        "read t/.asyncsync/trial.json",
-        f"delete {prefix}.asyncsync/manifest.json",
         f"list {prefix}",
+        f"delete {prefix}.asyncsync/manifest.json",
         f"delete {prefix}weights",
     ]
 

@@ -24,6 +24,10 @@ SECONDS = 400
 RESULT = "RESULT "
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="Kill at every moment, not at some: 25 minutes more.")
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -100,17 +102,47 @@ async def test_an_upload_in_the_background_outlives_its_process():
 async def test_a_later_attempt_ends_the_earlier_one_before_it_begins():
     first, second = Upload(), Upload()
     async with node() as work:
-        earlier = await begun(work, first, target="exp/c", attempt="1")
-        later = await begun(work, second, target="exp/c", attempt="2")
+        earlier = await begun(work, first, target="exp/c", writer=("1", "p", 0))
+        later = await begun(work, second, target="exp/c", writer=("2", "q", 0))
         assert earlier.cancelled() and first.ended == "cancelled"
         second.let_go.set()
         await later
 
 
+async def test_a_replaced_process_of_a_rank_ends():
+    """As in a replica group, whose attempt goes on."""
+    first, second = Upload(), Upload()
+    async with node() as work:
+        earlier = await begun(work, first, target="exp/c", writer=("1", "p", 3))
+        later = await begun(work, second, target="exp/c", writer=("1", "q", 3))
+        assert earlier.cancelled()
+        second.let_go.set()
+        await later
+
+
+async def test_what_outlives_its_process_replaces_nothing(tmp_path):
+    """Its rank may have been restarted on another node, and has uploaded the same file there."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    async with Storage("memory://bucket/exps") as storage, other_process() as (process, name):
+        process.kill()
+        await process.wait()
+        new = (str(tmp_path / "new"), "run/c", ("a", "q", 0), False, "", ME)
+        await operations.push_checkpoint(storage, *new)
+        with pytest.raises(ConcurrentWriterError, match="must not be replaced"):
+            await operations.push_checkpoint(storage, str(tmp_path / "old"), "run/c", ("a", "p", 0), False, "", name)
+        assert await operations.commit(storage, "run/c", "a", {0: "q"})
+        assert await storage.read("run/c/weights") == b"new"
+
+
 async def test_ranks_of_one_attempt_upload_at_the_same_time():
     first, second = Upload(), Upload()
     async with node() as work:
-        tasks = [await begun(work, upload, target="exp/c", attempt="1") for upload in (first, second)]
+        tasks = [
+            await begun(work, upload, target="exp/c", writer=("1", f"p{rank}", rank))
+            for rank, upload in enumerate((first, second))
+        ]
         first.let_go.set()
         second.let_go.set()
         await asyncio.gather(*tasks)
@@ -208,8 +240,8 @@ async def test_listeners_hear_of_checkpoints(tmp_path):
     source = tmp_path / "checkpoint"
     source.mkdir()
     (source / "weights").write_bytes(b"w" * 100)
-    alone = (str(source), "exp/trial/c_1", ("a", "p", 0), True, "")
-    part = (str(source), "run/c_2", ("a", "p", 0), False, "")
+    alone = (str(source), "exp/trial/c_1", ("a", "p", 0), True, "", ME)
+    part = (str(source), "run/c_2", ("a", "p", 0), False, "", ME)
     async with node() as work:
         await work.run(Call(operations.push_checkpoint, alone, ME))
         await work.run(Call(operations.push_checkpoint, part, ME))
@@ -251,3 +283,32 @@ async def test_without_descriptors_of_processes_they_are_asked_about(monkeypatch
         process.kill()
         assert await ended.get() == name
     assert len(watch) == 0
+
+
+async def test_unchanged_artifacts_of_200_trials_cost_no_request(tmp_path):
+    directories = [tmp_path / f"trial_{number}" for number in range(200)]
+    for directory in directories:
+        directory.mkdir()
+        (directory / "log.txt").write_text(directory.name)
+    old = time.time() - 60
+    for directory in directories:  # a file that has just been written is read again
+        os.utime(directory / "log.txt", (old, old))
+    async with node() as work:
+        for _ in range(2):
+            before = work.status().requests
+            calls = [Call(operations.push, (str(path), f"exp/{path.name}", ()), ME) for path in directories]
+            await asyncio.gather(*(work.run(call) for call in calls))
+        assert work.status().requests == before > 0
+
+
+async def test_what_one_trial_has_uploaded_is_copied_for_another(tmp_path):
+    """As when a trial exploits another one: a second process uploads what it has downloaded."""
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    (source / "weights").write_bytes(os.urandom(8 << 20))
+    async with node() as work, other_process() as (_, name):
+        await work.run(Call(operations.push_checkpoint, (str(source), "t/a/c_1", ("a", "p", 0), True, "", ME), ME))
+        await work.run(Call(operations.pull, ("t/a/c_1", str(copy), False), name))
+        arguments = (str(copy), "t/b/c_1", ("b", "q", 0), True, "", name)
+        report = await work.run(Call(operations.push_checkpoint, arguments, name))
+        assert (report.bytes_sent, report.bytes_copied) == (0, 8 << 20)

@@ -10,20 +10,30 @@ from asyncsync import Experiment, verify
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-DELAYS = [round(0.004 * number * number, 3) for number in range(12)]
-"""Seconds after the start of an upload at which its process is killed."""
+TUNE, TRAIN = 7, 3
+"""Kills in CI; with ``--all`` KILLS of each."""
+KILLS = 20
+SPREAD = 0.0015
+"""Seconds: kill n comes n * n times so much after the start of an upload, which takes about half a second."""
 AWAY = 15
 AFTER = 10
 """Most seconds from the return of the store until the checkpoint is durable; starting SeaweedFS is not counted."""
 
 
-async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
-    seen = ray_bench.run("killed_sweep", delays=DELAYS)
-    assert (seen["errors"], len(seen["trials"])) == (0, len(DELAYS))
+def delays(request, number):
+    """Seconds after the start of an upload at which its process is killed."""
+    steps = range(KILLS) if request.config.getoption("--all", False) else range(0, KILLS, KILLS // number)
+    return [round(SPREAD * step * step, 3) for step in steps]
+
+
+async def test_trials_killed_in_mid_upload_restart_whole(ray_bench, request):
+    kills = delays(request, TUNE)
+    seen = ray_bench.run("killed_sweep", delays=kills)
+    assert (seen["errors"], len(seen["trials"])) == (0, len(kills))
     for item in seen["trials"]:
         assert item["newest"].endswith("checkpoint_000003")
         assert item["files"] == {"state.json": '{"step": 3}', "weights.bin": 40 << 20}
-    for number in range(len(DELAYS)):
+    for number in range(len(kills)):
         start, files = json.loads((ray_bench.room / f"trial_{number}.restored").read_text())
         whole = {"state.json": '{"step": 1}'} if start == 2 else {"state.json", "weights.bin", "first_attempt"}
         assert start in (2, 3) and (files if start == 2 else set(files)) == whole
@@ -34,9 +44,10 @@ async def test_trials_killed_in_mid_upload_restart_whole(ray_bench):
     assert ray_bench.open_uploads() == []
 
 
-async def test_killed_ranks_never_mix_their_attempts(ray_bench):
-    seen = ray_bench.run("killed_ranks", delays=DELAYS[::2])
-    steps = range(len(DELAYS[::2]))
+async def test_killed_ranks_never_mix_their_attempts(ray_bench, request):
+    kills = delays(request, TRAIN)
+    seen = ray_bench.run("killed_ranks", delays=kills)
+    steps = range(len(kills))
     assert (seen["step"], set(seen["checkpoints"])) == (steps[-1], {f"step_{step}" for step in steps})
     assert len(seen["restored"]) >= 2 * len(steps) - 2
     for files in [*seen["checkpoints"].values(), *(files for _, files in seen["restored"])]:
@@ -54,11 +65,21 @@ def test_a_store_that_is_away_fails_no_report(ray_bench, case):
     assert seen["after"] < AFTER
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.15])
-async def test_a_killed_controller_registers_nothing_half(ray_bench, delay):
-    seen = ray_bench.run("killed_controller", delays=[delay])
-    for name, run in seen["runs"].items():
-        assert set(run["after_kill"].values()) <= {"Directory"}
+BEFORE_REGISTRATION, AFTER_REGISTRATION = {"s_0"}, {"s_0", "s_1"}
+KILLED_BEFORE = {
+    "commit": BEFORE_REGISTRATION,
+    "write": BEFORE_REGISTRATION,
+    "save_run": AFTER_REGISTRATION,
+    "": AFTER_REGISTRATION,
+}
+"""Step of the registration of s_1 that the controller does not reach -> what is registered then."""
+
+
+async def test_a_killed_controller_registers_nothing_half(ray_bench, request):
+    before = list(KILLED_BEFORE) if request.config.getoption("--all", False) else ["write"]
+    seen = ray_bench.run("killed_controller", before=before)
+    for (name, run), step in zip(seen["runs"].items(), before, strict=True):
+        assert run["after_kill"] == dict.fromkeys(KILLED_BEFORE[step], "Directory")
         assert (run["step"], run["registered"]) == (2, dict.fromkeys(["s_0", "s_1", "s_2"], "Directory"))
         experiment = await Experiment.open(f"{ray_bench.uri}/{name}", storage_options=ray_bench.options)
         assert [item.name for item in experiment.checkpoints] == ["s_2", "s_1", "s_0"]

@@ -84,3 +84,13 @@ def test_no_secret_is_stored(bench):
     assert not [key for key, data in stored.items() if secret in data]
     logs = [path for path in bench.room.rglob("*.log") if path.is_file()]
     assert logs and not [path for path in logs if secret in path.read_bytes()]
+
+
+async def test_a_run_that_grows_and_shrinks_keeps_whole_checkpoints(ray_bench):
+    seen = ray_bench.run("elastic")
+    assert (seen["ranks"], set(seen["newest"])) == (1, {"state.json", "rank_0"})
+    kinds = [files for _, files in seen["restored"]]
+    assert ["rank_0", "state.json"] in kinds and ["rank_0", "rank_1", "state.json"] in kinds
+    report = await verify(f"{ray_bench.uri}/run", deep=True, storage_options=ray_bench.options)
+    assert report.ok and report.trees > 2
+    assert ray_bench.open_uploads() == []

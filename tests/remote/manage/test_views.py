@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from onebench import Bench
 
-from asyncsync import Experiment, Syncer, UploadMode
+import asyncsync
+from asyncsync import Experiment, RunConfig, Syncer, UploadMode, blocking
 from asyncsync.errors import ConfigError
 from asyncsync.testing import run_virtual
 
@@ -45,6 +46,32 @@ def test_every_object_says_what_it_is_and_how_it_stands(bench: Bench, tmp_path: 
     assert repr(found) == "<Experiment memory://b/exp finished, 1 trials>"
     assert repr(found.trials[0]) == "<TrialView memory://b/exp/t unfinished, 1 reports, 1 checkpoints>"
     assert repr(Syncer(tmp_path, "memory://b/x")) == f"<Syncer {tmp_path} -> memory://b/x, closed>"
+
+
+def test_no_public_object_is_shown_as_an_address_in_memory() -> None:
+    plain = [
+        f"{module.__name__}.{name}"
+        for module in (asyncsync, blocking)
+        for name, kind in ((name, getattr(module, name)) for name in module.__all__)
+        if isinstance(kind, type) and not issubclass(kind, BaseException) and kind.__repr__ is object.__repr__
+    ]
+    assert plain == []
+
+
+def test_blocking_objects_say_how_they_stand(bench: Bench) -> None:
+    with blocking.SyncEngine(
+        RunConfig(name="exp", storage_path="memory://b"), local_dir=bench.tmp_path / "other"
+    ) as engine:
+        trial = engine.trial("t")
+        report = trial.report({"loss": 1.0}, bench.checkpoint())
+        assert repr(engine) == "<BlockingEngine memory://b/exp running, 1 trials>"
+        assert repr(trial) == "<BlockingTrial memory://b/exp/t running, 1 reports, 0 checkpoints pending>"
+        assert "checkpoint_000000 durable" in repr(report)
+    found = blocking.Experiment.open("memory://b/exp").trials[0].checkpoints[0]
+    with found.open("weights") as file:
+        file.read(10)
+        assert repr(file) == "<StoredFile weights, 1,000 bytes, at byte 10>"
+    assert repr(file) == "<StoredFile weights, 1,000 bytes, closed>"
 
 
 def test_a_frame_has_one_row_per_trial(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

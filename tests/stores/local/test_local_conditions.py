@@ -12,6 +12,7 @@ import pytest
 from leases import CountedLease, leased
 from test_local_store import files, tree
 
+from asyncsync.aio import threads
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import (
     AccessDeniedError,
@@ -23,6 +24,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.base import MISSING
 from asyncsync.stores.local import files as local_files
+from asyncsync.stores.local import multipart
 from asyncsync.stores.local import publish as local_publish
 from asyncsync.stores.local.store import LocalStore
 
@@ -315,6 +317,34 @@ async def test_a_cancelled_put_has_stopped_when_it_raises(store, root, tmp_path,
         await task
     assert len(copied) == 1
     assert files(root) == []
+
+
+async def test_an_upload_that_a_stuck_thread_may_still_write_is_not_resumed(store, monkeypatch):
+    monkeypatch.setattr(threads, "STUCK_SECONDS", 0.05)
+    reached, alive = asyncio.Event(), threading.Event()
+    loop, sync_to_disk = asyncio.get_running_loop(), os.fsync
+    upload = await store.create_multipart("x")
+
+    def fsync(descriptor):
+        loop.call_soon_threadsafe(reached.set)
+        alive.wait(60)
+        sync_to_disk(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    put = asyncio.create_task(store.put_part(upload, 1, 0, b"old"))
+    try:
+        await reached.wait()
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        with pytest.raises(NotFoundError, match="stuck"):
+            await store.list_parts(upload)
+    finally:
+        alive.set()
+    threads.stop_threads()
+    while multipart._being_written:
+        await asyncio.sleep(0)
+    assert await store.list_parts(upload) == []
 
 
 async def test_a_small_put_is_one_thread_hop(store, monkeypatch):

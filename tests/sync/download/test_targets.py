@@ -17,6 +17,7 @@ from asyncsync.stores import register_scheme
 from asyncsync.testing import FaultyStore, MemoryStore, reset_memory, run_virtual
 
 URI = "memory://b/tree"
+PARTS = TransferConfig(part_size=5 << 20, multipart_threshold=5 << 20)
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,25 @@ def test_a_target_without_locks_gets_the_files_and_keeps_nothing_temporary(
 
 def _without_locks(*_: object) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+async def test_a_file_that_could_not_be_made_is_made_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves neither a temporary file nor an open one."""
+    tree, store, copy = tmp_path / "tree", tmp_path / "store", tmp_path / "copy"
+    for root in (tree, copy):
+        root.mkdir()
+        (root / "f").write_bytes(os.urandom(11 << 20))
+    await push(tree, store, transfer=PARTS)
+
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(SyncFailedError, match=r"f: .*Input/output error"):
+            await pull(store, copy, transfer=PARTS)
+    await pull(store, copy, transfer=PARTS)
+    assert files_of(copy) == files_of(tree)
+    assert [path.name for path in copy.iterdir()] == ["f"]

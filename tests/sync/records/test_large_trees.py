@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync import SyncConfig, Syncer, copy, pull, verify
+from asyncsync import SyncConfig, Syncer, copy, prune, pull, verify
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, DamagedError
 from asyncsync.planning import segments
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.segments import SEGMENTS, encode_head, parse_head
+from asyncsync.remote import prune as remote_prune
 from asyncsync.stores.base import Lane
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.testing import Faults, MemoryStore
@@ -246,8 +247,8 @@ async def test_a_failure_at_any_request_is_repaired_by_the_next_sync(
     await check(store, tree)
 
 
-async def test_a_killed_process_leaves_what_the_next_one_continues(
-    tree: Path, store: MemoryStore, faults: Faults
+async def test_a_killed_process_leaves_segments_that_prune_removes(
+    tree: Path, store: MemoryStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await push_tree(tree)
     write(tree / "d1" / "f0150", b"changed", OLD + 1)
@@ -258,8 +259,13 @@ async def test_a_killed_process_leaves_what_the_next_one_continues(
     await asyncio.wait([task])
     faults.clear()
     await push_tree(tree)
-    assert named(store) < stored(store)  # prune removes the rest
-    assert (await verify(URI, deep=True)).ok
+    stray = stored(store) - named(store)
+    assert stray
+    assert (await prune(URI, dry_run=False, older_than=0)).segments == []  # they are young
+    monkeypatch.setattr(remote_prune, "LEAST_SEGMENT_AGE", 0.0)
+    assert set((await prune(URI, older_than=0)).segments) == stray
+    await prune(URI, dry_run=False, older_than=0)
+    await check(store, tree)
 
 
 async def test_a_copy_has_one_document_and_no_segments(tree: Path, store: MemoryStore) -> None:
@@ -268,3 +274,10 @@ async def test_a_copy_has_one_document_and_no_segments(tree: Path, store: Memory
     target = MemoryStore("b", "y")
     assert stored(target) == set()
     assert Manifest.from_bytes(target.contents[MANIFEST]).files.keys() == (await find_manifest(store, "")).files.keys()
+
+
+@pytest.mark.parametrize("key", ["x", "a/x", "checkpoint_000000/x"])
+def test_only_segments_are_recognised_by_their_key(key: str) -> None:
+    assert remote_prune._segmented(key) is None
+    assert remote_prune._segmented(SEGMENTS + "0" * 24 + ".json") == ""
+    assert remote_prune._segmented("a/b/" + SEGMENTS + "0" * 24 + ".json") == "a/b/"

@@ -121,7 +121,7 @@ def test_the_plan_equals_the_sync(faults, tree, edit) -> None:
         report = send(tree, sync_config=SyncConfig(delete=True))
         names = ("bytes_total", "bytes_sent", "bytes_copied", "requests")
         assert [getattr(plan, name) for name in names] == [getattr(report, name) for name in names]
-        assert len(plan.gone) == report.files_deleted
+        assert len(plan.delete) == report.files_deleted
 
 
 def test_parts_that_changed_places_are_found(faults, tree) -> None:

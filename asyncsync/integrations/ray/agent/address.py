@@ -1,4 +1,4 @@
-"""Where a storage is."""
+"""The address of a storage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ PUBLIC_OPTIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a storage is. ``options`` is JSON, so that the address can be a key and costs few bytes when pickled."""
+    """The address of a storage. ``options`` is JSON, so that the address can be a key and costs few bytes when
+    pickled."""
 
     uri: str
     options: str = "{}"
@@ -48,5 +49,5 @@ class Address:
 
     @property
     def is_public(self) -> bool:
-        """Whether no option is a secret, so that it may leave this process."""
+        """Whether no option can be secret, so that the address may leave this process."""
         return PUBLIC_OPTIONS.issuperset(json.loads(self.options))

@@ -1,4 +1,4 @@
-"""What a worker asks the agent of its node for."""
+"""The requests of a worker to the agent of its node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NotServedError(AsyncsyncError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A local directory or file, so that another process can tell whether it sees the same one."""
+    """A local directory or file, by which another process recognises the same one."""
 
     path: str
     device: int
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``work(storage, *arguments)``, asked for by a process."""
+    """``work(storage, *arguments)``, requested by a process."""
 
     work: Callable[..., Awaitable[Any]]
     """A function of a module, see ``operations.py``."""
@@ -46,10 +46,18 @@ class Call:
     caller: str
     """The process that waits for it, as :class:`asyncsync.runtime.Presence` names it."""
     place: Place | None = None
-    """What it reads or writes on this machine."""
+    """The directory or file of this machine that it reads or writes."""
     target: str = ""
     """The checkpoint that it uploads."""
-    attempt: str = ""
-    """Of the checkpoint's writer: calls of other attempts for the same target are ended before it begins."""
+    writer: tuple[str, str, int] = ("", "", 0)
+    """Attempt, process and rank that upload it."""
     outlives: bool = False
     """Whether it continues when its caller is killed."""
+
+    def replaces(self, other: Call) -> bool:
+        """Whether it takes the place of ``other``: another attempt of the same checkpoint, or an earlier process of the
+        same rank, such as one of a replica group that Ray has replaced."""
+        (attempt, process, rank), (old_attempt, old_process, old_rank) = self.writer, other.writer
+        if not self.target or other.target != self.target:
+            return False
+        return attempt != old_attempt or (rank == old_rank and process != old_process)

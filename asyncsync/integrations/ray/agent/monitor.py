@@ -1,4 +1,4 @@
-"""What a driver sees of the agents of all nodes: their status and their events."""
+"""The agents of all nodes, as a driver sees them: their status and their events."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from asyncsync import RunningEngine
 from asyncsync.events import Event
 from asyncsync.integrations.ray.agent.node_agent import NAMESPACE, names_of
 
-ANSWER_SECONDS = 10.0
-"""Seconds for which the status of an agent is awaited; one that does not answer is left out."""
+STATUS_SECONDS = 10.0
+"""Seconds for which the status of an agent is awaited; one that does not respond is left out."""
 LOOK_SECONDS = 2.0
 """Seconds after which a listener looks for new agents."""
 
@@ -26,21 +26,21 @@ def agents(where: Mapping[str, Any]) -> list[RunningEngine]:
     For ``EngineCollector(lambda: agents(where))``, which gives their metrics to Prometheus. ``where``: the result of
     :func:`asyncsync.integrations.ray.storage`.
     """
-    answers = [handle.status.remote() for handle in _handles(where).values()]
+    requested = [handle.status.remote() for handle in _handles(where).values()]
     found = []
-    for answer in answers:
+    for reference in requested:
         try:
-            found.append(ray.get(answer, timeout=ANSWER_SECONDS))
+            found.append(ray.get(reference, timeout=STATUS_SECONDS))
         except (RayError, GetTimeoutError):
             continue  # it has ended since, or its node is lost
     return sorted(found, key=lambda engine: engine.role)
 
 
 def events(where: Mapping[str, Any]) -> Iterator[Event]:
-    """What happens on all nodes, as it happens; ``tree`` and ``trial`` of an event are relative to the storage path.
+    """The events of all nodes, as they happen; ``tree`` and ``trial`` of an event are relative to the storage path.
 
-    Blocks between events and never ends; leave it whenever you like. Of an agent that is there already, it begins with
-    the last events that it has kept. Use it in a thread of its own.
+    Blocks between events and never ends; leave it at any time. For an agent that already runs, it begins with the
+    events that the agent has kept. Use it in a thread of its own.
     """
     listener = _Listener(where)
     while True:
@@ -55,10 +55,10 @@ class _Listener:
         self._next: dict[str, int] = {}
         """Agent -> number of its next event."""
         self._asked: dict[Any, tuple[str, Any]] = {}
-        """Question -> name and handle of the agent."""
+        """Pending call -> name and handle of the agent."""
 
     def hear(self) -> list[Event]:
-        """The events of the agents that answer within LOOK_SECONDS."""
+        """The events of the agents that respond within LOOK_SECONDS."""
         waiting = {name for name, _ in self._asked.values()}
         for name, handle in _handles(self._where).items():
             if name not in waiting:
@@ -67,16 +67,16 @@ class _Listener:
             time.sleep(LOOK_SECONDS)
             return []
         ready, _ = ray.wait(list(self._asked), timeout=LOOK_SECONDS)
-        return [event for answer in ready for event in self._take(answer)]
+        return [event for reference in ready for event in self._take(reference)]
 
     def _ask(self, name: str, handle: Any) -> None:
         self._asked[handle.events.remote(self._next.get(name, 0))] = name, handle
 
-    def _take(self, answer: Any) -> list[Event]:
-        name, handle = self._asked.pop(answer)
+    def _take(self, reference: Any) -> list[Event]:
+        name, handle = self._asked.pop(reference)
         found: list[Event]
         try:
-            found, self._next[name] = ray.get(answer)
+            found, self._next[name] = ray.get(reference)
         except RayError:  # it has ended; a later one of that name begins anew
             self._next.pop(name, None)
             return []

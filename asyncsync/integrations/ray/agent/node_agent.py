@@ -1,5 +1,4 @@
-"""How a process asks for work on a storage: a worker process of Ray asks the agent of its node, any other does it
-itself.
+"""Work on a storage: a worker process of Ray calls the agent of its node, any other process does the work itself.
 
 If the agent is lost, or cannot serve a call, the worker does it itself, too; nothing is lost. The agent has ended then,
 so the two never work on the same thing.
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asyncsync import ConcurrentWriterError
+from asyncsync.integrations.ray.agent import operations
 from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.agent.bridge import bridge
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 NAMESPACE = "asyncsync"
 START_SECONDS = 60.0
-"""Most seconds for which the start of an agent is awaited."""
+"""Most seconds to wait for the start of an agent."""
 PAUSE_SECONDS = 60.0
 """Seconds for which a worker does everything itself after an agent could not be started."""
 SILENCE = 20.0
-"""Seconds after which an agent is asked whether it still works, and for which its answer is awaited."""
+"""Seconds after which an agent is asked whether it still works, and for which its response is awaited."""
 CALLS_AT_ONCE = 1000
 IDENTITY = (
     "AWS_ACCESS_KEY_ID",
@@ -61,20 +61,37 @@ def call(
     *arguments: Any,
     local: str | None = None,
     target: str = "",
-    attempt: str = "",
+    writer: tuple[str, str, int] = ("", "", 0),
     outlives: bool = False,
 ) -> T:
-    """Do ``work(storage, *arguments)``; blocks. ``local``: what it reads or writes on this machine. For the others see
+    """Do ``work(storage, *arguments)``; blocks. ``local``: the directory or file that it reads or writes on this
+    machine. For the others see
     :class:`Call`."""
     agent, place = _agents.of(address), None if local is None else Place.of(local)
     if agent is not None and (local is None or place is not None):
         try:
-            result: T = agent.run(Call(work, arguments, _own_name(), place, target, attempt, outlives))
+            result: T = agent.run(Call(work, arguments, _own_name(), place, target, writer, outlives))
         except NotServedError as error:
             log.warning("this process does it itself: %s", error)
         else:
             return result
     return bridge(address).call(lambda storage: work(storage, *arguments))
+
+
+def push_checkpoint(
+    address: Address,
+    local: str,
+    key: str,
+    writer: tuple[str, str, int],
+    *,
+    alone: bool,
+    snapshot: str = "",
+    outlives: bool = False,
+) -> None:
+    """Upload what this process has of a checkpoint; blocks. See :func:`operations.push_checkpoint`."""
+    arguments = (local, key, writer, alone, snapshot, _own_name())
+    options: dict[str, Any] = {"local": local, "target": key, "writer": writer, "outlives": outlives}
+    call(address, operations.push_checkpoint, *arguments, **options)
 
 
 @dataclass(slots=True)
@@ -85,7 +102,7 @@ class NodeAgent:
     name: str
 
     def run(self, request: Call) -> Any:
-        """NotServedError if the agent cannot do it, or was lost meanwhile: then it has ended."""
+        """NotServedError if the agent cannot do it, or was lost: then it has ended."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
@@ -105,7 +122,7 @@ class NodeAgent:
             raise
 
     def _await(self, reference: Any) -> None:
-        """Returns when the call has ended. An agent that says nothing at all is ended."""
+        """Returns when the call has ended. An agent that does not respond at all is ended."""
         import ray
 
         while not ray.wait([reference], timeout=SILENCE)[0]:
@@ -113,7 +130,7 @@ class NodeAgent:
                 self.end()
 
     def end(self) -> None:
-        """Make sure that it has ended."""
+        """End the agent, if it still runs."""
         _agents.forget(self)
         pid = Presence.pid_of(self.name)
         if pid is None or Presence.has_ended(self.name):
@@ -145,7 +162,7 @@ class KnownAgents:
             return self._agents.get(address)
 
     def forget(self, agent: NodeAgent) -> None:
-        """It is lost."""
+        """Forget the agent: it is lost."""
         with self._guard:
             self._agents = {address: other for address, other in self._agents.items() if other is not agent}
 
@@ -161,7 +178,7 @@ class KnownAgents:
 
 def start(address: Address) -> NodeAgent:
     """The agent of this node. RayError or TimeoutError if there is none, and NotServedError while Ray drains the node:
-    it places no actor there any more."""
+    it places no new actor there."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -188,14 +205,14 @@ def start(address: Address) -> NodeAgent:
 
 
 def agent_name(address: Address, node: str) -> str:
-    """The name of the actor: the storage, who uses it, and the node."""
+    """The name of the actor: the storage, the identity of its users, and the node."""
     identity = [os.environ.get(variable) for variable in IDENTITY]
     user = hashlib.blake2b(repr((identity, os.getuid(), sys.executable)).encode(), digest_size=8).hexdigest()
     return f"{names_of(address)}{user} {node}"
 
 
 def names_of(address: Address) -> str:
-    """How the names of all agents of a storage begin."""
+    """The prefix of the names of all agents of a storage."""
     return f"agent {hashlib.blake2b(repr(address).encode(), digest_size=8).hexdigest()} "
 
 
@@ -221,7 +238,7 @@ def _own_name() -> str:
 
 
 def _forget() -> None:
-    """In a forked child: it is no actor."""
+    """In a forked child: it is not an actor."""
     global _agents  # noqa: PLW0603  the lock may be held by a thread of the parent
     _agents = KnownAgents()
 

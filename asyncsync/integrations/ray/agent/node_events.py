@@ -1,4 +1,4 @@
-"""The events of a node's agent, kept for listeners on other machines, who ask for what is new."""
+"""The events of a node's agent, kept for listeners on other machines, which request the new ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asyncsync.report import SyncReport
 from asyncsync.status import DURABLE_BOUNDS, EngineTotals
 
 KEPT = 1024
-"""Events that are kept for listeners; older ones are lost for those that ask too seldom."""
+"""Events that are kept for listeners; a listener that asks too seldom loses older ones."""
 
 
 class NodeEvents:
@@ -36,7 +36,7 @@ class NodeEvents:
         self.totals = EngineTotals()
 
     def emit(self, event: Event) -> None:
-        """Keep an event and wake who waits for one."""
+        """Keep an event and wake the listeners that wait for one."""
         self._kept.append(event)
         self._next += 1
         self._news.set()

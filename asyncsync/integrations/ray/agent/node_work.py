@@ -1,4 +1,4 @@
-"""What runs on a node: the calls of its worker processes, on one storage. Nothing here imports Ray."""
+"""The calls of the worker processes of a node, on one storage. Nothing here imports Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncsync")
 
 DRAIN_INTERVAL = 1.0
-"""Seconds between two questions whether the node is being drained, while something runs."""
+"""Seconds between two checks whether the node is being drained, while a call runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class _Running:
 class NodeWork:
     """Runs calls, on the event loop of the storage.
 
-    ``draining`` says whether the node is about to be taken away. It blocks, and is asked only while something runs.
+    ``draining`` returns whether the node is about to be removed. It blocks, and is called only while a call runs.
     """
 
     def __init__(self, storage: Storage, draining: Callable[[], bool] = lambda: False) -> None:
@@ -53,12 +53,12 @@ class NodeWork:
 
     @property
     def idle(self) -> float:
-        """Seconds for which nothing has run and no process has lived that had asked for something; 0 if one does."""
+        """Seconds without a running call and without a living process that has made one; 0 if there is one."""
         return 0.0 if self._running or len(self._watch) else time.monotonic() - self._idle_since
 
     async def run(self, call: Call) -> Any:
-        """Do what is asked. CancelledError if the caller is killed meanwhile, or if a later attempt takes its place.
-        NotServedError before anything is done."""
+        """Run a call. CancelledError if the caller is killed, or if a later attempt takes its place. NotServedError if
+        the agent cannot serve it; then nothing was done."""
         if not self._watch.add(call.caller) or (call.place is not None and not call.place.is_here()):
             raise NotServedError(f"the agent of this node does not see what {call.caller} sees: it may be a container")
         await self._end_earlier_attempts(call)
@@ -86,7 +86,7 @@ class NodeWork:
         )
 
     async def live(self, idle_seconds: float) -> None:
-        """What the agent does by itself, until it has been idle for so long."""
+        """Clean up after killed processes and follow a drain, until it has been idle for so long."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -124,10 +124,9 @@ class NodeWork:
         self._to_clean.set()
 
     async def _end_earlier_attempts(self, call: Call) -> None:
-        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
+        """End the uploads of earlier attempts to the same checkpoint; none of them runs when this returns."""
         for task, item in list(self._running.items()):
-            other = item.call
-            if call.target and other.target == call.target and other.attempt != call.attempt:
+            if call.replaces(item.call):
                 self._cancel(task)
                 await asyncio.wait([task])
 
@@ -138,7 +137,7 @@ class NodeWork:
                 self._cancel(task)
 
     async def _clean_up(self) -> None:
-        """Abort the uploads of what was cancelled, once it has stopped."""
+        """Abort the uploads of cancelled calls, once these have stopped."""
         while True:
             await self._to_clean.wait()
             self._to_clean.clear()
@@ -160,7 +159,7 @@ class NodeWork:
                 await asyncio.sleep(DRAIN_INTERVAL)
 
     def _drain(self) -> None:
-        """The node is about to be taken away. The newest checkpoints go first; the rest is cancelled."""
+        """The node is about to be removed: send the newest checkpoints first, and cancel the rest."""
         self._drained = True
         self.events.emit(SyncWarning(tree="", message="the node is drained: the newest checkpoints are sent first"))
         for task, item in list(self._running.items()):
@@ -174,7 +173,7 @@ class NodeWork:
 
 
 def urgency(uploads: Sequence[tuple[str, str]]) -> list[str]:
-    """In which order checkpoints are sent when time is short. ``uploads``: process and checkpoint, oldest first.
+    """The order in which checkpoints are sent when time is short. ``uploads``: process and checkpoint, oldest first.
 
     The newest first; but those of one process in their own order, because Ray registers them in that order: a later one
     is of no use without the earlier one.

@@ -1,4 +1,4 @@
-"""What is asked of a storage, as functions: an agent receives them by name. The first argument is the storage."""
+"""The operations on a storage, as functions: an agent receives them by name. The first argument is the storage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.errors import NotFoundError
 from asyncsync.integrations.ray.agent.registered import NAME, names_in
 from asyncsync.report import SyncReport
+from asyncsync.runtime import Presence
 
 if TYPE_CHECKING:
     from asyncsync import Storage, StoredEntry  # a worker process that has an agent imports neither
@@ -77,21 +78,21 @@ async def pull(storage: Storage, key: str, local: str, is_file: bool | None) -> 
 
 
 async def push_checkpoint(
-    storage: Storage, local: str, key: str, writer: tuple[str, str, int], alone: bool, snapshot: str
+    storage: Storage, local: str, key: str, writer: tuple[str, str, int], alone: bool, snapshot: str, caller: str
 ) -> SyncReport:
-    """Upload what one process has of a checkpoint. ``snapshot``: the file in which Ray Train registers checkpoints; one
-    that it names is not replaced. Empty: any is."""
+    """Upload what one process, the ``caller``, has of a checkpoint. ``snapshot``: the file in which Ray Train registers
+    checkpoints; one that it names is not replaced. Empty: any is. Nothing is once the caller has ended."""
     from asyncsync import Writer
 
     async def may_replace() -> bool:
-        if not await storage.is_file(snapshot):
+        if Presence.has_ended(caller):  # another process has taken its place, perhaps on another node
+            return False
+        if not snapshot or not await storage.is_file(snapshot):
             return True
         name = key[snapshot.rfind("/") + 1 :]
         return name not in names_in(json.loads(await storage.read(snapshot)))
 
-    report = await storage.push_checkpoint(
-        local, key, Writer(*writer), alone=alone, may_replace=may_replace if snapshot else None
-    )
+    report = await storage.push_checkpoint(local, key, Writer(*writer), alone=alone, may_replace=may_replace)
     await storage.clean_up()
     return report
 

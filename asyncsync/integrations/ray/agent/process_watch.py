@@ -1,4 +1,4 @@
-"""Learns at once when a process of this machine ends, by a descriptor of it; where there is none, by asking."""
+"""Notices at once when a process of this machine ends, by a descriptor of it; where there is none, by polling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from asyncsync.runtime import Presence
 
 INTERVAL = 1.0
-"""Seconds between two questions, where the system has no descriptors of processes."""
+"""Seconds between two polls, where the system has no descriptors of processes."""
 
 
 class ProcessWatch:
@@ -43,7 +43,7 @@ class ProcessWatch:
         return True
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """End all watches."""
         while self._watched:
             self._watched.popitem()[1]()
 

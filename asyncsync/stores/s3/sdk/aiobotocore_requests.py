@@ -81,6 +81,12 @@ class AiobotocoreRequests:
         response = await self._client.call("delete_objects", self.where(""), Delete=document)
         return [(e.get("Key", ""), e.get("Code", ""), e.get("Message", "")) for e in response.get("Errors", ())]
 
+    async def list_objects(self, prefix: str, delimiter: str, token: str) -> Mapping[str, Any]:
+        """ListObjectsV2: one page."""
+        given = {"ContinuationToken": token, "Delimiter": delimiter, "Prefix": prefix}
+        params = {name: text for name, text in given.items() if text}
+        return await self._client.call("list_objects_v2", self.where(prefix), **params)
+
     async def get(
         self, key: str, headers: dict[str, str], sink: Sink, expect: Callable[[int, Mapping[str, str]], int | None]
     ) -> Mapping[str, str]:

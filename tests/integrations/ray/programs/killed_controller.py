@@ -1,10 +1,9 @@
-"""Ray Train: the controller is killed around the registration of a checkpoint; the run is started again."""
+"""Ray Train: the controller is killed at a step of the registration of a checkpoint; the run is started again."""
 
 import json
 import os
 import signal
 import tempfile
-import threading
 from pathlib import Path
 
 import ray
@@ -14,6 +13,25 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 STEPS = 3
+REGISTRATION = ("commit", "write", "save_run")
+"""The operations that register a checkpoint, in this order."""
+
+
+def kill_before(_controller, operation):
+    """In the controller: it kills itself just before this operation. ``""``: once all of them are done."""
+    from asyncsync.integrations.ray.agent import node_agent
+
+    call = node_agent.call
+
+    def counted(address, work, *arguments, **options):
+        if work.__name__ == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        outcome = call(address, work, *arguments, **options)
+        if not operation and work.__name__ == REGISTRATION[-1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcome
+
+    node_agent.call = counted
 
 
 def train(config):
@@ -22,27 +40,26 @@ def train(config):
         with checkpoint.as_directory() as directory:
             start = json.loads(Path(directory, "state.json").read_text())["step"] + 1
     controller = get_train_context().controller_actor
-    pid = ray.get(controller.__ray_call__.remote(lambda _: os.getpid()))
     for step in range(start, STEPS):
         directory = tempfile.mkdtemp()
         Path(directory, "state.json").write_text(json.dumps({"step": step}))
         Path(directory, "weights.bin").write_bytes(os.urandom(1 << 20))
         marker = Path(config["marker"])
         kill = step == 1 and not marker.exists()
+        if kill:
+            marker.touch()
+            ray.get(controller.__ray_call__.remote(kill_before, config["before"]))
         ray.train.report(
             {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory), checkpoint_dir_name=f"s_{step}"
         )
         if kill:
-            marker.touch()
-            threading.Event().wait(config["delay"])
-            os.kill(pid, signal.SIGKILL)
             signal.pause()
 
 
-def fit(name, delay, where):
+def fit(name, before, where):
     trainer = DataParallelTrainer(
         train,
-        train_loop_config={"delay": delay, "marker": f"{SETTINGS['room']}/{name}"},
+        train_loop_config={"before": before, "marker": f"{SETTINGS['room']}/{name}"},
         scaling_config=ray.train.ScalingConfig(num_workers=1),
         run_config=ray.train.RunConfig(name=name, **where),
     )
@@ -62,15 +79,15 @@ def registered(where, name):
 
 def main():
     where, runs = storage(), {}
-    with running():
-        for number, delay in enumerate(SETTINGS["delays"]):
+    with running(num_cpus=2 * len(SETTINGS["before"]) + 1):  # a killed controller's placement group may remain
+        for number, before in enumerate(SETTINGS["before"]):
             name = f"run_{number}"
             try:
-                fit(name, delay, where)
+                fit(name, before, where)
             except Exception as error:
                 failure = type(error).__name__
             after_kill = registered(where, name)
-            outcome = fit(name, delay, where)
+            outcome = fit(name, before, where)
             runs[name] = {
                 "failure": failure,
                 "after_kill": after_kill,
