@@ -112,7 +112,7 @@ def _text(error: BaseException) -> str:
 
 
 MARKS: Mapping[str, Any] = {"pin": pin, "unpin": unpin}
-"""What a process that does not run the trial may do to its checkpoints."""
+"""The changes that a process may make to checkpoints of a trial that another one runs."""
 
 
 class Training(Program):
