@@ -408,6 +408,10 @@ ROWS = [
 ]
 
 
+def shown(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
 def measure(name: str, count: int) -> Values:
     """Run one measurement in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="asyncsync-scale-") as place:
@@ -443,7 +447,9 @@ def main() -> int:
                 found = row.figure(small, big, sizes[1] / sizes[0])
                 missed += found > row.most
                 verdict = "held" if found <= row.most else "missed"
-                print(f"| {row.text} | {sizes[1]:,} | {found:.3g} {row.unit} | {row.most:g} | {verdict} |", flush=True)
+                print(
+                    f"| {row.text} | {sizes[1]:,} | {shown(found)} {row.unit} | {row.most:g} | {verdict} |", flush=True
+                )
     return min(missed, 1)
 
 
