@@ -198,6 +198,9 @@ def bench_delta(session: nox.Session) -> None:
 @nox.session
 def scale(session: nox.Session) -> None:
     """How the engine's cost grows with trials and checkpoints, with the limits; `-- --full` for 100,000 trials."""
+    if "--only" not in session.posargs:
+        files = "1000000" if "--full" in session.posargs else "50000"
+        session.run("python", "benchmarks/scale/trips.py", "--files", files)
     session.run("python", "benchmarks/scale/trials.py", *session.posargs)
 
 

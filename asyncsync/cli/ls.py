@@ -16,6 +16,7 @@ from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.cli.stored.filters import Choice, choice_options
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.retention import flatten
 from asyncsync.planning.units import counted, size_text
 
 METRICS_SHOWN = 4
@@ -230,16 +231,12 @@ def shown_status(item: ExperimentSummary | TrialView | Experiment) -> str:
 
 def short_metrics(metrics: Mapping[str, Any], limit: int = METRICS_SHOWN) -> str:
     """The first metrics in one line: ``loss=0.0312 acc=0.97``; nested ones as ``eval/loss``."""
-    flat = [f"{name}={shown_value(value)}" for name, value in flatten(metrics) if isinstance(value, int | float | str)]
+    flat = [
+        f"{name}={shown_value(value)}"
+        for name, value in flatten(metrics).items()
+        if isinstance(value, int | float | str)
+    ]
     return " ".join(flat[:limit]) + (" ..." if len(flat) > limit else "") if flat else "-"
-
-
-def flatten(metrics: Mapping[str, Any], before: str = "") -> Sequence[tuple[str, Any]]:
-    """The values with their names; those of inner mappings as ``outer/inner``."""
-    found: list[tuple[str, Any]] = []
-    for name, value in metrics.items():
-        found += flatten(value, f"{before}{name}/") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
-    return found
 
 
 def shown_value(value: Any) -> str:

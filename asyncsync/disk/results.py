@@ -17,6 +17,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.disk.scan import TEMPORARY
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import MOST_LEVELS, check_depth
+from asyncsync.planning.retention import flatten
 
 RESULTS, PROGRESS, PARAMS = "result.json", "progress.csv", "params.json"
 OWN_FILES = (RESULTS, PROGRESS, PARAMS)
@@ -98,17 +99,6 @@ def _textual(value: Any, above: frozenset[int]) -> Any:
 
 def _key(key: object) -> Any:
     return key if isinstance(key, str | int | float) or key is None else _text(key)
-
-
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The same with nested names joined by ``/``."""
-    flat: dict[str, Any] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 async def write_params(directory: Path, params: Mapping[str, Any]) -> None:

@@ -44,12 +44,14 @@ def lookup(metrics: Mapping[str, Any], attribute: str) -> object:
     return value
 
 
-def metric_names(metrics: Mapping[str, Any], before: str = "") -> list[str]:
-    """The names that :func:`lookup` takes, those of nested values as ``a/b``."""
-    found: list[str] = []
-    for name, value in metrics.items():
-        inner = isinstance(value, Mapping)
-        found += metric_names(value, f"{before}{name}/") if inner else [f"{before}{name}"]
+def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """The values by the names that :func:`lookup` takes: those of inner mappings as ``a/b``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{before}{name}/")
+        else:
+            found[f"{before}{name}"] = value
     return found
 
 

@@ -151,12 +151,12 @@ class CheckpointUpload:
         """One request where no earlier attempt has left anything."""
         if store.traits.conditional_writes and await self._is_first():
             return
+        await self._intend()  # first, so that an earlier process which still runs finds that it was replaced
         stored = await list_all(store, self.prefix)
         if self.prefix + MANIFEST in stored:
             await self._replace_manifest(store)
-        stored.pop(self._intent, None)  # it stays until ours replaces it
+        stored.pop(self._intent, None)
         await delete_keys(store, self.prefix, stored)
-        await self._intend()
 
     async def _is_first(self) -> bool:
         try:
@@ -209,10 +209,23 @@ class CheckpointUpload:
             try:
                 return await tree.sync_once()
             except CollisionError as error:
-                if not error.key:
+                if self.alone:
+                    await self._check_not_replaced(error)
+                if error.key:
+                    await self._make_way(error)
+                elif self.alone:
+                    await self._replace_manifest(self._store)
+                else:
                     raise
-                await self._make_way(error)
         raise ConcurrentWriterError(f"{tree.uri}: another process keeps writing there: end it, then report again")
+
+    async def _check_not_replaced(self, collision: CollisionError) -> None:
+        """ConcurrentWriterError unless ours is the last intent: otherwise a later process is the writer now."""
+        data = await find(self._store, self._intent)
+        if data is None or json.loads(data).get(ATTEMPT) != self.writer.attempt:
+            raise ConcurrentWriterError(
+                f"{uri_of(self._store, self.prefix).rstrip('/')} is written by a process that began later: end this one"
+            ) from collision
 
     async def _make_way(self, collision: CollisionError) -> None:
         """Delete an object that an earlier attempt has left in the way of ours. ConcurrentWriterError if another rank

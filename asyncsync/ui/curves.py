@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncsync import TrialView
-from asyncsync.ui.documents import HIDDEN_METRICS, flat, value
+from asyncsync.planning.retention import flatten
+from asyncsync.ui.documents import HIDDEN_METRICS, value
 
 MOST_POINTS = 1000
 """Of one curve."""
@@ -25,7 +26,7 @@ def curves_document(trial: TrialView, rows: Sequence[Mapping[str, Any]]) -> dict
     not_finite: dict[str, int] = {}
     for place, row in enumerate(rows, start=1):
         step = _number(row.get(STEP))
-        for name, raw in flat(row).items():
+        for name, raw in flatten(row).items():
             if name in HIDDEN_METRICS or (number := _number(raw)) is None:
                 continue
             if math.isfinite(number):

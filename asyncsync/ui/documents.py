@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from asyncsync import CheckpointView, Experiment, RunningEngine, TrialView
+from asyncsync.planning.retention import flatten
 from asyncsync.ui.retention_forecast import RetentionRule
 from asyncsync.ui.verdict import AtRisk, Reading, verdict_of
 
@@ -39,17 +40,6 @@ def value(raw: Any) -> Any:
     text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
-
-
-def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """The values with the names of inner mappings joined by ``/``."""
-    found: dict[str, Any] = {}
-    for name, raw in values.items():
-        if isinstance(raw, Mapping):
-            found |= flat(raw, f"{before}{name}/")
-        else:
-            found[f"{before}{name}"] = raw
-    return found
 
 
 def experiment_document(experiment: Experiment | None) -> dict[str, Any]:
@@ -157,8 +147,8 @@ def sample_of(engines: Sequence[RunningEngine], now: float) -> dict[str, float]:
 
 def table_document(trials: Sequence[TrialView], rule: RetentionRule) -> dict[str, Any]:
     """Columns of the same length: ``{"columns": [{"id", "kind"}], "values": {id: [...]}}``."""
-    params = [flat(trial.params) for trial in trials]
-    metrics = [flat(trial.metrics) for trial in trials]
+    params = [flatten(trial.params) for trial in trials]
+    metrics = [flatten(trial.metrics) for trial in trials]
     columns: dict[str, tuple[str, list[Any]]] = {
         "trial": ("name", [value(trial.name) for trial in trials]),
         "status": ("field", [value(trial.shown_status) for trial in trials]),
@@ -213,8 +203,8 @@ def trial_document(trial: TrialView, rule: RetentionRule) -> dict[str, Any]:
         "reports": trial.reports,
         "started": trial.started,
         "updated": trial.updated,
-        "params": {value(name): value(raw) for name, raw in flat(trial.params).items()},
-        "metrics": {value(name): value(raw) for name, raw in flat(trial.metrics).items()},
+        "params": {value(name): value(raw) for name, raw in flatten(trial.params).items()},
+        "metrics": {value(name): value(raw) for name, raw in flatten(trial.metrics).items()},
         "checkpoints": [checkpoint_document(item, best, goes) for item in trial.checkpoints],
         "given_up": [value(name) for name in trial.given_up],
     }
@@ -227,7 +217,7 @@ def checkpoint_document(item: CheckpointView, best: str | None, goes: set[str]) 
         "uri": value(item.uri),
         "step": item.step,
         "number": item.number,
-        "metrics": {value(name): value(raw) for name, raw in flat(item.metrics).items()},
+        "metrics": {value(name): value(raw) for name, raw in flatten(item.metrics).items()},
         "files": item.files,
         "bytes": item.bytes,
         "time": item.time,

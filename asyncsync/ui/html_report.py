@@ -10,13 +10,14 @@ from typing import Any
 from asyncsync import Experiment, RunningEngine, TransferConfig, TrialView, running_engines
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
+from asyncsync.config import split_sas
 from asyncsync.errors import AsyncsyncError
 from asyncsync.runtime import wall_time
 from asyncsync.ui.curves import curves_document
 from asyncsync.ui.documents import as_json, experiment_document, live_document, trial_document, value
-from asyncsync.ui.engines import engines_of
 from asyncsync.ui.html_page import plotly_script, report
 from asyncsync.ui.retention_forecast import RetentionRule
+from asyncsync.ui.sources import engines_of, open_experiment
 from asyncsync.ui.verdict import Reading
 
 MOST_TRIALS_WITH_CURVES = 50
@@ -41,7 +42,8 @@ async def write_report(
         ConfigError: the URI or an option is unknown, or ``asyncsync[ui]`` is not installed.
     """
     await in_thread(plotly_script)  # without it nothing is read
-    experiment = await Experiment.open(uri, storage_options=storage_options, transfer=transfer or TransferConfig())
+    address, options = split_sas(os.fspath(uri), storage_options)
+    experiment = await open_experiment(address, options, transfer or TransferConfig())
     engines = engines_of(experiment.uri, await in_thread(running_engines))
     rule = RetentionRule.of(experiment.config)
     trials = await _with_curves(chosen(experiment.trials, rule, curves), rule)

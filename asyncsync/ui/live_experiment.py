@@ -18,7 +18,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError
 from asyncsync.runtime import wall_time
 from asyncsync.ui.documents import as_json, experiment_document, live_document, sample_of
-from asyncsync.ui.engines import engines_of
+from asyncsync.ui.sources import engines_of, open_experiment
 from asyncsync.ui.verdict import Reading
 
 LIVE_PERIOD = 1.0
@@ -144,12 +144,8 @@ class LiveExperiment:
         self.reading = replace(self.reading, progress=wall_time())
         first = not self.reading.read_at
         try:
-            found = await Experiment.open(
-                self.uri,
-                storage_options=self.storage_options,
-                transfer=self.transfer,
-                on_partial=self._take_partial if first else None,
-            )
+            on_partial = self._take_partial if first else None
+            found = await open_experiment(self.uri, self.storage_options, self.transfer, on_partial)
         except AsyncsyncError as error:
             self.reading = Reading(self.reading.read_at, None, " ".join(str(error).split()))
             self.generation += self.experiment is None

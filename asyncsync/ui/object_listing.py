@@ -11,7 +11,7 @@ from asyncsync.ui.documents import value
 
 MOST_ROWS = 200
 CHECKPOINT_PREFIX = "checkpoint_"
-"""How the directory of a checkpoint begins, unless the report named it."""
+"""Begin of the name of a checkpoint, unless the report named it."""
 
 
 @dataclass(slots=True)

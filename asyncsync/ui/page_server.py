@@ -19,7 +19,7 @@ from asyncsync.ui.live_experiment import LiveExperiment
 
 HOST = "127.0.0.1"
 CLOSE_SECONDS = 1
-"""How long requests in flight may take when the server ends."""
+"""Longest time for requests in flight when the server ends, seconds."""
 
 
 @asynccontextmanager

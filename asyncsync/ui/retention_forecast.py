@@ -51,7 +51,7 @@ class RetentionRule:
         return ranked([_Candidate.of(item) for item in checkpoints], self.attribute, self.order)[0].name
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """How good a trial or checkpoint is; larger is better, whatever the order. Without a score it is the worst."""
+        """The score of a trial or checkpoint; larger is better for both orders. Without one it is the worst."""
         found = None if self.attribute is None else score(metrics, self.attribute, self.order)
         return float("-inf") if found is None else found
 

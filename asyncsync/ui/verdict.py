@@ -1,4 +1,4 @@
-"""Is everything safe: one line and one level. Pure: what the store and the status files say decides, in this order.
+"""The verdict: whether everything is safe, as one line and one level. Pure. The first rule that applies decides:
 
 1. The store cannot be read, or does not respond: ``unknown``, or ``danger`` if an engine holds what is not stored.
 2. An engine of this machine runs: ``safe`` if everything reported is in the store, ``risk`` if not, ``danger`` if its
@@ -24,14 +24,14 @@ NO_RESPONSE_AFTER = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the last attempt to read the store went. Times are Unix seconds."""
+    """The state of the last attempt to read the store. Times are Unix seconds."""
 
     read_at: float = 0.0
     """When the shown records were read; 0: none have been."""
     progress: float | None = None
     """When the attempt that runs now began, or last read something."""
     error: str | None = None
-    """Why the last attempt failed."""
+    """The reason for which the last attempt failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _of_engines(experiment: Experiment | None, alive: Sequence[RunningEngine]) -
 
 
 def _unread(reading: Reading, now: float) -> str:
-    """Why the shown state may be old; empty: it is not."""
+    """The reason for which the shown state may be old; empty: it is not."""
     shown = f"; this is its state {duration_text(now - reading.read_at)} ago" if reading.read_at else ""
     if reading.error is not None:
         return f"The store cannot be read: {reading.error}{shown}"

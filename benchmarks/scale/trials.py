@@ -37,7 +37,9 @@ YIELD_EVERY = 20
 """Trials that a caller creates before it lets the event loop run."""
 NOT_OURS = "asyncsync.testing"
 """The store in memory and its contents are no part of the engine's memory."""
-FILTERS = [tracemalloc.Filter(False, "*/asyncsync/testing/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
+FOREIGN = ("*/asyncsync/testing/*", tracemalloc.__file__, "*/pathlib.py")
+FILTERS = [tracemalloc.Filter(False, name) for name in FOREIGN]
+"""Pathlib adds names to the interpreter's table of interned strings, which grows by megabytes at once."""
 Values = dict[str, float]
 """What one measurement found, by name."""
 

@@ -6,7 +6,15 @@ import asyncio
 
 import pytest
 
-from asyncsync import AccessDeniedError, AsyncsyncError, Storage, UnavailableError, Writer, verify
+from asyncsync import (
+    AccessDeniedError,
+    AsyncsyncError,
+    ConcurrentWriterError,
+    Storage,
+    UnavailableError,
+    Writer,
+    verify,
+)
 
 URI = "memory://b/exp"
 CALLS = 14
@@ -97,3 +105,30 @@ async def test_a_store_that_is_back_is_used_within_seconds(bench, away):
         loop.call_later(away, bench.faults.clear)
         await push_alone(storage, bench, "first")
         assert away <= loop.time() - began < away + 8
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("back_at", range(1, CALLS))
+@pytest.mark.parametrize("at", range(1, 5))
+async def test_a_process_taken_for_dead_spoils_nothing(bench, tmp_path, at, back_at):
+    """It hangs at a call, and continues in the middle of the upload of the process that took its place. The one that
+    recorded its intent last completes the checkpoint; the other one completed it before, or hears of it."""
+    async with Storage(URI) as zombie, Storage(URI) as storage:
+        hang = bench.faults.hang(at)
+        old = asyncio.create_task(push_alone(zombie, bench, "first"))
+        await hang.reached.wait()
+        meanwhile = bench.faults.hang(back_at)
+        new = asyncio.create_task(push_alone(storage, bench, "second"))
+        reached = asyncio.create_task(meanwhile.reached.wait())
+        await asyncio.wait([new, reached], return_when=asyncio.FIRST_COMPLETED)
+        bench.faults.clear()
+        hang.release.set()
+        await asyncio.wait([old])
+        meanwhile.release.set()
+        await asyncio.wait([new])
+        reached.cancel()
+        await asyncio.wait([reached])
+        written = {"first": old.exception(), "second": new.exception()}
+        kept = [expected(push_alone, name) for name, error in written.items() if error is None]
+        assert await content(storage, "t/c", tmp_path / "after") in kept
+        assert all(isinstance(error, ConcurrentWriterError | None) for error in written.values())

@@ -13,9 +13,9 @@ from asyncsync import CheckpointView, Experiment, StoredObject, TrialView
 from asyncsync.planning.retention import to_retire
 from asyncsync.ui.curves import curves_document, thinned
 from asyncsync.ui.documents import MOST_COLUMNS, as_json, experiment_document, trial_document, value
-from asyncsync.ui.engines import engines_of
 from asyncsync.ui.object_listing import listing_document
 from asyncsync.ui.retention_forecast import RetentionRule
+from asyncsync.ui.sources import engines_of
 
 from .conftest import an_engine
 

@@ -84,6 +84,12 @@ def test_no_trial_is_chosen_from_none() -> None:
     assert chosen([], RetentionRule(), 5) == []
 
 
+@pytest.mark.parametrize(("uri", "advice"), [("memory://b", "NAME: exp"), (f"{URI}/t0", f"experiment, {URI}")])
+async def test_an_address_above_or_below_an_experiment_names_it(sweep: Bench, tmp_path: Path, uri, advice) -> None:
+    with pytest.raises(NotFoundError, match=re.escape(advice)):
+        await write_report(uri, tmp_path / "r.html")
+
+
 async def test_nothing_is_written_without_an_experiment(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "r.html").write_text("earlier")
     with pytest.raises(NotFoundError):

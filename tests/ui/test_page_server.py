@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 
 import pytest
 from onebench import Bench
 
-from asyncsync import Experiment
+from asyncsync import Experiment, RunConfig, SyncEngine
 from asyncsync.errors import ConfigError
-from asyncsync.ui import live_experiment, serve
+from asyncsync.ui import live_experiment, serve, write_report
 from asyncsync.ui.html_page import SCRIPTS, static_file
 
 from .conftest import ATTACK, URI, ask, event_stream, wait_for_event, wait_until_read
@@ -133,6 +134,24 @@ async def test_an_unknown_name_is_missing(sweep: Bench, path: str) -> None:
     async with serve(URI) as address:
         await wait_until_read(address)
         assert (await ask(address, path)).status == 404
+
+
+@pytest.mark.server
+async def test_a_bucket_is_shown_and_changed_with_the_given_options(seaweedfs, tmp_path: Path) -> None:
+    uri, options = f"s3://{seaweedfs.create_bucket('page')}", seaweedfs.storage_options
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    async with SyncEngine(
+        RunConfig(name="exp", storage_path=uri, storage_options=options), local_dir=tmp_path / "l"
+    ) as engine:
+        await engine.trial("t0").report({"loss": 1.0}, checkpoint=tmp_path / "model.bin")
+    async with serve(f"{uri}/exp", allow_changes=True, storage_options=options) as address:
+        await wait_until_read(address)
+        assert (await ask(address, "trial?name=t0")).json()["curves"]["loss"]["y"] == [1.0]
+        assert (await ask(address, "objects")).json()["rows"][0]["checkpoints"] == 7
+        assert (await change(address, "verify")).json()["ok"]
+        assert [(await change(address, action)).status for action in ("pin", "unpin", "retire")] == [200] * 3
+    await write_report(f"{uri}/exp", tmp_path / "r.html", storage_options=options)
+    assert seaweedfs.secret_key not in (tmp_path / "r.html").read_text()
 
 
 async def test_a_store_without_experiment_is_said_on_the_page(bench: Bench) -> None:

@@ -11,10 +11,11 @@ import click
 from asyncsync import CheckpointView, Experiment, TrialView
 from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
-from asyncsync.cli.ls import flatten, short_metrics, shown_status, shown_value
+from asyncsync.cli.ls import short_metrics, shown_status, shown_value
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError, NotFoundError
+from asyncsync.planning.retention import flatten
 from asyncsync.planning.units import counted, size_text
 
 BEST = """Show the best checkpoint of an experiment by a metric, and fetch it with --pull.
@@ -133,7 +134,7 @@ async def _facts(uri: str, settings: Settings) -> dict[str, Any]:
 
 
 def _prefixed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for key, value in flatten(values)}
+    return {f"{name}.{key}": value for key, value in flatten(values).items()}
 
 
 def _cell(value: Any) -> str:
@@ -151,7 +152,7 @@ async def history(output: Output, settings: Settings, *, url: str, metrics: tupl
     if not isinstance(found, TrialView):
         raise ConfigError(f"invalid URL {uri!r}: it is not a trial; asyncsync ls {uri} shows what it holds")
     reports = await found.history()
-    rows = [dict(flatten(report)) for report in reports][-(last or len(reports) or 1) :]
+    rows = [flatten(report) for report in reports][-(last or len(reports) or 1) :]
     known = list(dict.fromkeys(name for row in rows for name in row))
     if missing := [name for name in metrics if name not in known]:
         raise ConfigError(f"invalid --metric {missing[0]}: the reports have {', '.join(known) or 'no metrics'}")

@@ -14,7 +14,7 @@ import click
 from asyncsync import CheckpointView, ExperimentSummary, TrialView
 from asyncsync.cli.config_files import suggestion
 from asyncsync.errors import ConfigError
-from asyncsync.planning.retention import lookup, metric_names
+from asyncsync.planning.retention import flatten, lookup
 
 View = TypeVar("View", bound=CheckpointView | ExperimentSummary | TrialView)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -143,7 +143,7 @@ def _names(items: Sequence[CheckpointView | ExperimentSummary | TrialView]) -> s
     """Metrics and parameters, as they are written in a condition."""
     names: set[str] = set()
     for item in items:
-        names |= set(metric_names(getattr(item, "metrics", {})))
+        names |= set(flatten(getattr(item, "metrics", {})))
         names |= {f"params.{name}" for name in getattr(item, "params", {})}
     return names
 

@@ -163,7 +163,7 @@ class UsedDirectories:
     def add_trial(self, directory: str, *, is_new: bool = False) -> None:
         """``directory`` is written to by a trial, or by asyncsync itself, while the engine runs.
 
-        ``is_new``: it was just made, so it is no link.
+        ``is_new``: it was just made, so it is not a link.
         """
         place = real = self._real_path(directory, is_new=is_new)
         self._trials.add(real)

@@ -124,7 +124,7 @@ class TrialState:
         self._preparing: Any = None  # not `_reporting`: a report may hold that while it waits for a checkpoint
         self._prepared = self._owned = self._synced = False
         self.reported_dirs: frozenset[str] = NO_NAMES
-        """Directories in the trial's own that were reported as checkpoints: they are no artifacts."""
+        """Directories in the trial's own that were reported as checkpoints: they are not artifacts."""
 
     @property
     def tree(self) -> Tree:

@@ -22,7 +22,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.planning.retention import metric_names, score
+from asyncsync.planning.retention import flatten, score
 from asyncsync.remote.access import DEFAULT_TRANSFER, StoreAccess, open_for_reading
 from asyncsync.remote.restore import Candidates, RestoreReport, restore_newest
 from asyncsync.remote.selection import Selection
@@ -177,7 +177,7 @@ class Experiment:
             if value is not None and (best is None or value > best_score):
                 best, best_score = item, value
         if best is None:
-            known = sorted({name for item in candidates for name in metric_names(item.metrics)})
+            known = sorted({name for item in candidates for name in flatten(item.metrics)})
             close = "".join(f", did you mean {name!r}?" for name in get_close_matches(metric, known, n=1))
             raise SyncError(
                 f"no checkpoint of {self.uri} has a number as metric {metric!r}{close}; metrics there are: "

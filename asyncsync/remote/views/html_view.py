@@ -1,4 +1,4 @@
-"""How a notebook shows a stored experiment or trial: a table and a small curve. Pure: every text is escaped."""
+"""A stored experiment or trial in a notebook: a table and a small curve. Pure: every text is escaped."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class TrialView:
 
     def curve(self, metric: str) -> list[Point]:
         """The metric over the training steps: of the reports, once :meth:`history` has read them, else of the
-        checkpoints. Values that are no finite number are left out."""
+        checkpoints. Values that are not finite numbers are left out."""
         rows = [(row.get("training_iteration"), row) for row in self._reports] or [
             (item.number if item.step is None else item.step, item.metrics) for item in self.checkpoints
         ]

@@ -25,7 +25,7 @@ class ToDelete:
 
 
 class BatchDelete:
-    """The deletions of one store. Deleting a missing object is no error."""
+    """The deletions of one store. Deleting a missing object is not an error."""
 
     def __init__(self, requests: GcsRequests, unsure: UnsureWrites) -> None:
         self._requests, self._unsure = requests, unsure
@@ -91,7 +91,7 @@ class BatchDelete:
             self._check(objects[number], status, body)
 
     def _check(self, each: ToDelete, status: int, content: bytes) -> None:
-        """Raise the error of one response; a missing object is no error."""
+        """Raise the error of one response; a missing object is not an error."""
         if 200 <= status < 300:
             self._check_empty(each, content)
             return

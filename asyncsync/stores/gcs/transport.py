@@ -54,7 +54,7 @@ class GcsRequest:
 
 
 class Transport(Protocol):
-    """Carries requests. BrokenError if there is no response; a response with any status is no error."""
+    """Carries requests. BrokenError if there is no response; a response with any status is not an error."""
 
     async def send(self, request: GcsRequest, authorization: str | None) -> Response:
         """The response with its body, of at most 16 MiB."""

@@ -100,7 +100,7 @@ class Adaptive:
             self._window = started
         self._work += size + REQUEST_COST_BYTES
         if started < self._window:
-            return  # started under another limit: its delay is no evidence about this one
+            return  # started under another limit: its delay is not evidence about this one
         self._samples += 1
         self._delays[size > SMALL_BODY].add(now - started)
         elapsed = now - self._window

@@ -279,7 +279,7 @@ class GuardedView(WrappedStore):
             breaker.failing_since[writes] = None
             breaker.responded()
             return AttemptOutcome.DONE
-        if probe:  # a cancel or an expired lease is no evidence about the store
+        if probe:  # a cancel or an expired lease is not evidence about the store
             breaker.abandoned(probe=True)
         return AttemptOutcome.FAILED
 

@@ -73,7 +73,7 @@ async def complete_over_present(store: Store, upload: Upload, parts: Sequence[Pa
 
 def multipart_etag(parts: Sequence[Part]) -> str | None:
     """The ETag of an object of several parts: the MD5 of the parts' MD5s, and their number (Amazon S3 User Guide,
-    "Checking object integrity"). None if the ETags of the parts are no MD5s."""
+    "Checking object integrity"). None if the ETags of the parts are not MD5s."""
     try:
         digests = [bytes.fromhex(part.etag.strip('"')) for part in parts]
     except ValueError:

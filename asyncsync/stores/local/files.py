@@ -227,7 +227,7 @@ def open_object(path: str, root: str) -> tuple[int, os.stat_result]:
 
 
 def unlink(path: str) -> None:
-    """Remove a file. A missing file or a directory is no error."""
+    """Remove a file. A missing file or a directory is not an error."""
     try:
         os.unlink(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -117,7 +117,7 @@ def object_info(key: str, size: int, headers: Mapping[str, str]) -> ObjectInfo:
 
 
 def check_deleted(bucket: str, failed: Sequence[tuple[str, str, str]]) -> None:
-    """Raise the first error in a response to DeleteObjects. A missing object is no error."""
+    """Raise the first error in a response to DeleteObjects. A missing object is not an error."""
     for key, code, message in failed:
         if code not in ("NoSuchKey", "NotFound"):
             status = _DELETE_STATUS.get(code, 400)

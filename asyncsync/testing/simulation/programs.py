@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from asyncsync import Checkpoint, CheckpointHandle, Experiment, SyncEngine, Trial, prune
+from asyncsync import Checkpoint, CheckpointHandle, Experiment, SyncEngine, Trial, pin, prune, unpin
 from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
 from asyncsync.errors import (
     AsyncsyncError,
@@ -22,6 +22,7 @@ from asyncsync.errors import (
     ConfigError,
     EngineClosedError,
     ExperimentExistsError,
+    NotFoundError,
     SourceChangedError,
     SyncFailedError,
 )
@@ -110,6 +111,10 @@ def _text(error: BaseException) -> str:
     return str(error)[:200] if not inner else f"{error} {[_text(one) for one in inner]}"
 
 
+MARKS: Mapping[str, Any] = {"pin": pin, "unpin": unpin}
+"""What a process that does not run the trial may do to its checkpoints."""
+
+
 class Training(Program):
     """A driver, a worker or a rank that trains."""
 
@@ -119,6 +124,7 @@ class Training(Program):
         self.promises = PendingPromises()
         self.steps: dict[str, int] = {}
         self.curator = random.Random(f"{world.plan!r} {process.name}")  # noqa: S311  not those of the schedule
+        self.marker = random.Random(f"marks {world.plan!r} {process.name}")  # noqa: S311
 
     async def work(self) -> None:
         resume = self.life.resume
@@ -269,11 +275,14 @@ class Training(Program):
         name = self.curator.choice([*names, *([latest.name] if latest is not None else [])])
         verb = self.curator.choice(("retire", "retire", "pin", "unpin"))
         self.ledger.curates(verb, trial.name, name)
+        outside = verb in MARKS and self.marker.random() < 0.5
+        if outside:
+            self.ledger.count(f"{verb} from outside")
         try:
-            await getattr(trial, verb)(name)
+            await (MARKS[verb](f"{trial.uri}/{name}") if outside else getattr(trial, verb)(name))
         except EngineClosedError:
             raise
-        except ConfigError:
+        except (NotFoundError, ConfigError):
             self.ledger.curates("refused", trial.name, name)
         except AsyncsyncError as error:
             self._note_refused(error)

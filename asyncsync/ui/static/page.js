@@ -180,6 +180,7 @@ async function refresh() {
   try {
     await take(await data.experiment());
   } catch (error) {
+    state.generation = null; // the next event asks again
     serverLost(error);
   }
 }

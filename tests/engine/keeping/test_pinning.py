@@ -141,6 +141,7 @@ async def test_a_pin_that_comes_too_late_says_so(bench: Bench) -> None:
     async with bench.engine(keep=KEEP_ONE) as engine:
         trial = engine.trial("t")
         (first,) = await reported(bench, trial, 1)
+        await trial.sync()  # the first sync, which was due at once, writes the record no more
         hold = bench.faults.hang(operation="put", key="trial.json")
         report = await trial.report({}, bench.checkpoint("c2"), upload=UploadMode.ASYNC)
         await hold.reached.wait()

@@ -59,6 +59,7 @@ class RayBench:
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_AIR_NEW_OUTPUT": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # it counts the memory of all programs of the machine
             "PYTHONPATH": os.pathsep.join([str(PACKAGE), str(PROGRAMS)]),
             "STORAGE_URI": self.uri,
             "STORAGE_OPTIONS": json.dumps({"endpoint_url": endpoint or self.server.endpoint, "region": "us-east-1"}),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncsync")
 
 IDLE_SECONDS = 60.0
-"""An agent ends after this many seconds without a living process that has called it."""
+"""An agent ends when for so long no process has lived that had asked it for something."""
 EVENTS_PATIENCE = 20.0
 """Most seconds that a listener waits for an event before it asks again."""
 
@@ -49,7 +49,7 @@ class Agent:
         life.add_done_callback(partial(_end, myself))
 
     async def hello(self) -> str:
-        """The name of its process. Returns only while the agent can work."""
+        """The name of its process. Returns only while its work can continue, too."""
         await self._on_bridge(_nothing())
         return self._presence.name
 
@@ -82,7 +82,7 @@ class Agent:
 
 
 async def _nothing() -> None:
-    """Returns at once, which shows that the event loop runs."""
+    """Shows that the loop turns."""
 
 
 async def _status(work: NodeWork) -> EngineStatus:
@@ -90,14 +90,14 @@ async def _status(work: NodeWork) -> EngineStatus:
 
 
 def _end(actor: Any, life: Future[None]) -> None:
-    """End the agent: it was idle, or has failed. Workers then do their work themselves."""
+    """It was idle, or has failed: workers then do their work themselves."""
     if error := life.exception():
         log.error("the agent of this node ends: %r", error)
     ray.kill(actor)
 
 
 def is_draining(node: str) -> bool:
-    """Whether Ray is about to remove this node. False if this version of Ray does not report it."""
+    """Whether Ray is about to take this node away. A Ray that does not say is taken to keep it."""
     try:
         return node in ray._private.state.state.get_draining_nodes()  # noqa: SLF001  Ray has no public call
     except AttributeError:

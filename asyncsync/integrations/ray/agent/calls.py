@@ -16,7 +16,7 @@ class NotServedError(AsyncsyncError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A local directory or file, by which another process recognises the same one."""
+    """A local directory or file, so that another process can tell whether it sees the same one."""
 
     path: str
     device: int
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``work(storage, *arguments)``, requested by a process."""
+    """``work(storage, *arguments)``, asked for by a process."""
 
     work: Callable[..., Awaitable[Any]]
     """A function of a module, see ``operations.py``."""

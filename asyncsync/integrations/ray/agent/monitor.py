@@ -39,8 +39,8 @@ def agents(where: Mapping[str, Any]) -> list[RunningEngine]:
 def events(where: Mapping[str, Any]) -> Iterator[Event]:
     """The events of all nodes, as they happen; ``tree`` and ``trial`` of an event are relative to the storage path.
 
-    Blocks between events and never ends; leave it at any time. For an agent that already runs, it begins with the
-    events that the agent has kept. Use it in a thread of its own.
+    Blocks between events and never ends; leave it whenever you like. Of an agent that is there already, it begins with
+    the last events that it has kept. Use it in a thread of its own.
     """
     listener = _Listener(where)
     while True:
@@ -55,7 +55,7 @@ class _Listener:
         self._next: dict[str, int] = {}
         """Agent -> number of its next event."""
         self._asked: dict[Any, tuple[str, Any]] = {}
-        """Pending call -> name and handle of the agent."""
+        """Question -> name and handle of the agent."""
 
     def hear(self) -> list[Event]:
         """The events of the agents that respond within LOOK_SECONDS."""

@@ -1,4 +1,5 @@
-"""Work on a storage: a worker process of Ray calls the agent of its node, any other process does the work itself.
+"""How a process asks for work on a storage: a worker process of Ray asks the agent of its node, any other does it
+itself.
 
 If the agent is lost, or cannot serve a call, the worker does it itself, too; nothing is lost. The agent has ended then,
 so the two never work on the same thing.
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 NAMESPACE = "asyncsync"
 START_SECONDS = 60.0
-"""Most seconds to wait for the start of an agent."""
+"""Most seconds for which the start of an agent is awaited."""
 PAUSE_SECONDS = 60.0
 """Seconds for which a worker does everything itself after an agent could not be started."""
 SILENCE = 20.0
@@ -64,8 +65,7 @@ def call(
     writer: tuple[str, str, int] = ("", "", 0),
     outlives: bool = False,
 ) -> T:
-    """Do ``work(storage, *arguments)``; blocks. ``local``: the directory or file that it reads or writes on this
-    machine. For the others see
+    """Do ``work(storage, *arguments)``; blocks. ``local``: what it reads or writes on this machine. For the others see
     :class:`Call`."""
     agent, place = _agents.of(address), None if local is None else Place.of(local)
     if agent is not None and (local is None or place is not None):
@@ -102,7 +102,7 @@ class NodeAgent:
     name: str
 
     def run(self, request: Call) -> Any:
-        """NotServedError if the agent cannot do it, or was lost: then it has ended."""
+        """NotServedError if the agent cannot do it, or was lost meanwhile: then it has ended."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
@@ -122,7 +122,7 @@ class NodeAgent:
             raise
 
     def _await(self, reference: Any) -> None:
-        """Returns when the call has ended. An agent that does not respond at all is ended."""
+        """Returns when the call has ended. An agent that says nothing at all is ended."""
         import ray
 
         while not ray.wait([reference], timeout=SILENCE)[0]:
@@ -130,7 +130,7 @@ class NodeAgent:
                 self.end()
 
     def end(self) -> None:
-        """End the agent, if it still runs."""
+        """Make sure that it has ended."""
         _agents.forget(self)
         pid = Presence.pid_of(self.name)
         if pid is None or Presence.has_ended(self.name):
@@ -162,7 +162,7 @@ class KnownAgents:
             return self._agents.get(address)
 
     def forget(self, agent: NodeAgent) -> None:
-        """Forget the agent: it is lost."""
+        """It is lost."""
         with self._guard:
             self._agents = {address: other for address, other in self._agents.items() if other is not agent}
 
@@ -178,7 +178,7 @@ class KnownAgents:
 
 def start(address: Address) -> NodeAgent:
     """The agent of this node. RayError or TimeoutError if there is none, and NotServedError while Ray drains the node:
-    it places no new actor there."""
+    it places no actor there any more."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -205,14 +205,14 @@ def start(address: Address) -> NodeAgent:
 
 
 def agent_name(address: Address, node: str) -> str:
-    """The name of the actor: the storage, the identity of its users, and the node."""
+    """The name of the actor: the storage, who uses it, and the node."""
     identity = [os.environ.get(variable) for variable in IDENTITY]
     user = hashlib.blake2b(repr((identity, os.getuid(), sys.executable)).encode(), digest_size=8).hexdigest()
     return f"{names_of(address)}{user} {node}"
 
 
 def names_of(address: Address) -> str:
-    """The prefix of the names of all agents of a storage."""
+    """How the names of all agents of a storage begin."""
     return f"agent {hashlib.blake2b(repr(address).encode(), digest_size=8).hexdigest()} "
 
 
@@ -238,7 +238,7 @@ def _own_name() -> str:
 
 
 def _forget() -> None:
-    """In a forked child: it is not an actor."""
+    """In a forked child: it is no actor."""
     global _agents  # noqa: PLW0603  the lock may be held by a thread of the parent
     _agents = KnownAgents()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncsync")
 
 DRAIN_INTERVAL = 1.0
-"""Seconds between two checks whether the node is being drained, while a call runs."""
+"""Seconds between two questions whether the node is being drained, while something runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class _Running:
 class NodeWork:
     """Runs calls, on the event loop of the storage.
 
-    ``draining`` returns whether the node is about to be removed. It blocks, and is called only while a call runs.
+    ``draining`` says whether the node is about to be taken away. It blocks, and is asked only while something runs.
     """
 
     def __init__(self, storage: Storage, draining: Callable[[], bool] = lambda: False) -> None:
@@ -53,12 +53,12 @@ class NodeWork:
 
     @property
     def idle(self) -> float:
-        """Seconds without a running call and without a living process that has made one; 0 if there is one."""
+        """Seconds for which nothing has run and no process has lived that had asked for something; 0 if one does."""
         return 0.0 if self._running or len(self._watch) else time.monotonic() - self._idle_since
 
     async def run(self, call: Call) -> Any:
-        """Run a call. CancelledError if the caller is killed, or if a later attempt takes its place. NotServedError if
-        the agent cannot serve it; then nothing was done."""
+        """Do what is asked. CancelledError if the caller is killed meanwhile, or if a later attempt takes its place.
+        NotServedError before anything is done."""
         if not self._watch.add(call.caller) or (call.place is not None and not call.place.is_here()):
             raise NotServedError(f"the agent of this node does not see what {call.caller} sees: it may be a container")
         await self._end_earlier_attempts(call)
@@ -124,7 +124,7 @@ class NodeWork:
         self._to_clean.set()
 
     async def _end_earlier_attempts(self, call: Call) -> None:
-        """End the uploads of earlier attempts to the same checkpoint; none of them runs when this returns."""
+        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
         for task, item in list(self._running.items()):
             if call.replaces(item.call):
                 self._cancel(task)
@@ -137,7 +137,7 @@ class NodeWork:
                 self._cancel(task)
 
     async def _clean_up(self) -> None:
-        """Abort the uploads of cancelled calls, once these have stopped."""
+        """Abort the uploads of what was cancelled, once it has stopped."""
         while True:
             await self._to_clean.wait()
             self._to_clean.clear()
@@ -159,7 +159,7 @@ class NodeWork:
                 await asyncio.sleep(DRAIN_INTERVAL)
 
     def _drain(self) -> None:
-        """The node is about to be removed: send the newest checkpoints first, and cancel the rest."""
+        """The node is about to be taken away. The newest checkpoints go first; the rest is cancelled."""
         self._drained = True
         self.events.emit(SyncWarning(tree="", message="the node is drained: the newest checkpoints are sent first"))
         for task, item in list(self._running.items()):
@@ -173,7 +173,7 @@ class NodeWork:
 
 
 def urgency(uploads: Sequence[tuple[str, str]]) -> list[str]:
-    """The order in which checkpoints are sent when time is short. ``uploads``: process and checkpoint, oldest first.
+    """In which order checkpoints are sent when time is short. ``uploads``: process and checkpoint, oldest first.
 
     The newest first; but those of one process in their own order, because Ray registers them in that order: a later one
     is of no use without the earlier one.

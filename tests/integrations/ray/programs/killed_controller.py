@@ -18,16 +18,17 @@ REGISTRATION = ("commit", "write", "save_run")
 
 
 def kill_before(_controller, operation):
-    """In the controller: it kills itself just before this operation. ``""``: once all of them are done."""
+    """In the controller: it kills itself just before this operation for s_1. ``""``: once all of them are done."""
     from asyncsync.integrations.ray.agent import node_agent
 
     call = node_agent.call
 
     def counted(address, work, *arguments, **options):
-        if work.__name__ == operation:
+        of_step_1 = "s_1" in repr(arguments)
+        if of_step_1 and work.__name__ == operation:
             os.kill(os.getpid(), signal.SIGKILL)
         outcome = call(address, work, *arguments, **options)
-        if not operation and work.__name__ == REGISTRATION[-1]:
+        if of_step_1 and not operation and work.__name__ == REGISTRATION[-1]:
             os.kill(os.getpid(), signal.SIGKILL)
         return outcome
 
