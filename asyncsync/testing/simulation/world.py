@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.stores.guard.fenced import LEASE_OUTLIVED
 from asyncsync.testing.simulation.ledger import NAME, Ledger
 from asyncsync.testing.simulation.loop import EPOCH, Machine, Process, SimulationLoop
 from asyncsync.testing.simulation.network import CALM, SCHEME, Network, Weather
@@ -173,6 +174,8 @@ class World:
             for key in [key for key in self.network.bucket.objects if key.startswith(f"{NAME}/")]:
                 del self.network.bucket.objects[key]
             self.ledger.wiped()
+            if any(process.alive for process in self.processes):
+                await asyncio.sleep(LEASE_OUTLIVED)  # as docs/reliability.md asks of users
 
     def _ranks_live(self) -> bool:
         """Whether ranks are running. Numbers are not promised to be right if data is deleted under them."""
