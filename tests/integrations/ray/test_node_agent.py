@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ray.exceptions", reason="Ray is not installed: run nox -s ray")
 pytestmark = pytest.mark.filterwarnings("default")
 
+import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RaySystemError, RayTaskError, TaskCancelledError
 
 from asyncsync import ConcurrentWriterError, NotFoundError
