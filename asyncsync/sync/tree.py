@@ -211,8 +211,8 @@ class Tree:
             await self._commit(store, deleted, self._manifest.scanned if tally.failures else scanned)
         if deleted:
             await self._delete(store, deleted)
-        if dropped and self._options.delete and tally.vanished:
-            await self._delete(store, dropped)  # of units that were deleted while they were sent
+        if self._options.delete and tally.vanished:
+            await self._delete_vanished(store, dropped, tally)
         if tally.failures:
             raise self.failed(tally)
         self._sent = self.moved
@@ -432,6 +432,14 @@ class Tree:
         keys = [self.prefix + path for path in paths]
         batches = [keys[start : start + KEYS_PER_DELETE] for start in range(0, len(keys), KEYS_PER_DELETE)]
         await for_each_limited(batches, store.delete, min(DELETE_REQUESTS, len(batches)))
+
+    async def _delete_vanished(self, store: Store, dropped: list[str], tally: Tally) -> None:
+        """Delete what was sent before it vanished, and ``dropped``, the rest of such units: no manifest names them."""
+        uploads, known = self._session.uploads, self._manifest.known
+        named = known.files if known is not None else {}
+        sent = [path for path in tally.vanished if path not in named and uploads.sent(self.prefix + path) is not None]
+        await self._delete(store, [*dropped, *sent])
+        uploads.files_named(self.prefix, sent)
 
     def _report(
         self, snapshot: Snapshot, changes: Changes, tally: Tally, store: Store, started: float, deleted: int

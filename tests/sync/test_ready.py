@@ -108,6 +108,16 @@ async def test_a_unit_that_vanishes_while_it_is_sent_is_not_named(faults: Faults
     assert (named(), objects()) == ({"log"}, {"log"})
 
 
+@pytest.mark.parametrize("path", ["checkpoint-1/optimizer", "alone"])
+async def test_a_file_that_vanishes_once_it_is_sent_leaves_no_object(faults: Faults, tmp_path: Path, path: str) -> None:
+    unit(tmp_path / "tree", size=300_000)
+    (tmp_path / "tree/alone").write_bytes(b"x" * 2_000_000)
+    faults.hook(1, (tmp_path / "tree" / path).unlink, operation="put", key=path, after=True)
+    async with Syncer(tmp_path / "tree", "memory://b/p", MIRROR) as syncer:
+        await syncer.sync_up()
+        assert objects() == named() == {"alone", *UNIT} - ({path} if path == "alone" else UNIT)
+
+
 async def test_a_unit_that_is_being_deleted_stays_whole_until_it_is_gone(faults: Faults, tmp_path: Path) -> None:
     directory = unit(tmp_path / "tree")
     unit(tmp_path / "tree", 2)
