@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from onebench import Bench
+from statuses import running_engine
 
-from asyncsync import EngineStatus, EngineTotals, RunningEngine, TrialStatus
+from asyncsync import EngineTotals, RunningEngine, TrialStatus
 from asyncsync.cli.running.engine_status import engine_lines
 from asyncsync.testing import run_virtual
 
@@ -20,24 +21,17 @@ from .conftest import Invoke
 Answer = Callable[..., dict[str, Any]]
 
 
-def engine(*, alive: bool = True, healthy: bool = True, lag: float = 0.0, size: int = 0, written: float = 1000.0):
-    trial = TrialStatus("t", "running", 3, 900.0, lag, size, 1 if size else 0, {})
-    status = EngineStatus(
-        trials={"t": trial},
-        durability_lag=lag,
-        bytes_at_risk=size,
-        syncs_running=0,
-        inbox=0,
-        requests_running=0,
-        requests_waiting=0,
-        request_limit=64,
+def engine(*, alive: bool = True, healthy: bool = True, lag: float = 0.0, size: int = 0) -> RunningEngine:
+    pending = 1 if size else 0
+    return running_engine(
+        alive=alive,
+        trials=(TrialStatus("t", "running", 3, 900.0, lag, size, pending, {}),),
+        lag=lag,
+        size=size,
         store_healthy=healthy,
-        conditional_writes=True,
-        checks="crc32c",
-        pending_checkpoints=1 if size else 0,
+        pending_checkpoints=pending,
         totals=EngineTotals(last_error=None if healthy else "no\nroute", last_error_time=990.0),
     )
-    return RunningEngine("s3://b/e", "/local/e", "driver", 0, 7, 10.0, written, alive, status, 1)
 
 
 def test_a_safe_engine_is_one_verdict() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from onebench import Bench
+from statuses import running_engine
 
 from asyncsync import (
-    EngineStatus,
     EngineTotals,
     OperationTotals,
     RunningEngine,
@@ -29,24 +29,19 @@ NAME = re.compile(r"asyncsync_[a-z_]+(_seconds|_bytes|_total|_sum|_count|_bucket
 def engine(uri: str = "s3://b/e", *, alive: bool = True) -> RunningEngine:
     trial = TrialStatus("t", "running", 3, 900.0, 40.0, 2048, 1, {})
     totals = EngineTotals(bytes_sent=10, checkpoints_durable=3, durable_counts=[1, 0, 2, *[0] * 8], durable_seconds=1.5)
-    status = EngineStatus(
-        trials={"t": trial},
-        durability_lag=40.0,
-        bytes_at_risk=2048,
-        syncs_running=0,
-        inbox=0,
+    return running_engine(
+        uri,
+        alive=alive,
+        trials=(trial,),
+        lag=40.0,
+        size=2048,
         requests_running=2,
         requests_waiting=1,
-        request_limit=64,
-        store_healthy=True,
-        conditional_writes=True,
-        checks="crc32c",
         operations={"put": OperationTotals(7, 2, 100, 3.5)},
         errors={"put ThrottledError": 2},
         pending_checkpoints=1,
         totals=totals,
     )
-    return RunningEngine(uri, "/local/e", "driver", 0, 7, 10.0, 1000.0, alive, status, 1)
 
 
 def scraped(*engines: RunningEngine, uri: str = "") -> dict[str, float]:

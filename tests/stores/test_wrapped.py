@@ -4,7 +4,6 @@ import asyncio
 import inspect
 
 import pytest
-from leases import CountedLease
 
 from asyncsync.disk.files import FileRange, lease_of
 from asyncsync.errors import NotFoundError, UnavailableError
@@ -12,6 +11,7 @@ from asyncsync.stores.base import Part, Store, Upload
 from asyncsync.stores.guard.metered import MeteredStore
 from asyncsync.stores.wrapped import Call, Operation, T, WrappedStore
 from asyncsync.testing import FaultyStore, MemoryStore
+from asyncsync.testing.conformance.leases import CountedLease
 
 
 class MissingCounter(WrappedStore):

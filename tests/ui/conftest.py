@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from onebench import Bench
+from statuses import NOW, running_engine
 from stored import put_tree
 
-from asyncsync import EngineStatus, EngineTotals, RunningEngine
+from asyncsync import RunningEngine
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.sync.records.model import CheckpointRecord, ExperimentRecord, TrialRecord
 from asyncsync.testing import MemoryStore, reset_memory, run_virtual
@@ -24,7 +25,6 @@ pytest.importorskip("plotly")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-NOW = 1000.0
 URI = "memory://b/exp"
 ATTACK = "<img src=x onerror=\"window.hacked='yes'\"></script><script>window.hacked='yes'</script>${1}{{1}}"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,23 +33,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def an_engine(
     *, alive: bool = True, healthy: bool = True, lag: float = 0.0, size: int = 0, written: float = NOW
 ) -> RunningEngine:
-    """The status file of an engine, written at NOW."""
-    status = EngineStatus(
-        trials={},
-        durability_lag=lag,
-        bytes_at_risk=size,
-        syncs_running=0,
-        inbox=0,
-        requests_running=0,
-        requests_waiting=0,
-        request_limit=64,
-        store_healthy=healthy,
-        conditional_writes=True,
-        checks="crc32c",
-        pending_checkpoints=2 if size else 0,
-        totals=EngineTotals(),
+    """An engine with two checkpoints pending if there are bytes at risk."""
+    return running_engine(
+        alive=alive, written=written, lag=lag, size=size, store_healthy=healthy, pending_checkpoints=2 if size else 0
     )
-    return RunningEngine("s3://b/e", "/local/e", "driver", 0, 7, 10.0, written, alive, status, 1)
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from http_wire import MIB, Wire, answer
-from leases import CountedLease, leased
 from s3_script import OK, scripted
 
 from asyncsync.errors import LeaseExpiredError, StoreError, UnavailableError
 from asyncsync.stores.http.client import HELD_BACK_BYTES, SINGLE_WRITE_LEASED
 from asyncsync.stores.s3 import bucket as s3_bucket
+from asyncsync.testing.conformance.leases import CountedLease, leased
 
 HEAD = b"PUT /k HTTP/1.1\r\n\r\n"
 SIZES = [1, 16 << 10, SINGLE_WRITE_LEASED, SINGLE_WRITE_LEASED + 1, 65_537, MIB, 5 * MIB + 17]

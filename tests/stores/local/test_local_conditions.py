@@ -9,7 +9,6 @@ import sys
 import threading
 
 import pytest
-from leases import CountedLease, leased
 from test_local_store import files, tree
 
 from asyncsync.aio import threads
@@ -27,6 +26,7 @@ from asyncsync.stores.local import files as local_files
 from asyncsync.stores.local import multipart
 from asyncsync.stores.local import publish as local_publish
 from asyncsync.stores.local.store import LocalStore
+from asyncsync.testing.conformance.leases import CountedLease, leased
 
 MIB = 1 << 20
 
