@@ -8,6 +8,9 @@ from typing import Any
 DURABLE_BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Upper bounds (seconds) of the classes in :attr:`EngineTotals.durable_counts`; a last class has no bound."""
 
+RATE_VALID_SECONDS = 10.0
+"""Age in seconds from which a rate in a status file is outdated."""
+
 
 @dataclass(slots=True)
 class OperationTotals:
@@ -155,3 +158,13 @@ class RunningEngine:
     """Ages are those of ``written``. ``trials`` holds at most 200: those with the largest lag."""
     trials: int
     """Number of all its trials."""
+
+    def lag_at(self, now: float) -> float:
+        """The durability lag (seconds) at this Unix time: it grows while the engine runs and writes no new status."""
+        lag = self.status.durability_lag
+        return lag + max(0.0, now - self.written) if lag and self.alive else lag
+
+    def rate_at(self, now: float) -> float | None:
+        """Bytes per second to the store at this Unix time. None if the status is older than RATE_VALID_SECONDS: it is
+        written only when something happens."""
+        return self.status.bytes_per_second if self.alive and now - self.written < RATE_VALID_SECONDS else None

@@ -15,7 +15,7 @@ from typing import Any
 from asyncsync import CheckpointView, Experiment, RunningEngine, TrialView
 from asyncsync.planning.retention import flatten
 from asyncsync.ui.retention_forecast import RetentionRule
-from asyncsync.ui.verdict import AtRisk, Reading, verdict_of
+from asyncsync.ui.verdict import AtRisk, Reading, holders, verdict_of
 
 MOST_COLUMNS = 60
 """Parameters, and metrics, in the table: those that the most trials have."""
@@ -80,12 +80,6 @@ def live_document(
     }
 
 
-def holders(experiment: Experiment | None, engines: Sequence[RunningEngine]) -> list[RunningEngine]:
-    """The engines that hold work: those that run; of a lost experiment the killed ones."""
-    alive = [engine for engine in engines if engine.alive]
-    return alive or (list(engines) if experiment is not None and experiment.lost else [])
-
-
 def engine_document(engine: RunningEngine) -> dict[str, Any]:
     """One engine of this machine."""
     status, totals = engine.status, engine.status.totals
@@ -126,17 +120,13 @@ def engine_document(engine: RunningEngine) -> dict[str, Any]:
     }
 
 
-RATE_VALID = 10.0
-"""Seconds after which the rate in a status file says nothing about now: the file is written when something happens."""
-
-
 def sample_of(engines: Sequence[RunningEngine], now: float) -> dict[str, float]:
     """The transfers of the running engines at this moment."""
     alive = [engine for engine in engines if engine.alive]
     risk = AtRisk.of(alive, now)
     return {
         "now": now,
-        "rate": sum(engine.status.bytes_per_second for engine in alive if now - engine.written < RATE_VALID),
+        "rate": sum(engine.rate_at(now) or 0.0 for engine in alive),
         "in_flight": sum(engine.status.requests_running for engine in alive),
         "waiting": sum(engine.status.requests_waiting for engine in alive),
         "limit": sum(engine.status.request_limit for engine in alive),

@@ -1,17 +1,17 @@
 """The verdict: whether everything is safe, as one line and one level. Pure. The first rule that applies decides:
 
 1. The store cannot be read, or does not respond: ``unknown``, or ``danger`` if an engine holds what is not stored.
-2. An engine of this machine runs: ``safe`` if everything reported is in the store, ``risk`` if not, ``danger`` if its
-   store is unavailable; ``unknown`` if other trials run on other machines.
-3. Not all records are read yet: ``unknown``.
-4. The driver was killed or sends no heartbeat: ``danger``.
-5. It runs elsewhere: ``unknown``, because only its own machine knows what it has not sent.
-6. It has ended: ``safe`` if it finished, ``risk`` if it was interrupted, or if records are damaged.
+2. The store is unavailable to a running engine of this machine: ``danger``.
+3. The driver, or the process of a trial, was killed or sends no heartbeat: ``danger``.
+4. A running engine of this machine holds what is not stored: ``risk``.
+5. Not all records are read yet: ``unknown``. Some are damaged: ``risk``.
+6. An engine of this machine runs: ``safe``; ``unknown`` if other trials run on other machines.
+7. It runs elsewhere: ``unknown``, because only its own machine knows what it has not sent.
+8. It has ended: ``safe`` if it finished, ``risk`` if it was interrupted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,13 +55,9 @@ class AtRisk:
     def of(cls, engines: Sequence[RunningEngine], now: float) -> AtRisk:
         """The sum over engines. The lag has grown since the status files were written."""
         statuses = [engine.status for engine in engines]
-        lags = [
-            engine.status.durability_lag + (max(0.0, now - engine.written) if engine.alive else 0.0)
-            for engine in engines
-            if engine.status.durability_lag
-        ]
+        lag = max((engine.lag_at(now) for engine in engines), default=0.0)
         pending = sum(status.pending_checkpoints for status in statuses)
-        return cls(pending, sum(status.bytes_at_risk for status in statuses), max(lags, default=0.0))
+        return cls(pending, sum(status.bytes_at_risk for status in statuses), lag)
 
     @property
     def text(self) -> str:
@@ -86,19 +82,57 @@ def verdict_of(
         return Verdict("danger" if at_risk else "unknown", "; ".join(filter(None, (unread, at_risk))))
     if any(not engine.status.store_healthy for engine in alive):
         return Verdict("danger", f"The store is unavailable to the running engine; {at_risk or 'nothing waits for it'}")
+    read = experiment if reading.read_at else None
+    lost = _lost(read, engines, now) if read is not None else ""
+    if lost:
+        return Verdict("danger", f"Lost: {lost}")
     if at_risk:
         return Verdict("risk", f"At risk: {at_risk}")
-    if alive:
-        return _of_engines(experiment, alive)
-    if experiment is None or not reading.read_at:
+    if read is None:
         return Verdict("unknown", "Reading the records")
-    return _of_records(experiment, [engine for engine in engines if not engine.alive], now)
+    unreadable = sum(trial.shown_status == "unreadable" for trial in read.trials)
+    if unreadable:
+        return Verdict("risk", f"The records of {_trials(unreadable)} cannot be read")
+    return _of_engines(read, alive) if alive else _of_records(read, now)
 
 
-def _of_engines(experiment: Experiment | None, alive: Sequence[RunningEngine]) -> Verdict:
+def holders(experiment: Experiment | None, engines: Sequence[RunningEngine]) -> list[RunningEngine]:
+    """The engines that hold work: those that run, and the killed ones whose work nobody continues."""
+    return [engine for engine in engines if engine.alive or _is_abandoned(engine, experiment, engines)]
+
+
+def _is_abandoned(engine: RunningEngine, experiment: Experiment | None, engines: Sequence[RunningEngine]) -> bool:
+    """Whether an engine of this machine was killed and held what no other one has continued: the driver of a run
+    without a later heartbeat; or a worker with a trial that no engine here runs and whose record was not written since.
+    """
+    if engine.alive or engine.status.is_safe or experiment is None:
+        return False
+    if engine.role == "driver":
+        return experiment.lost or _was_killed(experiment, [engine])
+    updated = {trial.name: trial.updated for trial in experiment.trials}
+    here = {name for other in engines if other.alive for name in other.status.trials}
+    behind = [name for name, trial in engine.status.trials.items() if trial.durability_lag]
+    return not behind or any(name not in here and updated.get(name, 0.0) <= engine.written for name in behind)
+
+
+def _lost(experiment: Experiment, engines: Sequence[RunningEngine], now: float) -> str:
+    """What has ended without leaving its engine, here or on other machines; empty: nothing is known to have."""
+    ended = [engine for engine in engines if not engine.alive]
+    held = AtRisk.of([engine for engine in ended if _is_abandoned(engine, experiment, engines)], now).text
+    left = f"; it held {held}" if held else ""
+    if experiment.lost or _was_killed(experiment, ended):
+        since = f"; last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
+        return f"the driver has ended without leaving its engine{left}{since}. Resume it"
+    if held:
+        return f"a process of this machine has ended without leaving its engine{left}. Resume it"
+    lost = sum(trial.shown_status == "lost" for trial in experiment.trials)
+    return f"the process of {_trials(lost)} has ended. Resume them" if lost else ""
+
+
+def _of_engines(experiment: Experiment, alive: Sequence[RunningEngine]) -> Verdict:
     """The engines of this machine have stored everything. Trials that run on other machines are not known here."""
     here = {name for engine in alive for name in engine.status.trials}
-    running = [trial.name for trial in (experiment.trials if experiment else ()) if trial.shown_status == "running"]
+    running = [trial.name for trial in experiment.trials if trial.shown_status == "running"]
     complete = all(len(engine.status.trials) == engine.trials for engine in alive)
     others = len(running) - sum(engine.trials for engine in alive)
     elsewhere = sum(name not in here for name in running) if complete else others
@@ -118,23 +152,14 @@ def _unread(reading: Reading, now: float) -> str:
     return ""
 
 
-def _of_records(experiment: Experiment, ended: Sequence[RunningEngine], now: float) -> Verdict:
+def _of_records(experiment: Experiment, now: float) -> Verdict:
     """Without a running engine on this machine."""
-    if experiment.lost or _was_killed(experiment, ended):
-        held = AtRisk.of(ended, now).text
-        since = f"; last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
-        left = f"; it held {held}" if held else ""
-        return Verdict("danger", f"Lost: the driver has ended without leaving its engine{left}{since}. Resume it")
-    counts = Counter(trial.shown_status for trial in experiment.trials)
-    if counts["lost"]:
-        return Verdict("danger", f"Lost: the process of {_trials(counts['lost'])} has ended. Resume them")
     if experiment.status == "running":
         since = f": last heartbeat {duration_text(now - experiment.heartbeat)} ago" if experiment.heartbeat else ""
         return Verdict("unknown", f"Running on another machine{since}. What it has not sent is not visible here")
-    if counts["unreadable"]:
-        return Verdict("risk", f"The records of {_trials(counts['unreadable'])} cannot be read")
     if experiment.status == "interrupted":
-        return Verdict("risk", f"Interrupted: {_trials(counts['unfinished'])} unfinished. Resume it")
+        unfinished = sum(trial.shown_status == "unfinished" for trial in experiment.trials)
+        return Verdict("risk", f"Interrupted: {_trials(unfinished)} unfinished. Resume it")
     if experiment.status == "unknown":
         return Verdict("unknown", "The driver's record is missing: only the trials' own records are known")
     return Verdict("safe", f"Ended ({experiment.status}): nothing runs, nothing waits")

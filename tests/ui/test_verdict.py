@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from statuses import running_engine
 
-from asyncsync import Experiment, TrialView
-from asyncsync.ui.verdict import Reading, verdict_of
+from asyncsync import Experiment, TrialStatus, TrialView
+from asyncsync.ui.verdict import Reading, holders, verdict_of
 
 from .conftest import NOW, an_engine
 
@@ -61,6 +62,28 @@ CASES = {
         "unknown",
         "another machine",
     ),
+    "a worker killed beside the driver": (
+        experiment("running", trial("running")),
+        [an_engine(), replace(an_engine(alive=False, lag=5, size=1, written=NOW - 8), role="worker")],
+        READ,
+        "danger",
+        "it held 2",
+    ),
+    "another machine's trial lost beside the driver": (
+        experiment("running", trial("running", lost=True)),
+        [an_engine()],
+        READ,
+        "danger",
+        "process of 1 trial",
+    ),
+    "a damaged record beside the driver": (
+        experiment("running", trial("unreadable")),
+        [an_engine()],
+        READ,
+        "risk",
+        "cannot be read",
+    ),
+    "a driver not read yet": (None, [an_engine()], Reading(progress=NOW), "unknown", "Reading"),
     "no heartbeat": (experiment("running", lost=True, heartbeat=400.0), [], READ, "danger", "heartbeat 10 min ago"),
     "a lost worker": (experiment("running", trial("running", lost=True)), [], READ, "danger", "process of 1 trial"),
     "running elsewhere": (experiment("running", heartbeat=990.0), [], READ, "unknown", "heartbeat 10 s ago"),
@@ -106,11 +129,27 @@ def test_trials_on_other_machines_are_not_called_safe() -> None:
     assert (found.level, "1 trial on other machines" in found.text) == ("unknown", True)
 
 
+def test_a_killed_worker_whose_trials_go_on_is_not_missed() -> None:
+    """Its file stays for days. Its trials are continued by an engine of this machine, or were written since."""
+    behind = TrialStatus("t", "running", 3, 900.0, 5.0, 1, 1, {})
+    killed = running_engine(alive=False, written=NOW - 8, lag=5, size=1, trials=(behind,), pending_checkpoints=1)
+    killed = replace(killed, role="worker")
+    for updated, others, level in (
+        (NOW - 9, [an_engine()], "danger"),
+        (NOW - 7, [an_engine()], "safe"),
+        (NOW - 9, [running_engine(trials=(replace(behind, durability_lag=0.0),))], "safe"),
+    ):
+        stored = experiment("running", TrialView("t", "", "running", updated=updated))
+        assert verdict_of(stored, [killed, *others], READ, NOW).level == level
+        assert (killed in holders(stored, [killed, *others])) == (level == "danger")
+
+
 def test_nothing_is_safe_that_was_not_read() -> None:
     """Whatever is known, an unread or unavailable store is never called safe."""
     for read in (Reading(), Reading(progress=NOW - 100), Reading(NOW - 5, None, "away")):
         for status in ("finished", "running", "interrupted", "unknown"):
-            assert verdict_of(experiment(status), [], read, NOW).level != "safe"
+            for engines in ([], [an_engine()], [an_engine(alive=False)]):
+                assert verdict_of(experiment(status), engines, read, NOW).level != "safe"
 
 
 def test_the_lag_grows_while_the_file_is_not_written() -> None:

@@ -17,9 +17,6 @@ from asyncsync.errors import ConfigError
 from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.status import EngineStatus
 
-RATE_VALID = 10.0
-"""Seconds after which the rate in a status file is outdated: the file is written only when something happens."""
-
 STATUS = """Show whether the work of running engines is safe now.
 
 Why: it shows what a crash would cost at this moment: the durability lag, the bytes at risk, the pending checkpoints,
@@ -96,8 +93,9 @@ def _show(
 def engine_lines(engine: RunningEngine, now: float) -> list[str]:
     """The state of one engine, for people: one line for the verdict, one for the work, then what is wrong."""
     status, since = engine.status, now - engine.written
-    lines = [f"{engine.uri}: {_verdict(engine, since)}"]
-    rate = f"{size_text(status.bytes_per_second)}/s" if since < RATE_VALID else "idle"
+    lines = [f"{engine.uri}: {_verdict(engine, now)}"]
+    sending = engine.rate_at(now)
+    rate = "idle" if sending is None else f"{size_text(sending)}/s"
     lines.append(
         f"  {counted(engine.trials, 'trial')}, {_last_step(status)}; sent {size_text(status.totals.bytes_sent)} at "
         f"{rate}, {counted(status.requests, 'request')}, {counted(sum(status.errors.values()), 'error')}; "
@@ -112,7 +110,7 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
     return [*lines, *_trial_lines(status, since if engine.alive else 0.0)]
 
 
-def _verdict(engine: RunningEngine, since: float) -> str:
+def _verdict(engine: RunningEngine, now: float) -> str:
     status = engine.status
     risk = f"{counted(status.pending_checkpoints, 'checkpoint')} pending ({size_text(status.bytes_at_risk)})"
     if not engine.alive:
@@ -121,7 +119,7 @@ def _verdict(engine: RunningEngine, since: float) -> str:
     if status.is_safe:
         return "safe: everything is in the store"
     store = "" if status.store_healthy else "; the store is unavailable"
-    return f"at risk: {risk}, not in the store for {duration_text(status.durability_lag + since)}{store}"
+    return f"at risk: {risk}, not in the store for {duration_text(engine.lag_at(now))}{store}"
 
 
 def _last_step(status: EngineStatus) -> str:
