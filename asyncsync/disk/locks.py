@@ -22,8 +22,8 @@ from asyncsync.runtime import tree_locks
 
 log = logging.getLogger("asyncsync")
 
-FLOCK_LAYOUT = ("qqihh", 2) if sys.platform == "darwin" else ("hhqqi", 4)
-"""Layout of ``struct flock`` of fcntl(2), and the index of the holder's process ID."""
+FLOCK_LAYOUT = ("qqihh", 3, 2) if sys.platform == "darwin" else ("hhqqi", 0, 4)
+"""Layout of ``struct flock`` of fcntl(2), and the indices of the lock's type and of its holder's process ID."""
 SPARE_ENTRIES = 4096
 """Entries of a claim file that may be outdated before it is written again."""
 ENTRY = 8
@@ -96,10 +96,13 @@ class _OtherClaims:
     places: set[int] = field(default_factory=set)
 
     def holder(self, place: int) -> int | None:
-        """The process, if it holds the tree and is alive. FileNotFoundError if it has removed its file."""
+        """The process, if it holds the tree and is alive; 0: one whose ID is not known here. FileNotFoundError if it
+        has removed its file."""
+        first = not self.read
+        if not first and place not in self.places and os.stat(self.path).st_size < self.read + ENTRY:
+            return None
         descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            first = not self.read
             self._read_on(descriptor)
             if place not in self.places and not first:
                 return None
@@ -209,7 +212,7 @@ class _LockFiles:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, place)
 
     def _holder(self, place: int) -> int | None:
-        """The other process that has claimed the tree."""
+        """The other process that has claimed the tree; 0: one whose ID is not known here."""
         assert self._deciding is not None
         while True:
             begun = os.fstat(self._deciding).st_size
@@ -275,13 +278,16 @@ def _taken(tree: str, pid: int | None) -> ConcurrentWriterError:
 
 
 def _holder(descriptor: int, place: int) -> int | None:
-    layout, field = FLOCK_LAYOUT
+    """The process that has locked this byte; None: nobody; 0: one whose ID is not known here, such as one in another
+    container."""
+    layout, kind, process = FLOCK_LAYOUT
     request = {"hhqqi": (fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0), "qqihh": (place, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)}
     try:
         response = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *request[layout]))
     except OSError:
-        return None
-    return int(struct.unpack(layout, response)[field]) or None
+        return 0
+    found = struct.unpack(layout, response)
+    return None if found[kind] == fcntl.F_UNLCK else max(int(found[process]), 0)
 
 
 _files = _LockFiles()
@@ -289,7 +295,7 @@ os.register_at_fork(after_in_child=_files.forget)
 
 
 class TreeLocks:
-    """The trees that one owner works on; ``close`` frees them all. Blocks, but only for microseconds.
+    """The trees that one owner works on; ``close`` frees them all. Blocks, but for less than a millisecond.
 
     A lock keeps out other processes of this machine and ends with its holder, also by SIGKILL. If there is no writable
     directory, or the file system has no locks, a warning is logged: the store's conditional writes still notice a

@@ -34,6 +34,7 @@ async def retire(context: EngineContext, trial: TrialState, name: str) -> None:
     newest = max(trial.durable_checkpoints(), key=by_age, default=None)
     trial.last_durable = None if newest is None else newest.number
     trial.last_durable_time = None if newest is None else newest.time
+    context.unsettled[trial.key] = None
     context.session.copy_sources.forget(f"{trial.key}/{name}/")
     context.emit(CheckpointRetired(tree=trial.key, trial=trial.key, checkpoint=name))
     if context.run.checkpoint_config.latest_file is not None:

@@ -341,10 +341,10 @@ class TreeManifest:
         else wrote: its segments would be deleted."""
         segments = self.stored.segments if self.stored is not None else ()
         wanted = self._record == MANIFEST and store.traits.conditional_writes and is_segmented(len(new.files), segments)
-        if not wanted or not (differs or segments):
-            return _Following(new, (), frozenset(), differs)
-        if not differs:  # the store keeps its segments, the journal learns the times
+        if segments and not differs:  # the store keeps its segments, the journal learns the times
             return _Following(new, segments, names_with(segments, changed), differs)
+        if not wanted or not differs:
+            return _Following(new, (), frozenset(), differs)
         return _Following(new, divide(new.files, segments, changed, partial(token, 12)), frozenset(), differs)
 
     async def _write(self, store: GuardedView, data: bytes, version: str) -> str:

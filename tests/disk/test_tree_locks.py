@@ -1,7 +1,9 @@
 """Locks of trees: held by one process of a machine at a time, whatever becomes of it."""
 
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncsync.config import state_dir
-from asyncsync.disk.locks import TreeLocks, _LockFiles
+from asyncsync.disk.locks import FLOCK_LAYOUT, TreeLocks, _LockFiles
 from asyncsync.errors import ConcurrentWriterError
 
 
@@ -48,6 +50,29 @@ def test_a_lock_dies_with_its_holder():
         holder.wait()
     with tree_lock("t"):
         pass
+
+
+@pytest.mark.parametrize("answer", ["a process without an ID here", "an error"])
+def test_a_holder_that_cannot_be_named_holds_its_lock(monkeypatch, answer):
+    """Such as one in another container, whose process IDs are its own."""
+
+    def holder(descriptor, command, request):
+        if answer == "an error":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        response = list(struct.unpack(FLOCK_LAYOUT[0], ask(descriptor, command, request)))
+        response[FLOCK_LAYOUT[2]] = 0
+        return struct.pack(FLOCK_LAYOUT[0], *response)
+
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        ask = fcntl.fcntl
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "fcntl", holder)
+            for _ in range(2):
+                with pytest.raises(ConcurrentWriterError, match="by another process;"), tree_lock("t"):
+                    pass
+        assert not _free_elsewhere("t")
+        process.kill()
 
 
 def test_a_process_holds_a_lock_until_its_last_user_frees_it():

@@ -8,7 +8,7 @@ import pytest
 from machines import Machine, names, record, told
 from onebench import Bench
 
-from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig
+from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig, pin
 from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
 from asyncsync.errors import AccessDeniedError
 from asyncsync.stores.base import Store
@@ -219,5 +219,50 @@ def test_what_a_late_record_lists_is_not_given_up(bench: Bench) -> None:
         merged = merge_late_record(ours, late)
         assert [item.name for item in merged.checkpoints] == ["checkpoint_000000"]
         assert merged.given_up == ["checkpoint_000007"]
+
+    run_virtual(main())
+
+
+def test_a_repair_that_fails_is_tried_again(bench: Bench) -> None:
+    """What a replaced process wrote late is found when its lease is over, and sent again until that succeeds."""
+    config = SyncConfig(sync_period=5, sync_artifacts=False)
+
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        async with one.killed(config, resume=False) as engine:
+            await engine.trial("t").report({"loss": 0})
+            await engine.trial("t").sync()
+            async with two.engine(config) as heir:
+                await heir.trial("t").report({"loss": 1})
+                await heir.trial("t").sync()
+                right = bench.store.contents["t/result.json"]
+                await bench.store.put("t/result.json", b"a late write\n")
+                repair = two.network.fail(1, AccessDeniedError("no"), operation="put", key="t/result.json")
+                await asyncio.sleep(60)
+                assert repair.seen == 2
+                assert bench.store.contents["t/result.json"] == right
+
+    run_virtual(main())
+
+
+def test_a_replaced_process_does_not_store_a_mark_that_it_adopts(bench: Bench) -> None:
+    """The successor of the experiment has not written the trial's record yet."""
+
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        async with one.killed(NEVER, resume=False) as engine:
+            trial = engine.trial("t")
+            await trial.report({"who": "one"}, bench.checkpoint("a"))
+            await asyncio.sleep(30)
+            async with two.engine(NEVER) as heir:
+                await pin("memory://b/exp/t/checkpoint_000000")
+                before = dict(bench.store.contents)
+                assert isinstance(
+                    await told(trial.report({"who": "one"}, bench.checkpoint("b"))), ConcurrentWriterError
+                )
+                assert bench.store.contents == before
+                await heir.trial("t").report({"who": "two"}, bench.checkpoint("c"))
+        pinned = [item.name for item in record(bench).checkpoints if item.pinned]
+        assert pinned == ["checkpoint_000000"]
 
     run_virtual(main())

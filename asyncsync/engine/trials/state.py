@@ -217,7 +217,7 @@ class TrialState:
         await self.take_ownership()
         if self.recheck_at is not None and lease_time() >= self.recheck_at:
             await self.tree.recheck()
-            self.recheck_at = None
+            self.recheck_at, self._synced = None, False  # what it finds is due until it is sent
         self._changed_since = None
         if self.reported_dirs:
             self.reported_dirs = await in_thread(existing_directories, self.root, self.reported_dirs)

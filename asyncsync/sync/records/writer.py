@@ -160,8 +160,7 @@ class RecordFile:
         elif self._lost:
             raise self._conflict(store)
         elif await self._version_there(store) not in (self.version, MISSING):
-            await self._adopt_ours(store)
-            await self._put(store, self._digest())
+            await self._adopt_ours(store)  # the next save writes it
         self._heard = began
 
     async def _version_there(self, store: Store) -> str:

@@ -13,6 +13,7 @@ from asyncsync import (
     SyncEngine,
     Trial,
     UploadMode,
+    pin,
     verify,
 )
 from asyncsync.errors import UnavailableError
@@ -63,6 +64,8 @@ async def test_the_newest_can_be_retired_and_its_number_is_not_used_again(bench:
     async with bench.engine() as engine:
         trial = engine.trial("t")
         first, second = await reported(bench, trial, 1, 2)
+        await settled(engine)
+        assert engine.status().trials["t"].last_durable == 1
         await trial.retire(second)
         assert trial.latest().name == first
         assert engine.status().trials["t"].last_durable == 0
@@ -116,6 +119,22 @@ async def test_a_pinned_checkpoint_must_be_unpinned_before_it_is_retired(bench: 
         await trial.pin(first)
         with pytest.raises(ConfigError, match=r"is pinned; call unpin\('checkpoint_000000'\) first"):
             await trial.retire(first)
+
+
+async def test_a_checkpoint_that_is_pinned_while_it_is_retired_stays(bench: Bench) -> None:
+    """By another process, between the reading of the record and its writing."""
+    async with bench.engine() as engine:
+        trial = engine.trial("t")
+        first, second = await reported(bench, trial, 1, 2)
+        hold = bench.faults.hang(operation="put", key="trial.json")
+        retiring = asyncio.create_task(trial.retire(first))
+        await hold.reached.wait()
+        await pin(f"memory://b/exp/t/{first}")
+        hold.release.set()
+        with pytest.raises(ConfigError, match="is pinned"):
+            await retiring
+    assert stored(bench) == [first, second]
+    assert [item.pinned for item in record(bench).checkpoints] == [True, False]
 
 
 @pytest.mark.parametrize("verb", ["retire", "pin", "unpin"])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from asyncsync.planning import segments
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.segments import SEGMENTS, encode_head, parse_head
 from asyncsync.remote import prune as remote_prune
-from asyncsync.stores.base import Lane
+from asyncsync.stores.base import Lane, Traits
 from asyncsync.sync.records.manifests import find_manifest
-from asyncsync.testing import Faults, MemoryStore
+from asyncsync.testing import Faults, MemoryStore, memory
 
 URI = "memory://b/x"
 FILES = 400
@@ -132,6 +133,21 @@ async def test_only_times_have_changed_and_nothing_is_written(tree: Path, store:
     faults.requests.clear()
     await push_tree(tree, lambda: write(tree / "d2" / "f0251", b"changed", OLD + 1))
     assert sum(request.operation == "put" for request in faults.requests) == 3
+    await check(store, tree)
+
+
+async def test_a_store_that_lost_conditional_writes_keeps_its_segments(
+    tree: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files have new times only: the stored manifest stays as it is. A change then makes one document of it."""
+    await push_tree(tree)
+    before = dict(store.contents)
+    monkeypatch.setattr(memory, "Traits", partial(Traits, conditional_writes=False))
+    store = MemoryStore("b", "x")
+    await push_tree(tree, lambda: os.utime(tree / "d2" / "f0250", (OLD + 5, OLD + 5)))
+    assert store.contents == before
+    await push_tree(tree, lambda: write(tree / "d2" / "f0251", b"changed", OLD + 1))
+    assert stored(store) == set()
     await check(store, tree)
 
 

@@ -200,7 +200,7 @@ async def test_a_mark_is_adopted_by_the_confirmation_of_the_fence() -> None:
     await document.file.confirm(document.store)
     assert document.marks == {"pinned"}
     assert not document.file.lost
-    assert await document.file.save(document.store) is False, "the confirmation has stored it"
+    assert await document.file.save(document.store), "the confirmation writes nothing"
 
 
 async def test_a_record_that_is_marked_without_end_stops_its_writer_in_the_end() -> None:
