@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
+from asyncsync.disk.files import close_descriptor
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.snapshot import FileStat, Snapshot
 
@@ -195,7 +196,7 @@ class _Scan:
             with os.scandir(descriptor) as entries:
                 self._entries(entries, full, prefix, deeper)
         finally:
-            os.close(descriptor)
+            close_descriptor(descriptor)
         return deeper
 
     def _unread(self, path: str, error: OSError) -> None:
