@@ -83,7 +83,7 @@ def test_a_late_trial_record_is_continued(bench: Bench) -> None:
 
 @pytest.mark.parametrize("moment", range(1, 25))
 def test_tasks_that_take_a_trial_at_once_lose_nothing(bench: Bench, moment: int) -> None:
-    """A report and a sync take the trial over while a late record lands, and one answer of the store is late as well."""
+    """A report and a sync take the trial over while a late record lands, and one answer of the store is late."""
 
     async def main() -> None:
         one, two = Machine(bench, "one"), Machine(bench, "two")
