@@ -141,8 +141,11 @@ def _bucket(uri: str) -> tuple[str, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return "", ""
-    bucket, slash, prefix = rest.partition("/")
-    return f"{scheme}://{bucket}", f"{prefix}/" if slash and prefix else ""
+    bucket, _, prefix = rest.partition("/")
+    if scheme.lower() == "https":  # Azure: the container follows the host
+        container, _, prefix = prefix.partition("/")
+        bucket = f"{bucket}/{container}"
+    return f"{scheme}://{bucket}", f"{prefix}/" if prefix else ""
 
 
 @dataclass(slots=True)
