@@ -68,6 +68,7 @@ PURE = {
     "json",
     "math",
     "os",
+    "pathspec",
     "re",
     "stat",
     "typing",

@@ -39,7 +39,7 @@ from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
-from asyncsync.planning.units import counted, duration_text, size_text
+from asyncsync.units import counted, duration_text, size_text
 
 MODEL_WEIGHTS = 32 * 1024
 """Numbers in the model: a checkpoint has 256 KiB."""

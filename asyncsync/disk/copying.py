@@ -15,7 +15,7 @@ from asyncsync.disk.descent import remove_tree
 from asyncsync.disk.digests import READ_ATTEMPTS
 from asyncsync.disk.files import share_blocks
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat
 
