@@ -171,6 +171,12 @@ class Presence:
         return number is not None and _identity(number) != process
 
     @staticmethod
+    def is_of_earlier_boot(name: str) -> bool:
+        """Whether an engine of this machine ran before the machine was started again."""
+        boot, here = name.partition(" ")[0], _here().partition(" ")[0]
+        return bool(boot and here) and boot != here
+
+    @staticmethod
     def pid_of(name: str) -> int | None:
         """The process ID in a name; None if it is one of another machine or container."""
         here, _, which = name.rpartition(" ")[0].rpartition(" ")

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ class StatusFile:
         self._head = {
             "format": STATUS_FORMAT,
             "engine": name,
+            "machine": _machine(),
             "pid": process_id(),
             "uri": context.uri,
             "local_dir": str(context.local_dir),
@@ -100,8 +102,8 @@ class StatusFile:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         same = ("uri", "local_dir", "role", "rank")
         for path, found in _documents():
-            ended = not _is_alive(found)
-            replaced = all(found.get(name) == self._head[name] for name in same)
+            ended = not (_is_here(found) and _is_alive(found))
+            replaced = _is_here(found) and all(found.get(name) == self._head[name] for name in same)
             if ended and (replaced or wall_time() - _number(found.get("written")) > FORGOTTEN_AFTER):
                 path.unlink(missing_ok=True)
 
@@ -117,10 +119,13 @@ def _replace(path: Path, document: bytes, stop: threading.Event) -> None:
 def running_engines() -> list[RunningEngine]:
     """The engines of this machine and user that have a status file: those that run, and those that were killed.
 
-    Sorted by start. Blocking, but only small local files are read. A file that another version wrote is left out.
+    Sorted by start. Blocking, but only small local files are read. Files that another version wrote are left out, and
+    those of other machines that share the state directory: whether their processes live is not known here.
     """
     found = []
     for path, document in _documents():
+        if not _is_here(document):
+            continue
         try:
             with parsing("status file"):
                 found.append(_engine(document))
@@ -161,11 +166,21 @@ def _engine(document: dict[str, Any]) -> RunningEngine:
     )
 
 
+def _machine() -> str:
+    return socket.gethostname()
+
+
+def _is_here(document: dict[str, Any]) -> bool:
+    """Whether an engine of this machine wrote it."""
+    return bool(document.get("machine", _machine()) == _machine())
+
+
 def _is_alive(document: dict[str, Any]) -> bool:
-    """Whether the process may still run. Where the system names no processes uniquely, its ID decides."""
+    """Whether the process of this machine may still run. Where the system names no processes uniquely, its ID
+    decides."""
     name, pid = document.get("engine"), document.get("pid")
     if name:
-        return not Presence.has_ended(str(name))
+        return not (Presence.has_ended(str(name)) or Presence.is_of_earlier_boot(str(name)))
     return isinstance(pid, int) and process_alive(pid)
 
 

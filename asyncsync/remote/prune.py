@@ -18,7 +18,7 @@ from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
 from asyncsync.report import PruneReport
-from asyncsync.stores.base import ObjectInfo, Store, Upload
+from asyncsync.stores.base import ObjectInfo, Store, Upload, delete_batches
 from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.records.manifests import find_manifest, find_record, segments_named
 from asyncsync.sync.records.model import TrialRecord
@@ -29,7 +29,6 @@ ABORT_ATTEMPTS = 5
 """A part in flight while its upload is aborted may stay (Amazon S3 API, AbortMultipartUpload): abort again."""
 ABORTS_IN_PARALLEL = 16
 DIRECTORIES_IN_PARALLEL = 8
-KEYS_PER_DELETE = 1000
 LEAST_SEGMENT_AGE = 3600.0
 """Age in seconds below which a segment of a manifest stays: the manifest that names it may be about to be written."""
 
@@ -302,8 +301,8 @@ def _segmented(key: str) -> str | None:
 
 
 async def _delete_keys(store: Store, keys: Sequence[str]) -> None:
-    for start in range(0, len(keys), KEYS_PER_DELETE):
-        await store.delete(keys[start : start + KEYS_PER_DELETE])
+    for batch in delete_batches(keys):
+        await store.delete(batch)
 
 
 def _newest(record: TrialRecord) -> int:
@@ -329,10 +328,10 @@ async def _delete(store: Store, directory: _Directory) -> bool:
     manifest = directory.prefix + MANIFEST
     if directory.committed:
         await store.delete([manifest])
-    for start in range(0, len(directory.keys), KEYS_PER_DELETE):
-        if start and not directory.committed and await exists(store, manifest):
+    for number, batch in enumerate(delete_batches(directory.keys)):
+        if number and not directory.committed and await exists(store, manifest):
             return False
-        await store.delete(directory.keys[start : start + KEYS_PER_DELETE])
+        await store.delete(batch)
     return True
 
 

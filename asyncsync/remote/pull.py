@@ -194,7 +194,7 @@ class PullJob:
             raise SyncFailedError(
                 f"{len(self.failures)} of {count} trees of {self.store.uri} failed: {text}", self.failures
             )
-        if self.unmatched and not self.done:
+        if self.unmatched and not any(report.files_fetched or report.files_skipped for report in self.done):
             raise self.unmatched[0]
         if self.exact is not None:
             self.removed = await remove_others(self.exact, self.target, self.named)

@@ -32,7 +32,7 @@ from asyncsync.planning.rank_parts import SameFileError, merge
 from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
 from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS
-from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store
+from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store, delete_batches
 from asyncsync.stores.read import exists, find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import ABANDON, Session
@@ -42,7 +42,6 @@ from asyncsync.sync.upload.create_only import CollisionError
 
 log = logging.getLogger("asyncsync")
 
-KEYS_PER_DELETE = 1000
 READERS = 32
 """Parts or intents that are read in parallel."""
 MOST_COLLISIONS = 100
@@ -341,5 +340,5 @@ async def delete_keys(store: Store, prefix: str, keys: Mapping[str, ObjectInfo] 
     intents = [key for key in keys if key.startswith(prefix + INTENTS)]
     others = [key for key in keys if key != prefix + MANIFEST and not key.startswith(prefix + INTENTS)]
     for group in (others, intents):
-        for start in range(0, len(group), KEYS_PER_DELETE):
-            await store.delete(group[start : start + KEYS_PER_DELETE])
+        for batch in delete_batches(group):
+            await store.delete(batch)

@@ -38,8 +38,6 @@ SYNC_PATIENCE = 20.0
 """Seconds, see :func:`open_guarded`."""
 READ_PATIENCE = RetryPolicy().patience
 """Seconds, see :func:`open_guarded`."""
-KEYS_PER_DELETE = 1000
-"""Keys in one delete request: as many as S3 allows."""
 PROBE = f"{META_DIR}/probe"
 """Key of the object that :meth:`Session.probe` writes and reads."""
 PROBE_CONTENT = b"asyncsync was here to see whether it may write and read\n"

@@ -116,7 +116,7 @@ def _is_abandoned(engine: RunningEngine, experiment: Experiment | None, engines:
 
 
 def _lost(experiment: Experiment, engines: Sequence[RunningEngine], now: float) -> str:
-    """What has ended without leaving its engine, here or on other machines; empty: nothing is known to have."""
+    """A sentence on the processes that ended without leaving their engines, here or on other machines; empty: none."""
     ended = [engine for engine in engines if not engine.alive]
     held = AtRisk.of([engine for engine in ended if _is_abandoned(engine, experiment, engines)], now).text
     left = f"; it held {held}" if held else ""

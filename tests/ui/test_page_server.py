@@ -124,7 +124,9 @@ async def test_a_checkpoint_is_pinned_and_then_not_retired(sweep: Bench) -> None
         await wait_until_read(address)
         assert (await change(address, "pin")).status == 200
         assert (await ask(address, "trial?name=t0")).json()["checkpoints"][0]["pinned"]
-        assert (await change(address, "retire")).status == 404
+        assert (await change(address, "retire")).status == 409
+        assert (await change(address, "retire", "checkpoint_000077")).status == 404
+        assert (await change(address, "retire", checkpoint="none")).status == 404
         assert (await change(address, "unpin")).status == 200
     assert not (await Experiment.open(URI)).trial("t0").checkpoints[0].pinned
 

@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from asyncsync.config import TransferConfig, split_sas
-from asyncsync.errors import AccessDeniedError, ConcurrentWriterError, NotFoundError, UnsupportedError
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConcurrentWriterError,
+    ConfigError,
+    NotFoundError,
+    UnsupportedError,
+)
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR
+from asyncsync.planning.retention import is_marked
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import ObjectInfo, Store
@@ -58,12 +65,13 @@ async def remove(
     removes it, because the object ``.asyncsync/removal`` stays to the end. A plain prefix without record or manifest is
     refused: asyncsync did not write it.
 
-    ``force``: also if a process seems to run it. A process that really runs it will fail with ConcurrentWriterError.
+    ``force``: also if a process seems to run it, or if it is a checkpoint that is pinned or has tags. A process that
+    really runs it will fail with ConcurrentWriterError.
 
     Raises:
         NotFoundError: asyncsync has stored nothing there.
         ConcurrentWriterError: a process runs it, or its record was written in between.
-        ConfigError: the URI or an option is unknown.
+        ConfigError: the URI or an option is unknown, or the checkpoint is pinned or has tags.
         StoreError: the store refused or failed a request.
     """
     began = time.monotonic()
@@ -76,6 +84,7 @@ async def remove(
         removal = await _Removal.find(store, f"{name}/" if name else "", where)
         if not force:
             await removal.check_idle()
+            await removal.check_unmarked()
         if not dry_run:
             await removal.leave_record()
             await abort_uploads(store, removal.prefix)
@@ -135,6 +144,18 @@ class _Removal:
                 f"{self.uri} belongs to a run that has not ended: stop it first, or use trial.retire in it. If it was "
                 "killed on another machine, remove it with --force (force=True)"
             )
+
+    async def check_unmarked(self) -> None:
+        """ConfigError if it is a checkpoint that somebody keeps."""
+        trial = await find_record(self.store, TRIAL_RECORD, TrialRecord) if self.kind == "checkpoint" else None
+        kept = (
+            next((item for item in trial.checkpoints if item.name == self.prefix.rstrip("/")), None) if trial else None
+        )
+        if kept is not None and is_marked(kept):
+            how = (
+                "is pinned: unpin it first" if kept.pinned else f"has tags ({', '.join(kept.tags)}): remove them first"
+            )
+            raise ConfigError(f"{self.uri} {how}, or remove it with --force (force=True)")
 
     async def leave_record(self) -> None:
         """Remove it from the record that names it, before any of its data."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from onebench import Bench
 from stored import check_complete, put_experiment, put_tree, put_trial
 
-from asyncsync import Experiment, push, remove, verify
-from asyncsync.errors import ConcurrentWriterError, NotFoundError, StoreError
+from asyncsync import Experiment, pin, push, remove, tag, verify
+from asyncsync.errors import ConcurrentWriterError, ConfigError, NotFoundError, StoreError
 from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.stores import open_store
 from asyncsync.sync.records.model import ExperimentRecord
@@ -142,6 +143,27 @@ def test_a_pushed_tree_is_removed_and_its_neighbour_stays() -> None:
         assert (await remove("memory://b/tree", dry_run=False)).kind == "tree"
         assert all(key.startswith("tree2/") for key in store.contents)
         assert (await verify("memory://b/tree2")).ok
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("mark", ["pinned", "tagged"])
+def test_a_checkpoint_that_is_kept_is_removed_by_force_only(bench: Bench, mark: str) -> None:
+    uri = "memory://b/exp/t/checkpoint_000000"
+
+    async def main() -> None:
+        async with bench.engine() as engine:
+            for number in range(2):
+                await engine.trial("t").report({}, bench.checkpoint(f"c{number}"))
+        await (pin(uri) if mark == "pinned" else tag(uri, "best"))
+        before = dict(bench.store.contents)
+        for dry_run in (True, False):
+            with pytest.raises(ConfigError, match=r"is pinned: unpin it first|has tags \(best\): remove them first"):
+                await remove(uri, dry_run=dry_run)
+        assert bench.store.contents == before
+        await remove(uri, dry_run=False, force=True)
+        await remove("memory://b/exp/t/checkpoint_000001", dry_run=False)
+        assert (await Experiment.open("memory://b/exp")).trial("t").checkpoints == []
 
     run_virtual(main())
 

@@ -14,6 +14,7 @@ from asyncsync.planning import segments
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.segments import SEGMENTS, encode_head, parse_head
 from asyncsync.remote import prune as remote_prune
+from asyncsync.stores import base
 from asyncsync.stores.base import Lane, Traits
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.testing import Faults, MemoryStore, memory
@@ -209,6 +210,21 @@ async def test_a_reader_meets_a_manifest_that_is_being_replaced(tree: Path, stor
         manifest = await reading
     assert manifest is not None
     assert {entry.size for entry in manifest.files.values()} == {len(b"changed")}
+
+
+async def test_a_manifest_of_more_segments_than_one_delete_takes_is_replaced(
+    tree: Path, store: MemoryStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (base, memory):
+        monkeypatch.setattr(module, "KEYS_PER_DELETE", 3)
+
+    def change() -> None:
+        for path in tree.rglob("f*"):
+            write(path, b"changed", OLD + 1)
+
+    await push_tree(tree, change)
+    assert sum(request.operation == "delete" for request in faults.requests) > 1
+    await check(store, tree)
 
 
 async def test_a_missing_or_damaged_segment_is_named(tree: Path, store: MemoryStore) -> None:
