@@ -225,6 +225,7 @@ class _Ownership:
     async def check_again(self, directory: _Directory) -> _Directory | None:
         """The directory as it is now, or None if it is no longer garbage: a process may have resumed, completed or
         adopted it. Its objects are listed last, just before they are deleted."""
+        await self._look_for_manifests(directory)
         await self._read_again(parent(directory.prefix))
         if not await self.is_garbage(directory):
             return None
@@ -241,6 +242,20 @@ class _Ownership:
             self.objects[trial + TRIAL_RECORD] = await self.store.head(trial + TRIAL_RECORD)
         except NotFoundError:
             self.objects.pop(trial + TRIAL_RECORD, None)
+
+    async def _look_for_manifests(self, directory: _Directory) -> None:
+        """Forget the manifests above a directory that were written since they were read."""
+        for prefix in parents(directory.prefix):
+            key = prefix + MANIFEST
+            try:
+                now = await self.store.head(key)
+            except NotFoundError:
+                self.objects.pop(key, None)
+                continue
+            before = self.objects.get(key)
+            if before is None or before.version != now.version:
+                self.objects[key] = now
+                self.paths.pop(prefix, None)
 
     async def _may_be_committed(self, directory: _Directory) -> bool:
         """Whether a running trial may be about to commit it."""
