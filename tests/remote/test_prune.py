@@ -280,6 +280,33 @@ async def test_an_invalid_age_is_refused_before_any_request(store, age):
 # Garbage
 
 
+async def test_prune_leaves_complete_checkpoints_of_a_trial_without_a_record(store):
+    """The record is lost, and nothing else says what was retired."""
+    await store.delete(["a/.asyncsync/trial.json"])
+    days_later(store)
+    assert (await prune(URI)).checkpoints == []
+
+
+async def test_prune_of_a_trial_alone_finds_what_it_left(store):
+    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
+    days_later(store)
+    assert (await prune(f"{URI}/a")).checkpoints == ["checkpoint_000002/"]
+
+
+async def test_prune_finds_uploads_where_nothing_else_has_an_age(store):
+    await store.delete(list(store.contents))
+    await store.create_multipart("tree/big")
+    days_later(store)
+    assert (await prune(URI)).uploads == ["tree/big"]
+
+
+async def test_a_young_upload_protects_only_its_own_directory(store):
+    await store.create_multipart("a/checkpoint_000002/big")
+    days_later(store)
+    await store.create_multipart("a/checkpoint_000003/big")
+    assert (await prune(URI)).uploads == ["a/checkpoint_000002/big"]
+
+
 async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):
     other = MemoryStore("lab", "other")
     await other.put("run/checkpoint_000001/x", b"x")
