@@ -176,7 +176,7 @@ class _Scan:
         self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_PendingDirectory]
     ) -> None:
         """Visit the entries of one directory. An unchanged plain file takes the short way, with one call of ours."""
-        plain, same, found = self._everything, self._same, self.found
+        plain, same, found = self._everything and is_text(prefix), self._same, self.found
         for entry in entries:
             name = entry.name
             path = prefix + name
