@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.errors import AsyncsyncError
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.events import SyncWarning
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError
 from asyncsync.integrations.ray.agent.node_events import NodeEvents
@@ -58,7 +58,7 @@ class NodeWork:
 
     async def run(self, call: Call) -> Any:
         """Do what is asked. CancelledError if the caller is killed meanwhile, or if a later attempt takes its place.
-        NotServedError before anything is done."""
+        NotServedError before anything is done, ConcurrentWriterError if a later attempt is uploading the checkpoint."""
         if not self._watch.add(call.caller) or (call.place is not None and not call.place.is_here()):
             raise NotServedError(f"the agent of this node does not see what {call.caller} sees: it may be a container")
         await self._end_earlier_attempts(call)
@@ -119,16 +119,23 @@ class NodeWork:
             self._busy.clear()
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if task in self._ending:
+            return
         self._ending.add(task)
         task.cancel()
         self._to_clean.set()
 
     async def _end_earlier_attempts(self, call: Call) -> None:
-        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
-        for task, item in list(self._running.items()):
-            if call.replaces(item.call):
+        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns.
+
+        The earlier one of two live processes is the one that has asked for something first; it cannot end the upload of
+        the later one: it was taken for dead, and Ray knows the later one."""
+        while replaced := [task for task, item in self._running.items() if call.replaces(item.call)]:
+            if any(self._watch.is_later(self._running[task].call.caller, call.caller) for task in replaced):
+                raise ConcurrentWriterError(f"{call.target} is being written by a later process: end this one")
+            for task in replaced:
                 self._cancel(task)
-                await asyncio.wait([task])
+            await asyncio.wait(replaced)
 
     def _process_ended(self, name: str) -> None:
         self._idle_since = time.monotonic()
