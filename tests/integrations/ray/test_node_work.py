@@ -13,13 +13,15 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="Ray is not installed: run nox -s ray")
 
-from asyncsync import ConcurrentWriterError, Storage, SyncFailedError
+from asyncsync import ConcurrentWriterError, Storage, SyncFailedError, running_engines
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, SyncFinished, SyncWarning
 from asyncsync.integrations.ray.agent import node_work, operations
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
-from asyncsync.integrations.ray.agent.node_work import NodeWork, urgency
+from asyncsync.integrations.ray.agent.node_work import NodeWork, live_visibly, urgency
 from asyncsync.integrations.ray.agent.process_watch import ProcessWatch
 from asyncsync.runtime import Presence
+from asyncsync.status import AGENT
+from asyncsync.status_file import Owner
 
 ME = Presence().name
 PROGRAM = "from asyncsync.runtime import Presence; print(Presence().name, flush=True); input()"
@@ -284,6 +286,32 @@ async def test_an_agent_is_idle_when_no_process_lives_that_used_it():
 async def test_an_idle_agent_ends():
     async with Storage("memory://bucket/exps") as storage:
         await asyncio.wait_for(NodeWork(storage).live(0.0), 10)
+
+
+async def test_an_agent_is_seen_on_its_node(tmp_path, monkeypatch):
+    """As an engine with a status file, until it ends."""
+    upload, owner = Upload(), Owner(ME, "memory://bucket/exps", "", f"{AGENT}4f8a2c91", 0)
+    async with Storage(owner.uri) as storage:
+        work = NodeWork(storage)
+        life = asyncio.create_task(live_visibly(work, owner, 0.1))
+        task = await begun(work, upload, target="exp/c")
+        found = await status_when(lambda status: status.pending_checkpoints == 1)
+        assert (found.role, found.uri, found.pid, found.alive) == (owner.role, owner.uri, os.getpid(), True)
+        assert not found.status.is_safe
+        upload.let_go.set()
+        await task
+        assert (await status_when(lambda status: not status.pending_checkpoints)).status.is_safe
+        life.cancel()
+        await asyncio.wait([life])
+    assert running_engines() == []
+
+
+async def status_when(holds):
+    """The status file of the only engine of this machine, once its status is so."""
+    async with asyncio.timeout(20):
+        while not ((found := running_engines()) and holds(found[0].status)):
+            await asyncio.sleep(0.02)
+    return found[0]
 
 
 async def test_listeners_hear_of_checkpoints(tmp_path):

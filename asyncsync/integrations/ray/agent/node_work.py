@@ -16,6 +16,7 @@ from asyncsync.integrations.ray.agent.node_events import NodeEvents
 from asyncsync.integrations.ray.agent.process_watch import ProcessWatch
 from asyncsync.runtime import Presence
 from asyncsync.status import EngineStatus
+from asyncsync.status_file import Owner, StatusFile
 
 if TYPE_CHECKING:
     from asyncsync import Storage  # a worker that starts the agent does not need it
@@ -24,6 +25,8 @@ log = logging.getLogger("asyncsync")
 
 DRAIN_INTERVAL = 1.0
 """Seconds between two questions whether the node is being drained, while something runs."""
+STATUS_PERIOD = 60.0
+"""Most seconds between two writes of the status file; it is written once a second while calls begin and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class NodeWork:
         """Those that are cancelled and still run."""
         self._watch = ProcessWatch(self._process_ended)
         self._busy, self._to_clean = asyncio.Event(), asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when a call begins or ends."""
         self._drained = False
         self._idle_since = time.monotonic()
         self.events = NodeEvents()
@@ -66,6 +71,7 @@ class NodeWork:
         assert task is not None
         self._running[task] = _Running(call, time.monotonic())
         self._busy.set()
+        self.changed.set()
         if self._drained:
             self._put_in_order()
         try:
@@ -115,6 +121,7 @@ class NodeWork:
         del self._running[task]
         self._ending.discard(task)
         self._idle_since = time.monotonic()
+        self.changed.set()
         if not self._running:
             self._busy.clear()
 
@@ -177,6 +184,18 @@ class NodeWork:
     def _put_in_order(self) -> None:
         calls = [item.call for item in self._running.values()]
         self._storage.prefer(urgency([(call.caller, f"{call.target}/") for call in calls if call.target]))
+
+
+async def live_visibly(work: NodeWork, owner: Owner, idle_seconds: float) -> None:
+    """:meth:`NodeWork.live`, with a status file for ``asyncsync status``."""
+    file = StatusFile(owner, lambda _: (work.status(), 0), work.changed)
+    try:
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(file.run(STATUS_PERIOD), name="asyncsync status")
+            await work.live(idle_seconds)
+            writing.cancel()
+    finally:
+        file.remove()
 
 
 def urgency(uploads: Sequence[tuple[str, str]]) -> list[str]:
