@@ -196,7 +196,7 @@ class _Ownership:
         return found
 
     async def _segments_named(self, prefix: str) -> frozenset[str] | None:
-        """The segments that a manifest names; None if there is no manifest. DamagedError, also for a manifest so damaged
+        """The segments that a manifest names; None if there is no manifest. DamagedError, also for one so damaged
         that it does not look as if it named any."""
         named = await segments_named(self.store, prefix)
         if named is None or named:
