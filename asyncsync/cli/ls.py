@@ -13,11 +13,11 @@ from asyncsync import contents as contents_of
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
-from asyncsync.cli.stored.filters import Choice, choice_options
+from asyncsync.cli.stored.filters import Choice, View, choice_options
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import flatten
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 METRICS_SHOWN = 4
 """Metrics in a row of a table."""
@@ -68,13 +68,14 @@ async def ls(
     if isinstance(found, Experiment):
         _show_experiment(output, uri, found, choice, checkpoints=checkpoints)
     elif isinstance(found, TrialView):
-        _show_trial(output, replace(found, checkpoints=choice.of(found.checkpoints)))
+        _show_trial(output, replace(found, checkpoints=_chosen(output, choice, found.checkpoints)))
     elif isinstance(found, Manifest):
         _show_files(output, uri, found)
     elif found and isinstance(found[0], StoredObject):
         _show_objects(output, uri, [item for item in found if isinstance(item, StoredObject)])
     else:
-        _show_experiments(output, uri, choice.of([item for item in found if isinstance(item, ExperimentSummary)]))
+        experiments = [item for item in found if isinstance(item, ExperimentSummary)]
+        _show_experiments(output, uri, _chosen(output, choice, experiments))
     return DONE
 
 
@@ -120,10 +121,16 @@ def _summary_json(item: ExperimentSummary) -> dict[str, Any]:
     return {**head, "trials": item.trials, "started": item.started, "updated": item.updated}
 
 
+def _chosen(output: Output, choice: Choice, rows: Sequence[View]) -> list[View]:
+    for note in choice.notes(rows):
+        output.note(note)
+    return choice.of(rows)
+
+
 def _show_experiment(output: Output, uri: str, experiment: Experiment, choice: Choice, *, checkpoints: bool) -> None:
-    trials = experiment.trials if checkpoints else choice.of(experiment.trials)
+    trials = experiment.trials if checkpoints else _chosen(output, choice, experiment.trials)
     if checkpoints:
-        chosen = choice.of([item for trial in trials for item in trial.checkpoints])
+        chosen = _chosen(output, choice, [item for trial in trials for item in trial.checkpoints])
         kept = {item.uri for item in chosen}
         trials = [replace(trial, checkpoints=[c for c in trial.checkpoints if c.uri in kept]) for trial in trials]
         rows = [(item.trial, *_checkpoint_row(item)) for item in chosen]

@@ -15,7 +15,7 @@ import aiofiles.os
 
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.files import close_descriptor, local_disk
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import MOST_LEVELS, check_depth
 from asyncsync.planning.retention import flatten

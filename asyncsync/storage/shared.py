@@ -32,7 +32,7 @@ from asyncsync.planning.rank_parts import SameFileError, merge
 from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
 from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS
-from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store
+from asyncsync.stores.base import MISSING, Lane, ObjectInfo, Store, delete_batches
 from asyncsync.stores.read import exists, find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.sync.session import ABANDON, Session
@@ -42,7 +42,6 @@ from asyncsync.sync.upload.create_only import CollisionError
 
 log = logging.getLogger("asyncsync")
 
-KEYS_PER_DELETE = 1000
 READERS = 32
 """Parts or intents that are read in parallel."""
 MOST_COLLISIONS = 100
@@ -305,12 +304,19 @@ async def _read_parts(
 
 
 def _check_stored(where: str, prefix: str, manifest: Manifest, stored: Mapping[str, ObjectInfo]) -> None:
-    """CheckpointIncompleteError unless the listing has every file with its size."""
+    """CheckpointIncompleteError unless the listing has every file as it was written. A process of an earlier attempt
+    that still runs may have replaced one, by another of the same size."""
     for path, entry in manifest.files.items():
         info = stored.get(prefix + path)
-        if info is None or info.size != entry.size:
-            size = "is missing" if info is None else f"has {info.size} bytes instead of {entry.size}"
-            raise CheckpointIncompleteError(f"checkpoint {where} is incomplete: {path} {size}. Report it again")
+        if info is None:
+            wrong = "is missing"
+        elif info.size != entry.size:
+            wrong = f"has {info.size} bytes instead of {entry.size}"
+        elif info.version != entry.version:
+            wrong = "was replaced by another process"
+        else:
+            continue
+        raise CheckpointIncompleteError(f"checkpoint {where} is incomplete: {path} {wrong}. Report it again")
 
 
 async def _put_manifest(store: Store, prefix: str, manifest: Manifest) -> None:
@@ -341,5 +347,5 @@ async def delete_keys(store: Store, prefix: str, keys: Mapping[str, ObjectInfo] 
     intents = [key for key in keys if key.startswith(prefix + INTENTS)]
     others = [key for key in keys if key != prefix + MANIFEST and not key.startswith(prefix + INTENTS)]
     for group in (others, intents):
-        for start in range(0, len(group), KEYS_PER_DELETE):
-            await store.delete(group[start : start + KEYS_PER_DELETE])
+        for batch in delete_batches(group):
+            await store.delete(batch)

@@ -37,6 +37,7 @@ Sink = Callable[[Piece], Awaitable[None]]
 """Takes the pieces of a download, in order."""
 
 __all__ = [
+    "KEYS_PER_DELETE",
     "MISSING",
     "UNSHARED",
     "Body",
@@ -56,6 +57,9 @@ __all__ = [
     "Upload",
     "lease_of",
 ]
+
+KEYS_PER_DELETE = 1000
+"""Keys of one :meth:`Store.delete`: as many as S3 allows."""
 
 UNSHARED = 1 << 16
 """Value of ``share`` for a store without limits."""
@@ -223,7 +227,7 @@ class Store(ABC):
 
     @abstractmethod
     async def delete(self, keys: Sequence[str]) -> None:
-        """Delete at most 1,000 objects; missing ones are ignored."""
+        """Delete at most :data:`KEYS_PER_DELETE` objects; missing ones are ignored."""
 
     @abstractmethod
     async def copy(
@@ -353,6 +357,11 @@ async def check_etag(where: str, etag: str, body: Body) -> None:
         md5 = await in_thread(md5_range, body)
     if etag != md5:
         raise IntegrityError(f"{where}: sent data has MD5 {md5}, the store reported {etag}", retryable=True)
+
+
+def delete_batches(keys: Sequence[str]) -> list[Sequence[str]]:
+    """The keys in the order given, as many at once as one :meth:`Store.delete` takes."""
+    return [keys[start : start + KEYS_PER_DELETE] for start in range(0, len(keys), KEYS_PER_DELETE)]
 
 
 def body_size(body: Body) -> int:

@@ -19,11 +19,11 @@ from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, StoreError
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
 from asyncsync.runtime import lease_time
-from asyncsync.stores.base import Lane, Store, Upload
+from asyncsync.stores.base import Lane, Store, Upload, delete_batches
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.stores.read import find, list_all
 from asyncsync.sync.records.model import TrialRecord
-from asyncsync.sync.session import ABANDON, DELETE, KEYS_PER_DELETE, SWEEP, Session
+from asyncsync.sync.session import ABANDON, DELETE, SWEEP, Session
 from asyncsync.sync.upload.open_uploads import ABORT
 
 log = logging.getLogger("asyncsync")
@@ -196,8 +196,8 @@ async def _delete_together(session: Session, due: Sequence[GivenUp]) -> None:
     manifests = [item.prefix + MANIFEST for item in due]
     keys = [key for listing in found for key in listing if not key.endswith(MANIFEST) or key not in manifests]
     await store.delete(manifests)
-    for start in range(0, len(keys), KEYS_PER_DELETE):
-        await store.delete(keys[start : start + KEYS_PER_DELETE])
+    for batch in delete_batches(keys):
+        await store.delete(batch)
 
 
 async def _abort(session: Session, payload: Mapping[str, str]) -> None:

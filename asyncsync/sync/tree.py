@@ -15,20 +15,21 @@ from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import Accepted
 from asyncsync.disk.mappings import mapped_and_when
-from asyncsync.disk.scan import Rules, scan
+from asyncsync.disk.scan import scan
 from asyncsync.errors import ConcurrentWriterError, SyncFailedError
 from asyncsync.planning.changes import Changes, Comparison, in_the_way
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time
-from asyncsync.stores.base import Lane, Store
+from asyncsync.stores.base import KEYS_PER_DELETE, Lane, Store, delete_batches
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.sync.preview import Preview, SyncPlan
 from asyncsync.sync.ready_units import ReadyUnits, really_missing
 from asyncsync.sync.records.manifests import find_manifest
-from asyncsync.sync.session import KEYS_PER_DELETE, Session, delete_prefix
+from asyncsync.sync.session import Session, delete_prefix
 from asyncsync.sync.tree_manifest import Packed, TreeManifest
 from asyncsync.sync.unstorable_names import leave_out, refused_names, too_long, unstorable
 from asyncsync.sync.upload.create_only import CollisionError, Creating, Replacing
@@ -429,8 +430,7 @@ class Tree:
         self._session.uploads.files_named(self.prefix, named)
 
     async def _delete(self, store: Store, paths: list[str]) -> None:
-        keys = [self.prefix + path for path in paths]
-        batches = [keys[start : start + KEYS_PER_DELETE] for start in range(0, len(keys), KEYS_PER_DELETE)]
+        batches = delete_batches([self.prefix + path for path in paths])
         await for_each_limited(batches, store.delete, min(DELETE_REQUESTS, len(batches)))
 
     async def _delete_vanished(self, store: Store, dropped: list[str], tally: Tally) -> None:

@@ -22,10 +22,22 @@ from asyncsync.errors import (
     SourceChangedError,
     StoreError,
 )
-from asyncsync.stores.base import MISSING, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
+from asyncsync.stores.base import (
+    KEYS_PER_DELETE,
+    MISSING,
+    Body,
+    ObjectInfo,
+    Page,
+    Part,
+    Sink,
+    Store,
+    Traits,
+    Upload,
+    lease_of,
+)
 
-KEYS_PER_REQUEST = 1000
-"""Largest page of a listing, and largest delete."""
+PAGE_SIZE = 1000
+"""Largest page of a listing."""
 
 
 class Request(NamedTuple):
@@ -95,7 +107,7 @@ class MemoryStore(Store):
         prefix: str = "",
         *,
         min_part_size: int = 5 << 20,
-        page_size: int = KEYS_PER_REQUEST,
+        page_size: int = PAGE_SIZE,
         latency: float = 0.0,
     ) -> None:
         prefix = prefix.strip("/")
@@ -172,8 +184,8 @@ class MemoryStore(Store):
         return Page(tuple(objects), tuple(prefixes))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        if len(keys) > KEYS_PER_REQUEST:
-            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; the limit is {KEYS_PER_REQUEST}")
+        if len(keys) > KEYS_PER_DELETE:
+            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete; the limit is {KEYS_PER_DELETE}")
         await self._begin("delete", *keys, lease=lease_of(keys))
         for key in keys:
             self.bucket.objects.pop(self._root + key, None)

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asyncsync import CheckpointView, TrialView, pin, remove, unpin
-from asyncsync.errors import ConfigError
-from asyncsync.planning.units import size_text
+from asyncsync.errors import NotFoundError
 from asyncsync.ui.live_experiment import LiveExperiment
+from asyncsync.units import size_text
 
 
 async def verify_checkpoint(_: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
@@ -24,9 +24,8 @@ async def verify_checkpoint(_: LiveExperiment, item: CheckpointView) -> dict[str
 
 
 async def retire_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict[str, Any]:
-    """Take it out of its trial's record, then delete it. ConcurrentWriterError if the trial runs."""
-    if item.pinned:
-        raise ConfigError(f"{item.name} is pinned: unpin it first")
+    """Take it out of its trial's record, then delete it. ConcurrentWriterError if the trial runs, ConfigError if it is
+    kept."""
     report = await remove(item.uri, dry_run=False, storage_options=source.storage_options, transfer=source.transfer)
     return {"ok": True, "text": f"{item.name} was removed: {report.objects:,} objects, {size_text(report.bytes)}"}
 
@@ -44,11 +43,11 @@ async def unpin_checkpoint(source: LiveExperiment, item: CheckpointView) -> dict
 
 
 def found_checkpoint(trial: TrialView, name: str) -> CheckpointView:
-    """The checkpoint of the trial; ConfigError if its record does not list it now."""
+    """The checkpoint of the trial; NotFoundError if its record does not list it now."""
     for item in trial.checkpoints:
         if item.name == name:
             return item
-    raise ConfigError(f"{trial.uri} has no checkpoint {name!r} any more")
+    raise NotFoundError(f"{trial.uri} has no checkpoint {name!r} any more")
 
 
 ACTIONS: Mapping[str, Callable[[LiveExperiment, CheckpointView], Awaitable[dict[str, Any]]]] = {

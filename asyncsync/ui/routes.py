@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from asyncsync import Experiment, TrialView, browse, contents
 from asyncsync.aio.threads import in_thread
-from asyncsync.errors import AsyncsyncError, ConfigError, NotFoundError
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, ConfigError, NotFoundError
 from asyncsync.ui.actions import ACTIONS, found_checkpoint
 from asyncsync.ui.curves import curves_document
 from asyncsync.ui.documents import as_json, trial_document, value
@@ -48,9 +48,10 @@ def application(source: LiveExperiment) -> Starlette:
     )
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    """A failure of the store, or a name that does not exist, as text for the page."""
-    status = 404 if isinstance(error, ConfigError | NotFoundError) else 502
+async def _failed(request: Request, error: Exception) -> Response:
+    """A name that does not exist, a change that is refused, or a failure of the store, as text for the page."""
+    refused = isinstance(error, ConcurrentWriterError) or (isinstance(error, ConfigError) and request.method == "POST")
+    status = 409 if refused else 404 if isinstance(error, ConfigError | NotFoundError) else 502
     return PlainTextResponse(" ".join(str(error).split()), status)
 
 

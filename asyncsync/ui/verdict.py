@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asyncsync import Experiment, RunningEngine
-from asyncsync.planning.units import duration_text, size_text
+from asyncsync.units import duration_text, size_text
 
 NO_RESPONSE_AFTER = 10.0
 """Seconds of reading after which the page says that the store does not respond."""
@@ -116,7 +116,7 @@ def _is_abandoned(engine: RunningEngine, experiment: Experiment | None, engines:
 
 
 def _lost(experiment: Experiment, engines: Sequence[RunningEngine], now: float) -> str:
-    """What has ended without leaving its engine, here or on other machines; empty: nothing is known to have."""
+    """A sentence on the processes that ended without leaving their engines, here or on other machines; empty: none."""
     ended = [engine for engine in engines if not engine.alive]
     held = AtRisk.of([engine for engine in ended if _is_abandoned(engine, experiment, engines)], now).text
     left = f"; it held {held}" if held else ""

@@ -111,6 +111,8 @@ async def test_patterns_of_an_experiment_match_paths_below_it(bench: Bench, tmp_
             await engine.trial(name).report({}, bench.checkpoint(name, model=b"m", optimizer=b"o"))
     await pull("memory://b/exp", tmp_path / "out", include="t1/checkpoint_*/model")
     assert set(found(tmp_path / "out")) == {"t1/checkpoint_000000/model"}
+    with pytest.raises(ConfigError, match="matches no file"):
+        await pull("memory://b/exp", tmp_path / "none", include="t3/*")
     await pull("memory://b/exp/t2/checkpoint_000000/model", tmp_path / "one")
     assert found(tmp_path / "one") == {"model": b"m"}
 

@@ -17,6 +17,15 @@ from asyncsync.ui import serve, write_report
 from .conftest import ATTACK, URI, wait_until_read
 
 pytestmark = pytest.mark.slow
+DRAWN = {
+    "#overview": ".tile",
+    "#trials": ".scroll",
+    "#storage": ".tile",
+    "#transfers": ".note",
+    "#trial=hostile": "pre.failure",
+    "#compare": ".parallel polyline",
+}
+"""The parts of the page, and what shows that each one is drawn."""
 
 
 async def names(page: Any) -> list[str]:
@@ -28,9 +37,9 @@ async def test_no_text_of_a_record_runs(sweep: Bench, chromium: Any) -> None:
     async with serve(URI) as address:
         await wait_until_read(address)
         async with chromium(address) as page:
-            for part in ("#overview", "#trials", "#storage", "#transfers", "#trial=hostile", "#compare"):
+            for part, drawn in DRAWN.items():
                 await page.goto(address + part)
-                await page.wait_for_selector(".tile, .scroll, h1, .note")
+                await page.wait_for_selector(drawn)
                 assert await page.evaluate("window.hacked") is None, part
                 assert await page.locator("main img").count() == 0
             await page.goto(f"{address}#trial=hostile")
@@ -66,6 +75,23 @@ async def test_the_curves_of_a_trial_are_drawn(sweep: Bench, chromium: Any) -> N
             await page.get_by_label("log scale").check()
             await page.wait_for_selector(".plot .main-svg")
             assert await page.get_by_text("checkpoint_000005").count() >= 1
+
+
+async def test_a_slider_stays_in_the_hand_that_drags_it(sweep: Bench, chromium: Any) -> None:
+    """Each step draws the curves again, but puts no new slider in the place of the one that is held."""
+    async with serve(URI) as address:
+        await wait_until_read(address)
+        async with chromium(f"{address}#trial=t1") as page:
+            await page.wait_for_selector(".plot .main-svg .scatterlayer .trace")
+            slider = await page.query_selector("input[type=range]")
+            place = await slider.bounding_box()
+            height = place["y"] + place["height"] / 2
+            await page.mouse.move(place["x"] + 4, height)
+            await page.mouse.down()
+            await page.mouse.move(place["x"] + place["width"] - 4, height, steps=8)
+            await page.mouse.up()
+            assert await slider.evaluate("slider => slider.isConnected")
+            assert float(await slider.input_value()) > 0.9
 
 
 async def test_trials_are_sorted_and_filtered_by_keyboard(sweep: Bench, chromium: Any) -> None:
@@ -184,9 +210,9 @@ async def test_nothing_is_wider_than_a_phone(sweep: Bench, chromium: Any, scheme
     async with serve(URI) as address:
         await wait_until_read(address)
         async with chromium(address, viewport={"width": 360, "height": 740}, color_scheme=scheme) as page:
-            for part in ("#overview", "#trials", "#storage", "#transfers", "#trial=hostile", "#compare"):
+            for part, drawn in DRAWN.items():
                 await page.goto(address + part)
-                await page.wait_for_selector(".tile, .scroll, h1, .note")
+                await page.wait_for_selector(drawn)
                 assert await page.evaluate("document.documentElement.scrollWidth") <= 360, part
 
 

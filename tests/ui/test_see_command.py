@@ -38,7 +38,7 @@ def test_ctrl_c_ends_it_while_a_page_listens(tmp_path: Path) -> None:
             running.send_signal(signal.SIGINT)
             _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert errors == "interrupted: nothing was changed\n"
+    assert errors == "interrupted: the page is closed\n"
 
 
 def test_the_token_is_on_no_command_line(sweep: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +59,9 @@ def test_the_token_is_on_no_command_line(sweep: Bench, monkeypatch: pytest.Monke
     assert address not in seen[0]
     assert f"url={address}" in seen[1]
     assert not Path(urlsplit(seen[0]).path).exists()
+
+
+def test_a_report_into_a_directory_that_does_not_exist_is_refused_first(sweep: Bench, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["report", "memory://b/exp", "-o", str(tmp_path / "none" / "r.html")])
+    assert (result.exit_code, "its directory does not exist" in result.stderr) == (2, True)
+    assert not sweep.faults.requests or sweep.faults.requests[-1].operation == "put"

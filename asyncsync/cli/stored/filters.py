@@ -87,6 +87,12 @@ class Choice:
             chosen = self._sorted(chosen)
         return chosen[: self.limit]
 
+    def notes(self, items: Sequence[View]) -> list[str]:
+        """The names in conditions that no row has: perhaps misspelt, perhaps a metric that is reported later."""
+        names = dict.fromkeys(name for name, *_ in map(_parse, self.where) if name not in FIELDS)
+        missing = [name for name in names if items and not any(_is_there(value_of(item, name)) for item in items)]
+        return [f"--where {name}: no row has it{_close(name, items)}; {_known(items)}" for name in missing]
+
     def _sorted(self, items: list[View]) -> list[View]:
         name = str(self.sort)
         values = [(value_of(item, name), item) for item in items]

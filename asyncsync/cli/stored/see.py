@@ -15,9 +15,10 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
-from asyncsync.planning.units import size_text
+from asyncsync.errors import ConfigError
 from asyncsync.ui import serve
 from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
+from asyncsync.units import size_text
 
 UI = """Show an experiment as a page in the browser, live while it runs.
 
@@ -61,6 +62,7 @@ async def ui(
     uri = resolve_url(url)
     options, transfer = settings.storage_options, settings.transfer
     serving = serve(uri, port=port, allow_changes=allow_changes, storage_options=options, transfer=transfer)
+    output.at_interrupt = lambda: "the page is closed"
     async with serving as address:
         output.line(f"the page of {uri} is at {address} until Ctrl-C")
         output.document({"ok": True, "uri": uri, "address": address})
@@ -87,6 +89,8 @@ def _redirection(address: str) -> Iterator[str]:
 async def report(output: Output, settings: Settings, *, url: str, file: str, curves: int) -> int:
     """See REPORT."""
     uri = resolve_url(url)
+    if not Path(file).resolve().parent.is_dir():
+        raise ConfigError(f"invalid --output {file!r}: its directory does not exist")
     size = await write_report(
         uri, file, curves=curves, storage_options=settings.storage_options, transfer=settings.transfer
     )

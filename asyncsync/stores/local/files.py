@@ -23,7 +23,7 @@ from asyncsync.disk.files import (
     share_blocks,
 )
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
 
 COPY_STEP = 16 << 20

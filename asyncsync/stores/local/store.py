@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from asyncsync.aio.descriptors import out_of_descriptors
 from asyncsync.aio.threads import in_thread, in_thread_stoppable
 from asyncsync.disk.files import PIECE, FileRange, close_descriptor
 from asyncsync.errors import (
@@ -22,8 +23,7 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.runtime import out_of_descriptors
-from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
+from asyncsync.stores.base import KEYS_PER_DELETE, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import check_key, check_prefix
 from asyncsync.stores.local.listing import Listings
@@ -33,7 +33,6 @@ from asyncsync.stores.local.sweep import sweep
 
 _T = TypeVar("_T")
 
-_MAX_DELETED_KEYS = 1000
 _UNAVAILABLE_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN}
 """Errors of a disk or a network file system that does not respond."""
 
@@ -156,8 +155,8 @@ class LocalStore(Store):
         return await in_thread(work)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        if len(keys) > _MAX_DELETED_KEYS:
-            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete, at most {_MAX_DELETED_KEYS} are allowed")
+        if len(keys) > KEYS_PER_DELETE:
+            raise StoreError(f"{self.uri}: {len(keys)} keys in one delete, at most {KEYS_PER_DELETE} are allowed")
         paths, lease = {key: self._path(key) for key in keys}, lease_of(keys)
 
         def work(stop: threading.Event) -> None:

@@ -14,7 +14,7 @@ from asyncsync.disk.journal import Journal
 from asyncsync.errors import StoreError
 from asyncsync.planning.manifest import FileEntry, Manifest, ManifestSegment
 from asyncsync.planning.segments import Draft, join, paths_of, segment_key
-from asyncsync.stores.base import Store
+from asyncsync.stores.base import Store, delete_batches
 
 log = logging.getLogger("asyncsync")
 
@@ -91,7 +91,8 @@ class StoredSegments:
             return
         names = sorted(self._strays)
         try:
-            await store.delete([self._prefix + segment_key(name) for name in names])
+            for batch in delete_batches([self._prefix + segment_key(name) for name in names]):
+                await store.delete(batch)
         except StoreError as error:
             log.info("%d segments of a former manifest of %s remain: %s", len(names), self._prefix or "/", error)
         else:

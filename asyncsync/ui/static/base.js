@@ -140,7 +140,7 @@ function patchNode(parent, old, node) {
   if (old.isEqualNode(node) && node.nodeType === Node.TEXT_NODE) return;
   const samePlot = old.classList?.contains("plot") === node.classList?.contains("plot");
   if (!samePlot || old.nodeName !== node.nodeName || old.nodeType !== Node.ELEMENT_NODE || OWN_STATE.has(node.nodeName)) {
-    if (!old.isEqualNode(node)) old.replaceWith(node);
+    if (!old.isEqualNode(node) && !isHeld(old, node)) old.replaceWith(node);
     return;
   }
   const isPlot = node.classList.contains("plot");
@@ -153,6 +153,11 @@ function patchElement(old, node) {
   for (const { name, value } of [...node.attributes]) if (!KEPT.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
   if (old.style.cssText !== node.style.cssText) old.style.cssText = node.style.cssText;
   patch(old, [...node.childNodes]);
+}
+
+/** Whether the user is dragging or typing in it: it has its new value already. */
+function isHeld(old, node) {
+  return old === document.activeElement && old.nodeName === "INPUT" && node.nodeName === "INPUT" && old.type === node.type;
 }
 
 const OWN_STATE = new Set(["BUTTON", "INPUT", "SELECT"]);

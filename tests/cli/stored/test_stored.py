@@ -81,6 +81,14 @@ def test_an_unknown_sort_names_what_there_is(invoke: Invoke) -> None:
     assert "there are loss, params.lr, params.net" in invoke("ls", SWEEP, "--sort", "accuracy").stderr
 
 
+def test_a_condition_on_a_name_that_no_row_has_is_noted(invoke: Invoke) -> None:
+    """It may be reported later, so it is no error."""
+    result = invoke("ls", SWEEP, "--where", "los<1")
+    assert (result.exit_code, result.stdout) == (0, invoke("ls", SWEEP, "--where", "loss<0").stdout)
+    assert "--where los: no row has it, did you mean 'loss'?" in result.stderr
+    assert invoke("ls", SWEEP, "--where", "loss<0").stderr == ""
+
+
 def test_checkpoints_are_sorted_across_trials(answer: Answer) -> None:
     document = answer("ls", SWEEP, "--checkpoints", "--where", "loss<0.2")
     assert [(trial["name"], len(trial["checkpoints"])) for trial in document["trials"]] == [

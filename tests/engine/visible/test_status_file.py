@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from onebench import Bench
 
-from asyncsync import Experiment, SyncConfig, contents, running_engines
-from asyncsync.engine import status_file
+from asyncsync import Experiment, SyncConfig, contents, running_engines, status_file
 from asyncsync.errors import UnavailableError
 from asyncsync.testing import run_virtual
 
@@ -152,6 +151,19 @@ def test_a_killed_engine_is_lost_until_it_is_resumed(tmp_path: Path) -> None:
             return len(running_engines()), (await Experiment.open(store / "exp")).lost
 
     assert asyncio.run(resume()) == (1, False)
+
+
+async def test_a_file_of_another_machine_or_boot_is_no_running_engine(bench: Bench) -> None:
+    """Machines may share the state directory, such as a home directory; and a machine may be started again."""
+    directory = status_file.status_directory()
+    async with bench.engine():
+        await until(running_engines)
+        (path,) = directory.glob("*.json")
+        written = json.loads(path.read_bytes())
+    boot, _, rest = written["engine"].partition(" ")
+    (directory / "1.json").write_text(json.dumps({**written, "machine": f"not {written['machine']}"}))
+    (directory / "2.json").write_text(json.dumps({**written, "engine": f"{boot[::-1]} {rest}"}))
+    assert [engine.alive for engine in running_engines()] == [False]
 
 
 def test_where_processes_have_no_names_their_id_decides() -> None:

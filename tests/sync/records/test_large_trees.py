@@ -14,6 +14,7 @@ from asyncsync.planning import segments
 from asyncsync.planning.manifest import MANIFEST, Manifest
 from asyncsync.planning.segments import SEGMENTS, encode_head, parse_head
 from asyncsync.remote import prune as remote_prune
+from asyncsync.stores import base
 from asyncsync.stores.base import Lane, Traits
 from asyncsync.sync.records.manifests import find_manifest
 from asyncsync.testing import Faults, MemoryStore, memory
@@ -211,6 +212,21 @@ async def test_a_reader_meets_a_manifest_that_is_being_replaced(tree: Path, stor
     assert {entry.size for entry in manifest.files.values()} == {len(b"changed")}
 
 
+async def test_a_manifest_of_more_segments_than_one_delete_takes_is_replaced(
+    tree: Path, store: MemoryStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (base, memory):
+        monkeypatch.setattr(module, "KEYS_PER_DELETE", 3)
+
+    def change() -> None:
+        for path in tree.rglob("f*"):
+            write(path, b"changed", OLD + 1)
+
+    await push_tree(tree, change)
+    assert sum(request.operation == "delete" for request in faults.requests) > 1
+    await check(store, tree)
+
+
 async def test_a_missing_or_damaged_segment_is_named(tree: Path, store: MemoryStore) -> None:
     await push_tree(tree)
     key = min(named(store))
@@ -282,6 +298,19 @@ async def test_a_killed_process_leaves_segments_that_prune_removes(
     assert set((await prune(URI, older_than=0)).segments) == stray
     await prune(URI, dry_run=False, older_than=0)
     await check(store, tree)
+
+
+@pytest.mark.parametrize("manifest", [b"{", b"", b"\0" * 100, b'{"segments":1}', None])
+async def test_prune_leaves_all_segments_where_no_manifest_can_be_read(
+    tree: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, manifest: bytes | None
+) -> None:
+    """It may follow, or be repaired."""
+    await push_tree(tree)
+    await (store.delete([MANIFEST]) if manifest is None else store.put(MANIFEST, manifest))
+    monkeypatch.setattr(remote_prune, "LEAST_SEGMENT_AGE", 0.0)
+    report = await prune(URI, dry_run=False, older_than=0)
+    assert (report.segments, list(report.unreadable)) == ([], [] if manifest is None else [MANIFEST])
+    assert stored(store)
 
 
 async def test_a_copy_has_one_document_and_no_segments(tree: Path, store: MemoryStore) -> None:
