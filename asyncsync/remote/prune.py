@@ -13,7 +13,7 @@ from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.segments import SEGMENTS
+from asyncsync.planning.segments import SEGMENTS, segment_key
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
@@ -189,11 +189,20 @@ class _Ownership:
         found: list[ObjectInfo] = []
         for prefix, items in old.items():
             try:
-                named = await segments_named(self.store, prefix)
+                named = await self._segments_named(prefix)
             except DamagedError as error:
                 self.unreadable[prefix + MANIFEST], named = str(error), None
             found += [item for item in items if named is not None and item.key not in named]
         return found
+
+    async def _segments_named(self, prefix: str) -> frozenset[str] | None:
+        """The segments that a manifest names; None if there is no manifest. DamagedError, also for one that is damaged
+        so much that it seems to name none."""
+        named = await segments_named(self.store, prefix)
+        if named is None or named:
+            return named
+        manifest = await find_manifest(self.store, prefix)
+        return None if manifest is None else frozenset(prefix + segment_key(item.name) for item in manifest.segments)
 
     async def is_abandoned(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
         """Whether no process will complete the upload."""
