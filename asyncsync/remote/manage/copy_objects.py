@@ -400,7 +400,8 @@ class _Copy:
 
 
 def _relative(objects: Mapping[str, ObjectInfo], prefix: str) -> dict[str, ObjectInfo]:
-    return {key[len(prefix) :]: info for key, info in objects.items()}
+    found = {key[len(prefix) :]: info for key, info in objects.items()}
+    return {path: info for path, info in found.items() if not _is_placeholder(path, info)}
 
 
 def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[str, Manifest]) -> bool:
@@ -408,6 +409,12 @@ def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[s
     if META_DIR in path.split("/"):
         return False
     return path in entries or not any(prefix in manifests for prefix in parents(path))
+
+
+def _is_placeholder(path: str, info: ObjectInfo) -> bool:
+    """Whether this is an empty object that another tool wrote in place of a directory, such as the console of S3. No
+    file can have its name where directories are real."""
+    return not info.size and (not path or path.endswith("/"))
 
 
 def _is_of_a_manifest(path: str) -> bool:

@@ -202,13 +202,24 @@ def test_nothing_to_copy_is_an_error() -> None:
 def test_a_plain_prefix_is_copied_as_it_is(tmp_path: Path) -> None:
     async def main() -> None:
         store = MemoryStore("b", "plain")
-        for path, data in FILES.items():
+        for path, data in {**FILES, "sub/": b"", "empty/": b""}.items():  # the console of S3 makes such directories
             await store.put(path, data)
         await copy("memory://b/plain", tmp_path / "copy")
 
     reset_memory()
     run_virtual(main())
     assert files_of(tmp_path / "copy") == FILES
+
+
+def test_a_target_made_in_the_console_of_s3_is_empty() -> None:
+    async def main() -> None:
+        await MemoryStore("b", "plain").put("a", b"a")
+        await MemoryStore("c", "").put("copy/sub/", b"")
+        await copy("memory://b/plain", "memory://c/copy")
+        assert MemoryStore("c", "copy").contents == {"a": b"a", "sub/": b""}
+
+    reset_memory()
+    run_virtual(main())
 
 
 def test_a_missing_file_of_a_manifest_is_named() -> None:

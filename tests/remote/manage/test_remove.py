@@ -125,11 +125,12 @@ def test_what_runs_is_refused_unless_forced(path: str) -> None:
 def test_a_plain_prefix_is_refused() -> None:
     async def main() -> None:
         store = await stored()
-        await store.put("notes/a.txt", b"x")
-        for path in ("/notes", "/nothing"):
+        for place in ("", "t/"):
+            await store.put(f"{place}notes/a.txt", b"x")
+        for path in ("/notes", "/nothing", "/t/notes", "/t/checkpoint_000009"):
             with pytest.raises(NotFoundError, match="nothing is removed"):
                 await remove(f"memory://b/exp{path}", dry_run=False)
-        assert "notes/a.txt" in store.contents
+        assert {"notes/a.txt", "t/notes/a.txt"} <= store.contents.keys()
 
     run_virtual(main())
 
@@ -164,6 +165,20 @@ def test_a_checkpoint_that_is_kept_is_removed_by_force_only(bench: Bench, mark: 
         await remove(uri, dry_run=False, force=True)
         await remove("memory://b/exp/t/checkpoint_000001", dry_run=False)
         assert (await Experiment.open("memory://b/exp")).trial("t").checkpoints == []
+
+    run_virtual(main())
+
+
+def test_a_whole_bucket_is_removed_only_if_it_is_a_tree() -> None:
+    async def main() -> None:
+        reset_memory()
+        store = MemoryStore("b", "")
+        await store.put("sub/a", b"x")
+        with pytest.raises(NotFoundError):
+            await remove("memory://b", dry_run=False)
+        await put_tree(store, "", FILES)
+        assert (await remove("memory://b/", dry_run=False)).kind == "tree"
+        assert store.contents == {}
 
     run_virtual(main())
 
