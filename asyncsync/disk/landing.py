@@ -18,9 +18,9 @@ import google_crc32c
 import xxhash
 
 from asyncsync.disk.descent import Beneath
+from asyncsync.disk.digests import crc32c_extend
 from asyncsync.disk.files import PIECE
-from asyncsync.disk.hashing import crc32c_extend
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
 

@@ -14,7 +14,7 @@ from typing import Any
 import aiofiles.os
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import MOST_LEVELS, check_depth
 from asyncsync.planning.retention import flatten

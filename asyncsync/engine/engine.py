@@ -22,7 +22,6 @@ from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
 from asyncsync.engine.status import Statuses
-from asyncsync.engine.status_file import StatusFile
 from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
@@ -35,6 +34,7 @@ from asyncsync.events import RequestEnded
 from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
+from asyncsync.status_file import Owner, StatusFile
 from asyncsync.stores.base import Lane, Store
 from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.janitor import Janitor
@@ -214,7 +214,8 @@ class SyncEngine:
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
-        self._status_file = StatusFile(context, self._presence.name, statuses.take_worst)
+        owner = Owner(self._presence.name, context.uri, str(context.local_dir), role.name, role.rank)
+        self._status_file = StatusFile(owner, statuses.take_worst, context.event_counter.changed)
         status = self._status_file.run(context.run.sync_config.heartbeat_seconds)
         self._tasks.append(self._group.create_task(status, name="asyncsync status"))
         log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)

@@ -196,8 +196,8 @@ class _Ownership:
         return found
 
     async def _segments_named(self, prefix: str) -> frozenset[str] | None:
-        """The segments that a manifest names; None if there is no manifest. DamagedError, also for one that is damaged
-        so much that it seems to name none."""
+        """The segments that a manifest names; None if there is no manifest. DamagedError, also for one so damaged
+        that it does not look as if it named any."""
         named = await segments_named(self.store, prefix)
         if named is None or named:
             return named

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig, split_sas
-from asyncsync.disk.hashing import crc32c_extend
+from asyncsync.disk.digests import crc32c_extend
 from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD

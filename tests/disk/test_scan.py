@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.disk.scan import Rules, scan
+from asyncsync.disk.scan import scan
+from asyncsync.planning.patterns import Rules
 
 
 def test_a_directory_marked_during_the_scan_is_left_out(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync.config import UploadMode, check_name, state_dir
-from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext, Role
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.ranks import Ranks
@@ -20,6 +19,7 @@ from asyncsync.engine.trials.resume import Predecessor, belongs_to_run, new_reco
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import DamagedError
 from asyncsync.planning.manifest import META_DIR
+from asyncsync.planning.patterns import Rules
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.sync.records.model import TrialRecord
 

@@ -15,7 +15,7 @@ import google_crc32c
 
 from asyncsync.disk.files import CANNOT_COPY, PIECE, FileRange, Lease, open_nonblocking, share_blocks
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
 
 COPY_STEP = 16 << 20

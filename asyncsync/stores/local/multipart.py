@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload

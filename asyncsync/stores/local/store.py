@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from asyncsync.aio.descriptors import out_of_descriptors
 from asyncsync.aio.threads import in_thread, in_thread_stoppable
 from asyncsync.disk.files import PIECE, FileRange
 from asyncsync.errors import (
@@ -22,7 +23,6 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.runtime import out_of_descriptors
 from asyncsync.stores.base import KEYS_PER_DELETE, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import check_key, check_prefix

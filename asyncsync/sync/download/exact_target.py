@@ -17,7 +17,7 @@ from itertools import groupby
 from asyncsync.config import state_dir
 from asyncsync.disk.descent import DIRECTORY_FLAGS, NO_DIRECTORY, bottom_up
 from asyncsync.disk.landing import remove_stale
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import ConfigError, SyncFailedError
 from asyncsync.planning.manifest import META_DIR
 
