@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asyncsync.disk.scan import compile_patterns
 from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.patterns import compile_patterns
 
 Patterns = str | Sequence[str] | None
 

@@ -83,7 +83,7 @@ def test_a_url_shows_its_experiments(invoke: Invoke, answer: Answer, bench: Benc
             await running.trial("t").report({"loss": 1.0})
 
     run_virtual(main())
-    assert "exp: finished, 1 running" in invoke("status", "memory://b").stdout.replace("1 finished", "1 running")
+    assert "exp: finished, 1 running, record written" in invoke("status", "memory://b").stdout
     (found,) = answer("status", "memory://b/exp")["experiments"]
     assert (found["name"], found["lost"], list(found["trials"])) == ("exp", False, ["t"])
 

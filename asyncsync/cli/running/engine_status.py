@@ -14,8 +14,8 @@ from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.status import AGENT, EngineStatus
+from asyncsync.units import counted, duration_text, size_text
 
 STATUS = """Show whether the work of running engines is safe now.
 
