@@ -66,6 +66,7 @@ PURE = {
     "heapq",
     "itertools",
     "json",
+    "msgspec",
     "math",
     "os",
     "re",
