@@ -12,7 +12,7 @@ from asyncsync.errors import ConfigError
 
 SHORTEST_SECRET = 6
 """Shorter values of options are not hidden: that would make a log unreadable."""
-SECRET_NAMES = ("secret", "token", "password", "key", "credential", "signature", "sas")
+SECRET_NAMES = ("secret", "token", "password", "key", "credential", "signature", "sas", "connection")
 """Parts of the names of options whose values are hidden."""
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 """By the number of ``-v``."""

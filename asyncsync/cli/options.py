@@ -72,8 +72,14 @@ class Settings:
 
     storage_options: Mapping[str, object] = field(default_factory=dict)
     target_options: Mapping[str, object] | None = None
-    """Options of the store of TARGET, if it is a named one: of ``cp`` and ``promote``."""
+    """Options of the second store, if one of the two is named: the target of ``cp`` and ``promote``, the second of
+    ``compare``. One store never gets the keys of the other."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
+
+    @property
+    def second_options(self) -> Mapping[str, object]:
+        """Options of the second store."""
+        return self.storage_options if self.target_options is None else self.target_options
 
 
 _STORE = ("endpoint_url", "region", "profile", "sse", "storage_class")
@@ -159,8 +165,8 @@ def take_settings(values: dict[str, Any]) -> Settings:
     of their names. ConfigError if one is invalid."""
     given: dict[str, object] = {name: value for name in _STORE if (value := values.pop(name)) is not None}
     given |= _extra_options(values.pop("extra"))
-    options = {**_named(values, "url", "source", "first", "second"), **given}
-    target = _named(values, "target")
+    options = {**_named(values, "url", "source", "first"), **given}
+    target = _named(values, "target", "second")
     transfer = {name: value for name in _TRANSFER if (value := values.pop(name)) is not None}
     for name in _OUTPUT:
         values.pop(name, None)

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext
 from asyncsync.errors import ConcurrentWriterError, StoreError
+from asyncsync.planning.patterns import Rules
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane

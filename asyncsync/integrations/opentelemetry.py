@@ -12,6 +12,7 @@ Without these calls nothing of OpenTelemetry is imported, and nothing is measure
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, nullcontext
 
@@ -32,6 +33,8 @@ from asyncsync.events import (
     SyncStarted,
     SyncTimedOut,
 )
+
+log = logging.getLogger("asyncsync")
 
 SYNC, CHECKPOINT, FILE, REQUEST = "asyncsync.sync", "asyncsync.checkpoint", "asyncsync.file", "asyncsync.request"
 LAST_OF_FILE = ("put", "complete_multipart", "copy")
@@ -91,7 +94,11 @@ async def trace_engine(
     (``asyncsync.checkpoint``, from its report until it is durable) of a running engine; inside them, unless
     ``requests`` is False, one for each file (``asyncsync.file``) and each attempted request
     (``asyncsync.request``). Spans that are open at the end of the block
-    end unfinished."""
+    end unfinished. If there is no tracer provider when the block begins, nothing is traced and nothing costs time."""
+    if isinstance(provider or trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        log.info("%s: nothing is traced, because no tracer provider of OpenTelemetry is set", engine.uri)
+        yield
+        return
     spans = _Spans(engine.uri, provider)
     stream = engine.events()
     task = asyncio.create_task(spans.follow(stream), name="asyncsync spans")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import TransferConfig, check_name
+from asyncsync.config import TransferConfig, check_name, split_sas
 from asyncsync.disk.landing import check_parents
 from asyncsync.errors import AsyncsyncError, CheckpointIncompleteError, NotFoundError, SyncFailedError
 from asyncsync.events import FileProgress, Progress
@@ -74,13 +74,14 @@ async def pull(
         ConfigError: ``local`` must not be cleared, see :meth:`asyncsync.CheckpointView.download`; or
             the patterns match no file, or were given together with ``exact``.
     """
-    access = StoreAccess(storage_options or {}, transfer)
+    address, options = split_sas(os.fspath(uri), storage_options)
+    access = StoreAccess(options, transfer)
     selection = Selection.of(include, exclude, exact=exact)
 
     async def work(place: str, selected: Selection) -> SyncReport:
         return await _pull(place, local, selected, access, on_progress)
 
-    return await at_tree(os.fspath(uri), selection, access, work)
+    return await at_tree(address, selection, access, work)
 
 
 async def at_tree(
@@ -255,6 +256,11 @@ class PullJob:
         for name in sorted(found):
             trees.extend(found[name])
         self.failures.update(index.unreadable)
+        for name in index.missing():
+            self.failures[name] = CheckpointIncompleteError(
+                f"the record of the trial {name} is missing, although the experiment's names it; asyncsync rm "
+                f"{self.store.uri.rstrip('/')}/{name} removes what is left of it"
+            )
         return trees
 
     async def _trial(self, prefix: str, record: TrialRecord) -> list[StoredTree]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from asyncsync.disk.scan import compile_patterns
 from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.patterns import compile_patterns
 
 Patterns = str | Sequence[str] | None
 

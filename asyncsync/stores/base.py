@@ -55,7 +55,6 @@ __all__ = [
     "Store",
     "Traits",
     "Upload",
-    "delete_batches",
     "lease_of",
 ]
 

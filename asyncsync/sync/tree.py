@@ -16,10 +16,11 @@ from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import Accepted
 from asyncsync.disk.mappings import mapped_and_when
-from asyncsync.disk.scan import Rules, scan
+from asyncsync.disk.scan import scan
 from asyncsync.errors import ConcurrentWriterError, SyncFailedError
 from asyncsync.planning.changes import Changes, Comparison, in_the_way
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.report import SyncReport
 from asyncsync.runtime import wall_time

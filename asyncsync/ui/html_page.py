@@ -20,7 +20,8 @@ from asyncsync.errors import ConfigError
 
 SCRIPTS = ("base.js", "charts.js", "parallel.js", "table.js", "views.js", "page.js")
 EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
-"""plotly adds an empty style element and inserts its rules with a function; its drawings have style attributes."""
+"""The hash of an empty text. plotly adds an empty style element for charts and inserts its rules by ``insertRule``;
+drawings have style attributes. Its other style element is for maps and stays blocked: the page has no map."""
 NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'"
 PAGE_POLICY = (
     f"{NOTHING_ELSE}; frame-ancestors 'none'; connect-src 'self'; img-src data:; script-src 'self'; "

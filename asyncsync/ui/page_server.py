@@ -43,6 +43,7 @@ async def serve(
 
     Raises:
         ConfigError: the port is taken, the URI or an option is unknown, or ``asyncsync[ui]`` is not installed.
+        BaseExceptionGroup: the block and the server failed; a single error is raised without a group.
     """
     plotly_script()
     address, options = split_sas(os.fspath(uri), storage_options)
@@ -64,7 +65,10 @@ async def serve(
                     server.should_exit = True
                     await asyncio.wait([serving], timeout=2 * CLOSE_SECONDS)
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # that of the block, as it is
+            if len(errors.exceptions) > 1:
+                raise
+            (only,) = errors.exceptions
+            raise only from only.__cause__  # without the group around it
 
 
 @contextmanager

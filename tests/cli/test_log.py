@@ -39,6 +39,7 @@ def test_the_file_has_everything_and_the_terminal_what_was_asked(
 def test_secret_values_are_hidden_also_in_tracebacks(tmp_path: Path) -> None:
     options = {"secret_access_key": "s3cr3t-value", "region": "us-east-1", "session_token": "tok", "sas": "sig=abcdef"}
     assert secrets_of(options) == ("s3cr3t-value", "sig=abcdef")
+    assert secrets_of({"connection_string": "AccountName=a;AccountKey=b"})
     for as_json in (False, True):
         with command_log(2, str(tmp_path / "log"), options, as_json=as_json):
             log.info("key %s in us-east-1", "s3cr3t-value")

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from asyncsync.cli import app
-from asyncsync.cli.options import word_of
+from asyncsync.cli.options import take_settings, word_of
 from asyncsync.cli.setup.option_names import COMMON, OPTIONS
 from asyncsync.errors import AccessDeniedError
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory
@@ -20,6 +20,7 @@ from asyncsync.testing import MemoryStore, inject_faults, reset_memory
 from .conftest import Invoke, imported
 
 Answer = Callable[..., dict[str, Any]]
+NO_OPTIONS = ("endpoint_url", "region", "profile", "sse", "storage_class")
 FILE = """
 [stores.prod]
 url = "memory://b/experiments"
@@ -49,6 +50,28 @@ def test_a_named_store_is_its_url(invoke: Invoke, here: Path, tree: Path) -> Non
     assert (result.exit_code, "to memory://b/experiments/sweep in" in result.stdout) == (0, True)
     assert sorted(MemoryStore("b", "experiments/sweep").contents) == [".asyncsync/manifest.json", "a.txt", "sub/b.bin"]
     assert invoke("cp", "prod:sweep", "prod:other").exit_code == 0
+
+
+def test_each_of_two_named_stores_has_its_own_options_only(here: Path) -> None:
+    """Otherwise the keys of one would be sent to the server of the other."""
+    (here / "asyncsync.toml").write_text(
+        '[stores.prod]\nurl = "az://prod"\ntoken = "s3cr3t"\n'
+        '[stores.other]\nurl = "az://other"\nendpoint_url = "https://other"'
+    )
+    for first, second in (("source", "target"), ("first", "second")):
+        given = dict.fromkeys((*NO_OPTIONS, "max_concurrency", "part_size", "bandwidth_limit"))
+        values = {**given, "extra": (), first: "prod:a", second: "other:b"}
+        settings = take_settings(values)
+        assert (values[first], settings.storage_options) == ("az://prod/a", {"token": "s3cr3t"})
+        assert (values[second], settings.second_options) == ("az://other/b", {"endpoint_url": "https://other"})
+
+
+def test_named_stores_are_compared(invoke: Invoke, here: Path, tree: Path) -> None:
+    text = '[stores.{}]\nurl = "memory://{}"\npage_size = {}\n'
+    (here / "asyncsync.toml").write_text(text.format("one", "b", 3) + text.format("two", "c", 4))
+    for name in ("one", "two"):
+        assert invoke("push", tree, f"{name}:t").exit_code == 0
+    assert "0 differences, 4 equal" in invoke("compare", "one:t", "two:t").stdout
 
 
 def test_an_unknown_store_is_answered_with_the_closest(invoke: Invoke, here: Path, tree: Path) -> None:

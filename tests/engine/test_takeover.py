@@ -8,13 +8,14 @@ import pytest
 from machines import Machine, names, record, told
 from onebench import Bench
 
-from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig, pin
+from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig, pin, verify
 from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
 from asyncsync.errors import AccessDeniedError
 from asyncsync.stores.base import Store
 from asyncsync.stores.wrapped import Call, Operation, WrappedStore
 from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 from asyncsync.testing import run_virtual
+from asyncsync.testing.faulty import Hang
 
 T = TypeVar("T")
 NEVER = SyncConfig(sync_period=100_000)
@@ -76,6 +77,41 @@ def test_a_late_trial_record_is_continued(bench: Bench) -> None:
         assert [item.metrics["who"] for item in record(bench).checkpoints] == ["one", "one", "two"]
         assert record(bench).epoch == 2
         del acknowledged
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("moment", range(1, 25))
+def test_tasks_that_take_a_trial_at_once_lose_nothing(bench: Bench, moment: int) -> None:
+    """A report and a sync take the trial over while a late record lands, and one answer of the store is late."""
+
+    async def main() -> None:
+        one, two = Machine(bench, "one"), Machine(bench, "two")
+        async with Machine(bench, "driver").engine(NEVER, KEEP, resume=False):
+            pass
+        async with one.killed(NEVER, KEEP, role="worker") as engine:
+            await engine.trial("t").report({"n": 0}, bench.checkpoint("a"))
+            ours = two.network.hang(operation="put", key="t/.asyncsync/trial.json")
+            answer = Hang()
+
+            async def succeed() -> None:
+                async with two.engine(NEVER, KEEP, role="worker") as heir:
+                    trial = heir.trial("t")
+                    sync = asyncio.create_task(trial.sync())
+                    report = asyncio.create_task(trial.report({"n": 2}, bench.checkpoint("c")))
+                    await asyncio.wait([report], timeout=5)
+                    answer.release.set()
+                    await asyncio.gather(report, sync)
+                    await trial.report({"n": 3}, bench.checkpoint("d"))
+
+            successor = asyncio.create_task(succeed())
+            await ours.reached.wait()
+            await engine.trial("t").report({"n": 1}, bench.checkpoint("b"))
+            answer = two.network.hang(moment, after=True)
+            ours.release.set()
+            await successor
+        assert [item.metrics["n"] for item in record(bench).checkpoints] == [0, 1, 2, 3]
+        assert (await verify("memory://b/exp", deep=True)).stray == []
 
     run_virtual(main())
 

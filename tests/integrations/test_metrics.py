@@ -191,6 +191,24 @@ async def test_files_and_requests_are_spans_inside_their_checkpoint(bench: Bench
     assert not any(".asyncsync" in name for name in files)
 
 
+@pytest.mark.parametrize("given", [False, True])
+async def test_without_a_tracer_provider_nothing_listens(
+    bench: Bench, caplog: pytest.LogCaptureFixture, given: bool
+) -> None:
+    trace = pytest.importorskip("opentelemetry.trace")
+    from asyncsync.integrations.opentelemetry import trace_engine
+
+    caplog.set_level("INFO", "asyncsync")
+    asked: list[object] = []
+    async with bench.engine() as running:
+        for name in ("events", "on_request"):
+            setattr(running, name, asked.append)
+        async with trace_engine(running, trace.NoOpTracerProvider() if given else None):
+            await running.trial("t").report({}, bench.checkpoint("a"))
+    assert asked == []
+    assert "memory://b/exp: nothing is traced" in caplog.text
+
+
 async def test_a_listener_that_raises_ends_no_transfer(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     seen = []
 

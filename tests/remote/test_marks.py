@@ -13,6 +13,7 @@ from stored import put_trial
 
 from asyncsync import CheckpointConfig, Experiment, Trial, pin, tag, unpin, verify
 from asyncsync.errors import ConfigError, NotFoundError, UnavailableError, UnsupportedError
+from asyncsync.events import CheckpointRetired
 from asyncsync.planning.document import TRIAL_RECORD
 from asyncsync.sync.records.model import MARKED, TrialRecord
 from asyncsync.testing import MemoryStore, reset_memory
@@ -81,6 +82,7 @@ async def test_at_every_request_of_the_engine_a_pin_is_kept_or_refused(bench: Be
 
         marking = asyncio.create_task(mark())
         async with bench.engine(keep=KEEP_ONE) as engine:
+            events = engine.events()
             for number in range(3):
                 await report(bench, engine.trial("t"), number)
         if not hang.reached.is_set():
@@ -91,6 +93,8 @@ async def test_at_every_request_of_the_engine_a_pin_is_kept_or_refused(bench: Be
         assert end in ("pinned", "NotFoundError"), (moment, end)
         assert ("0" in names(bench)) == (end == "pinned"), (moment, end, names(bench))
         assert names(bench)[-1] == "2"
+        told = [event.checkpoint async for event in events if isinstance(event, CheckpointRetired)]
+        assert ("checkpoint_000000" in told) == (end != "pinned"), (moment, end, told)
         assert (await verify("memory://b/exp", deep=True)).ok, moment
     assert ends == {"pinned", "NotFoundError"}
     assert moment > 20
@@ -161,6 +165,17 @@ async def test_a_mark_whose_response_is_lost_is_one_mark(bench: Bench) -> None:
         assert (await pin(FIRST)).pinned
         await report(bench, trial, 1)
     assert record(bench).checkpoints[0].pinned
+
+
+async def test_no_two_versions_of_a_record_are_equal(bench: Bench) -> None:
+    """Or a store whose ETag is a hash of the contents would not notice that somebody has written in between."""
+    async with bench.engine() as engine:
+        await report(bench, engine.trial("t"), 0)
+    versions = [bench.store.contents[f"t/{TRIAL_RECORD}"]]
+    for change in (pin, unpin, pin, unpin):
+        await change(FIRST)
+        versions.append(bench.store.contents[f"t/{TRIAL_RECORD}"])
+    assert len(set(versions)) == 5
 
 
 @pytest.mark.parametrize("uri", [FIRST[:-1] + "9", "memory://b/exp/u/checkpoint_000000", "memory://b/nowhere/x"])

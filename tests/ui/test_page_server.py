@@ -13,6 +13,7 @@ from asyncsync import Experiment, RunConfig, SyncEngine
 from asyncsync.errors import ConfigError
 from asyncsync.ui import live_experiment, serve, write_report
 from asyncsync.ui.html_page import SCRIPTS, static_file
+from asyncsync.ui.live_experiment import LiveExperiment
 
 from .conftest import ATTACK, URI, ask, event_stream, wait_for_event, wait_until_read
 
@@ -265,3 +266,27 @@ async def test_an_error_of_the_block_is_raised_as_it_is(sweep: Bench) -> None:
     with pytest.raises(KeyError):
         async with serve(URI):
             raise KeyError("x")
+
+
+async def test_the_cause_of_an_error_of_the_block_stays(sweep: Bench) -> None:
+    cause = ValueError("why")
+    with pytest.raises(KeyError) as caught:
+        async with serve(URI):
+            raise KeyError("x") from cause
+    assert caught.value.__cause__ is cause
+
+
+async def test_an_error_of_the_server_does_not_replace_that_of_the_block(
+    sweep: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(LiveExperiment, "run", fail)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with serve(URI):
+            try:
+                await asyncio.Event().wait()  # cancelled, because the server has failed
+            finally:
+                raise KeyError("x")
+    assert {type(error) for error in caught.value.exceptions} == {KeyError, ZeroDivisionError}

@@ -15,7 +15,7 @@ from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, jsonable, summary
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 RM = """Remove an experiment, a trial, a checkpoint or a pushed tree from a store.
 
@@ -113,7 +113,6 @@ async def cp(output: Output, settings: Settings, *, source: str, target: str, to
 
 
 async def _copied(output: Output, settings: Settings, here: str, there: str, to: dict[str, str]) -> int:
-    base = settings.storage_options if settings.target_options is None else settings.target_options
     with output.meter("copying") as meter:
         output.at_interrupt = lambda: (
             f"{there} is not complete: copied {meter.text()}. Run the same command again to resume"
@@ -122,7 +121,7 @@ async def _copied(output: Output, settings: Settings, here: str, there: str, to:
             here,
             there,
             storage_options=settings.storage_options,
-            target_options={**base, **to},
+            target_options={**settings.second_options, **to},
             transfer=settings.transfer,
             on_progress=meter.update,
         )

@@ -16,7 +16,7 @@ from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError, NotFoundError
 from asyncsync.planning.retention import flatten
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 BEST = """Show the best checkpoint of an experiment by a metric, and fetch it with --pull.
 
@@ -106,7 +106,8 @@ def _as_json(item: CheckpointView) -> dict[str, Any]:
 async def compare(output: Output, settings: Settings, *, first: str, second: str, everything: bool) -> int:
     """See COMPARE."""
     here, there = resolve_url(first), resolve_url(second)
-    left, right = await _facts(here, settings), await _facts(there, settings)
+    left = await _facts(here, settings.storage_options, settings)
+    right = await _facts(there, settings.second_options, settings)
     names = [*left, *(name for name in right if name not in left)]
     rows = [
         (name, _cell(left.get(name)), _cell(right.get(name))) for name in names if left.get(name) != right.get(name)
@@ -119,9 +120,9 @@ async def compare(output: Output, settings: Settings, *, first: str, second: str
     return DONE
 
 
-async def _facts(uri: str, settings: Settings) -> dict[str, Any]:
+async def _facts(uri: str, options: Mapping[str, object], settings: Settings) -> dict[str, Any]:
     """The values to compare, by name: parameters, metrics, and the files of a checkpoint with their checksums."""
-    found = await contents_of(uri, storage_options=settings.storage_options, transfer=settings.transfer)
+    found = await contents_of(uri, storage_options=options, transfer=settings.transfer)
     if isinstance(found, TrialView):
         facts = {"status": shown_status(found), "reports": found.reports, "checkpoints": len(found.checkpoints)}
         return {**facts, **_prefixed("params", found.params), **_prefixed("metrics", found.metrics)}

@@ -152,17 +152,19 @@ class RecordKeeper:
         """Save the record for the first time, unless another task just did. Returns whether it was written.
 
         Writes of a replaced process may land after this process read the record, for as long as its lease lasts. Their
-        content is merged into ours, and ours is saved again.
+        content is merged into ours, and ours is saved again. One task does all this: what another one has read
+        meanwhile is older than what this one saves.
         """
         attempts_left = TAKEOVER_ATTEMPTS
-        while True:
-            try:
-                async with LazyLock(self, "_saving"):
-                    return False if self._taken else await self._save()
-            except ConcurrentWriterError:
-                attempts_left -= 1
-                if not attempts_left or not await self._merge_late_record():
-                    raise
+        async with LazyLock(self, "_saving"):
+            while not self._taken:
+                try:
+                    return await self._save()
+                except ConcurrentWriterError:
+                    attempts_left -= 1
+                    if not attempts_left or not await self._merge_late_record():
+                        raise
+        return False
 
     async def _merge_late_record(self) -> bool:
         """Merge the stored record if a process that this one replaced wrote it. Returns whether that was so."""

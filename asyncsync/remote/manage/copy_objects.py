@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import google_crc32c
@@ -20,23 +19,24 @@ from msgspec import structs
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import (
-    ConfigError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
     SourceChangedError,
     SyncError,
+    UnsupportedError,
 )
 from asyncsync.events import Progress
 from asyncsync.planning.crc32c import crc32c_of_pieces
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.planning.segments import SEGMENTS
-from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
+from asyncsync.remote.access import DEFAULT_TRANSFER
+from asyncsync.remote.manage.copy_places import Places, check_apart, opened
+from asyncsync.remote.manage.spool import spooled
 from asyncsync.remote.prefixes import parents, prefixes_with
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import ObjectInfo, Part, Piece, Store, Upload
-from asyncsync.stores.guard.guarded import GuardedView
 from asyncsync.stores.read import list_all
 from asyncsync.sync.in_flight import FilesInFlight
 from asyncsync.sync.records.manifests import read_manifest
@@ -68,8 +68,9 @@ async def copy(
 
     Within one bucket the store copies the bytes itself, and its CRC32C of the copy, if it reports one, is compared with
     the manifest. Otherwise they pass through this machine, in parts, at most 128 MiB of them in memory, and every byte
-    is compared with the CRC32C in the manifest on the way. Objects that no manifest names, such as parts of incomplete
-    checkpoints, are left out. If it is interrupted, the same call resumes it.
+    is compared with the CRC32C in the manifest on the way. A target without multipart uploads gets each file of more
+    than 16 MiB from a temporary file (in ``TMPDIR``), eight at a time. Objects that no manifest names, such as parts of
+    incomplete checkpoints, are left out. If it is interrupted, the same call resumes it.
 
     Args:
         storage_options: options of the source; also of the target, unless ``target_options`` are given.
@@ -89,61 +90,11 @@ async def copy(
     there, other = split_sas(
         os.fspath(target).rstrip("/"), storage_options if target_options is None else target_options
     )
-    if _is_above(here, there) or _is_above(there, here):
-        raise ConfigError(f"cannot copy {here} to {there}: one contains the other. Choose another target")
-    async with _opened(here, there, transfer, options, other) as places:
+    await check_apart(here, there)
+    async with opened(here, there, transfer, options, other) as places:
         report = await _Copy(places, on_progress).run()
         requests = places.source.requests + (0 if places.server_side else places.target.requests)
     return replace(report, requests=requests, seconds=time.monotonic() - began)
-
-
-def _is_above(above: str, below: str) -> bool:
-    return below == above or below.startswith(f"{above}/")
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """The two ends. ``server_side``: one store holds both, so that it can copy itself."""
-
-    source: GuardedView
-    target: GuardedView
-    source_prefix: str = ""
-    target_prefix: str = ""
-    server_side: bool = False
-
-    def source_uri(self, path: str) -> str:
-        return f"{self.source.uri.rstrip('/')}/{self.source_prefix}{path}"
-
-    def target_uri(self, path: str = "") -> str:
-        return f"{self.target.uri.rstrip('/')}/{self.target_prefix}{path}"
-
-
-@asynccontextmanager
-async def _opened(
-    here: str,
-    there: str,
-    transfer: TransferConfig,
-    options: Mapping[str, object] | None,
-    target_options: Mapping[str, object] | None,
-) -> AsyncIterator[_Places]:
-    root, source_prefix = _bucket(here)
-    other_root, target_prefix = _bucket(there)
-    async with AsyncExitStack() as stack:
-        if root and root == other_root and (options or {}) == (target_options or {}):
-            store = await stack.enter_async_context(open_for_reading(root, transfer, options))
-            yield _Places(store, store, source_prefix, target_prefix, server_side=True)
-            return
-        first = await stack.enter_async_context(open_for_reading(here, transfer, options))
-        yield _Places(first, await stack.enter_async_context(open_for_reading(there, transfer, target_options)))
-
-
-def _bucket(uri: str) -> tuple[str, str]:
-    """The bucket of a URI and the prefix in it; empty for a directory."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme == "file":
-        return "", ""
-    bucket, slash, prefix = rest.partition("/")
-    return f"{scheme}://{bucket}", f"{prefix}/" if slash and prefix else ""
 
 
 @dataclass(slots=True)
@@ -163,7 +114,7 @@ class _Plan:
 class _Copy:
     """One run."""
 
-    places: _Places
+    places: Places
     on_progress: Callable[[Progress], None] | None
     files_done: int = 0
     bytes_done: int = 0
@@ -254,15 +205,20 @@ class _Copy:
             self.bytes_done += info.size
             return
         try:
-            if self.places.server_side:
-                await self._server_copy(path, info, entry)
-            elif info.size <= MAX_WHOLE:
-                await self._whole(path, info, entry)
-            else:
-                await self._in_parts(path, info, entry)
+            if not (self.places.server_side and await self._server_copy(path, info, entry)):
+                await self._bytes(path, info, entry)
         except PreconditionError as error:
             text = f"{self.places.source_uri(path)} was written again during the copy. Run the same command again"
             raise SourceChangedError(text) from error
+
+    async def _bytes(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> None:
+        """Copy a file through this machine."""
+        if info.size <= MAX_WHOLE:
+            await self._whole(path, info, entry)
+        elif self.places.target.traits.multipart:
+            await self._in_parts(path, info, entry)
+        else:
+            await self._through_disk(path, info, entry)
 
     async def _is_there(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> bool:
         """Whether the target has the same bytes. Without a checksum in its listing they are asked for, or read."""
@@ -290,6 +246,13 @@ class _Copy:
         self._check(path, crc, info, entry)
         written = await self.places.target.put(self.places.target_prefix + path, data, crc32c=crc)
         self._sent(path, written, len(data))
+
+    async def _through_disk(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> None:
+        """Copy a file that is too large for memory to a store that takes it in one request."""
+        async with self.memory, spooled(self.places.source, self.places.source_prefix + path, info) as (body, crc):
+            self._check(path, crc, info, entry)
+            written = await self.places.target.put(self.places.target_prefix + path, body, crc32c=crc)
+        self._sent(path, written, info.size)
 
     async def _in_parts(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> None:
         """Copy in the parts of the manifest, if the target supports them: then finished parts are recognised."""
@@ -351,33 +314,41 @@ class _Copy:
                 self.in_flight.add(path, size)
         return same
 
-    async def _server_copy(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> None:
+    async def _server_copy(self, path: str, info: ObjectInfo, entry: FileEntry | None) -> bool:
+        """Let the store copy a file; False if it cannot."""
         target, places = self.places.target, self.places
         source, key = places.source_prefix + path, places.target_prefix + path
-        if info.size <= SERVER_PART or not target.traits.range_copy:
-            written = await target.copy(source, key, if_source_version=info.version, size=info.size)
-        else:
-            upload = await target.create_multipart(key)
-            starts = range(0, info.size, SERVER_PART)
-            parts = [
-                await target.copy_part(
-                    upload,
-                    number,
-                    start,
-                    source,
-                    start,
-                    min(SERVER_PART, info.size - start),
-                    if_source_version=info.version,
-                )
-                for number, start in enumerate(starts, start=1)
-            ]
-            written = await target.complete_multipart(upload, parts)
+        try:
+            if info.size <= SERVER_PART or not target.traits.range_copy:
+                written = await target.copy(source, key, if_source_version=info.version, size=info.size)
+            else:
+                written = await self._copy_in_parts(source, key, info)
+        except UnsupportedError:
+            return False
         if written.crc32c is not None:
             self._check(path, written.crc32c, info, entry)
         self.versions[path] = written.version
         self.files_copied += 1
         self.bytes_copied += info.size
         self.bytes_done += info.size
+        return True
+
+    async def _copy_in_parts(self, source: str, key: str, info: ObjectInfo) -> ObjectInfo:
+        target = self.places.target
+        upload = self.uploads.get(key) or await target.create_multipart(key)
+        parts = [
+            await target.copy_part(
+                upload,
+                number,
+                start,
+                source,
+                start,
+                min(SERVER_PART, info.size - start),
+                if_source_version=info.version,
+            )
+            for number, start in enumerate(range(0, info.size, SERVER_PART), start=1)
+        ]
+        return await target.complete_multipart(upload, parts)
 
     def _check(self, path: str, crc: int, info: ObjectInfo, entry: FileEntry | None) -> None:
         expected = info.crc32c if entry is None else entry.crc32c

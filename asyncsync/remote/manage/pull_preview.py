@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.disk.descent import Beneath
 from asyncsync.disk.landing import same_bytes
 from asyncsync.errors import CheckpointIncompleteError, ConfigError
@@ -52,14 +52,15 @@ async def plan_pull(
 ) -> PullPlan:
     """The actions of :func:`asyncsync.pull` if it ran now, with the same arguments and errors. Local files of the right
     size are read and compared with their checksum."""
-    access = StoreAccess(storage_options or {}, transfer)
+    address, options = split_sas(os.fspath(uri), storage_options)
+    access = StoreAccess(options, transfer)
     selection = Selection.of(include, exclude, exact=exact)
 
     async def work(place: str, selected: Selection) -> PullPlan:
-        async with open_for_reading(place, transfer, storage_options) as store:
+        async with open_for_reading(place, transfer, options) as store:
             return await _plan(store, Path(os.path.abspath(local)), selected)
 
-    return await at_tree(os.fspath(uri), selection, access, work)
+    return await at_tree(address, selection, access, work)
 
 
 async def _plan(store: Store, target: Path, selection: Selection) -> PullPlan:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from asyncsync.config import TransferConfig, split_sas
-from asyncsync.errors import ConcurrentWriterError, ConfigError, NotFoundError
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConcurrentWriterError,
+    ConfigError,
+    NotFoundError,
+    UnsupportedError,
+)
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
-from asyncsync.planning.manifest import MANIFEST
+from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.planning.retention import is_marked
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import ObjectInfo, Store
-from asyncsync.stores.read import list_all
+from asyncsync.stores.read import find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_record, get_record
 from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
+
+log = logging.getLogger("asyncsync")
 
 KEYS_PER_REMOVE = 1000
 LISTINGS = 5
 """Times that a prefix is listed again for objects that appeared in between."""
+REMOVAL_MARK = f"{META_DIR}/removal"
+"""Holds the kind of what is being removed. It is deleted last: after an interruption nothing else tells what the rest
+was."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +60,10 @@ async def remove(
 ) -> RemoveReport:
     """Remove the experiment, trial, checkpoint or tree at ``uri``. With ``dry_run`` (the default) nothing is removed.
 
-    Records go first: a checkpoint leaves its trial's record, a trial its experiment's, then manifests and data are
-    deleted. After an interruption the rest is invisible to readers, and the same call removes it. A plain prefix
-    without record or manifest is refused: asyncsync did not write it.
+    Records go first: a checkpoint leaves its trial's record, a trial its experiment's, then open uploads are aborted,
+    and manifests and data are deleted. After an interruption the rest is invisible to readers, and the same call
+    removes it, because the object ``.asyncsync/removal`` stays to the end. A plain prefix without record or manifest is
+    refused: asyncsync did not write it.
 
     ``force``: also if a process seems to run it, or if it is a checkpoint that is pinned or has tags. A process that
     really runs it will fail with ConcurrentWriterError.
@@ -74,6 +87,10 @@ async def remove(
             await removal.check_unmarked()
         if not dry_run:
             await removal.leave_record()
+            await abort_uploads(store, removal.prefix)
+            if store.traits.local:  # those of a directory are in the directory that the writer had opened
+                async with open_for_reading(where, transfer, options) as own:
+                    await abort_uploads(own, "")
             await removal.delete()
         size = sum(item.size for item in removal.objects.values())
         seconds = time.monotonic() - began
@@ -103,6 +120,8 @@ class _Removal:
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord) if prefix else None
         if driver is not None and prefix.rstrip("/") in driver.trials:
             return cls(store, prefix, uri, "trial", objects)
+        if (interrupted := await find(store, prefix + REMOVAL_MARK)) is not None:
+            return cls(store, prefix, uri, interrupted.decode(errors="replace")[:20], objects)
         raise NotFoundError(
             f"{uri} holds no experiment, trial, checkpoint or tree of asyncsync, so nothing is removed. Check the URL "
             "with asyncsync ls"
@@ -157,19 +176,31 @@ class _Removal:
         await self.store.put(key, data, if_version=version)
 
     async def delete(self) -> None:
-        """Records, then manifests, then everything else: each in requests of their own."""
-        keys = list(self.objects)
+        """Records, then manifests, then everything else: each in requests of their own; the mark at the very end."""
+        mark = self.prefix + REMOVAL_MARK
+        await self.store.put(mark, self.kind.encode())
+        keys = self.objects.keys() - {mark}
         for _ in range(LISTINGS):
             for place in sorted({_removal_order(key) for key in keys}):
-                await self._delete_keys([key for key in keys if _removal_order(key) == place])
-            keys = list(await list_all(self.store, self.prefix))
+                await self._delete_keys(sorted(key for key in keys if _removal_order(key) == place))
+            keys = (await list_all(self.store, self.prefix)).keys() - {mark}
             if not keys:
-                return
+                return await self.store.delete([mark])
         raise ConcurrentWriterError(f"{self.uri}: another process writes there while it is removed. Stop it first")
 
     async def _delete_keys(self, keys: list[str]) -> None:
         for start in range(0, len(keys), KEYS_PER_REMOVE):
             await self.store.delete(keys[start : start + KEYS_PER_REMOVE])
+
+
+async def abort_uploads(store: Store, prefix: str) -> None:
+    """Abort all open uploads below ``prefix``: no reader sees them, but their parts take space. A store that refuses to
+    list them does not stop a removal."""
+    try:
+        for upload in await store.list_multiparts(prefix):
+            await store.abort_multipart(upload)
+    except (AccessDeniedError, UnsupportedError) as error:
+        log.warning("open uploads below %s stay, asyncsync prune aborts them: %s", uri_of(store, prefix), error)
 
 
 def _removal_order(key: str) -> int:

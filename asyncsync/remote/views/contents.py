@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from asyncsync.aio.tasks import for_each_limited
-from asyncsync.config import TransferConfig
+from asyncsync.config import TransferConfig, split_sas
 from asyncsync.errors import DamagedError, NotFoundError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import Manifest
@@ -68,15 +68,16 @@ async def contents(
         ConfigError: the URI or an option is unknown.
         StoreError: the store refused or failed a request.
     """
-    where = os.fspath(uri).rstrip("/")
-    async with open_for_reading(uri, transfer, storage_options) as store:
+    address, options = split_sas(os.fspath(uri), storage_options)
+    where = address.rstrip("/")
+    async with open_for_reading(address, transfer, options) as store:
         is_experiment = not files and await find(store, EXPERIMENT_RECORD) is not None
         found = None if is_experiment else await _below(store, where, files=files)
     if is_experiment:
-        return await Experiment.open(uri, storage_options=storage_options, transfer=transfer)
+        return await Experiment.open(address, storage_options=options, transfer=transfer)
     if isinstance(found, TrialRecord):
-        access = StoreAccess(dict(storage_options or {}), transfer)
-        index = await _index_above(found, where, transfer, storage_options)
+        access = StoreAccess(options, transfer)
+        index = await _index_above(found, where, transfer, options)
         lost, unfinished = index.lost_test(wall_time())(found), index.is_unfinished(found)
         return view_of(found.name, where, found, access, lost=lost, unfinished=unfinished)
     if found is None or found == []:

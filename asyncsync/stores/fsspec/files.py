@@ -176,8 +176,20 @@ class Files:
         except OSError:
             if not self._fs.exists(target):
                 raise
-            self._fs.rm_file(target)  # a server that renames to free names only
+            if self._fs.exists(temporary):  # else it was moved, and only the response was lost
+                self._move_over(temporary, target)
+
+    def _move_over(self, temporary: str, target: str) -> None:
+        """For a server that renames to free names only: the file that is replaced stays under another name until its
+        successor is in place."""
+        aside = f"{temporary}-replaced"
+        self._fs.mv(target, aside)
+        try:
             self._fs.mv(temporary, target)
+        except BaseException:
+            self._fs.mv(aside, target)
+            raise
+        self._fs.rm_file(aside)
 
     def delete(self, key: str) -> None:
         """Delete a file; a missing one is ignored."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from asyncsync.errors import AsyncsyncError, DamagedError
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Candidate
+from asyncsync.planning.parts import Candidate
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.sync.records.manifests import find_manifest

@@ -18,10 +18,9 @@ from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import READ_ATTEMPTS, Digest, digest_range, md5_range, stat_file
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError, UnsupportedError
-from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.crc32c import crc32c_of_parts
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Candidate, Matches
+from asyncsync.planning.parts import Candidate, Matches, cut, part_size_for
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.sync.upload.append_only import appended_to, digest_file_samples, trusted_parts

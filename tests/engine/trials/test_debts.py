@@ -53,6 +53,24 @@ def wipe(bench: Bench) -> None:
         del bench.store.bucket.objects[key]
 
 
+def test_only_what_the_stored_record_gives_up_may_be_deleted(bench: Bench) -> None:
+    """In the experiment that gave it up: one that was begun again under its name has another nonce."""
+
+    async def main() -> None:
+        async with bench.engine(NEVER, ONE) as engine:
+            hold = bench.faults.hang(operation="delete", times=None)
+            for step in range(2):
+                await engine.trial("t").report({}, bench.checkpoint(f"c{step}"))
+            nonce, may = record(bench).nonce, engine._open_registry.fence_of_given_up
+            assert may("t", "checkpoint_000000", nonce) is not None
+            assert may("t", "checkpoint_000000", f"not {nonce}") is None
+            assert may("t", "checkpoint_000001", nonce) is None
+            assert may("u", "checkpoint_000000", nonce) is None
+            hold.release.set()
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["same machine", "another machine"])
 def test_the_next_process_deletes_owed_files_of_the_record(bench: Bench, same: bool) -> None:
     """The journal may be missing: the record has the debt."""

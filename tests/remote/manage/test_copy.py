@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from asyncsync.errors import (
     StoreError,
     SyncError,
     UnavailableError,
+    UnsupportedError,
 )
 from asyncsync.events import Progress
+from asyncsync.remote.manage import copy_objects, spool
 from asyncsync.stores import open_store
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
 
@@ -229,6 +232,71 @@ def test_an_outage_is_waited_for() -> None:
 
     reset_memory()
     run_virtual(main())
+
+
+async def test_a_large_file_reaches_a_store_without_multipart_uploads(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    reset_memory()
+    await put_tree(MemoryStore("b", "tree"), "", {"big": BIG}, part_size=8 << 20)
+    place = f"fsspec+memory://copies/{tmp_path.name}"
+    report = await copy("memory://b/tree", place)
+    assert (report.files_sent, report.bytes_sent) == (1, len(BIG))
+    assert (await verify(place, deep=True)).ok
+
+
+async def test_a_full_disk_on_the_way_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, piece: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pytest.importorskip("fsspec")
+    reset_memory()
+    await put_tree(MemoryStore("b", "tree"), "", {"big": BIG})
+    monkeypatch.setattr(spool, "_write", full)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SyncError, match=r"20,971,520 bytes cannot be kept.*No space left"):
+        await copy("memory://b/tree", f"fsspec+memory://copies/{tmp_path.name}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_the_store_refuses_is_sent() -> None:
+    async def main() -> None:
+        await stored()
+        inject_faults("b").fail(1, UnsupportedError("too large to copy"), operation="copy", times=100)
+        report = await copy("memory://b/exp", "memory://b/other")
+        assert (report.files_copied, report.files_sent) == (0, 8)
+        assert (await verify("memory://b/other", deep=True)).ok
+
+    reset_memory()
+    run_virtual(main())
+
+
+def test_a_copy_in_parts_inside_the_store_resumes_its_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        await put_tree(MemoryStore("b", "tree"), "", {"big": BIG}, part_size=8 << 20)
+        inject_faults("b").fail(1, StoreError("refused"), operation="complete_multipart")
+        with pytest.raises(StoreError, match="refused"):
+            await copy("memory://b/tree", "memory://b/other")
+        await copy("memory://b/tree", "memory://b/other")
+        async with open_store("memory://b") as store:
+            assert not await store.list_multiparts()
+        assert (await verify("memory://b/other", deep=True)).ok
+
+    monkeypatch.setattr(copy_objects, "SERVER_PART", 8 << 20)
+    reset_memory()
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("target", ["tree", "other/../tree/sub", "link/sub", ""])
+async def test_a_copy_of_a_directory_into_itself_is_refused_under_any_name(tmp_path: Path, target: str) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a").write_bytes(b"a")
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    for source in (str(tmp_path / "tree"), f"file://{tmp_path}/tree"):
+        with pytest.raises(ConfigError, match="one contains the other"):
+            await copy(source, f"{tmp_path}/{target}")
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["a"]
 
 
 async def test_a_pushed_tree_travels_from_directory_to_directory(tmp_path: Path) -> None:

@@ -4,10 +4,21 @@ import logging
 
 import pytest
 
-from asyncsync import Experiment, RunConfig, SyncEngine, Syncer, pull, push, verify
+from asyncsync import (
+    Experiment,
+    RunConfig,
+    SyncEngine,
+    Syncer,
+    contents,
+    copy,
+    plan_pull,
+    pull,
+    push,
+    verify,
+)
 from asyncsync.cli.options import resolve_url
 from asyncsync.config import split_sas
-from asyncsync.errors import AsyncsyncError, ConfigError
+from asyncsync.errors import AsyncsyncError, ConfigError, NotFoundError
 from asyncsync.integrations.run_address import RunAddress
 from asyncsync.remote.prune import prune
 from asyncsync.remote.repair import repair
@@ -68,6 +79,34 @@ async def test_an_experiment_takes_it_and_hides_it(options, nothing_recorded, tr
     assert SECRET not in f"{experiment!r} {experiment.uri}"
     await experiment.latest_checkpoint().download(tmp_path / "back")
     assert (tmp_path / "back/a").read_bytes() == b"12345"
+
+
+async def test_reading_one_file_and_looking_around_takes_it_and_hides_it(options, nothing_recorded, tree, tmp_path):
+    run = RunConfig(name="sweep", storage_path=f"{URI}?{SAS}", storage_options=options)
+    async with SyncEngine(run, local_dir=tmp_path / "local") as engine:
+        await engine.trial("one").report({"loss": 1.0}, checkpoint=tree)
+    checkpoint = f"{URI}/sweep/one/checkpoint_000000"
+    plan = await plan_pull(f"{checkpoint}/a?{SAS}", tmp_path / "file", storage_options=options)
+    assert plan.fetch == {"a": 5}
+    await pull(f"{checkpoint}/a?{SAS}", tmp_path / "file", storage_options=options)
+    assert (tmp_path / "file/a").read_bytes() == b"12345"
+    shown = [await contents(f"{URI}{path}?{SAS}", storage_options=options) for path in ("", "/sweep", "/sweep/one")]
+    assert SECRET not in repr(shown)
+    assert shown[0][0].uri == f"{URI}/sweep"
+    assert shown[2].checkpoints[0].uri == checkpoint
+    await shown[2].checkpoints[0].download(tmp_path / "again")
+    with pytest.raises(NotFoundError) as caught:
+        await contents(f"{URI}/nothing?{SAS}", storage_options=options)
+    assert SECRET not in str(caught.value)
+
+
+async def test_a_copy_within_an_account_goes_from_container_to_container(azure_strict, options, tree):
+    azure_strict.containers["second"] = azure_fake.server.Container("second")
+    other = URI.replace("/conformance/", "/second/")
+    await push(tree, f"{URI}?{SAS}", storage_options=options)
+    for target in (f"{URI}-copy", other):
+        await copy(f"{URI}?{SAS}", f"{target}?{SAS}", storage_options=options)
+        assert (await verify(f"{target}?{SAS}", deep=True, storage_options=options)).files == 1
 
 
 async def test_no_error_shows_it(azure_strict, options, nothing_recorded, tree):

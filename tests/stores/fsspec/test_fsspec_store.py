@@ -135,6 +135,48 @@ async def test_a_failed_write_leaves_nothing_behind(store, monkeypatch):
     assert MemoryFileSystem.store == {}
 
 
+class FreeNamesOnly(MemoryFileSystem):
+    """A server that renames to free names only, like SFTP without its extension. ``breaks``: whether a rename breaks,
+    for each of the next ones: None, "before" it is done, or "after"."""
+
+    protocol = "freenames"
+    breaks: tuple[str | None, ...] = ()
+
+    def mv(self, path1, path2, **more):
+        breaks, FreeNamesOnly.breaks = FreeNamesOnly.breaks[:1], FreeNamesOnly.breaks[1:]
+        if breaks == ("before",):
+            raise ConnectionResetError("broke")
+        if self.exists(path2) and breaks != ("after",):
+            raise OSError("Failure")
+        self.cp_file(path1, path2)
+        self.rm_file(path1)
+        if breaks == ("after",):
+            raise ConnectionResetError("the response was lost")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "kept"),
+    [
+        ((), b"new"),
+        (("after",), b"new"),
+        (("before",), b"new"),
+        ((None, None, "before"), b"old"),
+        ((None, "before"), b"old"),
+    ],
+)
+async def test_a_rename_that_breaks_costs_neither_the_old_file_nor_the_new_one(monkeypatch, breaks, kept):
+    fsspec.register_implementation("freenames", FreeNamesOnly, clobber=True)
+    async with open_store("fsspec+freenames://box/run") as store:
+        await store.put("a", b"old")
+        monkeypatch.setattr(FreeNamesOnly, "breaks", breaks)
+        try:
+            await store.put("a", b"new")
+        except UnavailableError:
+            assert kept == b"old"
+        assert (await store.get("a"))[0] == kept
+        assert [name.rpartition("/")[2] for name in MemoryFileSystem.store] == ["a"]
+
+
 async def test_a_cancelled_write_leaves_nothing_behind(store, tmp_path):
     (tmp_path / "f").write_bytes(bytes(8 * MIB))
     task = asyncio.create_task(store.put("a", FileRange(str(tmp_path / "f"), 0, 8 * MIB)))

@@ -15,6 +15,7 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from asyncsync import running_engines
 from asyncsync.integrations import ray as asyncsync_ray
 from asyncsync.runtime import Presence
 
@@ -221,6 +222,7 @@ def main():
         seen["spread"] = grid_case("spread", spread, where, number=list(range(6)))
         found = asyncsync_ray.agents(where)
         seen["agents"] = [[item.role, item.pid, item.status.totals.checkpoints_durable] for item in found]
+        seen["on_this_machine"] = [engine.role for engine in running_engines() if engine.alive]
         seen["killed"] = grid_case("killed", agent_killed, where, delay=SETTINGS["delays"])
         seen["background"] = background_case(where, listener)
         in_thread(lose, cluster)
