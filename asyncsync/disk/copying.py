@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
 from asyncsync.disk.digests import READ_ATTEMPTS
-from asyncsync.disk.files import share_blocks
+from asyncsync.disk.files import close_descriptor, share_blocks
 from asyncsync.disk.landing import lock_temporary
 from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
@@ -44,7 +44,7 @@ def copy_tree(source: Path, *, link: bool) -> Path:
         _discard(making)
         raise
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
     return made
 
 
@@ -89,7 +89,7 @@ def _remove_unfinished(path: Path) -> None:
         if lock_temporary(descriptor, str(path)):
             _discard(path)
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
 
 def _is_regular(path: str) -> bool:

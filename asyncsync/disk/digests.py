@@ -19,7 +19,7 @@ from functools import lru_cache
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange, open_nonblocking
+from asyncsync.disk.files import FileRange, close_descriptor, open_nonblocking
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.planning.snapshot import FileStat
@@ -134,7 +134,7 @@ def _load_one(root: str, known: FileStat, *, fixed: bool) -> Loaded | OSError | 
                 data = _read_all(descriptor, before.size)
                 unchanged = len(data) == before.size and before.is_state(os.fstat(descriptor))
             finally:
-                os.close(descriptor)
+                close_descriptor(descriptor)
             if fixed and not (unchanged and before.same_content_as(known)):
                 return SourceChangedError(f"{path}: changed since the checkpoint was reported")
             if unchanged:

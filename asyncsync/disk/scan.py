@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from asyncsync.disk.files import close_descriptor
 from asyncsync.disk.own_names import OWN_NAME, is_own_name, is_text
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.planning.patterns import EVERYTHING, Rules, compile_patterns
@@ -159,7 +160,7 @@ class _Scan:
             with os.scandir(descriptor) as entries:
                 self._entries(entries, full, prefix, deeper)
         finally:
-            os.close(descriptor)
+            close_descriptor(descriptor)
         return deeper
 
     def _unread(self, path: str, error: OSError) -> None:

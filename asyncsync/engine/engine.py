@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.aio.tasks import leave_group, run_all
 from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
+from asyncsync.disk.files import local_disk
 from asyncsync.engine import never_left
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.durable_callback import DurableCallback
@@ -204,7 +205,8 @@ class SyncEngine:
             await restore_files(store, "", self.local_dir, partial(context.warn, EXPERIMENT_KEY))
         alone = role.world_size == 1
         left = await find_left_behind(session, role.name) if self._resume and alone else []
-        self.local_dir.mkdir(parents=True, exist_ok=True)
+        with local_disk(f"the engine's directory {self.local_dir} was not made"):
+            self.local_dir.mkdir(parents=True, exist_ok=True)
         await self._begin_tasks(session, registry)
         if role.is_driver:
             self._own_files = OwnFiles(context, registry.rules, predecessor_may_write=before.may_still_write())

@@ -72,6 +72,8 @@ def _upload(local: str, filesystem: object, handler: StorageHandler, destination
     experiment = handler.begins_checkpoint(key)
     if experiment is not None:
         push_checkpoint(handler, local, key, experiment)
+    elif not os.path.exists(local):
+        raise FileNotFoundError(f"the upload to {destination!r} has no source: {local!r} is missing")
     elif os.path.isfile(local):
         handler.call(operations.write_file, local, key, local=local)
     else:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import google_crc32c
+from msgspec import structs
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import TransferConfig, split_sas
@@ -382,7 +383,7 @@ class _Copy:
     async def _manifest(self, prefix: str, manifest: Manifest) -> None:
         """Write a manifest with the versions that its files have at the target."""
         files = {
-            path: replace(entry, version=self.versions.get(prefix + path) or entry.version)
+            path: structs.replace(entry, version=self.versions.get(prefix + path) or entry.version)
             for path, entry in manifest.files.items()
         }
         data = replace(manifest, files=files).to_bytes()

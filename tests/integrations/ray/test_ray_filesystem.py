@@ -204,6 +204,12 @@ def test_single_files_are_copied(files, root, tmp_path):
         pyarrow.fs.copy_files(f"{root}/exp/missing", str(tmp_path / "missing"), source_filesystem=files)
 
 
+def test_a_missing_directory_is_an_error(files, root, tmp_path):
+    """As in pyarrow: Ray may sync the artifacts of a trial before their directory exists."""
+    with pytest.raises(FileNotFoundError, match="missing"):
+        pyarrow.fs.copy_files(str(tmp_path / "missing"), f"{root}/exp/trial", destination_filesystem=files)
+
+
 def test_other_copies_are_those_of_pyarrow(tmp_path, files):
     source = directory(tmp_path, a=b"1")
     (tmp_path / "copy").mkdir()
