@@ -21,7 +21,7 @@ from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionE
 from asyncsync.planning.changes import SCANNED
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest, ManifestSegment
-from asyncsync.planning.rank_parts import GENERATION, NONCE
+from asyncsync.planning.rank_agreement import GENERATION, NONCE
 from asyncsync.planning.segments import Draft, divide, encode_head, is_segmented, names_with, parse_head
 from asyncsync.runtime import token
 from asyncsync.stores.base import MISSING, Store

@@ -21,6 +21,7 @@ from asyncsync.errors import (
     UnsupportedError,
 )
 from asyncsync.events import Progress
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.manage import copy_objects, spool
 from asyncsync.stores import open_store
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
@@ -202,13 +203,75 @@ def test_nothing_to_copy_is_an_error() -> None:
 def test_a_plain_prefix_is_copied_as_it_is(tmp_path: Path) -> None:
     async def main() -> None:
         store = MemoryStore("b", "plain")
-        for path, data in FILES.items():
+        for path, data in {**FILES, "sub/": b"", "empty/": b""}.items():  # the console of S3 makes such directories
             await store.put(path, data)
         await copy("memory://b/plain", tmp_path / "copy")
 
     reset_memory()
     run_virtual(main())
     assert files_of(tmp_path / "copy") == FILES
+
+
+def test_a_target_made_in_the_console_of_s3_is_empty() -> None:
+    async def main() -> None:
+        await MemoryStore("b", "plain").put("a", b"a")
+        await MemoryStore("c", "").put("copy/sub/", b"")
+        await copy("memory://b/plain", "memory://c/copy")
+        assert MemoryStore("c", "copy").contents == {"a": b"a", "sub/": b""}
+
+    reset_memory()
+    run_virtual(main())
+
+
+def test_a_file_that_is_synced_during_the_copy_is_not_missing() -> None:
+    async def main() -> None:
+        store = MemoryStore("b", "tree")
+        await put_tree(store, "", FILES)
+        synced = await put_tree(MemoryStore("", ""), "", {**FILES, "new": b"new"})
+
+        def sync() -> None:
+            store._store("new", b"new", "2")
+            store._store(MANIFEST, synced.to_bytes(), "2")
+
+        inject_faults("b").hook(2, sync)  # after the listing
+        await copy("memory://b/tree", "memory://c/tree")
+        assert MemoryStore("c", "tree").contents["new"] == b"new"
+        assert (await verify("memory://c/tree", deep=True)).ok
+
+    reset_memory()
+    run_virtual(main())
+
+
+def test_a_copy_of_a_trial_that_runs_names_only_complete_checkpoints() -> None:
+    """At the n-th request to the source, for every n, the trial completes one more checkpoint and records it."""
+
+    def attempt(number: int) -> bool:
+        async def main() -> bool:
+            store = await stored()
+            before = {name: (FILES, {}) for name in ("checkpoint_000000", "checkpoint_000001")}
+
+            def completed() -> None:
+                later = MemoryStore("later", "")
+                for key, data in later.contents.items():
+                    if "checkpoint_000003/" in key or key == "t/.asyncsync/trial.json":
+                        store._store(key, data, "later")
+
+            await put_trial(MemoryStore("later", ""), "t", {**before, "checkpoint_000003": (FILES, {})})
+            fault = inject_faults("b").hook(number, completed)
+            await copy("memory://b/exp", "memory://c/exp")
+            check_complete(MemoryStore("c", "exp").contents)
+            assert {"checkpoint_000000", "checkpoint_000001"} <= {
+                item.name for item in (await Experiment.open("memory://c/exp")).trial("t").checkpoints
+            }
+            return fault.seen >= number
+
+        reset_memory()
+        return run_virtual(main())
+
+    number = 2
+    while attempt(number):
+        number += 1
+    assert number > 10
 
 
 def test_a_missing_file_of_a_manifest_is_named() -> None:
