@@ -218,6 +218,13 @@ def scale(session: nox.Session) -> None:
 
 
 @nox.session
+def long_run(session: nox.Session) -> None:
+    """Ten minutes of 200 checkpoints a second to a local store: memory, journal, descriptors and debts stay flat;
+    `-- --seconds 60 --rate 50` for a shorter one."""
+    session.run("python", "benchmarks/scale/long_run.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel, check its contents, install it in a fresh environment, and run its demo from there."""
     with tempfile.TemporaryDirectory(prefix="asyncsync-build-") as room:
