@@ -82,6 +82,7 @@ PURE = {
     "heapq",
     "itertools",
     "json",
+    "msgspec",
     "math",
     "os",
     "pathspec",

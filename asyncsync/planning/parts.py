@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncsync.planning.delta import Origin
+from asyncsync.planning.copied_ranges import Origin
 from asyncsync.planning.manifest import FileEntry
 
 DEFAULT_PART_SIZE = 16 << 20

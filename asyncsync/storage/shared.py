@@ -28,7 +28,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.planning.rank_parts import SameFileError, merge
+from asyncsync.planning.rank_agreement import SameFileError, merge
 from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
 from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS

@@ -164,6 +164,20 @@ def test_ls_imports_neither_the_engine_nor_what_draws(tree: Path) -> None:
     assert not {"anyio", "asyncio", "asyncsync.config", "rich"} & imported("--help")
 
 
+def test_ls_of_a_bucket_with_keys_given_imports_nothing_that_it_does_not_use(
+    seaweedfs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", seaweedfs.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    bucket = seaweedfs.create_bucket("ls-imports")
+    with seaweedfs.client() as client:
+        client.put_object(Bucket=bucket, Key="file", Body=b"x")
+    modules = imported("ls", f"s3://{bucket}")
+    assert "asyncsync.stores.s3.store" in modules
+    assert not {"aiobotocore", "aiofiles", "anyio", "http.client", "rich.console", "urllib.request"} & modules
+
+
 @pytest.mark.parametrize(("word", "meant"), [("pul", "pull"), ("list", "ls"), ("verfy", "verify"), ("frobnicate", "")])
 def test_a_misspelled_command_is_answered_with_the_closest(invoke: Invoke, word: str, meant: str) -> None:
     result = invoke(word, "x")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -243,6 +245,28 @@ def test_the_alert_rules_use_metrics_that_exist() -> None:
         assert used <= known_names(), rule["alert"]
         assert {"summary", "action"} <= set(rule["annotations"]), rule["alert"]
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
+
+
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: apt-get install prometheus")
+def test_each_alert_fires_when_it_should_and_not_before() -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run(
+        [PROMTOOL, "test", "rules", MONITORING / "alerts_test.yml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+    yaml = pytest.importorskip("yaml")
+    (group,) = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    cases = yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"]
+    tried = {(case["alertname"], "exp_alerts" in case) for item in cases for case in item["alert_rule_test"]}
+    assert tried == {(rule["alert"], fires) for rule in group["rules"] for fires in (False, True)}
+    series = {name for item in cases for given in item["input_series"] for name in USED.findall(given["series"])}
+    assert series <= known_names()
 
 
 def test_the_dashboard_uses_metrics_that_exist() -> None:

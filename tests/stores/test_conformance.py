@@ -1,8 +1,11 @@
 """Every store passes the one suite. Where a server is known to differ, ``kinds.DIFFERENCES`` says so by name."""
 
+import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
+from pathlib import Path
 
 import kinds
 import pytest
@@ -30,6 +33,14 @@ class TestEveryStore(StoreConformance):
 def test_only_known_rules_are_excepted():
     assert {rule for _, rule in kinds.DIFFERENCES} <= RULES
     assert {name for name, _ in kinds.DIFFERENCES} <= set(kinds.KINDS)
+
+
+def test_the_page_of_stores_counts_the_rules_that_each_server_breaks():
+    page = (Path(__file__).parents[2] / "docs/stores.md").read_text()
+    rows = {name: int(count) for name, count in re.findall(r"^\|.*\(`([\w-]+)`\).* (\d+) \|$", page, re.MULTILINE)}
+    broken = Counter(name for name, _ in kinds.DIFFERENCES)
+    assert kinds.SERVERS <= set(rows) <= set(kinds.KINDS)
+    assert rows == {name: broken[name] for name in rows}
 
 
 def test_the_documented_example_runs(tmp_path):

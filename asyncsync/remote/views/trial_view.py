@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.results import RESULTS, parse_results
 from asyncsync.errors import DamagedError
 from asyncsync.planning.retention import by_age, lookup
 from asyncsync.remote.access import StoreAccess, open_for_reading
@@ -65,6 +64,8 @@ class TrialView:
 
         It is as new as the last sync of the trial. DamagedError if a line is not a JSON object.
         """
+        from asyncsync.disk.results import RESULTS, parse_results
+
         async with open_for_reading(self.uri, self._access.transfer, self._access.options) as store:
             data = await find(store, RESULTS)
         try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from html import escape
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
-from xml.sax.saxutils import escape
 
 from asyncsync.stores.base import Part
 from asyncsync.stores.http.body import crc32c_to_text
 from asyncsync.stores.xml_reader import children, text_of
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-_LINE_BREAKS = {"\r": "&#13;", "\n": "&#10;"}
+_LINE_BREAKS = str.maketrans({"\r": "&#13;", "\n": "&#10;"})
 
 
 def complete_document(parts: Sequence[Part], *, checksums: bool) -> bytes:
@@ -26,13 +26,18 @@ def complete_document(parts: Sequence[Part], *, checksums: bool) -> bytes:
 def _part(part: Part, checksums: bool) -> str:
     crc = part.crc32c if checksums else None
     checksum = "" if crc is None else f"<ChecksumCRC32C>{crc32c_to_text(crc)}</ChecksumCRC32C>"
-    etag = escape(f'"{part.etag}"')
+    etag = _escaped(f'"{part.etag}"')
     return f"<Part><PartNumber>{part.number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>"
+
+
+def _escaped(text: str) -> str:
+    """As ``xml.sax.saxutils.escape``, which imports an HTTP client."""
+    return escape(text, quote=False).translate(_LINE_BREAKS)
 
 
 def delete_document(keys: Sequence[str]) -> bytes:
     """The body of DeleteObjects. Its response lists only failures."""
-    listed = "".join([f"<Object><Key>{escape(key, _LINE_BREAKS)}</Key></Object>" for key in keys])
+    listed = "".join([f"<Object><Key>{_escaped(key)}</Key></Object>" for key in keys])
     return f'<Delete xmlns="{_NAMESPACE}">{listed}<Quiet>true</Quiet></Delete>'.encode()
 
 

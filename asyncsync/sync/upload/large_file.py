@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec import structs
+
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
@@ -72,7 +74,7 @@ class LargeFile:
             try:
                 samples = await digest_file_samples(self._path(file), file, self._config)
                 entry, outcome = await self._send_once(file, known)
-                entry = replace(entry, samples=samples)
+                entry = structs.replace(entry, samples=samples)
             except (SourceChangedError, IntegrityError) as error:
                 last = error  # a wrong checksum means that the file changed, unless its state is the same: see below
             try:

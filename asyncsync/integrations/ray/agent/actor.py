@@ -16,9 +16,9 @@ import ray
 
 from asyncsync.events import Event
 from asyncsync.integrations.ray.agent.address import Address
-from asyncsync.integrations.ray.agent.bridge import bridge
 from asyncsync.integrations.ray.agent.calls import Call
 from asyncsync.integrations.ray.agent.node_work import NodeWork, live_visibly
+from asyncsync.integrations.ray.agent.process_storage import storage_of
 from asyncsync.runtime import Presence
 from asyncsync.status import AGENT, EngineStatus, RunningEngine
 from asyncsync.status_file import Owner
@@ -38,15 +38,15 @@ class Agent:
     """The code of the actor. ``node``: ID of its node."""
 
     def __init__(self, address: Address, node: str) -> None:
-        self._bridge, self._presence, self._started = bridge(address), Presence(), time.time()
+        self._storage, self._presence, self._started = storage_of(address), Presence(), time.time()
         self._owner = Owner(self._presence.name, address.uri, "", f"{AGENT}{node[:8]}", 0)
 
         async def begin(storage: Storage) -> NodeWork:
             return NodeWork(storage, partial(is_draining, node))
 
-        self._work = self._bridge.call(begin)
+        self._work = self._storage.call(begin)
         myself = ray.get_runtime_context().current_actor
-        life = self._bridge.submit(lambda _: live_visibly(self._work, self._owner, IDLE_SECONDS))
+        life = self._storage.submit(lambda _: live_visibly(self._work, self._owner, IDLE_SECONDS))
         life.add_done_callback(partial(_end, myself))
 
     async def hello(self) -> str:
@@ -79,7 +79,7 @@ class Agent:
         )
 
     async def _on_bridge(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return await asyncio.wrap_future(self._bridge.submit(lambda _: work))
+        return await asyncio.wrap_future(self._storage.submit(lambda _: work))
 
 
 async def _nothing() -> None:

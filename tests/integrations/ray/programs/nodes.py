@@ -28,9 +28,9 @@ OTHER = {"other": 1}
 
 def agents_here():
     """The agents that this process has asked for something, as names of processes."""
-    from asyncsync.integrations.ray.agent import node_agent
+    from asyncsync.integrations.ray.agent import agent_handle
 
-    return [agent.name for agent in node_agent._agents._agents.values()]
+    return [agent.name for agent in agent_handle._agents._agents.values()]
 
 
 def memory():
@@ -121,9 +121,9 @@ def asynchronous(config):
 
 def wait_for_event(kind, tree):
     """Until the agent of this node tells of it."""
-    from asyncsync.integrations.ray.agent import node_agent
+    from asyncsync.integrations.ray.agent import agent_handle
 
-    (agent,) = node_agent._agents._agents.values()
+    (agent,) = agent_handle._agents._agents.values()
     number = 0
     while True:
         found, number = ray.get(agent.handle.events.remote(number))
