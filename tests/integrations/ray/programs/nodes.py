@@ -222,7 +222,9 @@ def main():
         seen["spread"] = grid_case("spread", spread, where, number=list(range(6)))
         found = asyncsync_ray.agents(where)
         seen["agents"] = [[item.role, item.pid, item.status.totals.checkpoints_durable] for item in found]
-        seen["on_this_machine"] = [engine.role for engine in running_engines() if engine.alive]
+        seen["on_this_machine"] = [
+            engine.role for engine in running_engines() if engine.alive and engine.uri == os.environ["STORAGE_URI"]
+        ]
         seen["killed"] = grid_case("killed", agent_killed, where, delay=SETTINGS["delays"])
         seen["background"] = background_case(where, listener)
         in_thread(lose, cluster)
