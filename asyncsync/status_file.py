@@ -24,7 +24,7 @@ from asyncsync.aio.threads import in_thread, in_thread_stoppable
 from asyncsync.config import state_dir
 from asyncsync.planning.document import DocumentError, parsing
 from asyncsync.runtime import Presence, process_alive, process_id, state_directory, token, wall_time
-from asyncsync.status import EngineStatus, EngineTotals, OperationTotals, RunningEngine, TrialStatus
+from asyncsync.status import AGENT, EngineStatus, EngineTotals, OperationTotals, RunningEngine, TrialStatus
 
 log = logging.getLogger("asyncsync")
 
@@ -58,8 +58,9 @@ class StatusFile:
     """Writes the status of one engine until it is removed.
 
     ``take`` returns the status with at most so many trials, and the number of all; ``changed`` is set when a new one
-    is worth a write. A file of an ended engine of the same experiment, directory, role and rank is replaced. If the
-    disk refuses a write, that is logged once and nothing more is written.
+    is worth a write. A file of an ended engine of the same experiment, directory, role and rank is replaced, and that
+    of an ended agent by any later agent of its storage. If the disk refuses a write, that is logged once and nothing
+    more is written.
     """
 
     def __init__(self, owner: Owner, take: Callable[[int], tuple[EngineStatus, int]], changed: asyncio.Event) -> None:
@@ -110,10 +111,9 @@ class StatusFile:
 
     def _prepare(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        same = ("uri", "local_dir", "role", "rank")
         for path, found in _documents():
             ended = not (_is_here(found) and _is_alive(found))
-            replaced = _is_here(found) and all(found.get(name) == self._head[name] for name in same)
+            replaced = _is_here(found) and _identity(found) == _identity(self._head)
             if ended and (replaced or wall_time() - _number(found.get("written")) > FORGOTTEN_AFTER):
                 path.unlink(missing_ok=True)
 
@@ -130,7 +130,8 @@ def running_engines() -> list[RunningEngine]:
     """The engines of this machine and user that have a status file: those that run, and those that were killed.
 
     Sorted by start. Blocking, but only small local files are read. Files that another version wrote are left out, and
-    those of other machines that share the state directory: whether their processes live is not known here.
+    those of other machines that share the state directory: whether their processes live is not known here. So is an
+    agent that has ended while everything was safe: Ray kills it with its node.
     """
     found = []
     for path, document in _documents():
@@ -138,9 +139,12 @@ def running_engines() -> list[RunningEngine]:
             continue
         try:
             with parsing("status file"):
-                found.append(_engine(document))
+                engine = _engine(document)
         except DocumentError as error:
             log.debug("%s is left out: %s", path, error)
+            continue
+        if engine.alive or not engine.role.startswith(AGENT) or not engine.status.is_safe:
+            found.append(engine)
     return sorted(found, key=lambda engine: engine.started)
 
 
@@ -174,6 +178,13 @@ def _engine(document: dict[str, Any]) -> RunningEngine:
         status=EngineStatus(**raw),
         trials=int(document["trials"]),
     )
+
+
+def _identity(document: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for two files of which the later one replaces the earlier one."""
+    role = str(document.get("role"))
+    kind = AGENT if role.startswith(AGENT) else role
+    return document.get("uri"), document.get("local_dir"), kind, document.get("rank")
 
 
 def _machine() -> str:

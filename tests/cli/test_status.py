@@ -14,7 +14,7 @@ from onebench import Bench
 from statuses import running_engine
 
 from asyncsync import EngineTotals, RunningEngine, TrialStatus
-from asyncsync.cli.running.engine_status import engine_lines
+from asyncsync.cli.running.engine_status import engine_lines, stores_below
 from asyncsync.status import AGENT
 from asyncsync.testing import run_virtual
 
@@ -70,6 +70,21 @@ def test_the_agent_of_a_ray_node_counts_calls_of_workers() -> None:
     assert "agent of node 4f8a2c91" in lines[1]
     lost = engine_lines(replace(busy, role=f"{AGENT}4f8a2c91", alive=False), 1000.0)[0]
     assert "workers of its node" in lost and "resume=True" not in lost
+
+
+@pytest.mark.parametrize(
+    ("role", "url", "shown"),
+    [
+        ("driver", "s3://b", True),
+        ("driver", "s3://b/e/", True),
+        ("driver", "s3://b/e/trial", False),
+        (f"{AGENT}1", "s3://b", True),
+        (f"{AGENT}1", "s3://b/e/sweep", True),
+        (f"{AGENT}1", "s3://b/else", False),
+    ],
+)
+def test_a_url_selects_engines_below_it_and_agents_above_it(role: str, url: str, shown: bool) -> None:
+    assert stores_below(replace(running_engine(), role=role), url) == shown
 
 
 def test_no_engine_is_said_and_is_no_error(invoke: Invoke, answer: Answer) -> None:

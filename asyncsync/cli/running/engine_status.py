@@ -48,13 +48,18 @@ async def status(output: Output, settings: Settings, *, url: str | None, watch: 
     uri = None if url is None else resolve_url(url)
     while True:
         stored = [] if uri is None else await _experiments(uri, settings)
-        engines = [engine for engine in running_engines() if uri is None or _is_within(engine.uri, uri)]
+        engines = [engine for engine in running_engines() if uri is None or stores_below(engine, uri)]
         if watch and output.terminal:
             click.clear()
         _show(output, engines, stored, uri)
         if not watch:
             return DONE
         await asyncio.sleep(period)
+
+
+def stores_below(engine: RunningEngine, uri: str) -> bool:
+    """Whether the engine stores at ``uri`` or below. An agent has a storage path, with many experiments below it."""
+    return _is_within(engine.uri, uri) or (engine.role.startswith(AGENT) and _is_within(uri, engine.uri))
 
 
 def _is_within(uri: str, above: str) -> bool:

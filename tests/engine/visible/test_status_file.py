@@ -8,14 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from onebench import Bench
+from statuses import running_engine
 
 from asyncsync import Experiment, SyncConfig, contents, running_engines, status_file
 from asyncsync.errors import UnavailableError
+from asyncsync.status import AGENT
+from asyncsync.status_file import Owner, StatusFile
 from asyncsync.testing import run_virtual
 
 RECORD = ".asyncsync/experiment.json"
@@ -64,6 +68,36 @@ async def test_the_file_is_gone_after_the_engine(bench: Bench) -> None:
         await until(running_engines)
     assert running_engines() == []
     assert list(status_file.status_directory().iterdir()) == []
+
+
+@pytest.mark.parametrize(("role", "lag", "shown"), [(AGENT, 0.0, 0), (AGENT, 5.0, 1), ("driver", 0.0, 1)])
+async def test_an_agent_that_has_ended_safely_is_not_shown(role: str, lag: float, shown: int) -> None:
+    """Ray ends it together with the node, without a word; the next one may be on a node of another name."""
+    owner = Owner(await ended_process(), "s3://b/exps", "", f"{role}1", 0)
+    await write_once(owner, lag)
+    assert len(running_engines()) == shown
+    await write_once(replace(owner, role=f"{role}2"), 0.0)
+    assert len(list(status_file.status_directory().iterdir())) == (1 if role == AGENT else 2)
+
+
+async def write_once(owner: Owner, lag: float) -> None:
+    """Write the status file of an engine whose process has ended."""
+    status = running_engine(lag=lag).status
+    task = asyncio.create_task(StatusFile(owner, lambda _: (status, 0), asyncio.Event()).run(None))
+    await until(lambda: any(f'"{owner.role}"' in path.read_text() for path in documents()))
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def documents() -> list[Path]:
+    return list(status_file.status_directory().glob("*.json"))
+
+
+async def ended_process() -> str:
+    """The name of a process that has ended."""
+    program = "from asyncsync.runtime import Presence; print(Presence().name)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+    return (await process.communicate())[0].decode().strip()
 
 
 def test_it_is_written_at_most_once_a_second(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,8 @@ def test_no_secret_is_stored(bench):
 
 async def test_a_run_that_grows_and_shrinks_keeps_whole_checkpoints(ray_bench):
     seen = ray_bench.run("elastic")
+    if not seen["supported"]:
+        pytest.skip("this version of Ray does not resize a run")
     assert (seen["ranks"], set(seen["newest"])) == (1, {"state.json", "rank_0"})
     kinds = [files for _, files in seen["restored"]]
     assert ["rank_0", "state.json"] in kinds and ["rank_0", "rank_1", "state.json"] in kinds

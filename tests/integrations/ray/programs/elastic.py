@@ -1,5 +1,6 @@
 """Ray Train with as many ranks as the cluster can hold: a node joins, later it is lost."""
 
+import inspect
 import json
 import tempfile
 import threading
@@ -59,6 +60,9 @@ def wait_for(name):
 
 
 def main():
+    if "elastic_resize_monitor_interval_s" not in inspect.signature(ray.train.ScalingConfig).parameters:
+        result(supported=False)
+        return
     # without shutdown_at_exit: its signal handlers would forbid that another thread adds a node
     head = {"num_cpus": 1, "object_store_memory": MEMORY}
     cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
@@ -76,7 +80,7 @@ def main():
         with outcome.checkpoint.as_directory() as directory:
             newest = read(directory)
         restored = [json.loads(path.read_text()) for path in sorted(ROOM.glob("restored-*"))]
-        result(ranks=outcome.metrics["ranks"], newest=newest, restored=restored)
+        result(supported=True, ranks=outcome.metrics["ranks"], newest=newest, restored=restored)
     finally:
         ray.shutdown()
         cluster.shutdown()

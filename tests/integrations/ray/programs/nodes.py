@@ -214,15 +214,17 @@ def in_thread(work, *arguments):
 def main():
     where, seen = storage(), {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": MEMORY})
-    for _ in range(2):
-        cluster.add_node(num_cpus=2, resources={"other": 2}, object_store_memory=MEMORY)
     try:
-        ray.init(address=cluster.address)
+        ray.init(address=cluster.address)  # while there is one node: Ray 2.51 takes any
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, resources={"other": 2}, object_store_memory=MEMORY)
         listener = Listener(where)
         seen["spread"] = grid_case("spread", spread, where, number=list(range(6)))
         found = asyncsync_ray.agents(where)
         seen["agents"] = [[item.role, item.pid, item.status.totals.checkpoints_durable] for item in found]
-        seen["on_this_machine"] = [engine.role for engine in running_engines() if engine.alive]
+        seen["on_this_machine"] = [
+            engine.role for engine in running_engines() if engine.alive and engine.uri == os.environ["STORAGE_URI"]
+        ]
         seen["killed"] = grid_case("killed", agent_killed, where, delay=SETTINGS["delays"])
         seen["background"] = background_case(where, listener)
         in_thread(lose, cluster)
