@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from asyncsync.errors import (
     CheckpointIncompleteError,
     CheckpointReplacedError,
     ConfigError,
+    LocalDiskError,
     SyncError,
 )
 from asyncsync.events import CheckpointReplaced, SyncWarning
@@ -69,19 +71,26 @@ class ReportAcceptance:
         directories, this_report = self._context.directories, object()
         try:
             max_bytes = self._max_path_bytes(trial, request)
-            try:
+            with self._telling_ranks(trial, request, AsyncsyncError):
                 files = await in_thread(
                     _accept_files, source, trial.key, directories, this_report, max_bytes, self._context.own_files
                 )
-            except AsyncsyncError as error:
-                if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
-                    self.give_up_step(trial, request.step, f"failed: {error}")  # the other ranks may wait for this one
-                raise
             if request.name is not None:
                 await self._refuse_taken_name(trial, request.name, files)
-            return await self._record(trial, request, source, files)
+            with self._telling_ranks(trial, request, LocalDiskError):
+                return await self._record(trial, request, source, files)
         finally:
             directories.drop_pending(this_report)
+
+    @contextmanager
+    def _telling_ranks(self, trial: TrialState, request: ReportRequest, errors: type[AsyncsyncError]) -> Iterator[None]:
+        """The other ranks may wait for this one: after such an error they learn that it makes no checkpoint."""
+        try:
+            yield
+        except errors as error:
+            if trial.ranks is not None and request.mode is not UploadMode.NO_UPLOAD:
+                self.give_up_step(trial, request.step, f"failed: {error}")
+            raise
 
     async def _wait_for_room(self, trial: TrialState) -> None:
         """Wait until one more checkpoint may be pending, or may replace one."""

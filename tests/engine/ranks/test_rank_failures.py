@@ -27,6 +27,7 @@ from asyncsync.errors import (
     AccessDeniedError,
     AsyncsyncError,
     CheckpointIncompleteError,
+    LocalDiskError,
     SyncFailedError,
     SyncTimeoutError,
 )
@@ -61,6 +62,26 @@ def check_told(errors: list[object], number: int = 1) -> None:
             assert isinstance(error, CheckpointIncompleteError)
             assert f"checkpoint_000000 is incomplete: of 3 ranks, rank {number} failed: " in str(error)
             assert "quota of this rank is used up" in str(error)
+
+
+def test_a_disk_that_refuses_the_row_of_rank_0_is_told_to_the_others(bench: Bench) -> None:
+    async def main() -> list[object]:
+        async with AsyncExitStack() as stack:
+            engines = await world(bench, stack)
+            result = engines[0].trial("t").dir / "result.json"
+            result.mkdir()
+            errors = await together(*(share(bench, engine, n) for n, engine in enumerate(engines)))
+            assert now() < PROMPT_SECONDS
+            result.rmdir()
+            assert await all_report(bench, engines, "next") == ["checkpoint_000001"] * N
+            return errors
+
+    first, *others = run_virtual(main())
+    assert isinstance(first, LocalDiskError)
+    for error in others:
+        assert isinstance(error, CheckpointIncompleteError)
+        assert "rank 0 failed: the report is not recorded" in str(error)
+    assert [item.name for item in record(bench).checkpoints] == ["checkpoint_000001"]
 
 
 @pytest.mark.parametrize("number", range(N))
