@@ -204,6 +204,13 @@ def test_the_design_page_has_every_room_of_the_house():
     assert missing == []
 
 
+def test_the_charts_are_what_the_tables_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/generate_charts.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_table_of_rooms_is_that_of_the_packages():
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs/generate_rooms.py")], capture_output=True, text=True, check=False
