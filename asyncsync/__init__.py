@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asyncsync.config import CheckpointConfig, RunConfig, SyncConfig, TransferConfig, UploadMode
     from asyncsync.engine.engine import SyncEngine
-    from asyncsync.engine.status_file import running_engines
     from asyncsync.engine.trial import Report, Trial
     from asyncsync.engine.trials.checkpoint import Checkpoint, CheckpointHandle
     from asyncsync.errors import (
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         ExperimentExistsError,
         IntegrityError,
+        LocalDiskError,
         NoSuchBucketError,
         NotFoundError,
         PreconditionError,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from asyncsync.remote.views.trial_view import TrialView
     from asyncsync.report import PruneReport, RepairReport, SyncReport, VerifyReport
     from asyncsync.status import EngineStatus, EngineTotals, FlushReport, OperationTotals, RunningEngine, TrialStatus
+    from asyncsync.status_file import running_engines
     from asyncsync.storage.entries import StoredEntry
     from asyncsync.storage.shared import Writer
     from asyncsync.storage.storage import Storage
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "asyncsync.config": ("CheckpointConfig", "RunConfig", "SyncConfig", "TransferConfig", "UploadMode"),
     "asyncsync.engine.engine": ("SyncEngine",),
-    "asyncsync.engine.status_file": ("running_engines",),
+    "asyncsync.status_file": ("running_engines",),
     "asyncsync.engine.trial": ("Report", "Trial"),
     "asyncsync.engine.trials.checkpoint": ("Checkpoint", "CheckpointHandle"),
     "asyncsync.errors": (
@@ -76,6 +77,7 @@ _MODULES = {
         "EngineClosedError",
         "ExperimentExistsError",
         "IntegrityError",
+        "LocalDiskError",
         "NoSuchBucketError",
         "NotFoundError",
         "PreconditionError",
@@ -149,6 +151,7 @@ __all__ = [
     "Finding",
     "FlushReport",
     "IntegrityError",
+    "LocalDiskError",
     "NoSuchBucketError",
     "NotFoundError",
     "OperationTotals",

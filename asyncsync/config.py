@@ -303,7 +303,7 @@ class TransferConfig:
     a request holds up to 3 descriptors."""
     part_size: int | None = None
     """Size of the parts of a large file, bytes. None: 16 MiB (Google Cloud Storage: 8 MiB), more where a file would
-    have 10,000 parts."""
+    have more parts than its store allows (S3: 10,000)."""
     multipart_threshold: int = 32 * MIB
     """Files larger than this (bytes) are sent in parts, several in parallel."""
     bandwidth_limit: float | None = None

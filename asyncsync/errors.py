@@ -36,6 +36,16 @@ class SyncFailedError(SyncError):
         self.failures: dict[str, BaseException] = dict(failures or {})
 
 
+class LocalDiskError(SyncError, OSError):
+    """This machine's disk refused a file or directory of the experiment or of a checkpoint: it is full, read-only,
+    broken, or belongs to another user. The message says what was not done and names the path; ``errno`` is the system's
+    number."""
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
 class ExperimentExistsError(SyncError):
     """The experiment is already in the store; pass ``resume=True`` to resume it, or choose another name."""
 

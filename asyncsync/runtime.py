@@ -9,29 +9,20 @@ An event loop may have methods ``wall_time``, ``lease_time``, ``dice`` (returns 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncsync.errors import ConfigError
 
-with suppress(ImportError):  # Windows
-    import resource
-
 _MACHINE = random.SystemRandom()
 _LEASE_CLOCK: Callable[[], float] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
-_SPARE_DESCRIPTORS = 16
-"""File descriptors for the program itself, and for files that are open for a moment."""
-_MANY_DESCRIPTORS = 16384
-"""A limit of so many needs no count of those in use."""
 
 
 def wall_time() -> float:
@@ -103,25 +94,6 @@ def process_identity() -> str | None:
 def process_ended(identity: str) -> bool:
     """Whether a simulated process is known to have ended."""
     return bool(_loop().process_ended(identity))
-
-
-def within_descriptors(wanted: int, each: int = 3) -> int:
-    """``wanted``, or fewer so that as many users of ``each`` file descriptors leave some to the rest of the process; at
-    least 2. The limit is the soft one (RLIMIT_NOFILE, ``ulimit -n``)."""
-    try:
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY or limit >= _MANY_DESCRIPTORS:
-            return wanted
-        used = len(os.listdir("/dev/fd"))
-    except (NameError, OSError):
-        return wanted  # Windows, or no descriptor is left to look with
-    return min(wanted, max(2, (limit - used - _SPARE_DESCRIPTORS) // each))
-
-
-def out_of_descriptors(error: BaseException | None) -> bool:
-    """Whether an error means that the process, or the machine, has no free file descriptor. It passes, and it says
-    nothing about a store or a disk."""
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def need_asyncio() -> None:

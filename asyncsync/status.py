@@ -8,6 +8,9 @@ from typing import Any
 DURABLE_BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Upper bounds (seconds) of the classes in :attr:`EngineTotals.durable_counts`; a last class has no bound."""
 
+AGENT = "agent of node "
+"""Begin of the role of an agent, which does the uploads of the worker processes of a Ray node."""
+
 RATE_VALID_SECONDS = 10.0
 """Age in seconds from which a rate in a status file is outdated."""
 
@@ -146,7 +149,7 @@ class RunningEngine:
     """URI of its experiment."""
     local_dir: str
     role: str
-    """``driver`` or ``worker``."""
+    """``driver``, ``worker``, or ``agent of node 4f8a2c91``: the agent of a Ray node, whose URI is a storage path."""
     rank: int
     pid: int
     started: float

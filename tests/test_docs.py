@@ -255,8 +255,8 @@ def test_the_contributing_page_names_files_that_exist():
     assert len(table) >= 15
     missing = [
         name
-        for name in re.findall(r"`([\w./-]+\.(?:py|md|toml))`", text)
+        for name in re.findall(r"`([\w./-]+\.(?:py|md|toml|js))`", text)
         if not ((ROOT / name).exists() or (ROOT / "asyncsync" / name).exists())
     ]
     assert missing == []
-    assert all(re.search(r"\.(py|md|toml)`", line) for line in table)
+    assert all(re.search(r"\.(py|md|toml|js)`", line) for line in table)

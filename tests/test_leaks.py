@@ -13,7 +13,7 @@ conftest.LEAK_SECONDS = 0.1  # nobody is to notice anything here
 kept = []
 
 async def test_task():
-    kept.append(asyncio.create_task(asyncio.sleep(3600)))
+    kept.append(asyncio.create_task(asyncio.Event().wait()))
 
 def test_thread():
     stop = threading.Event()

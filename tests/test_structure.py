@@ -36,6 +36,22 @@ SHORT_SHARE = 0.90
 MAX_TEST_NAME = 70
 TEST = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
 
+REAL_SLEEP = re.compile(r"\b(?:asyncio|time)\.sleep\((?!0\))")
+REAL_WAITS = {
+    "engine/test_processes.py": "children that live until a signal",
+    "disk/test_journal.py": "a file that the journal's thread writes",
+    "integrations": "frameworks and their servers",
+    "scenarios/test_azure_flows.py": "a process that is killed while it sends",
+    "scenarios/test_gcs_flows.py": "a process that is killed while it sends",
+    "stores/gcs/test_gcs_leaving.py": "a socket until the system's buffers are full",
+    "stores/gcs/test_gcs_tls.py": "a server that drips",
+    "stores/s3/test_s3_sdk.py": "a server that drips",
+    "support": "processes and servers that are started, killed or away",
+    "test_run.py": "a child that outlives its starter",
+    "testing/test_proxy.py": "connections that are open or end",
+}
+"""Tests that wait for what has no event: other processes, servers, the system. All others use virtual time."""
+
 STORES = {
     "asyncsync.stores.azure",
     "asyncsync.stores.fsspec",
@@ -66,8 +82,10 @@ PURE = {
     "heapq",
     "itertools",
     "json",
+    "msgspec",
     "math",
     "os",
+    "pathspec",
     "re",
     "stat",
     "typing",
@@ -274,3 +292,12 @@ async def test_live_objects_show_the_documented_names_only(tmp_path):
 def test_the_public_api_is_the_one_in_the_snapshot():
     """``python tests/public_api.py`` writes the snapshot again after an intended change."""
     assert public_api.render().splitlines() == public_api.SNAPSHOT.read_text(encoding="utf-8").splitlines()
+
+
+def test_nothing_sleeps_for_real_where_an_event_would_do():
+    found = set()
+    for path in TESTS.rglob("*.py"):
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(TESTS))
+        if REAL_SLEEP.search(text) and not re.search(r"virtual_time|run_virtual|VirtualTimeLoop", text):
+            found.add(next((known for known in REAL_WAITS if name.startswith(known)), name))
+    assert found == set(REAL_WAITS)

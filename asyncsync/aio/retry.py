@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from asyncsync.aio.descriptors import out_of_descriptors
 from asyncsync.errors import AsyncsyncError, SyncFailedError
 from asyncsync.planning.schedule import BACKOFF_FIRST, BACKOFF_MOST
-from asyncsync.runtime import dice, out_of_descriptors
+from asyncsync.runtime import dice
 
 T = TypeVar("T")
 

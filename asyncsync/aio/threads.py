@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from asyncsync.runtime import within_descriptors
+from asyncsync.aio.descriptors import within_descriptors
 
 log = logging.getLogger("asyncsync")
 P = ParamSpec("P")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.demo_board import Board
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
-from asyncsync.planning.units import counted, duration_text, size_text
+from asyncsync.units import counted, duration_text, size_text
 
 MODEL_WEIGHTS = 32 * 1024
 """Numbers in the model: a checkpoint has 256 KiB."""
@@ -300,10 +301,17 @@ def _print_checks(output: Output, found: dict[str, Any], checks: dict[str, bool]
         output.line(f"  {'ok    ' if held else 'FAILED'} {text}")
 
 
+def _command() -> str:
+    """The command as the user can type it: in an environment that is not active, by its path."""
+    installed = Path(sys.executable).with_name("asyncsync")
+    return "asyncsync" if shutil.which("asyncsync") or not installed.exists() else os.path.relpath(installed)
+
+
 def _print_commands(output: Output, uri: str, found: dict[str, Any], settings: Settings) -> None:
     store = settings.storage_options
     options = "".join(f" --{name.replace('_', '-')} {store[name]}" for name in ADDRESS_OPTIONS if name in store)
-    output.line(f"\nwhere to look:\n  asyncsync ls {uri}{options}")
+    command = _command()
+    output.line(f"\nwhere to look:\n  {command} ls {uri}{options}")
     if "trial" in found:
-        output.line(f"  asyncsync pull {uri}/{found['trial']}/{found['checkpoint']} best{options}")
+        output.line(f"  {command} pull {uri}/{found['trial']}/{found['checkpoint']} best{options}")
     output.line("  the code: asyncsync/cli/demo.py")

@@ -25,7 +25,7 @@ from asyncsync.events import (
     SyncFinished,
     SyncTimedOut,
 )
-from asyncsync.planning.units import size_text
+from asyncsync.units import size_text
 
 REFRESH = 0.1
 """Seconds between two updates of the table."""

@@ -17,7 +17,7 @@ from asyncsync.cli.stored.filters import Choice, View, choice_options
 from asyncsync.errors import NotFoundError
 from asyncsync.planning.manifest import Manifest
 from asyncsync.planning.retention import flatten
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 METRICS_SHOWN = 4
 """Metrics in a row of a table."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from asyncsync.events import FileProgress, Progress
-from asyncsync.planning.units import counted, duration_text, size_text
+from asyncsync.units import counted, duration_text, size_text
 
 LINE_PERIOD = 10.0
 """Seconds between progress lines if stderr is not a terminal."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncsync.cli.options import in_flags
-from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
+from asyncsync.units import counted, duration_text, size_text
 
 if TYPE_CHECKING:  # most commands show no progress
     from asyncsync.cli.meters import Meter

@@ -25,7 +25,7 @@ from asyncsync.cli.output import Output, jsonable, summary
 from asyncsync.config import SyncConfig
 from asyncsync.errors import ConfigError, SyncTimeoutError
 from asyncsync.events import Event, Progress
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 PUSH = """Send the new and changed files of a directory, or one file.
 

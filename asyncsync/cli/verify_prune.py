@@ -14,8 +14,8 @@ from asyncsync.cli.app import DAMAGED, DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, jsonable
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import VerifyReport
+from asyncsync.units import counted, duration_text, size_text
 
 VERIFY = """Check that a store holds every file that its manifests name.
 

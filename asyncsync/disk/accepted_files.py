@@ -14,9 +14,11 @@ from asyncsync.disk.descent import bottom_up
 from asyncsync.disk.digests import digest_range, stat_file
 from asyncsync.disk.files import FileRange
 from asyncsync.disk.mappings import mapped_below, mapped_since
-from asyncsync.disk.scan import OWN_NAME, Rules, is_own_name, is_text, scan
+from asyncsync.disk.own_names import OWN_NAME, is_own_name, is_text
+from asyncsync.disk.scan import scan
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError, SyncFailedError
 from asyncsync.planning.changes import RACY_NS
+from asyncsync.planning.patterns import Rules
 from asyncsync.planning.snapshot import FileStat, Snapshot
 from asyncsync.runtime import wall_time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import logging
 import os
 import shutil
 import stat
@@ -13,11 +14,13 @@ from pathlib import Path
 
 from asyncsync.disk.descent import remove_tree
 from asyncsync.disk.digests import READ_ATTEMPTS
-from asyncsync.disk.files import share_blocks
+from asyncsync.disk.files import close_descriptor, share_blocks
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import CheckpointIncompleteError, SourceChangedError
 from asyncsync.planning.snapshot import FileStat
+
+log = logging.getLogger("asyncsync")
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 
@@ -41,7 +44,7 @@ def copy_tree(source: Path, *, link: bool) -> Path:
         _discard(making)
         raise
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
     return made
 
 
@@ -86,13 +89,21 @@ def _remove_unfinished(path: Path) -> None:
         if lock_temporary(descriptor, str(path)):
             _discard(path)
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
+
+
+def _is_regular(path: str) -> bool:
+    """Whether the path leads to a regular file. Anything else is left out, with a warning."""
+    if stat.S_ISREG(os.stat(path).st_mode):
+        return True
+    log.warning("%s is a socket, pipe or device: it is left out of the snapshot", path)
+    return False
 
 
 def copy_file(source: str, target: str) -> None:
     """Share blocks where the file system can, otherwise copy the bytes; mode and times included. Anything but a regular
     file is left out. SourceChangedError if the file changed during every attempt."""
-    if not stat.S_ISREG(os.stat(source).st_mode):
+    if not _is_regular(source):
         return
     for _ in range(READ_ATTEMPTS):
         with open(source, "rb") as reader, open(target, "wb") as writer:
@@ -109,7 +120,7 @@ def copy_file(source: str, target: str) -> None:
 
 def link_file(source: str, target: str) -> None:
     """Make a hard link, or a copy where links are impossible."""
-    if not stat.S_ISREG(os.stat(source).st_mode):
+    if not _is_regular(source):
         return
     try:
         os.link(os.path.realpath(source), target)

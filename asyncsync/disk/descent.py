@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from asyncsync.disk.files import close_descriptor
+
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """Flags for opening a directory."""
 NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -45,7 +47,7 @@ class Beneath:
         try:
             yield descriptor
         finally:
-            os.close(descriptor)
+            close_descriptor(descriptor)
 
     def _inside(self, directory: str) -> str:
         real = os.path.realpath(f"{self.path}/{directory}")
@@ -61,19 +63,19 @@ class Beneath:
                     with suppress(FileExistsError):
                         os.mkdir(step, dir_fd=descriptor)
                 below = os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
-                os.close(descriptor)
+                close_descriptor(descriptor)
                 descriptor = below
         except BaseException:
-            os.close(descriptor)
+            close_descriptor(descriptor)
             raise
         return descriptor
 
     def _root(self) -> int:
         descriptor = os.open(self.path, DIRECTORY_FLAGS)
-        info = os.fstat(descriptor)
-        here = self._here = self._here or (info.st_dev, info.st_ino)
-        if (info.st_dev, info.st_ino) != here:
-            os.close(descriptor)
+        found = _identity(descriptor)
+        self._here = self._here or found
+        if found != self._here:
+            close_descriptor(descriptor)
             raise OSError(errno.ESTALE, "another directory has taken its place", self.path)
         return descriptor
 
@@ -112,7 +114,7 @@ def bottom_up(root: str, *, prune: bool = False) -> Iterator[Visit]:
                 name = level.left.pop()
                 below = _open(name, descriptor)
                 if below is not None:
-                    os.close(descriptor)
+                    close_descriptor(descriptor)
                     descriptor = below
                     levels.append(_level(f"{level.prefix}{name}/", descriptor))
                 continue
@@ -120,13 +122,13 @@ def bottom_up(root: str, *, prune: bool = False) -> Iterator[Visit]:
             levels.pop()
             if levels:
                 above = _up(descriptor, levels[-1])
-                os.close(descriptor)
+                close_descriptor(descriptor)
                 descriptor = above
                 if prune:
                     with suppress(OSError):  # it is not empty
                         os.rmdir(level.prefix[len(levels[-1].prefix) : -1], dir_fd=descriptor)
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
 
 def remove_tree(root: str) -> None:
@@ -147,6 +149,16 @@ def _open(name: str, above: int | None) -> int | None:
         raise
 
 
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Device and inode of an open file, which is closed if they cannot be had."""
+    try:
+        info = os.fstat(descriptor)
+    except BaseException:
+        close_descriptor(descriptor)
+        raise
+    return info.st_dev, info.st_ino
+
+
 def _level(prefix: str, descriptor: int) -> _Level:
     info = os.fstat(descriptor)
     visit = Visit(prefix, [], [], descriptor)
@@ -159,8 +171,7 @@ def _level(prefix: str, descriptor: int) -> _Level:
 def _up(descriptor: int, level: _Level) -> int:
     """The parent directory; OSError unless it is the one that the walk came from."""
     above = os.open("..", DIRECTORY_FLAGS, dir_fd=descriptor)
-    info = os.fstat(above)
-    if (info.st_dev, info.st_ino) != level.here:
-        os.close(above)
+    if _identity(above) != level.here:
+        close_descriptor(above)
         raise OSError(errno.ESTALE, "a directory was moved while the tree was walked", level.prefix)
     return above

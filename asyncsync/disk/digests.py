@@ -1,4 +1,5 @@
-"""Checksums of files and parts of files, and the content of small files. Blocking: for worker threads.
+"""Checksums of files, parts of files and buffers, and the content of small files. Blocking: for worker threads. To
+combine the CRC32C of pieces without reading them: planning/crc32c.py.
 
 CRC32C goes over the wire (16 GB/s), XXH3-128 is the identity of a part (33 GB/s); both let other threads run.
 A file counts as read only if its size, mtime and inode were the same before and after.
@@ -8,22 +9,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import google_crc32c
 import xxhash
 
-from asyncsync.disk.files import FileRange, open_nonblocking
-from asyncsync.disk.hashing import crc64nvme
+from asyncsync.disk.files import FileRange, close_descriptor, open_nonblocking
 from asyncsync.errors import SourceChangedError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.planning.snapshot import FileStat
 
 READ_ATTEMPTS = 3
 """How often a file that changes while it is read is read again."""
+_SLICE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def _load_one(root: str, known: FileStat, *, fixed: bool) -> Loaded | OSError | 
                 data = _read_all(descriptor, before.size)
                 unchanged = len(data) == before.size and before.is_state(os.fstat(descriptor))
             finally:
-                os.close(descriptor)
+                close_descriptor(descriptor)
             if fixed and not (unchanged and before.same_content_as(known)):
                 return SourceChangedError(f"{path}: changed since the checkpoint was reported")
             if unchanged:
@@ -159,3 +162,20 @@ def stat_file(root: str, path: str) -> FileStat:
     if not stat.S_ISREG(info.st_mode):
         raise FileNotFoundError(errno.ENOENT, "not a regular file any more", path)
     return FileStat.of(path, info)
+
+
+def crc32c_extend(crc: int, data: bytes | memoryview) -> int:
+    """``crc`` extended by ``data``. google-crc32c accepts only bytes: a view is copied in slices, which stay in the
+    processor's cache."""
+    if isinstance(data, bytes):
+        return int(google_crc32c.extend(crc, data))
+    for start in range(0, len(data), _SLICE_BYTES):
+        crc = google_crc32c.extend(crc, bytes(data[start : start + _SLICE_BYTES]))
+    return int(crc)
+
+
+@lru_cache(maxsize=1)
+def crc64nvme() -> Callable[[bytes, int], int]:
+    """The function that extends a CRC64-NVME by some bytes, at 25 GB/s. Imports awscrt: only Azure needs it."""
+    found: Callable[[bytes, int], int] = importlib.import_module("awscrt.checksums").crc64nvme
+    return found

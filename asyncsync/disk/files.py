@@ -6,12 +6,15 @@ can therefore never leave a thread that writes to a descriptor reused by others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from asyncsync.errors import AsyncsyncError, LocalDiskError
 
 PIECE = 1 << 20
 """Bytes that are read, hashed or written at once: large enough that a thread call (0.1 ms) costs little in
@@ -140,6 +143,27 @@ class FileRange:
                     return
                 done += len(data)
                 yield data
+
+
+@contextlib.contextmanager
+def local_disk(what: str) -> Iterator[None]:
+    """Raise errors of the system as LocalDiskError. ``what`` was not done, for its message."""
+    try:
+        yield
+    except AsyncsyncError:
+        raise  # some of them are OSErrors too
+    except OSError as error:
+        raise LocalDiskError(f"{what}: {error}; see to the disk, then do it again", error.errno) from error
+
+
+def close_descriptor(descriptor: int) -> None:
+    """Close a descriptor that wrote nothing, or whose writes are synced.
+
+    An error is not raised. Linux has released the descriptor all the same (``man 2 close``); a caller that closes it
+    again closes a file that another thread has opened meanwhile.
+    """
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def open_nonblocking(path: str, flags: int) -> int:

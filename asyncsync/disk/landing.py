@@ -18,9 +18,9 @@ import google_crc32c
 import xxhash
 
 from asyncsync.disk.descent import Beneath
-from asyncsync.disk.files import PIECE
-from asyncsync.disk.hashing import crc32c_extend
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.digests import crc32c_extend
+from asyncsync.disk.files import PIECE, close_descriptor
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import SyncError
 from asyncsync.planning.manifest import META_DIR, FileEntry
 
@@ -94,7 +94,7 @@ def _is_right(target: Beneath, entry: FileEntry, *, change: bool = True) -> bool
             return False
         return not change or _set_mode_and_time(descriptor, entry, target) or info.st_uid == os.geteuid()
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
 
 def _crc32c(descriptor: int, offset: int, size: int) -> int:
@@ -164,7 +164,7 @@ def remove_stale(path: str, above: int | None = None) -> bool:
             os.unlink(path, dir_fd=above)
         return stale
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
 
 def lock_temporary(descriptor: int, path: str, above: int | None = None) -> bool:
@@ -226,6 +226,8 @@ class Landing:
         self._directory, _, self._name = entry.path.rpartition("/")
         self._temporary = ""
         """Name of the temporary file in the same directory."""
+        self._passed_over = ""
+        """Name of the temporary file of an earlier download that could not be locked. Another download may have it."""
         self._descriptor: int | None = None
         """Only holds the lock. Writers open the file anew, so no thread ever writes to a reused descriptor."""
         self._lock = threading.Lock()
@@ -240,6 +242,7 @@ class Landing:
             with self._target.opened(self._directory) as above:
                 name = resumable(self.entry).rpartition("/")[2]
                 if not resume or not self._open(name, above, alone=True):
+                    self._passed_over = name if resume else ""
                     while not self._open(f".{os.urandom(8).hex()}{TEMPORARY}", above, alone=False):
                         continue
                 try:
@@ -265,14 +268,31 @@ class Landing:
             if error.errno == errno.ELOOP:
                 return False
             raise
+        ours = False
+        try:
+            ours = self._is_ours(name, descriptor, above, alone=alone)
+        except BaseException:
+            with suppress(OSError):  # the next download removes it
+                os.unlink(name, dir_fd=above)
+            raise
+        finally:
+            if not ours:
+                close_descriptor(descriptor)
+        if ours:
+            self._temporary, self._descriptor = name, descriptor
+        return ours
+
+    @staticmethod
+    def _is_ours(name: str, descriptor: int, above: int, *, alone: bool) -> bool:
+        """Whether the opened temporary file can be used; an empty one that nobody could resume is removed."""
         info = os.fstat(descriptor)
-        if not lock_temporary(descriptor, name, above) and (alone or not info.st_nlink):
-            if alone and not info.st_size and not _has_locks(descriptor):
-                os.unlink(name, dir_fd=above)  # nobody could resume it
-            os.close(descriptor)
-            return False
-        self._temporary, self._descriptor = name, descriptor
-        return True
+        if lock_temporary(descriptor, name, above):
+            return True
+        if not alone:
+            return info.st_nlink > 0
+        if not info.st_size and not _has_locks(descriptor):
+            os.unlink(name, dir_fd=above)
+        return False
 
     @contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
@@ -281,7 +301,7 @@ class Landing:
         try:
             yield descriptor
         finally:
-            os.close(descriptor)
+            os.close(descriptor)  # a file server may report here that a write failed
 
     def is_right(self, offset: int, size: int, crc: int) -> bool:
         """Whether the temporary file already has these bytes."""
@@ -305,7 +325,10 @@ class Landing:
                 _set_mode_and_time(self._descriptor, self.entry, self._target)
                 with self._target.opened(self._directory) as above:
                     os.replace(self._temporary, self._name, src_dir_fd=above, dst_dir_fd=above)
-                self.is_in_place = True
+                    self.is_in_place = True
+                    if self._passed_over:
+                        with suppress(OSError):  # the next download removes it
+                            remove_stale(self._passed_over, above)
                 self._close()
 
     def save(self, data: bytes) -> bool:
@@ -332,5 +355,5 @@ class Landing:
 
     def _close(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+            descriptor, self._descriptor = self._descriptor, None
+            close_descriptor(descriptor)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncsync.config import state_dir
+from asyncsync.disk.files import close_descriptor
 from asyncsync.errors import ConcurrentWriterError
 from asyncsync.runtime import tree_locks
 
@@ -83,7 +84,7 @@ class _ClaimFile:
 
     def forget(self) -> None:
         """The file belongs to the parent process."""
-        os.close(self._descriptor)
+        close_descriptor(self._descriptor)
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class _OtherClaims:
                 return None
             pid = _holder(descriptor, 0)
         finally:
-            os.close(descriptor)
+            close_descriptor(descriptor)
         if pid is None:
             os.unlink(self.path)  # it was killed
         return pid if place in self.places else None
@@ -167,7 +168,7 @@ class _LockFiles:
     def forget(self) -> None:
         """Called in a forked child, which holds nothing."""
         if self._deciding is not None:
-            os.close(self._deciding)
+            close_descriptor(self._deciding)
         if self._own is not None:
             self._own.forget()
         self._guard, self._deciding, self._own = threading.Lock(), None, None
@@ -261,7 +262,7 @@ class _LockFiles:
         if self._own is not None:
             self._own.close()
         if self._deciding is not None:
-            os.close(self._deciding)
+            close_descriptor(self._deciding)
         self._own = self._deciding = None
         self._begun = -1
         return True

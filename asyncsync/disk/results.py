@@ -14,7 +14,8 @@ from typing import Any
 import aiofiles.os
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.files import close_descriptor, local_disk
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import ConfigError
 from asyncsync.planning.document import MOST_LEVELS, check_depth
 from asyncsync.planning.retention import flatten
@@ -108,12 +109,13 @@ async def write_params(directory: Path, params: Mapping[str, Any]) -> None:
     moment.
     """
     temporary = directory / f".{PARAMS}{TEMPORARY}"  # one name, so that crashes leave one file at most
-    try:
-        await in_thread(temporary.write_text, json.dumps(params, indent=2, default=plain) + "\n", encoding="utf-8")
-        await aiofiles.os.replace(temporary, directory / PARAMS)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with local_disk(f"{directory / PARAMS} was not written"):
+        try:
+            await in_thread(temporary.write_text, json.dumps(params, indent=2, default=plain) + "\n", encoding="utf-8")
+            await aiofiles.os.replace(temporary, directory / PARAMS)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_pointer(directory: str, file: str, name: str | None) -> None:
@@ -136,10 +138,15 @@ def write_pointer(directory: str, file: str, name: str | None) -> None:
 
 def append_result(directory: Path, row: Mapping[str, Any]) -> None:
     """Blocking. Append one line to result.json, flushed, and one row to progress.csv, or nothing: an error leaves both
-    files as they were. Half a line left by a crash is removed first.
+    files as they were. LocalDiskError. Half a line left by a crash is removed first.
 
     Each row of the CSV is one line. For new columns the file is rewritten, with empty cells in the earlier rows.
     """
+    with local_disk(f"the report is not recorded in {directory}"):
+        _append_result(directory, row)
+
+
+def _append_result(directory: Path, row: Mapping[str, Any]) -> None:
     results, progress = directory / RESULTS, directory / PROGRESS
     before = {results: _complete_size(results, _repair_lines), progress: _complete_size(progress, _repair_rows)}
     if not before[results]:
@@ -165,7 +172,7 @@ def _complete_size(path: Path, repair: Callable[[Path], None]) -> int:
         if not size or os.pread(descriptor, 1, size - 1) == b"\n":
             return size
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
     repair(path)
     return os.stat(path).st_size
 

@@ -9,47 +9,20 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from asyncsync.disk.files import close_descriptor
+from asyncsync.disk.own_names import OWN_NAME, is_own_name, is_text
 from asyncsync.planning.manifest import META_DIR
+from asyncsync.planning.patterns import EVERYTHING, Rules, compile_patterns
 from asyncsync.planning.snapshot import FileStat, Snapshot
 
 if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+    pass
 
 T = TypeVar("T")
-TEMPORARY = ".asyncsync-tmp"
-"""Suffix of the temporary files that asyncsync writes; they are never synced."""
-
-OWN_NAME = "the name is reserved for asyncsync"
-"""Why a file of a checkpoint is refused."""
-
 _NUMBERED = re.compile(r"checkpoint_\d{6,}")
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Selects the files of a tree. Patterns follow gitignore; ``skip`` are directories by relative path."""
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    symlinks: Literal["inside", "follow", "skip"] = "inside"
-    skip: Collection[str] = frozenset()
-    only: tuple[str, ...] | None = None
-    """Only these files, by relative path; nothing else is visited."""
-    always: tuple[str, ...] = ()
-    """Files that are selected whether or not the patterns match."""
-    skip_numbered: bool = False
-    """Leave out top directories named ``checkpoint_000000`` and up: they are not artifacts."""
-    whole: bool = False
-    """Leave out only sockets, pipes and devices; anything else that would be left out is listed in
-    ``Snapshot.broken``."""
-    skip_marked: bool = False
-    """Leave out top directories that contain an ``.asyncsync``: another process syncs them."""
-    ready: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Directories that are complete only with their markers: pairs of pattern and markers."""
 
 
 Same = Callable[[str, int, int, int], bool]
@@ -61,7 +34,7 @@ def nothing_known(path: str, size: int, mtime_ns: int, inode: int) -> bool:  # n
     return False
 
 
-def scan(root: str, rules: Rules = Rules(), same: Same = nothing_known) -> Snapshot:
+def scan(root: str, rules: Rules = EVERYTHING, same: Same = nothing_known) -> Snapshot:
     """All selected files below ``root``, in no particular order. FileNotFoundError if ``root`` is missing, OSError if
     it cannot be read.
 
@@ -88,14 +61,6 @@ def _above(root: str, *, all_the_way: bool) -> set[tuple[int, int]]:
         if not all_the_way or path == "/":
             return found
         path = os.path.dirname(path)
-
-
-def compile_patterns(patterns: Iterable[str]) -> GitIgnoreSpec:
-    """The matcher for gitignore patterns. ValueError for an invalid one. The library is imported when the first pattern
-    is used."""
-    from pathspec import GitIgnoreSpec
-
-    return GitIgnoreSpec.from_lines(patterns)
 
 
 class _Counts(NamedTuple):
@@ -195,7 +160,7 @@ class _Scan:
             with os.scandir(descriptor) as entries:
                 self._entries(entries, full, prefix, deeper)
         finally:
-            os.close(descriptor)
+            close_descriptor(descriptor)
         return deeper
 
     def _unread(self, path: str, error: OSError) -> None:
@@ -212,7 +177,7 @@ class _Scan:
         self, entries: Iterable[os.DirEntry[str]], parent: str, prefix: str, deeper: list[_PendingDirectory]
     ) -> None:
         """Visit the entries of one directory. An unchanged plain file takes the short way, with one call of ours."""
-        plain, same, found = self._everything, self._same, self.found
+        plain, same, found = self._everything and is_text(prefix), self._same, self.found
         for entry in entries:
             name = entry.name
             path = prefix + name
@@ -350,17 +315,3 @@ def _again(look: Callable[[str], T], path: str) -> T:
         raise
     except OSError:
         return look(path)
-
-
-def is_own_name(name: str) -> bool:
-    """Whether the name is reserved for asyncsync."""
-    return name == META_DIR or name.endswith(TEMPORARY)
-
-
-def is_text(path: str) -> bool:
-    """Whether a name is UTF-8, which stores require."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

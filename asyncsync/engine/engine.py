@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from asyncsync.aio.tasks import leave_group, run_all
 from asyncsync.aio.threads import giving_up_stuck_threads
 from asyncsync.config import RunConfig, check_apart, state_dir
+from asyncsync.disk.files import local_disk
 from asyncsync.engine import never_left
 from asyncsync.engine.drain import EXPERIMENT_FILES, Drain, raise_failures, run_within, sync_all
 from asyncsync.engine.durable_callback import DurableCallback
+from asyncsync.engine.heartbeat import beat
 from asyncsync.engine.own_files import OwnFiles
 from asyncsync.engine.signals import Signals, as_signals, cancelling, check_thread
 from asyncsync.engine.start import as_seconds, check_role, open_record, write_safety_warning
 from asyncsync.engine.status import Statuses
-from asyncsync.engine.status_file import StatusFile
 from asyncsync.engine.trial import Trial, check_checkpoint
 from asyncsync.engine.trials.acceptance import ReportAcceptance
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, NOT_RUNNING, EngineContext, OwningLoop, Role
@@ -35,6 +36,7 @@ from asyncsync.events import RequestEnded
 from asyncsync.remote.trial_index import read_trials
 from asyncsync.runtime import Presence, wall_time
 from asyncsync.status import EngineStatus, FlushReport
+from asyncsync.status_file import Owner, StatusFile
 from asyncsync.stores.base import Lane, Store
 from asyncsync.sync.event_stream import EventStream
 from asyncsync.sync.janitor import Janitor
@@ -204,17 +206,19 @@ class SyncEngine:
             await restore_files(store, "", self.local_dir, partial(context.warn, EXPERIMENT_KEY))
         alone = role.world_size == 1
         left = await find_left_behind(session, role.name) if self._resume and alone else []
-        self.local_dir.mkdir(parents=True, exist_ok=True)
+        with local_disk(f"the engine's directory {self.local_dir} was not made"):
+            self.local_dir.mkdir(parents=True, exist_ok=True)
         await self._begin_tasks(session, registry)
         if role.is_driver:
             self._own_files = OwnFiles(context, registry.rules, predecessor_may_write=before.may_still_write())
             context.scheduler.add(self._own_files)
             if period := context.run.sync_config.heartbeat_seconds:
-                self._tasks.append(self._group.create_task(self._own_files.beat(period), name="asyncsync heartbeat"))
+                self._tasks.append(self._group.create_task(beat(context, period), name="asyncsync heartbeat"))
         for job in registry.resume_checkpoints(left):
             self._runner.submit(job)
         context.janitor.kick()
-        self._status_file = StatusFile(context, self._presence.name, statuses.take_worst)
+        owner = Owner(self._presence.name, context.uri, str(context.local_dir), role.name, role.rank)
+        self._status_file = StatusFile(owner, statuses.take_worst, context.event_counter.changed)
         status = self._status_file.run(context.run.sync_config.heartbeat_seconds)
         self._tasks.append(self._group.create_task(status, name="asyncsync status"))
         log.info("%s: the engine runs as %s, %s", context.uri, role.name, self.local_dir)

@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext
-from asyncsync.errors import ConcurrentWriterError, StoreError
+from asyncsync.planning.patterns import Rules
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Lane
@@ -39,25 +38,6 @@ class OwnFiles:
         report = await self._tree.sync_once(self._context.progress_of(EXPERIMENT_KEY))
         await self._context.record_file.save(self._context.session.view(Lane.RECORD, EXPERIMENT_KEY))
         return report
-
-    async def beat(self, period: float) -> None:
-        """Write the record again whenever it was not written for ``period`` seconds, so that readers know that this
-        driver runs. Ends by cancel, or when another driver has taken over."""
-        file, clock = self._context.record_file, asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(max(0.0, file.last_write + period - clock()))
-            if clock() < file.last_write + period:
-                continue  # it was written since
-            try:
-                store = self._context.session.view(Lane.RECORD, EXPERIMENT_KEY)
-                await file.confirm(store)  # a process that slept past its lease writes nothing more
-                await file.save(store, force=True)
-            except ConcurrentWriterError as error:
-                log.warning("no more heartbeats: %s", error)
-                return
-            except StoreError as error:
-                log.info("a heartbeat failed, the next one follows in %.0f s: %s", period, error)
-                await asyncio.sleep(period)
 
     def has_nothing_to_sync(self) -> bool:
         """Never known: the files are the user's."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncsync.config import UploadMode, check_name
+from asyncsync.disk.own_names import is_own_name
 from asyncsync.disk.results import OWN_FILES, as_json
-from asyncsync.disk.scan import is_own_name
 from asyncsync.engine.retire_pin import retire, set_pinned
 from asyncsync.engine.trial_restore import latest, restore_latest
 from asyncsync.engine.trials.acceptance import ReportAcceptance, ReportRequest

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 
-DEFAULT_PART_SIZE = 16 << 20
-"""Bytes per part unless configured: large enough that the cost of a request does not matter, small enough that an
-interrupted part loses little."""
 RACY_NS = 20_000_000
 """A file written this close to the scan may have been written again within the clock's tick (git's rule)."""
 SCANNED = "scanned_ns"
@@ -54,7 +51,7 @@ class Comparison:
         """Paths of the manifest for which :meth:`same` was not called."""
         if len(self._found) == len(self._known):
             return []
-        found = set(self._found)
+        found = {path for path in self._found}  # noqa: C416  set() would hold the interpreter for all of them
         return [path for path in self._known if path not in found]
 
 
@@ -71,21 +68,3 @@ def _parents(path: str) -> Iterator[str]:
     while end > 0:
         yield path[:end]
         end = path.rfind("/", 0, end)
-
-
-def part_size_for(size: int, wanted: int | None, *, least: int, most: int, max_parts: int) -> int:
-    """Bytes per part of a file of ``size``: the wanted number, doubled until there are few enough parts.
-
-    S3 allows 10,000 parts of 5 MiB to 5 GiB (Amazon S3 User Guide, "Multipart upload limits").
-    """
-    part = max(wanted or DEFAULT_PART_SIZE, least)
-    while part * max_parts < size and part < most:
-        part = min(part * 2, most)
-    if part * max_parts < size:
-        raise ValueError(f"{size} bytes do not fit into {max_parts} parts of {most} bytes")
-    return part
-
-
-def cut(size: int, part_size: int) -> list[tuple[int, int]]:
-    """(offset, size) of each part."""
-    return [(offset, min(part_size, size - offset)) for offset in range(0, size, part_size)]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 
-class FileStat(NamedTuple):
-    """One file of a snapshot. ``path`` is relative to the tree, with ``/``; size in bytes."""
+class FileStat(Struct, frozen=True, order=True, gc=False):
+    """One file of a snapshot. ``path`` is relative to the tree, with ``/``; size in bytes. A struct for the same reason
+    as :class:`asyncsync.planning.manifest.FileEntry`."""
 
     path: str
     size: int
@@ -34,6 +37,10 @@ class FileStat(NamedTuple):
     def same_content_as(self, other: FileStat) -> bool:
         """Whether size, mtime and inode are equal: the file was not changed in between."""
         return self[:4] == other[:4]
+
+    def __getitem__(self, fields: slice) -> tuple[str | int, ...]:
+        """Some of its fields, in their order."""
+        return astuple(self)[fields]
 
 
 @dataclass(slots=True)

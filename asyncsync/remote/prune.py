@@ -13,7 +13,7 @@ from asyncsync.config import Seconds, TransferConfig
 from asyncsync.errors import ConfigError, DamagedError, NotFoundError, SyncFailedError
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.segments import SEGMENTS
+from asyncsync.planning.segments import SEGMENTS, segment_key
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, parent, parents
 from asyncsync.remote.store_clock import store_time
@@ -189,11 +189,20 @@ class _Ownership:
         found: list[ObjectInfo] = []
         for prefix, items in old.items():
             try:
-                named = await segments_named(self.store, prefix)
+                named = await self._segments_named(prefix)
             except DamagedError as error:
                 self.unreadable[prefix + MANIFEST], named = str(error), None
             found += [item for item in items if named is not None and item.key not in named]
         return found
+
+    async def _segments_named(self, prefix: str) -> frozenset[str] | None:
+        """The segments that a manifest names; None if there is no manifest. DamagedError, also for one so damaged
+        that it does not look as if it named any."""
+        named = await segments_named(self.store, prefix)
+        if named is None or named:
+            return named
+        manifest = await find_manifest(self.store, prefix)
+        return None if manifest is None else frozenset(prefix + segment_key(item.name) for item in manifest.segments)
 
     async def is_abandoned(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
         """Whether no process will complete the upload."""
@@ -225,6 +234,7 @@ class _Ownership:
     async def check_again(self, directory: _Directory) -> _Directory | None:
         """The directory as it is now, or None if it is no longer garbage: a process may have resumed, completed or
         adopted it. Its objects are listed last, just before they are deleted."""
+        await self._look_for_manifests(directory)
         await self._read_again(parent(directory.prefix))
         if not await self.is_garbage(directory):
             return None
@@ -241,6 +251,20 @@ class _Ownership:
             self.objects[trial + TRIAL_RECORD] = await self.store.head(trial + TRIAL_RECORD)
         except NotFoundError:
             self.objects.pop(trial + TRIAL_RECORD, None)
+
+    async def _look_for_manifests(self, directory: _Directory) -> None:
+        """Forget the manifests above a directory that were written since they were read."""
+        for prefix in parents(directory.prefix):
+            key = prefix + MANIFEST
+            try:
+                now = await self.store.head(key)
+            except NotFoundError:
+                self.objects.pop(key, None)
+                continue
+            before = self.objects.get(key)
+            if before is None or before.version != now.version:
+                self.objects[key] = now
+                self.paths.pop(prefix, None)
 
     async def _may_be_committed(self, directory: _Directory) -> bool:
         """Whether a running trial may be about to commit it."""

@@ -256,6 +256,11 @@ class PullJob:
         for name in sorted(found):
             trees.extend(found[name])
         self.failures.update(index.unreadable)
+        for name in index.missing():
+            self.failures[name] = CheckpointIncompleteError(
+                f"the record of the trial {name} is missing, although the experiment's names it; asyncsync rm "
+                f"{self.store.uri.rstrip('/')}/{name} removes what is left of it"
+            )
         return trees
 
     async def _trial(self, prefix: str, record: TrialRecord) -> list[StoredTree]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asyncsync.disk.scan import compile_patterns
+from msgspec import structs
+
 from asyncsync.errors import ConfigError
 from asyncsync.planning.manifest import FileEntry, Manifest
+from asyncsync.planning.patterns import compile_patterns
 
 Patterns = str | Sequence[str] | None
 
@@ -66,7 +68,7 @@ class Selection:
             return manifest.files
         inside = {path[len(start) :]: entry for path, entry in manifest.files.items() if path.startswith(start)}
         names = inside if self.only is None else {self.only} & inside.keys()
-        return {name: replace(inside[name], path=name) for name in names}
+        return {name: structs.replace(inside[name], path=name) for name in names}
 
     def _selected(self, files: Mapping[str, FileEntry], prefix: str) -> dict[str, FileEntry]:
         wanted = compile_patterns(self.include) if self.include else None

@@ -6,7 +6,7 @@ import os
 import tempfile
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import NotFoundError, StoreError, SyncError
 from asyncsync.planning.manifest import META_DIR
 from asyncsync.stores.base import Store

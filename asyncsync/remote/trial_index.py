@@ -60,6 +60,10 @@ class TrialIndex:
             return False
         return record.runner == driver.runner
 
+    def missing(self) -> list[str]:
+        """The trials that have ended, according to the experiment's record, and have no record of their own."""
+        return [name for name in ended_trials(self.experiment) if name not in self.trials | self.unreadable]
+
     def growing(self, on_partial: OnPartial) -> Callable[[TrialRecord], None]:
         """A function that adds a record, and calls ``on_partial`` after every PARTIAL_EVERY of them."""
 
@@ -74,6 +78,14 @@ class TrialIndex:
         """All trials, also those that the driver has started and whose record is not in the store yet."""
         started = self.experiment.trials if self.experiment is not None else {}
         return self.trials.keys() | self.unreadable.keys() | started.keys()
+
+
+def ended_trials(experiment: ExperimentRecord | None) -> list[str]:
+    """The trials of an experiment that have ended. An engine stores the record of a trial before the experiment's says
+    that it has ended, so each of them has one. Records without a nonce are of another framework: they may not."""
+    if experiment is None or not experiment.nonce:
+        return []
+    return [name for name, status in experiment.trials.items() if status != "running"]
 
 
 async def read_trial_index(store: Store, on_partial: OnPartial | None = None) -> TrialIndex:

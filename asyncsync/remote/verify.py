@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig, split_sas
-from asyncsync.disk.hashing import crc32c_extend
+from asyncsync.disk.digests import crc32c_extend
 from asyncsync.errors import DamagedError, IntegrityError, NotFoundError, PreconditionError
 from asyncsync.events import Progress
 from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.prefixes import checkpoint_directory, prefixes_with
+from asyncsync.remote.trial_index import ended_trials
 from asyncsync.report import VerifyReport
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import exists, list_all
@@ -271,14 +272,25 @@ class Verification:
         return [prefix + path for path in manifest.files]
 
     async def check_records(self) -> None:
-        """Check that every checkpoint that a record names has a manifest."""
+        """Check that every checkpoint that a record names has a manifest, and every trial that has ended a record."""
         trials = prefixes_with(TRIAL_RECORD, self.objects)
         await for_each_limited(trials, self._check_trial, min(MANIFEST_READERS, self.workers))
         if EXPERIMENT_RECORD in self.objects:
-            try:
-                await find_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
-            except DamagedError as error:
-                self.damaged[EXPERIMENT_RECORD] = str(error)
+            await self._check_experiment()
+
+    async def _check_experiment(self, *, again: bool = False) -> None:
+        try:
+            record = await find_record(self.store, EXPERIMENT_RECORD, ExperimentRecord)
+        except DamagedError as error:
+            self.damaged[EXPERIMENT_RECORD] = str(error)
+            return
+        for trial in ended_trials(record):
+            key = f"{trial}/{TRIAL_RECORD}"
+            if key not in self.objects and not await exists(self.store, key):
+                if not again:
+                    await self._check_experiment(again=True)  # the trial may have been removed just now
+                    return
+                self.missing.add(key)
 
     async def _check_trial(self, trial: str, *, again: bool = False) -> None:
         try:

@@ -28,7 +28,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.planning.rank_parts import SameFileError, merge
+from asyncsync.planning.rank_agreement import SameFileError, merge
 from asyncsync.report import SyncReport
 from asyncsync.runtime import token, wall_time
 from asyncsync.storage.entries import ATTEMPT, INTENTS, PARTS
@@ -304,12 +304,19 @@ async def _read_parts(
 
 
 def _check_stored(where: str, prefix: str, manifest: Manifest, stored: Mapping[str, ObjectInfo]) -> None:
-    """CheckpointIncompleteError unless the listing has every file with its size."""
+    """CheckpointIncompleteError unless the listing has every file as it was written. A process of an earlier attempt
+    that still runs may have replaced one, by another of the same size."""
     for path, entry in manifest.files.items():
         info = stored.get(prefix + path)
-        if info is None or info.size != entry.size:
-            size = "is missing" if info is None else f"has {info.size} bytes instead of {entry.size}"
-            raise CheckpointIncompleteError(f"checkpoint {where} is incomplete: {path} {size}. Report it again")
+        if info is None:
+            wrong = "is missing"
+        elif info.size != entry.size:
+            wrong = f"has {info.size} bytes instead of {entry.size}"
+        elif info.version != entry.version:
+            wrong = "was replaced by another process"
+        else:
+            continue
+        raise CheckpointIncompleteError(f"checkpoint {where} is incomplete: {path} {wrong}. Report it again")
 
 
 async def _put_manifest(store: Store, prefix: str, manifest: Manifest) -> None:

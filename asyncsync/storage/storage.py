@@ -20,7 +20,6 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.accepted_files import accept
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.scan import Rules
 from asyncsync.errors import (
     AsyncsyncError,
     CheckpointIncompleteError,
@@ -30,6 +29,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.remote.current_tree import download_current
 from asyncsync.report import SyncReport
 from asyncsync.status import EngineStatus

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from asyncsync.aio.descriptors import within_descriptors
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
-from asyncsync.runtime import within_descriptors
 
 ObjectKind: TypeAlias = Literal["data", "report", "manifest", "document"]
 """The kind of an object, for options that do not apply to all: a file of the user, a file that grows with each report,

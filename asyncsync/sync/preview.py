@@ -12,9 +12,9 @@ from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import digest_range
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import SourceChangedError
-from asyncsync.planning.delta import pieces_of, whole_copy
+from asyncsync.planning.copied_ranges import pieces_of, whole_copy
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Candidate, Matches
+from asyncsync.planning.parts import Candidate, Matches
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import Store
 from asyncsync.sync.upload.append_only import appended_to, trusted_parts

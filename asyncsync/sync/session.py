@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from asyncsync.aio.descriptors import within_descriptors
 from asyncsync.aio.tasks import run_all
 from asyncsync.aio.threads import worker_threads
 from asyncsync.config import TransferConfig, split_sas
@@ -17,7 +18,7 @@ from asyncsync.disk.journal import Journal, journal_path
 from asyncsync.disk.locks import TreeLocks
 from asyncsync.errors import AccessDeniedError, NotFoundError, StoreError
 from asyncsync.planning.manifest import MANIFEST, META_DIR
-from asyncsync.runtime import need_asyncio, process_id, within_descriptors
+from asyncsync.runtime import need_asyncio, process_id
 from asyncsync.status import EngineStatus
 from asyncsync.stores import open_store
 from asyncsync.stores.base import Lane, Store

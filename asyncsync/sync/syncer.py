@@ -12,10 +12,10 @@ from types import TracebackType
 from asyncsync.aio.tasks import leave_group, within
 from asyncsync.aio.threads import in_thread
 from asyncsync.config import SyncConfig, TransferConfig, split_sas
-from asyncsync.disk.scan import Rules
 from asyncsync.errors import CheckpointIncompleteError, ConfigError, EngineClosedError
 from asyncsync.events import Event, Progress
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane
 from asyncsync.sync.download.tree_download import download_tree

@@ -9,9 +9,11 @@ response is lost may have succeeded.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec import structs
 
 from asyncsync.aio.threads import in_hasher
 from asyncsync.disk.journal import Journal
@@ -19,7 +21,7 @@ from asyncsync.errors import ConcurrentWriterError, NotFoundError, PreconditionE
 from asyncsync.planning.changes import SCANNED
 from asyncsync.planning.document import DocumentError
 from asyncsync.planning.manifest import MANIFEST, FileEntry, Manifest, ManifestSegment
-from asyncsync.planning.rank_parts import GENERATION, NONCE
+from asyncsync.planning.rank_agreement import GENERATION, NONCE
 from asyncsync.planning.segments import Draft, divide, encode_head, is_segmented, names_with, parse_head
 from asyncsync.runtime import token
 from asyncsync.stores.base import MISSING, Store
@@ -318,13 +320,15 @@ class TreeManifest:
         last = self.stored
         old = last.files if last is not None else {}
         fresh = self.unnamed.files if self.unnamed is not None else {}
-        files = {**old, **fresh} if old else dict(fresh)  # such a copy of a large mapping takes a tenth of the time
+        files = fresh  # which nobody changes any more
+        if old or deleted or mapped:
+            files = {**old, **fresh} if old else dict(fresh)  # a copy of a million takes 33 ms
         changed = {*fresh, *deleted}
         for path in deleted:
             files.pop(path, None)
         for path in mapped:
             if path in files and files[path].inode:  # its mtime proves nothing while it is written through memory
-                files[path] = replace(files[path], inode=0)
+                files[path] = structs.replace(files[path], inode=0)
                 changed.add(path)
         info = last.info if last is not None else self.info or {}
         differs = (

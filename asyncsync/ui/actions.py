@@ -7,8 +7,8 @@ from typing import Any
 
 from asyncsync import CheckpointView, TrialView, pin, remove, unpin
 from asyncsync.errors import NotFoundError
-from asyncsync.planning.units import size_text
 from asyncsync.ui.live_experiment import LiveExperiment
+from asyncsync.units import size_text
 
 
 async def verify_checkpoint(_: LiveExperiment, item: CheckpointView) -> dict[str, Any]:

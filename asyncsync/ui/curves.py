@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncsync import TrialView
 from asyncsync.planning.retention import flatten
-from asyncsync.ui.documents import HIDDEN_METRICS, value
+from asyncsync.ui.page_data import HIDDEN_METRICS, value
 
 MOST_POINTS = 1000
 """Of one curve."""

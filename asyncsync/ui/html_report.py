@@ -14,8 +14,8 @@ from asyncsync.config import split_sas
 from asyncsync.errors import AsyncsyncError
 from asyncsync.runtime import wall_time
 from asyncsync.ui.curves import curves_document
-from asyncsync.ui.documents import as_json, experiment_document, live_document, trial_document, value
 from asyncsync.ui.html_page import plotly_script, report
+from asyncsync.ui.page_data import as_json, experiment_document, live_document, trial_document, value
 from asyncsync.ui.retention_forecast import RetentionRule
 from asyncsync.ui.sources import engines_of, open_experiment
 from asyncsync.ui.verdict import Reading

@@ -17,7 +17,7 @@ from asyncsync import Experiment, RunningEngine, TransferConfig, running_engines
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError
 from asyncsync.runtime import wall_time
-from asyncsync.ui.documents import as_json, experiment_document, live_document, sample_of
+from asyncsync.ui.page_data import as_json, experiment_document, live_document, sample_of
 from asyncsync.ui.sources import engines_of, open_experiment
 from asyncsync.ui.verdict import Reading
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncsync import Experiment, StoredObject
-from asyncsync.ui.documents import value
+from asyncsync.ui.page_data import value
 
 MOST_ROWS = 200
 CHECKPOINT_PREFIX = "checkpoint_"

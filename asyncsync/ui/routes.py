@@ -15,10 +15,10 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError, ConfigError, NotFoundError
 from asyncsync.ui.actions import ACTIONS, found_checkpoint
 from asyncsync.ui.curves import curves_document
-from asyncsync.ui.documents import as_json, trial_document, value
 from asyncsync.ui.html_page import page, plotly_script, script, static_file
 from asyncsync.ui.live_experiment import LiveExperiment
 from asyncsync.ui.object_listing import listing_document
+from asyncsync.ui.page_data import as_json, trial_document, value
 from asyncsync.ui.retention_forecast import RetentionRule
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asyncsync import Experiment, RunningEngine
-from asyncsync.planning.units import duration_text, size_text
+from asyncsync.units import duration_text, size_text
 
 NO_RESPONSE_AFTER = 10.0
 """Seconds of reading after which the page says that the store does not respond."""

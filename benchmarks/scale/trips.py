@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -155,8 +156,9 @@ class Sink(MemoryStore):
 
 
 class Watch:
-    """What a pass costs: bytes received by the store, bytes written to disk, requests, and the longest time (CPU
-    seconds of the process) for which the event loop could not run."""
+    """What a pass costs: bytes received by the store, bytes written to disk, requests, and the longest time (seconds)
+    for which the event loop could not run. Times in which the process did not run, or in which the loop's thread could
+    run but had no core, are due to other programs and do not count."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -174,9 +176,16 @@ class Watch:
 
     async def _tick(self) -> None:
         while True:
-            began = time.process_time()
+            before = _clocks()
             await asyncio.sleep(0.002)
-            self.stall = max(self.stall, time.process_time() - began)
+            self.stall = max(self.stall, min(now - then for now, then in zip(_clocks(), before, strict=True)))
+
+
+def _clocks() -> tuple[float, float]:
+    """CPU time of the process, and the time in which the calling thread did not wait for a core (both in seconds)."""
+    schedule = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    waited = int(schedule.read_text().split()[1]) / 1e9 if schedule.exists() else 0.0
+    return time.process_time(), time.monotonic() - waited
 
 
 def _written() -> int:

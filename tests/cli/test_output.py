@@ -12,8 +12,8 @@ from asyncsync.cli.ls import short_metrics
 from asyncsync.cli.meters import LineMeter, Meter, bar_meter
 from asyncsync.cli.output import Output, describe, summary
 from asyncsync.events import FileProgress, Progress
-from asyncsync.planning.units import counted, duration_text, size_text
 from asyncsync.report import SyncReport
+from asyncsync.units import counted, duration_text, size_text
 
 
 @pytest.mark.parametrize(

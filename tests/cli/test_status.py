@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from statuses import running_engine
 
 from asyncsync import EngineTotals, RunningEngine, TrialStatus
 from asyncsync.cli.running.engine_status import engine_lines
+from asyncsync.status import AGENT
 from asyncsync.testing import run_virtual
 
 from .conftest import Invoke
@@ -57,6 +59,17 @@ def test_a_killed_engine_says_what_is_not_in_the_store() -> None:
     lost = engine_lines(engine(alive=False, lag=5.0, size=1024), 1000.0)[0]
     assert lost.startswith("s3://b/e: lost: ")
     assert "not in the store: 1 checkpoint pending (1.0 KiB)" in lost
+
+
+def test_the_agent_of_a_ray_node_counts_calls_of_workers() -> None:
+    totals = EngineTotals(checkpoints_durable=2, bytes_sent=2048)
+    busy = running_engine(lag=5.0, totals=totals, pending_checkpoints=1)
+    lines = engine_lines(replace(busy, role=f"{AGENT}4f8a2c91", status=replace(busy.status, syncs_running=3)), 1000.0)
+    assert lines[0] == "s3://b/e: at risk: 1 checkpoint pending, not in the store for 5.0 s"
+    assert lines[1].startswith("  2 durable checkpoints, 3 running calls of workers; sent 2.0 KiB at ")
+    assert "agent of node 4f8a2c91" in lines[1]
+    lost = engine_lines(replace(busy, role=f"{AGENT}4f8a2c91", alive=False), 1000.0)[0]
+    assert "workers of its node" in lost and "resume=True" not in lost
 
 
 def test_no_engine_is_said_and_is_no_error(invoke: Invoke, answer: Answer) -> None:

@@ -55,11 +55,12 @@ def test_a_file_that_cannot_be_linked_is_copied(source, monkeypatch):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_links_are_followed_and_pipes_left_out(source, link):
+def test_links_are_followed_and_pipes_left_out(source, link, caplog):
     os.mkfifo(source / "pipe")
     (source / "alias").symlink_to("weights")
     taken = Checkpoint.snapshot(source, link=link)
     assert sorted(os.listdir(taken.path)) == ["alias", "deep", "weights"]
+    assert f"{source}/pipe is a socket, pipe or device" in caplog.text
     (source / "weights").unlink()
     assert (taken.path / "alias").read_bytes() == b"before"
 

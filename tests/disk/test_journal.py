@@ -142,13 +142,16 @@ async def test_a_journal_in_memory_has_no_thread():
 
 
 async def test_a_cancel_while_leaving_loses_nothing(path):
+    left = Journal.open(path)
+
     async def record():
-        async with Journal.open(path) as journal:
+        async with left as journal:
             journal.owe(URI, "abort", "x")
             asyncio.current_task().cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(record())
+    left._executor.shutdown(wait=True)  # its thread writes
     async with Journal.open(path) as journal:
         assert len(await journal.owed(URI)) == 1
 

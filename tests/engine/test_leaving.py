@@ -24,7 +24,7 @@ async def main():
         await trial.report({"step": 1})
         (trial.dir / "last.log").write_text("words")
         print("ready", flush=True)
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 asyncio.run(main())

@@ -55,7 +55,7 @@ def test_the_signals_that_are_asked_for_leave_the_block(tmp_path: Path, handled:
             await trial.sync()
             (trial.dir / "last").write_text("words")
             signal.raise_signal(number)
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
@@ -92,7 +92,7 @@ def test_repeats_change_nothing_within_the_grace(tmp_path: Path, handled: list[i
             for delay in (0.0, 0.0, 0.05, 0.2, 0.4):
                 asyncio.get_running_loop().call_later(delay, signal.raise_signal, repeat)
             signal.raise_signal(signal.SIGTERM)
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
@@ -109,7 +109,7 @@ def test_a_programs_own_cancel_of_the_task_does_not_shorten_the_grace(tmp_path: 
             async with made(tmp_path, limit=4e6) as engine:
                 await engine.trial("t").report({}, files(tmp_path, 2_000_000), upload=UploadMode.ASYNC)
                 signal.raise_signal(signal.SIGTERM)
-                await asyncio.sleep(3600)
+                await asyncio.Event().wait()
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -125,7 +125,7 @@ def test_a_handled_ctrl_c_is_still_a_keyboard_interrupt_with_a_note(tmp_path: Pa
         async with made(tmp_path, {signal.SIGINT}, grace=0.1, limit=1e5) as engine:
             await engine.trial("t").report({}, files(tmp_path, 4_000_000), upload=UploadMode.ASYNC)
             signal.raise_signal(signal.SIGINT)
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -41,9 +41,9 @@ from asyncsync.stores.gcs.responses import (
 from asyncsync.stores.http.dates import retry_after, unix_of
 from asyncsync.stores.http.errors import BrokenError
 from asyncsync.stores.http.response import chunk_size, length_of, parse_head
+from asyncsync.stores.listing_position import ListingPosition
 from asyncsync.stores.s3.endpoint import regional, shown
 from asyncsync.stores.s3.errors import parse_failure
-from asyncsync.stores.s3.listing import ListingPosition
 from asyncsync.stores.s3.responses import GetObjectBody, check_result
 from asyncsync.stores.s3.xml import failed_deletes
 from asyncsync.sync.records.model import ExperimentRecord, FailureRecord, OutcomeRecord, RankRecord, TrialRecord

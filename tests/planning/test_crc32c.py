@@ -1,11 +1,42 @@
-"""CRC32C of concatenated parts, with and without the table."""
+"""CRC32C of concatenated bytes and parts, with and without the table."""
 
 import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.planning.crc32c import LEAST_PARTS_FOR_TABLE, crc32c_if_known, crc32c_of_parts, crc32c_of_pieces
+from asyncsync.planning.crc32c import (
+    LEAST_PARTS_FOR_TABLE,
+    crc32c_combine,
+    crc32c_if_known,
+    crc32c_of_parts,
+    crc32c_of_pieces,
+)
+
+
+@given(st.binary(max_size=5000), st.binary(max_size=5000))
+def test_combined_crc_is_that_of_the_bytes_together(first: bytes, second: bytes) -> None:
+    combined = crc32c_combine(google_crc32c.value(first), google_crc32c.value(second), len(second))
+    assert combined == google_crc32c.value(first + second)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_any_number_of_pieces_can_be_combined_in_order(pieces: list[bytes]) -> None:
+    crc = 0
+    for piece in pieces:
+        crc = crc32c_combine(crc, google_crc32c.value(piece), len(piece))
+    assert crc == google_crc32c.value(b"".join(pieces))
+
+
+def test_long_second_halves_are_combined_without_reading_them() -> None:
+    zeros = 0
+    for _ in range(20):
+        zeros = google_crc32c.extend(zeros, bytes(1 << 20))
+    first = google_crc32c.value(b"head")
+    whole = first
+    for _ in range(20):
+        whole = google_crc32c.extend(whole, bytes(1 << 20))
+    assert crc32c_combine(first, zeros, 20 << 20) == whole
 
 
 @given(st.binary(min_size=1, max_size=1000), st.integers(1, 1000))

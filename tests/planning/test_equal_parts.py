@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, pieces_of
+from asyncsync.planning.copied_ranges import Limits, Origin, PlannedPart, Segment, pieces_of
 
 LIMITS = Limits(floor=5, part=8, copied=64, equal=True, least_source=5)
 

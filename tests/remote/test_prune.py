@@ -7,10 +7,11 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from stored import put_experiment, put_tree, put_trial
+from stored import entry_of, put_experiment, put_tree, put_trial
 
 from asyncsync import CheckpointConfig, RunConfig, SyncEngine
 from asyncsync.errors import AccessDeniedError, ConfigError, SyncError
+from asyncsync.planning.manifest import Manifest
 from asyncsync.remote.prune import DAY, prune
 from asyncsync.remote.verify import verify
 from asyncsync.sync.records.model import TrialRecord
@@ -118,17 +119,21 @@ LAST_LOOKS = {
     "file": ("list", "a/checkpoint_000002/"),
     "upload": ("list_multiparts", "a/checkpoint_000002/"),
     "record": ("head", "a/.asyncsync/trial.json"),
+    "manifest above": ("head", "a/.asyncsync/manifest.json"),
 }
 
 
 @pytest.mark.parametrize("what", LAST_LOOKS)
 async def test_prune_leaves_uploads_that_are_resumed_meanwhile(store, what):
-    """At the n-th request, for every n until the last look, which is one of the three right before the deletion."""
+    """At the n-th request, for every n until the last look, which is among the few right before the deletion."""
     prefix, record = "a/checkpoint_000002/", store.contents["a/.asyncsync/trial.json"]
     manifest = store.contents["a/checkpoint_000001/.asyncsync/manifest.json"]
+    above = store.contents["a/.asyncsync/manifest.json"]
+    naming = Manifest({path: entry_of(path, b"") for path in ("checkpoint_000002/empty", "other")}).to_bytes()
     faults = inject_faults("lab")
 
     async def leave_behind():
+        store._store("a/.asyncsync/manifest.json", above, "before")
         store.bucket.uploads.clear()
         await put_tree(store, prefix, FILES, manifest=False)
         await store.create_multipart(prefix + "old")
@@ -142,6 +147,8 @@ async def test_prune_leaves_uploads_that_are_resumed_meanwhile(store, what):
             store._store(prefix + "more", b"x", "new")
         elif what == "record":
             store._store("a/.asyncsync/trial.json", record, "again")
+        elif what == "manifest above":  # of a tree with a directory of this name, synced for longer than a day
+            store._store("a/.asyncsync/manifest.json", naming, "again")
         else:
             upload = replace(next(iter(store.bucket.uploads.values())), started=store.bucket.clock())
             store.bucket.uploads["young"] = upload
@@ -150,7 +157,7 @@ async def test_prune_leaves_uploads_that_are_resumed_meanwhile(store, what):
     await prune(URI, dry_run=False)
     assert not [key for key in store.contents if key.startswith(prefix)]
     deletion = next(n for n, (verb, key) in enumerate(faults.requests) if verb == "delete" and prefix in key)
-    assert LAST_LOOKS[what] in faults.requests[deletion - 3 : deletion]
+    assert LAST_LOOKS[what] in faults.requests[deletion - 6 : deletion]
     last = max(n for n in range(deletion) if faults.requests[n] == LAST_LOOKS[what])
     for at in range(1, last + 2):
         await leave_behind()
@@ -271,6 +278,33 @@ async def test_an_invalid_age_is_refused_before_any_request(store, age):
 
 
 # Garbage
+
+
+async def test_prune_leaves_complete_checkpoints_of_a_trial_without_a_record(store):
+    """The record is lost, and nothing else says what was retired."""
+    await store.delete(["a/.asyncsync/trial.json"])
+    days_later(store)
+    assert (await prune(URI)).checkpoints == []
+
+
+async def test_prune_of_a_trial_alone_finds_what_it_left(store):
+    await put_tree(store, "a/checkpoint_000002/", FILES, manifest=False)
+    days_later(store)
+    assert (await prune(f"{URI}/a")).checkpoints == ["checkpoint_000002/"]
+
+
+async def test_prune_finds_uploads_where_nothing_else_has_an_age(store):
+    await store.delete(list(store.contents))
+    await store.create_multipart("tree/big")
+    days_later(store)
+    assert (await prune(URI)).uploads == ["tree/big"]
+
+
+async def test_a_young_upload_protects_only_its_own_directory(store):
+    await store.create_multipart("a/checkpoint_000002/big")
+    days_later(store)
+    await store.create_multipart("a/checkpoint_000003/big")
+    assert (await prune(URI)).uploads == ["a/checkpoint_000002/big"]
 
 
 async def test_prune_leaves_directories_that_only_look_like_checkpoints(store):

@@ -6,10 +6,12 @@ import shutil
 import pytest
 from stored import put_experiment, put_tree, put_trial
 
-from asyncsync.errors import NotFoundError
+from asyncsync import pull
+from asyncsync.errors import CheckpointIncompleteError, NotFoundError
+from asyncsync.planning.document import EXPERIMENT_RECORD
 from asyncsync.remote.verify import verify
 from asyncsync.stores import open_store
-from asyncsync.sync.records.model import TrialRecord
+from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 from asyncsync.testing import MemoryStore, inject_faults
 
 URI = "memory://lab/exp"
@@ -194,3 +196,44 @@ async def test_a_prefix_without_manifest_is_not_ok(store):
 async def test_verifying_an_empty_prefix_is_an_error(store):
     with pytest.raises(NotFoundError, match="nothing at memory://lab/none"):
         await verify("memory://lab/none")
+
+
+async def put_driver(store, nonce="1", **trials):
+    await store.put(EXPERIMENT_RECORD, ExperimentRecord("exp", {"a": "running", **trials}, nonce=nonce).to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("driver", "missing"),
+    [
+        ({"b": "finished"}, True),
+        ({"b": "failed"}, True),
+        ({"b": "running"}, False),  # its record may not be written yet
+        ({"b": "failed", "nonce": ""}, False),  # another framework writes the records in any order
+    ],
+)
+async def test_a_trial_that_ended_has_a_record(store, tmp_path, driver, missing):
+    await put_driver(store, **driver)
+    assert (await verify(URI)).missing == ["b/.asyncsync/trial.json"] * missing
+    copy = tmp_path / "copy"
+    (copy / "b").mkdir(parents=True)
+    (copy / "b/kept").touch()
+    if missing:
+        with pytest.raises(CheckpointIncompleteError, match="trial b is missing"):
+            await pull(URI, copy, exact=True)
+    else:
+        await pull(URI, copy, exact=True)
+    assert (copy / "b/kept").exists() == missing
+    assert (copy / "a/checkpoint_000001/model.bin").exists()
+
+
+async def test_a_trial_that_is_removed_during_a_check_is_not_missing(store, monkeypatch):
+    await put_driver(store, b="finished")
+    real = MemoryStore.head
+
+    async def removed(self, key):
+        if key.endswith("b/.asyncsync/trial.json"):
+            await put_driver(store)
+        return await real(self, key)
+
+    monkeypatch.setattr(MemoryStore, "head", removed)
+    assert (await verify(URI)).ok

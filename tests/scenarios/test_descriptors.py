@@ -15,9 +15,9 @@ import pytest
 from s3_script import OK, scripted
 
 from asyncsync import Experiment, RunConfig, SyncEngine, TransferConfig, UploadMode, pull, push
+from asyncsync.aio.descriptors import within_descriptors
 from asyncsync.aio.retry import is_transient
 from asyncsync.errors import SyncFailedError, ThrottledError
-from asyncsync.runtime import within_descriptors
 from asyncsync.stores.local.store import LocalStore
 
 FILES = 400

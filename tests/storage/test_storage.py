@@ -154,6 +154,18 @@ async def test_a_commit_refuses_a_file_that_has_gone(bench):
             await storage.commit_checkpoint("t/c", "g", {0: "p"})
 
 
+async def test_a_commit_refuses_a_file_that_a_late_process_has_replaced(bench):
+    """By one of the same size: a process of an earlier attempt was taken for dead, and still runs."""
+    async with opened() as storage, opened() as elsewhere:
+        await storage.push_checkpoint(bench.checkpoint("a", f=b"new"), "t/c", Writer("g", "p"), alone=False)
+        await elsewhere.push_checkpoint(bench.checkpoint("b", f=b"old"), "t/c", Writer("earlier", "q"), alone=False)
+        with pytest.raises(CheckpointIncompleteError, match="f was replaced"):
+            await storage.commit_checkpoint("t/c", "g", {0: "p"})
+        await storage.push_checkpoint(bench.checkpoint("a", f=b"new"), "t/c", Writer("g", "p"), alone=False)
+        await storage.commit_checkpoint("t/c", "g", {0: "p"})
+    assert (await verify(URI, deep=True)).ok
+
+
 async def test_an_empty_or_missing_directory_is_refused(bench, tmp_path):
     (tmp_path / "empty").mkdir()
     async with opened() as storage:

@@ -17,8 +17,9 @@ from asyncsync.config import RunConfig
 from asyncsync.disk.accepted_files import accept
 from asyncsync.disk.copying import copy_tree
 from asyncsync.disk.descent import remove_tree
-from asyncsync.disk.scan import Rules, scan
+from asyncsync.disk.scan import scan
 from asyncsync.events import SyncWarning
+from asyncsync.planning.patterns import Rules
 from asyncsync.sync.download.exact_target import ExactTarget, remove_empty
 from asyncsync.testing import MemoryStore, run_virtual
 

@@ -7,9 +7,10 @@ import pytest
 
 from asyncsync import ConfigError, SyncConfig, Syncer
 from asyncsync.config import READY_PRESETS
-from asyncsync.disk.scan import Rules, scan
+from asyncsync.disk.scan import scan
 from asyncsync.errors import SyncFailedError
 from asyncsync.planning.manifest import Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.testing import Faults, MemoryStore, run_virtual
 
 pytestmark = pytest.mark.virtual_time

@@ -14,8 +14,8 @@ from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import counted, duration_text, size_text
-from asyncsync.status import EngineStatus
+from asyncsync.status import AGENT, EngineStatus
+from asyncsync.units import counted, duration_text, size_text
 
 STATUS = """Show whether the work of running engines is safe now.
 
@@ -97,7 +97,7 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
     sending = engine.rate_at(now)
     rate = "idle" if sending is None else f"{size_text(sending)}/s"
     lines.append(
-        f"  {counted(engine.trials, 'trial')}, {_last_step(status)}; sent {size_text(status.totals.bytes_sent)} at "
+        f"  {_work(engine)}; sent {size_text(status.totals.bytes_sent)} at "
         f"{rate}, {counted(status.requests, 'request')}, {counted(sum(status.errors.values()), 'error')}; "
         f"pid {engine.pid}, {engine.role}, started {age(engine.started)}"
     )
@@ -112,14 +112,30 @@ def engine_lines(engine: RunningEngine, now: float) -> list[str]:
 
 def _verdict(engine: RunningEngine, now: float) -> str:
     status = engine.status
-    risk = f"{counted(status.pending_checkpoints, 'checkpoint')} pending ({size_text(status.bytes_at_risk)})"
+    size = f" ({size_text(status.bytes_at_risk)})" if status.bytes_at_risk else ""  # an agent does not know it
+    risk = f"{counted(status.pending_checkpoints, 'checkpoint')} pending{size}"
     if not engine.alive:
         lost = "everything was in the store" if status.is_safe else f"not in the store: {risk}"
-        return f"lost: its process has ended; {lost}. The same program with resume=True continues it"
+        return f"lost: its process has ended; {lost}. {_continued_by(engine)}"
     if status.is_safe:
         return "safe: everything is in the store"
     store = "" if status.store_healthy else "; the store is unavailable"
     return f"at risk: {risk}, not in the store for {duration_text(engine.lag_at(now))}{store}"
+
+
+def _continued_by(engine: RunningEngine) -> str:
+    if engine.role.startswith(AGENT):
+        return "The workers of its node upload by themselves and start another agent"
+    return "The same program with resume=True continues it"
+
+
+def _work(engine: RunningEngine) -> str:
+    """The work so far. An agent knows calls of workers, and no trials."""
+    totals = engine.status.totals
+    if engine.role.startswith(AGENT):
+        running = counted(engine.status.syncs_running, "running call")
+        return f"{counted(totals.checkpoints_durable, 'durable checkpoint')}, {running} of workers"
+    return f"{counted(engine.trials, 'trial')}, {_last_step(engine.status)}"
 
 
 def _last_step(status: EngineStatus) -> str:

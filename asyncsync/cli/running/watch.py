@@ -32,8 +32,8 @@ from asyncsync.cli.output import Output, describe, jsonable, summary
 from asyncsync.cli.running.health import Health, serving
 from asyncsync.errors import ConfigError, SyncError
 from asyncsync.events import Event, SyncFinished
-from asyncsync.planning.units import duration_text
 from asyncsync.report import SyncReport
+from asyncsync.units import duration_text
 
 POLL_SECONDS = 0.5
 """Between two looks for a directory or a file."""

@@ -13,7 +13,7 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 TREE = """Show the directories and files below a URL as a tree.
 

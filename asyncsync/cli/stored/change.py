@@ -15,7 +15,7 @@ from asyncsync.cli.app import DONE, FAILED, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, jsonable, summary
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 RM = """Remove an experiment, a trial, a checkpoint or a pushed tree from a store.
 

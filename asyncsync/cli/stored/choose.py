@@ -16,7 +16,7 @@ from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output, age, jsonable
 from asyncsync.errors import ConfigError, NotFoundError
 from asyncsync.planning.retention import flatten
-from asyncsync.planning.units import counted, size_text
+from asyncsync.units import counted, size_text
 
 BEST = """Show the best checkpoint of an experiment by a metric, and fetch it with --pull.
 

@@ -16,9 +16,9 @@ from asyncsync.cli.app import DONE, command
 from asyncsync.cli.options import Settings, resolve_url
 from asyncsync.cli.output import Output
 from asyncsync.errors import ConfigError
-from asyncsync.planning.units import size_text
 from asyncsync.ui import serve
 from asyncsync.ui.html_report import MOST_TRIALS_WITH_CURVES, write_report
+from asyncsync.units import size_text
 
 UI = """Show an experiment as a page in the browser, live while it runs.
 

@@ -57,8 +57,8 @@ class ReportAcceptance:
     ) -> CheckpointHandle | None:
         """Record the report, and return the handle of its checkpoint. ASYNC waits while too many are pending.
 
-        Raises ConfigError for a directory or a name that is refused, CheckpointIncompleteError or OSError if its files
-        cannot be read, and EngineClosedError if the engine ends meanwhile.
+        Raises ConfigError for a directory or a name that is refused, CheckpointIncompleteError if its files cannot
+        be read, LocalDiskError if the report cannot be recorded, and EngineClosedError if the engine ends meanwhile.
         """
         if source is not None and request.mode is UploadMode.ASYNC:
             await self._wait_for_room(trial)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from asyncsync.aio.retry import is_transient
 from asyncsync.disk.copying import copy_tree
+from asyncsync.disk.files import local_disk
 from asyncsync.errors import EngineClosedError, SyncError, SyncFailedError
 
 
@@ -41,10 +42,11 @@ class Checkpoint:
         files are replaced (written anew and renamed), never rewritten. Symbolic links are followed; sockets, pipes and
         devices are left out.
 
-        Raises SourceChangedError if a file changed during each of three attempts to copy it, and OSError if the copy
-        cannot be written.
+        Raises SourceChangedError if a file changed during each of three attempts to copy it, and LocalDiskError if
+        the copy cannot be written.
         """
-        return cls(copy_tree(Path(os.path.abspath(directory)), link=link), owned=True)
+        with local_disk(f"no snapshot of {os.fspath(directory)} was made"):
+            return cls(copy_tree(Path(os.path.abspath(directory)), link=link), owned=True)
 
 
 class CheckpointHandle:

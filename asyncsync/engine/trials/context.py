@@ -16,7 +16,7 @@ from asyncsync.config import RunConfig
 from asyncsync.disk.results import OWN_FILES
 from asyncsync.errors import ConfigError, EngineClosedError
 from asyncsync.events import CheckpointDurable, Event, SyncWarning
-from asyncsync.planning.rank_parts import rank_name
+from asyncsync.planning.rank_agreement import rank_name
 from asyncsync.runtime import need_asyncio, wall_time
 from asyncsync.stores.base import Store
 from asyncsync.sync.event_counter import EventCounter

@@ -17,7 +17,7 @@ from asyncsync.engine.trials.context import EngineContext
 from asyncsync.engine.trials.job import RESUMES_BY_ITSELF, CheckpointJob, LeftBehind
 from asyncsync.engine.trials.resume import EXPERIMENT_NONCE
 from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
-from asyncsync.planning.rank_parts import NONCE
+from asyncsync.planning.rank_agreement import NONCE
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Store

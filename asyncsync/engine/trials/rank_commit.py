@@ -21,7 +21,7 @@ from asyncsync.errors import (
     PreconditionError,
 )
 from asyncsync.planning.manifest import MANIFEST, META_DIR, Manifest
-from asyncsync.planning.rank_parts import (
+from asyncsync.planning.rank_agreement import (
     OUTCOME,
     RETURNED,
     STEP,

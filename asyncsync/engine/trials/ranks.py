@@ -39,7 +39,7 @@ from asyncsync.errors import (
     SyncFailedError,
 )
 from asyncsync.planning.document import TRIAL_RECORD
-from asyncsync.planning.rank_parts import (
+from asyncsync.planning.rank_agreement import (
     NONCE,
     RETURNED,
     Generation,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsync.config import UploadMode, check_name, state_dir
-from asyncsync.disk.scan import Rules
+from asyncsync.disk.files import local_disk
 from asyncsync.engine.trials.context import EXPERIMENT_KEY, EngineContext, Role
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.ranks import Ranks
@@ -20,6 +20,7 @@ from asyncsync.engine.trials.resume import Predecessor, belongs_to_run, new_reco
 from asyncsync.engine.trials.state import TrialState
 from asyncsync.errors import DamagedError
 from asyncsync.planning.manifest import META_DIR
+from asyncsync.planning.patterns import Rules
 from asyncsync.stores.guard.fenced import Fence
 from asyncsync.sync.records.model import TrialRecord
 
@@ -212,12 +213,13 @@ def _make_directory(local_dir: Path, trial: str, role: Role) -> bool:
     ``local_dir`` then does not take these files for its own, even if its running scan started before this trial
     existed."""
     directory, is_new = f"{local_dir}/{trial}", False
-    try:
-        os.mkdir(directory)
-        is_new = True
-        os.mkdir(f"{directory}/{META_DIR}")
-    except OSError:  # it exists, or its parent is missing
-        os.makedirs(f"{directory}/{META_DIR}", exist_ok=True)
-    if not role.leads:
-        os.makedirs(local_dir / role.directory(trial), exist_ok=True)
+    with local_disk(f"the directory of trial {trial!r} was not made"):
+        try:
+            os.mkdir(directory)
+            is_new = True
+            os.mkdir(f"{directory}/{META_DIR}")
+        except OSError:  # it exists, or its parent is missing
+            os.makedirs(f"{directory}/{META_DIR}", exist_ok=True)
+        if not role.leads:
+            os.makedirs(local_dir / role.directory(trial), exist_ok=True)
     return is_new

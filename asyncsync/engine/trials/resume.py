@@ -19,7 +19,7 @@ from asyncsync.disk.results import as_json
 from asyncsync.engine.trials.context import Role
 from asyncsync.errors import CheckpointIncompleteError, DamagedError, IntegrityError, NotFoundError, SyncFailedError
 from asyncsync.planning.manifest import FileEntry, Manifest
-from asyncsync.planning.rank_parts import NONCE
+from asyncsync.planning.rank_agreement import NONCE
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, token, wall_time
 from asyncsync.stores.base import Piece, Store

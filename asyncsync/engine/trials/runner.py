@@ -27,7 +27,7 @@ from asyncsync.events import (
     SyncFailed,
 )
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.rank_parts import NONCE
+from asyncsync.planning.rank_agreement import NONCE
 from asyncsync.planning.retention import to_retire
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import Lane

@@ -15,13 +15,13 @@ from asyncsync.aio.threads import in_thread
 from asyncsync.config import UploadMode
 from asyncsync.disk.accepted_files import existing_directories
 from asyncsync.disk.results import as_json, last_rows, write_params
-from asyncsync.disk.scan import Rules
 from asyncsync.engine.trials.checkpoint import TrialFailures
 from asyncsync.engine.trials.context import DirectoryInUse, EngineContext
 from asyncsync.engine.trials.job import CheckpointJob, LeftBehind
 from asyncsync.engine.trials.pending_checkpoints import add_to_journal
 from asyncsync.engine.trials.record_keeper import NO_NAMES, RecordKeeper
 from asyncsync.engine.trials.resume import adopt_checkpoints, restore_files, skip_used_numbers
+from asyncsync.planning.patterns import Rules
 from asyncsync.report import SyncReport
 from asyncsync.runtime import lease_time, wall_time
 from asyncsync.stores.base import MISSING, Lane, Store

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs
 
 from asyncsync.integrations.ray import attempts, registration
-from asyncsync.integrations.ray.agent import node_agent, operations
+from asyncsync.integrations.ray.agent import agent_handle, operations
 from asyncsync.integrations.ray.agent.registered import SNAPSHOT
 from asyncsync.integrations.ray.handler import StorageHandler
 
@@ -72,6 +72,8 @@ def _upload(local: str, filesystem: object, handler: StorageHandler, destination
     experiment = handler.begins_checkpoint(key)
     if experiment is not None:
         push_checkpoint(handler, local, key, experiment)
+    elif not os.path.exists(local):
+        raise FileNotFoundError(f"the upload to {destination!r} has no source: {local!r} is missing")
     elif os.path.isfile(local):
         handler.call(operations.write_file, local, key, local=local)
     else:
@@ -90,7 +92,7 @@ def push_checkpoint(handler: StorageHandler, local: str, key: str, experiment: s
     writer = attempts.lone_writer() if token is None else token
     snapshot = f"{experiment}/{SNAPSHOT}" if token is not None else ""
     outlives = attempts.is_asynchronous()
-    node_agent.push_checkpoint(
+    agent_handle.push_checkpoint(
         handler.address, local, key, writer, alone=token is None, snapshot=snapshot, outlives=outlives
     )
 

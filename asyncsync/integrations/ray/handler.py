@@ -14,7 +14,7 @@ import pyarrow.fs
 
 from asyncsync import ConfigError, StoredEntry
 from asyncsync.integrations.ray import registration
-from asyncsync.integrations.ray.agent import node_agent, operations
+from asyncsync.integrations.ray.agent import agent_handle, operations
 from asyncsync.integrations.ray.agent.address import Address
 
 T = TypeVar("T")
@@ -82,8 +82,8 @@ class StorageHandler(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
         return hash(self.address)
 
     def call(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
-        """Do ``work(storage, *arguments)``; blocks. See :func:`node_agent.call`."""
-        return node_agent.call(self.address, work, *arguments, **options)
+        """Do ``work(storage, *arguments)``; blocks. See :func:`agent_handle.call`."""
+        return agent_handle.call(self.address, work, *arguments, **options)
 
     def key(self, path: str) -> str:
         """The path relative to the storage. ConfigError for one outside of it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from asyncsync import ConfigError
 from asyncsync.integrations.ray.agent.address import PUBLIC_OPTIONS
-from asyncsync.integrations.ray.agent.bridge import bridge, close
+from asyncsync.integrations.ray.agent.process_storage import close, storage_of
 from asyncsync.integrations.ray.filesystem import AsyncsyncFileSystem, rebuild
 
 _checked: list[bool] = []
@@ -36,7 +36,7 @@ def storage(uri: str | os.PathLike[str], *, storage_options: Mapping[str, object
     check_no_secrets(storage_options or {})
     filesystem = rebuild(os.fspath(uri), json.dumps(dict(storage_options or {}), sort_keys=True))
     check_ray()
-    bridge(filesystem.address).call(_nothing)
+    storage_of(filesystem.address).call(_nothing)
     return {"storage_path": filesystem.address.root, "storage_filesystem": filesystem}
 
 

@@ -15,7 +15,7 @@ import ray.train
 
 from asyncsync import AsyncsyncError, ConfigError
 from asyncsync.integrations.ray import attempts, registration
-from asyncsync.integrations.ray.agent import node_agent
+from asyncsync.integrations.ray.agent import agent_handle
 from asyncsync.integrations.ray.agent.address import Address
 from asyncsync.integrations.ray.attempts import SEEN, Token
 
@@ -51,7 +51,7 @@ def upload(checkpoint: ray.train.Checkpoint, checkpoint_dir_name: str) -> ray.tr
     storage = ray.train.get_context().get_storage()
     path = str(PurePosixPath(storage.experiment_fs_path, checkpoint_dir_name))
     address = address_of(storage.storage_filesystem, storage.experiment_fs_path)
-    node_agent.push_checkpoint(
+    agent_handle.push_checkpoint(
         address, checkpoint.path, checkpoint_dir_name, token, alone=False, outlives=attempts.is_asynchronous()
     )
     uploaded = UploadedCheckpoint(path, storage.storage_filesystem)

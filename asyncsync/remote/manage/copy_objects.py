@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import google_crc32c
+from msgspec import structs
 
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.config import TransferConfig, split_sas
@@ -163,8 +164,7 @@ class _Copy:
 
     async def _plan(self) -> _Plan:
         places = self.places
-        objects = _relative(await list_all(places.source, places.source_prefix), places.source_prefix)
-        objects.pop(PROBE, None)
+        objects = await self._listed()
         if not objects:
             raise NotFoundError(f"{places.source_uri('')} holds nothing to copy. Check the URL with asyncsync ls")
         manifests: dict[str, Manifest] = {}
@@ -174,6 +174,8 @@ class _Copy:
 
         await for_each_limited(prefixes_with(MANIFEST, objects), read, MANIFESTS_IN_PARALLEL)
         entries = {prefix + path: entry for prefix, found in manifests.items() for path, entry in found.files.items()}
+        if not entries.keys() <= objects.keys():  # a manifest that is newer than the listing?
+            objects = await self._listed()
         files = {path: info for path, info in objects.items() if _is_copied(path, entries, manifests)}
         if missing := sorted(entries.keys() - files.keys()):
             raise SyncError(
@@ -182,6 +184,13 @@ class _Copy:
             )
         documents = [path for path in objects if META_DIR in path.split("/") and not _is_of_a_manifest(path)]
         return _Plan(manifests, entries, files, sorted(documents, key=_document_order))
+
+    async def _listed(self) -> dict[str, ObjectInfo]:
+        """The objects of the source."""
+        prefix = self.places.source_prefix
+        objects = _relative(await list_all(self.places.source, prefix), prefix)
+        objects.pop(PROBE, None)
+        return objects
 
     async def _look_at_target(self, plan: _Plan) -> None:
         """Refuse a target that holds something else; find the results of an interrupted copy."""
@@ -372,7 +381,7 @@ class _Copy:
     async def _manifest(self, prefix: str, manifest: Manifest) -> None:
         """Write a manifest with the versions that its files have at the target."""
         files = {
-            path: replace(entry, version=self.versions.get(prefix + path) or entry.version)
+            path: structs.replace(entry, version=self.versions.get(prefix + path) or entry.version)
             for path, entry in manifest.files.items()
         }
         data = replace(manifest, files=files).to_bytes()
@@ -400,7 +409,8 @@ class _Copy:
 
 
 def _relative(objects: Mapping[str, ObjectInfo], prefix: str) -> dict[str, ObjectInfo]:
-    return {key[len(prefix) :]: info for key, info in objects.items()}
+    found = {key[len(prefix) :]: info for key, info in objects.items()}
+    return {path: info for path, info in found.items() if not _is_placeholder(path, info)}
 
 
 def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[str, Manifest]) -> bool:
@@ -408,6 +418,12 @@ def _is_copied(path: str, entries: Mapping[str, FileEntry], manifests: Mapping[s
     if META_DIR in path.split("/"):
         return False
     return path in entries or not any(prefix in manifests for prefix in parents(path))
+
+
+def _is_placeholder(path: str, info: ObjectInfo) -> bool:
+    """Whether this is an empty object that another tool wrote in place of a directory, such as the console of S3. No
+    file can have its name where directories are real."""
+    return not info.size and (not path or path.endswith("/"))
 
 
 def _is_of_a_manifest(path: str) -> bool:

@@ -13,11 +13,11 @@ import google_crc32c
 from asyncsync.config import TransferConfig
 from asyncsync.errors import AccessDeniedError, AsyncsyncError, IntegrityError, PreconditionError
 from asyncsync.planning.manifest import META_DIR
-from asyncsync.planning.units import size_text
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.remote.store_clock import store_time
 from asyncsync.runtime import token
 from asyncsync.stores.base import MISSING, Store
+from asyncsync.units import size_text
 
 SPEED_BYTES = 8 << 20
 MAX_CLOCK_ERROR = 300.0

@@ -9,7 +9,6 @@ from typing import Any
 from asyncsync.aio.threads import in_thread
 from asyncsync.errors import DamagedError
 from asyncsync.planning.retention import by_age, lookup
-from asyncsync.planning.units import size_text
 from asyncsync.remote.access import StoreAccess, open_for_reading
 from asyncsync.remote.trial_index import TrialIndex
 from asyncsync.remote.views.checkpoint_view import CheckpointView
@@ -25,6 +24,7 @@ from asyncsync.remote.views.html_view import (
 )
 from asyncsync.stores.read import find
 from asyncsync.sync.records.model import CheckpointRecord, TrialRecord
+from asyncsync.units import size_text
 
 
 @dataclass(frozen=True, repr=False)

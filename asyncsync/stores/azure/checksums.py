@@ -11,8 +11,8 @@ import base64
 import google_crc32c
 
 from asyncsync.aio.threads import in_thread
+from asyncsync.disk.digests import crc64nvme
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.hashing import crc64nvme
 from asyncsync.errors import IntegrityError
 from asyncsync.stores.base import Body
 from asyncsync.stores.http.body import source_too_short

@@ -36,10 +36,11 @@ from asyncsync.stores.azure.options import AzureOptions, Location, account_of, c
 from asyncsync.stores.azure.requests import AzureRequests, CopyRange, precondition
 from asyncsync.stores.azure.responses import blob_length, info_of, range_length
 from asyncsync.stores.azure.transport import AzureTransport
-from asyncsync.stores.azure.xml import CRC_METADATA, ListedBlob, ListedPage, undocumented
+from asyncsync.stores.azure.xml import CRC_METADATA, ListedBlob, ListedPage
 from asyncsync.stores.base import Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, body_size
 from asyncsync.stores.http.body import ChecksumSink, crc32c_to_text, read_body
 from asyncsync.stores.http.response import Response
+from asyncsync.stores.listing_position import ListingPosition
 from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits
 
 log = logging.getLogger("asyncsync")
@@ -289,14 +290,17 @@ class AzureStore(Store):
     # Listings
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
-        seen: set[str | None] = set()
+        position = ListingPosition.parse(token)
         while True:
-            page = await self._page(self._prefix + prefix, delimiter, token, seen)
-            skip, token = len(self._prefix), page.marker
+            page, following = await self._page(self._prefix + prefix, delimiter, position)
+            skip = len(self._prefix)
             objects = tuple(_info(blob, blob.name[skip:]) for blob in page.blobs if self._is_shown(blob))
             prefixes = tuple(found[skip:] for found in page.prefixes if not block_ids.is_hidden(found[skip:]))
-            if objects or prefixes or token is None:  # a page with only hidden blobs is skipped
-                return Page(objects, prefixes, token)
+            if following is None:
+                return Page(objects, prefixes)
+            if objects or prefixes:  # a page with only hidden blobs is skipped
+                return Page(objects, prefixes, following.text())
+            position = following
 
     def _is_shown(self, blob: ListedBlob) -> bool:
         key = blob.name[len(self._prefix) :]
@@ -305,14 +309,16 @@ class AzureStore(Store):
             log.info("%s has a hierarchical namespace: directories stay when their last file is deleted", self.uri)
         return bool(key) and not blob.is_directory and not block_ids.is_hidden(key)
 
-    async def _page(self, prefix: str, delimiter: str, marker: str | None, seen: set[str | None]) -> ListedPage:
-        """``seen``: the markers of earlier pages. A repeated one would make the listing endless."""
+    async def _page(
+        self, prefix: str, delimiter: str, position: ListingPosition
+    ) -> tuple[ListedPage, ListingPosition | None]:
+        """The page at a position, and the position of the next one."""
         requests = await self._requests()
-        page = await requests.list(prefix, delimiter, marker)
-        seen.add(marker)
-        if page.marker is not None and page.marker in seen:
-            raise undocumented(f"List Blobs {requests.where(prefix)}", "NextMarker is that of an earlier page")
-        return page
+        page = await requests.list(prefix, delimiter, position.token or None)
+        if page.marker is None:
+            return page, None
+        first = next(iter([*(blob.name for blob in page.blobs), *page.prefixes]), "")
+        return page, position.further(f"List Blobs {requests.where(prefix)}", page.marker, first)
 
     # Multipart
 
@@ -360,18 +366,15 @@ class AzureStore(Store):
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
         uploads: list[Upload] = []
-        seen: set[str | None] = set()
-        marker: str | None = None
-        while True:
-            page = await self._page(self._prefix + block_ids.UPLOADS_PREFIX, "", marker, seen)
+        position: ListingPosition | None = ListingPosition()
+        while position is not None:
+            page, position = await self._page(self._prefix + block_ids.UPLOADS_PREFIX, "", position)
             for blob in page.blobs:
                 upload_id = block_ids.upload_id_of(blob.name[len(self._prefix) :])
                 key = block_ids.key_in(blob.metadata.get(block_ids.KEY_METADATA, ""))
                 if upload_id and key and key.startswith(prefix):
                     uploads.append(Upload(key, upload_id, blob.modified))
-            marker = page.marker
-            if marker is None:
-                return uploads
+        return uploads
 
 
 def _info(blob: ListedBlob, key: str) -> ObjectInfo:

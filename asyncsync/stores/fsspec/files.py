@@ -200,10 +200,18 @@ class Files:
         except NotFoundError:
             return
 
+    def delete_temporary(self, key: str) -> None:
+        """Delete the temporary file of a writer; a missing one, or another file, is ignored."""
+        directory, slash, name = key.rpartition("/")
+        if name.startswith(TEMPORARY):
+            with suppress(NotFoundError), self._mapped("delete", key):
+                self._fs.rm_file(f"{self.path(directory)}/{name}" if slash else f"{self._address.path}/{name}")
+
     # Listings
 
-    def entries(self, directory: str) -> list[tuple[str, dict[str, Any]]]:
-        """Names and properties in a directory, whose key ends in a slash or is empty. A missing one has none."""
+    def entries(self, directory: str, *, temporary: bool = False) -> list[tuple[str, dict[str, Any]]]:
+        """Names and properties in a directory, whose key ends in a slash or is empty. A missing one has none.
+        ``temporary``: the temporary files and the directories only, else everything but temporary files."""
         path = f"{self._address.path}/{directory}".rstrip("/") or "/"
         try:
             with self._mapped("list", directory):
@@ -213,15 +221,19 @@ class Files:
             return []
         named = [(str(entry["name"]).rstrip("/"), entry) for entry in found]
         inside = [(full.rpartition("/")[2], entry) for full, entry in named if full.strip("/") != path.strip("/")]
-        return [(name, entry) for name, entry in inside if name and not name.startswith(TEMPORARY)]
+        return [
+            (name, entry)
+            for name, entry in inside
+            if name and (name.startswith(TEMPORARY) == temporary or (temporary and entry.get("type") == "directory"))
+        ]
 
-    def below(self, directory: str, prefix: str) -> Iterator[ObjectInfo]:
-        """All files whose keys begin with ``prefix``, from ``directory`` on."""
-        for name, entry in self.entries(directory):
+    def below(self, directory: str, prefix: str, *, temporary: bool = False) -> Iterator[ObjectInfo]:
+        """All files whose keys begin with ``prefix``, from ``directory`` on; or the temporary ones of writers."""
+        for name, entry in self.entries(directory, temporary=temporary):
             key = directory + name
             if entry.get("type") == "directory":
                 if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                    yield from self.below(f"{key}/", prefix)
+                    yield from self.below(f"{key}/", prefix, temporary=temporary)
             elif entry.get("type") == "file" and key.startswith(prefix):
                 yield info_of(key, entry)
 

@@ -201,7 +201,7 @@ class FsspecStore(Store):
             shown[-1][0] if len(rest) > PAGE_SIZE else None,
         )
 
-    # Multipart: there is none
+    # Multipart: there is none, but a killed writer leaves its temporary file
 
     def _unsupported(self, key: str) -> UnsupportedError:
         return UnsupportedError(f"{self.uri}/{key}: a file system of fsspec has no multipart uploads")
@@ -233,13 +233,18 @@ class FsspecStore(Store):
         raise self._unsupported(upload.key)
 
     async def abort_multipart(self, upload: Upload) -> None:
-        """There is none."""
+        """Delete the temporary file of a killed writer."""
+        await self._run(lambda files, _: files.delete_temporary(upload.key))
 
     async def list_parts(self, upload: Upload) -> Sequence[Part]:
         raise NotFoundError(f"{self.uri}/{upload.key}: there is no upload {upload.upload_id[:40]!r}")
 
     async def list_multiparts(self, prefix: str = "") -> Sequence[Upload]:
-        return []
+        """The temporary files: those of killed writers take space, and no listing shows them."""
+        directory = prefix.rpartition("/")[0]
+        start = f"{directory}/" if directory else ""
+        found = await self._run(lambda files, _: list(files.below(start, prefix, temporary=True)))
+        return [Upload(info.key, info.version, info.modified) for info in found]
 
 
 def _disconnect(connection: Any, _: threading.Event) -> None:

@@ -54,6 +54,7 @@ from asyncsync.stores.gcs.resumable import CHUNK_SIZE, ResumableUpload, Resumabl
 from asyncsync.stores.gcs.transport import DirectTransport, Transport
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
 from asyncsync.stores.http.body import ChecksumSink, crc32c_of, crc32c_to_text
+from asyncsync.stores.listing_position import ListingPosition
 from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, kind_of
 
 log = logging.getLogger("asyncsync")
@@ -304,39 +305,42 @@ class GcsStore(Store):
         return made.info(key)
 
     async def list(self, prefix: str = "", *, delimiter: str = "", token: str | None = None) -> Page:
-        seen: set[str | None] = set()
+        position = ListingPosition.parse(token)
         while True:
-            page = await self._page(self._prefix + prefix, _ITEM_FIELDS, seen, delimiter, token)
-            skip, token = len(self._prefix), page.token
+            page, following = await self._page(self._prefix + prefix, _ITEM_FIELDS, position, delimiter)
+            skip = len(self._prefix)
             items = (item for item in page.items if len(item["name"]) > skip)
             objects = (self._resource(item).info(item["name"][skip:]) for item in items)
             shown = tuple(info for info in objects if not layout.is_hidden(info.key))
             prefixes = tuple(found[skip:] for found in page.prefixes if not layout.is_hidden(found[skip:]))
-            if shown or prefixes or token is None:  # a page with only hidden objects is skipped
-                return Page(shown, prefixes, token)
+            if following is None:
+                return Page(shown, prefixes)
+            if shown or prefixes:  # a page with only hidden objects is skipped
+                return Page(shown, prefixes, following.text())
+            position = following
 
     def _resource(self, item: Document) -> ObjectResource:
         return resource_of(f"list {self.uri}", item, item["name"], None)
 
     async def _page(
-        self, prefix: str, fields: str, seen: set[str | None], delimiter: str = "", token: str | None = None
-    ) -> ListingPage:
-        """``seen``: the tokens of earlier pages. A repeated token would make the listing endless."""
+        self, prefix: str, fields: str, position: ListingPosition, delimiter: str = ""
+    ) -> tuple[ListingPage, ListingPosition | None]:
+        """The page at a position, and the position of the next one."""
         requests = await self._requests()
         params = requests.params(
             prefix=prefix or None,
             delimiter=delimiter or None,
-            pageToken=token,
+            pageToken=position.token or None,
             maxResults="1000",
             fields=f"kind,items({fields}),prefixes,nextPageToken",
         )
         target = requests.target(f"/storage/v1/b/{self._bucket}/o", params)
         where = f"list {requests.where(prefix)}"
         page = listing_of(where, await requests.request("list", "GET", prefix, target), prefix)
-        seen.add(token)
-        if page.token is not None and page.token in seen:
-            refuse_response(where, "'nextPageToken' is that of an earlier page")
-        return page
+        if page.token is None:
+            return page, None
+        first = next(iter([*(item["name"] for item in page.items), *page.prefixes]), "")
+        return page, position.further(where, page.token, first)
 
     # Multipart
 
@@ -439,11 +443,8 @@ class GcsStore(Store):
 
     async def _objects_below(self, prefix: str, fields: str) -> Sequence[Document]:
         found: list[Document] = []
-        seen: set[str | None] = set()
-        token: str | None = None
-        while True:
-            page = await self._page(self._prefix + prefix, fields, seen, token=token)
+        position: ListingPosition | None = ListingPosition()
+        while position is not None:
+            page, position = await self._page(self._prefix + prefix, fields, position)
             found += page.items
-            token = page.token
-            if token is None:
-                return found
+        return found

@@ -8,9 +8,8 @@ import hashlib
 import google_crc32c
 
 from asyncsync.aio.threads import in_thread
-from asyncsync.disk.digests import md5_range
+from asyncsync.disk.digests import crc32c_extend, md5_range
 from asyncsync.disk.files import FileRange
-from asyncsync.disk.hashing import crc32c_extend
 from asyncsync.errors import SourceChangedError
 from asyncsync.stores.base import Body, Piece, Sink
 

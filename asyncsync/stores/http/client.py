@@ -110,6 +110,8 @@ class HttpClient:
             elif connection.chunked:
                 await self._receive_chunks(connection, expect(response), sink)
             elif (size := expect(response)) is not None:
+                if connection.body_left is not None and connection.body_left > size:
+                    raise BrokenError(f"the body has {connection.body_left} bytes instead of {size}")
                 await self._receive(connection, size, sink)
             else:
                 raise BrokenError("the response does not give its length")

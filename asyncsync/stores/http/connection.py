@@ -138,6 +138,11 @@ class Connection(ByteStream):
         response = self._response
         return response is not None and response.headers.get("transfer-encoding", "").lower() == "chunked"
 
+    @property
+    def body_left(self) -> int | None:
+        """Bytes of the body still to come; None: not known."""
+        return self._left
+
     async def read_into(self, target: bytearray | memoryview) -> int:
         """Fill ``target`` with the next bytes of the body; fewer only if the connection ends."""
         got = await self._fill(target)

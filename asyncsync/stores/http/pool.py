@@ -12,8 +12,8 @@ from urllib.parse import SplitResult
 
 import aiohappyeyeballs
 
+from asyncsync.aio.descriptors import out_of_descriptors
 from asyncsync.errors import ThrottledError
-from asyncsync.runtime import out_of_descriptors
 from asyncsync.stores.http.accept_limit import AcceptLimit
 from asyncsync.stores.http.byte_stream import ByteStream
 from asyncsync.stores.http.connection import Connection

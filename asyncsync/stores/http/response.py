@@ -12,6 +12,9 @@ MAX_NUMBER_DIGITS = 18
 _VERSIONS = frozenset({"HTTP/1.1", "HTTP/1.0"})
 _STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
 """All statuses but 101, which switches to another protocol."""
+_CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
+"""Characters that no header contains (RFC 9110, "Field Values"). A line break could add a header to a later request,
+which sends an ETag back."""
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
@@ -36,7 +39,8 @@ def parse_head(head: bytes) -> Response:
     headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
-        if not colon or not name or " " in name or "\t" in name:  # folded, or a name that parsers read differently
+        # folded, or something that parsers read differently
+        if not colon or not name or " " in name or "\t" in name or _CONTROL.search(line):
             raise BrokenError(f"not an HTTP header: {line[:60]!r}")
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -49,9 +53,13 @@ def length_of(response: Response) -> int | None:
     """Length of the body in bytes; None if the head does not give it."""
     if response.status in (204, 304):
         return 0
-    if "transfer-encoding" in response.headers:
+    text, coding = response.headers.get("content-length"), response.headers.get("transfer-encoding")
+    if coding is not None:
+        if coding.lower() != "chunked":
+            raise BrokenError(f"unsupported Transfer-Encoding: {coding[:60]!r}")
+        if text is not None:
+            raise BrokenError("a Content-Length and a Transfer-Encoding: one of them is wrong")
         return None
-    text = response.headers.get("content-length")
     if text is None:
         return None
     if not is_number(text):

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from asyncsync.disk.files import CANNOT_COPY, PIECE, FileRange, Lease, open_nonblocking, share_blocks
+from asyncsync.disk.files import (
+    CANNOT_COPY,
+    PIECE,
+    FileRange,
+    Lease,
+    close_descriptor,
+    open_nonblocking,
+    share_blocks,
+)
 from asyncsync.disk.landing import lock_temporary
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import IntegrityError, SourceChangedError, StoreError
 
 COPY_STEP = 16 << 20
@@ -66,7 +74,7 @@ def sync_dir(path: str) -> None:
         if error.errno not in _NO_DIR_SYNC:
             raise
     finally:
-        os.close(fd)
+        close_descriptor(fd)
 
 
 def make_dirs(path: str) -> None:
@@ -106,10 +114,10 @@ def _keeps_its_name(fd: int, path: str) -> bool:
         if lock_temporary(fd, path) or os.fstat(fd).st_nlink:
             return True
     except BaseException:
-        os.close(fd)
+        close_descriptor(fd)
         unlink(path)
         raise
-    os.close(fd)
+    close_descriptor(fd)
     return False
 
 
@@ -134,7 +142,7 @@ def open_source(body: FileRange) -> Iterator[SourceFile]:
     try:
         yield SourceFile(fd, body.path, body.offset, body.size, os.fstat(fd))
     finally:
-        os.close(fd)
+        close_descriptor(fd)
 
 
 def write_bytes(fd: int, data: bytes, at: int, permit: WritePermit) -> None:
@@ -219,10 +227,13 @@ def open_object(path: str, root: str) -> tuple[int, os.stat_result]:
         fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except NotADirectoryError as error:  # "a/b" where "a" is an object
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    except BaseException:
+        close_descriptor(fd)
+        raise
     return fd, found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from asyncsync.disk.scan import TEMPORARY, is_text
+from asyncsync.disk.own_names import TEMPORARY, is_text
 from asyncsync.errors import StoreError
 
 CONTROL_DIR = ".asyncsync"

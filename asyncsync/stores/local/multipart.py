@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.files import close_descriptor
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
 from asyncsync.planning.crc32c import crc32c_combine
 from asyncsync.stores.base import Part, Upload
@@ -52,7 +53,7 @@ class LocalUploads:
             self._remove(upload)
             raise
         finally:
-            os.close(fd)  # releases the lock that protects the upload from a sweep
+            close_descriptor(fd)  # releases the lock that protects the upload from a sweep
         disk.sync_dir(home)
         return upload
 
@@ -145,7 +146,7 @@ class LocalUploads:
                 raise NotFoundError(f"upload {upload.upload_id} of {upload.key} is already complete")
             yield fd
         finally:
-            os.close(fd)
+            close_descriptor(fd)
 
     def _markers(self, upload: Upload) -> Iterator[Part]:
         for name in os.listdir(self._dir(upload)):

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+from asyncsync.disk.files import close_descriptor
 from asyncsync.errors import PreconditionError
 from asyncsync.stores.base import MISSING, Body
 from asyncsync.stores.local import files as disk
@@ -56,7 +57,7 @@ def write_file(
             os.unlink(temporary)
         raise
     finally:
-        os.close(fd)
+        close_descriptor(fd)
     return found, checked
 
 
@@ -146,7 +147,7 @@ def _locked(target: str, permit: disk.WritePermit) -> Iterator[None]:
                 yield
                 return
         finally:
-            os.close(fd)
+            close_descriptor(fd)
 
 
 def _wait_for_lock(fd: int, path: str, permit: disk.WritePermit) -> None:
@@ -220,4 +221,4 @@ def _remove_unused_lock(control: str) -> None:
             os.unlink(path)
             os.rmdir(control)
     finally:
-        os.close(fd)
+        close_descriptor(fd)

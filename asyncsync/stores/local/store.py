@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from asyncsync.aio.descriptors import out_of_descriptors
 from asyncsync.aio.threads import in_thread, in_thread_stoppable
-from asyncsync.disk.files import PIECE, FileRange
+from asyncsync.disk.files import PIECE, FileRange, close_descriptor
 from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,
@@ -22,7 +23,6 @@ from asyncsync.errors import (
     ThrottledError,
     UnavailableError,
 )
-from asyncsync.runtime import out_of_descriptors
 from asyncsync.stores.base import KEYS_PER_DELETE, Body, ObjectInfo, Page, Part, Sink, Store, Traits, Upload, lease_of
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import check_key, check_prefix
@@ -104,7 +104,7 @@ class LocalStore(Store):
             with self._mapped(key):
                 fd, found = disk.open_object(path, self.root)
                 if stop.is_set():
-                    os.close(fd)  # the caller may not wait any more
+                    close_descriptor(fd)  # the caller may not wait any more
                     raise disk.StoppedError
                 opened.append(fd)
                 info = _info(key, found)
@@ -129,7 +129,7 @@ class LocalStore(Store):
                 data = await in_thread_stoppable(partial(more, at, min(PIECE, end - at))) if at < end else b""
         finally:
             for fd in opened:
-                os.close(fd)
+                close_descriptor(fd)
         return info
 
     async def head(self, key: str) -> ObjectInfo:
@@ -138,7 +138,7 @@ class LocalStore(Store):
         def work() -> ObjectInfo:
             with self._mapped(key):
                 fd, found = disk.open_object(path, self.root)
-                os.close(fd)
+                close_descriptor(fd)
                 return _info(key, found)
 
         return await in_thread(work)
@@ -294,7 +294,7 @@ class LocalStore(Store):
                 raise PreconditionError(f"{self._where(key)} has version {disk.version_of(found)}, not {if_version}")
             yield disk.SourceFile(fd, path, 0, found.st_size, found)
         finally:
-            os.close(fd)
+            close_descriptor(fd)
 
     @contextlib.contextmanager
     def _mapped(self, key: str) -> Iterator[None]:

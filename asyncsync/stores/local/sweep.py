@@ -6,7 +6,7 @@ import os
 import threading
 
 from asyncsync.disk.landing import remove_stale
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.stores.local import files as disk
 from asyncsync.stores.local.keys import CONTROL_DIR, UPLOADS_NAME
 

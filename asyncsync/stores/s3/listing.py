@@ -7,59 +7,15 @@ an error, never a shorter listing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from asyncsync.errors import StoreError, UnavailableError
+from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import ObjectInfo, Page, Part, Upload
+from asyncsync.stores.listing_position import ListingPosition
 from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.responses import object_crc32c
 from asyncsync.stores.xml_reader import unquoted_etag
-
-MAX_EMPTY_PAGES = 1000
-"""Pages in a row without an entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListingPosition:
-    """How far a listing was read. ``mark`` is an earlier ``token``, taken again after 1, 2, 4, 8 ... pages: a cycle of
-    any length returns to it (Brent, "An improved Monte Carlo factorization algorithm", 1980)."""
-
-    token: str = ""
-    mark: str = ""
-    steps: int = 0
-    limit: int = 1
-    empty: int = 0
-
-    @staticmethod
-    def parse(text: str | None) -> ListingPosition:
-        """The inverse of :meth:`text`. Any other text is taken as a token without history."""
-        if not text:
-            return ListingPosition()
-        numbers, _, rest = text.partition(":")
-        fields = numbers.split(",")
-        if len(fields) != 4 or not all(field.isascii() and field.isdigit() for field in fields):
-            return ListingPosition(text)
-        steps, limit, empty, size = map(int, fields)
-        return ListingPosition(rest[size:], rest[:size], steps, limit, empty)
-
-    def text(self) -> str:
-        """The whole position as one token."""
-        return f"{self.steps},{self.limit},{self.empty},{len(self.mark)}:{self.mark}{self.token}"
-
-    def further(self, where: str, token: str, *, empty: bool) -> ListingPosition:
-        """The position after a page that continues at ``token``. StoreError, not transient, if that is impossible."""
-        if not token.strip():
-            raise StoreError(f"{where}: the page is not the last, but has no token of the next one")
-        if token in (self.token, self.mark):
-            raise StoreError(f"{where}: the pages repeat: the token {token[:60]!r} came before")
-        blank = self.empty + 1 if empty else 0
-        if blank > MAX_EMPTY_PAGES:
-            raise StoreError(f"{where}: {blank} pages in a row are empty and not the last")
-        if self.steps + 1 < self.limit:
-            return ListingPosition(token, self.mark, self.steps + 1, self.limit, blank)
-        return ListingPosition(token, token, 0, 2 * self.limit, blank)
 
 
 class S3Listings:
@@ -80,7 +36,8 @@ class S3Listings:
         prefixes = tuple(below(where, one, self._prefix) for one in folded)
         if not has_next(page):
             return Page(objects, prefixes)
-        following = position.further(where, page.get("NextContinuationToken") or "", empty=not (named or folded))
+        first = next(iter([*(key for key, _ in named), *prefixes]), "")
+        following = position.further(where, page.get("NextContinuationToken") or "", first)
         return Page(objects, prefixes, following.text())
 
     async def parts(self, upload: Upload, on_checksum_type: Callable[[str | None], None]) -> Sequence[Part]:
@@ -117,7 +74,8 @@ class S3Listings:
                 return found
             key, upload_id = page.get("NextKeyMarker") or "", page.get("NextUploadIdMarker") or ""
             token = f"{key}\n{upload_id}" if key and upload_id else ""
-            position = position.further(where, token, empty=not uploads)
+            first = f"{found[-len(uploads)].key}\n{found[-len(uploads)].upload_id}" if uploads else ""
+            position = position.further(where, token, first)
             params |= {"KeyMarker": key, "UploadIdMarker": upload_id}
 
 

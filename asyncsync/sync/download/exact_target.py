@@ -16,8 +16,9 @@ from itertools import groupby
 
 from asyncsync.config import state_dir
 from asyncsync.disk.descent import DIRECTORY_FLAGS, NO_DIRECTORY, bottom_up
+from asyncsync.disk.files import close_descriptor
 from asyncsync.disk.landing import remove_stale
-from asyncsync.disk.scan import TEMPORARY
+from asyncsync.disk.own_names import TEMPORARY
 from asyncsync.errors import ConfigError, SyncFailedError
 from asyncsync.planning.manifest import META_DIR
 
@@ -169,10 +170,10 @@ def _below(root: str, directory: str) -> Iterator[int | None]:
         for step in [root, *directory.split("/")[:-1]]:
             above, descriptor = descriptor, os.open(step, DIRECTORY_FLAGS, dir_fd=descriptor)
             if above is not None:
-                os.close(above)
+                close_descriptor(above)
     except OSError as error:
         if descriptor is not None:
-            os.close(descriptor)
+            close_descriptor(descriptor)
         if error.errno not in NO_DIRECTORY:
             raise
         descriptor = None
@@ -180,7 +181,7 @@ def _below(root: str, directory: str) -> Iterator[int | None]:
         yield descriptor
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            close_descriptor(descriptor)
 
 
 def _remove_empty(root: str, directory: str) -> None:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from asyncsync.aio.descriptors import within_descriptors
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_thread
 from asyncsync.disk.descent import Beneath
@@ -43,7 +44,6 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.manifest import FileEntry, Manifest
-from asyncsync.runtime import within_descriptors
 from asyncsync.stores.base import ObjectInfo, Piece, Store
 from asyncsync.stores.read import list_all
 from asyncsync.sync.download.ranged_file import Intake, RangedFile, WrongSizeError, damaged

@@ -28,7 +28,7 @@ from asyncsync.planning.document import (
 )
 from asyncsync.planning.retention import by_age
 from asyncsync.runtime import Presence, wall_time
-from asyncsync.sync.records.heartbeat import is_overdue
+from asyncsync.sync.records.overdue import is_overdue
 
 WRITER = "writer"
 """Key in a record: identifies the writer and counts its writes, so that no two writes are equal; see

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec import structs
 
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
@@ -34,7 +34,7 @@ def appended_to(file: FileStat, known: FileEntry | None, config: TransferConfig,
         return None  # unchanged or rewritten: its checksum decides
     if not is_append_only(file.path, config.append_only):
         return None
-    return known if known.part_size else replace(known, part_size=known.size)
+    return known if known.part_size else structs.replace(known, part_size=known.size)
 
 
 async def digest_file_samples(path: str, file: FileStat, config: TransferConfig) -> str:

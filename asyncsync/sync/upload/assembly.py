@@ -17,10 +17,9 @@ from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import Digest, PartDigests, digest_part, digest_range, md5_range
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, StoreError
-from asyncsync.planning.changes import cut, part_size_for
+from asyncsync.planning.copied_ranges import Limits, Origin, PlannedPart, Segment, pieces_of, whole_copy
 from asyncsync.planning.crc32c import crc32c_of_parts, crc32c_of_pieces
-from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, pieces_of, whole_copy
-from asyncsync.planning.matching import Matches
+from asyncsync.planning.parts import Matches, cut, part_size_for
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Traits, Upload
 from asyncsync.stores.guard.breaker import StillUnavailableError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from asyncsync.errors import ConcurrentWriterError, PreconditionError, StoreError
-from asyncsync.planning.delta import Origin
+from asyncsync.planning.copied_ranges import Origin
 from asyncsync.stores.base import MISSING, Body, ObjectInfo, Part, Store, Upload
 from asyncsync.stores.guard.breaker import StillUnavailableError
 from asyncsync.stores.guard.lost_responses import completed_is_ours, written_is_ours

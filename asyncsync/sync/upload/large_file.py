@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec import structs
+
 from asyncsync.aio.tasks import for_each_limited
 from asyncsync.aio.threads import in_hasher, in_thread
 from asyncsync.config import TransferConfig
 from asyncsync.disk.digests import READ_ATTEMPTS, Digest, digest_range, md5_range, stat_file
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import IntegrityError, NotFoundError, SourceChangedError, UnsupportedError
-from asyncsync.planning.changes import cut, part_size_for
 from asyncsync.planning.crc32c import crc32c_of_parts
 from asyncsync.planning.manifest import FileEntry
-from asyncsync.planning.matching import Candidate, Matches
+from asyncsync.planning.parts import Candidate, Matches, cut, part_size_for
 from asyncsync.planning.snapshot import FileStat
 from asyncsync.stores.base import ObjectInfo, Part, Store, Upload
 from asyncsync.sync.upload.append_only import appended_to, digest_file_samples, trusted_parts
@@ -73,7 +74,7 @@ class LargeFile:
             try:
                 samples = await digest_file_samples(self._path(file), file, self._config)
                 entry, outcome = await self._send_once(file, known)
-                entry = replace(entry, samples=samples)
+                entry = structs.replace(entry, samples=samples)
             except (SourceChangedError, IntegrityError) as error:
                 last = error  # a wrong checksum means that the file changed, unless its state is the same: see below
             try:

@@ -12,8 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from msgspec import structs
 
 from asyncsync.aio.threads import in_hasher
 from asyncsync.config import TransferConfig
@@ -99,7 +102,8 @@ class TreeUpload:
         self._sources = TreeCopySources(prefix, self._known, copy_sources)
         self._on_progress = on_progress
         self._progress_at = 0.0
-        self._small: deque[FileStat] = deque()
+        self._small: deque[Sequence[FileStat]] = deque()
+        """In batches: the garbage collector looks at few objects, not at each file of a large tree."""
         self._large: deque[FileStat] = deque()
         self._ready: deque[Loaded] = deque()
         self._loading = False
@@ -136,8 +140,8 @@ class TreeUpload:
         self.tally.files_total += len(files)
         self.tally.bytes_total += sum(file.size for file in files)
         self._sources.prepare(files)
-        for file in files:
-            (self._small if file.size <= SMALL_FILE else self._large).append(file)
+        self._small += _batches(file for file in files if file.size <= SMALL_FILE)
+        self._large += (file for file in files if file.size > SMALL_FILE)
 
     async def _work(self) -> None:
         """One worker. Small files first: most files become durable for the fewest bytes."""
@@ -178,19 +182,14 @@ class TreeUpload:
         return sum(len(loaded.data) for loaded in self._ready) < BATCH_BYTES
 
     async def _load_batch(self) -> None:
-        batch: list[FileStat] = []
-        size = 0
-        while self._small and len(batch) < BATCH_FILES and (not batch or size + self._small[0].size <= BATCH_BYTES):
-            file = self._small.popleft()
-            batch.append(file)
-            size += file.size
+        batch = self._small.popleft()
         for file, result in zip(batch, await self._load(batch), strict=True):
             if isinstance(result, Loaded):
                 self._ready.append(result)
             else:
                 self._failed(file.path, result)
 
-    async def _load(self, batch: list[FileStat]) -> list[Loaded | OSError | SourceChangedError]:
+    async def _load(self, batch: Sequence[FileStat]) -> list[Loaded | OSError | SourceChangedError]:
         self._loading = True
         self._loaded.clear()
         try:
@@ -209,7 +208,7 @@ class TreeUpload:
 
     def _give_up(self, error: StillUnavailableError) -> None:
         """Fail all files that were not started: they would only wait for the unreachable store again."""
-        left = [*(loaded.stat for loaded in self._ready), *self._small, *self._large]
+        left = [*(loaded.stat for loaded in self._ready), *chain.from_iterable(self._small), *self._large]
         self.tally.failures |= {file.path: error for file in left}
         for queue in (self._ready, self._small, self._large):
             queue.clear()
@@ -296,7 +295,7 @@ class TreeUpload:
 
     def _unchanged(self, stat: FileStat, old: FileEntry) -> None:
         self.tally.files_unchanged += 1
-        self.tally.entries[stat.path] = replace(old, mtime_ns=stat.mtime_ns, mode=stat.mode, inode=stat.inode)
+        self.tally.entries[stat.path] = structs.replace(old, mtime_ns=stat.mtime_ns, mode=stat.mode, inode=stat.inode)
 
     def _report_progress(self) -> None:
         """Report progress, at most five times a second: a listener must not cost more than the transfer."""
@@ -306,6 +305,20 @@ class TreeUpload:
         if now - self._progress_at >= PROGRESS_INTERVAL:
             self._progress_at = now
             self._on_progress(self.tally)
+
+
+def _batches(files: Iterable[FileStat]) -> Iterator[tuple[FileStat, ...]]:
+    """Small files that are read in one call."""
+    batch: list[FileStat] = []
+    size = 0
+    for file in files:
+        if batch and (len(batch) == BATCH_FILES or size + file.size > BATCH_BYTES):
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(file)
+        size += file.size
+    if batch:
+        yield tuple(batch)
 
 
 def progress_event(key: str, tally: Tally) -> Progress:

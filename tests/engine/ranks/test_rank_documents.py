@@ -10,7 +10,7 @@ from rankbench import N, all_report, check_shards, killed, rank, shard, together
 
 from asyncsync.errors import CheckpointIncompleteError, DamagedError
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.rank_parts import claim_name, failure_name, part_name
+from asyncsync.planning.rank_agreement import claim_name, failure_name, part_name
 from asyncsync.testing import run_virtual
 
 PART = "t/checkpoint_000000/" + part_name(1, N)

@@ -31,7 +31,7 @@ from asyncsync.errors import (
     SyncTimeoutError,
 )
 from asyncsync.planning.manifest import MANIFEST
-from asyncsync.planning.rank_parts import failure_name
+from asyncsync.planning.rank_agreement import failure_name
 from asyncsync.sync.records.model import FailureRecord
 from asyncsync.testing import run_virtual
 

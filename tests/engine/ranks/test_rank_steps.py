@@ -12,7 +12,7 @@ from rankbench import KilledError, N, manifest, now, rank, shard_of_step, share_
 from asyncsync import CheckpointConfig, ConfigError, SyncConfig, SyncEngine, UploadMode
 from asyncsync.errors import AccessDeniedError, CheckpointIncompleteError, IntegrityError, SyncTimeoutError
 from asyncsync.planning.manifest import MANIFEST, Manifest
-from asyncsync.planning.rank_parts import OUTCOME, failure_name, part_name
+from asyncsync.planning.rank_agreement import OUTCOME, failure_name, part_name
 from asyncsync.sync.records.model import FailureRecord, OutcomeRecord
 from asyncsync.testing import run_virtual
 

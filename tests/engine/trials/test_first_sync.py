@@ -7,8 +7,9 @@ import pytest
 from onebench import Bench
 
 from asyncsync import SyncConfig, Syncer
-from asyncsync.disk.scan import Rules, Same, scan
+from asyncsync.disk.scan import Same, scan
 from asyncsync.planning.manifest import MANIFEST, Manifest
+from asyncsync.planning.patterns import Rules
 from asyncsync.planning.snapshot import Snapshot
 from asyncsync.sync import tree
 from asyncsync.testing import run_virtual

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from onebench import Bench
 
-from asyncsync import Experiment, SyncConfig, contents, running_engines
-from asyncsync.engine import status_file
+from asyncsync import Experiment, SyncConfig, contents, running_engines, status_file
 from asyncsync.errors import UnavailableError
 from asyncsync.testing import run_virtual
 

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,23 @@ PROGRAMS = Path(__file__).parent / "programs"
 PACKAGE = Path(__file__).parents[3]
 SECONDS = 400
 """Most seconds that a program may run: Ray alone takes about ten to start and end."""
+SECONDS_OF_ALL = 1200
+"""The same with ``--all``: Ray takes 5 to 20 seconds to restart two ranks, and they are killed 20 times."""
 RESULT = "RESULT "
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="Kill at every moment, not at some: 25 minutes more.")
+    parser.addoption("--all", action="store_true", help="Kill at every moment, not at some: 10 minutes more.")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(SECONDS + 30))
+            item.add_marker(pytest.mark.timeout(seconds_of_a_program(config) + 30))
+
+
+def seconds_of_a_program(config):
+    return SECONDS_OF_ALL if config.getoption("--all", False) else SECONDS
 
 
 @dataclass
@@ -41,7 +47,7 @@ class RayBench:
     server: Any
     room: Path
     bucket: str
-    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float
 
     @property
     def uri(self) -> str:
@@ -81,7 +87,7 @@ class RayBench:
         """Run a program to its end; its result. Its log is shown if it fails."""
         with self.start(program, case, endpoint, **settings) as process:
             try:
-                code = process.wait(SECONDS)
+                code = process.wait(self.seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = None
@@ -108,7 +114,7 @@ class RayBench:
 
 
 @pytest.fixture(scope="session")
-def make_ray_bench(seaweedfs):
+def make_ray_bench(seaweedfs, pytestconfig):
     """Makes a bench: ``make_ray_bench(name, directory)``."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.train") is None:
         pytest.skip("Ray is not installed: run nox -s ray")  # this directory may be found as an empty package `ray`
@@ -116,7 +122,7 @@ def make_ray_bench(seaweedfs):
     def make(name, room):
         bucket = f"ray-{name[:30]}-{name[-15:]}".strip("-")
         seaweedfs.create_bucket(bucket)
-        return RayBench(seaweedfs, room, bucket)
+        return RayBench(seaweedfs, room, bucket, seconds_of_a_program(pytestconfig))
 
     return make
 

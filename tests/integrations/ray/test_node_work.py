@@ -13,13 +13,15 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="Ray is not installed: run nox -s ray")
 
-from asyncsync import ConcurrentWriterError, Storage, SyncFailedError
+from asyncsync import ConcurrentWriterError, Storage, SyncFailedError, running_engines
 from asyncsync.events import CheckpointAccepted, CheckpointDurable, CheckpointFailed, SyncFinished, SyncWarning
 from asyncsync.integrations.ray.agent import node_work, operations
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
-from asyncsync.integrations.ray.agent.node_work import NodeWork, urgency
+from asyncsync.integrations.ray.agent.node_work import NodeWork, live_visibly, urgency
 from asyncsync.integrations.ray.agent.process_watch import ProcessWatch
 from asyncsync.runtime import Presence
+from asyncsync.status import AGENT
+from asyncsync.status_file import Owner
 
 ME = Presence().name
 PROGRAM = "from asyncsync.runtime import Presence; print(Presence().name, flush=True); input()"
@@ -56,6 +58,9 @@ class Upload:
 
     def __init__(self):
         self.started, self.let_go, self.ended = asyncio.Event(), asyncio.Event(), None
+        self.may_end = asyncio.Event()
+        """Set: cancelling it ends it at once."""
+        self.may_end.set()
 
     async def __call__(self, storage):
         self.started.set()
@@ -63,6 +68,7 @@ class Upload:
             await self.let_go.wait()
             self.ended = "done"
         except asyncio.CancelledError:
+            await self.may_end.wait()
             self.ended = "cancelled"
             raise
 
@@ -107,6 +113,52 @@ async def test_a_later_attempt_ends_the_earlier_one_before_it_begins():
         assert earlier.cancelled() and first.ended == "cancelled"
         second.let_go.set()
         await later
+
+
+async def test_two_later_attempts_never_run_at_the_same_time():
+    """Both begin while the first one is still ending."""
+    first, second, third = Upload(), Upload(), Upload()
+    first.may_end.clear()
+    async with node() as work:
+        await begun(work, first, target="exp/c", writer=("1", "p", 0))
+        calls = [(second, ("2", "q", 0)), (third, ("3", "r", 0))]
+        later = [asyncio.create_task(work.run(Call(each, (), ME, None, "exp/c", who))) for each, who in calls]
+        while first.ended is None:
+            first.may_end.set()
+            await asyncio.sleep(0)
+        await third.started.wait()
+        assert second.ended == ("cancelled" if second.started.is_set() else None)
+        third.let_go.set()
+        await asyncio.wait(later)
+        assert (third.ended, later[0].cancelled(), later[1].done()) == ("done", True, True)
+
+
+async def test_an_earlier_process_cannot_end_the_upload_of_a_later_one():
+    """It was taken for dead: of two live attempts, the one that this node has seen first is the earlier one."""
+    upload, refused = Upload(), Upload()
+    async with node() as work, other_process() as (_, earlier):
+        await work.run(Call(operations.is_file, ("exp/marker",), earlier))
+        task = await begun(work, upload, target="exp/c", writer=("2", "q", 0))
+        with pytest.raises(ConcurrentWriterError, match="exp/c is being written by a later process"):
+            await work.run(Call(refused, (), earlier, target="exp/c", writer=("1", "p", 0)))
+        assert not refused.started.is_set()
+        upload.let_go.set()
+        await task
+        assert upload.ended == "done"
+
+
+async def test_the_upload_that_a_later_process_has_left_behind_holds_nobody_up():
+    """Processes are used again: the earlier one may have the trial now."""
+    left, next_one = Upload(), Upload()
+    async with node() as work, other_process() as (process, later):
+        await work.run(Call(operations.is_file, ("exp/marker",), ME))
+        task = await begun(work, left, later, outlives=True, target="exp/c", writer=("2", "q", 0))
+        process.kill()
+        await process.wait()
+        running = await begun(work, next_one, target="exp/c", writer=("1", "p", 0))
+        assert task.cancelled() and left.ended == "cancelled"
+        next_one.let_go.set()
+        await running
 
 
 async def test_a_replaced_process_of_a_rank_ends():
@@ -234,6 +286,32 @@ async def test_an_agent_is_idle_when_no_process_lives_that_used_it():
 async def test_an_idle_agent_ends():
     async with Storage("memory://bucket/exps") as storage:
         await asyncio.wait_for(NodeWork(storage).live(0.0), 10)
+
+
+async def test_an_agent_is_seen_on_its_node(tmp_path, monkeypatch):
+    """As an engine with a status file, until it ends."""
+    upload, owner = Upload(), Owner(ME, "memory://bucket/exps", "", f"{AGENT}4f8a2c91", 0)
+    async with Storage(owner.uri) as storage:
+        work = NodeWork(storage)
+        life = asyncio.create_task(live_visibly(work, owner, 0.1))
+        task = await begun(work, upload, target="exp/c")
+        found = await status_when(lambda status: status.pending_checkpoints == 1)
+        assert (found.role, found.uri, found.pid, found.alive) == (owner.role, owner.uri, os.getpid(), True)
+        assert not found.status.is_safe
+        upload.let_go.set()
+        await task
+        assert (await status_when(lambda status: not status.pending_checkpoints)).status.is_safe
+        life.cancel()
+        await asyncio.wait([life])
+    assert running_engines() == []
+
+
+async def status_when(holds):
+    """The status file of the only engine of this machine, once its status is so."""
+    async with asyncio.timeout(20):
+        while not ((found := running_engines()) and holds(found[0].status)):
+            await asyncio.sleep(0.02)
+    return found[0]
 
 
 async def test_listeners_hear_of_checkpoints(tmp_path):

@@ -15,6 +15,7 @@ TUNE, TRAIN = 7, 3
 KILLS = 20
 SPREAD = 0.0015
 """Seconds: kill n comes n * n times so much after the start of an upload, which takes about half a second."""
+REPLICAS_KILLED_AT = [0.02, 0.1, 0.2]
 AWAY = 15
 AFTER = 10
 """Most seconds from the return of the store until the checkpoint is durable; starting SeaweedFS is not counted."""
@@ -54,6 +55,20 @@ async def test_killed_ranks_never_mix_their_attempts(ray_bench, request):
     for files in [*seen["checkpoints"].values(), *(files for _, files in seen["restored"])]:
         ranks = dict(reversed(name.split("-")) for name in files if name != "state.json")
         assert len(files) == 3 and set(ranks) == {"rank_0", "rank_1"} and len(set(ranks.values())) == 1
+    report = await verify(f"{ray_bench.uri}/run", deep=True, storage_options=ray_bench.options)
+    assert report.ok and not any("step_" in path for path in report.stray)
+    assert ray_bench.open_uploads() == []
+
+
+async def test_a_replaced_replica_leaves_nothing_in_a_checkpoint(ray_bench):
+    """Ray replaces the killed rank alone, and the attempt continues: only the process identifies the writer."""
+    seen = ray_bench.run("replicas", delays=REPLICAS_KILLED_AT)
+    if not seen["supported"]:
+        pytest.skip("this version of Ray has no replica groups")
+    assert (seen["leaders"], seen["killed"]) == (1, len(REPLICAS_KILLED_AT))
+    assert set(seen["checkpoints"]) == {f"step_{step}" for step in range(len(REPLICAS_KILLED_AT) + 1)}
+    for files in seen["checkpoints"].values():
+        assert len(files) == 2 and files[1] == "state.json" and files[0].endswith("-rank_1")
     report = await verify(f"{ray_bench.uri}/run", deep=True, storage_options=ray_bench.options)
     assert report.ok and not any("step_" in path for path in report.stray)
     assert ray_bench.open_uploads() == []

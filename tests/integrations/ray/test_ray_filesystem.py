@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution import storage as train_storage
 from asyncsync import ConcurrentWriterError, ConfigError
 from asyncsync.integrations import ray as asyncsync_ray
 from asyncsync.integrations.ray import attempts, copy_hook, settings
-from asyncsync.integrations.ray.agent import bridge
+from asyncsync.integrations.ray.agent import process_storage
 from asyncsync.integrations.ray.filesystem import rebuild
 
 
@@ -28,7 +28,7 @@ from asyncsync.integrations.ray.filesystem import rebuild
 def files(tmp_path):
     filesystem = rebuild(str(tmp_path / "storage"))
     yield filesystem
-    bridge.close_all()
+    process_storage.close_all()
 
 
 @pytest.fixture
@@ -204,6 +204,12 @@ def test_single_files_are_copied(files, root, tmp_path):
         pyarrow.fs.copy_files(f"{root}/exp/missing", str(tmp_path / "missing"), source_filesystem=files)
 
 
+def test_a_missing_directory_is_an_error(files, root, tmp_path):
+    """As in pyarrow: Ray may sync the artifacts of a trial before their directory exists."""
+    with pytest.raises(FileNotFoundError, match="missing"):
+        pyarrow.fs.copy_files(str(tmp_path / "missing"), f"{root}/exp/trial", destination_filesystem=files)
+
+
 def test_other_copies_are_those_of_pyarrow(tmp_path, files):
     source = directory(tmp_path, a=b"1")
     (tmp_path / "copy").mkdir()
@@ -224,7 +230,7 @@ def test_unchanged_artifacts_of_200_trials_cost_no_request(bench, tmp_path):
                 tune_storage._upload_to_fs_path(local_dir, files, path)
             assert (bench.faults.calls == before) == (period > 0)
     finally:
-        bridge.close_all()
+        process_storage.close_all()
 
 
 def test_an_exploited_checkpoint_is_copied_inside_the_store(bench, tmp_path):
@@ -233,13 +239,13 @@ def test_an_exploited_checkpoint_is_copied_inside_the_store(bench, tmp_path):
     try:
         donor = directory(tmp_path, "donor", weights=b"w" * 1_000_000)
         stored = tune_context(files).persist_current_checkpoint(Checkpoint.from_directory(donor))
-        bridge.close_all()  # the trial that exploits is another process
+        process_storage.close_all()  # the trial that exploits is another process
         copy = stored.to_directory(tmp_path / "exploited")
         tune_context(files, 7).persist_current_checkpoint(Checkpoint.from_directory(copy))
         assert bench.faults.count("copy") == 1
         assert bench.puts("checkpoint_000007/weights") == 0
     finally:
-        bridge.close_all()
+        process_storage.close_all()
 
 
 # The workers of Ray Train
@@ -344,7 +350,7 @@ def test_storage_says_what_ray_needs(tmp_path):
         assert asyncsync_ray.uri(where, "sweep") == f"{tmp_path}/exps/sweep" == asyncsync_ray.address(where, "sweep")
         assert asyncsync_ray.restore_options(where) == {"storage_filesystem": where["storage_filesystem"]}
     finally:
-        bridge.close_all()
+        process_storage.close_all()
 
 
 def test_an_unknown_address_is_refused():
@@ -364,7 +370,7 @@ def test_a_ray_that_goes_past_the_hook_is_refused(module, monkeypatch):
     monkeypatch.setattr(settings, "_checked", [])
     with pytest.raises(ConfigError, match="does not upload checkpoints of Ray"):
         settings.check_ray()
-    bridge.close_all()
+    process_storage.close_all()
 
 
 def test_a_ray_that_uploads_in_another_way_is_refused(monkeypatch):
@@ -375,4 +381,4 @@ def test_a_ray_that_uploads_in_another_way_is_refused(monkeypatch):
     monkeypatch.setattr(settings, "_checked", [])
     with pytest.raises(ConfigError, match="does not upload checkpoints of Ray Train through asyncsync"):
         settings.check_ray()
-    bridge.close_all()
+    process_storage.close_all()

@@ -36,6 +36,7 @@ def test_every_node_has_one_agent(seen):
     assert all(item["agents"] == used[item["node"]] for item in seen["spread"]["metrics"])
     assert len({name for names in used.values() for name in names}) == 3 == len(seen["agents"])
     assert {role for role, _, _ in seen["agents"]} == {f"agent of node {node[:8]}" for node in used}
+    assert sorted(seen["on_this_machine"]) == sorted(role for role, _, _ in seen["agents"])
     assert sum(durable for _, _, durable in seen["agents"]) == 2 * len(seen["spread"]["metrics"])
 
 

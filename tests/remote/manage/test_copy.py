@@ -21,6 +21,7 @@ from asyncsync.errors import (
     UnsupportedError,
 )
 from asyncsync.events import Progress
+from asyncsync.planning.manifest import MANIFEST
 from asyncsync.remote.manage import copy_objects, spool
 from asyncsync.stores import open_store
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
@@ -202,13 +203,43 @@ def test_nothing_to_copy_is_an_error() -> None:
 def test_a_plain_prefix_is_copied_as_it_is(tmp_path: Path) -> None:
     async def main() -> None:
         store = MemoryStore("b", "plain")
-        for path, data in FILES.items():
+        for path, data in {**FILES, "sub/": b"", "empty/": b""}.items():  # the console of S3 makes such directories
             await store.put(path, data)
         await copy("memory://b/plain", tmp_path / "copy")
 
     reset_memory()
     run_virtual(main())
     assert files_of(tmp_path / "copy") == FILES
+
+
+def test_a_target_made_in_the_console_of_s3_is_empty() -> None:
+    async def main() -> None:
+        await MemoryStore("b", "plain").put("a", b"a")
+        await MemoryStore("c", "").put("copy/sub/", b"")
+        await copy("memory://b/plain", "memory://c/copy")
+        assert MemoryStore("c", "copy").contents == {"a": b"a", "sub/": b""}
+
+    reset_memory()
+    run_virtual(main())
+
+
+def test_a_file_that_is_synced_during_the_copy_is_not_missing() -> None:
+    async def main() -> None:
+        store = MemoryStore("b", "tree")
+        await put_tree(store, "", FILES)
+        synced = await put_tree(MemoryStore("", ""), "", {**FILES, "new": b"new"})
+
+        def sync() -> None:
+            store._store("new", b"new", "2")
+            store._store(MANIFEST, synced.to_bytes(), "2")
+
+        inject_faults("b").hook(2, sync)  # after the listing
+        await copy("memory://b/tree", "memory://c/tree")
+        assert MemoryStore("c", "tree").contents["new"] == b"new"
+        assert (await verify("memory://c/tree", deep=True)).ok
+
+    reset_memory()
+    run_virtual(main())
 
 
 def test_a_missing_file_of_a_manifest_is_named() -> None:

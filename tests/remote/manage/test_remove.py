@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from asyncsync.stores import open_store
 from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
 
-FILES = {"a": b"a" * 1000}
+FILES = {"a": b"a" * 1000, "!": b"its name comes before that of a manifest"}
+manage_remove = import_module("asyncsync.remote.manage.remove")
 
 
 async def stored(status: str = "finished") -> MemoryStore:
@@ -79,7 +82,11 @@ def test_of_a_removed_experiment_nothing_is_left() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/t", "/t/checkpoint_000000"])
-def test_broken_off_anywhere_no_reader_sees_half_and_it_resumes(path: str) -> None:
+@pytest.mark.parametrize("keys_per_request", [1, 1000])
+def test_broken_off_anywhere_no_reader_sees_half_and_it_resumes(
+    monkeypatch: pytest.MonkeyPatch, path: str, keys_per_request: int
+) -> None:
+    monkeypatch.setattr(manage_remove, "KEYS_PER_REMOVE", keys_per_request)
     prefix = f"{path[1:]}/" if path else ""
 
     def attempt(number: int) -> bool:
@@ -125,11 +132,12 @@ def test_what_runs_is_refused_unless_forced(path: str) -> None:
 def test_a_plain_prefix_is_refused() -> None:
     async def main() -> None:
         store = await stored()
-        await store.put("notes/a.txt", b"x")
-        for path in ("/notes", "/nothing"):
+        for place in ("", "t/"):
+            await store.put(f"{place}notes/a.txt", b"x")
+        for path in ("/notes", "/nothing", "/t/notes", "/t/checkpoint_000009"):
             with pytest.raises(NotFoundError, match="nothing is removed"):
                 await remove(f"memory://b/exp{path}", dry_run=False)
-        assert "notes/a.txt" in store.contents
+        assert {"notes/a.txt", "t/notes/a.txt"} <= store.contents.keys()
 
     run_virtual(main())
 
@@ -164,6 +172,36 @@ def test_a_checkpoint_that_is_kept_is_removed_by_force_only(bench: Bench, mark: 
         await remove(uri, dry_run=False, force=True)
         await remove("memory://b/exp/t/checkpoint_000001", dry_run=False)
         assert (await Experiment.open("memory://b/exp")).trial("t").checkpoints == []
+
+    run_virtual(main())
+
+
+def test_a_writer_that_goes_on_writing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = await stored()
+        real = MemoryStore.delete
+
+        async def written_again(self: MemoryStore, keys: Sequence[str]) -> None:
+            await real(self, keys)
+            store._store("t/result.json", b"{}", "again")
+
+        monkeypatch.setattr(MemoryStore, "delete", written_again)
+        with pytest.raises(ConcurrentWriterError, match="another process writes there"):
+            await remove("memory://b/exp/t", dry_run=False)
+
+    run_virtual(main())
+
+
+def test_a_whole_bucket_is_removed_only_if_it_is_a_tree() -> None:
+    async def main() -> None:
+        reset_memory()
+        store = MemoryStore("b", "")
+        await store.put("sub/a", b"x")
+        with pytest.raises(NotFoundError):
+            await remove("memory://b", dry_run=False)
+        await put_tree(store, "", FILES)
+        assert (await remove("memory://b/", dry_run=False)).kind == "tree"
+        assert store.contents == {}
 
     run_virtual(main())
 

@@ -171,9 +171,30 @@ async def test_an_endless_listing_is_noticed(azure_strict, store):
         Fault("comp=list", 5, change=lambda body: body.replace(b"<NextMarker>p/1", b"<NextMarker>p/0"))
     ]
     token = (await store.list()).token
-    with pytest.raises(UnavailableError, match="NextMarker"):
+    with pytest.raises(StoreError, match="the pages repeat"):
         while token is not None:
             token = (await store.list(token=token)).token
+
+
+@pytest.mark.parametrize("marker", [b"m%d", b"again"])
+async def test_pages_with_blobs_that_lead_back_end_the_listing(azure_strict, store, marker):
+    """The caller asks for each page anew; the position that it passes on remembers the earlier ones."""
+    await store.put("k", b"data")
+    markers = (marker % number if b"%" in marker else marker for number in range(40))
+    azure_strict.faults = [
+        Fault(
+            "comp=list",
+            40,
+            change=lambda body: body.replace(
+                b"<NextMarker></NextMarker>", b"<NextMarker>%s</NextMarker>" % next(markers)
+            ),
+        )
+    ]
+    page = await store.list()
+    with pytest.raises(StoreError, match="the pages repeat"):
+        while page.token is not None:
+            page = await store.list(token=page.token)
+    assert len(azure_strict.requests("comp=list")) < 16
 
 
 # Faults

@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from asyncsync import RunConfig, SyncEngine, TransferConfig, pull, push, verify
+from asyncsync import RunConfig, SyncEngine, TransferConfig, prune, pull, push, remove, verify
 from asyncsync.disk.files import FileRange
 from asyncsync.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError, StoreError, UnavailableError
 from asyncsync.remote.repair import repair
 from asyncsync.stores import open_store
+from asyncsync.stores.base import Upload
 from asyncsync.stores.fsspec.connections import FileSystemAddress
 
 fsspec = pytest.importorskip("fsspec")
@@ -175,6 +176,35 @@ async def test_a_rename_that_breaks_costs_neither_the_old_file_nor_the_new_one(m
             assert kept == b"old"
         assert (await store.get("a"))[0] == kept
         assert [name.rpartition("/")[2] for name in MemoryFileSystem.store] == ["a"]
+
+
+async def test_what_a_killed_writer_left_is_removed_by_prune_and_by_rm(store, tree):
+    await push(tree, URI)
+    left = [f"/box/run/{place}.asyncsync-tmp-0123" for place in ("", "dir[1]/", "gone/deep/")]
+
+    async def leave():
+        for path in left:
+            MemoryFileSystem().pipe(path, b"half")
+
+    await leave()
+    assert not [info.key for info in (await store.list()).objects if "tmp" in info.key]
+    assert (await prune(URI, dry_run=False)).uploads == []  # they are young
+    report = await prune(URI, dry_run=False, older_than=0)
+    assert report.uploads == sorted(path.removeprefix("/box/run/") for path in left)
+    assert not [path for path in MemoryFileSystem.store if "tmp" in path]
+    assert (await verify(URI, deep=True)).ok
+    await leave()
+    await remove(URI, dry_run=False)
+    assert MemoryFileSystem.store == {}
+
+
+async def test_only_a_temporary_file_is_aborted(store):
+    await store.put("a", b"12345")
+    for key in ("a", "b", ".asyncsync-tmp-none", "sub/.asyncsync-tmp-none"):
+        await store.abort_multipart(Upload(key, "x"))
+    assert (await store.get("a"))[0] == b"12345"
+    with pytest.raises(StoreError):
+        await store.abort_multipart(Upload("../.asyncsync-tmp-0123", "x"))
 
 
 async def test_a_cancelled_write_leaves_nothing_behind(store, tmp_path):

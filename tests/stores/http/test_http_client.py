@@ -135,6 +135,42 @@ async def test_a_response_that_is_not_http_is_a_broken_exchange(wire, raw):
         assert http.busy == 0
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b'ETag: "a\nx-evil: 1"', b'ETag: "a\rx-evil: 1"', b'ETag: "a\0"', b"E\nTag: a", b"\nETag: a", b"ETag: \x7f"],
+)
+async def test_a_header_with_a_control_character_is_refused(wire, line):
+    """Its line break would become one of a later request, which sends an ETag back."""
+    async with wire.serving([b"HTTP/1.1 200 OK\r\n" + line + b"\r\ncontent-length: 0\r\n\r\n"]) as (http, _):
+        with pytest.raises(BrokenError, match="not an HTTP header"):
+            await http.send(REQUEST, None)
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip", "identity", "chunked, chunked", "xchunked", ""])
+@pytest.mark.parametrize("ending", [{}, {"Connection": "close"}])
+async def test_a_coding_of_the_transfer_other_than_chunked_is_refused(wire, coding, ending):
+    """Its frames are not the bytes of the object, even if there are as many as expected."""
+    async with wire.serving([answer(b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding=coding, **ending)], cut=True) as (
+        http,
+        _,
+    ):
+        with pytest.raises(BrokenError, match="unsupported Transfer-Encoding"):
+            await fetched(http, 5)
+
+
+async def test_a_response_of_two_lengths_is_refused(wire):
+    raw = answer(b"5\r\nhello\r\n0\r\n\r\n", Content_Length=5, Transfer_Encoding="chunked")
+    async with wire.serving([raw]) as (http, _):
+        with pytest.raises(BrokenError, match="one of them is wrong"):
+            await fetched(http, 5)
+
+
+async def test_a_body_longer_than_expected_is_refused_before_its_first_byte(wire):
+    async with wire.serving([answer(b"hello!", Content_Length=6)]) as (http, _):
+        with pytest.raises(BrokenError, match="has 6 bytes instead of 5"):
+            await fetched(http, 5)
+
+
 async def test_a_connection_that_the_store_closed_while_idle_is_not_used(wire):
     async with wire.serving([answer(Content_Length=0)], [answer(Content_Length=0)]) as (http, made):
         await http.send(REQUEST, None)

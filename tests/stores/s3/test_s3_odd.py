@@ -9,7 +9,7 @@ from s3_script import reply, scripted
 
 from asyncsync.errors import StoreError
 from asyncsync.stores.base import Upload
-from asyncsync.stores.s3.listing import ListingPosition
+from asyncsync.stores.listing_position import ListingPosition
 
 DATA = b"0123456789"
 
@@ -166,10 +166,25 @@ async def test_pages_that_go_in_a_circle_are_an_error_soon(circle):
     def say(request):
         nonlocal count
         count += 1
-        return page(["a"], f"t{count % circle}")
+        return page([f"key{count}"], f"t{count % circle}")
 
     async with scripted(say) as (store, script):
         with pytest.raises(StoreError, match="the pages repeat"):
+            await listed(store)
+    assert len(script.requests) < 4 * circle + 4
+
+
+@pytest.mark.parametrize("circle", [1, 2, 3, 7, 20])
+async def test_pages_that_start_over_with_new_tokens_are_an_error_soon(circle):
+    count = 0
+
+    def say(request):
+        nonlocal count
+        count += 1
+        return page([f"key{count % circle}"], f"t{count}")
+
+    async with scripted(say) as (store, script):
+        with pytest.raises(StoreError, match="the pages repeat: 'key"):
             await listed(store)
     assert len(script.requests) < 4 * circle + 4
 
@@ -185,7 +200,7 @@ def test_pages_that_name_nothing_end():
     place = ListingPosition()
     with pytest.raises(StoreError, match="in a row are empty"):
         for number in range(5000):
-            place = ListingPosition.parse(place.further("list", str(number), empty=True).text())
+            place = ListingPosition.parse(place.further("list", str(number), "").text())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import stat
 
 import pytest
+from msgspec import structs
 from stored import MTIME, entry_of, files_of, put_tree
 
 from asyncsync.disk.landing import Landing
@@ -204,9 +205,7 @@ async def test_a_full_disk_leaves_the_target_file_and_no_temporary_file(tmp_path
 
 
 async def test_a_body_that_cannot_fit_is_refused_before_it_is_sent(tmp_path):
-    manifest = Manifest({"huge": entry_of("huge", b"")})
-    huge = manifest.files["huge"]
-    object.__setattr__(huge, "size", 1 << 60)
+    manifest = Manifest({"huge": structs.replace(entry_of("huge", b""), size=1 << 60)})
     store = MemoryStore()
     with pytest.raises(SyncFailedError, match="bytes are needed"):
         await get(store, manifest, tmp_path)

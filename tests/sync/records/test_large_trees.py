@@ -300,6 +300,19 @@ async def test_a_killed_process_leaves_segments_that_prune_removes(
     await check(store, tree)
 
 
+@pytest.mark.parametrize("manifest", [b"{", b"", b"\0" * 100, b'{"segments":1}', None])
+async def test_prune_leaves_all_segments_where_no_manifest_can_be_read(
+    tree: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, manifest: bytes | None
+) -> None:
+    """It may follow, or be repaired."""
+    await push_tree(tree)
+    await (store.delete([MANIFEST]) if manifest is None else store.put(MANIFEST, manifest))
+    monkeypatch.setattr(remote_prune, "LEAST_SEGMENT_AGE", 0.0)
+    report = await prune(URI, dry_run=False, older_than=0)
+    assert (report.segments, list(report.unreadable)) == ([], [] if manifest is None else [MANIFEST])
+    assert stored(store)
+
+
 async def test_a_copy_has_one_document_and_no_segments(tree: Path, store: MemoryStore) -> None:
     await push_tree(tree)
     await copy(URI, "memory://b/y")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import asyncsync.engine.trials.rank_commit
-import asyncsync.planning.rank_parts
+import asyncsync.planning.rank_agreement
 from asyncsync.engine.trials.record_keeper import RecordKeeper
 from asyncsync.runtime import lease_time
 from asyncsync.stores.base import Store
@@ -70,7 +70,7 @@ def retired_first(patch: pytest.MonkeyPatch) -> None:
 def steps_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Ranks are matched by the number of their reports."""
     patch.setattr(asyncsync.engine.trials.rank_commit, "disagreement", lambda steps: None)
-    patch.setattr(asyncsync.planning.rank_parts, "_equal", lambda values: True)
+    patch.setattr(asyncsync.planning.rank_agreement, "_equal", lambda values: True)
 
 
 NOTICED = [

@@ -16,11 +16,12 @@ import ray
 
 from asyncsync.events import Event
 from asyncsync.integrations.ray.agent.address import Address
-from asyncsync.integrations.ray.agent.bridge import bridge
 from asyncsync.integrations.ray.agent.calls import Call
-from asyncsync.integrations.ray.agent.node_work import NodeWork
+from asyncsync.integrations.ray.agent.node_work import NodeWork, live_visibly
+from asyncsync.integrations.ray.agent.process_storage import storage_of
 from asyncsync.runtime import Presence
-from asyncsync.status import EngineStatus, RunningEngine
+from asyncsync.status import AGENT, EngineStatus, RunningEngine
+from asyncsync.status_file import Owner
 
 if TYPE_CHECKING:
     from asyncsync import Storage  # a worker that starts the agent does not need it
@@ -37,15 +38,15 @@ class Agent:
     """The code of the actor. ``node``: ID of its node."""
 
     def __init__(self, address: Address, node: str) -> None:
-        self._address, self._node, self._started = address, node, time.time()
-        self._bridge, self._presence = bridge(address), Presence()
+        self._storage, self._presence, self._started = storage_of(address), Presence(), time.time()
+        self._owner = Owner(self._presence.name, address.uri, "", f"{AGENT}{node[:8]}", 0)
 
         async def begin(storage: Storage) -> NodeWork:
             return NodeWork(storage, partial(is_draining, node))
 
-        self._work = self._bridge.call(begin)
+        self._work = self._storage.call(begin)
         myself = ray.get_runtime_context().current_actor
-        life = self._bridge.submit(lambda _: self._work.live(IDLE_SECONDS))
+        life = self._storage.submit(lambda _: live_visibly(self._work, self._owner, IDLE_SECONDS))
         life.add_done_callback(partial(_end, myself))
 
     async def hello(self) -> str:
@@ -65,10 +66,10 @@ class Agent:
     async def status(self) -> RunningEngine:
         """As an engine of asyncsync: its role names the node."""
         return RunningEngine(
-            uri=self._address.uri,
-            local_dir="",
-            role=f"agent of node {self._node[:8]}",
-            rank=0,
+            uri=self._owner.uri,
+            local_dir=self._owner.local_dir,
+            role=self._owner.role,
+            rank=self._owner.rank,
             pid=os.getpid(),
             started=self._started,
             written=time.time(),
@@ -78,7 +79,7 @@ class Agent:
         )
 
     async def _on_bridge(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return await asyncio.wrap_future(self._bridge.submit(lambda _: work))
+        return await asyncio.wrap_future(self._storage.submit(lambda _: work))
 
 
 async def _nothing() -> None:

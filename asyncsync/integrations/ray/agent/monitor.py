@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from asyncsync import RunningEngine
 from asyncsync.events import Event
-from asyncsync.integrations.ray.agent.node_agent import NAMESPACE, names_of
+from asyncsync.integrations.ray.agent.agent_handle import NAMESPACE, names_of
 
 STATUS_SECONDS = 10.0
 """Seconds for which the status of an agent is awaited; one that does not respond is left out."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from asyncsync.errors import AsyncsyncError
+from asyncsync.errors import AsyncsyncError, ConcurrentWriterError
 from asyncsync.events import SyncWarning
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError
 from asyncsync.integrations.ray.agent.node_events import NodeEvents
 from asyncsync.integrations.ray.agent.process_watch import ProcessWatch
 from asyncsync.runtime import Presence
 from asyncsync.status import EngineStatus
+from asyncsync.status_file import Owner, StatusFile
 
 if TYPE_CHECKING:
     from asyncsync import Storage  # a worker that starts the agent does not need it
@@ -24,6 +25,8 @@ log = logging.getLogger("asyncsync")
 
 DRAIN_INTERVAL = 1.0
 """Seconds between two questions whether the node is being drained, while something runs."""
+STATUS_PERIOD = 60.0
+"""Most seconds between two writes of the status file; it is written once a second while calls begin and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class NodeWork:
         """Those that are cancelled and still run."""
         self._watch = ProcessWatch(self._process_ended)
         self._busy, self._to_clean = asyncio.Event(), asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when a call begins or ends."""
         self._drained = False
         self._idle_since = time.monotonic()
         self.events = NodeEvents()
@@ -58,7 +63,7 @@ class NodeWork:
 
     async def run(self, call: Call) -> Any:
         """Do what is asked. CancelledError if the caller is killed meanwhile, or if a later attempt takes its place.
-        NotServedError before anything is done."""
+        NotServedError before anything is done, ConcurrentWriterError if a later attempt is uploading the checkpoint."""
         if not self._watch.add(call.caller) or (call.place is not None and not call.place.is_here()):
             raise NotServedError(f"the agent of this node does not see what {call.caller} sees: it may be a container")
         await self._end_earlier_attempts(call)
@@ -66,6 +71,7 @@ class NodeWork:
         assert task is not None
         self._running[task] = _Running(call, time.monotonic())
         self._busy.set()
+        self.changed.set()
         if self._drained:
             self._put_in_order()
         try:
@@ -115,20 +121,28 @@ class NodeWork:
         del self._running[task]
         self._ending.discard(task)
         self._idle_since = time.monotonic()
+        self.changed.set()
         if not self._running:
             self._busy.clear()
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if task in self._ending:
+            return
         self._ending.add(task)
         task.cancel()
         self._to_clean.set()
 
     async def _end_earlier_attempts(self, call: Call) -> None:
-        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns."""
-        for task, item in list(self._running.items()):
-            if call.replaces(item.call):
+        """Of an earlier attempt's upload to the same checkpoint nothing runs any more when this returns.
+
+        The earlier one of two live processes is the one that has asked for something first; it cannot end the upload of
+        the later one: it was taken for dead, and Ray knows the later one."""
+        while replaced := [task for task, item in self._running.items() if call.replaces(item.call)]:
+            if any(self._watch.is_later(self._running[task].call.caller, call.caller) for task in replaced):
+                raise ConcurrentWriterError(f"{call.target} is being written by a later process: end this one")
+            for task in replaced:
                 self._cancel(task)
-                await asyncio.wait([task])
+            await asyncio.wait(replaced)
 
     def _process_ended(self, name: str) -> None:
         self._idle_since = time.monotonic()
@@ -170,6 +184,18 @@ class NodeWork:
     def _put_in_order(self) -> None:
         calls = [item.call for item in self._running.values()]
         self._storage.prefer(urgency([(call.caller, f"{call.target}/") for call in calls if call.target]))
+
+
+async def live_visibly(work: NodeWork, owner: Owner, idle_seconds: float) -> None:
+    """:meth:`NodeWork.live`, with a status file for ``asyncsync status``."""
+    file = StatusFile(owner, lambda _: (work.status(), 0), work.changed)
+    try:
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(file.run(STATUS_PERIOD), name="asyncsync status")
+            await work.live(idle_seconds)
+            writing.cancel()
+    finally:
+        file.remove()
 
 
 def urgency(uploads: Sequence[tuple[str, str]]) -> list[str]:

@@ -21,7 +21,7 @@ class ProcessWatch:
     def __init__(self, ended: Callable[[str], None]) -> None:
         self._ended = ended
         self._watched: dict[str, Callable[[], object]] = {}
-        """Name -> stops watching it."""
+        """Name -> stops watching it. In the order in which they were added."""
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -41,6 +41,11 @@ class ProcessWatch:
             self._watched.pop(name)()
             return False
         return True
+
+    def is_later(self, name: str, other: str) -> bool:
+        """Whether both processes live, and ``name`` was added after ``other``."""
+        order = list(self._watched)
+        return name in self._watched and other in self._watched and order.index(name) > order.index(other)
 
     def close(self) -> None:
         """End all watches."""

@@ -20,7 +20,9 @@ def storage():
 
 @contextmanager
 def running(num_cpus=3):
-    ray.init(num_cpus=num_cpus, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=True)
+    ray.init(
+        address="local", num_cpus=num_cpus, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=True
+    )
     try:
         yield
     finally:

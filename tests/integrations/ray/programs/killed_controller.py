@@ -19,9 +19,9 @@ REGISTRATION = ("commit", "write", "save_run")
 
 def kill_before(_controller, operation):
     """In the controller: it kills itself just before this operation for s_1. ``""``: once all of them are done."""
-    from asyncsync.integrations.ray.agent import node_agent
+    from asyncsync.integrations.ray.agent import agent_handle
 
-    call = node_agent.call
+    call = agent_handle.call
 
     def counted(address, work, *arguments, **options):
         of_step_1 = "s_1" in repr(arguments)
@@ -32,7 +32,7 @@ def kill_before(_controller, operation):
             os.kill(os.getpid(), signal.SIGKILL)
         return outcome
 
-    node_agent.call = counted
+    agent_handle.call = counted
 
 
 def train(config):

@@ -15,6 +15,7 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from asyncsync import running_engines
 from asyncsync.integrations import ray as asyncsync_ray
 from asyncsync.runtime import Presence
 
@@ -27,9 +28,9 @@ OTHER = {"other": 1}
 
 def agents_here():
     """The agents that this process has asked for something, as names of processes."""
-    from asyncsync.integrations.ray.agent import node_agent
+    from asyncsync.integrations.ray.agent import agent_handle
 
-    return [agent.name for agent in node_agent._agents._agents.values()]
+    return [agent.name for agent in agent_handle._agents._agents.values()]
 
 
 def memory():
@@ -120,9 +121,9 @@ def asynchronous(config):
 
 def wait_for_event(kind, tree):
     """Until the agent of this node tells of it."""
-    from asyncsync.integrations.ray.agent import node_agent
+    from asyncsync.integrations.ray.agent import agent_handle
 
-    (agent,) = node_agent._agents._agents.values()
+    (agent,) = agent_handle._agents._agents.values()
     number = 0
     while True:
         found, number = ray.get(agent.handle.events.remote(number))
@@ -221,6 +222,7 @@ def main():
         seen["spread"] = grid_case("spread", spread, where, number=list(range(6)))
         found = asyncsync_ray.agents(where)
         seen["agents"] = [[item.role, item.pid, item.status.totals.checkpoints_durable] for item in found]
+        seen["on_this_machine"] = [engine.role for engine in running_engines() if engine.alive]
         seen["killed"] = grid_case("killed", agent_killed, where, delay=SETTINGS["delays"])
         seen["background"] = background_case(where, listener)
         in_thread(lose, cluster)

@@ -12,8 +12,8 @@ import pytest
 from asyncsync import CheckpointView, Experiment, StoredObject, TrialView
 from asyncsync.planning.retention import to_retire
 from asyncsync.ui.curves import curves_document, thinned
-from asyncsync.ui.documents import MOST_COLUMNS, as_json, experiment_document, trial_document, value
 from asyncsync.ui.object_listing import listing_document
+from asyncsync.ui.page_data import MOST_COLUMNS, as_json, experiment_document, trial_document, value
 from asyncsync.ui.retention_forecast import RetentionRule
 from asyncsync.ui.sources import engines_of
 

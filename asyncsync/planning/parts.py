@@ -1,12 +1,34 @@
-"""Finding the parts of a file in objects of the store, by their checksums. Pure."""
+"""Parts of a file: how large they are, and which of them objects of the store have, by their checksums. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncsync.planning.delta import Origin
+from asyncsync.planning.copied_ranges import Origin
 from asyncsync.planning.manifest import FileEntry
+
+DEFAULT_PART_SIZE = 16 << 20
+"""Bytes per part unless configured: large enough that the cost of a request does not matter, small enough that an
+interrupted part loses little."""
+
+
+def part_size_for(size: int, wanted: int | None, *, least: int, most: int, max_parts: int) -> int:
+    """Bytes per part of a file of ``size``: the wanted number, doubled until there are few enough parts.
+
+    S3 allows 10,000 parts of 5 MiB to 5 GiB (Amazon S3 User Guide, "Multipart upload limits").
+    """
+    part = max(wanted or DEFAULT_PART_SIZE, least)
+    while part * max_parts < size and part < most:
+        part = min(part * 2, most)
+    if part * max_parts < size:
+        raise ValueError(f"{size} bytes do not fit into {max_parts} parts of {most} bytes")
+    return part
+
+
+def cut(size: int, part_size: int) -> list[tuple[int, int]]:
+    """(offset, size) of each part."""
+    return [(offset, min(part_size, size - offset)) for offset in range(0, size, part_size)]
 
 
 class Candidate(NamedTuple):

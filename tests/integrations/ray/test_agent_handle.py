@@ -15,11 +15,11 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RaySystemError, RayTaskError, TaskCancelledError
 
 from asyncsync import ConcurrentWriterError, NotFoundError
-from asyncsync.integrations.ray.agent import bridge, node_agent, operations
+from asyncsync.integrations.ray.agent import agent_handle, operations, process_storage
 from asyncsync.integrations.ray.agent.actor import is_draining
 from asyncsync.integrations.ray.agent.address import Address
+from asyncsync.integrations.ray.agent.agent_handle import KnownAgents, NodeAgent, agent_name
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError
-from asyncsync.integrations.ray.agent.node_agent import KnownAgents, NodeAgent, agent_name
 from asyncsync.runtime import Presence
 
 PROGRAM = "from asyncsync.runtime import Presence; print(Presence().name, flush=True); input()"
@@ -119,28 +119,28 @@ def test_an_agent_that_is_busy_is_waited_for(fake_ray):
 
 
 def test_a_worker_without_agent_does_it_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(node_agent, "_is_worker", lambda: True)
+    monkeypatch.setattr(agent_handle, "_is_worker", lambda: True)
     starts = []
 
     def start(address):
         starts.append(address)
         raise GetTimeoutError("no answer")
 
-    monkeypatch.setattr(node_agent, "start", start)
-    monkeypatch.setattr(node_agent, "_agents", KnownAgents())
+    monkeypatch.setattr(agent_handle, "start", start)
+    monkeypatch.setattr(agent_handle, "_agents", KnownAgents())
     address = Address(str(tmp_path / "storage"))
     try:
         for _ in range(2):
-            node_agent.call(address, operations.write, "a", b"1")
-        assert node_agent.call(address, operations.read, "a") == b"1"
+            agent_handle.call(address, operations.write, "a", b"1")
+        assert agent_handle.call(address, operations.read, "a") == b"1"
     finally:
-        bridge.close_all()
+        process_storage.close_all()
     assert starts == [address]  # the next try comes later
 
 
 def test_secret_options_stay_in_the_process(monkeypatch):
-    monkeypatch.setattr(node_agent, "_is_worker", lambda: True)
-    monkeypatch.setattr(node_agent, "start", pytest.fail)
+    monkeypatch.setattr(agent_handle, "_is_worker", lambda: True)
+    monkeypatch.setattr(agent_handle, "start", pytest.fail)
     assert KnownAgents().of(Address("s3://b/e", '{"secret_key": "x"}')) is None
 
 

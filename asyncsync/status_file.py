@@ -15,14 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from asyncsync.aio.threads import in_thread, in_thread_stoppable
 from asyncsync.config import state_dir
-from asyncsync.engine.trials.context import EngineContext
 from asyncsync.planning.document import DocumentError, parsing
 from asyncsync.runtime import Presence, process_alive, process_id, state_directory, token, wall_time
 from asyncsync.status import EngineStatus, EngineTotals, OperationTotals, RunningEngine, TrialStatus
@@ -44,25 +43,36 @@ def status_directory() -> Path:
     return state_dir() / "engines"
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The engine that a status file describes. ``presence``: its name, see :class:`asyncsync.runtime.Presence`."""
+
+    presence: str
+    uri: str
+    local_dir: str
+    role: str
+    rank: int
+
+
 class StatusFile:
     """Writes the status of one engine until it is removed.
 
-    ``name``: of the engine's :class:`asyncsync.runtime.Presence`. ``take`` returns the status with at most so many
-    trials, and the number of all. A file of an ended engine of the same experiment,
-    directory and rank is replaced. If the disk refuses a write, that is logged once and nothing more is written.
+    ``take`` returns the status with at most so many trials, and the number of all; ``changed`` is set when a new one
+    is worth a write. A file of an ended engine of the same experiment, directory, role and rank is replaced. If the
+    disk refuses a write, that is logged once and nothing more is written.
     """
 
-    def __init__(self, context: EngineContext, name: str, take: Callable[[int], tuple[EngineStatus, int]]) -> None:
-        self._context, self._take = context, take
+    def __init__(self, owner: Owner, take: Callable[[int], tuple[EngineStatus, int]], changed: asyncio.Event) -> None:
+        self._take, self._changed = take, changed
         self._head = {
             "format": STATUS_FORMAT,
-            "engine": name,
+            "engine": owner.presence,
             "machine": _machine(),
             "pid": process_id(),
-            "uri": context.uri,
-            "local_dir": str(context.local_dir),
-            "role": context.role.name,
-            "rank": context.role.rank,
+            "uri": owner.uri,
+            "local_dir": owner.local_dir,
+            "role": owner.role,
+            "rank": owner.rank,
             "started": wall_time(),
         }
         self._path = status_directory() / f"{process_id()}-{token(4)}.json"
@@ -71,7 +81,7 @@ class StatusFile:
         """Write until cancelled. ``period``: longest time between two writes, seconds; None: only after changes."""
         if state_directory() is not None:
             return  # a simulated machine has no other processes that read it
-        changed = self._context.event_counter.changed
+        changed = self._changed
         try:
             await in_thread(self._prepare)
             while True:

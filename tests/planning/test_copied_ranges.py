@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.planning.delta import Limits, Origin, PlannedPart, Segment, cost, pieces_of, whole_copy
+from asyncsync.planning.copied_ranges import Limits, Origin, PlannedPart, Segment, cost, pieces_of, whole_copy
 
 FLOOR, PART = 5, 16
 LIMITS = Limits(FLOOR, PART, copied=64, request_cost=1)

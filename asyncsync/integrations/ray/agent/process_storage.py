@@ -25,7 +25,7 @@ CLOSE_SECONDS = 5.0
 """How long the end of the process waits for connections to close."""
 
 
-class Bridge:
+class ProcessStorage:
     """Runs one :class:`asyncsync.Storage` for threads that are not async."""
 
     def __init__(self, address: Address) -> None:
@@ -72,34 +72,34 @@ class Bridge:
 
 
 _guard = threading.Lock()
-_bridges: dict[Address, Bridge] = {}
+_opened: dict[Address, ProcessStorage] = {}
 
 
-def bridge(address: Address) -> Bridge:
-    """The bridge to ``address`` of this process. ConfigError from its first call if the address cannot be opened."""
+def storage_of(address: Address) -> ProcessStorage:
+    """The storage of ``address`` in this process. ConfigError from its first call if the address cannot be opened."""
     with _guard:
-        if address not in _bridges:
-            _bridges[address] = Bridge(address)
-        return _bridges[address]
+        if address not in _opened:
+            _opened[address] = ProcessStorage(address)
+        return _opened[address]
 
 
 def close(address: Address) -> None:
-    """Close the bridge to ``address``, if there is one."""
+    """Close the storage of ``address``, if it is open."""
     with _guard:
-        opened = _bridges.pop(address, None)
+        opened = _opened.pop(address, None)
     if opened is not None:
         opened.close()
 
 
 def close_all() -> None:
-    """Close every bridge; the next call opens a new one."""
-    for address in list(_bridges):
+    """Close every storage; the next call opens a new one."""
+    for address in list(_opened):
         close(address)
 
 
 def _forget() -> None:
     """In a forked child: the threads are those of the parent."""
-    _bridges.clear()
+    _opened.clear()
 
 
 atexit.register(close_all)

@@ -4,7 +4,7 @@ import pytest
 from stored import entry_of
 
 from asyncsync.planning.manifest import Manifest
-from asyncsync.planning.rank_parts import (
+from asyncsync.planning.rank_agreement import (
     GENERATION,
     RETURNED,
     STEP,

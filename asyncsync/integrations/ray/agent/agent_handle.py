@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from asyncsync import ConcurrentWriterError
 from asyncsync.integrations.ray.agent import operations
 from asyncsync.integrations.ray.agent.address import Address
-from asyncsync.integrations.ray.agent.bridge import bridge
 from asyncsync.integrations.ray.agent.calls import Call, NotServedError, Place
+from asyncsync.integrations.ray.agent.process_storage import storage_of
 from asyncsync.runtime import Presence
 
 log = logging.getLogger("asyncsync")
@@ -75,7 +75,7 @@ def call(
             log.warning("this process does it itself: %s", error)
         else:
             return result
-    return bridge(address).call(lambda storage: work(storage, *arguments))
+    return storage_of(address).call(lambda storage: work(storage, *arguments))
 
 
 def push_checkpoint(
