@@ -164,7 +164,9 @@ def test_ls_imports_neither_the_engine_nor_what_draws(tree: Path) -> None:
     assert not {"anyio", "asyncio", "asyncsync.config", "rich"} & imported("--help")
 
 
-def test_ls_of_a_bucket_imports_only_what_it_uses(seaweedfs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ls_with_keys_given_imports_nothing_that_it_does_not_use(
+    seaweedfs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", seaweedfs.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)

@@ -1,6 +1,8 @@
 """Readers of an experiment that is still written move forward only, and never mix files of two checkpoints."""
 
+import asyncio
 import itertools
+import threading
 
 import pytest
 from stored import entry_of, files_of, put_experiment, put_trial
@@ -170,6 +172,20 @@ async def test_every_reader_of_a_retired_checkpoint_raises_with_the_newest_name(
         ) as caught:
             await call()
         assert caught.value.newest == f"{URI}/t/checkpoint_000001"
+
+
+async def test_a_download_of_a_retired_checkpoint_leaves_no_thread(tmp_path):
+    """The leak check of all tests stops the threads that nobody holds itself."""
+    writer = Writer()
+    writer.commit()
+    item = (await Experiment.open(URI)).latest_checkpoint()
+    writer.commit()
+    before = set(threading.enumerate())
+    with pytest.raises(CheckpointRetiredError):
+        await item.download(tmp_path)
+    for thread in {thread for thread in threading.enumerate() if thread.name.startswith("asyncsync-disk")} - before:
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
 
 
 async def test_a_trial_without_checkpoints_is_reported(tmp_path):

@@ -237,3 +237,10 @@ async def test_a_trial_that_is_removed_during_a_check_is_not_missing(store, monk
 
     monkeypatch.setattr(MemoryStore, "head", removed)
     assert (await verify(URI)).ok
+
+
+async def test_a_checkpoint_whose_manifest_is_damaged_is_not_called_harmless(store):
+    await store.put("a/checkpoint_000001/.asyncsync/manifest.json", b"{")
+    report = await verify(URI)
+    assert report.trees == 4
+    assert "a/checkpoint_000001/" not in report.stray

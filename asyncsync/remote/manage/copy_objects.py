@@ -28,7 +28,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Progress
 from asyncsync.planning.crc32c import crc32c_of_pieces
-from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD
+from asyncsync.planning.document import EXPERIMENT_RECORD, TRIAL_RECORD, DocumentError
 from asyncsync.planning.manifest import MANIFEST, META_DIR, FileEntry, Manifest
 from asyncsync.planning.segments import SEGMENTS
 from asyncsync.remote.access import DEFAULT_TRANSFER
@@ -37,9 +37,10 @@ from asyncsync.remote.manage.spool import spooled
 from asyncsync.remote.prefixes import parents, prefixes_with
 from asyncsync.report import SyncReport
 from asyncsync.stores.base import ObjectInfo, Part, Piece, Store, Upload
-from asyncsync.stores.read import list_all
+from asyncsync.stores.read import exists, list_all
 from asyncsync.sync.in_flight import FilesInFlight
 from asyncsync.sync.records.manifests import read_manifest
+from asyncsync.sync.records.model import TrialRecord
 from asyncsync.sync.session import PROBE
 
 COPY_WORKERS = 32
@@ -70,7 +71,8 @@ async def copy(
     the manifest. Otherwise they pass through this machine, in parts, at most 128 MiB of them in memory, and every byte
     is compared with the CRC32C in the manifest on the way. A target without multipart uploads gets each file of more
     than 16 MiB from a temporary file (in ``TMPDIR``), eight at a time. Objects that no manifest names, such as parts of
-    incomplete checkpoints, are left out. If it is interrupted, the same call resumes it.
+    incomplete checkpoints, are left out, and of an experiment that runs the checkpoints that it completes meanwhile. If
+    it is interrupted, the same call resumes it.
 
     Args:
         storage_options: options of the source; also of the target, unless ``target_options`` are given.
@@ -90,7 +92,7 @@ async def copy(
     there, other = split_sas(
         os.fspath(target).rstrip("/"), storage_options if target_options is None else target_options
     )
-    await check_apart(here, there)
+    await check_apart(here, there, transfer)
     async with opened(here, there, transfer, options, other) as places:
         report = await _Copy(places, on_progress).run()
         requests = places.source.requests + (0 if places.server_side else places.target.requests)
@@ -149,7 +151,7 @@ class _Copy:
         for prefix in sorted(plan.manifests, key=len, reverse=True):  # a checkpoint's before its trial's
             await self._manifest(prefix, plan.manifests[prefix])
         for path in plan.documents:
-            await self._document(path)
+            await self._document(path, plan.manifests)
         self._show(last=True)
         return SyncReport(
             files_sent=self.files_sent,
@@ -389,9 +391,26 @@ class _Copy:
             f"{self.places.target_prefix}{prefix}{MANIFEST}", data, crc32c=google_crc32c.value(data)
         )
 
-    async def _document(self, path: str) -> None:
+    async def _document(self, path: str, manifests: Mapping[str, Manifest]) -> None:
         data, _ = await self.places.source.get(self.places.source_prefix + path)
+        if path == TRIAL_RECORD or path.endswith(f"/{TRIAL_RECORD}"):
+            data = await self._without_newer(path.removesuffix(TRIAL_RECORD), data, manifests)
         await self.places.target.put(self.places.target_prefix + path, data, crc32c=google_crc32c.value(data))
+
+    async def _without_newer(self, trial: str, data: bytes, manifests: Mapping[str, Manifest]) -> bytes:
+        """The record of a trial without the checkpoints that were completed after the copy began: they are not at the
+        target."""
+        try:
+            record = TrialRecord.from_bytes(data)
+        except DocumentError:
+            return data  # damaged; verify reports it there, too
+        source, start = self.places.source, f"{self.places.source_prefix}{trial}"
+        absent = [item for item in record.checkpoints if f"{trial}{item.name}/" not in manifests]
+        newer = [item for item in absent if await exists(source, f"{start}{item.name}/{MANIFEST}")]
+        if not newer:
+            return data
+        record.checkpoints = [item for item in record.checkpoints if item not in newer]
+        return record.to_bytes()
 
     def _show(self, *, last: bool = False) -> None:
         now = time.monotonic()

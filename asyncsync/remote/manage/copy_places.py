@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from asyncsync.aio.threads import in_thread
+from asyncsync.aio.threads import in_thread, worker_threads
 from asyncsync.config import TransferConfig
 from asyncsync.errors import ConfigError
 from asyncsync.remote.access import open_for_reading
@@ -63,9 +63,10 @@ def _bucket(uri: str) -> tuple[str, str]:
     return f"{scheme}://{bucket}", f"{prefix}/" if prefix else ""
 
 
-async def check_apart(here: str, there: str) -> None:
+async def check_apart(here: str, there: str, transfer: TransferConfig) -> None:
     """ConfigError if one address contains the other."""
-    one, other = await in_thread(lambda: (_place(here), _place(there)))
+    with worker_threads(transfer.threads):
+        one, other = await in_thread(lambda: (_place(here), _place(there)))
     if _is_above(one, other) or _is_above(other, one):
         raise ConfigError(f"cannot copy {here} to {there}: one contains the other. Choose another target")
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncsync.aio.threads import in_thread
+from asyncsync.aio.threads import in_thread, worker_threads
 from asyncsync.errors import AsyncsyncError, CheckpointRetiredError
 from asyncsync.events import Progress
 from asyncsync.planning.document import TRIAL_RECORD
@@ -114,7 +114,8 @@ class CheckpointView:
                     landed=put,
                 )
         except CheckpointRetiredError:
-            await in_thread(remove_files, os.fspath(target), put)  # it can never be completed
+            with worker_threads():
+                await in_thread(remove_files, os.fspath(target), put)  # it can never be completed
             raise
 
     @asynccontextmanager

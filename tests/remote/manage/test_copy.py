@@ -242,6 +242,38 @@ def test_a_file_that_is_synced_during_the_copy_is_not_missing() -> None:
     run_virtual(main())
 
 
+def test_a_copy_of_a_trial_that_runs_names_only_complete_checkpoints() -> None:
+    """At the n-th request to the source, for every n, the trial completes one more checkpoint and records it."""
+
+    def attempt(number: int) -> bool:
+        async def main() -> bool:
+            store = await stored()
+            before = {name: (FILES, {}) for name in ("checkpoint_000000", "checkpoint_000001")}
+
+            def completed() -> None:
+                later = MemoryStore("later", "")
+                for key, data in later.contents.items():
+                    if "checkpoint_000003/" in key or key == "t/.asyncsync/trial.json":
+                        store._store(key, data, "later")
+
+            await put_trial(MemoryStore("later", ""), "t", {**before, "checkpoint_000003": (FILES, {})})
+            fault = inject_faults("b").hook(number, completed)
+            await copy("memory://b/exp", "memory://c/exp")
+            check_complete(MemoryStore("c", "exp").contents)
+            assert {"checkpoint_000000", "checkpoint_000001"} <= {
+                item.name for item in (await Experiment.open("memory://c/exp")).trial("t").checkpoints
+            }
+            return fault.seen >= number
+
+        reset_memory()
+        return run_virtual(main())
+
+    number = 2
+    while attempt(number):
+        number += 1
+    assert number > 10
+
+
 def test_a_missing_file_of_a_manifest_is_named() -> None:
     async def main() -> None:
         store = MemoryStore("b", "tree")
