@@ -72,6 +72,7 @@ def open_store(
     text = os.fspath(uri)
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"storage path {uri!r} is empty or not text; {_known_text()}")
+    _check_encodable(text)
     name, separator, _ = text.partition("://")
     if not separator:
         return _open_directory(text, text)
@@ -81,6 +82,14 @@ def open_store(
         raise ConfigError(f"storage path {_without_user(text)} has the unknown scheme {name!r}; {_known_text()}")
     scheme.check_packages()
     return scheme.factory(text, dict(options or {}), transfer or TransferConfig())
+
+
+def _check_encodable(text: str) -> None:
+    """ConfigError for a text that is no name in any store: it holds half of a surrogate pair."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"storage path {text!a} has a character that cannot be encoded: {error.reason}") from error
 
 
 def register_scheme(scheme: str, factory: StoreFactory, *, extra: str | None = None, needs: Sequence[str] = ()) -> None:

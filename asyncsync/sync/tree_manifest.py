@@ -323,7 +323,7 @@ class TreeManifest:
         files = fresh  # which nobody changes any more
         if old or deleted or mapped:
             files = {**old, **fresh} if old else dict(fresh)  # a copy of a million takes 33 ms
-        changed = {*fresh, *deleted}
+        changed = {*fresh, *deleted} if last is not None and last.segments else set(deleted)  # of segments only
         for path in deleted:
             files.pop(path, None)
         for path in mapped:

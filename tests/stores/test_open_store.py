@@ -163,3 +163,9 @@ def test_user_information_in_an_endpoint_is_refused_and_not_shown():
     with pytest.raises(ConfigError, match="endpoint_url") as caught:
         open_store("s3://b/p", options={"endpoint_url": "http://me:hidden@host:9000"})
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/a/\ud800", "s3://bucket/\ud800", "gs://bucket/\ud800", "file:///\ud800"])
+def test_half_a_surrogate_pair_is_refused(path):
+    with pytest.raises(ConfigError, match="cannot be encoded"):
+        open_store(path)

@@ -64,8 +64,8 @@ def info_of(where: str, key: str, headers: Mapping[str, str], size: int | None =
     if headers.get("x-ms-meta-hdi_isfolder", "").lower() == "true":
         raise NotFoundError(f"{where}: it is a directory of an account with hierarchical namespace")
     version, length = unquoted_etag(headers.get("etag")), headers.get("content-length", "")
-    if not version:
-        raise undocumented(where, "the response has no ETag")
+    if not version or "x-ms-version" not in headers:
+        raise undocumented(where, "the response has no ETag or no x-ms-version")
     if size is None and not is_number(length):
         raise undocumented(where, "the response has no Content-Length")
     crc = crc32c_from_text(headers.get(f"x-ms-meta-{CRC_METADATA}"))

@@ -147,10 +147,12 @@ class TreeCopySources:
 
     def prepare(self, files: Sequence[FileStat]) -> None:
         """``files`` are going to be sent. Only objects that none of them replaces are sources for the others."""
+        if not self._known:
+            return
         sent = {file.path for file in files}
         sizes = {file.size for file in files} - {0}
         names = {_name(path) for path in sent if path not in self._known}
-        if not sizes or not (names or self._known):
+        if not sizes:
             return
         for path, entry in self._known.items():
             if path in sent:

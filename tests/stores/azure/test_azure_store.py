@@ -207,6 +207,14 @@ async def test_a_refused_request_is_mapped(azure_strict, store, status, kind):
         await store.put("a", b"")
 
 
+async def test_a_page_of_another_server_is_no_blob(azure_strict, store):
+    """Other web servers send an ETag too, but no version of the service."""
+    await store.put("a", b"1")
+    azure_strict.faults = [Fault(".", status=200, headers={"ETag": '"5f-60"'}, body=b"<html>please log in</html>")]
+    with pytest.raises(UnavailableError, match="no x-ms-version"):
+        await store.get("a")
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>please log in</html>", b"<BlockList/>"])
 async def test_a_success_that_is_not_documented_proves_nothing(azure_strict, store, body):
     await store.put("a", b"1")
