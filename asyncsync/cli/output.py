@@ -142,9 +142,12 @@ def describe(error: BaseException) -> str:
 
 
 def summary(report: SyncReport, *, verb: str, where: str) -> str:
-    """The report of a push or pull in one line."""
+    """The report of a push, pull or copy in one line. A copy counts what the store copied itself, too."""
+    copies = verb == "copied"
+    files = report.files_sent + (report.files_copied if copies else 0)
+    size = report.bytes_sent + (report.bytes_copied if copies else 0)
     text = (
-        f"{verb} {counted(report.files_sent, 'file')} ({size_text(report.bytes_sent)}) {where} in "
+        f"{verb} {counted(files, 'file')} ({size_text(size)}) {where} in "
         f"{duration_text(report.seconds)}; {report.files_skipped:,} unchanged; {counted(report.requests, 'request')}; "
         f"{size_text(report.bytes_total)} in total"
     )

@@ -155,7 +155,8 @@ async def _plan(output: Output, syncer: Syncer) -> int:
         sent, copied = size_text(item.bytes_sent), size_text(item.bytes_copied)
         rows.append((item.action, size_text(item.size), item.path, sent, copied, f"{item.requests:,}"))
     rows += [("delete", "-", path, "-", "-", "-") for path in plan.delete]
-    output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
+    if rows:
+        output.table(("action", "size", "path", "sent", "copied", "requests"), rows)
     for warning in plan.warnings:
         output.note(f"warning: {warning}")
     skipped = plan.files_skipped + len(plan.files) - len(plan.todo)

@@ -77,7 +77,7 @@ def test_jobs_of_a_new_user(invoke: Invoke, answer: Answer, sweep: str, tmp_path
         "is it complete": (("verify", experiment, "--deep"), "everything is there"),
         "copy within the bucket": (("cp", experiment, f"{sweep}/second"), "copied inside the store"),
         "copy to a directory": (("cp", experiment, tmp_path / "copy"), "copied "),
-        "promote": (("promote", f"{first}/checkpoint_000000", f"{sweep}/models/v1"), "copied"),
+        "promote": (("promote", f"{first}/checkpoint_000000", f"{sweep}/models/v1"), "copied 1 file (293.0 KiB)"),
         "keep one for good": (("pin", f"{first}/checkpoint_000000"), "is kept; marks: pinned"),
         "leave it to retention again": (("unpin", f"{first}/checkpoint_000000"), "is left to retention"),
         "name one": (("tag", f"{first}/checkpoint_000000", "production"), "marks: production"),

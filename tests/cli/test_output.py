@@ -118,6 +118,12 @@ def test_each_large_file_has_a_bar_while_it_is_in_flight() -> None:
     assert " MB" not in text
 
 
+def test_a_copy_counts_the_files_that_the_store_copied_itself() -> None:
+    report = SyncReport(files_sent=1, bytes_sent=1024, files_copied=2, bytes_copied=2048)
+    assert summary(report, verb="copied", where="to x").startswith("copied 3 files (3.0 KiB) to x in ")
+    assert summary(report, verb="sent", where="to x").startswith("sent 1 file (1.0 KiB) to x in ")
+
+
 def test_a_summary_shows_the_transferred_bytes() -> None:
     report = SyncReport(
         bytes_total=3072, files_sent=2, bytes_sent=2048, files_skipped=1, requests=4, seconds=0.5, files_deleted=1

@@ -81,8 +81,10 @@ async def contents(
         lost, unfinished = index.lost_test(wall_time())(found), index.is_unfinished(found)
         return view_of(found.name, where, found, access, lost=lost, unfinished=unfinished)
     if found is None or found == []:
+        above = where.rpartition("/")[0]
+        hint = f": asyncsync ls {above} shows what is above it" if above and not above.endswith("/") else ""
         raise NotFoundError(
-            f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL"
+            f"{where} holds no experiment, no trial and no manifest: no sync has completed there. Check the URL{hint}"
         )
     return found
 

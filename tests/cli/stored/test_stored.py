@@ -227,3 +227,24 @@ def test_push_sends_again_what_the_store_has_lost(answer: Answer, tree: Path) ->
     assert answer("push", tree, "memory://b/tree")["files_sent"] == 0
     assert answer("push", tree, "memory://b/tree", "--check-store")["files_sent"] == 1
     assert answer("verify", "memory://b/tree", "--deep")["ok"]
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        (f"{SWEEP}/nothing", f"Check the URL: asyncsync ls {SWEEP} shows what is above it"),
+        ("memory://nobody", "Check the URL"),
+    ],
+)
+def test_a_url_with_nothing_names_the_listing_above_it(invoke: Invoke, url: str, hint: str) -> None:
+    result = invoke("ls", url)
+    assert result.exit_code == 1
+    assert result.stderr.rstrip().endswith(hint)
+
+
+def test_a_plan_without_a_change_has_no_table(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_bytes(b"x")
+    assert "action\tsize" in invoke("push", tmp_path / "files", "memory://b/plan", "--dry-run").stdout
+    assert invoke("push", tmp_path / "files", "memory://b/plan").exit_code == 0
+    assert invoke("push", tmp_path / "files", "memory://b/plan", "--dry-run").stdout.startswith("dry run: 0 B of 1 B")
