@@ -203,7 +203,7 @@ class _Command(click.Command):
 
 def run(function: Command, values: dict[str, Any]) -> int:
     """Run a command on an event loop, report an error in one line, and return the exit code."""
-    import asyncio
+    import anyio
 
     from asyncsync.cli.command_log import command_log
     from asyncsync.cli.options import take_settings
@@ -217,7 +217,7 @@ def run(function: Command, values: dict[str, Any]) -> int:
         for text in unknown_settings():
             output.note(f"warning: {text}")
         with _interruptible(), command_log(options=settings.storage_options, **log):
-            return asyncio.run(_main(function, output, settings, values))
+            return anyio.run(_main, function, output, settings, values)
     except KeyboardInterrupt as error:
         interrupt = KeyboardInterrupt(output.at_interrupt()).with_traceback(error.__traceback__)
         for note in getattr(error.__context__, "__notes__", ()):  # the engine notes what is not durable
