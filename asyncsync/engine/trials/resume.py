@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+from msgspec import structs
 from xxhash import xxh3_128
 
 from asyncsync.aio.threads import in_thread
@@ -147,7 +148,7 @@ async def _stored_entry(store: Store, prefix: str, entry: FileEntry) -> FileEntr
         size, crc = size + len(piece), google_crc32c.extend(crc, bytes(piece))
 
     info = await store.read(prefix + entry.path, take)
-    return replace(
+    return structs.replace(
         entry,
         size=size,
         crc32c=crc,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from asyncsync.disk.journal import Journal
 from asyncsync.planning.snapshot import FileStat
@@ -82,7 +83,7 @@ async def test_a_file_in_one_piece_can_be_resumed(process):
 @pytest.mark.parametrize(("size", "crc32c"), [(100, 8), (99, 7)])
 async def test_a_file_in_one_piece_is_not_resumed_with_other_bytes(process, size, crc32c):
     uploads = await whole_begun(process)
-    assert uploads.resume_token_of_file("key", "/file", FILE._replace(size=size), crc32c).token is None
+    assert uploads.resume_token_of_file("key", "/file", structs.replace(FILE, size=size), crc32c).token is None
 
 
 async def test_a_file_that_is_sent_in_one_piece_is_forgotten(process):
