@@ -20,6 +20,7 @@ from asyncsync.testing.faulty import Hang
 T = TypeVar("T")
 NEVER = SyncConfig(sync_period=100_000)
 KEEP = CheckpointConfig(num_to_keep=5)
+ARTIFACTS = SyncConfig(sync_period=100_000, sync_artifacts=True)
 
 
 def test_a_late_experiment_record_does_not_refuse_the_successor(bench: Bench) -> None:
@@ -302,3 +303,26 @@ def test_a_replaced_process_does_not_store_a_mark_that_it_adopts(bench: Bench) -
         assert pinned == ["checkpoint_000000"]
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("size", [5, 300_000])
+def test_a_file_newer_than_the_manifest_is_restored_as_it_is(
+    bench: Bench, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    """A process that was killed in a sync had sent it, and deleted another one."""
+
+    async def main() -> None:
+        async with Machine(bench, "one").engine(ARTIFACTS, resume=False) as engine:
+            for name in ("log", "gone"):
+                (engine.trial("t").dir / name).write_bytes(b"old")
+        await bench.store.put("t/log", b"n" * size)
+        await bench.store.delete(["t/gone"])
+        async with Machine(bench, "two").engine(ARTIFACTS) as heir:
+            trial = heir.trial("t")
+            await trial.report({"n": 1})
+            assert (trial.dir / "log").read_bytes() == b"n" * size
+            assert not (trial.dir / "gone").exists()
+
+    run_virtual(main())
+    assert "1 file(s) are newer than the manifest and are restored as they are: log" in caplog.text
+    assert "1 file(s) in the manifest are missing in the store: gone" in caplog.text
