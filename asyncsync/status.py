@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DURABLE_BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-"""Upper bounds (seconds) of the classes in :attr:`EngineTotals.durable_counts`; a last class has no bound."""
+"""Upper bounds (seconds) of the histogram's buckets in :attr:`EngineTotals.durable_counts`; a last one has none."""
 
 AGENT = "agent of node "
 """Begin of the role of an agent, which does the uploads of the worker processes of a Ray node."""

@@ -82,6 +82,10 @@ class FileEntry(Struct, frozen=True, gc=False):
     extra: Mapping[str, Any] | None = None
     """Fields that a later asyncsync wrote: kept as long as the content of the file is the same."""
 
+    def __hash__(self) -> int:
+        """Without ``extra``, which cannot be hashed."""
+        return hash((self.path, self.size, self.crc32c, self.version))
+
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(offset, size, crc32c) of each part."""
         step = self.part_size or self.size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 
+from msgspec import structs
+
 from asyncsync.planning.manifest import FileEntry, Manifest
 from asyncsync.planning.snapshot import FileStat
 
@@ -13,6 +15,7 @@ def test_the_collector_visits_no_file_of_a_manifest() -> None:
     (parsed,) = Manifest.from_bytes(Manifest({"path": entry}).to_bytes()).files.values()
     assert parsed == entry
     assert not gc.is_tracked(parsed)
+    assert len({entry, parsed, structs.replace(entry, extra={"tomorrow": []})}) == 2
 
 
 def test_the_collector_visits_no_file_of_a_scan() -> None:

@@ -9,9 +9,12 @@ from asyncsync.aio.tasks import for_each_limited
 from asyncsync.errors import NoSuchBucketError, NotFoundError, UnsupportedError
 from asyncsync.stores.gcs.errors import failure
 from asyncsync.stores.gcs.multipart_layout import CONCURRENT_REQUESTS
-from asyncsync.stores.gcs.requests import BATCH_TYPE, MAX_BATCH_CALLS, GcsRequests, batch_body, batch_responses
+from asyncsync.stores.gcs.requests import BATCH_TYPE, GcsRequests, batch_body, batch_responses
 from asyncsync.stores.gcs.responses import refuse_response
 from asyncsync.stores.gcs.unsure_writes import UnsureWrites
+
+MAX_BATCH = 100
+"""Calls in a batch (Cloud Storage documentation, "Batch requests")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class BatchDelete:
             return
         with self._unsure.tracking([each.name for each in objects if each.generation is None]):
             if self._batches and len(objects) > 1:
-                chosen = [objects[start : start + MAX_BATCH_CALLS] for start in range(0, len(objects), MAX_BATCH_CALLS)]
+                chosen = [objects[start : start + MAX_BATCH] for start in range(0, len(objects), MAX_BATCH)]
                 await for_each_limited(chosen, self._delete_batch, min(CONCURRENT_REQUESTS, len(chosen)))
             else:
                 await self._delete_one_by_one(objects)

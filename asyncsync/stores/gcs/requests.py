@@ -26,8 +26,6 @@ from asyncsync.stores.http.errors import UNTRUSTED_ADVICE, BrokenError, Untruste
 from asyncsync.stores.http.response import Response
 from asyncsync.stores.options import given
 
-MAX_BATCH_CALLS = 100
-"""Calls in a batch (Cloud Storage documentation, "Batch requests")."""
 REMEMBERED_ROUND_TRIPS = 64
 _BOUNDARY = secrets.token_hex(16)
 """One for all bodies: no data contains these 128 random bits."""

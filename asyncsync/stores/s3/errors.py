@@ -22,7 +22,7 @@ from asyncsync.errors import (
 )
 from asyncsync.stores.http.dates import retry_after, unix_of
 from asyncsync.stores.s3.endpoint import shown
-from asyncsync.stores.s3.optional_headers import RefusedHeaderError
+from asyncsync.stores.s3.header_negotiation import RefusedHeaderError
 from asyncsync.stores.xml_reader import document, local_name, text_of
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})

@@ -10,7 +10,7 @@ from asyncsync.errors import ConfigError
 from asyncsync.stores import option_values as forms
 from asyncsync.stores.options import ObjectKind, StoreOptions, given
 from asyncsync.stores.s3.endpoint import split
-from asyncsync.stores.s3.optional_headers import OptionalHeaders
+from asyncsync.stores.s3.header_negotiation import OptionalHeaders
 
 MAX_METADATA_BYTES = 2048
 """Bytes of an object's own metadata (Amazon S3 User Guide, "Working with object metadata")."""

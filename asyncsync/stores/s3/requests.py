@@ -20,7 +20,7 @@ from asyncsync.errors import UnavailableError
 from asyncsync.stores.base import MISSING, Body, Part, Sink, Upload
 from asyncsync.stores.http.body import read_body
 from asyncsync.stores.http.response import Response
-from asyncsync.stores.s3.optional_headers import OptionalHeaders
+from asyncsync.stores.s3.header_negotiation import OptionalHeaders
 from asyncsync.stores.s3.responses import check_result, has_etag
 from asyncsync.stores.s3.transport import S3Request, SignedTransport
 from asyncsync.stores.s3.xml import complete_document, delete_document, failed_deletes, object_page

@@ -44,8 +44,9 @@ class Signer:
     ) -> str:
         """The value of the ``Authorization`` header.
 
-        ``path`` and ``query`` are percent-encoded, as in the request. ``headers`` are the headers to sign, with names
-        in lower case, including ``host`` and ``x-amz-date``; ``timestamp`` is the value of the latter.
+        ``path`` and ``query`` are percent-encoded, as in the request. ``headers`` are the headers to sign
+        (transport.py chooses them), with names in lower case, including ``host`` and ``x-amz-date``; ``timestamp`` is
+        the value of the latter.
         """
         if timestamp[:8] != self._day:
             self._start_day(timestamp[:8])

@@ -46,8 +46,8 @@ from asyncsync.stores.http.response import is_number
 from asyncsync.stores.options import DEFAULT_LIMITS, ConnectionLimits, ObjectKind, kind_of
 from asyncsync.stores.s3.bucket import S3Bucket
 from asyncsync.stores.s3.errors import ContentMd5RequiredError, InvalidPartError, MalformedError
+from asyncsync.stores.s3.header_negotiation import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.listing import S3Listings
-from asyncsync.stores.s3.optional_headers import HeaderNegotiation, OptionalHeaders
 from asyncsync.stores.s3.options import S3Options
 from asyncsync.stores.s3.requests import checksum_mode, part_query, precondition, source_precondition, supports_bucket
 from asyncsync.stores.s3.responses import GetObjectBody, check_deleted, check_has_etag, object_crc32c, object_info
