@@ -21,14 +21,13 @@ from asyncsync.planning.manifest import MANIFEST, META_DIR
 from asyncsync.planning.retention import is_marked
 from asyncsync.remote.access import DEFAULT_TRANSFER, open_for_reading
 from asyncsync.runtime import Presence, token, wall_time
-from asyncsync.stores.base import ObjectInfo, Store
+from asyncsync.stores.base import ObjectInfo, Store, delete_batches
 from asyncsync.stores.read import find, list_all, uri_of
 from asyncsync.sync.records.manifests import find_record, get_record
 from asyncsync.sync.records.model import ExperimentRecord, TrialRecord
 
 log = logging.getLogger("asyncsync")
 
-KEYS_PER_REMOVE = 1000
 LISTINGS = 5
 """Times that a prefix is listed again for objects that appeared in between."""
 REMOVAL_MARK = f"{META_DIR}/removal"
@@ -189,8 +188,8 @@ class _Removal:
         raise ConcurrentWriterError(f"{self.uri}: another process writes there while it is removed. Stop it first")
 
     async def _delete_keys(self, keys: list[str]) -> None:
-        for start in range(0, len(keys), KEYS_PER_REMOVE):
-            await self.store.delete(keys[start : start + KEYS_PER_REMOVE])
+        for batch in delete_batches(keys):
+            await self.store.delete(batch)
 
 
 async def abort_uploads(store: Store, prefix: str) -> None:

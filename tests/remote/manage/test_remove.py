@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,11 @@ from stored import check_complete, put_experiment, put_tree, put_trial
 from asyncsync import Experiment, pin, push, remove, tag, verify
 from asyncsync.errors import ConcurrentWriterError, ConfigError, NotFoundError, StoreError
 from asyncsync.planning.document import EXPERIMENT_RECORD
-from asyncsync.stores import open_store
+from asyncsync.stores import base, open_store
 from asyncsync.sync.records.model import ExperimentRecord
 from asyncsync.testing import MemoryStore, inject_faults, reset_memory, run_virtual
 
 FILES = {"a": b"a" * 1000, "!": b"its name comes before that of a manifest"}
-manage_remove = import_module("asyncsync.remote.manage.remove")
 
 
 async def stored(status: str = "finished") -> MemoryStore:
@@ -86,7 +84,7 @@ def test_of_a_removed_experiment_nothing_is_left() -> None:
 def test_broken_off_anywhere_no_reader_sees_half_and_it_resumes(
     monkeypatch: pytest.MonkeyPatch, path: str, keys_per_request: int
 ) -> None:
-    monkeypatch.setattr(manage_remove, "KEYS_PER_REMOVE", keys_per_request)
+    monkeypatch.setattr(base, "KEYS_PER_DELETE", keys_per_request)
     prefix = f"{path[1:]}/" if path else ""
 
     def attempt(number: int) -> bool:
