@@ -50,7 +50,7 @@ async def open_record(
             record.status, record.updated = "running", now
             record.nonce, record.runner = record.nonce or token(), runner
         record.heartbeat_period = run.sync_config.heartbeat_seconds or 0.0
-    elif resume:
+    else:  # what it leaves behind names the experiment, so that it is not taken for a later one's of the same name
         driver = await find_record(store, EXPERIMENT_RECORD, ExperimentRecord)
         record.nonce = driver.nonce if driver is not None else ""
     return record, RecordFile(EXPERIMENT_RECORD, record, version, prepare=record.make_text), predecessor

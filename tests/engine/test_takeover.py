@@ -8,7 +8,7 @@ import pytest
 from machines import Machine, names, record, told
 from onebench import Bench
 
-from asyncsync import CheckpointConfig, ConcurrentWriterError, SyncConfig, pin, verify
+from asyncsync import Checkpoint, CheckpointConfig, ConcurrentWriterError, SyncConfig, pin, verify
 from asyncsync.engine.trials.resume import adopt_checkpoints, merge_late_record
 from asyncsync.errors import AccessDeniedError
 from asyncsync.stores.base import Store
@@ -214,6 +214,29 @@ def test_a_checkpoint_of_a_deleted_experiment_is_not_adopted(bench: Bench, *, tr
         for key, data in late.items():
             await bench.store.put(key, data)
         async with Machine(bench, "three").engine(NEVER, KEEP, resume=True) as engine:
+            await engine.trial("t").report({}, bench.checkpoint("b"))
+        assert names(bench) == ["checkpoint_000001"]
+
+    run_virtual(main())
+
+
+def test_what_a_new_worker_left_in_a_deleted_experiment_is_not_continued(bench: Bench) -> None:
+    """Its files were sent, the experiment was deleted, and then its manifest landed: nothing of it may be listed."""
+
+    async def main() -> None:
+        async with Machine(bench, "driver").engine(NEVER, KEEP, resume=False):
+            pass
+        one = Machine(bench, "one")
+        async with one.killed(NEVER, KEEP, role="worker", resume=False) as engine:
+            one.network.late = lambda request: request.key.endswith("checkpoint_000000/.asyncsync/manifest.json")
+            await engine.trial("t").report({}, Checkpoint.take(bench.checkpoint("a")), upload="async")
+            while not one.network.under_way:
+                await asyncio.sleep(0.1)
+        one.network.late = lambda _: False
+        await bench.store.delete(list(bench.store.contents))
+        await one.network.land()
+        assert list(bench.store.contents) == ["t/checkpoint_000000/.asyncsync/manifest.json"]
+        async with one.engine(NEVER, KEEP, role="worker") as engine:
             await engine.trial("t").report({}, bench.checkpoint("b"))
         assert names(bench) == ["checkpoint_000001"]
 
