@@ -46,6 +46,10 @@ class _MappedFiles:
     """The mapped files of all processes, by real path."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Also called in a forked child: a thread that it has not may have held the lock."""
         self._lock = threading.Lock()
         self._paths: frozenset[str] = frozenset()
         self._at = float("-inf")
@@ -60,6 +64,8 @@ class _MappedFiles:
 
 
 _mapped_files = _MappedFiles()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mapped_files.forget)
 
 
 def mapped_below(root: str, *, fresh: bool = False) -> frozenset[str]:

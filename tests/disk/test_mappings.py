@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_all_of_many_mappings_are_found(tmp_path: Path) -> None:
         for number in range(50):
             mapped(stack, tmp_path / str(number), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         assert mappings.mapped_below(str(tmp_path), fresh=True) == {str(number) for number in range(50)}
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(tmp_path: Path) -> None:
+    """The thread looks at the mappings at the moment of the fork; the child does not have it."""
+    with mappings._mapped_files._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            mappings.mapped_below(str(tmp_path))
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

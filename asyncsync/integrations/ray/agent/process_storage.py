@@ -98,7 +98,9 @@ def close_all() -> None:
 
 
 def _forget() -> None:
-    """In a forked child: the threads are those of the parent."""
+    """In a forked child: the threads are those of the parent, and one of them may have held the lock."""
+    global _guard  # noqa: PLW0603
+    _guard = threading.Lock()
     _opened.clear()
 
 
