@@ -92,10 +92,9 @@ def main() -> int:
         "demo": [str(BIN / "asyncsync"), "demo"],
         "test": [str(PYTHON), "-m", "pytest", *(() if arguments else ("-n", workers(), "--dist", "worksteal"))],
     }.get(name, [str(BIN / name)])
-    environment = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-        "VIRTUAL_ENV": str(VENV),
-    }
+    environment = dict(os.environ)
+    if name != "demo":  # which prints commands for the user's own shell
+        environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "VIRTUAL_ENV": str(VENV)}
     try:
         return become([*program, *arguments], environment)
     except FileNotFoundError:
